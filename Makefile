@@ -1,0 +1,83 @@
+# Every command a person or CI runs. `make help` lists them; ARGS passes options on: make predict ARGS="cat.jpg".
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DARKROOM := $(BIN)/darkroom
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+CODE := flows model_code serving tests benchmarks
+ARGS ?=
+
+.PHONY: help setup data train-all quickstart release serve ui predict test check format bench doctor lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## Install everything into .venv, from the hash-locked requirements
+
+$(VENV)/.installed: requirements/dev.txt pyproject.toml | $(UV)
+	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	@echo "installing the locked requirements into $(VENV) (about 6.5 GB on disk)"
+	@$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements/dev.txt
+	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
+	@touch $@
+
+# Without uv on the machine, pip brings it into a folder of its own.
+.uv/bin/uv:
+	@$(PYTHON) -m venv .uv
+	@.uv/bin/pip install --quiet uv
+
+data: setup ## Fetch and pack CIFAR-10 (ARGS="--from PATH" for files that are there already)
+	$(DARKROOM) data add cifar10 $(or $(ARGS),--download)
+
+train-all: setup ## Train every recipe (ARGS="--profile smoke" for minutes instead of hours)
+	$(DARKROOM) train-all $(ARGS)
+
+quickstart: setup ## The whole path in minutes: drawn pictures, training, release, service, prediction
+	$(DARKROOM) quickstart $(ARGS)
+
+release: setup ## Make a recipe's best run the champion (ARGS="RECIPE --as cifar10")
+	$(DARKROOM) release $(or $(ARGS),resnet18_cifar10_exp6 --as cifar10)
+
+serve: setup ## Answer predictions at http://127.0.0.1:3000
+	$(DARKROOM) serve $(ARGS)
+
+predict: setup ## Ask the running service (ARGS="picture.jpg")
+	@test -n "$(ARGS)" || { echo 'give pictures: make predict ARGS="cat.jpg"' >&2; exit 2; }
+	$(DARKROOM) predict $(ARGS)
+
+ui: setup ## Open MLflow on the runs, at http://127.0.0.1:5000
+	$(DARKROOM) ui $(ARGS)
+
+test: setup ## Run the tests
+	$(BIN)/pytest $(ARGS)
+
+check: setup ## Formatting, lint, types, import contracts
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Format the code and fix what can be fixed
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+bench: setup ## Measure packing, training and prediction on this machine
+	$(BIN)/python -m benchmarks.pipeline $(ARGS)
+
+doctor: setup ## Say what this machine can do, and what is missing
+	$(DARKROOM) doctor
+
+lock: | $(UV) ## Resolve the requirements anew and write the hash-locked files
+	$(UV) pip compile pyproject.toml --extra train --extra serve --extra dev $(LOCK_OPTIONS) --output-file requirements/dev.txt
+	$(UV) pip compile pyproject.toml --extra train $(LOCK_OPTIONS) --constraint requirements/dev.txt --output-file requirements/train.txt
+	$(UV) pip compile pyproject.toml --extra serve $(LOCK_OPTIONS) --constraint requirements/dev.txt --output-file requirements/serve.txt
+
+LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade
+
+clean: ## Remove the virtual environment and caches; data, runs and models in .darkroom stay
+	rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

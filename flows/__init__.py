@@ -1,0 +1,1 @@
+"""Flows join the stages: data, training, tracking, export, registry; and the `darkroom` command."""

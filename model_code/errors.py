@@ -1,0 +1,53 @@
+"""The one exception tree: every error that Darkroom raises on purpose.
+
+A message gives the value, what is allowed and the remedy, in one line; the command line prints it and exits with
+`exit_status`.
+"""
+
+
+class DarkroomError(Exception):
+    """Base of every error raised on purpose.
+
+    Attributes:
+        exit_status: What the `darkroom` command exits with.
+    """
+
+    exit_status = 1
+
+
+class UsageError(DarkroomError, ValueError):
+    """The command or a setting is wrong: an unknown recipe, a value outside its range."""
+
+    exit_status = 2
+
+
+class DataError(DarkroomError):
+    """Pictures or labels are missing, damaged or contradict each other."""
+
+
+class ChecksumError(DataError):
+    """A file's checksum is not the published one."""
+
+
+class DownloadError(DataError):
+    """A download did not finish; what came so far is kept and the next try continues it."""
+
+
+class DiskFullError(DarkroomError):
+    """The disk is full; nothing that was complete before is lost."""
+
+
+class TrainingError(DarkroomError):
+    """Training cannot start or go on: loss not finite, device missing, weights that do not fit."""
+
+
+class TrackingError(DarkroomError):
+    """MLflow cannot be reached, or holds no such run."""
+
+
+class ReleaseError(DarkroomError):
+    """A model is refused for release, or there is nothing to release."""
+
+
+class BusyError(DarkroomError):
+    """Another Darkroom process holds what this one needs."""

@@ -1,0 +1,1 @@
+"""A trained network -> ONNX, proven equal, packed as a bundle."""

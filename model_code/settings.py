@@ -1,0 +1,67 @@
+"""Where Darkroom keeps its state and which servers it talks to: the only reader of environment variables here.
+
+Everything about an experiment is in its config (`model_code/training/config.py`); the environment holds addresses and
+paths only.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """Paths under DARKROOM_HOME and server addresses.
+
+    Attributes:
+        home: DARKROOM_HOME, `./.darkroom` when unset; absolute.
+        tracking_uri: MLFLOW_TRACKING_URI, or the SQLite database in `home`.
+        has_mlflow_server: Whether MLFLOW_TRACKING_URI was given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path
+    tracking_uri: str
+    has_mlflow_server: bool
+
+    @property
+    def data_dir(self) -> Path:
+        """Downloads and other files as they came."""
+        return self.home / "data"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Packed data sets."""
+        return self.home / "cache"
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """MLflow's artifacts when no MLflow server is used."""
+        return self.home / "artifacts"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """One folder per training run."""
+        return self.home / "checkpoints"
+
+    @property
+    def bundles_dir(self) -> Path:
+        """Released models, one folder per name."""
+        return self.home / "bundles"
+
+    @property
+    def locks_dir(self) -> Path:
+        """Lock files: one per device, one per registered name."""
+        return self.home / "locks"
+
+
+def load_settings() -> Settings:
+    """Read the environment now; nothing is created on disk."""
+    home = Path(os.environ.get("DARKROOM_HOME") or ".darkroom").expanduser().resolve()
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return Settings(
+        home=home,
+        tracking_uri=tracking_uri or f"sqlite:///{home / 'mlflow.db'}",
+        has_mlflow_server=bool(tracking_uri),
+    )

@@ -1,0 +1,1 @@
+"""Results -> MLflow and TensorBoard, nothing else."""

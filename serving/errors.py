@@ -1,0 +1,65 @@
+"""What the prediction service can say no to, each with its HTTP status and its machine-readable code."""
+
+
+class ServingError(Exception):
+    """Base of every error that serving raises on purpose.
+
+    Attributes:
+        status: HTTP status that answers it.
+        code: Stable machine-readable name, the `code` of the HTTP error body.
+    """
+
+    status = 500
+    code = "internal"
+
+
+class NotAPictureError(ServingError):
+    """The bytes do not decode as a picture."""
+
+    status = 400
+    code = "not_a_picture"
+
+
+class NoSuchModelError(ServingError):
+    """No model of that name is loaded; the message lists those that are."""
+
+    status = 404
+    code = "no_such_model"
+
+
+class TooLargeError(ServingError):
+    """More bytes, pixels or parts than the service accepts."""
+
+    status = 413
+    code = "too_large"
+
+
+class WrongTypeError(ServingError):
+    """The request's content type is not one the service reads."""
+
+    status = 415
+    code = "wrong_type"
+
+
+class BadParameterError(ServingError):
+    """A query parameter is outside its allowed values."""
+
+    status = 422
+    code = "bad_parameter"
+
+
+class OverloadedError(ServingError):
+    """The queue is full; try again after `retry_after_s` seconds."""
+
+    status = 503
+    code = "overloaded"
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BundleError(ServingError):
+    """A model bundle is missing, incomplete, or its files do not match its manifest."""
+
+    code = "bad_bundle"

@@ -1,0 +1,78 @@
+"""Picture bytes -> uint8 array: the one function that training and serving share.
+
+The evaluation pictures of training are decoded here too, so what a model is measured on is what it is asked
+about later. Normalisation is not done here: it lives inside the ONNX graph.
+
+Shape suffixes: H = height, W = width, C = the three colour channels, red first.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from serving.errors import NotAPictureError, TooLargeError
+
+MAX_PIXELS = 50_000_000
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
+def decode_picture(
+    data: bytes, image_size: int, resize_size: int | None = None, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
+    """Decode one picture and bring it to the size that the network reads.
+
+    The picture is turned upright (EXIF), made RGB (transparent pixels over white, the first frame of an animation),
+    its short side resized to `resize_size` with bicubic filtering, and its centre cropped. A picture that has the
+    right size already is not resampled.
+
+    Args:
+        data: The encoded file: JPEG, PNG, WebP, GIF, BMP, TIFF or PPM.
+        image_size: Height and width of the result, pixels.
+        resize_size: Short side before the crop, pixels; `image_size` when None.
+        max_pixels: Most pixels that are decoded, checked before any pixel is.
+
+    Returns:
+        uint8 [image_size, image_size, 3].
+
+    Raises:
+        NotAPictureError: The bytes are empty, truncated or not a picture.
+        TooLargeError: The picture has more than `max_pixels` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                if opened.width * opened.height > max_pixels:
+                    raise TooLargeError(
+                        f"the picture has {opened.width}x{opened.height} pixels; at most {max_pixels:,} are decoded"
+                    )
+                picture = _as_rgb(ImageOps.exif_transpose(opened))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLargeError(f"the picture is too large: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise NotAPictureError(f"{len(data)} bytes that do not decode as a picture ({error})") from error
+    return np.asarray(_fit(picture, image_size, resize_size or image_size))
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB":
+        return picture.copy()
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _fit(picture: Image.Image, image_size: int, resize_size: int) -> Image.Image:
+    short_side = min(picture.size)
+    if short_side != resize_size:
+        scale = resize_size / short_side
+        width, height = (max(resize_size, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (picture.width - image_size) // 2, (picture.height - image_size) // 2
+    if picture.size == (image_size, image_size):
+        return picture
+    return picture.crop((left, top, left + image_size, top + image_size))
