@@ -1,0 +1,150 @@
+"""What every stage asks of the disk: free space, atomic writes, durability, locks between processes."""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from model_code.errors import BusyError, DataError, DiskFullError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_log = logging.getLogger(__name__)
+
+
+def format_size(size_bytes: int) -> str:
+    """Return a size as people read it, in powers of 1000: `153.6 MB`."""
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    size = float(size_bytes)
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} TB"
+
+
+def count_free_bytes(folder: Path) -> int:
+    """Return the bytes that an ordinary user can still write on the disk of an existing `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+def check_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Refuse to start what cannot fit.
+
+    Args:
+        folder: An existing folder on the disk in question.
+        needed_bytes: What is about to be written.
+        purpose: What needs it, for the message: `packing cifar10`.
+
+    Raises:
+        DiskFullError: Less is free; the message gives both sizes.
+    """
+    free_bytes = count_free_bytes(folder)
+    if free_bytes < needed_bytes:
+        raise _disk_full(folder, needed_bytes, free_bytes, purpose)
+
+
+@contextmanager
+def writing_to(folder: Path, needed_bytes: int, purpose: str) -> Iterator[None]:
+    """Turn the system's errors about writing below `folder` into one line each.
+
+    Raises:
+        DiskFullError: The disk or the quota is full.
+        DataError: Anything else that the system refuses, such as a read-only disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+            raise _disk_full(folder, needed_bytes, count_free_bytes(existing), purpose) from error
+        raise DataError(
+            f"{purpose}: cannot write below {folder}: {error.strerror or error}; "
+            "make the folder writable or set DARKROOM_HOME to another one"
+        ) from error
+
+
+def write_atomically(file: Path, content: bytes) -> None:
+    """Replace `file` by one with this content, or leave the old one untouched.
+
+    Raises:
+        DiskFullError: There is no room; the old file is still there.
+        DataError: The system refuses to write for another reason.
+    """
+    with writing_to(file.parent, len(content), f"saving {file.name}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, scratch = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(scratch).chmod(0o644)
+            Path(scratch).replace(file)
+        finally:
+            Path(scratch).unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in `folder` durable: a rename is safe from a power cut only after this."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def hold_lock(path: Path, purpose: str) -> Iterator[None]:
+    """Hold an exclusive lock between processes, waiting for it as long as it takes.
+
+    The kernel frees it when the holder dies, however it dies, so there is no stale lock.
+
+    Args:
+        path: Lock file; made when missing, together with its folder, and left in place.
+        purpose: What waits, for the log line.
+    """
+    with writing_to(path.parent, 0, purpose):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("%s: waiting for another process that does the same", purpose)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def take_lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold an exclusive lock between processes, or refuse at once; the kernel frees it like `hold_lock`'s.
+
+    Args:
+        path: Lock file; made when missing, together with its folder, and left in place.
+        busy: What to say when another process holds it.
+
+    Raises:
+        BusyError: Another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(busy) from error
+        yield
+
+
+def _disk_full(folder: Path, needed_bytes: int, free_bytes: int, purpose: str) -> DiskFullError:
+    return DiskFullError(
+        f"the disk of {folder} is full: {purpose} needs {format_size(needed_bytes)}, {format_size(free_bytes)} is "
+        "free; nothing that was there is lost: free some space or set DARKROOM_HOME to another disk"
+    )
