@@ -63,3 +63,29 @@ class BundleError(ServingError):
     """A model bundle is missing, incomplete, or its files do not match its manifest."""
 
     code = "bad_bundle"
+
+
+class NotReadableError(ServingError):
+    """The request's body is not what its headers say it is."""
+
+    status = 400
+    code = "bad_request"
+
+
+class SlowBodyError(ServingError):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "timeout"
+
+
+class ClientError(ServingError):
+    """The client cannot get an answer: no server there, a refused request; one line with the remedy."""
+
+    code = "client"
+
+
+class StartError(ServingError):
+    """The service cannot start: nothing released, the port is taken; one line with the remedy."""
+
+    code = "start"

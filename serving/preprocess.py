@@ -11,7 +11,7 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import NotAPictureError, TooLargeError
 
@@ -24,9 +24,9 @@ def decode_picture(
 ) -> npt.NDArray[np.uint8]:
     """Decode one picture and bring it to the size that the network reads.
 
-    The picture is turned upright (EXIF), made RGB (transparent pixels over white, the first frame of an animation),
-    its short side resized to `resize_size` with bicubic filtering, and its centre cropped. A picture that has the
-    right size already is not resampled.
+    The picture is turned upright (EXIF), made RGB (transparent pixels over white, the first frame of an
+    animation), its short side resized to `resize_size` with bicubic filtering, and its centre cropped. A
+    picture that has the right size already is not resampled.
 
     Args:
         data: The encoded file: JPEG, PNG, WebP, GIF, BMP, TIFF or PPM.
@@ -39,8 +39,9 @@ def decode_picture(
 
     Raises:
         NotAPictureError: The bytes are empty, truncated or not a picture.
-        TooLargeError: The picture has more than `max_pixels` pixels.
+        TooLargeError: The picture has more than `max_pixels` pixels, or would have them once it is resized.
     """
+    resize_size = resize_size or image_size
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -49,12 +50,29 @@ def decode_picture(
                     raise TooLargeError(
                         f"the picture has {opened.width}x{opened.height} pixels; at most {max_pixels:,} are decoded"
                     )
+                # A line of 1 x 60,000 pixels is small as it comes and gigantic once its short side is 256.
+                if max(opened.size) * resize_size**2 > max_pixels * min(opened.size):
+                    raise TooLargeError(
+                        f"the picture of {opened.width}x{opened.height} pixels is too long and thin: with "
+                        f"its short side at {resize_size} it would have more than {max_pixels:,}"
+                    )
                 picture = _as_rgb(ImageOps.exif_transpose(opened))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeError(f"the picture is too large: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except UnidentifiedImageError as error:
+        raise NotAPictureError(f"{len(data)} bytes that are no picture; send one of {', '.join(FORMATS)}") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ) as error:
         raise NotAPictureError(f"{len(data)} bytes that do not decode as a picture ({error})") from error
-    return np.asarray(_fit(picture, image_size, resize_size or image_size))
+    return np.asarray(_fit(picture, image_size, resize_size))
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

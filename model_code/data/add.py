@@ -1,0 +1,141 @@
+"""`darkroom data add`: a source goes in, a packed data set comes out; reused while the source is the same."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_code.data.cache import (
+    PackedDataset,
+    SkippedPicture,
+    check_dataset_name,
+    format_remedy,
+    open_dataset,
+    read_manifest,
+)
+from model_code.data.download import download_cifar10
+from model_code.data.fingerprint import fingerprint_paths
+from model_code.data.packing import pack_dataset
+from model_code.data.sources.detect import open_source
+from model_code.data.sources.pictures import CIFAR10_CLASSES, PixelSplit
+from model_code.data.sources.shapes import DRAWING_VERSION, generate_shapes
+from model_code.disk import hold_lock
+from model_code.errors import DataError, UsageError
+
+DEFAULT_IMAGE_SIZES = {"cifar10": 32, "shapes": 32}
+OTHER_IMAGE_SIZE = 64
+MAX_IMAGE_SIZE = 1024
+OFFICIAL_CLASSES = {"cifar10": CIFAR10_CLASSES}
+# Raised whenever the same source packs differently, so that packed sets are made anew.
+_PACKING_VERSION = 1
+
+
+@dataclass(frozen=True)
+class AddedDataset:
+    """What came of adding a data set.
+
+    Attributes:
+        dataset: The packed data set.
+        reused: Whether it was there already and its source had not changed.
+        skipped: Pictures that did not decode and files that are not read, each with its reason.
+    """
+
+    dataset: PackedDataset
+    reused: bool
+    skipped: tuple[SkippedPicture, ...]
+
+
+def add_dataset(
+    name: str,
+    sources: Sequence[Path] = (),
+    *,
+    cache_dir: Path,
+    data_dir: Path,
+    download: bool = False,
+    image_size: int | None = None,
+    progress: bool = True,
+) -> AddedDataset:
+    """Pack a data set, or reuse what is packed when its source did not change.
+
+    Two processes that add the same name wait for each other; a process killed at any moment leaves the old
+    version or the new one.
+
+    Args:
+        name: `cifar10` (its ten classes are required), `shapes` (drawn, no source), or any other name for
+            class folders.
+        sources: Folders, zips or tars; several class folders are merged.
+        cache_dir: The folder of all packed data sets.
+        data_dir: Where downloads are kept.
+        download: Fetch the published archive instead of `sources`; only for `cifar10`.
+        image_size: Height and width of the packed pictures, pixels; 32 for cifar10 and shapes, 64 for others
+            when None.
+        progress: Whether to show progress.
+
+    Raises:
+        UsageError: The name, the size or the combination of arguments is not allowed.
+        DataError: The source is missing, damaged or not of a known layout.
+        DownloadError: The download did not finish.
+        DiskFullError: The disk is full; nothing is lost.
+    """
+    _check_arguments(name, sources, download, image_size)
+    size = image_size or DEFAULT_IMAGE_SIZES.get(name, OTHER_IMAGE_SIZE)
+    with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
+        paths = [download_cifar10(data_dir, is_progress_shown=progress)] if download else list(sources)
+        version = DRAWING_VERSION if name == "shapes" else 0
+        settings = (name, size, _PACKING_VERSION, version)
+        fingerprint = fingerprint_paths(paths, *settings)
+        reusable = _find_reusable(name, cache_dir, fingerprint)
+        if reusable is not None:
+            return AddedDataset(reusable, True, read_manifest(name, cache_dir).skipped)
+
+        def check_unchanged() -> None:
+            if fingerprint_paths(paths, *settings) != fingerprint:
+                raise DataError(
+                    f"{', '.join(map(str, paths))} changed while it was read; run {format_remedy(name)} again"
+                )
+
+        with ExitStack() as stack:
+            if name == "shapes":
+                source = generate_shapes(size)
+            else:
+                source = open_source(paths, stack, OFFICIAL_CLASSES.get(name))
+            for split in source.splits.values():
+                if isinstance(split, PixelSplit) and split.images_NHWC.shape[1] != size:
+                    native = split.images_NHWC.shape[1]
+                    raise UsageError(
+                        f"image size {size} is not possible: {source.description} has {native}x{native} "
+                        f"pixels; give image size {native}"
+                    )
+            dataset = pack_dataset(
+                name,
+                source,
+                image_size=size,
+                source_fingerprint=fingerprint,
+                cache_dir=cache_dir,
+                is_progress_shown=progress,
+                check_source=check_unchanged,
+            )
+    return AddedDataset(dataset, False, read_manifest(name, cache_dir).skipped)
+
+
+def _check_arguments(name: str, sources: Sequence[Path], download: bool, image_size: int | None) -> None:
+    check_dataset_name(name)
+    if name == "shapes" and (sources or download):
+        raise UsageError("shapes is drawn, not read; use `darkroom data add shapes` without --from and --download")
+    if download and name != "cifar10":
+        raise UsageError(f"{name} cannot be downloaded, only cifar10 can; use `darkroom data add {name} --from PATH`")
+    if download and sources:
+        raise UsageError("--from and --download were both given; give one of them")
+    if name != "shapes" and not sources and not download:
+        raise UsageError(f"no source for {name}; use {format_remedy(name)}")
+    if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise UsageError(f"image size {image_size} is not allowed; 1 to {MAX_IMAGE_SIZE} pixels are")
+
+
+def _find_reusable(name: str, cache_dir: Path, fingerprint: str) -> PackedDataset | None:
+    try:
+        if read_manifest(name, cache_dir).source_fingerprint != fingerprint:
+            return None
+        return open_dataset(name, cache_dir)
+    except DataError:
+        return None

@@ -1,0 +1,287 @@
+"""The packed cache: every data set as memory-mapped arrays, ready to train on.
+
+    <cache>/<name>/manifest.json            what is there and which folder holds it
+    <cache>/<name>/<version>/<split>-images.npy, <split>-labels.npy
+
+Replacing manifest.json by a rename is the moment at which a new version counts: before it the old one is
+read, after it the new one, and a process killed at any time leaves one of the two. `packing.py` writes it.
+
+Shape suffixes: N = pictures in the split, H = height, W = width, C = the three colour channels, red first.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model_code.errors import DataError, UsageError
+
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 1
+_NAME_PATTERN = r"[a-z0-9][a-z0-9_-]*"
+_PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class _FrozenModel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SkippedPicture(_FrozenModel):
+    """A picture that was left out, and why."""
+
+    name: str
+    reason: str
+
+
+class SplitManifest(_FrozenModel):
+    """One split on disk; `count_per_class` leaves out pictures without a label."""
+
+    count: Annotated[int, Field(ge=1)]
+    count_per_class: Mapping[str, int]
+    images_bytes: int
+    labels_bytes: int
+
+
+class CacheManifest(_FrozenModel):
+    """What manifest.json says about one packed data set."""
+
+    format_version: Literal[1]
+    name: str
+    classes: tuple[str, ...]
+    image_size: Annotated[int, Field(ge=1)]
+    folder: _PlainName
+    splits: Mapping[_PlainName, SplitManifest]
+    checksum: str
+    source: str
+    source_fingerprint: str
+    skipped: tuple[SkippedPicture, ...]
+
+
+@dataclass(frozen=True)
+class PackedSplit:
+    """One split, in the order in which it was packed.
+
+    Attributes:
+        images_NHWC: uint8 [N, H, W, 3], memory-mapped and read-only.
+        labels_N: Class indices; -1 = unlabelled.
+    """
+
+    images_NHWC: npt.NDArray[np.uint8]
+    labels_N: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PackedDataset:
+    """A data set in the cache.
+
+    Attributes:
+        name: What it was added as.
+        classes: Class names; a label is an index into them.
+        image_size: Height and width, pixels.
+        splits: "train" always; "test" and "validation" when the source has them.
+        checksum: SHA-256 over classes, sizes, pixels and labels of all splits, hexadecimal.
+        source: Where it came from, for people.
+        path: Its folder in the cache.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_size: int
+    splits: Mapping[str, PackedSplit]
+    checksum: str
+    source: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """One line of `darkroom data list`.
+
+    Attributes:
+        name: What it was added as.
+        counts: Pictures per split.
+        classes: Class names in label order.
+        image_size: Height and width, pixels.
+        size_bytes: Size on disk.
+        checksum: That of the content, hexadecimal.
+        source: Where it came from, for people.
+        damage: What is wrong with it; None when it can be used. A damaged one may have nothing but its name.
+    """
+
+    name: str
+    counts: Mapping[str, int]
+    classes: tuple[str, ...]
+    image_size: int
+    size_bytes: int
+    checksum: str
+    source: str
+    damage: str | None = None
+
+
+def check_dataset_name(name: str) -> None:
+    """Refuse names that are no plain file name.
+
+    Raises:
+        UsageError: The name has other characters than allowed.
+    """
+    if not re.fullmatch(_NAME_PATTERN, name):
+        raise UsageError(
+            f"data set name {name!r} is not allowed; use a-z, 0-9, _ and -, beginning with a letter or digit"
+        )
+
+
+def open_dataset(name: str, cache_dir: Path) -> PackedDataset:
+    """Map a packed data set into memory; sizes and headers are checked, pixels are not read.
+
+    Args:
+        name: What it was added as: `cifar10`.
+        cache_dir: The folder of all packed data sets.
+
+    Raises:
+        DataError: It was never added, or is damaged; the message gives the command that adds it.
+        UsageError: The name is not allowed.
+    """
+    check_dataset_name(name)
+    manifest = read_manifest(name, cache_dir)
+    while True:
+        try:
+            return _map_dataset(manifest, cache_dir)
+        except DataError:
+            # Another process may have replaced the version between the manifest and its arrays.
+            newer = read_manifest(name, cache_dir)
+            if newer.folder == manifest.folder:
+                raise
+            manifest = newer
+
+
+def read_manifest(name: str, cache_dir: Path) -> CacheManifest:
+    """Read what the cache says about a data set.
+
+    Raises:
+        DataError: It was never added, or its manifest is damaged.
+    """
+    path = cache_dir / name / MANIFEST_FILE
+    try:
+        manifest = CacheManifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"data set {name!r} is not in {cache_dir}; add it with {format_remedy(name)}") from error
+    except (OSError, ValidationError) as error:
+        raise _damaged(name, f"{path} cannot be read") from error
+    if manifest.name != name:
+        raise _damaged(name, f"{path} is that of {manifest.name!r}")
+    return manifest
+
+
+def list_datasets(cache_dir: Path) -> list[DatasetSummary]:
+    """Return what is in the cache, sorted by name; damaged data sets are listed with their damage."""
+    if not cache_dir.is_dir():
+        return []
+    names = sorted(path.parent.name for path in cache_dir.glob(f"*/{MANIFEST_FILE}"))
+    return [_summarise(name, cache_dir) for name in names if re.fullmatch(_NAME_PATTERN, name)]
+
+
+def format_remedy(name: str) -> str:
+    """Return the command that adds a data set."""
+    source = {"shapes": "", "cifar10": " --from PATH | --download"}.get(name, " --from PATH")
+    return f"`darkroom data add {name}{source}`"
+
+
+def compute_checksum(
+    classes: tuple[str, ...],
+    image_size: int,
+    splits: Iterable[tuple[str, npt.NDArray[np.int64], str]],
+) -> str:
+    """Return the checksum of a data set's content, independent of where it came from.
+
+    Args:
+        classes: Class names in label order.
+        image_size: Height and width, pixels.
+        splits: (name, labels_N, SHA-256 of the pixels as they lie in memory) of every split, any order.
+
+    Returns:
+        SHA-256, hexadecimal.
+    """
+    content = {
+        "classes": classes,
+        "image_size": image_size,
+        "splits": {
+            split: {
+                "count": len(labels_N),
+                "labels_sha256": hashlib.sha256(labels_N.astype("<i8").tobytes()).hexdigest(),
+                "pixels_sha256": pixels_sha256,
+            }
+            for split, labels_N, pixels_sha256 in splits
+        },
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _map_dataset(manifest: CacheManifest, cache_dir: Path) -> PackedDataset:
+    path = cache_dir / manifest.name / manifest.folder
+    splits = {split: _map_split(manifest, split, path) for split in manifest.splits}
+    return PackedDataset(
+        name=manifest.name,
+        classes=manifest.classes,
+        image_size=manifest.image_size,
+        splits=splits,
+        checksum=manifest.checksum,
+        source=manifest.source,
+        path=path,
+    )
+
+
+def _map_split(manifest: CacheManifest, split: str, path: Path) -> PackedSplit:
+    expected = manifest.splits[split]
+    images_NHWC: npt.NDArray[np.uint8] = _map_array(manifest.name, path / f"{split}-images.npy", expected.images_bytes)
+    labels_N: npt.NDArray[np.int64] = _map_array(manifest.name, path / f"{split}-labels.npy", expected.labels_bytes)
+    size = manifest.image_size
+    if images_NHWC.shape != (expected.count, size, size, 3) or images_NHWC.dtype != np.uint8:
+        raise _damaged(manifest.name, f"{split} pictures are {images_NHWC.dtype} {images_NHWC.shape}")
+    if labels_N.shape != (expected.count,) or labels_N.dtype != np.int64:
+        raise _damaged(manifest.name, f"{split} labels are {labels_N.dtype} {labels_N.shape}")
+    if labels_N.min() < -1 or labels_N.max() >= len(manifest.classes):
+        raise _damaged(manifest.name, f"{split} labels run from {labels_N.min()} to {labels_N.max()}")
+    return PackedSplit(images_NHWC, labels_N)
+
+
+def _map_array(name: str, path: Path, expected_bytes: int) -> npt.NDArray[Any]:
+    try:
+        found_bytes = path.stat().st_size
+        if found_bytes != expected_bytes:
+            raise _damaged(name, f"{path} has {found_bytes} bytes, {expected_bytes} were written")
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(name, f"{path}: {error}") from error
+
+
+def _damaged(name: str, why: str) -> DataError:
+    return DataError(f"data set {name!r} is damaged ({why}); add it again with {format_remedy(name)}")
+
+
+def _summarise(name: str, cache_dir: Path) -> DatasetSummary:
+    try:
+        manifest = read_manifest(name, cache_dir)
+    except DataError as error:
+        return DatasetSummary(name, {}, (), 0, 0, "", "", damage=str(error))
+    damage = None
+    try:
+        open_dataset(name, cache_dir)
+    except DataError as error:
+        damage = str(error)
+    return DatasetSummary(
+        name=name,
+        counts={split: content.count for split, content in manifest.splits.items()},
+        classes=manifest.classes,
+        image_size=manifest.image_size,
+        size_bytes=sum(content.images_bytes + content.labels_bytes for content in manifest.splits.values()),
+        checksum=manifest.checksum,
+        source=manifest.source,
+        damage=damage,
+    )

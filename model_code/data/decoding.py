@@ -1,0 +1,146 @@
+"""Encoded pictures -> pixels, on all cores.
+
+Worker processes are started afresh, not forked: the caller may hold threads and locks of frameworks. They
+load this module only, and so neither torch nor MLflow.
+
+Shape suffixes: K = pictures in one chunk, H = height, W = width, C = the three colour channels, red first.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+
+import numpy as np
+import numpy.typing as npt
+
+from model_code.data.sources.pictures import EncodedPicture
+from model_code.errors import DataError
+from serving.errors import NotAPictureError, TooLargeError
+from serving.preprocess import decode_picture
+
+_MAX_WORKERS = 16
+_MIN_PICTURES_FOR_WORKERS = 2000
+_CHUNK_PICTURES = 256
+_CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class DecodedChunk:
+    """Some pictures of a split.
+
+    Attributes:
+        positions: Where each picture belongs in the split, one per picture given.
+        images_KHWC: uint8; zeros where a picture did not decode.
+        failures: (index in this chunk, why) of those that did not.
+    """
+
+    positions: list[int]
+    images_KHWC: npt.NDArray[np.uint8]
+    failures: list[tuple[int, str]]
+
+
+def count_workers(picture_count: int) -> int:
+    """Return how many processes decode: 0 = this one, for a count that is done before others have started."""
+    core_count = len(os.sched_getaffinity(0))
+    return min(core_count, _MAX_WORKERS) if core_count > 1 and picture_count >= _MIN_PICTURES_FOR_WORKERS else 0
+
+
+def decode_pictures(pictures: Sequence[EncodedPicture], image_size: int, worker_count: int) -> Iterator[DecodedChunk]:
+    """Decode pictures in the order in which their archives are read fastest.
+
+    Args:
+        pictures: All pictures of a split.
+        image_size: Height and width of the result, pixels.
+        worker_count: Processes; 0 decodes in this one.
+
+    Yields:
+        Chunks that together hold every position once, any order.
+
+    Raises:
+        DataError: An archive is damaged, or a worker process died.
+    """
+    if worker_count == 0:
+        for positions, contents in _read_chunks(pictures, image_size):
+            yield DecodedChunk(positions, *decode_chunk(contents, image_size))
+        return
+    pending: deque[tuple[list[int], Future[tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]]]] = deque()
+    with ProcessPoolExecutor(
+        worker_count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+    ) as executor:
+        try:
+            for positions, contents in _read_chunks(pictures, image_size):
+                pending.append((positions, executor.submit(decode_chunk, contents, image_size)))
+                if len(pending) > 2 * worker_count:
+                    done_positions, future = pending.popleft()
+                    yield DecodedChunk(done_positions, *future.result())
+            while pending:
+                done_positions, future = pending.popleft()
+                yield DecodedChunk(done_positions, *future.result())
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that decodes pictures was killed, usually for lack of memory; free some and try again"
+            ) from error
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+
+def decode_chunk(contents: Sequence[bytes], image_size: int) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
+    """Return uint8 [K, image_size, image_size, 3] and (index, why) of each picture that does not decode."""
+    images_KHWC = np.zeros((len(contents), image_size, image_size, 3), dtype=np.uint8)
+    failures = []
+    for index, content in enumerate(contents):
+        try:
+            images_KHWC[index] = decode_picture(content, image_size)
+        except (NotAPictureError, TooLargeError) as error:
+            failures.append((index, str(error)))
+    return images_KHWC, failures
+
+
+def _read_chunks(pictures: Sequence[EncodedPicture], image_size: int) -> Iterator[tuple[list[int], list[bytes]]]:
+    chunk_pictures = max(1, min(_CHUNK_PICTURES, _CHUNK_BYTES // (3 * image_size * image_size)))
+    positions: list[int] = []
+    contents: list[bytes] = []
+    size_bytes = 0
+    for position in _order_for_reading(pictures):
+        picture = pictures[position]
+        contents.append(picture.archive.read(picture.member))
+        positions.append(position)
+        size_bytes += len(contents[-1])
+        if len(contents) == chunk_pictures or size_bytes >= _CHUNK_BYTES:
+            yield positions, contents
+            positions, contents, size_bytes = [], [], 0
+    if contents:
+        yield positions, contents
+
+
+def _order_for_reading(pictures: Sequence[EncodedPicture]) -> list[int]:
+    archives = {id(picture.archive): picture.archive for picture in pictures}
+    place = {
+        (archive_id, member): (archive_index, member_index)
+        for archive_index, (archive_id, archive) in enumerate(archives.items())
+        for member_index, member in enumerate(archive.files)
+    }
+    return sorted(range(len(pictures)), key=lambda index: place[id(pictures[index].archive), pictures[index].member])
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it does: kill -9 leaves it no time to end its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def exit_with_parent() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -1,0 +1,285 @@
+"""A source -> a new version of a data set in the cache, whole or not at all.
+
+Everything is written into a scratch folder beside the old version, made durable, and then made to count by
+one rename (see `cache.py`). What a killed process left behind is removed by the next one.
+
+Shape suffixes: N = pictures in the split, H = height, W = width, C = the three colour channels, red first.
+"""
+
+import hashlib
+import io
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from model_code.data.cache import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    CacheManifest,
+    PackedDataset,
+    SkippedPicture,
+    SplitManifest,
+    compute_checksum,
+    open_dataset,
+    read_manifest,
+)
+from model_code.data.decoding import DecodedChunk, count_workers, decode_pictures
+from model_code.data.progress import show_progress
+from model_code.data.sources.pictures import (
+    EncodedPicture,
+    EncodedSplit,
+    PictureSource,
+    PixelSplit,
+    name_some,
+)
+from model_code.disk import check_free_space, flush_folder, writing_to
+from model_code.errors import DataError
+
+# Manifest, headers and what the file system adds.
+_OVERHEAD_BYTES = 64 * 1024
+_READ_BYTES = 2**22
+MAX_SKIPPED_FRACTION = 0.01
+
+
+@dataclass(frozen=True)
+class _WrittenSplit:
+    manifest: SplitManifest
+    labels_N: npt.NDArray[np.int64]
+    pixels_sha256: str
+    skipped: list[SkippedPicture]
+
+
+def pack_dataset(
+    name: str,
+    source: PictureSource,
+    *,
+    image_size: int,
+    source_fingerprint: str,
+    cache_dir: Path,
+    is_progress_shown: bool = True,
+    check_source: Callable[[], None] = lambda: None,
+) -> PackedDataset:
+    """Write a new version of a data set; the caller holds the lock of its name.
+
+    Args:
+        name: What it is added as.
+        source: Classes and pictures.
+        image_size: Height and width of the packed pictures, pixels.
+        source_fingerprint: Recorded, to tell later whether the source changed.
+        cache_dir: The folder of all packed data sets; made when missing.
+        is_progress_shown: Whether to show progress.
+        check_source: Called before the new version counts; what it raises keeps the old one.
+
+    Returns:
+        The new version, mapped.
+
+    Raises:
+        DataError: Too many pictures do not decode, a class has none left, or the source is damaged.
+        DiskFullError: The disk is full; the old version is kept.
+    """
+    folder = cache_dir / name
+    picture_count = sum(len(split) for split in source.splits.values())
+    needed_bytes = picture_count * (3 * image_size * image_size + 8) + _OVERHEAD_BYTES
+    purpose = f"packing {name}"
+    with writing_to(cache_dir, needed_bytes, purpose):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            _remove_leftovers(name, cache_dir)
+            check_free_space(cache_dir, needed_bytes, purpose)
+            scratch = folder / f"scratch-{secrets.token_hex(4)}"
+            scratch.mkdir(parents=True)
+            with show_progress(purpose, picture_count, "pictures", is_progress_shown) as advance:
+                written = {
+                    split: _write_split(
+                        scratch,
+                        split,
+                        content,
+                        classes=source.classes,
+                        image_size=image_size,
+                        advance=advance,
+                    )
+                    for split, content in sorted(source.splits.items())
+                }
+            check_source()
+            _commit(folder, scratch, _describe(name, source, image_size, source_fingerprint, written))
+        finally:
+            _remove_leftovers(name, cache_dir)
+    return open_dataset(name, cache_dir)
+
+
+def _describe(
+    name: str,
+    source: PictureSource,
+    image_size: int,
+    source_fingerprint: str,
+    written: dict[str, _WrittenSplit],
+) -> CacheManifest:
+    checksum = compute_checksum(
+        source.classes,
+        image_size,
+        ((split, one.labels_N, one.pixels_sha256) for split, one in written.items()),
+    )
+    ignored = [SkippedPicture(name=name, reason="this file type is not read") for name in source.ignored]
+    return CacheManifest(
+        format_version=FORMAT_VERSION,
+        name=name,
+        classes=source.classes,
+        image_size=image_size,
+        folder=f"{checksum[:16]}-{secrets.token_hex(4)}",
+        splits={split: one.manifest for split, one in written.items()},
+        checksum=checksum,
+        source=source.description,
+        source_fingerprint=source_fingerprint,
+        skipped=tuple(picture for one in written.values() for picture in one.skipped) + tuple(ignored),
+    )
+
+
+def _commit(folder: Path, scratch: Path, manifest: CacheManifest) -> None:
+    with (scratch / MANIFEST_FILE).open("wb") as file:
+        file.write(manifest.model_dump_json(indent=1).encode())
+        _flush_file(file)
+    flush_folder(scratch)
+    version = folder / manifest.folder
+    scratch.rename(version)
+    flush_folder(folder)
+    (version / MANIFEST_FILE).replace(folder / MANIFEST_FILE)
+    flush_folder(folder)
+    flush_folder(folder.parent)
+
+
+def _remove_leftovers(name: str, cache_dir: Path) -> None:
+    """Remove every version but the one that counts, and the folder when there is none."""
+    folder = cache_dir / name
+    if not folder.is_dir():
+        return
+    try:
+        current = read_manifest(name, cache_dir).folder
+    except DataError:
+        current = None
+    for entry in folder.iterdir():
+        if entry.is_dir() and entry.name != current:
+            shutil.rmtree(entry)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _write_split(
+    scratch: Path,
+    split: str,
+    content: EncodedSplit | PixelSplit,
+    *,
+    classes: tuple[str, ...],
+    image_size: int,
+    advance: Callable[[int], None],
+) -> _WrittenSplit:
+    images_path, labels_path = scratch / f"{split}-images.npy", scratch / f"{split}-labels.npy"
+    skipped: list[SkippedPicture] = []
+    with images_path.open("wb+") as file:
+        if isinstance(content, PixelSplit):
+            labels_N = content.labels_N
+            _write_header(file, len(content), image_size)
+            for start in range(0, len(content), 1024):
+                images_NHWC = content.images_NHWC[start : start + 1024]
+                file.write(np.ascontiguousarray(images_NHWC).data)
+                advance(len(images_NHWC))
+        else:
+            labels_N, skipped = _write_decoded(file, split, content.pictures, image_size, advance)
+        _flush_file(file)
+        pixels_sha256 = _hash_pixels(file, image_size)
+    count_per_class = {name: int((labels_N == label).sum()) for label, name in enumerate(classes)}
+    emptied = [name for name, count in count_per_class.items() if count == 0]
+    if emptied and labels_N.max() >= 0:
+        raise DataError(f"{split}: no pictures of {name_some(emptied)} can be used; every class needs some")
+    with labels_path.open("wb") as file:
+        np.save(file, labels_N, allow_pickle=False)
+        _flush_file(file)
+    manifest = SplitManifest(
+        count=len(labels_N),
+        count_per_class=count_per_class,
+        images_bytes=images_path.stat().st_size,
+        labels_bytes=labels_path.stat().st_size,
+    )
+    return _WrittenSplit(manifest, labels_N, pixels_sha256, skipped)
+
+
+def _write_decoded(
+    file: IO[bytes],
+    split: str,
+    pictures: Sequence[EncodedPicture],
+    image_size: int,
+    advance: Callable[[int], None],
+) -> tuple[npt.NDArray[np.int64], list[SkippedPicture]]:
+    """Write pixels at the place of their picture, in any order; then close the gaps of skipped ones.
+
+    Plain writes, not a writable memory map: on a full disk a map kills the process instead of raising.
+    """
+    header_bytes = _write_header(file, len(pictures), image_size)
+    row_bytes = 3 * image_size * image_size
+    reasons: dict[int, str] = {}
+    for chunk in decode_pictures(pictures, image_size, count_workers(len(pictures))):
+        _write_chunk(file, chunk, header_bytes, row_bytes)
+        reasons.update({chunk.positions[index]: reason for index, reason in chunk.failures})
+        advance(len(chunk.positions))
+    skipped = [
+        SkippedPicture(name=f"{pictures[position].archive.path.name}/{pictures[position].member}", reason=reason)
+        for position, reason in sorted(reasons.items())
+    ]
+    if len(skipped) > MAX_SKIPPED_FRACTION * len(pictures):
+        raise DataError(
+            f"{len(skipped)} of {len(pictures)} {split} pictures do not decode, more than "
+            f"{MAX_SKIPPED_FRACTION:.0%} are not skipped: {name_some((one.name for one in skipped), 3)}; "
+            "repair or remove them"
+        )
+    kept = [position for position in range(len(pictures)) if position not in reasons]
+    if skipped:
+        _close_gaps(file, kept, header_bytes, row_bytes)
+        _write_header(file, len(kept), image_size)
+    return np.array([pictures[position].label for position in kept], dtype=np.int64), skipped
+
+
+def _write_chunk(file: IO[bytes], chunk: DecodedChunk, header_bytes: int, row_bytes: int) -> None:
+    start = 0
+    for end in range(1, len(chunk.positions) + 1):
+        if end == len(chunk.positions) or chunk.positions[end] != chunk.positions[end - 1] + 1:
+            file.seek(header_bytes + chunk.positions[start] * row_bytes)
+            file.write(chunk.images_KHWC[start:end].data)
+            start = end
+
+
+def _close_gaps(file: IO[bytes], kept: Sequence[int], header_bytes: int, row_bytes: int) -> None:
+    for target, position in enumerate(kept):
+        if target != position:
+            file.seek(header_bytes + position * row_bytes)
+            row = file.read(row_bytes)
+            file.seek(header_bytes + target * row_bytes)
+            file.write(row)
+    file.truncate(header_bytes + len(kept) * row_bytes)
+
+
+def _write_header(file: IO[bytes], count: int, image_size: int) -> int:
+    """Write the header of a .npy file of pictures and return its length, which does not depend on `count`."""
+    header = io.BytesIO()
+    shape = (count, image_size, image_size, 3)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    file.seek(0)
+    return file.write(header.getvalue())
+
+
+def _hash_pixels(file: IO[bytes], image_size: int) -> str:
+    file.seek(_write_header(io.BytesIO(), 1, image_size))
+    digest = hashlib.sha256()
+    while block := file.read(_READ_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush_file(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,255 @@
+"""Folders, zip and tar archives read alike: in place, nothing extracted, nothing outside them reached.
+
+A name that leaves the archive (absolute, `..`), a link, a device or a name that appears twice is refused by
+name. Hidden files (names that begin with a dot, __MACOSX, Thumbs.db, desktop.ini) are passed over.
+"""
+
+import lzma
+import os
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from model_code.errors import DataError
+
+MAX_MEMBER_BYTES = 256 * 2**20
+_HIDDEN_NAMES = {"__macosx", "thumbs.db", "desktop.ini"}
+_TAR_BLOCK_BYTES = 512
+# What the standard library raises on archives that are cut, damaged, encrypted or of a kind it does not know.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+
+class Archive(ABC):
+    """Files below one folder or inside one archive.
+
+    Attributes:
+        path: The folder or archive.
+        files: Relative names with forward slashes, in the order in which reading them is fastest.
+        folders: Names of the folders, those without a file too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: tuple[str, ...] = ()
+        self.folders: frozenset[str] = frozenset()
+        self._open_files = ExitStack()
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one of `files`.
+
+        Raises:
+            DataError: The file is damaged, too large or cannot be read; the message names it.
+        """
+
+    def close(self) -> None:
+        """Release the archive's file."""
+        self._open_files.close()
+
+    def __enter__(self) -> "Archive":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _set_members(self, files: Mapping[str, object], folders: set[str]) -> None:
+        parents = {name[: match.start()] for name in files for match in re.finditer("/", name)}
+        self.files = tuple(files)
+        self.folders = frozenset(folders | parents)
+
+    def _check_size(self, name: str, size_bytes: int) -> None:
+        if size_bytes > MAX_MEMBER_BYTES:
+            raise DataError(f"{self.path}: {name} has {size_bytes} bytes; at most {MAX_MEMBER_BYTES} are read per file")
+
+
+def open_archive(path: Path) -> Archive:
+    """Open a folder, zip or tar (plain, gz, bz2 or xz) and list what is in it.
+
+    Raises:
+        DataError: It is missing, damaged, none of these, or holds a name or a kind of file that is refused.
+    """
+    if not path.exists():
+        raise DataError(f"no such file or folder: {path}; give a folder, a zip or a tar that exists")
+    if path.is_dir():
+        return FolderArchive(path)
+    with _naming_damage(path), path.open("rb") as file:
+        magic = file.read(265)
+    if magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return ZipArchive(path)
+    if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or magic[257:262] == b"ustar":
+        return TarArchive(path)
+    if path.suffix.lower() in (".zip", ".tar", ".tgz", ".gz"):
+        raise _damaged(path, "it does not begin like one")
+    raise DataError(f"{path} is neither a folder nor a zip nor a tar archive; give one of these")
+
+
+class FolderArchive(Archive):
+    """A folder on disk."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        files: dict[str, None] = {}
+        folders: set[str] = set()
+        with _naming_damage(path):
+            self._walk(path, "", files, folders)
+        self._set_members(files, folders)
+
+    def _walk(self, folder: Path, prefix: str, files: dict[str, None], folders: set[str]) -> None:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+        for entry in entries:
+            name = prefix + entry.name
+            if _is_hidden(name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.add(name)
+                self._walk(Path(entry.path), f"{name}/", files, folders)
+            elif entry.is_file(follow_symlinks=False):
+                files[name] = None
+            else:
+                raise _refused(self.path, name, "a link, device or pipe")
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one file."""
+        file = self.path / name
+        with _naming_damage(file):
+            self._check_size(name, file.stat().st_size)
+            return file.read_bytes()
+
+
+class ZipArchive(Archive):
+    """A zip archive."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._infos: dict[str, zipfile.ZipInfo] = {}
+        folders: set[str] = set()
+        with _naming_damage(path), ExitStack() as stack:
+            self._zip = stack.enter_context(zipfile.ZipFile(path))
+            for info in sorted(self._zip.infolist(), key=lambda info: info.header_offset):
+                self._add(info, folders)
+            self._open_files = stack.pop_all()
+        self._set_members(self._infos, folders)
+
+    def _add(self, info: zipfile.ZipInfo, folders: set[str]) -> None:
+        name = _check_name(self.path, info.filename)
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise _refused(self.path, info.filename, "a link or device")
+        if not name or _is_hidden(name):
+            return
+        if info.is_dir():
+            folders.add(name)
+        elif name in self._infos:
+            raise _refused(self.path, name, "there twice")
+        else:
+            self._infos[name] = info
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one member; its CRC is checked."""
+        self._check_size(name, self._infos[name].file_size)
+        with _naming_damage(self.path, name):
+            return self._zip.read(self._infos[name])
+
+
+class TarArchive(Archive):
+    """A tar archive; read members in the order of `files`, since a compressed one only runs forward."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._infos: dict[str, tarfile.TarInfo] = {}
+        folders: set[str] = set()
+        with _naming_damage(path), ExitStack() as stack:
+            self._tar = stack.enter_context(tarfile.open(path, "r:*"))
+            for info in self._tar:
+                self._add(info, folders)
+            self._check_end()
+            self._open_files = stack.pop_all()
+        self._set_members(self._infos, folders)
+
+    def _add(self, info: tarfile.TarInfo, folders: set[str]) -> None:
+        name = _check_name(self.path, info.name)
+        if not (info.isreg() or info.isdir()):
+            raise _refused(self.path, info.name, "a link or device")
+        if not name or _is_hidden(name):
+            return
+        if info.isdir():
+            folders.add(name)
+        elif name in self._infos:
+            raise _refused(self.path, name, "there twice")
+        else:
+            self._infos[name] = info
+
+    def _check_end(self) -> None:
+        """Find the block of zeros that closes a tar; the standard library misses a cut before a header."""
+        file = self._tar.fileobj
+        if file is None:
+            raise _damaged(self.path, "it has no content")
+        file.seek(self._tar.offset)
+        if file.read(_TAR_BLOCK_BYTES) != bytes(_TAR_BLOCK_BYTES):
+            raise _damaged(self.path, "its end is missing")
+        while file.read(2**20):  # the checksum of a compressed tar stands behind its last byte
+            pass
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one member."""
+        self._check_size(name, self._infos[name].size)
+        with _naming_damage(self.path, name):
+            file = self._tar.extractfile(self._infos[name])
+            if file is None:
+                raise _refused(self.path, name, "not a plain file")
+            return file.read()
+
+
+def _check_name(path: Path, raw_name: str) -> str:
+    name = raw_name.replace("\\", "/")
+    parts = name.split("/")
+    if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in parts or "\0" in name:
+        raise _refused(path, raw_name, "outside of the archive")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part.lower() in _HIDDEN_NAMES for part in name.split("/"))
+
+
+def _refused(path: Path, name: str, why: str) -> DataError:
+    return DataError(
+        f"{path}: {name!r} is {why}; only plain files and folders with names inside of it are read: remove it"
+    )
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"{path} is truncated or damaged ({why}); copy or download it again")
+
+
+@contextmanager
+def _naming_damage(path: Path, member: str = "") -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; change its permissions") from error
+    except _DAMAGE as error:
+        where = f"{member}: " if member else ""
+        raise _damaged(path, f"{where}{error or type(error).__name__}") from error

@@ -1,0 +1,51 @@
+"""Which layout a path has: decided by what is in it, not by an option."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+
+from model_code.data.sources.archives import Archive, open_archive
+from model_code.data.sources.cifar_archive import META_FILE, is_cifar_archive, read_cifar_archive
+from model_code.data.sources.class_folders import read_class_folders
+from model_code.data.sources.kaggle import find_labels_file, read_kaggle
+from model_code.data.sources.pictures import PictureSource, name_some
+from model_code.errors import DataError
+
+
+def open_source(
+    paths: Sequence[Path], stack: ExitStack, expected_classes: tuple[str, ...] | None = None
+) -> PictureSource:
+    """Find out which layout the paths have and list their pictures.
+
+    Args:
+        paths: At least one folder, zip or tar. Only class folders may be several.
+        stack: Keeps the archives open; close it when the pictures have been read.
+        expected_classes: The official classes in their order; None takes what is found, sorted by name.
+
+    Raises:
+        DataError: Nothing there, damaged, or no layout that is known; ChecksumError for an altered CIFAR-10
+            archive.
+    """
+    if any(is_cifar_archive(path) for path in paths):
+        return read_cifar_archive(_take_only(paths), expected_classes)
+    archives = [stack.enter_context(open_archive(path)) for path in paths]
+    if any(_holds_cifar_batches(archive) for archive in archives):
+        return read_cifar_archive(_take_only(paths), expected_classes)
+    tables = [(archive, table) for archive in archives if (table := find_labels_file(archive))]
+    if tables:
+        _take_only(paths)
+        return read_kaggle(*tables[0], expected_classes)
+    return read_class_folders(archives, expected_classes)
+
+
+def _holds_cifar_batches(archive: Archive) -> bool:
+    return any(PurePosixPath(name).name == META_FILE for name in archive.files)
+
+
+def _take_only(paths: Sequence[Path]) -> Path:
+    if len(paths) > 1:
+        raise DataError(
+            f"{name_some(map(str, paths))}: only class folders can be merged; give the CIFAR-10 archive "
+            "or Kaggle's folder alone"
+        )
+    return paths[0]

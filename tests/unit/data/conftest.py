@@ -1,0 +1,83 @@
+"""Small real sources: class folders, zips, tars and Kaggle's layout, with one plain colour per picture."""
+
+import io
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from model_code.data.add import AddedDataset, add_dataset
+
+
+def encode_picture(colour: tuple[int, int, int] = (10, 20, 30), size: int = 16, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def png() -> bytes:
+    return encode_picture()
+
+
+@pytest.fixture
+def encode() -> Callable[..., bytes]:
+    return encode_picture
+
+
+@pytest.fixture
+def write_tree(tmp_path: Path) -> Callable[[Mapping[str, bytes], str], Path]:
+    """Write {relative name: bytes} below tmp_path/<folder>."""
+
+    def write(files: Mapping[str, bytes], folder: str = "source") -> Path:
+        for name, content in files.items():
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return tmp_path / folder
+
+    return write
+
+
+@pytest.fixture
+def class_files() -> Callable[..., dict[str, bytes]]:
+    """{`<split>/<class>/<number>.png`: bytes}, the colour telling split, class and number."""
+
+    def build(
+        classes: Sequence[str] = ("cat", "dog"), splits: Sequence[str] = ("train", "test"), per_class: int = 3
+    ) -> dict[str, bytes]:
+        return {
+            f"{split}/{name}/{number:04}.png": encode_picture((split_index * 100, class_index * 10, number % 256))
+            for split_index, split in enumerate(splits)
+            for class_index, name in enumerate(classes)
+            for number in range(per_class)
+        }
+
+    return build
+
+
+@pytest.fixture
+def add(tmp_path: Path) -> Callable[..., AddedDataset]:
+    def run(name: str, *sources: Path, **settings: object) -> AddedDataset:
+        return add_dataset(
+            name,
+            sources,
+            **{"cache_dir": tmp_path / "cache", "data_dir": tmp_path / "data", "progress": False, **settings},
+        )
+
+    return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of 1 MiB."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -1,0 +1,130 @@
+import tarfile
+import zipfile
+
+import pytest
+
+from model_code.errors import DataError, UsageError
+
+
+def zip_tree(folder, path):
+    with zipfile.ZipFile(path, "w") as file:
+        for member in sorted(folder.rglob("*"), reverse=True):
+            file.write(member, member.relative_to(folder))
+    return path
+
+
+def test_folder_zip_and_tar_pack_to_the_same_content(add, tmp_path, write_tree, class_files):
+    folder = write_tree(class_files(splits=("train", "test", "val")))
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as file:
+        file.add(folder, "wrapped")
+    added = [
+        add(f"set{index}", path)
+        for index, path in enumerate([folder, zip_tree(folder, tmp_path / "x.zip"), tmp_path / "x.tar.gz"])
+    ]
+    assert len({one.dataset.checksum for one in added}) == 1
+    dataset = added[0].dataset
+    assert dataset.classes == ("cat", "dog")
+    assert {split: len(content.labels_N) for split, content in dataset.splits.items()} == {
+        "train": 6,
+        "test": 6,
+        "validation": 6,
+    }
+    assert dataset.splits["train"].labels_N.tolist() == [0, 0, 0, 1, 1, 1]
+    assert dataset.splits["test"].images_NHWC[4, 0, 0].tolist() == [100, 10, 1]
+    assert not dataset.splits["test"].images_NHWC.flags.writeable
+
+
+def test_classes_alone_are_train_and_several_sources_merge(add, write_tree, class_files, png):
+    train = write_tree({f"{name}/1.png": png for name in ("a", "b", "c")}, "one")
+    test = write_tree(class_files(("a", "b", "c"), ("test",), 1), "two")
+    dataset = add("letters", train, test).dataset
+    assert dataset.classes == ("a", "b", "c")
+    assert len(dataset.splits["train"].labels_N) == len(dataset.splits["test"].labels_N) == 3
+    assert dataset.image_size == 64
+
+
+def test_cifar10_has_its_official_order(add, write_tree, png):
+    names = ["truck", "ship", "horse", "frog", "dog", "deer", "cat", "bird", "automobile", "airplane"]
+    dataset = add("cifar10", write_tree({f"train/{name}/1.png": png for name in names})).dataset
+    assert dataset.classes[0] == "airplane"
+    assert dataset.classes[9] == "truck"
+    assert dataset.image_size == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("cifar10", ["cat/1.png", "dog/1.png"], r"found 2 classes with missing airplane, .*expected exactly the 10"),
+        ("x", ["cat/1.png"], r"found 1 class \(cat\); at least 2"),
+        ("x", ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png"], r"test has other classes .*without dog"),
+        ("x", ["test/cat/1.png", "test/dog/1.png"], r"found only test; a train folder"),
+        ("x", ["readme.txt"], r"no pictures found; allowed layouts: .*trainLabels\.csv"),
+        ("x", ["1.png", "2.png"], r"'1\.png' fits no known layout; allowed"),
+        ("x", ["train/cat/1.png", "extra/dog/1.png"], r"fits no known layout"),
+        ("x", ["cat/deep/1.png", "dog/1.png"], r"'cat/deep/1\.png' fits no known layout"),
+        ("x", ["train/cat/1.png", "train/dog/1.png", "train/fox/x.txt"], r"class 'fox' has no pictures"),
+    ],
+)
+def test_wrong_layouts_and_classes(add, write_tree, png, name, files, message):
+    with pytest.raises(DataError, match=message):
+        add(name, write_tree(dict.fromkeys(files, png)))
+
+
+def test_empty_folder_and_empty_class(add, tmp_path, write_tree, class_files):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no pictures found"):
+        add("x", tmp_path / "empty")
+    folder = write_tree(class_files())
+    (folder / "train" / "fox").mkdir()
+    with pytest.raises(DataError, match=r"train/fox: class 'fox' has no pictures; add some or remove"):
+        add("x", folder)
+
+
+def test_the_same_picture_from_two_sources(add, write_tree, class_files):
+    one, two = write_tree(class_files(), "one"), write_tree(class_files(), "two")
+    with pytest.raises(DataError, match=r"/cat/0000\.png is in .*one and again in .*two"):
+        add("x", one, two)
+
+
+def test_up_to_one_percent_is_skipped_by_name(add, write_tree, class_files, png):
+    files = class_files(splits=("train",), per_class=50) | {"train/cat/0007.png": b"no picture"}
+    added = add("x", write_tree(files | {"train/dog/notes.txt": b""}))
+    assert [(one.name, "do not decode" in one.reason) for one in added.skipped] == [
+        ("source/train/cat/0007.png", True),
+        ("source/train/dog/notes.txt", False),
+    ]
+    train = added.dataset.splits["train"]
+    assert len(train.labels_N) == len(train.images_NHWC) == 99
+    assert [int(blue) for blue in train.images_NHWC[5:9, 0, 0, 2]] == [5, 6, 8, 9]
+    assert train.labels_N.tolist() == [0] * 49 + [1] * 50
+
+
+def test_more_than_one_percent_is_refused(add, tmp_path, write_tree, class_files):
+    files = class_files(splits=("train",), per_class=50)
+    folder = write_tree(files | {"train/cat/0001.png": b"", "train/dog/0002.png": files["train/dog/0002.png"][:40]})
+    with pytest.raises(DataError, match=r"^2 of 100 train pictures do not decode, more than 1% .*cat/0001\.png, .*dog"):
+        add("x", folder)
+    assert not (tmp_path / "cache" / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("../x", {}, "name '../x' is not allowed"),
+        ("X", {}, "name 'X' is not allowed"),
+        ("shapes", {}, "shapes is drawn"),
+        ("x", {"download": True}, "x cannot be downloaded, only cifar10"),
+        ("cifar10", {"download": True}, "--from and --download were both given"),
+        ("x", {"image_size": 0}, "image size 0 is not allowed"),
+    ],
+)
+def test_wrong_usage(add, tmp_path, name, settings, message):
+    with pytest.raises(UsageError, match=message):
+        add(name, tmp_path, **settings)
+
+
+def test_no_source_names_the_command(add):
+    with pytest.raises(
+        UsageError, match=r"no source for cifar10; use `darkroom data add cifar10 --from PATH \| --down"
+    ):
+        add("cifar10")

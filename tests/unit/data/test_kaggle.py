@@ -1,0 +1,55 @@
+import pytest
+
+from model_code.errors import DataError
+
+
+@pytest.fixture
+def files(encode):
+    rows = "id,label\n" + "".join(f"{number},{'cat' if number % 2 else 'dog'}\n" for number in range(12, 0, -1))
+    return {"trainLabels.csv": rows.encode()} | {
+        f"trainImages/{number}.png": encode((number, 0, 0)) for number in range(1, 13)
+    }
+
+
+@pytest.mark.parametrize("folder", ["trainImages", "train"])
+def test_ids_are_ordered_as_numbers(add, write_tree, files, folder):
+    moved = {name.replace("trainImages", folder): content for name, content in files.items()}
+    dataset = add("x", write_tree(moved), image_size=16).dataset
+    assert list(dataset.splits) == ["train"]
+    assert dataset.splits["train"].images_NHWC[:, 0, 0, 0].tolist() == list(range(1, 13))
+    assert dataset.splits["train"].labels_N.tolist() == [0, 1] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"trainLabels.csv": b"id,class\n1,cat\n"},
+            r"found columns \['id', 'class'\] and 1 rows; expected exactly id,label",
+        ),
+        ({"trainLabels.csv": b""}, r"found columns \[\]"),
+        ({"trainLabels.csv": b"id,label\n1,cat\n1,dog\n"}, "id 1 is there twice"),
+        ({"trainLabels.csv": b"id,label\none,cat\n"}, "id 'one' is not a number"),
+        ({"trainLabels.csv": b"id,label\n1,\n"}, "id 1 has an empty label or"),
+        ({"trainLabels.csv": b"id,label\n1,cat,extra\n"}, "id 1 has .* a third column"),
+        ({"trainLabels.csv": b"\xff\xfe\x00"}, "not a table of comma-separated UTF-8 text"),
+        ({"trainLabels.csv": b"id,label\n1,cat\n2,dog\n"}, r"10 pictures have no label \(ids 3, 4, 5, 6, 7 and 5 more"),
+        ({"trainImages/3.png": None, "trainImages/10.png": None}, r"2 labels have no picture \(ids 3, 10\)"),
+        ({"trainImages/x.png": b""}, "id 'x' is not a number"),
+        ({"trainImages/01.png": b""}, "have one id"),
+    ],
+)
+def test_broken_tables_and_folders(add, write_tree, files, change, message):
+    changed = {name: content for name, content in (files | change).items() if content is not None}
+    with pytest.raises(DataError, match=message):
+        add("x", write_tree(changed))
+
+
+def test_no_picture_folder(add, write_tree, files, png):
+    with pytest.raises(DataError, match=r"no trainImages or train folder beside trainLabels\.csv"):
+        add("x", write_tree({"trainLabels.csv": files["trainLabels.csv"], "other/1.png": png}))
+
+
+def test_kaggle_cannot_be_merged(add, write_tree, files, class_files):
+    with pytest.raises(DataError, match="only class folders can be merged"):
+        add("x", write_tree(files), write_tree(class_files(), "other"))
