@@ -1,0 +1,3 @@
+"""One function per documented run, returning a full config; its docstring carries the evidence."""
+
+from model_code.recipes import resnet18_study as resnet18_study

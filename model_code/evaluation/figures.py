@@ -1,0 +1,89 @@
+"""Figures of one run: learning curves, confusion matrix, and the grid of labelled test pictures.
+
+Every function returns a matplotlib figure that belongs to nobody else: save it and let it go.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+GRID_SIDE = 8
+RIGHT_COLOUR, WRONG_COLOUR = "#1a7f37", "#c62828"
+
+
+def draw_curves(
+    title: str,
+    epochs: Sequence[int],
+    series: dict[str, dict[str, Sequence[float]]],
+) -> Figure:
+    """Draw one panel for each quantity over the epochs.
+
+    Args:
+        title: Above all panels.
+        epochs: Horizontal axis, counted from 1.
+        series: Panel title -> curve name -> one value for each epoch, e.g. {"accuracy": {"train": …}}.
+    """
+    figure = Figure(figsize=(4.2 * len(series), 3.4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, len(series), squeeze=False)[0]
+    for axis, (name, curves) in zip(axes, series.items(), strict=True):
+        for curve, values in curves.items():
+            axis.plot(epochs, values, marker="o" if len(epochs) < 30 else None, markersize=3, label=curve)
+        axis.set_title(name)
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        if len(curves) > 1:
+            axis.legend()
+    return figure
+
+
+def draw_confusion(title: str, confusion_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """Draw a confusion matrix; colours show the share of the true class, numbers the counts (up to 30 classes)."""
+    shares_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
+    side = max(4.5, 0.55 * len(classes) + 2)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
+    axis.set_title(title)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axis.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 30:
+        for row, column in np.ndindex(confusion_KK.shape):
+            colour = "white" if shares_KK[row, column] > 0.5 else "black"
+            axis.text(
+                column,
+                row,
+                str(confusion_KK[row, column]),
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=7,
+            )
+    return figure
+
+
+def draw_prediction_grid(
+    images_NHWC: npt.NDArray[np.uint8],
+    labels_N: npt.NDArray[np.int64],
+    predictions_N: npt.NDArray[np.int64],
+    classes: Sequence[str],
+) -> Figure:
+    """Draw the first 8x8 pictures titled "predicted (true)", green where right and red where wrong."""
+    figure = Figure(figsize=(12, 13), layout="constrained")
+    axes = figure.subplots(GRID_SIDE, GRID_SIDE)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image, label, prediction in zip(axes.flat, images_NHWC, labels_N, predictions_N, strict=False):
+        axis.imshow(image)
+        axis.set_title(
+            f"{classes[prediction]} ({classes[label]})",
+            fontsize=8,
+            color=RIGHT_COLOUR if prediction == label else WRONG_COLOUR,
+        )
+    return figure

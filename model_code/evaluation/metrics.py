@@ -1,0 +1,72 @@
+"""Classification metrics of one set of pictures.
+
+Shape suffixes: N = pictures, B = pictures of one batch, K = classes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import confusion_matrix, f1_score
+from torch import Tensor, nn
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Report:
+    """How well a network labels some pictures.
+
+    Attributes:
+        count: Pictures.
+        loss: Mean cross-entropy, nats.
+        accuracy_fraction: Share of right labels, in [0, 1].
+        macro_f1: Mean of the classes' F1, in [0, 1]; a class never predicted and never present counts 0.
+        per_class_accuracy: Recall of each class; NaN where the class has no picture.
+        confusion_KK: Counts, rows the true class, columns the predicted one.
+    """
+
+    count: int
+    loss: float
+    accuracy_fraction: float
+    macro_f1: float
+    per_class_accuracy: tuple[float, ...]
+    confusion_KK: npt.NDArray[np.int64]
+
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, images_NHWC: Tensor, batch_size: int = EVALUATION_BATCH) -> Tensor:
+    """Return logits float32 [N, K] on the CPU; the model is left in evaluation mode."""
+    model.eval()
+    return torch.cat([model(images_BHWC).float().cpu() for images_BHWC in images_NHWC.split(batch_size)])
+
+
+def measure(logits_NK: Tensor, labels_N: Tensor) -> Report:
+    """Compare predictions with labels.
+
+    Args:
+        logits_NK: Float, any scale; the largest is the prediction.
+        labels_N: int64 in [0, K).
+
+    Raises:
+        ValueError: There are no pictures, or the lengths differ.
+    """
+    if len(labels_N) == 0 or len(labels_N) != len(logits_NK):
+        raise ValueError(f"{len(logits_NK)} predictions for {len(labels_N)} labels; both must be equal and above 0")
+    labels_N = labels_N.cpu()
+    classes = range(logits_NK.shape[1])
+    true, predicted = labels_N.numpy(), logits_NK.argmax(1).numpy()
+    confusion_KK = confusion_matrix(true, predicted, labels=classes)
+    counts_K = confusion_KK.sum(1)
+    right_K = confusion_KK.diagonal()
+    return Report(
+        count=len(labels_N),
+        loss=float(nn.functional.cross_entropy(logits_NK, labels_N)),
+        accuracy_fraction=float(right_K.sum() / len(labels_N)),
+        macro_f1=float(f1_score(true, predicted, labels=classes, average="macro", zero_division=0)),
+        per_class_accuracy=tuple(
+            float(right / count) if count else float("nan") for right, count in zip(right_K, counts_K, strict=True)
+        ),
+        confusion_KK=confusion_KK,
+    )

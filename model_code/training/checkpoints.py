@@ -1,0 +1,153 @@
+"""What a run leaves on disk, each file written in one atomic step.
+
+    best-<epoch>.safetensors    weights of the epoch with the best validation accuracy
+    last.safetensors            weights after the last finished epoch
+    state.pt                    all that is needed to go on; removed when the run is complete
+
+state.pt is the truth: it is written after the weights and names the best epoch, so a process killed at any moment
+leaves a state that belongs together.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from model_code.disk import write_atomically
+from model_code.errors import TrainingError
+from model_code.training.run_folder import STATE_FILE
+
+LAST_FILE = "last.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Everything that the next epoch depends on.
+
+    Attributes:
+        config_sha256: Of the config that the state belongs to.
+        epoch: Finished epochs.
+        best_epoch: The epoch of the best validation accuracy so far, counted from 1.
+        network: State dict.
+        optimizer: State dict.
+        scheduler: State dict.
+        generator: State of the generator of order and augmentation.
+        torch_rng: State of torch's global generator.
+        history: One dict of metrics for each finished epoch.
+    """
+
+    config_sha256: str
+    epoch: int
+    best_epoch: int
+    network: dict[str, Any]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    generator: Tensor
+    torch_rng: Tensor
+    history: list[dict[str, float]]
+
+
+def best_file(run_dir: Path, epoch: int) -> Path:
+    """Return where the weights of the best epoch are kept."""
+    return run_dir / f"best-{epoch:04d}.safetensors"
+
+
+def save_weights(network: nn.Module, file: Path) -> None:
+    """Write a network's weights as safetensors; equal weights give equal bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_atomically(file, safetensors.torch.save(tensors))
+
+
+def load_weights(network: nn.Module, file: Path) -> None:
+    """Load weights that `save_weights` wrote.
+
+    Raises:
+        TrainingError: The file is missing, damaged, or belongs to another network.
+    """
+    try:
+        network.load_state_dict(safetensors.torch.load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise TrainingError(f"{file} does not hold the weights of this network: {_first_line(error)}") from error
+
+
+def load_pretrained(network: nn.Module, source: str) -> None:
+    """Load pretrained weights of the same architecture, all but the last layer `fc`.
+
+    Args:
+        network: Is changed in place.
+        source: A .safetensors file, a file of torch.save, or `torchvision` for its ImageNet weights (a download).
+
+    Raises:
+        TrainingError: The file is missing, is no weights file, or does not fit; or the download failed.
+    """
+    weights = _download_torchvision() if source == "torchvision" else _read_state_dict(Path(source))
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
+    missing = sorted(set(wanted) - set(weights))
+    wrong = sorted(name for name in set(wanted) & set(weights) if wanted[name].shape != weights[name].shape)
+    if missing or wrong:
+        raise TrainingError(
+            f"pretrained_weights={source}: {len(missing)} layers are missing and {len(wrong)} have another shape "
+            f"(first: {(missing + wrong)[0]}); give weights of the same network"
+        )
+    network.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+
+
+def save_state(run_dir: Path, state: TrainingState) -> None:
+    """Write state.pt."""
+    buffer = io.BytesIO()
+    torch.save(vars(state), buffer)
+    write_atomically(run_dir / STATE_FILE, buffer.getvalue())
+
+
+def load_state(run_dir: Path, config_sha256: str) -> TrainingState | None:
+    """Return the state that an interrupted run left, or None if it finished no epoch.
+
+    Raises:
+        TrainingError: The file is damaged or belongs to another config.
+    """
+    file = run_dir / STATE_FILE
+    if not file.exists():
+        return None
+    try:
+        state = TrainingState(**torch.load(file, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, UnpicklingError, TypeError, EOFError) as error:
+        raise TrainingError(f"{file} is damaged ({_first_line(error)}); remove its folder to start anew") from error
+    if state.config_sha256 != config_sha256:
+        raise TrainingError(f"{file} belongs to a run with other settings; start a new run instead of resuming it")
+    return state
+
+
+def _read_state_dict(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise TrainingError(f"pretrained_weights={file}: no such file; give a .safetensors or .pth file")
+    try:
+        if file.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(file))
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, UnpicklingError, SafetensorError, EOFError) as error:
+        raise TrainingError(f"pretrained_weights={file} is not a weights file: {_first_line(error)}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise TrainingError(f"pretrained_weights={file} holds no state dict of tensors")
+    return weights
+
+
+def _download_torchvision() -> dict[str, Tensor]:
+    from torchvision.models import ResNet18_Weights
+
+    try:
+        return dict(ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise TrainingError(
+            f"torchvision's ImageNet weights could not be downloaded ({_first_line(error)}); "
+            "give a file with --set pretrained_weights=PATH"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

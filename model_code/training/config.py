@@ -1,0 +1,125 @@
+"""What a training run is: one frozen, checked config. A recipe is a function that returns one."""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from model_code.errors import UsageError
+from model_code.models.networks import NETWORKS
+
+Channels = tuple[float, float, float]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+CIFAR10_MEAN: Channels = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD: Channels = (0.2023, 0.1994, 0.2010)
+
+
+class TrainingConfig(BaseModel):
+    """Every setting of one supervised training run; two runs with equal configs and data are the same experiment.
+
+    Attributes:
+        recipe: Name of the recipe that made this config.
+        profile: `full` is the documented budget, `smoke` a few minutes on two CPU cores.
+        dataset: Name of a packed data set (`darkroom data list`).
+        network: Key of `model_code.models.networks.NETWORKS`.
+        pretrained_weights: A weights file, `torchvision` for its ImageNet download, or None; the last layer is dropped.
+        epochs: Passes over the training pictures.
+        batch_size: Pictures in one step.
+        learning_rate: Of SGD, at the start.
+        momentum: Of SGD.
+        weight_decay: Of SGD, on all parameters.
+        decay_points: Fractions of the epochs after which the learning rate is multiplied by `decay_factor`;
+            (0.3, 0.6, 0.9) is after 30, 60 and 90 of 100 epochs.
+        decay_factor: See `decay_points`.
+        crop_padding_pixels: Black border of the random crop.
+        has_flip: Whether pictures are mirrored at random.
+        mean: Per channel, subtracted from pictures in [0, 1].
+        std: Per channel, divides them.
+        validation_fraction: Share of the training pictures kept for choosing the best epoch.
+        split_seed: Seed of that split; runs that are compared share it.
+        limit_train: Use so many training pictures (before the split, same share of each class); None uses all.
+        seed: Of initial weights, order of pictures and augmentation.
+        device: `auto` is CUDA when there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    profile: Literal["full", "smoke"] = "full"
+    dataset: str = "cifar10"
+    network: str
+    pretrained_weights: str | None = None
+    epochs: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    learning_rate: PositiveFloat = 0.01
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    decay_points: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    decay_factor: PositiveFloat = 0.1
+    crop_padding_pixels: int = Field(default=4, ge=0, le=16)
+    has_flip: bool = True
+    mean: Channels = CIFAR10_MEAN
+    std: Channels = CIFAR10_STD
+    validation_fraction: float = Field(default=0.2, gt=0, lt=1)
+    split_seed: int = Field(default=42, ge=0)
+    limit_train: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("network")
+    @classmethod
+    def _is_known(cls, network: str) -> str:
+        if network not in NETWORKS:
+            raise ValueError(f"choose one of {', '.join(NETWORKS)}")
+        return network
+
+    @field_validator("std")
+    @classmethod
+    def _is_positive(cls, std: Channels) -> Channels:
+        if min(std) <= 0:
+            raise ValueError("every channel must be above 0")
+        return std
+
+    def sha256(self) -> str:
+        """Return the hash that names this experiment, hexadecimal."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def override(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig:
+    """Return the config with some settings replaced and everything checked again.
+
+    Args:
+        config: Where to start from.
+        changes: New values by name; text is parsed as the setting's type.
+
+    Raises:
+        UsageError: No such setting, or a value outside its range; one line names them.
+    """
+    allowed = sorted(set(TrainingConfig.model_fields) - {"recipe"})
+    unknown = sorted(set(changes) - set(allowed))
+    if unknown:
+        raise UsageError(f"no setting {', '.join(map(repr, unknown))}; settings are {', '.join(allowed)}")
+    try:
+        return TrainingConfig.model_validate({**config.model_dump(), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{key}={first['input']!r}: {first['msg']}") from error
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Return (key, value) of `key=value`; the value is read as JSON where it is JSON, else as text.
+
+    Raises:
+        UsageError: There is no `=`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {text!r}: write key=value, for example --set learning_rate=0.05")
+    try:
+        return key.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return key.strip(), value

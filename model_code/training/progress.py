@@ -1,0 +1,56 @@
+"""Progress for people: a bar on a terminal, a plain line now and then in a log file."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from model_code.training.results import Callback, EpochMetrics
+
+SECONDS_BETWEEN_LOG_LINES = 20.0
+
+
+class ProgressPrinter(Callback):
+    """Print each epoch as one line, and the steps between as a bar that only a terminal sees.
+
+    Args:
+        label: Name at the start of each line, e.g. the recipe.
+        epochs: How many there will be.
+    """
+
+    def __init__(self, label: str, epochs: int) -> None:
+        self._label, self._epochs = label, epochs
+        self._bar: tqdm[Any] | None = None
+        self._last_line_s = time.monotonic()
+        self._is_terminal = sys.stdout.isatty()
+
+    def on_resume(self, history: tuple[EpochMetrics, ...]) -> None:
+        """Say where the run goes on."""
+        tqdm.write(f"{self._label}  goes on after epoch {len(history)} of {self._epochs}")
+
+    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """Move the bar, or print a line if the last one is old."""
+        if self._is_terminal:
+            if self._bar is None:
+                self._bar = tqdm(total=steps, desc=f"epoch {epoch}/{self._epochs}", leave=False, unit="step")
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        elif time.monotonic() - self._last_line_s >= SECONDS_BETWEEN_LOG_LINES:
+            self._print(f"epoch {epoch}/{self._epochs}  step {step}/{steps}  loss {loss:.3f}")
+
+    def on_epoch_end(self, metrics: EpochMetrics) -> None:
+        """Close the bar and print the epoch."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self._print(
+            f"epoch {metrics.epoch}/{self._epochs}"
+            f"  train loss {metrics.train_loss:.3f} accuracy {metrics.train_accuracy:.3f}"
+            f"  validation loss {metrics.validation_loss:.3f} accuracy {metrics.validation_accuracy:.3f}"
+            f"  lr {metrics.learning_rate:g}  {metrics.pictures_per_s:.0f} pictures/s  {metrics.seconds:.0f} s"
+        )
+
+    def _print(self, line: str) -> None:
+        self._last_line_s = time.monotonic()
+        print(f"{self._label}  {line}", flush=True)

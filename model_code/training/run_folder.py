@@ -1,0 +1,144 @@
+"""One folder per run under `checkpoints/`: which run it is, who works in it now, and whether it is complete.
+
+run.json       the run's id, config and data checksum, written first
+result.json    written last; a folder without it was interrupted
+run.lock       held (flock) by the process that works in the folder; the kernel frees it when that process dies
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model_code.disk import take_lock, write_atomically
+from model_code.errors import BusyError, TrainingError
+from model_code.training.config import TrainingConfig
+
+RUN_FILE, RESULT_FILE, LOCK_FILE = "run.json", "result.json", "run.lock"
+STATE_FILE = "state.pt"
+
+
+class RunRecord(BaseModel):
+    """What a run folder belongs to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    data_checksum: str
+    config: TrainingConfig
+
+
+class RunResult(BaseModel):
+    """What came out of a complete run.
+
+    Attributes:
+        run_id: MLflow run.
+        recipe: Recipe name.
+        profile: `full` or `smoke`.
+        dataset: Packed data set.
+        epochs: Of the whole run.
+        best_epoch: Counted from 1.
+        best_weights: File name in the run's folder.
+        weights_sha256: Of that file.
+        validation_accuracy: Of the best epoch, in [0, 1].
+        test_accuracy: In [0, 1]; None when the data set has no test pictures.
+        test_macro_f1: The same.
+        seconds: Training, validation and test of the process that finished the run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    recipe: str
+    profile: str
+    dataset: str
+    epochs: int
+    best_epoch: int
+    best_weights: str
+    weights_sha256: str
+    validation_accuracy: float
+    test_accuracy: float | None
+    test_macro_f1: float | None
+    seconds: float
+
+
+class RunFolder:
+    """A run's folder; make one with `create_run_folder` or find one with `open_run_folder`."""
+
+    def __init__(self, path: Path, record: RunRecord) -> None:
+        self.path = path
+        self.record = record
+
+    @property
+    def result(self) -> RunResult | None:
+        """The result, or None while the run is not complete."""
+        try:
+            return RunResult.model_validate_json((self.path / RESULT_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def complete(self, result: RunResult) -> None:
+        """Mark the run as complete; the state that only an interrupted run needs is removed."""
+        write_atomically(self.path / RESULT_FILE, result.model_dump_json(indent=2).encode())
+        (self.path / STATE_FILE).unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            BusyError: Another process works in it.
+        """
+        busy = f"run {self.record.run_id} is being trained by another process; wait for it"
+        with take_lock(self.path / LOCK_FILE, busy):
+            yield
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a process works in the folder at this moment."""
+        try:
+            with self.lock():
+                return False
+        except BusyError:
+            return True
+
+
+def create_run_folder(checkpoints_dir: Path, record: RunRecord) -> RunFolder:
+    """Make the folder of a new run."""
+    path = checkpoints_dir / record.run_id
+    write_atomically(path / RUN_FILE, record.model_dump_json(indent=2).encode())
+    return RunFolder(path, record)
+
+
+def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
+    """Open the folder of an existing run.
+
+    Raises:
+        TrainingError: There is none, or its record is damaged.
+    """
+    file = checkpoints_dir / run_id / RUN_FILE
+    try:
+        return RunFolder(file.parent, RunRecord.model_validate_json(file.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise TrainingError(
+            f"no run {run_id!r} in {checkpoints_dir}; `darkroom report` and `make ui` list runs"
+        ) from error
+    except ValidationError as error:
+        raise TrainingError(f"{file} is damaged or was written by another version; remove its folder") from error
+
+
+def find_interrupted(checkpoints_dir: Path, config: TrainingConfig, data_checksum: str) -> RunFolder | None:
+    """Return the newest incomplete run of the same config and data that nobody works on, or None."""
+    files = sorted(checkpoints_dir.glob(f"*/{RUN_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files:
+        if (file.parent / RESULT_FILE).exists():
+            continue
+        try:
+            record = RunRecord.model_validate_json(file.read_bytes())
+        except ValidationError:
+            continue
+        folder = RunFolder(file.parent, record)
+        if record.config == config and record.data_checksum == data_checksum and not folder.is_busy:
+            return folder
+    return None

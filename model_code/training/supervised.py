@@ -1,0 +1,218 @@
+"""The supervised loop: SGD on cross-entropy, validation after each epoch, best and last checkpoint.
+
+Shape suffixes: B = pictures of a batch, H = height, W = width, C = the three colour channels.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import MultiStepLR
+
+from model_code.data.augmentation import crop_and_flip
+from model_code.errors import TrainingError, UsageError
+from model_code.evaluation.metrics import measure, predict_logits
+from model_code.models.networks import build_network
+from model_code.models.picture_input import PictureInput
+from model_code.training import checkpoints
+from model_code.training.config import TrainingConfig
+from model_code.training.device import seed_everything
+from model_code.training.pictures import TrainingPictures
+from model_code.training.results import Callback, EpochMetrics, TrainingResult
+
+
+def build_model(config: TrainingConfig, num_classes: int) -> nn.Sequential:
+    """Return the untrained model of a config: uint8 pictures [B, H, W, C] in, logits [B, classes] out."""
+    return nn.Sequential(PictureInput(config.mean, config.std), build_network(config.network, num_classes))
+
+
+def load_model(config: TrainingConfig, num_classes: int, weights: Path) -> nn.Sequential:
+    """Return a trained model in evaluation mode, on the CPU.
+
+    Raises:
+        TrainingError: The weights are missing or belong to another network.
+    """
+    model = build_model(config, num_classes)
+    checkpoints.load_weights(model[1], weights)
+    return model.eval()
+
+
+def fit(
+    config: TrainingConfig,
+    pictures: TrainingPictures,
+    run_dir: Path,
+    device: torch.device,
+    callbacks: Sequence[Callback] = (),
+) -> TrainingResult:
+    """Train a network, or go on where an interrupted run in `run_dir` stopped.
+
+    Each epoch visits the training pictures once in a new random order; the pictures that do not fill the last batch
+    wait for the next epoch. A run that was interrupted continues from its last finished epoch and ends, on a CPU, with
+    the same bits as one that was not.
+
+    Args:
+        config: All settings.
+        pictures: On `device`.
+        run_dir: Where checkpoints go; created when missing.
+        device: Where to train.
+        callbacks: Told about each step and epoch, in order.
+
+    Raises:
+        TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.
+        UsageError: There are fewer training pictures than one batch.
+        DiskFullError: A checkpoint could not be written; the one before stays.
+    """
+    if len(pictures.train) < config.batch_size:
+        raise UsageError(
+            f"{len(pictures.train)} training pictures are fewer than one batch of {config.batch_size}; "
+            "raise --limit-train or lower --set batch_size"
+        )
+    return _Run(config, pictures, run_dir, device, callbacks).train()
+
+
+class _Run:
+    """Everything that changes while a run trains."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        pictures: TrainingPictures,
+        run_dir: Path,
+        device: torch.device,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.config, self.pictures, self.run_dir, self.callbacks = config, pictures, run_dir, callbacks
+        self.config_sha256 = config.sha256()
+        self.generator = seed_everything(config.seed, device)
+        model = build_model(config, len(pictures.classes))
+        if config.pretrained_weights:
+            checkpoints.load_pretrained(model[1], config.pretrained_weights)
+        self.model = model.to(device)
+        self.optimizer = SGD(
+            self.model.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        milestones = [round(point * config.epochs) for point in config.decay_points]
+        self.scheduler = MultiStepLR(self.optimizer, milestones, gamma=config.decay_factor)
+        self.history: list[EpochMetrics] = []
+        self.best_epoch = 0
+
+    def train(self) -> TrainingResult:
+        self._resume()
+        for epoch in range(len(self.history) + 1, self.config.epochs + 1):
+            metrics = self._run_epoch(epoch)
+            self.history.append(metrics)
+            self._save(metrics)
+            for callback in self.callbacks:
+                callback.on_epoch_end(metrics)
+        return TrainingResult(
+            history=tuple(self.history),
+            best_epoch=self.best_epoch,
+            best_weights=checkpoints.best_file(self.run_dir, self.best_epoch),
+            last_weights=self.run_dir / checkpoints.LAST_FILE,
+        )
+
+    def _run_epoch(self, epoch: int) -> EpochMetrics:
+        start = time.perf_counter()
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        train_loss, train_accuracy = self._learn(epoch)
+        trained = time.perf_counter()
+        self.scheduler.step()
+        validation = self.pictures.validation
+        report = measure(predict_logits(self.model, validation.images_NHWC), validation.labels_N)
+        return EpochMetrics(
+            epoch=epoch,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            validation_loss=report.loss,
+            validation_accuracy=report.accuracy_fraction,
+            validation_macro_f1=report.macro_f1,
+            learning_rate=learning_rate,
+            seconds=time.perf_counter() - start,
+            pictures_per_s=len(self.pictures.train) / (trained - start),
+        )
+
+    def _learn(self, epoch: int) -> tuple[float, float]:
+        """Visit the training pictures once; return mean loss and accuracy."""
+        train, batch_size = self.pictures.train, self.config.batch_size
+        device = train.labels_N.device
+        order = torch.randperm(len(train), generator=self.generator, device=device)
+        steps = len(train) // batch_size
+        losses, right = torch.zeros(steps, device=device), torch.zeros((), device=device)
+        self.model.train()
+        for step in range(steps):
+            chosen = order[step * batch_size : (step + 1) * batch_size]
+            images_BHWC = crop_and_flip(
+                train.images_NHWC[chosen],
+                self.config.crop_padding_pixels,
+                self.config.has_flip,
+                self.generator,
+            )
+            labels_B = train.labels_N[chosen]
+            logits_BK = self.model(images_BHWC)
+            loss = nn.functional.cross_entropy(logits_BK, labels_B)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            losses[step] = loss.detach()
+            right += (logits_BK.detach().argmax(1) == labels_B).sum()
+            self._report_step(epoch, step, steps, losses)
+        return float(losses.mean()), float(right) / (steps * batch_size)
+
+    def _report_step(self, epoch: int, step: int, steps: int, losses: torch.Tensor) -> None:
+        """Check the loss and tell the callbacks; on CUDA only now and then, since reading it waits for the device."""
+        if losses.is_cuda and step % 50 and step != steps - 1:
+            return
+        if not losses[: step + 1].isfinite().all():
+            bad = int((~losses[: step + 1].isfinite()).nonzero()[0])
+            raise TrainingError(
+                f"the loss became {float(losses[bad])} at step {bad + 1} of epoch {epoch}; lower the learning rate "
+                f"(--set learning_rate={self.config.learning_rate / 10:g}); "
+                f"the checkpoint before stays in {self.run_dir}"
+            )
+        for callback in self.callbacks:
+            callback.on_step(epoch, step + 1, steps, float(losses[step]))
+
+    def _save(self, metrics: EpochMetrics) -> None:
+        network, previous_best = self.model[1], self.best_epoch
+        is_best = not previous_best or metrics.validation_accuracy > self.history[previous_best - 1].validation_accuracy
+        if is_best:
+            self.best_epoch = metrics.epoch
+            checkpoints.save_weights(network, checkpoints.best_file(self.run_dir, metrics.epoch))
+        checkpoints.save_weights(network, self.run_dir / checkpoints.LAST_FILE)
+        checkpoints.save_state(
+            self.run_dir,
+            checkpoints.TrainingState(
+                config_sha256=self.config_sha256,
+                epoch=metrics.epoch,
+                best_epoch=self.best_epoch,
+                network=network.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                scheduler=self.scheduler.state_dict(),
+                generator=self.generator.get_state(),
+                torch_rng=torch.get_rng_state(),
+                history=[asdict(epoch) for epoch in self.history],
+            ),
+        )
+        if is_best and previous_best:
+            checkpoints.best_file(self.run_dir, previous_best).unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        state = checkpoints.load_state(self.run_dir, self.config_sha256)
+        if state is None:
+            return
+        self.model[1].load_state_dict(state.network)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.scheduler.load_state_dict(state.scheduler)
+        self.generator.set_state(state.generator)
+        torch.set_rng_state(state.torch_rng)
+        self.history = [EpochMetrics(**{**epoch, "epoch": int(epoch["epoch"])}) for epoch in state.history]  # type: ignore[arg-type]
+        self.best_epoch = state.best_epoch
+        for callback in self.callbacks:
+            callback.on_resume(tuple(self.history))
