@@ -3,8 +3,8 @@
     bundles/<name>/<first 16 digits of model.onnx's sha256>/model.onnx, manifest.json
     bundles/<name>/champion.json        {"version": "3", "bundle": "<folder>"}
 
-The export side writes bundles, the service reads them; both use this file only. Every write is atomic: a folder is
-renamed into place when complete, and the pointer is replaced in one step.
+The export side writes bundles, the service reads them; both use this file only. Every write is atomic: a
+folder is renamed into place when complete, and the pointer is replaced in one step.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.errors import BundleError
 
@@ -68,13 +68,13 @@ class Pointer(BaseModel):
 
     Attributes:
         version: Version in the registry, e.g. `3`.
-        bundle: Folder beside the pointer.
+        bundle: Name of the folder beside the pointer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: str
-    bundle: str
+    bundle: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
 
 
 def hash_file(path: Path) -> str:

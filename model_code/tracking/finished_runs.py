@@ -1,0 +1,86 @@
+"""Looking up finished runs in MLflow."""
+
+from dataclasses import dataclass
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from model_code.errors import ReleaseError, TrackingError
+from model_code.tracking.store import EXPERIMENT
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A complete training run as MLflow holds it.
+
+    Attributes:
+        run_id: MLflow run.
+        recipe: Recipe name.
+        profile: `full` or `smoke`.
+        dataset: Packed data set.
+        validation_accuracy: Of the best epoch, in [0, 1].
+        test_accuracy: In [0, 1]; None without test pictures.
+    """
+
+    run_id: str
+    recipe: str
+    profile: str
+    dataset: str
+    validation_accuracy: float
+    test_accuracy: float | None
+
+
+def find_best_run(client: MlflowClient, recipe: str, dataset_prefix: str) -> FinishedRun:
+    """Return the finished run of a recipe with the highest validation accuracy.
+
+    Args:
+        client: Of the store.
+        recipe: Exact recipe name.
+        dataset_prefix: Only runs on data sets whose name starts so.
+
+    Raises:
+        ReleaseError: There is none.
+    """
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = client.search_runs(
+        [experiment.experiment_id] if experiment else [],
+        f"tags.recipe = '{recipe}' AND tags.dataset LIKE '{dataset_prefix}%' AND attributes.status = 'FINISHED'",
+        order_by=["metrics.`validation/best_accuracy` DESC"],
+        max_results=1,
+    )
+    if not runs:
+        raise ReleaseError(
+            f"no finished run of {recipe} on {dataset_prefix} pictures; train one first: darkroom train {recipe}"
+        )
+    return _read(runs[0])
+
+
+def get_finished_run(client: MlflowClient, run_id: str) -> FinishedRun:
+    """Return one finished run.
+
+    Raises:
+        TrackingError: MLflow knows no such run.
+        ReleaseError: The run is not finished.
+    """
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise TrackingError(f"MLflow holds no run {run_id!r}; `make ui` shows the runs there are") from error
+    if run.info.status != "FINISHED" or "validation/best_accuracy" not in run.data.metrics:
+        raise ReleaseError(
+            f"run {run_id} is {run.info.status}, not a finished training; repeat its train command first"
+        )
+    return _read(run)
+
+
+def _read(run: Run) -> FinishedRun:
+    tags, metrics = run.data.tags, run.data.metrics
+    return FinishedRun(
+        run_id=run.info.run_id,
+        recipe=tags["recipe"],
+        profile=tags["profile"],
+        dataset=tags["dataset"],
+        validation_accuracy=metrics["validation/best_accuracy"],
+        test_accuracy=metrics.get("test/accuracy"),
+    )

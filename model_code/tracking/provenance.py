@@ -1,0 +1,47 @@
+"""Where a run comes from: code version, library versions, machine."""
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARIES = (
+    "darkroom",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "mlflow",
+    "prefect",
+    "onnx",
+    "onnxruntime-gpu",
+)
+
+
+@cache
+def read_git_sha() -> str:
+    """Return the commit of the running code, `-dirty` added when files differ from it; `unknown` outside git."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        sha = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{sha}-dirty" if changed else sha
+
+
+def read_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that results depend on; absent ones are left out."""
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,165 @@
+"""One training run -> one MLflow run: parameters, tags, a metric for each epoch, figures, checkpoints, TensorBoard."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from model_code.evaluation.figures import draw_confusion, draw_curves
+from model_code.evaluation.metrics import Report
+from model_code.tracking.provenance import read_git_sha, read_versions
+from model_code.tracking.tensorboard import TENSORBOARD_FOLDER
+from model_code.training.config import TrainingConfig
+from model_code.training.results import Callback, EpochMetrics, TrainingResult
+from model_code.training.run_folder import RunFolder, RunRecord
+
+SYSTEM_METRICS_INTERVAL_S = 5
+
+
+def create_run(client: MlflowClient, experiment: str, config: TrainingConfig) -> str:
+    """Make an MLflow run for a config and return its id."""
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None, "open_store makes the experiment"
+    run = client.create_run(found.experiment_id, run_name=f"{config.recipe}-{config.profile}-seed{config.seed}")
+    return str(run.info.run_id)
+
+
+@contextmanager
+def track_run(record: RunRecord, published_accuracy: float | None, device: str) -> Iterator["RunTracker"]:
+    """Log a run under its id while the block runs; a run that was interrupted is taken up again.
+
+    The run ends as FINISHED, FAILED (an error) or KILLED (interrupted from the keyboard).
+    """
+    mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_INTERVAL_S)
+    config = record.config
+    mlflow.start_run(run_id=record.run_id, log_system_metrics=True)
+    status = "FAILED"
+    try:
+        mlflow.log_params({key: _as_text(value) for key, value in config.model_dump(mode="json").items()})
+        mlflow.set_tags(
+            {
+                "recipe": config.recipe,
+                "profile": config.profile,
+                "dataset": config.dataset,
+                "seed": str(config.seed),
+                "published_accuracy": "not published" if published_accuracy is None else f"{published_accuracy:.3f}",
+                "config_sha256": config.sha256(),
+                "data_checksum": record.data_checksum,
+                "device": device,
+                "git_sha": read_git_sha(),
+                **{f"version.{name}": version for name, version in read_versions().items()},
+            }
+        )
+        yield RunTracker(record)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+class RunTracker(Callback):
+    """Sends epochs as they end, and figures and files when the run is complete."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self._run_id = record.run_id
+        self._title = f"{record.config.recipe} ({record.config.profile}, seed {record.config.seed})"
+        self._client = MlflowClient()
+
+    def on_resume(self, history: tuple[EpochMetrics, ...]) -> None:
+        """Send the epochs that were finished but not logged before the interruption."""
+        logged = {metric.step for metric in self._client.get_metric_history(self._run_id, "validation/accuracy")}
+        for metrics in history:
+            if metrics.epoch not in logged:
+                self.on_epoch_end(metrics)
+
+    def on_epoch_end(self, metrics: EpochMetrics) -> None:
+        """Send one epoch, all values in one request."""
+        now_ms = int(time.time() * 1000)
+        values = {
+            "train/loss": metrics.train_loss,
+            "train/accuracy": metrics.train_accuracy,
+            "train/pictures_per_s": metrics.pictures_per_s,
+            "train/learning_rate": metrics.learning_rate,
+            "validation/loss": metrics.validation_loss,
+            "validation/accuracy": metrics.validation_accuracy,
+            "validation/macro_f1": metrics.validation_macro_f1,
+        }
+        entries = [Metric(key, value, now_ms, metrics.epoch) for key, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=entries)
+
+    def log_result(self, result: TrainingResult, weights_sha256: str) -> None:
+        """Send curves and the best epoch's figures; the best validation accuracy chooses runs for release."""
+        history = result.history
+        mlflow.log_metrics(
+            {
+                "validation/best_accuracy": result.best.validation_accuracy,
+                "validation/best_epoch": result.best_epoch,
+            }
+        )
+        mlflow.set_tag("weights_sha256", weights_sha256)
+        curves = draw_curves(
+            self._title,
+            [metrics.epoch for metrics in history],
+            {
+                "loss": {
+                    "train": [metrics.train_loss for metrics in history],
+                    "validation": [metrics.validation_loss for metrics in history],
+                },
+                "accuracy": {
+                    "train": [metrics.train_accuracy for metrics in history],
+                    "validation": [metrics.validation_accuracy for metrics in history],
+                },
+                "learning rate": {"learning rate": [metrics.learning_rate for metrics in history]},
+            },
+        )
+        mlflow.log_figure(curves, "figures/curves.png")
+
+    def log_report(self, split: str, report: Report, classes: tuple[str, ...], grid: Figure) -> None:
+        """Send the metrics of a split, its per-class table, confusion matrix and grid of pictures."""
+        per_class = dict(zip(classes, report.per_class_accuracy, strict=True))
+        mlflow.log_metrics(
+            {
+                f"{split}/loss": report.loss,
+                f"{split}/accuracy": report.accuracy_fraction,
+                f"{split}/macro_f1": report.macro_f1,
+                f"{split}/pictures": report.count,
+            }
+        )
+        table = {
+            "pictures": report.count,
+            "accuracy": report.accuracy_fraction,
+            "macro_f1": report.macro_f1,
+            "loss": report.loss,
+            "per_class_accuracy": per_class,
+            "confusion": report.confusion_KK.tolist(),
+        }
+        mlflow.log_text(json.dumps(table, indent=2), f"reports/{split}.json")
+        title = f"{self._title}: {split}, {report.accuracy_fraction:.1%} of {report.count} right"
+        mlflow.log_figure(draw_confusion(title, report.confusion_KK, classes), f"figures/{split}_confusion.png")
+        mlflow.log_figure(grid, f"figures/{split}_pictures.png")
+
+    def log_files(self, folder: RunFolder, result: TrainingResult) -> None:
+        """Send config, checkpoints and TensorBoard events."""
+        with tempfile.TemporaryDirectory() as scratch:
+            best = Path(scratch) / "best.safetensors"
+            shutil.copyfile(result.best_weights, best)
+            mlflow.log_artifact(str(best), "checkpoints")
+        mlflow.log_artifact(str(result.last_weights), "checkpoints")
+        mlflow.log_text(folder.record.config.model_dump_json(indent=2), "config.json")
+        events = folder.path / TENSORBOARD_FOLDER
+        if events.is_dir():
+            mlflow.log_artifacts(str(events), TENSORBOARD_FOLDER)
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,70 @@
+"""The MLflow store: the server that MLFLOW_TRACKING_URI names, or an SQLite database in DARKROOM_HOME."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from model_code.disk import hold_lock
+from model_code.errors import TrackingError
+from model_code.settings import Settings
+
+EXPERIMENT = "darkroom"
+
+
+def open_store(settings: Settings) -> MlflowClient:
+    """Return a client of the store; make database and experiment on first use.
+
+    Raises:
+        TrackingError: The server does not answer, or the database cannot be opened.
+    """
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    mlflow.set_registry_uri(settings.tracking_uri)
+    # The first use migrates the database: only one process at a time may do that.
+    with hold_lock(settings.locks_dir / "mlflow.lock", "opening MLflow's database"):
+        try:
+            client = MlflowClient()
+            if client.get_experiment_by_name(EXPERIMENT) is None:
+                location = None if settings.has_mlflow_server else _as_uri(settings.artifacts_dir)
+                client.create_experiment(EXPERIMENT, artifact_location=location)
+        except (MlflowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise TrackingError(
+                f"MLflow at {settings.tracking_uri} cannot be used ({reason}); "
+                "start the server or unset MLFLOW_TRACKING_URI"
+            ) from error
+    mlflow.set_experiment(EXPERIMENT)
+    return client
+
+
+def run_ui(settings: Settings, port: int) -> None:
+    """Replace this process by MLflow's web server on the store, on the loopback address.
+
+    Raises:
+        TrackingError: MLFLOW_TRACKING_URI names a server, which has its own pages; or the port is taken.
+    """
+    if settings.has_mlflow_server:
+        raise TrackingError(f"MLFLOW_TRACKING_URI is set: open {settings.tracking_uri} in a browser")
+    open_store(settings)
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise TrackingError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; choose another --port") from error
+    print(f"MLflow on {settings.home}: http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
+    arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    arguments += [
+        "--backend-store-uri",
+        settings.tracking_uri,
+        "--default-artifact-root",
+        _as_uri(settings.artifacts_dir),
+    ]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+
+
+def _as_uri(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder.as_uri()

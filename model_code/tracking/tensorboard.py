@@ -1,0 +1,46 @@
+"""The scalars and the model graph that the articles look at, as TensorBoard events."""
+
+import warnings
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from model_code.training.results import Callback, EpochMetrics
+
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class TensorBoardWriter(Callback):
+    """Writes events into `<run folder>/tensorboard`; a run that goes on appends to them."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._writer = SummaryWriter(str(run_dir / TENSORBOARD_FOLDER))
+
+    def __enter__(self) -> "TensorBoardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def on_epoch_end(self, metrics: EpochMetrics) -> None:
+        """Write one point of each curve."""
+        for key, value in {
+            "train/loss": metrics.train_loss,
+            "train/accuracy": metrics.train_accuracy,
+            "train/learning_rate": metrics.learning_rate,
+            "validation/loss": metrics.validation_loss,
+            "validation/accuracy": metrics.validation_accuracy,
+            "validation/macro_f1": metrics.validation_macro_f1,
+        }.items():
+            self._writer.add_scalar(key, value, metrics.epoch)
+
+    def write_graph(self, model: nn.Module, images_BHWC: Tensor) -> None:
+        """Write the model's graph, traced with some uint8 pictures."""
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # tracing is deprecated in torch, and what TensorBoard's graph needs
+            self._writer.add_graph(model.eval(), images_BHWC)
