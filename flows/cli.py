@@ -1,0 +1,221 @@
+"""The `darkroom` command. Imports are inside the commands, so that `darkroom --help` answers at once."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from model_code.errors import DarkroomError
+from model_code.settings import load_settings
+from serving.errors import ServingError
+
+if TYPE_CHECKING:
+    from model_code.training.config import TrainingConfig
+
+PROFILES = click.Choice(["full", "smoke"])
+
+
+def main() -> None:
+    """Run the command; an error that Darkroom raises on purpose is one line and an exit status."""
+    try:
+        darkroom()
+    except (DarkroomError, ServingError) as error:
+        click.echo(f"darkroom: {error}", err=True)
+        sys.exit(getattr(error, "exit_status", 1))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="darkroom")
+def darkroom() -> None:
+    """Image classifiers from pictures to a prediction over HTTP.
+
+    State lives under DARKROOM_HOME (default ./.darkroom).
+    """
+
+
+@darkroom.command()
+@click.argument("name", required=False)
+def recipes(name: str | None) -> None:
+    """List every recipe with its published figure, or show one recipe's evidence."""
+    from flows import reports
+    from model_code.recipes.catalog import RECIPES, get_recipe
+
+    if name is None:
+        reports.print_recipes(list(RECIPES.values()))
+    else:
+        reports.print_recipe(get_recipe(name))
+
+
+@darkroom.group()
+def data() -> None:
+    """Add pictures and see what is there."""
+
+
+@data.command("add")
+@click.argument("name")
+@click.option(
+    "--from", "sources", multiple=True, type=click.Path(path_type=Path), help="Folder, zip or tar; repeatable."
+)
+@click.option("--download", is_flag=True, help="Fetch the published archive (cifar10).")
+@click.option("--image-size", type=int, help="Height and width in pixels; 32 for cifar10 and shapes, else 64.")
+def data_add(name: str, sources: tuple[Path, ...], download: bool, image_size: int | None) -> None:
+    """Pack pictures for training: NAME is cifar10, shapes (drawn here), or any folder of class folders."""
+    _configure()
+    from flows import reports
+    from flows.data import data_flow
+
+    reports.print_added(data_flow(name, [source.resolve() for source in sources], download, image_size))
+
+
+@data.command("list")
+def data_list() -> None:
+    """List the packed data sets: counts, classes, size, checksum."""
+    from flows import reports
+    from model_code.data.cache import list_datasets
+
+    reports.print_datasets(list_datasets(load_settings().cache_dir))
+
+
+@darkroom.command()
+@click.argument("recipe")
+@click.option("--profile", type=PROFILES, default="full", show_default=True)
+@click.option("--seed", type=int)
+@click.option("--epochs", type=int)
+@click.option("--limit-train", type=int, help="Use so many training pictures, before the validation split.")
+@click.option("--resume", "resume_run_id", metavar="RUN_ID", help="Continue this interrupted run.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
+def train(
+    recipe: str,
+    profile: str,
+    seed: int | None,
+    epochs: int | None,
+    limit_train: int | None,
+    resume_run_id: str | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Train one recipe. A repeated command continues a run that was interrupted."""
+    config = _build_config(recipe, profile, {"seed": seed, "epochs": epochs, "limit_train": limit_train}, assignments)
+    _configure()
+    from flows import reports
+    from flows.train import train_flow
+
+    reports.print_result(train_flow(config, resume_run_id))
+
+
+@darkroom.command("train-all")
+@click.option("--profile", type=PROFILES, default="full", show_default=True)
+@click.option("--only", "pattern", default="*", metavar="GLOB", help="Recipes by name, e.g. 'resnet18_*'.")
+@click.option("--seed", type=int)
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="For every recipe; repeatable.")
+def train_all(profile: str, pattern: str, seed: int | None, assignments: tuple[str, ...]) -> None:
+    """Train every recipe, one after another; what was trained before with the same settings is kept."""
+    from model_code.recipes.catalog import match_recipes
+
+    configs = [_build_config(entry.name, profile, {"seed": seed}, assignments) for entry in match_recipes(pattern)]
+    _configure()
+    from flows import reports
+    from flows.train_all import train_all_flow
+
+    outcomes = train_all_flow(configs)
+    reports.print_outcomes(outcomes)
+    if any(outcome.result is None for outcome in outcomes):
+        sys.exit(1)
+
+
+@darkroom.command()
+@click.argument("source", metavar="RECIPE|RUN_ID")
+@click.option("--as", "name", required=True, help="Registered name: cifar10, food or shapes.")
+@click.option("--mode", type=click.Choice(["enabled", "dry_run"]), default="enabled", show_default=True)
+def release(source: str, name: str, mode: str) -> None:
+    """Export a run to ONNX, prove it equal, register it and make it champion."""
+    _configure()
+    from flows import reports
+    from flows.release import release_flow
+
+    reports.print_release(release_flow(source, name, mode))
+
+
+@darkroom.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+def serve(port: int, host: str) -> None:
+    """Answer predictions over HTTP with the released models."""
+    from serving.launcher import run_server
+
+    run_server(port, host)
+
+
+@darkroom.command()
+@click.argument("sources", nargs=-1, required=True, metavar="IMAGE|URL...")
+@click.option("--server", default="http://127.0.0.1:3000", show_default=True)
+@click.option("--model", help="Registered name; needed when several are served.")
+@click.option("--top-k", type=int, help="Classes to show for each picture.")
+def predict(sources: tuple[str, ...], server: str, model: str | None, top_k: int | None) -> None:
+    """Ask a running service about pictures, folders of pictures, or URLs (fetched here, not by the service)."""
+    from rich.console import Console
+
+    from serving.client import predict as ask
+    from serving.client import render_predictions
+
+    result = ask(list(sources), server=server, model=model, top_k=top_k)
+    if result.predictions:
+        Console().print(render_predictions(result))
+    for problem in result.problems:
+        click.echo(f"darkroom: {problem.source}: {problem.message}", err=True)
+    if result.problems:
+        sys.exit(1)
+
+
+@darkroom.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+def ui(port: int) -> None:
+    """Open MLflow on the runs and registered models."""
+    from model_code.tracking.store import run_ui
+
+    run_ui(load_settings(), port)
+
+
+@darkroom.command()
+def doctor() -> None:
+    """Say what this machine can do, and what is missing."""
+    from flows.doctor import examine_machine
+    from flows.reports import print_findings
+
+    findings = examine_machine()
+    print_findings(findings)
+    if any(finding.level == "missing" for finding in findings):
+        sys.exit(1)
+
+
+@darkroom.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the service; 0 takes a free one.")
+def quickstart(port: int) -> None:
+    """Run the whole path on drawn pictures: data, three trainings, release, service, prediction."""
+    _configure()
+    from flows.quickstart import quickstart_flow
+
+    if not quickstart_flow(port):
+        sys.exit(1)
+
+
+def _configure() -> None:
+    """Prepare Prefect, before anything imports it."""
+    from flows.orchestration import configure
+
+    configure(load_settings())
+
+
+def _build_config(
+    recipe: str, profile: str, options: dict[str, int | None], assignments: tuple[str, ...]
+) -> "TrainingConfig":
+    import model_code.recipes  # noqa: F401 - fills the catalog
+    from model_code.recipes.catalog import get_recipe, shrink_to_smoke
+    from model_code.training.config import override, parse_assignment
+
+    config = get_recipe(recipe).build()
+    if profile == "smoke":
+        config = shrink_to_smoke(config)
+    changes = dict(map(parse_assignment, assignments))
+    changes |= {key: value for key, value in options.items() if value is not None}
+    return override(config, changes)

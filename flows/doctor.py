@@ -1,0 +1,106 @@
+"""What this machine can do, and what is missing."""
+
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from model_code.disk import format_size
+from model_code.settings import load_settings
+
+ENOUGH_DISK_BYTES = 5_000_000_000
+LIBRARIES = ("torch", "torchvision", "mlflow", "prefect", "bentoml", "onnx", "onnxruntime-gpu", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes:
+        level: `ok`, `note` (works, with a limit) or `missing` (something does not work).
+        what: Subject.
+        found: What was found and, where it is not ok, what to do.
+    """
+
+    level: Literal["ok", "note", "missing"]
+    what: str
+    found: str
+
+
+def examine_machine() -> list[Finding]:
+    """Look at Python, libraries, devices, disk, data sets and released models; nothing is changed."""
+    findings = [
+        Finding("ok", "Python", f"{platform.python_version()} on {sys.platform} {platform.machine()}"),
+        Finding(
+            "ok", "processor", f"{len(os.sched_getaffinity(0))} cores, {format_size(_count_memory_bytes())} memory"
+        ),
+        *(_examine_library(name) for name in LIBRARIES),
+    ]
+    if all(finding.level == "ok" for finding in findings):
+        findings += [_examine_torch(), _examine_onnxruntime()]
+    return [*findings, _examine_disk(), *_examine_state()]
+
+
+def _count_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _examine_library(name: str) -> Finding:
+    try:
+        return Finding("ok", name, version(name))
+    except PackageNotFoundError:
+        return Finding("missing", name, "not installed; run `make setup`")
+
+
+def _examine_torch() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("ok", "training device", f"cuda: {torch.cuda.get_device_name()}")
+    return Finding("note", "training device", "cpu: torch sees no CUDA device; `--profile smoke` is made for this")
+
+
+def _examine_onnxruntime() -> Finding:
+    from serving.classifier import has_cuda
+
+    if has_cuda():
+        return Finding("ok", "serving device", "CUDAExecutionProvider")
+    return Finding("note", "serving device", "CPUExecutionProvider: no CUDA device for onnxruntime")
+
+
+def _examine_disk() -> Finding:
+    home = load_settings().home
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK):
+        return Finding("missing", "state", f"{existing} is not writable; set DARKROOM_HOME to another folder")
+    if free_bytes < ENOUGH_DISK_BYTES:
+        return Finding("note", "state", f"{home}: only {format_size(free_bytes)} free")
+    return Finding("ok", "state", f"{home}: {format_size(free_bytes)} free")
+
+
+def _examine_state() -> list[Finding]:
+    from model_code.data.cache import list_datasets
+    from serving.bundle import list_released, read_pointer
+    from serving.errors import BundleError
+
+    settings = load_settings()
+    findings = []
+    for dataset in list_datasets(settings.cache_dir):
+        counts = ", ".join(f"{count} {split}" for split, count in dataset.counts.items())
+        if dataset.damage:
+            findings.append(Finding("missing", f"data {dataset.name}", dataset.damage))
+        else:
+            findings.append(Finding("ok", f"data {dataset.name}", f"{counts} pictures"))
+    if not findings:
+        findings.append(Finding("note", "data", "no pictures yet; start with: darkroom data add shapes"))
+    for name in list_released(settings.bundles_dir):
+        try:
+            pointer = read_pointer(settings.bundles_dir, name)
+            findings.append(Finding("ok", f"model {name}", f"version {pointer.version} is champion"))
+        except BundleError as error:
+            findings.append(Finding("missing", f"model {name}", str(error)))
+    return findings

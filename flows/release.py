@@ -1,0 +1,132 @@
+"""The release flow: best run of a recipe -> ONNX, proven equal -> bundle -> registered version -> champion."""
+
+import re
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from prefect import flow, task
+
+from flows.summaries import ReleaseSummary
+from model_code.data.cache import open_dataset
+from model_code.disk import hold_lock
+from model_code.errors import ReleaseError
+from model_code.export.onnx_export import OPSET, export_onnx
+from model_code.export.parity import Parity, measure_parity
+from model_code.recipes.catalog import RECIPES
+from model_code.registry.versions import check_release_name, register_version, set_champion
+from model_code.settings import load_settings
+from model_code.tracking.finished_runs import FinishedRun, find_best_run, get_finished_run
+from model_code.tracking.provenance import read_versions
+from model_code.tracking.store import open_store
+from model_code.training.pictures import Pictures, TrainingPictures, load_pictures
+from model_code.training.run_folder import RunFolder, RunRecord, open_run_folder
+from model_code.training.supervised import load_model
+from serving.bundle import Manifest, Pointer, hash_file, read_bundle, write_bundle, write_pointer
+
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@flow(name="release", flow_run_name="release-{name}")
+def release_flow(source: str, name: str, mode: str = "enabled") -> ReleaseSummary:
+    """Release a recipe's best run, or one run, under a name; `dry_run` proves everything and changes nothing.
+
+    Each step can be repeated: a release that was interrupted is completed by the same command.
+    """
+    settings = load_settings()
+    run = choose_task(source, name)
+    folder = open_run_folder(settings.checkpoints_dir, run.run_id)
+    with (
+        hold_lock(settings.locks_dir / f"release-{name}.lock", f"releasing {name}"),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        model_file = Path(scratch) / "model.onnx"
+        parity = export_task(folder, model_file)
+        parity.check()
+        manifest = _describe(name, run, folder.record, model_file, parity)
+        version, previous, bundle = None, None, Path(scratch)
+        if mode == "enabled":
+            bundle = write_bundle(settings.bundles_dir, model_file, manifest)
+            version, previous = register_task(bundle)
+            write_pointer(settings.bundles_dir, name, Pointer(version=version, bundle=bundle.name))
+    return ReleaseSummary(
+        name=name,
+        version=version,
+        previous_version=previous,
+        run_id=run.run_id,
+        recipe=run.recipe,
+        sha256=manifest.sha256,
+        test_accuracy=run.test_accuracy,
+        max_difference=max(batch.max_difference for batch in parity.batches.values()),
+        parity_split=parity.split,
+        parity_count=parity.count,
+        bundle=str(bundle) if mode == "enabled" else "",
+    )
+
+
+@task(name="choose run")
+def choose_task(source: str, name: str) -> FinishedRun:
+    """Return the run that `source`, a recipe or a run id, means for a released name."""
+    prefix = check_release_name(name)
+    client = open_store(load_settings())
+    if source in RECIPES:
+        return find_best_run(client, source, prefix)
+    if not RUN_ID.fullmatch(source):
+        raise ReleaseError(f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (32 hexadecimal digits)")
+    run = get_finished_run(client, source)
+    if not run.dataset.startswith(prefix):
+        raise ReleaseError(f"run {source} was trained on {run.dataset}; --as {name} takes runs on {prefix} pictures")
+    return run
+
+
+@task(name="export and compare")
+def export_task(folder: RunFolder, model_file: Path) -> Parity:
+    """Write the ONNX file of a run's best weights and measure it against PyTorch."""
+    record, result = folder.record, folder.result
+    if result is None:
+        raise ReleaseError(f"run {record.run_id} is not complete; repeat its train command first")
+    weights = folder.path / result.best_weights
+    if hash_file(weights) != result.weights_sha256:
+        raise ReleaseError(f"{weights} is not the file that was trained (its sha256 differs); train again")
+    dataset = open_dataset(record.config.dataset, load_settings().cache_dir)
+    if dataset.checksum != record.data_checksum:
+        raise ReleaseError(f"the {dataset.name} pictures are not those of run {record.run_id}; train again")
+    pictures = load_pictures(dataset, record.config, torch.device("cpu"))
+    model = load_model(record.config, len(dataset.classes), weights)
+    export_onnx(model, dataset.image_size, model_file)
+    split, compared = _choose_split(pictures)
+    return measure_parity(model, model_file, split, compared.images_NHWC, compared.labels_N)
+
+
+@task(name="register", retries=2, retry_delay_seconds=2)
+def register_task(bundle: Path) -> tuple[str, str | None]:
+    """Enter a bundle into the registry and make it champion; return its version and the champion before."""
+    client = open_store(load_settings())
+    manifest = read_bundle(bundle)
+    version = register_version(client, bundle, manifest)
+    return version, set_champion(client, manifest.name, version)
+
+
+def _choose_split(pictures: TrainingPictures) -> tuple[str, Pictures]:
+    return ("test", pictures.test) if pictures.test is not None else ("validation", pictures.validation)
+
+
+def _describe(name: str, run: FinishedRun, record: RunRecord, model_file: Path, parity: Parity) -> Manifest:
+    dataset = open_dataset(record.config.dataset, load_settings().cache_dir)
+    return Manifest(
+        name=name,
+        classes=dataset.classes,
+        image_size=dataset.image_size,
+        resize_size=dataset.image_size,
+        precision="fp32",
+        opset=OPSET,
+        sha256=hash_file(model_file),
+        size_bytes=model_file.stat().st_size,
+        recipe=run.recipe,
+        run_id=run.run_id,
+        accuracy_fraction=run.test_accuracy,
+        parity=parity.to_dict(),
+        versions=read_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,159 @@
+"""What the commands print: tables for people, in a terminal or a log file."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flows.doctor import Finding
+from flows.summaries import Outcome, ReleaseSummary
+from model_code.data.add import AddedDataset
+from model_code.data.cache import DatasetSummary
+from model_code.disk import format_size
+from model_code.recipes.catalog import Recipe, get_recipe
+from model_code.training.run_folder import RunResult
+
+_LOG_FILE_WIDTH = 140
+
+
+def print_recipes(recipes: Sequence[Recipe]) -> None:
+    """Print name, published accuracy and first docstring line of each recipe."""
+    table = _new_table("recipe", "published", "what it is")
+    for recipe in recipes:
+        table.add_row(recipe.name, _percent(recipe.published_accuracy), recipe.title)
+    _print(table)
+
+
+def print_recipe(recipe: Recipe) -> None:
+    """Print one recipe's evidence and every setting."""
+    console = _console()
+    console.print(f"{recipe.name}\n\n{recipe.evidence}\n", markup=False, highlight=False)
+    for key, value in recipe.build().model_dump(mode="json").items():
+        console.print(f"  {key} = {value}", markup=False, highlight=False)
+
+
+def print_datasets(datasets: Sequence[DatasetSummary]) -> None:
+    """Print what is packed."""
+    if not datasets:
+        _console().print("no pictures yet; start with: darkroom data add shapes", markup=False)
+        return
+    table = _new_table("data set", "pictures", "classes", "size", "on disk", "checksum", "source")
+    for dataset in datasets:
+        if dataset.damage is not None:
+            table.add_row(dataset.name, "damaged", "", "", "", "", dataset.damage)
+            continue
+        counts = ", ".join(f"{count} {split}" for split, count in dataset.counts.items())
+        table.add_row(
+            dataset.name,
+            counts,
+            str(len(dataset.classes)),
+            f"{dataset.image_size}x{dataset.image_size}",
+            format_size(dataset.size_bytes),
+            dataset.checksum[:12],
+            dataset.source,
+        )
+    _print(table)
+
+
+def print_added(added: AddedDataset) -> None:
+    """Print what came of adding a data set, with every picture that was left out."""
+    dataset = added.dataset
+    counts = ", ".join(f"{len(split.labels_N)} {name}" for name, split in dataset.splits.items())
+    verb = "is there already, its source did not change" if added.reused else "packed"
+    console = _console()
+    console.print(
+        f"{dataset.name} {verb}: {counts} pictures of {dataset.image_size}x{dataset.image_size}, "
+        f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]}",
+        markup=False,
+        highlight=False,
+    )
+    for skipped in added.skipped:
+        console.print(f"  left out: {skipped.name}: {skipped.reason}", markup=False, highlight=False)
+    if "test" not in dataset.splits:
+        console.print(
+            "  no test pictures: runs will report validation only; add them with one more --from", markup=False
+        )
+
+
+def print_result(result: RunResult) -> None:
+    """Print one finished run."""
+    tested = "no test pictures" if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
+    f1 = "" if result.test_macro_f1 is None else f", macro-F1 {result.test_macro_f1:.4f}"
+    _console().print(
+        f"{result.recipe}  done in {result.seconds:.0f} s: {tested}{f1}; best epoch {result.best_epoch} of "
+        f"{result.epochs}, validation accuracy {result.validation_accuracy:.4f}\n"
+        f"{result.recipe}  run {result.run_id}, weights sha256 {result.weights_sha256}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """Print what happened to each recipe; published figures stand beside full CIFAR-10 runs only."""
+    table = _new_table("recipe", "result", "published", "validation", "test", "best epoch", "seconds", "run")
+    for outcome in outcomes:
+        result = outcome.result
+        if result is None:
+            table.add_row(outcome.recipe, f"[red]failed[/]: {outcome.error}", "", "", "", "", "", "")
+            continue
+        is_comparable = result.profile == "full" and result.dataset == "cifar10"
+        kind = "full" if result.profile == "full" else "smoke, not comparable"
+        table.add_row(
+            outcome.recipe,
+            f"{'kept' if outcome.was_cached else 'trained'} ({kind}, {result.dataset})",
+            _percent(get_recipe(outcome.recipe).published_accuracy) if is_comparable else "",
+            _percent(result.validation_accuracy),
+            _percent(result.test_accuracy),
+            f"{result.best_epoch}/{result.epochs}",
+            f"{result.seconds:.0f}",
+            result.run_id[:8],
+        )
+    _print(table)
+
+
+def print_release(release: ReleaseSummary) -> None:
+    """Print what was released, and the proof."""
+    if release.version is None:
+        head = f"{release.name}: dry run, nothing was registered"
+    else:
+        before = f" (version {release.previous_version} before)" if release.previous_version else ""
+        head = f"{release.name}: version {release.version} is champion{before}"
+    tested = "not tested" if release.test_accuracy is None else f"test accuracy {release.test_accuracy:.4f}"
+    _console().print(
+        f"{head}\n  {release.recipe}, run {release.run_id}, {tested}\n"
+        f"  ONNX equals PyTorch on {release.parity_count} {release.parity_split} pictures at batch 1, 7 and 64: every "
+        f"label the same, probabilities within {release.max_difference:.1e}\n  model.onnx sha256 {release.sha256}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print what the machine can do."""
+    colours = {"ok": "green", "note": "yellow", "missing": "red"}
+    table = _new_table("", "what", "found")
+    for finding in findings:
+        table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.what, finding.found)
+    _print(table)
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{fraction:.1%}"
+
+
+def _new_table(*columns: str) -> Table:
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    return table
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_LOG_FILE_WIDTH)
+
+
+def _print(table: Table) -> None:
+    _console().print(table)

@@ -1,0 +1,62 @@
+"""Train every recipe, one after another; a recipe that fails does not stop the others."""
+
+from collections.abc import Sequence
+
+from prefect import flow
+
+from flows.summaries import Outcome
+from flows.train import train_task
+from model_code.data.cache import open_dataset
+from model_code.errors import DarkroomError, TrainingError
+from model_code.settings import load_settings
+from model_code.training.config import TrainingConfig
+from model_code.training.run_folder import RunResult, open_run_folder
+
+
+@flow(name="train-all")
+def train_all_flow(configs: Sequence[TrainingConfig]) -> list[Outcome]:
+    """Return one outcome for each config, in order.
+
+    A recipe whose config and data were trained before is not trained again: its kept result is returned.
+    """
+    outcomes = []
+    for number, config in enumerate(configs, start=1):
+        print(f"[{number}/{len(configs)}] {config.recipe}", flush=True)
+        outcomes.append(_train_one(config))
+    return outcomes
+
+
+def _train_one(config: TrainingConfig) -> Outcome:
+    settings = load_settings()
+    try:
+        checksum = open_dataset(config.dataset, settings.cache_dir).checksum
+    except DarkroomError as error:
+        return _fail(config, error)
+    state = train_task(config, checksum, return_state=True)
+    was_cached = state.name == "Cached"
+    if was_cached and not _is_still_there(state.result()):
+        state, was_cached = (
+            train_task.with_options(refresh_cache=True)(config, checksum, return_state=True),
+            False,
+        )
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        return _fail(config, result)
+    if was_cached:
+        print(f"{config.recipe}  kept from run {result.run_id}: same settings and pictures", flush=True)
+    return Outcome(recipe=config.recipe, result=result, was_cached=was_cached)
+
+
+def _is_still_there(result: RunResult) -> bool:
+    try:
+        return open_run_folder(load_settings().checkpoints_dir, result.run_id).result is not None
+    except TrainingError:
+        return False
+
+
+def _fail(config: TrainingConfig, error: BaseException) -> Outcome:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not isinstance(error, DarkroomError):
+        reason = f"{type(error).__name__}: {reason}"
+    print(f"{config.recipe}  failed: {reason}", flush=True)
+    return Outcome(recipe=config.recipe, error=reason)
