@@ -7,7 +7,6 @@ Shape suffixes: H = height, W = width, C = the three colour channels, red first.
 """
 
 import io
-import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -43,20 +42,18 @@ def decode_picture(
     """
     resize_size = resize_size or image_size
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                if opened.width * opened.height > max_pixels:
-                    raise TooLargeError(
-                        f"the picture has {opened.width}x{opened.height} pixels; at most {max_pixels:,} are decoded"
-                    )
-                # A line of 1 x 60,000 pixels is small as it comes and gigantic once its short side is 256.
-                if max(opened.size) * resize_size**2 > max_pixels * min(opened.size):
-                    raise TooLargeError(
-                        f"the picture of {opened.width}x{opened.height} pixels is too long and thin: with "
-                        f"its short side at {resize_size} it would have more than {max_pixels:,}"
-                    )
-                picture = _as_rgb(ImageOps.exif_transpose(opened))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            if opened.width * opened.height > max_pixels:
+                raise TooLargeError(
+                    f"the picture has {opened.width}x{opened.height} pixels; at most {max_pixels:,} are decoded"
+                )
+            # A line of 1 x 60,000 pixels is small as it comes and gigantic once its short side is 256.
+            if max(opened.size) * resize_size**2 > max_pixels * min(opened.size):
+                raise TooLargeError(
+                    f"the picture of {opened.width}x{opened.height} pixels is too long and thin: with "
+                    f"its short side at {resize_size} it would have more than {max_pixels:,}"
+                )
+            picture = _as_rgb(ImageOps.exif_transpose(opened))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeError(f"the picture is too large: {error}") from error
     except UnidentifiedImageError as error:

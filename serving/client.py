@@ -1,0 +1,202 @@
+"""The client of the prediction service: pictures in, predictions out, one clear line for whatever fails."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Protocol
+
+import httpx
+from pydantic import ValidationError
+from rich.table import Table
+
+from serving.client_sources import SourcePicture, SourceProblem, read_sources
+from serving.errors import ClientError
+from serving.limits import MAX_BODY_BYTES, MAX_PICTURES
+from serving.predictions import ErrorAnswer, ModelIdentity, PredictAnswer, Prediction
+from serving.request_body import FIELD_NAME
+
+DEFAULT_SERVER = "http://127.0.0.1:3000"
+TIMEOUT_S = 120.0
+_MAX_TRIES = 4
+_MAX_WAIT_S = 10.0
+# Boundaries and part headers come on top of the pictures.
+_MAX_GROUP_BYTES = MAX_BODY_BYTES - MAX_PICTURES * 1024
+_ABOUT_ONE_PICTURE = (400, 413)
+_TRY_AGAIN = (429, 503)
+
+
+class _Sleep(Protocol):
+    def __call__(self, seconds: float, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What came of all sources.
+
+    Attributes:
+        model: Which model answered; None when no picture was answered.
+        provider: onnxruntime's execution provider of the server; None when no picture was answered.
+        predictions: One per answered picture, in the order of the sources; `filename` is the source.
+        problems: One per source without a prediction.
+    """
+
+    model: ModelIdentity | None
+    provider: str | None
+    predictions: tuple[Prediction, ...]
+    problems: tuple[SourceProblem, ...]
+
+
+def predict(
+    sources: Sequence[str],
+    server: str = DEFAULT_SERVER,
+    model: str | None = None,
+    top_k: int | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    sleep: _Sleep = time.sleep,
+) -> PredictResult:
+    """Classify pictures on a server.
+
+    Args:
+        sources: Files, folders of pictures, and http(s) addresses, which are fetched here.
+        server: Address of the service.
+        model: Registered name; the server's choice when None.
+        top_k: Classes per picture; the server's choice when None.
+        timeout_s: For one request, seconds.
+        sleep: Waits before another try when the server is overloaded, seconds.
+
+    Returns:
+        A prediction or a problem for every picture.
+
+    Raises:
+        ClientError: No server answers there, it is not Darkroom, or it refuses the model or `top_k`.
+    """
+    if not server.lower().startswith(("http://", "https://")):
+        raise ClientError(f"server {server!r} is not an address; give one such as --server {DEFAULT_SERVER}")
+    parameters = {key: str(value) for key, value in (("model", model), ("top_k", top_k)) if value is not None}
+    answers: list[PredictAnswer] = []
+    problems: list[SourceProblem] = []
+    # A proxy of the environment cannot reach this machine's own loopback.
+    is_local = httpx.URL(server).host in ("127.0.0.1", "localhost", "::1")
+    with httpx.Client(base_url=server, timeout=timeout_s, params=parameters, trust_env=not is_local) as client:
+        connection = _Connection(client, server, sleep)
+        for group in _group(sources, problems):
+            for answer in connection.classify(group):
+                if isinstance(answer, SourceProblem):
+                    problems.append(answer)
+                else:
+                    answers.append(answer)
+    return PredictResult(
+        model=answers[-1].model if answers else None,
+        provider=answers[-1].provider if answers else None,
+        predictions=tuple(prediction for answer in answers for prediction in answer.predictions),
+        problems=tuple(problems),
+    )
+
+
+def render_predictions(result: PredictResult) -> Table:
+    """Return a table of the predictions, titled with model, version and provider."""
+    title = None
+    if result.model:
+        title = f"{result.model.name} version {result.model.version}, {result.model.precision}, {result.provider}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("Picture", overflow="fold")
+    table.add_column("Label", style="bold")
+    table.add_column("Probability", justify="right")
+    table.add_column("Next", style="dim")
+    for prediction in result.predictions:
+        others = ", ".join(f"{other.label} {other.probability:.1%}" for other in prediction.top[1:])
+        table.add_row(prediction.filename or "", prediction.label, f"{prediction.probability:.1%}", others)
+    return table
+
+
+@dataclass(frozen=True)
+class _Connection:
+    client: httpx.Client
+    server: str
+    sleep: _Sleep
+
+    def classify(self, group: list[SourcePicture]) -> Iterator[PredictAnswer | SourceProblem]:
+        """Send a group as one request; if one picture spoils it, send each alone to learn which."""
+        response = self._post(group)
+        if response.status_code in _ABOUT_ONE_PICTURE and len(group) > 1:
+            for picture in group:
+                yield from self.classify([picture])
+            return
+        if response.status_code in _ABOUT_ONE_PICTURE:
+            yield SourceProblem(group[0].source, self._read_error(response))
+            return
+        if response.status_code != httpx.codes.OK:
+            raise ClientError(f"{self.server} refused: {self._read_error(response)}")
+        yield self._read_answer(response, group)
+
+    def _post(self, group: list[SourcePicture]) -> httpx.Response:
+        for tries_left in reversed(range(_MAX_TRIES)):
+            try:
+                response = self._send(group)
+            except httpx.ConnectError as error:
+                raise ClientError(
+                    f"no server at {self.server}; start one with `darkroom serve`, or give --server URL"
+                ) from error
+            except httpx.TimeoutException as error:
+                raise ClientError(f"{self.server} did not answer in time; send fewer pictures at once") from error
+            except httpx.HTTPError as error:
+                raise ClientError(f"{self.server} closed the connection ({error}); is it Darkroom?") from error
+            if response.status_code not in _TRY_AGAIN or not tries_left:
+                break
+            self.sleep(_read_wait(response))
+        return response
+
+    def _send(self, group: list[SourcePicture]) -> httpx.Response:
+        if len(group) == 1:
+            headers = {"Content-Type": "application/octet-stream"}
+            return self.client.post("/v1/predict", content=group[0].data, headers=headers)
+        files = [
+            (FIELD_NAME, (PurePath(picture.source).name, picture.data, "application/octet-stream")) for picture in group
+        ]
+        return self.client.post("/v1/predict", files=files)
+
+    def _read_answer(self, response: httpx.Response, group: list[SourcePicture]) -> PredictAnswer:
+        try:
+            answer = PredictAnswer.model_validate_json(response.content)
+        except ValidationError as error:
+            raise ClientError(f"what answers at {self.server} is not Darkroom; check --server URL") from error
+        if len(answer.predictions) != len(group):
+            raise ClientError(f"{self.server} answered {len(answer.predictions)} predictions for {len(group)} pictures")
+        named = tuple(
+            prediction.model_copy(update={"filename": picture.source})
+            for prediction, picture in zip(answer.predictions, group, strict=True)
+        )
+        return answer.model_copy(update={"predictions": named})
+
+    def _read_error(self, response: httpx.Response) -> str:
+        try:
+            return ErrorAnswer.model_validate_json(response.content).error.message
+        except ValidationError as error:
+            raise ClientError(
+                f"what answers at {self.server} is not Darkroom (it answered {response.status_code}); "
+                "check --server URL"
+            ) from error
+
+
+def _group(sources: Sequence[str], problems: list[SourceProblem]) -> Iterator[list[SourcePicture]]:
+    """Yield pictures in groups that fit one request; what could not be read goes to `problems`."""
+    group: list[SourcePicture] = []
+    group_bytes = 0
+    for item in read_sources(sources):
+        if isinstance(item, SourceProblem):
+            problems.append(item)
+            continue
+        if group and (len(group) == MAX_PICTURES or group_bytes + len(item.data) > _MAX_GROUP_BYTES):
+            yield group
+            group, group_bytes = [], 0
+        group.append(item)
+        group_bytes += len(item.data)
+    if group:
+        yield group
+
+
+def _read_wait(response: httpx.Response) -> float:
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), _MAX_WAIT_S) if text.isdecimal() else 1.0

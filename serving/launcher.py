@@ -1,0 +1,156 @@
+"""Starts the service in this process and says where it listens and what it serves.
+
+    python -m serving.launcher --port 3000
+
+One process, so that nothing is left holding the port when it is killed.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from serving.bundle import list_released
+from serving.errors import StartError
+from serving.model_set import find_bundles_dir
+from serving.predictions import ModelsAnswer
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 3000
+_STOP_TIMEOUT_S = 20
+
+
+def run_server(port: int = DEFAULT_PORT, host: str = DEFAULT_HOST, home: Path | None = None) -> None:
+    """Serve the released models until Ctrl-C or SIGTERM; requests that have started are finished.
+
+    Args:
+        port: TCP port; 0 takes a free one.
+        host: Address to listen on; `0.0.0.0` for every one.
+        home: DARKROOM_HOME; the environment's, or `./.darkroom`, when None.
+
+    Raises:
+        StartError: Nothing is released or can be loaded, or the address cannot be listened on.
+    """
+    bundles_dir = find_bundles_dir(home)
+    if not list_released(bundles_dir):
+        raise StartError(f"no model is released in {bundles_dir}; run `darkroom release RECIPE --as cifar10`")
+    with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="darkroom-serving-") as scratch:
+        os.environ["DARKROOM_HOME"] = str(bundles_dir.parent)
+        _keep_bentoml_here(Path(scratch))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            _serve(listener)
+        except KeyboardInterrupt:
+            print("stopped")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `python -m serving.launcher`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m serving.launcher", description="Serve the released models.")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument("--host", default=DEFAULT_HOST)
+    parser.add_argument("--home", type=Path, help="DARKROOM_HOME; ./.darkroom by default")
+    options = parser.parse_args(arguments)
+    try:
+        run_server(options.port, options.host, options.home)
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        # create_server words its own text around the system's; a name that does not resolve has a negative number.
+        number = (isinstance(error, OSError) and error.errno) or 0
+        reason = os.strerror(number) if number > 0 else str(error)
+        raise StartError(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from error
+
+
+def _keep_bentoml_here(scratch: Path) -> None:
+    """Set what BentoML reads when it is imported: it would write to the user's home and report its use."""
+    metrics_dir = scratch / "metrics"
+    metrics_dir.mkdir()
+    os.environ["BENTOML_HOME"] = str(scratch / "bentoml")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
+    os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+
+
+def _serve(listener: socket.socket) -> None:
+    from bentoml import server_context
+
+    from serving import service
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("serving").setLevel(logging.INFO)
+    # The decorator makes the class a bentoml.Service, which type checkers do not see.
+    darkroom: Any = service.Darkroom
+    # The labels of BentoML's metrics.
+    server_context.service_name = server_context.bento_name = darkroom.name
+    config = uvicorn.Config(
+        darkroom.to_asgi(),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+    )
+    server = _AnnouncingServer(config, service.app)
+    server.run(sockets=[listener])
+    if not server.started:
+        raise StartError("the service did not start; the lines above say why")
+    if server.problem:
+        raise StartError(server.problem)
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """Says when it is ready; stops when there is nothing to serve."""
+
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self.problem = ""
+        self._app = app
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not (self.started and sockets):
+            return
+        answer = self._app.state.api.models.describe()
+        if not answer.models:
+            self.problem = "; ".join(problem.message for problem in answer.problems) or "no model is released"
+            self.should_exit = True
+            return
+        print(describe_service(format_address(sockets[0]), answer), flush=True)
+
+
+def describe_service(address: str, answer: ModelsAnswer) -> str:
+    """Return what is printed when the service is ready: the address, then one line per model and problem."""
+    lines = [f"Darkroom serves at {address} (Ctrl-C stops it)"]
+    lines += [
+        f"  {model.name} version {model.version}, {model.precision}, {len(model.classes)} classes, {model.provider}"
+        for model in answer.models
+    ]
+    lines += [f"  {problem.name}: {problem.message}" for problem in answer.problems]
+    return "\n".join(lines)
+
+
+def format_address(listener: socket.socket) -> str:
+    """Return the URL at which this machine reaches a listening socket."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # noqa: S104
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The released models that are loaded now, kept in step with the pointers under DARKROOM_HOME/bundles.
+
+A new release is loaded and checked beside the one that serves, and takes over only when it works. Requests
+that have started keep the classifier that they started with.
+"""
+
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from serving.bundle import POINTER_FILE, list_released, read_pointer
+from serving.classifier import Classifier
+from serving.errors import BadParameterError, BundleError, NoSuchModelError, OverloadedError
+from serving.predictions import ModelProblem, ModelsAnswer
+
+DEFAULT_NAME = "cifar10"
+POLL_INTERVAL_S = 1.0
+RETRY_INTERVAL_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+def find_bundles_dir(home: Path | None = None) -> Path:
+    """Return `bundles` under `home`, or under DARKROOM_HOME, `./.darkroom` when unset; absolute."""
+    root = home or Path(os.environ.get("DARKROOM_HOME") or ".darkroom")
+    return root.expanduser().resolve() / "bundles"
+
+
+@dataclass(frozen=True)
+class _Failure:
+    signature: tuple[int, int, int]
+    message: str
+    retry_at_s: float
+
+
+class ModelSet:
+    """Loaded models by registered name; reading is safe from any thread.
+
+    Attributes:
+        bundles_dir: Where releases lie.
+    """
+
+    def __init__(self, bundles_dir: Path, threads: int | None = None) -> None:
+        """Start with nothing loaded.
+
+        Args:
+            bundles_dir: Where releases lie.
+            threads: CPU threads of one classification; all that this process may use when None.
+        """
+        self.bundles_dir = bundles_dir
+        self._threads = threads
+        # Replaced as a whole, never changed: readers need no lock.
+        self._loaded: MappingProxyType[str, Classifier] = MappingProxyType({})
+        self._failures: MappingProxyType[str, _Failure] = MappingProxyType({})
+        self._signatures: dict[str, tuple[int, int, int]] = {}
+        self._refreshing = threading.Lock()
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names that answer now, sorted."""
+        return sorted(self._loaded)
+
+    def describe(self) -> ModelsAnswer:
+        """Return what `GET /v1/models` answers."""
+        return ModelsAnswer(
+            models=tuple(classifier.describe() for _, classifier in sorted(self._loaded.items())),
+            problems=tuple(
+                ModelProblem(name=name, message=failure.message) for name, failure in sorted(self._failures.items())
+            ),
+        )
+
+    def select(self, name: str | None) -> Classifier:
+        """Return the model of that name; without a name, the only one, or `cifar10` among several.
+
+        Raises:
+            NoSuchModelError: No model of that name is loaded.
+            BadParameterError: No name was given and it is not clear which model is meant.
+            OverloadedError: No name was given and nothing is loaded yet.
+        """
+        loaded = self._loaded
+        names = ", ".join(sorted(loaded)) or "none"
+        if name is not None:
+            if name not in loaded:
+                raise NoSuchModelError(f"no model {name!r} is loaded; loaded: {names}")
+            return loaded[name]
+        if len(loaded) == 1:
+            return next(iter(loaded.values()))
+        if DEFAULT_NAME in loaded:
+            return loaded[DEFAULT_NAME]
+        if not loaded:
+            raise OverloadedError("no model is loaded yet; GET /v1/models says why", retry_after_s=5)
+        raise BadParameterError(f"several models are loaded: say which with model=NAME; loaded: {names}")
+
+    def refresh(self) -> None:
+        """Load what was released since the last call, drop what was withdrawn, keep what works."""
+        with self._refreshing:
+            # A folder that is gone is a volume that is not mounted, not a withdrawal of everything.
+            if self.bundles_dir.is_dir():
+                self._refresh()
+
+    def watch(self, interval_s: float = POLL_INTERVAL_S) -> None:
+        """Call `refresh` every `interval_s` seconds in a thread of its own, until `stop`."""
+        self._watcher = threading.Thread(target=self._poll, args=(interval_s,), name="releases", daemon=True)
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """End the watching thread."""
+        self._stopping.set()
+        if self._watcher:
+            self._watcher.join(timeout=5)
+
+    def _poll(self, interval_s: float) -> None:
+        while not self._stopping.wait(interval_s):
+            try:
+                self.refresh()
+            except OSError as error:
+                logger.warning("cannot read %s: %s", self.bundles_dir, error)
+
+    def _refresh(self) -> None:
+        loaded, failures = dict(self._loaded), dict(self._failures)
+        released = list_released(self.bundles_dir)
+        for name in set(loaded).union(failures).difference(released):
+            logger.info("%s is withdrawn", name)
+            loaded.pop(name, None)
+            failures.pop(name, None)
+            self._signatures.pop(name, None)
+        for name in released:
+            signature = self._read_signature(name)
+            if signature == self._signatures.get(name):
+                continue
+            failure = failures.get(name)
+            if failure and failure.signature == signature and time.monotonic() < failure.retry_at_s:
+                continue
+            try:
+                loaded[name] = self._load(name)
+            except (BundleError, OSError) as error:
+                if not failure or failure.message != str(error):
+                    logger.warning("%s: not loaded: %s", name, error)
+                failures[name] = _Failure(signature, str(error), time.monotonic() + RETRY_INTERVAL_S)
+                continue
+            failures.pop(name, None)
+            self._signatures[name] = signature
+            logger.info("%s: version %s is loaded", name, loaded[name].version)
+            self._loaded = MappingProxyType(dict(loaded))
+        self._loaded, self._failures = MappingProxyType(loaded), MappingProxyType(failures)
+
+    def _load(self, name: str) -> Classifier:
+        pointer = read_pointer(self.bundles_dir, name)
+        classifier = Classifier(self.bundles_dir / name / pointer.bundle, pointer.version, self._threads)
+        if classifier.manifest.name != name:
+            raise BundleError(
+                f"the bundle released as {name} says it is {classifier.manifest.name}; "
+                f"run `darkroom release RECIPE --as {name}`"
+            )
+        return classifier
+
+    def _read_signature(self, name: str) -> tuple[int, int, int]:
+        try:
+            status = (self.bundles_dir / name / POINTER_FILE).stat()
+        except OSError:
+            return (0, 0, 0)
+        return (status.st_mtime_ns, status.st_ino, status.st_size)

@@ -1,0 +1,105 @@
+"""The OpenAPI description of the service, built from the models that the service answers with."""
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from serving.limits import DEFAULT_TOP_K, MAX_PICTURE_BYTES, MAX_PICTURES
+from serving.predictions import ErrorAnswer, ModelsAnswer, PredictAnswer
+
+_REFUSALS = {
+    "400": "Not a picture, or a malformed body",
+    "404": "No such model",
+    "408": "The body did not arrive in time",
+    "413": "Too many bytes, pixels or pictures",
+    "415": "Wrong content type",
+    "422": "Bad parameter",
+}
+
+
+def describe_api() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of every route that is meant for users."""
+    _, definitions = models_json_schema(
+        [(model, "serialization") for model in (PredictAnswer, ModelsAnswer, ErrorAnswer)],
+        ref_template="#/components/schemas/{model}",
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Darkroom",
+            "version": "1",
+            "description": "Class probabilities of pictures, from the released models.",
+        },
+        "paths": {
+            "/v1/predict": {"post": _describe_predict()},
+            "/v1/models": {
+                "get": {
+                    "operationId": "listModels",
+                    "summary": "The loaded models, and the releases that could not be loaded",
+                    "responses": {"200": _answer("Loaded models", "ModelsAnswer")},
+                }
+            },
+            "/livez": {"get": _describe_probe("isAlive", "The process is alive")},
+            "/readyz": {"get": _describe_probe("isReady", "A model is loaded", "No model is loaded")},
+            "/metrics": {"get": _describe_probe("readMetrics", "Metrics in Prometheus text format")},
+            "/": {"get": _describe_probe("showPage", "A page to try the service with a picture", kind="text/html")},
+        },
+        "components": {"schemas": definitions["$defs"]},
+    }
+
+
+def _describe_predict() -> dict[str, Any]:
+    raw_picture = {"schema": {"type": "string", "format": "binary", "maxLength": MAX_PICTURE_BYTES}}
+    picture_list = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+        "maxItems": MAX_PICTURES,
+    }
+    form = {"type": "object", "required": ["image"], "properties": {"image": picture_list}}
+    responses = {"200": _answer("One prediction per picture, in the order they were sent", "PredictAnswer")}
+    responses |= {status: _answer(text, "ErrorAnswer") for status, text in _REFUSALS.items()}
+    for status, text in (("429", "Too many requests"), ("503", "Overloaded, or no model is loaded yet")):
+        wait = {"description": "Seconds to wait before the next try", "schema": {"type": "integer"}}
+        responses[status] = _answer(text, "ErrorAnswer") | {"headers": {"Retry-After": wait}}
+    return {
+        "operationId": "predict",
+        "summary": "Classify one picture, or up to 64 in one batch",
+        "parameters": [
+            {
+                "name": "model",
+                "in": "query",
+                "description": "Registered name; when left out: the only model, or cifar10",
+                "schema": {"type": "string"},
+            },
+            {
+                "name": "top_k",
+                "in": "query",
+                "description": f"Classes to list; when left out {DEFAULT_TOP_K}, or all if there are fewer",
+                "schema": {"type": "integer", "minimum": 1},
+            },
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "image/*": raw_picture,
+                "application/octet-stream": raw_picture,
+                "multipart/form-data": {"schema": form},
+            },
+        },
+        "responses": responses,
+    }
+
+
+def _describe_probe(operation: str, yes: str, no: str | None = None, kind: str = "text/plain") -> dict[str, Any]:
+    responses: dict[str, Any] = {
+        "200": {"description": yes, "content": {kind: {"schema": {"type": "string"}}}},
+    }
+    if no:
+        responses["503"] = {"description": no}
+    return {"operationId": operation, "summary": yes, "responses": responses}
+
+
+def _answer(description: str, model: str) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{model}"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}

@@ -1,0 +1,140 @@
+"""What the service answers: the service fills these models, OpenAPI publishes them, the client reads them.
+
+Shape suffix: K = the classes of the model.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModelIdentity(BaseModel):
+    """Which model answered.
+
+    Attributes:
+        name: Registered name, e.g. `cifar10`.
+        version: Version in the registry, e.g. `3`.
+        sha256: Of model.onnx, lower-case hexadecimal.
+        precision: `fp32`, `fp16` or `int8`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    sha256: str
+    precision: str
+
+
+class LabelProbability(BaseModel):
+    """One class and how probable the model finds it, in [0, 1]."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    probability: float = Field(ge=0, le=1)
+
+
+class Prediction(BaseModel):
+    """What the model sees in one picture.
+
+    Attributes:
+        filename: Name that the client gave the picture; None for a picture sent as the raw body.
+        label: Most probable class.
+        probability: Of `label`, in [0, 1].
+        top: The `top_k` most probable classes, most probable first.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    filename: str | None
+    label: str
+    probability: float = Field(ge=0, le=1)
+    top: tuple[LabelProbability, ...]
+
+
+class PredictAnswer(BaseModel):
+    """Answer to `POST /v1/predict`: one prediction per picture, in the order they were sent.
+
+    Attributes:
+        model: Which model answered.
+        provider: onnxruntime's execution provider that is really active.
+        predictions: One per picture.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: ModelIdentity
+    provider: str
+    predictions: tuple[Prediction, ...]
+
+
+class ServedModel(ModelIdentity):
+    """A loaded model.
+
+    Attributes:
+        provider: onnxruntime's execution provider that is really active.
+        classes: Labels in the order of the network's outputs.
+        image_size: Height and width that the network reads, pixels.
+        accuracy_fraction: Test accuracy in [0, 1]; None if it was not measured.
+        recipe: Recipe that trained it.
+        run_id: MLflow run that trained it.
+        created: ISO 8601 time in UTC.
+    """
+
+    provider: str
+    classes: tuple[str, ...]
+    image_size: int
+    accuracy_fraction: float | None
+    recipe: str
+    run_id: str
+    created: str
+
+
+class ModelProblem(BaseModel):
+    """Why what is released under a name is not what is served, or why nothing is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    message: str
+
+
+class ModelsAnswer(BaseModel):
+    """Answer to `GET /v1/models`: the loaded models, and the releases that could not be loaded."""
+
+    model_config = ConfigDict(frozen=True)
+
+    models: tuple[ServedModel, ...]
+    problems: tuple[ModelProblem, ...]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: a stable machine-readable code, and one line for a person."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+
+
+class ErrorAnswer(BaseModel):
+    """Body of every answer that is not 200."""
+
+    model_config = ConfigDict(frozen=True)
+
+    error: ErrorDetail
+
+
+def rank_classes(
+    probabilities_K: npt.NDArray[np.float32], classes: Sequence[str], top_k: int, filename: str | None
+) -> Prediction:
+    """Return the `top_k` most probable classes of one picture; equal ones stay in the order of `classes`."""
+    order = np.argsort(-probabilities_K, kind="stable")[:top_k]
+    # float32 softmax may exceed 1 by one rounding step.
+    top = tuple(
+        LabelProbability(label=classes[index], probability=min(1.0, float(probabilities_K[index]))) for index in order
+    )
+    return Prediction(filename=filename, label=top[0].label, probability=top[0].probability, top=top)

@@ -1,0 +1,34 @@
+"""The BentoML service: the HTTP contract mounted beside BentoML's /livez, /readyz and /metrics.
+
+`darkroom serve` runs it in one process (`serving/launcher.py`); `bentoml serve serving.service:Darkroom` runs
+it under BentoML's supervisor.
+"""
+
+import bentoml
+
+from serving.http_api import PredictionApi, create_app
+from serving.model_set import ModelSet, find_bundles_dir
+
+app = create_app()
+
+
+# The timeout covers receiving and classifying the largest request; bodies have a shorter one of their own.
+@bentoml.service(
+    name="darkroom",
+    workers=1,
+    traffic={"timeout": 300},
+    logging={"access": {"enabled": False}},
+    metrics={"enabled": True},
+)
+@bentoml.asgi_app(app, path="/")
+class Darkroom:
+    """Class probabilities of pictures, from the released models."""
+
+    def __init__(self) -> None:
+        self._models = ModelSet(find_bundles_dir())
+        self._models.refresh()
+        self._models.watch()
+        app.state.api = PredictionApi(self._models)
+
+    def __is_ready__(self) -> bool:
+        return bool(self._models.names)

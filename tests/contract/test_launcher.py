@@ -1,0 +1,82 @@
+"""Starting and stopping the service, as a person does."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+
+from serving.bundle import MODEL_FILE
+from tests.contract.conftest import ROOT
+from tests.unit.serving.tiny_bundle import release
+
+
+def launch(home, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "serving.launcher", "--home", str(home), *arguments],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_nothing_released_is_one_clear_line(tmp_path):
+    outcome = launch(tmp_path, "--port", "0")
+    assert outcome.returncode == 1
+    assert outcome.stderr.splitlines() == [
+        f"error: no model is released in {tmp_path / 'bundles'}; run `darkroom release RECIPE --as cifar10`"
+    ]
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path):
+    release(tmp_path / "bundles")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        outcome = launch(tmp_path, "--port", str(port))
+    assert outcome.returncode == 1
+    assert outcome.stderr.splitlines() == [
+        f"error: cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port"
+    ]
+
+
+def test_only_damaged_models_is_an_error(tmp_path):
+    folder = release(tmp_path / "bundles")
+    (folder / MODEL_FILE).write_bytes(b"damaged")
+    outcome = launch(tmp_path, "--port", "0")
+    assert outcome.returncode == 1
+    assert "was changed after its release" in outcome.stderr.splitlines()[-1]
+
+
+def test_it_says_what_it_serves_and_ctrl_c_stops_it(tmp_path, start_service):
+    release(tmp_path / "bundles", "food", "12")
+    service = start_service(tmp_path)
+    assert httpx.get(f"{service.url}/readyz", trust_env=False).status_code == 200
+    assert service.stop(signal.SIGINT) == 0
+    log = "".join(service.log)
+    assert "food version 12, fp32, 6 classes" in log
+    assert "Traceback" not in log
+
+
+def test_it_starts_again_after_a_kill_and_is_unready_without_a_model(tmp_path, start_service):
+    release(tmp_path / "bundles")
+    first = start_service(tmp_path)
+    port = httpx.URL(first.url).port
+    first.stop(signal.SIGKILL)
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+    second = start_service(tmp_path)
+    with httpx.Client(base_url=second.url, trust_env=False) as client:
+        assert client.get("/readyz").status_code == 200
+        (tmp_path / "bundles" / "cifar10" / "champion.json").unlink()
+        deadline = time.monotonic() + 15
+        while client.get("/readyz").status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/livez").status_code == 200
+    assert second.stop(signal.SIGTERM) == 0

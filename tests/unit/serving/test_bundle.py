@@ -1,0 +1,93 @@
+import json
+
+import pytest
+
+from serving.bundle import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Pointer,
+    list_released,
+    read_bundle,
+    read_pointer,
+    write_bundle,
+    write_pointer,
+)
+from serving.errors import BundleError
+from tests.unit.serving.tiny_bundle import COLOURS, make_bundle, release
+
+
+def test_what_was_written_is_read(tmp_path):
+    folder = make_bundle(tmp_path, "cifar10")
+    manifest = read_bundle(folder)
+    assert folder == tmp_path / "cifar10" / manifest.sha256[:16]
+    assert manifest.classes == tuple(COLOURS)
+    assert sorted(file.name for file in folder.iterdir()) == [MANIFEST_FILE, MODEL_FILE]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_writing_the_same_bundle_again_repairs_it(tmp_path):
+    folder = make_bundle(tmp_path)
+    (folder / MODEL_FILE).write_bytes(b"damaged")
+    assert make_bundle(tmp_path) == folder
+    assert read_bundle(folder).name == "cifar10"
+
+
+def test_a_model_that_is_not_the_manifests_is_refused(tmp_path):
+    manifest = read_bundle(make_bundle(tmp_path))
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"something else")
+    with pytest.raises(BundleError, match="does not have the sha256"):
+        write_bundle(tmp_path / "new", other, manifest)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, MANIFEST_FILE])
+def test_a_missing_file_is_named(tmp_path, name):
+    folder = make_bundle(tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        read_bundle(folder)
+
+
+def test_a_changed_model_is_refused(tmp_path):
+    folder = make_bundle(tmp_path)
+    with (folder / MODEL_FILE).open("r+b") as file:
+        file.write(b"\xff")
+    with pytest.raises(BundleError, match="was changed after its release"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "cifar10"}'])
+def test_a_damaged_manifest_is_refused(tmp_path, text):
+    folder = make_bundle(tmp_path)
+    (folder / MANIFEST_FILE).write_text(text)
+    with pytest.raises(BundleError, match="is not a manifest"):
+        read_bundle(folder)
+
+
+def test_the_pointer_is_replaced_in_one_step(tmp_path):
+    release(tmp_path, version="1")
+    write_pointer(tmp_path, "cifar10", Pointer(version="2", bundle="abc"))
+    assert read_pointer(tmp_path, "cifar10") == Pointer(version="2", bundle="abc")
+    assert not list((tmp_path / "cifar10").glob(".new-*"))
+
+
+def test_names_with_a_pointer_are_listed(tmp_path):
+    assert list_released(tmp_path / "nothing") == []
+    release(tmp_path, "food")
+    release(tmp_path, "cifar10")
+    make_bundle(tmp_path, "unreleased")
+    assert list_released(tmp_path) == ["cifar10", "food"]
+
+
+def test_a_missing_pointer_says_what_to_run(tmp_path):
+    with pytest.raises(BundleError, match="darkroom release RECIPE --as food"):
+        read_pointer(tmp_path, "food")
+
+
+@pytest.mark.parametrize("bundle", ["../food/abc", "/etc", "", "..", "a/b"])
+def test_a_pointer_out_of_its_folder_is_refused(tmp_path, bundle):
+    release(tmp_path)
+    (tmp_path / "cifar10" / "champion.json").write_text(json.dumps({"version": "1", "bundle": bundle}))
+    with pytest.raises(BundleError, match="is damaged"):
+        read_pointer(tmp_path, "cifar10")

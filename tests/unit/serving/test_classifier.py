@@ -1,0 +1,114 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from serving.bundle import MODEL_FILE, hash_file
+from serving.classifier import CPU, CUDA, Classifier, count_cpus
+from serving.errors import BundleError, NotAPictureError
+from serving.predictions import rank_classes
+from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_bundle, paint, write_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="module")
+def classifier(folder):
+    return Classifier(folder, "7")
+
+
+def test_a_batch_is_answered_in_order(classifier):
+    images_NHWC = np.stack([classifier.decode(paint(colour)) for colour in COLOURS])
+    probabilities_NK = classifier.classify(images_NHWC)
+    assert probabilities_NK.dtype == np.float32
+    assert probabilities_NK.argmax(axis=1).tolist() == list(range(len(COLOURS)))
+    assert probabilities_NK.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_probabilities_are_the_softmax_of_the_graph(classifier):
+    colours_KC = np.array(list(COLOURS.values()), dtype=np.float64)
+    logits_K = (2 * colours_KC @ (120, 60, 30) - (colours_KC**2).sum(axis=1)) / 4000
+    expected_K = np.exp(logits_K - logits_K.max())
+    expected_K /= expected_K.sum()
+    image_NHWC = np.full((1, IMAGE_SIZE, IMAGE_SIZE, 3), (120, 60, 30), dtype=np.uint8)
+    assert classifier.classify(image_NHWC)[0] == pytest.approx(expected_K, abs=1e-5)
+
+
+def test_who_answers_is_described(classifier, folder):
+    assert classifier.identity.model_dump() == {
+        "name": "cifar10",
+        "version": "7",
+        "sha256": hash_file(folder / MODEL_FILE),
+        "precision": "fp32",
+    }
+    described = classifier.describe()
+    assert described.classes == tuple(COLOURS)
+    assert described.provider == classifier.provider
+    assert classifier.provider in (CPU, CUDA)
+
+
+def test_several_threads_get_the_same_answers(classifier):
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (64, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    expected_NK = classifier.classify(images_NHWC)
+    with ThreadPoolExecutor(4) as pool:
+        for probabilities_NK in pool.map(classifier.classify, [images_NHWC] * 20):
+            assert np.array_equal(probabilities_NK, expected_NK)
+
+
+@pytest.mark.parametrize(
+    "images_NHWC",
+    [np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32), np.zeros((1, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)],
+)
+def test_other_shapes_and_types_are_refused(classifier, images_NHWC):
+    with pytest.raises(ValueError, match="reads uint8"):
+        classifier.classify(images_NHWC)
+
+
+def test_garbage_is_refused(classifier):
+    with pytest.raises(NotAPictureError):
+        classifier.decode(b"garbage")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_name": "x"}, "the service needs uint8"),
+        ({"output_name": "logits_out"}, "the service needs uint8"),
+        ({"batch": 2}, "any batch size"),
+        ({"image_size": 9}, "its manifest says"),
+        ({"softmax": False}, "softmax belongs inside the graph"),
+        ({"manifest": {"classes": ("red", "green")}}, "names 2 classes"),
+    ],
+)
+def test_a_graph_that_does_not_fit_its_manifest_is_refused(tmp_path, options, message):
+    with pytest.raises(BundleError, match=message):
+        Classifier(make_bundle(tmp_path, **options), "1")
+
+
+def test_a_file_that_is_no_graph_is_refused(tmp_path):
+    folder = make_bundle(tmp_path)
+    (folder / MODEL_FILE).write_bytes(b"no graph")
+    manifest = (folder / "manifest.json").read_text()
+    write_model(tmp_path / "good.onnx")
+    changed = manifest.replace(hash_file(tmp_path / "good.onnx"), hash_file(folder / MODEL_FILE))
+    assert changed != manifest
+    (folder / "manifest.json").write_text(changed)
+    with pytest.raises(BundleError, match="cannot run it"):
+        Classifier(folder, "1")
+
+
+def test_equal_classes_keep_their_order():
+    prediction = rank_classes(np.array([0.2, 0.4, 0.4], dtype=np.float32), ["a", "b", "c"], 2, "x.png")
+    assert [one.label for one in prediction.top] == ["b", "c"]
+    assert (prediction.label, prediction.filename) == ("b", "x.png")
+
+
+@pytest.mark.parametrize(("text", "limit"), [("50000 100000", 1), ("100000 100000", 1), ("max 100000", None)])
+def test_a_containers_cpu_quota_is_respected(tmp_path, text, limit):
+    quota = tmp_path / "cpu.max"
+    quota.write_text(text)
+    unlimited = count_cpus(tmp_path / "no such file")
+    assert count_cpus(quota) == (limit or unlimited)

@@ -1,0 +1,153 @@
+import shutil
+import time
+
+import pytest
+
+from serving import model_set
+from serving.bundle import MODEL_FILE, Pointer, write_pointer
+from serving.errors import BadParameterError, NoSuchModelError, OverloadedError
+from serving.model_set import ModelSet, find_bundles_dir
+from tests.unit.serving.tiny_bundle import make_bundle, release
+
+
+@pytest.fixture
+def models(tmp_path):
+    return ModelSet(tmp_path / "bundles", threads=1)
+
+
+def load(models, *names):
+    for name in names:
+        release(models.bundles_dir, name)
+    models.refresh()
+
+
+def test_nothing_is_loaded_from_an_empty_home(models):
+    models.refresh()
+    assert models.names == []
+    with pytest.raises(OverloadedError):
+        models.select(None)
+    with pytest.raises(NoSuchModelError, match="loaded: none"):
+        models.select("cifar10")
+
+
+def test_the_only_model_needs_no_name(models):
+    load(models, "food")
+    assert models.select(None).manifest.name == "food"
+
+
+def test_cifar10_is_meant_among_several(models):
+    load(models, "food", "cifar10")
+    assert models.select(None).manifest.name == "cifar10"
+    assert models.select("food").manifest.name == "food"
+
+
+def test_several_models_without_cifar10_need_a_name(models):
+    load(models, "food", "birds")
+    with pytest.raises(BadParameterError, match="loaded: birds, food"):
+        models.select(None)
+
+
+def test_an_unknown_name_lists_the_known(models):
+    load(models, "food", "cifar10")
+    with pytest.raises(NoSuchModelError, match="'dogs' is loaded; loaded: cifar10, food"):
+        models.select("dogs")
+
+
+def test_a_new_pointer_is_followed_and_an_old_one_costs_nothing(models):
+    load(models, "cifar10")
+    first = models.select(None)
+    models.refresh()
+    assert models.select(None) is first
+    release(models.bundles_dir, version="2", softness=9000.0)
+    models.refresh()
+    second = models.select(None)
+    assert (first.version, second.version) == ("1", "2")
+    assert second.manifest.sha256 != first.manifest.sha256
+
+
+def test_a_damaged_new_bundle_keeps_the_old_model(models):
+    load(models, "cifar10")
+    first = models.select(None)
+    folder = make_bundle(models.bundles_dir, softness=9000.0)
+    (folder / MODEL_FILE).write_bytes(b"damaged")
+    write_pointer(models.bundles_dir, "cifar10", Pointer(version="2", bundle=folder.name))
+    models.refresh()
+    assert models.select(None) is first
+    (problem,) = models.describe().problems
+    assert problem.name == "cifar10"
+    assert "was changed after its release" in problem.message
+    release(models.bundles_dir, version="3", softness=9000.0)
+    models.refresh()
+    assert models.select(None).version == "3"
+    assert models.describe().problems == ()
+
+
+def test_a_bundle_that_comes_after_its_pointer_is_tried_again(models, monkeypatch):
+    monkeypatch.setattr(model_set, "RETRY_INTERVAL_S", 0.0)
+    folder = release(models.bundles_dir)
+    hidden = folder.rename(models.bundles_dir.parent / "hidden")
+    models.refresh()
+    assert models.names == []
+    hidden.rename(folder)
+    models.refresh()
+    assert models.names == ["cifar10"]
+
+
+def test_a_failure_is_not_tried_again_at_once(models):
+    folder = release(models.bundles_dir)
+    hidden = folder.rename(models.bundles_dir.parent / "hidden")
+    models.refresh()
+    hidden.rename(folder)
+    models.refresh()
+    assert models.names == []
+
+
+def test_one_bad_release_does_not_hide_the_others(models):
+    folder = release(models.bundles_dir, "birds")
+    (folder / MODEL_FILE).unlink()
+    load(models, "food")
+    assert models.names == ["food"]
+    assert [problem.name for problem in models.describe().problems] == ["birds"]
+
+
+def test_a_bundle_of_another_name_is_refused(models):
+    release(models.bundles_dir, "food")
+    (models.bundles_dir / "food").rename(models.bundles_dir / "cifar10")
+    models.refresh()
+    assert models.names == []
+    assert "says it is food" in models.describe().problems[0].message
+
+
+def test_a_withdrawn_model_is_dropped(models):
+    load(models, "food", "cifar10")
+    shutil.rmtree(models.bundles_dir / "food")
+    models.refresh()
+    assert models.names == ["cifar10"]
+
+
+def test_a_vanished_folder_keeps_what_is_loaded(models):
+    load(models, "cifar10")
+    shutil.rmtree(models.bundles_dir)
+    models.refresh()
+    assert models.names == ["cifar10"]
+
+
+def test_watching_follows_a_release(models):
+    models.watch(interval_s=0.01)
+    try:
+        release(models.bundles_dir)
+        deadline = time.monotonic() + 10
+        while not models.names and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert models.names == ["cifar10"]
+    finally:
+        models.stop()
+
+
+def test_the_home_comes_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    assert find_bundles_dir() == tmp_path / "bundles"
+    assert find_bundles_dir(tmp_path / "other") == tmp_path / "other" / "bundles"
+    monkeypatch.delenv("DARKROOM_HOME")
+    monkeypatch.chdir(tmp_path)
+    assert find_bundles_dir() == tmp_path / ".darkroom" / "bundles"
