@@ -209,13 +209,8 @@ def _configure() -> None:
 def _build_config(
     recipe: str, profile: str, options: dict[str, int | None], assignments: tuple[str, ...]
 ) -> "TrainingConfig":
-    import model_code.recipes  # noqa: F401 - fills the catalog
-    from model_code.recipes.catalog import get_recipe, shrink_to_smoke
-    from model_code.training.config import override, parse_assignment
+    from model_code.recipes.catalog import build_config
+    from model_code.training.config import parse_assignment
 
-    config = get_recipe(recipe).build()
-    if profile == "smoke":
-        config = shrink_to_smoke(config)
     changes = dict(map(parse_assignment, assignments))
-    changes |= {key: value for key, value in options.items() if value is not None}
-    return override(config, changes)
+    return build_config(recipe, profile, changes | {key: value for key, value in options.items() if value is not None})

@@ -20,13 +20,12 @@ from flows.reports import print_added, print_outcomes, print_release
 from flows.train_all import train_all_flow
 from model_code.data.cache import PackedDataset
 from model_code.errors import DarkroomError
-from model_code.recipes.catalog import get_recipe
-from model_code.training.config import TrainingConfig, override
+from model_code.recipes.catalog import build_config
 from serving.client import predict, render_predictions
 
 DATASET = "shapes"
 RECIPES = ("resnet18_cifar10_exp", "resnet18_cifar10_exp2", "resnet18_cifar10_exp3")
-BUDGET = {"profile": "smoke", "dataset": DATASET, "epochs": 5}
+BUDGET = {"dataset": DATASET, "epochs": 5}
 PICTURES_SHOWN = 5
 START_TIMEOUT_S = 60.0
 
@@ -36,7 +35,7 @@ def quickstart_flow(port: int = 0) -> bool:
     """Run every stage for real and print what came out; return whether all of it worked."""
     added = data_flow(DATASET)
     print_added(added)
-    outcomes = train_all_flow([_shrink(name) for name in RECIPES])
+    outcomes = train_all_flow([build_config(name, changes=BUDGET) for name in RECIPES])
     trained = [outcome.result for outcome in outcomes if outcome.result is not None]
     if not trained:
         print_outcomes(outcomes)
@@ -55,10 +54,6 @@ def quickstart_flow(port: int = 0) -> bool:
         flush=True,
     )
     return len(trained) == len(outcomes)
-
-
-def _shrink(name: str) -> TrainingConfig:
-    return override(get_recipe(name).build(), dict(BUDGET))
 
 
 def _save_pictures(dataset: PackedDataset, folder: Path) -> list[Path]:

@@ -99,7 +99,7 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
             table.add_row(outcome.recipe, f"[red]failed[/]: {outcome.error}", "", "", "", "", "", "")
             continue
         is_comparable = result.profile == "full" and result.dataset == "cifar10"
-        kind = "full" if result.profile == "full" else "smoke, not comparable"
+        kind = "full" if result.profile == "full" else f"{result.profile}, not comparable"
         table.add_row(
             outcome.recipe,
             f"{'kept' if outcome.was_cached else 'trained'} ({kind}, {result.dataset})",

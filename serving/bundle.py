@@ -84,7 +84,10 @@ def hash_file(path: Path) -> str:
 
 
 def write_bundle(bundles_dir: Path, model_file: Path, manifest: Manifest) -> Path:
-    """Copy a model and its manifest into `bundles_dir/<name>/` and return the new folder.
+    """Copy a model and its manifest into `bundles_dir/<name>/` and return the bundle's folder.
+
+    A bundle of the same model that is there and intact is kept as it is. One process at a time may write bundles of a
+    name; what a killed one left behind is removed.
 
     Raises:
         BundleError: `model_file` is not the file that the manifest describes.
@@ -94,7 +97,11 @@ def write_bundle(bundles_dir: Path, model_file: Path, manifest: Manifest) -> Pat
         raise BundleError(f"{model_file} does not have the sha256 of its manifest ({manifest.sha256[:12]}…)")
     parent = bundles_dir / manifest.name
     parent.mkdir(parents=True, exist_ok=True)
+    for stale in parent.glob(".new-*"):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     folder = parent / manifest.sha256[:16]
+    if _is_intact(folder, manifest):
+        return folder
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
     try:
         shutil.copyfile(model_file, scratch / MODEL_FILE)
@@ -108,6 +115,15 @@ def write_bundle(bundles_dir: Path, model_file: Path, manifest: Manifest) -> Pat
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _is_intact(folder: Path, manifest: Manifest) -> bool:
+    """Whether a folder holds the same model with the same identity; only the time of writing may differ."""
+    try:
+        found = read_bundle(folder)
+    except BundleError:
+        return False
+    return found.model_copy(update={"created": manifest.created}) == manifest
 
 
 def read_bundle(folder: Path) -> Manifest:

@@ -58,7 +58,7 @@ class Parity:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain values for a manifest."""
-        return asdict(self)
+        return asdict(self) | {"batches": {str(size): asdict(parity) for size, parity in self.batches.items()}}
 
     def check(self) -> None:
         """Refuse a model that answers differently after export.

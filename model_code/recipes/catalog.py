@@ -1,9 +1,10 @@
 """Recipes by name. A recipe is a function without arguments that returns a full TrainingConfig."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from model_code.errors import UsageError
 from model_code.training.config import TrainingConfig, override
@@ -79,6 +80,25 @@ def match_recipes(pattern: str) -> list[Recipe]:
     return found
 
 
-def shrink_to_smoke(config: TrainingConfig) -> TrainingConfig:
-    """Return the config with a budget of seconds: few pictures, few epochs, everything else the same."""
-    return override(config, {"profile": "smoke", "epochs": SMOKE_EPOCHS, "limit_train": SMOKE_PICTURES})
+def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | None = None) -> TrainingConfig:
+    """Return the config of one run of a recipe.
+
+    Args:
+        name: Recipe name.
+        profile: `full`, or `smoke`: few pictures, few epochs, everything else the same.
+        changes: Settings that replace the recipe's. The run is then `custom`, unless only the seed, the device or the
+            place of the pretrained weights change.
+
+    Raises:
+        UsageError: No such recipe or setting, or a value outside its range.
+    """
+    documented = get_recipe(name).build()
+    if profile == "smoke":
+        documented = documented.model_copy(
+            update={"profile": "smoke", "epochs": SMOKE_EPOCHS, "limit_train": SMOKE_PICTURES}
+        )
+    config = override(documented, changes or {})
+    neutral = {"seed", "device"} | ({"pretrained_weights"} if documented.pretrained_weights else set())
+    if config.model_dump(exclude=neutral) == documented.model_dump(exclude=neutral):
+        return config
+    return config.model_copy(update={"profile": "custom"})

@@ -1,0 +1,79 @@
+"""One DARKROOM_HOME for all integration tests, and the `darkroom` command, in this process or in one of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+COMMAND = str(Path(sys.executable).with_name("darkroom"))
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("darkroom-home")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(home):
+    """Prefect reads its environment once, when it is imported: one home for the whole session."""
+    kept = dict(os.environ)
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        os.environ.pop(name, None)
+    os.environ["DARKROOM_HOME"] = str(home)
+    yield
+    os.environ.clear()
+    os.environ.update(kept)
+
+
+@pytest.fixture
+def darkroom(capfd, monkeypatch) -> Callable[..., Done]:
+    """Run the command in this process; what it prints and its exit status come back."""
+
+    def run(*arguments: object) -> Done:
+        from flows.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["darkroom", *map(str, arguments)])
+        capfd.readouterr()
+        status = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            status = exit_.code or 0
+        captured = capfd.readouterr()
+        return Done(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def start_darkroom() -> Callable[..., subprocess.Popen]:
+    """Start the command as a process of its own, for tests that kill it."""
+    started = []
+
+    def start(*arguments: object, **environment: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [COMMAND, *map(str, arguments)],
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()

@@ -1,0 +1,236 @@
+"""What the command says to bad input, and how fast it answers."""
+
+import io
+import statistics
+import subprocess
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.integration.conftest import COMMAND
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def encode_picture(colour=(200, 30, 30)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_classes(folder: Path, classes=CIFAR10, count=3) -> Path:
+    for name in classes:
+        (folder / "train" / name).mkdir(parents=True)
+        for number in range(count):
+            (folder / "train" / name / f"{number}.png").write_bytes(encode_picture((number, 0, 0)))
+    return folder
+
+
+def make_missing(folder):
+    return folder / "nowhere.zip"
+
+
+def make_wrong_checksum(folder):
+    path = folder / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"what"))
+    return path
+
+
+def make_truncated_zip(folder):
+    whole = folder / "whole.zip"
+    with zipfile.ZipFile(whole, "w") as archive:
+        for name in CIFAR10:
+            archive.writestr(f"train/{name}/0.png", encode_picture())
+    path = folder / "cut.zip"
+    path.write_bytes(whole.read_bytes()[:-200])
+    return path
+
+
+def make_truncated_tar(folder):
+    whole = folder / "whole.tar.gz"
+    with tarfile.open(whole, "w:gz") as archive:
+        archive.add(write_classes(folder / "pictures"), "pictures")
+    path = folder / "cut.tar.gz"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    return path
+
+
+def make_escaping_zip(folder):
+    path = folder / "escape.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train/cat/0.png", encode_picture())
+        archive.writestr("../../train/cat/1.png", encode_picture())
+    return path
+
+
+def make_linking_tar(folder):
+    path = folder / "link.tar"
+    with tarfile.open(path, "w") as archive:
+        member = tarfile.TarInfo("train/cat/0.png")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(member)
+    return path
+
+
+def make_undecodable(folder):
+    write_classes(folder / "pictures", count=5)
+    (folder / "pictures" / "train" / "cat" / "0.png").write_bytes(b"not a picture")
+    return folder / "pictures"
+
+
+def make_kaggle(folder, ids, labelled):
+    (folder / "trainImages").mkdir(parents=True)
+    for number in ids:
+        (folder / "trainImages" / f"{number}.png").write_bytes(encode_picture())
+    lines = [f"{number},{CIFAR10[index % 10]}" for index, number in enumerate(labelled)]
+    (folder / "trainLabels.csv").write_text("\n".join(["id,label", *lines]))
+    return folder
+
+
+def make_label_without_picture(folder):
+    return make_kaggle(folder / "kaggle", range(1, 11), range(1, 12))
+
+
+def make_picture_without_label(folder):
+    return make_kaggle(folder / "kaggle", range(1, 12), range(1, 11))
+
+
+def make_nine_classes(folder):
+    return write_classes(folder / "pictures", CIFAR10[:9])
+
+
+def make_no_pictures(folder):
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+def make_no_archive(folder):
+    (folder / "notes.zip").write_text("these are my notes")
+    return folder / "notes.zip"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (make_missing, ("nowhere.zip",)),
+        (make_wrong_checksum, ("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")),
+        (make_truncated_zip, ("cut.zip",)),
+        (make_truncated_tar, ("cut.tar.gz",)),
+        (make_escaping_zip, ("../../train/cat/1.png",)),
+        (make_linking_tar, ("train/cat/0.png", "link")),
+        (make_undecodable, ("train/cat/0.png", "1 of 50")),
+        (make_label_without_picture, ("11", "label")),
+        (make_picture_without_label, ("11", "label")),
+        (make_nine_classes, ("9 classes", "truck")),
+        (make_no_pictures, ("no pictures",)),
+        (make_no_archive, ("notes.zip",)),
+    ],
+)
+def test_broken_pictures_are_one_line_and_lose_nothing(darkroom, home, tmp_path, make, words):
+    before = sorted((home / "cache").rglob("*.npy"))
+    done = darkroom("data", "add", "cifar10", "--from", make(tmp_path))
+    assert done.status == 1
+    lines = done.err.strip().splitlines()
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("darkroom: ")
+    for word in words:
+        assert word in lines[0]
+    assert sorted((home / "cache").rglob("*.npy")) == before
+
+
+def test_full_disk_is_one_line_and_the_old_set_stays(start_darkroom, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # Room for the databases and for a set of 30 pictures, not for one of 4,000.
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        small = start_darkroom(
+            "data", "add", "cifar10", "--from", write_classes(tmp_path / "few"), DARKROOM_HOME=str(disk)
+        )
+        assert "30 train pictures" in small.communicate()[0]
+        large = start_darkroom("data", "add", "shapes", DARKROOM_HOME=str(disk))
+        out = large.communicate()[0]
+        assert large.returncode == 1
+        (line,) = [line for line in out.splitlines() if line.startswith("darkroom: ")]
+        assert "full" in line
+        listing = start_darkroom("data", "list", DARKROOM_HOME=str(disk)).communicate()[0]
+        assert "30 train" in listing
+        assert "damaged" not in listing
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (
+            ("train", "resnet18_cifar10_exp66"),
+            2,
+            ("resnet18_cifar10_exp66", "resnet18_cifar10_exp6", "darkroom recipes"),
+        ),
+        (("train", "resnet18_cifar10_exp", "--set", "learning_rat=1"), 2, ("learning_rat", "learning_rate")),
+        (("train", "resnet18_cifar10_exp", "--set", "learning_rate=-1"), 2, ("learning_rate=-1", "greater than 0")),
+        (("train", "resnet18_cifar10_exp", "--set", "profile=full"), 2, ("profile",)),
+        (("train", "resnet18_cifar10_exp", "--epochs", "0"), 2, ("epochs=0",)),
+        (("train", "resnet18_cifar10_exp", "--set", "epochs"), 2, ("key=value",)),
+        (("train", "resnet18_cifar10_exp", "--set", "dataset=never-added"), 1, ("never-added", "darkroom data add")),
+        (("train", "resnet18_cifar10_exp", "--set", "dataset=../up"), 2, ("../up",)),
+        (("train-all", "--only", "vgg*"), 2, ("vgg*", "darkroom recipes")),
+        (("release", "resnet18_cifar10_exp5", "--as", "cifar10"), 1, ("no finished run", "darkroom train")),
+        (("release", "resnet18_cifar10_exp", "--as", "dogs"), 1, ("dogs", "cifar10, food, shapes")),
+        (("release", "nonsense", "--as", "cifar10"), 1, ("nonsense", "neither a recipe")),
+        (("release", "0" * 32, "--as", "cifar10"), 1, ("0" * 32, "no run")),
+        (("data", "add", "Weird Name"), 2, ("Weird Name",)),
+        (("data", "add", "cifar10"), 2, ("--from", "--download")),
+        (("data", "add", "flowers", "--download"), 2, ("flowers",)),
+        (("predict", "x.png", "--server", "http://127.0.0.1:9"), 1, ("x.png",)),
+        (("predict", "x.png", "--server", "localhost"), 1, ("localhost",)),
+    ],
+)
+def test_a_wrong_command_is_one_line(darkroom, arguments, status, words):
+    done = darkroom(*arguments)
+    assert done.status == status
+    lines = done.err.strip().splitlines()
+    assert len(lines) == 1, done.err
+    for word in words:
+        assert word in lines[0]
+
+
+def test_an_unknown_option_is_wrong_usage(darkroom):
+    assert darkroom("train", "--faster").status == 2
+
+
+def test_help_answers_at_once():
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    assert "train-all" in done.stdout
+    assert statistics.median(seconds) <= 0.6
+
+
+def test_recipes_lists_every_published_figure(darkroom):
+    out = darkroom("recipes").out
+    rows = [line.split() for line in out.splitlines() if line.strip().startswith("resnet18_cifar10_")]
+    published = {name: figure for name, figure, *_ in rows}
+    assert len(published) == 11
+    assert published["resnet18_cifar10_exp6"] == "92.3%"
+    assert published["resnet18_cifar10_exp6_nopool"] == "-"
+    assert "learning_rate = 0.01" in darkroom("recipes", "resnet18_cifar10_exp6").out
+
+
+def test_doctor_finds_what_is_installed(darkroom):
+    done = darkroom("doctor")
+    assert done.status == 0, done.out
+    assert "torch" in done.out
+    assert "training device" in done.out
