@@ -35,6 +35,8 @@ def draw_curves(
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
+        if name == "learning rate":
+            axis.set_yscale("log")
         if len(curves) > 1:
             axis.legend()
     return figure

@@ -14,6 +14,8 @@ from model_code.errors import TrackingError
 from model_code.settings import Settings
 
 EXPERIMENT = "darkroom"
+# MLflow shows the pages for training models, not those for language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def open_store(settings: Settings) -> MlflowClient:
@@ -30,7 +32,7 @@ def open_store(settings: Settings) -> MlflowClient:
             client = MlflowClient()
             if client.get_experiment_by_name(EXPERIMENT) is None:
                 location = None if settings.has_mlflow_server else _as_uri(settings.artifacts_dir)
-                client.create_experiment(EXPERIMENT, artifact_location=location)
+                client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS)
         except (MlflowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise TrackingError(

@@ -1,0 +1,140 @@
+import io
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from model_code.evaluation.figures import (
+    GRID_SIDE,
+    RIGHT_COLOUR,
+    WRONG_COLOUR,
+    draw_confusion,
+    draw_curves,
+    draw_prediction_grid,
+)
+
+
+def save(figure):
+    """Return the size of the figure as a PNG, and how many colours it has."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=50)
+    with Image.open(file) as picture:
+        assert picture.format == "PNG"
+        return picture.size, len(picture.convert("RGB").getcolors(maxcolors=2**24))
+
+
+def name_classes(count):
+    return [f"class {index}" for index in range(count)]
+
+
+def test_curves_have_a_panel_for_each_quantity():
+    figure = draw_curves(
+        "three epochs",
+        [1, 2, 3],
+        {"loss": {"train": [3.0, 2.0, 1.0], "validation": [3.0, 2.5, 2.6]}, "learning rate": {"lr": [0.1, 0.1, 0.01]}},
+    )
+    loss, rate = figure.axes
+    assert figure.get_suptitle() == "three epochs"
+    assert [axis.get_title() for axis in (loss, rate)] == ["loss", "learning rate"]
+    assert [axis.get_xlabel() for axis in (loss, rate)] == ["epoch", "epoch"]
+    assert [line.get_label() for line in loss.lines] == ["train", "validation"]
+    assert [list(line.get_ydata()) for line in loss.lines] == [[3.0, 2.0, 1.0], [3.0, 2.5, 2.6]]
+    assert list(rate.lines[0].get_xdata()) == [1, 2, 3]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "validation"]
+    assert rate.get_legend() is None
+    (width, height), _ = save(figure)
+    assert (width, height) == (420, 170)
+
+
+@pytest.mark.parametrize("epochs", [2, 100])
+def test_curves_of_any_length(epochs):
+    figure = draw_curves("t", range(1, epochs + 1), {"loss": {"train": np.linspace(2, 1, epochs)}})
+    save(figure)
+    ticks = figure.axes[0].get_xticks()
+    assert all(tick == int(tick) for tick in ticks)
+
+
+def test_curves_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="same first dimension"):
+        draw_curves("t", [1, 2], {"loss": {"train": [1.0]}})
+
+
+def test_confusion_shows_counts_and_shares_of_the_true_class():
+    confusion_KK = np.array([[8, 2, 0], [0, 0, 0], [1, 0, 4]])
+    figure = draw_confusion("2 classes, one empty", confusion_KK, ["ant", "bee", "cat"])
+    axis = figure.axes[0]
+    assert axis.get_title() == "2 classes, one empty"
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true")
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["ant", "bee", "cat"]
+    assert np.allclose(axis.images[0].get_array(), [[0.8, 0.2, 0], [0, 0, 0], [0.2, 0, 0.8]])
+    assert axis.images[0].get_clim() == (0, 1)
+    numbers = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
+    assert len(numbers) == 9
+    assert numbers[0, 0] == ("8", "white")
+    assert numbers[1, 0] == ("2", "black")
+    assert numbers[0, 2] == ("1", "black")
+    assert figure.axes[1].get_ylabel() == "share of the true class"
+    save(figure)
+
+
+@pytest.mark.parametrize(("classes", "numbers"), [(2, 4), (30, 900), (31, 0), (101, 0)])
+def test_numbers_are_left_out_where_they_would_not_be_read(classes, numbers):
+    figure = draw_confusion("t", np.eye(classes, dtype=np.int64), name_classes(classes))
+    assert len(figure.axes[0].texts) == numbers
+    assert len(figure.axes[0].get_yticklabels()) == classes
+
+
+def test_the_figure_grows_with_the_classes():
+    widths = [draw_confusion("t", np.eye(n, dtype=np.int64), name_classes(n)).get_figwidth() for n in (3, 10, 40)]
+    assert widths == sorted(set(widths))
+    figure = draw_confusion("t", np.eye(40, dtype=np.int64), name_classes(40))
+    (width, height), _ = save(figure)
+    assert width > height > 1000
+
+
+def draw_grid(count):
+    """Picture n is grey n; predictions run ahead of labels at every third picture."""
+    images_NHWC = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 4, 4, 3))
+    labels_N = np.arange(count) % 3
+    predictions_N = np.where(np.arange(count) % 3 == 2, 0, labels_N)
+    return draw_prediction_grid(images_NHWC, labels_N, predictions_N, ["ant", "bee", "cat"])
+
+
+def test_grid_titles_are_green_where_right_and_red_where_wrong():
+    axes = draw_grid(100).axes
+    assert len(axes) == GRID_SIDE**2 == 64
+    expected = [("ant (ant)", RIGHT_COLOUR), ("bee (bee)", RIGHT_COLOUR), ("ant (cat)", WRONG_COLOUR)]
+    for index, axis in enumerate(axes):
+        text, colour = expected[index % 3]
+        assert axis.get_title() == text
+        assert to_hex(axis.title.get_color()) == colour
+        assert axis.images[0].get_array()[0, 0].tolist() == [index] * 3
+        assert not axis.axison
+    green, red = (tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5)) for colour in (RIGHT_COLOUR, WRONG_COLOUR))
+    assert green[1] > max(green[0], green[2])
+    assert red[0] > max(red[1], red[2])
+
+
+@pytest.mark.parametrize("count", [0, 1, 63])
+def test_a_grid_of_few_pictures_leaves_places_empty(count):
+    figure = draw_grid(count)
+    assert sum(bool(axis.images) for axis in figure.axes) == count
+    assert sum(bool(axis.get_title()) for axis in figure.axes) == count
+    assert not any(axis.axison for axis in figure.axes)
+
+
+def test_the_grid_can_be_saved():
+    size, colours = save(draw_grid(64))
+    assert size == (600, 650)
+    assert colours > 64
+
+
+def test_figures_belong_to_nobody_else():
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    draw_grid(1)
+    draw_curves("t", [1], {"loss": {"train": [1.0]}})
+    assert pyplot.get_fignums() == before

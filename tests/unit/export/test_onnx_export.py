@@ -1,0 +1,134 @@
+import logging
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from model_code.export.onnx_export import INPUT_NAME, OPSET, OUTPUT_NAME, export_onnx
+from model_code.training.supervised import build_model
+from tests.unit.training.small_runs import draw_pictures, make_config
+
+CLASSES = 10
+
+
+def make_model(network="resnet18_improved", side=32):
+    """A network whose batch statistics are those of pictures, so that it answers each picture differently."""
+    torch.manual_seed(0)
+    model = build_model(make_config(network=network), CLASSES)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():
+        model(draw_pictures(16, seed=5, classes=CLASSES, side=side).images_NHWC)
+        model[1].fc.weight.mul_(5)
+    return model.eval()
+
+
+def ask_torch(model, images):
+    with torch.no_grad():
+        return torch.softmax(model(images), dim=1).numpy()
+
+
+def start(file):
+    return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+
+def ask_onnx(session, images):
+    [answer] = session.run([OUTPUT_NAME], {INPUT_NAME: images.numpy()})
+    return answer
+
+
+@pytest.fixture(scope="module")
+def images():
+    return draw_pictures(64, classes=CLASSES, side=32).images_NHWC
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(model, file of its export)"""
+    model, file = make_model(), tmp_path_factory.mktemp("export") / "model.onnx"
+    export_onnx(model, 32, file)
+    yield model, file
+    file.unlink()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_answers_are_those_of_torch(exported, images, batch_size):
+    model, file = exported
+    session = start(file)
+    expected = ask_torch(model, images)
+    answers = np.concatenate([ask_onnx(session, batch) for batch in images.split(batch_size)])
+    assert answers.shape == (64, CLASSES)
+    assert answers.dtype == np.float32
+    assert np.abs(answers - expected).max() < 1e-5
+    assert np.array_equal(answers.argmax(1), expected.argmax(1))
+    assert np.abs(answers.sum(axis=1) - 1).max() < 1e-5
+    assert answers.std(axis=0).max() > 0.01
+
+
+def test_the_graph_reads_uint8_pictures_and_answers_probabilities(exported):
+    _, file = exported
+    session = start(file)
+    [pictures], [probabilities] = session.get_inputs(), session.get_outputs()
+    assert (pictures.name, pictures.type, pictures.shape) == ("images", "tensor(uint8)", ["batch", 32, 32, 3])
+    assert (probabilities.name, probabilities.type) == ("probabilities", "tensor(float)")
+    assert probabilities.shape == ["batch", CLASSES]
+
+
+def test_the_file_is_whole_and_valid(exported):
+    _, file = exported
+    onnx.checker.check_model(str(file), full_check=True)
+    model = onnx.load(str(file))
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [OPSET]
+    assert all(not weight.external_data for weight in model.graph.initializer)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_black_and_white_are_answered_like_torch(exported):
+    model, file = exported
+    extremes = torch.stack([torch.full((32, 32, 3), value, dtype=torch.uint8) for value in (0, 1, 254, 255)])
+    assert np.abs(ask_onnx(start(file), extremes) - ask_torch(model, extremes)).max() < 1e-5
+
+
+def test_float_pictures_are_refused(exported, images):
+    _, file = exported
+    with pytest.raises(Exception, match="Unexpected input data type"):
+        ask_onnx(start(file), images.float())
+
+
+def test_exporting_twice_gives_the_same_bytes(exported, tmp_path):
+    model, file = exported
+    again = tmp_path / "again.onnx"
+    export_onnx(model, 32, again)
+    is_equal = again.read_bytes() == file.read_bytes()
+    again.unlink()
+    assert is_equal
+
+
+def test_the_last_export_replaces_the_one_before(tmp_path):
+    file = tmp_path / "model.onnx"
+    for side in (8, 12):
+        export_onnx(make_model("tiny"), side, file)
+        assert start(file).get_inputs()[0].shape == ["batch", side, side, 3]
+
+
+def test_a_model_in_training_mode_is_exported_for_evaluation(tmp_path):
+    images = draw_pictures(5).images_NHWC
+    model = make_model("tiny")
+    expected = ask_torch(model, images)
+    export_onnx(model.train(), 8, tmp_path / "model.onnx")
+    assert np.abs(ask_onnx(start(tmp_path / "model.onnx"), images) - expected).max() < 1e-5
+
+
+def test_the_exporters_log_level_is_given_back(tmp_path):
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.DEBUG)
+    try:
+        export_onnx(make_model("tiny"), 8, tmp_path / "model.onnx")
+        assert logger.level == logging.DEBUG
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,30 @@
+import numpy as np
+import torch
+from torchvision import transforms
+
+from model_code.models.picture_input import PictureInput
+from model_code.training.config import CIFAR10_MEAN, CIFAR10_STD
+
+
+def test_arithmetic_is_that_of_to_tensor_and_normalize():
+    values = np.arange(16 * 16, dtype=np.uint8).reshape(16, 16)
+    images_BHWC = np.stack(
+        [np.stack([values, values[::-1], values.T], axis=-1), np.stack([values.T, values, 255 - values], axis=-1)]
+    )
+    theirs = transforms.Compose([transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)])
+    expected_BCHW = torch.stack([theirs(image) for image in images_BHWC])
+    found_BCHW = PictureInput(CIFAR10_MEAN, CIFAR10_STD)(torch.from_numpy(images_BHWC))
+    assert found_BCHW.dtype == torch.float32
+    assert torch.equal(found_BCHW, expected_BCHW)
+
+
+def test_channels_keep_their_own_mean_and_std():
+    layer = PictureInput((0.0, 0.5, 1.0), (1.0, 0.5, 0.25))
+    black, white = torch.zeros(1, 1, 1, 3, dtype=torch.uint8), torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)
+    assert layer(black).flatten().tolist() == [0.0, -1.0, -4.0]
+    assert layer(white).flatten().tolist() == [1.0, 1.0, 0.0]
+
+
+def test_weights_files_hold_nothing_of_it():
+    assert PictureInput(CIFAR10_MEAN, CIFAR10_STD).state_dict() == {}
+    assert list(PictureInput(CIFAR10_MEAN, CIFAR10_STD).parameters()) == []

@@ -1,0 +1,74 @@
+"""Real training runs of a second: a network of two layers and pictures whose colour tells the class."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from model_code.models.networks import NETWORKS
+from model_code.training.config import TrainingConfig
+from model_code.training.pictures import Pictures, TrainingPictures
+
+CPU = torch.device("cpu")
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+class TinyNetwork(nn.Module):
+    """A convolution with batch normalisation, a mean and a last layer called fc, as the real networks have it."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, images_BCHW):
+        return self.fc(self.body(images_BCHW).mean(dim=(2, 3)))
+
+
+@contextmanager
+def tiny_network_entered():
+    """Enter the tiny network under the name `tiny`; threads that share busy cores only wait for each other."""
+    threads, is_deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "tiny", TinyNetwork)
+        yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(is_deterministic)
+
+
+def draw_pictures(count, seed=0, side=8, classes=4, noise=90):
+    """Return noisy pictures, each class with its own mean colour."""
+    generator = torch.Generator().manual_seed(seed)
+    labels_N = torch.arange(count) % classes
+    colours_KC = torch.randint(60, 196, (classes, 3), generator=torch.Generator().manual_seed(99))
+    noise_NHWC = torch.randint(-noise, noise + 1, (count, side, side, 3), generator=generator)
+    images_NHWC = (colours_KC[labels_N][:, None, None, :] + noise_NHWC).clamp(0, 255).to(torch.uint8)
+    return Pictures(images_NHWC, labels_N)
+
+
+def make_pictures(train=24, validation=20, test=None, **options):
+    """Return the pictures of one run."""
+    return TrainingPictures(
+        train=draw_pictures(train, seed=1, **options),
+        validation=draw_pictures(validation, seed=2, **options),
+        test=None if test is None else draw_pictures(test, seed=3, **options),
+        classes=CLASSES,
+        checksum="c" * 64,
+    )
+
+
+def make_config(**settings):
+    """Return a config of the tiny network on the CPU."""
+    defaults = {
+        "recipe": "tiny_pets_test",
+        "dataset": "shapes",
+        "network": "tiny",
+        "epochs": 4,
+        "batch_size": 8,
+        "learning_rate": 0.05,
+        "crop_padding_pixels": 1,
+        "device": "cpu",
+    }
+    return TrainingConfig(**(defaults | settings))

@@ -1,0 +1,251 @@
+import os
+import pickle
+import zipfile
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from model_code.errors import TrainingError
+from model_code.models.networks import build_network
+from model_code.training.checkpoints import (
+    TrainingState,
+    best_file,
+    load_pretrained,
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+)
+from model_code.training.run_folder import STATE_FILE
+from model_code.training.supervised import fit
+from tests.unit.training.small_runs import CPU, TinyNetwork, make_config, make_pictures
+
+SHA256 = "a" * 64
+
+
+class MakesFolder:
+    """Unpickled without care, it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def state():
+    network = TinyNetwork(4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1])
+    return TrainingState(
+        config_sha256=SHA256,
+        epoch=2,
+        best_epoch=1,
+        network=network.state_dict(),
+        optimizer=optimizer.state_dict(),
+        scheduler=scheduler.state_dict(),
+        generator=torch.Generator().manual_seed(3).get_state(),
+        torch_rng=torch.get_rng_state(),
+        history=[{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25}],
+    )
+
+
+def get_only_line(caught):
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_state_comes_back_as_it_was(tmp_path, state):
+    assert load_state(tmp_path, SHA256) is None
+    save_state(tmp_path, state)
+    loaded = load_state(tmp_path, SHA256)
+    assert (loaded.epoch, loaded.best_epoch, loaded.history) == (2, 1, state.history)
+    assert torch.equal(loaded.generator, state.generator)
+    assert torch.equal(loaded.torch_rng, state.torch_rng)
+    assert all(torch.equal(value, state.network[key]) for key, value in loaded.network.items())
+    assert loaded.optimizer == state.optimizer
+
+
+def test_state_of_a_real_run_needs_no_code_to_load(tmp_path):
+    config = make_config(epochs=1)
+    fit(config, make_pictures(), tmp_path, CPU)
+    content = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    assert set(content) == set(TrainingState.__dataclass_fields__)
+    assert (content["epoch"], content["config_sha256"]) == (1, config.sha256())
+    assert set(content["optimizer"]["state"][0]) == {"momentum_buffer"}
+
+
+def test_state_of_another_config(tmp_path, state):
+    save_state(tmp_path, state)
+    with pytest.raises(TrainingError, match=rf"{STATE_FILE} belongs to a run with other settings; start a new run"):
+        load_state(tmp_path, "b" * 64)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_truncated_state(tmp_path, state, share):
+    save_state(tmp_path, state)
+    file = tmp_path / STATE_FILE
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(TrainingError, match=rf"{STATE_FILE} is damaged \(.+\); remove its folder to start anew$") as e:
+        load_state(tmp_path, SHA256)
+    get_only_line(e)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"<html>404</html>", pickle.dumps({"epoch": 1})])
+def test_a_state_file_of_something_else(tmp_path, content):
+    (tmp_path / STATE_FILE).write_bytes(content)
+    with pytest.raises(TrainingError, match="is damaged") as e:
+        load_state(tmp_path, SHA256)
+    get_only_line(e)
+
+
+def test_a_state_file_of_another_version(tmp_path, state):
+    torch.save({key: value for key, value in vars(state).items() if key != "torch_rng"}, tmp_path / STATE_FILE)
+    with pytest.raises(TrainingError, match=r"is damaged .*torch_rng"):
+        load_state(tmp_path, SHA256)
+
+
+def test_a_state_file_with_code_is_not_run(tmp_path):
+    (tmp_path / STATE_FILE).write_bytes(pickle.dumps(MakesFolder(tmp_path / "made")))
+    with pytest.raises(TrainingError, match="is damaged"):
+        load_state(tmp_path, SHA256)
+    torch.save({"epoch": MakesFolder(tmp_path / "made")}, tmp_path / STATE_FILE)
+    with pytest.raises(TrainingError, match="is damaged"):
+        load_state(tmp_path, SHA256)
+    assert not (tmp_path / "made").exists()
+
+
+def test_weights_come_back_and_equal_weights_give_equal_bytes(tmp_path):
+    torch.manual_seed(0)
+    network, other = TinyNetwork(4), TinyNetwork(4)
+    save_weights(network, tmp_path / "a.safetensors")
+    load_weights(other, tmp_path / "a.safetensors")
+    save_weights(other, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    nn.init.zeros_(other.fc.bias)
+    save_weights(other, tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "b.safetensors").read_bytes()
+    assert best_file(tmp_path, 7).name == "best-0007.safetensors"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:5],
+        lambda content: b"",
+        lambda content: b"no weights at all",
+        lambda content: safetensors.torch.save(TinyNetwork(5).state_dict()),
+        lambda content: safetensors.torch.save(
+            {key: value for key, value in TinyNetwork(4).state_dict().items() if key != "fc.bias"}
+        ),
+        lambda content: None,
+    ],
+    ids=["half", "five bytes", "empty", "text", "other classes", "layer missing", "no file"],
+)
+def test_weights_that_do_not_fit(tmp_path, damage):
+    file = tmp_path / "best.safetensors"
+    save_weights(TinyNetwork(4), file)
+    content = damage(file.read_bytes())
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(TrainingError, match=r"best\.safetensors does not hold the weights of this network: .+") as e:
+        load_weights(TinyNetwork(4), file)
+    get_only_line(e)
+
+
+@pytest.mark.parametrize(("name", "save"), [("w.safetensors", safetensors.torch.save_file), ("w.pth", torch.save)])
+def test_pretrained_weights_come_without_the_last_layer(tmp_path, name, save):
+    torch.manual_seed(0)
+    source, network = build_network("resnet18_torchvision", 1000), build_network("resnet18_torchvision", 10)
+    fc_weight = network.fc.weight.detach().clone()
+    save(source.state_dict(), tmp_path / name)
+    load_pretrained(network, str(tmp_path / name))
+    assert torch.equal(network.fc.weight, fc_weight)
+    expected = source.state_dict()
+    for key, value in network.state_dict().items():
+        assert key.startswith("fc.") or torch.equal(value, expected[key])
+    (tmp_path / name).unlink()
+
+
+def test_pretrained_weights_may_lack_the_last_layer(tmp_path):
+    source, network = TinyNetwork(4), TinyNetwork(4)
+    torch.save({key: value for key, value in source.state_dict().items() if "fc" not in key}, tmp_path / "w.pth")
+    load_pretrained(network, str(tmp_path / "w.pth"))
+    assert torch.equal(network.body[0].weight, source.body[0].weight)
+
+
+def with_wrong_shape(weights):
+    return weights | {"body.0.weight": torch.zeros(8, 3, 5, 5)}
+
+
+def without_layers(weights):
+    return {key: value for key, value in weights.items() if not key.startswith("body.1")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_wrong_shape, r"0 layers are missing and 1 have another shape \(first: body\.0\.weight\)"),
+        (without_layers, r"5 layers are missing and 0 have another shape \(first: body\.1\.bias\)"),
+        (lambda weights: {}, r"6 layers are missing"),
+        (lambda weights: {"module." + key: value for key, value in weights.items()}, "6 layers are missing"),
+        (lambda weights: {"state_dict": weights}, "holds no state dict of tensors"),
+        (lambda weights: {"epoch": 3, **weights}, "holds no state dict of tensors"),
+        (lambda weights: list(weights.values()), "holds no state dict of tensors"),
+        (lambda weights: torch.zeros(3), "holds no state dict of tensors"),
+    ],
+    ids=["shape", "missing", "empty", "prefixed", "wrapped", "numbers too", "list", "tensor"],
+)
+def test_pretrained_weights_that_do_not_fit(tmp_path, change, message):
+    network = TinyNetwork(4)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    file = tmp_path / "w.pth"
+    torch.save(change(TinyNetwork(4).state_dict()), file)
+    with pytest.raises(TrainingError, match=rf"^pretrained_weights={file}:? {message}") as e:
+        load_pretrained(network, str(file))
+    get_only_line(e)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(99), b"<!DOCTYPE html>", bytes(range(256))])
+def test_pretrained_garbage(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TrainingError, match=rf"{name} is not a weights file: .+") as e:
+        load_pretrained(TinyNetwork(4), str(tmp_path / name))
+    get_only_line(e)
+
+
+def test_pretrained_archive_that_holds_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("picture.txt", "not weights")
+    with pytest.raises(TrainingError, match="is not a weights file"):
+        load_pretrained(TinyNetwork(4), str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", "", "/"])
+def test_pretrained_file_that_is_not_there(tmp_path, name):
+    source = str(tmp_path / name) if name else ""
+    with pytest.raises(TrainingError, match=r"no such file; give a \.safetensors or \.pth file"):
+        load_pretrained(TinyNetwork(4), source)
+
+
+def test_pretrained_code_is_not_run(tmp_path):
+    marker = tmp_path / "made"
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(MakesFolder(marker)))
+    torch.save(TinyNetwork(4).state_dict() | {"extra": MakesFolder(marker)}, tmp_path / "torch.pth")
+    torch.save(TinyNetwork(4), tmp_path / "module.pth")
+    for name in ("plain.pth", "torch.pth", "module.pth"):
+        with pytest.raises(TrainingError, match="is not a weights file") as e:
+            load_pretrained(TinyNetwork(4), str(tmp_path / name))
+        get_only_line(e)
+    assert not marker.exists()
+    pickle.loads((tmp_path / "plain.pth").read_bytes())
+    assert marker.exists()

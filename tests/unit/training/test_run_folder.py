@@ -1,0 +1,164 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from model_code.errors import BusyError, TrainingError
+from model_code.training.run_folder import (
+    RESULT_FILE,
+    RUN_FILE,
+    STATE_FILE,
+    RunRecord,
+    RunResult,
+    create_run_folder,
+    find_interrupted,
+    open_run_folder,
+)
+from tests.unit.training.small_runs import make_config
+
+CHECKSUM = "c" * 64
+# The record's config may name the tests' own network; a lock needs the file's name only.
+HOLD_LOCK = """
+import sys, time
+from pathlib import Path
+from model_code.disk import take_lock
+with take_lock(Path(sys.argv[1]), "busy"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def make_record(run_id="1" * 32, **settings):
+    return RunRecord(run_id=run_id, data_checksum=CHECKSUM, config=make_config(**settings))
+
+
+def make_result(record):
+    return RunResult(
+        run_id=record.run_id,
+        recipe=record.config.recipe,
+        profile=record.config.profile,
+        dataset=record.config.dataset,
+        epochs=4,
+        best_epoch=2,
+        best_weights="best-0002.safetensors",
+        weights_sha256="d" * 64,
+        validation_accuracy=0.75,
+        test_accuracy=None,
+        test_macro_f1=None,
+        seconds=1.5,
+    )
+
+
+@pytest.fixture
+def hold_elsewhere():
+    """Start a process that holds a run folder's lock; it ends with the test."""
+    started = []
+
+    def start(folder):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD_LOCK, str(folder.path / "run.lock")], stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_what_was_created_is_opened(tmp_path):
+    record = make_record(decay_points=(0.3, 0.6), learning_rate=0.1)
+    created = create_run_folder(tmp_path / "checkpoints", record)
+    opened = open_run_folder(tmp_path / "checkpoints", record.run_id)
+    assert opened.path == created.path == tmp_path / "checkpoints" / record.run_id
+    assert opened.record == record
+    assert opened.result is None
+    assert not opened.is_busy
+
+
+def test_a_complete_run_has_a_result_and_no_state(tmp_path):
+    folder = create_run_folder(tmp_path, make_record())
+    (folder.path / STATE_FILE).write_bytes(b"state")
+    result = make_result(folder.record)
+    folder.complete(result)
+    assert open_run_folder(tmp_path, folder.record.run_id).result == result
+    assert not (folder.path / STATE_FILE).exists()
+    assert find_interrupted(tmp_path, folder.record.config, CHECKSUM) is None
+    folder.complete(result)
+
+
+def test_unknown_run(tmp_path):
+    for checkpoints_dir in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(TrainingError, match=r"^no run 'abc' in .*list runs$"):
+            open_run_folder(checkpoints_dir, "abc")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"run_id": "1"}'])
+def test_damaged_record(tmp_path, content):
+    folder = create_run_folder(tmp_path, make_record())
+    (folder.path / RUN_FILE).write_bytes(content)
+    with pytest.raises(TrainingError, match=rf"{RUN_FILE} is damaged or was written by another version") as e:
+        open_run_folder(tmp_path, folder.record.run_id)
+    assert "\n" not in str(e.value)
+    assert find_interrupted(tmp_path, folder.record.config, CHECKSUM) is None
+
+
+def test_a_record_of_another_version(tmp_path):
+    folder = create_run_folder(tmp_path, make_record())
+    file = folder.path / RUN_FILE
+    file.write_text(file.read_text().replace('"momentum"', '"inertia"'))
+    with pytest.raises(TrainingError, match="written by another version"):
+        open_run_folder(tmp_path, folder.record.run_id)
+
+
+def test_the_newest_interrupted_run_of_the_same_experiment_is_found(tmp_path):
+    assert find_interrupted(tmp_path / "nothing", make_config(), CHECKSUM) is None
+    names = ["1" * 32, "2" * 32, "3" * 32]
+    for age, name in zip([200, 100, 300], names, strict=True):
+        folder = create_run_folder(tmp_path, make_record(name))
+        when = (folder.path / RUN_FILE).stat().st_mtime - age
+        os.utime(folder.path / RUN_FILE, (when, when))
+    create_run_folder(tmp_path, make_record("4" * 32, seed=9))
+    assert find_interrupted(tmp_path, make_config(), CHECKSUM).record.run_id == names[1]
+    assert find_interrupted(tmp_path, make_config(seed=9), CHECKSUM).record.run_id == "4" * 32
+    assert find_interrupted(tmp_path, make_config(seed=8), CHECKSUM) is None
+    assert find_interrupted(tmp_path, make_config(), "e" * 64) is None
+    newest = open_run_folder(tmp_path, names[1])
+    newest.complete(make_result(newest.record))
+    assert find_interrupted(tmp_path, make_config(), CHECKSUM).record.run_id == names[0]
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, hold_elsewhere):
+    busy, free = (create_run_folder(tmp_path, make_record(name)) for name in ("1" * 32, "2" * 32))
+    for folder, when in [(busy, 2000), (free, 1000)]:
+        os.utime(folder.path / RUN_FILE, (when, when))
+    process = hold_elsewhere(busy)
+    assert busy.is_busy
+    assert find_interrupted(tmp_path, make_config(), CHECKSUM).record == free.record
+    with pytest.raises(BusyError, match=rf"^run {'1' * 32} is being trained by another process"), busy.lock():
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not busy.is_busy
+    assert find_interrupted(tmp_path, make_config(), CHECKSUM).record == busy.record
+
+
+def test_the_lock_is_free_again_after_its_block(tmp_path):
+    folder = create_run_folder(tmp_path, make_record())
+    with folder.lock():
+        assert folder.is_busy
+        assert open_run_folder(tmp_path, folder.record.run_id).is_busy
+    assert not folder.is_busy
+    with pytest.raises(KeyError), folder.lock():
+        raise KeyError
+    assert not folder.is_busy
+
+
+def test_result_file_is_written_last_and_whole(tmp_path):
+    folder = create_run_folder(tmp_path, make_record())
+    folder.complete(make_result(folder.record))
+    assert sorted(file.name for file in folder.path.iterdir()) == [RESULT_FILE, RUN_FILE]

@@ -1,0 +1,27 @@
+import pytest
+import torch
+
+from model_code.errors import TrainingError
+from model_code.training.device import choose_device, describe_device, seed_everything
+
+
+def test_cpu_is_always_there():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert describe_device(torch.device("cpu")).endswith(f"{torch.get_num_threads()} threads)")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_cuda():
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(TrainingError, match=r"sees no CUDA device; use --set device=cpu"):
+        choose_device("cuda")
+
+
+def test_equal_seeds_give_equal_numbers():
+    draws = []
+    for seed in (1, 1, 2):
+        generator = seed_everything(seed, torch.device("cpu"))
+        draws.append((torch.rand(4).tolist(), torch.rand(4, generator=generator).tolist()))
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2]
+    assert torch.are_deterministic_algorithms_enabled()
