@@ -87,7 +87,7 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
         name: Recipe name.
         profile: `full`, or `smoke`: few pictures, few epochs, everything else the same.
         changes: Settings that replace the recipe's. The run is then `custom`, unless only the seed, the device or the
-            place of the pretrained weights change.
+            place of the pretrained weights change (or, in a smoke run, the data set).
 
     Raises:
         UsageError: No such recipe or setting, or a value outside its range.
@@ -99,6 +99,8 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
         )
     config = override(documented, changes or {})
     neutral = {"seed", "device"} | ({"pretrained_weights"} if documented.pretrained_weights else set())
+    if profile == "smoke":
+        neutral.add("dataset")
     if config.model_dump(exclude=neutral) == documented.model_dump(exclude=neutral):
         return config
     return config.model_copy(update={"profile": "custom"})

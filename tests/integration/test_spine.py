@@ -12,6 +12,7 @@ import time
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -143,9 +144,12 @@ def test_one_seed_gives_one_set_of_weights(darkroom, home, shapes):
 
 def test_a_killed_training_is_continued_by_the_same_command(darkroom, start_darkroom, home, shapes):
     arguments = (*TRAIN, "--seed", 11, "--set", "epochs=4")
-    process = start_darkroom("train", *arguments)
-    run_id = kill_when(process, lambda line: "epoch 2/4" in line)
+    interrupted = start_darkroom("train", *arguments)
+    run_id = stop_when(interrupted, lambda line: "epoch 1/4" in line, signal.SIGINT, expected_status=1)
+    assert get_client().get_run(run_id).info.status == "KILLED"
     assert (home / "checkpoints" / run_id / "state.pt").exists()
+    killed = start_darkroom("train", *arguments)
+    assert stop_when(killed, lambda line: "epoch 3/4" in line, signal.SIGKILL, -signal.SIGKILL) == run_id
 
     continued = darkroom("train", *arguments)
     assert continued.status == 0, continued.err
@@ -163,16 +167,19 @@ def test_a_killed_training_is_continued_by_the_same_command(darkroom, start_dark
     assert len({read_result(home, name)["weights_sha256"] for name in (run_id, other_id)}) == 1
 
 
-def kill_when(process, is_time) -> str:
-    """Kill -9 the process at the first line for which `is_time` holds; return its run id."""
+def stop_when(process, is_time, signum, expected_status) -> str:
+    """Send a signal at the first line for which `is_time` holds; return the run id that the process printed."""
     run_id = ""
     for line in process.stdout:
         found = RUN_LINE.search(line)
         run_id = found.group(1) if found else run_id
         if is_time(line):
-            process.kill()
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signum)
             break
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait(60) == expected_status
+    assert children, "Prefect's server runs as a child"
+    assert not psutil.wait_procs(children, timeout=10)[1], "no process is left behind"
     return run_id
 
 
