@@ -1,6 +1,7 @@
 """Every network by the name that a recipe calls it. torch is imported when a network is built, not before."""
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from model_code.errors import UsageError
@@ -8,79 +9,23 @@ from model_code.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-
-def _torchvision_resnet18(num_classes: int) -> "nn.Module":
-    from model_code.models.resnet18 import torchvision_resnet18
-
-    return torchvision_resnet18(num_classes)
-
-
-def _resnet18(num_classes: int) -> "nn.Module":
-    from model_code.models.resnet18 import ResNet18
-
-    return ResNet18(num_classes)
-
-
-def _resnet18_improved(num_classes: int) -> "nn.Module":
-    from model_code.models.resnet18 import ResNet18
-
-    return ResNet18(num_classes, stem="3x3")
-
-
-def _resnet18_improved_nopool(num_classes: int) -> "nn.Module":
-    from model_code.models.resnet18 import ResNet18
-
-    return ResNet18(num_classes, stem="3x3", has_max_pool=False)
-
-
-def _swin_cifar(num_classes: int) -> "nn.Module":
-    from model_code.models.swin_sizes import swin_cifar
-
-    return swin_cifar(num_classes)
-
-
-def _swin_cifar_window4(num_classes: int) -> "nn.Module":
-    from model_code.models.swin_sizes import swin_cifar_window4
-
-    return swin_cifar_window4(num_classes)
-
-
-def _swin_t(num_classes: int) -> "nn.Module":
-    from model_code.models.swin_sizes import swin_t
-
-    return swin_t(num_classes)
-
-
-def _swin_s(num_classes: int) -> "nn.Module":
-    from model_code.models.swin_sizes import swin_s
-
-    return swin_s(num_classes)
-
-
-def _swin_b(num_classes: int) -> "nn.Module":
-    from model_code.models.swin_sizes import swin_b
-
-    return swin_b(num_classes)
-
-
-def _swin_l(num_classes: int) -> "nn.Module":
-    from model_code.models.swin_sizes import swin_l
-
-    return swin_l(num_classes)
-
-
-NETWORKS: dict[str, Callable[[int], "nn.Module"]] = {
-    "resnet18_torchvision": _torchvision_resnet18,
-    "resnet18": _resnet18,
-    "resnet18_improved": _resnet18_improved,
-    "resnet18_improved_nopool": _resnet18_improved_nopool,
-    "swin_cifar": _swin_cifar,
-    "swin_cifar_window4": _swin_cifar_window4,
-    "swin_t": _swin_t,
-    "swin_s": _swin_s,
-    "swin_b": _swin_b,
-    "swin_l": _swin_l,
+_FILES = {
+    "resnet18": ("resnet18_torchvision", "resnet18", "resnet18_improved", "resnet18_improved_nopool"),
+    "swin_sizes": ("swin_cifar", "swin_cifar_window4", "swin_t", "swin_s", "swin_b", "swin_l"),
 }
+
+
+def _find(file: str, name: str) -> Callable[[int], "nn.Module"]:
+    """Return a function that calls the function `name` of a file in this folder."""
+
+    def build(num_classes: int) -> "nn.Module":
+        network: nn.Module = getattr(import_module(f"model_code.models.{file}"), name)(num_classes)
+        return network
+
+    return build
+
+
+NETWORKS = {name: _find(file, name) for file, names in _FILES.items() for name in names}
 
 
 def build_network(name: str, num_classes: int) -> "nn.Module":

@@ -71,7 +71,22 @@ class ResNet18(nn.Module):
         return logits_BK
 
 
-def torchvision_resnet18(num_classes: int) -> nn.Module:
+def resnet18(num_classes: int) -> ResNet18:
+    """Return our ResNet-18 as the paper has it: 7x7 stem, max-pool."""
+    return ResNet18(num_classes)
+
+
+def resnet18_improved(num_classes: int) -> ResNet18:
+    """Return our ResNet-18 with the 3x3 stem and the max-pool."""
+    return ResNet18(num_classes, stem="3x3")
+
+
+def resnet18_improved_nopool(num_classes: int) -> ResNet18:
+    """Return our ResNet-18 with the 3x3 stem and without the max-pool."""
+    return ResNet18(num_classes, stem="3x3", has_max_pool=False)
+
+
+def resnet18_torchvision(num_classes: int) -> nn.Module:
     """Return torchvision's ResNet-18, untrained (its initialisation is kaiming_normal, fan_out)."""
     network: nn.Module = torchvision.models.resnet18(weights=None, num_classes=num_classes)
     return network

@@ -35,8 +35,9 @@ class TrainingState:
         epoch: Finished epochs.
         best_epoch: The epoch of the best validation accuracy so far, counted from 1.
         network: State dict.
+        average: State dict of the weights' moving average, or None.
         optimizer: State dict.
-        scheduler: State dict.
+        schedule: State dict.
         generator: State of the generator of order and augmentation.
         torch_rng: State of torch's global generator.
         history: One dict of metrics for each finished epoch.
@@ -46,8 +47,9 @@ class TrainingState:
     epoch: int
     best_epoch: int
     network: dict[str, Any]
+    average: dict[str, Any] | None
     optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
+    schedule: dict[str, Any]
     generator: Tensor
     torch_rng: Tensor
     history: list[dict[str, float]]

@@ -29,14 +29,27 @@ class TrainingConfig(BaseModel):
         pretrained_weights: A weights file, `torchvision` for its ImageNet download, or None; the last layer is dropped.
         epochs: Passes over the training pictures.
         batch_size: Pictures in one step.
-        learning_rate: Of SGD, at the start.
+        optimizer: `sgd`, `adam` or `adamw`.
+        learning_rate: At the start; of a warm-up, at its end.
         momentum: Of SGD.
-        weight_decay: Of SGD, on all parameters.
+        is_nesterov: Whether SGD looks ahead.
+        adam_betas: Of Adam and AdamW.
+        weight_decay: On all parameters.
+        schedule: `multistep` (see `decay_points`), `plateau` (by `decay_factor` when the validation loss has not fallen
+            for more than `patience_epochs`, not below `min_learning_rate`), or `cosine` to 0 over all steps.
         decay_points: Fractions of the epochs after which the learning rate is multiplied by `decay_factor`;
             (0.3, 0.6, 0.9) is after 30, 60 and 90 of 100 epochs.
         decay_factor: See `decay_points`.
+        patience_epochs: Of `plateau`.
+        min_learning_rate: Of `plateau`.
+        warmup_epochs: Of `cosine`: the learning rate rises linearly over so many epochs.
         crop_padding_pixels: Black border of the random crop.
         has_flip: Whether pictures are mirrored at random.
+        cutout_pixels: Side of the square that is hidden in each picture; 0 hides none.
+        cutmix_alpha: Of CutMix's Beta distribution; 0 mixes nothing.
+        label_smoothing: Share of the target spread over all classes.
+        ema_decay: Of the moving average of the weights, for each step; the average is what is validated and kept. None
+            keeps the weights themselves.
         mean: Per channel, subtracted from pictures in [0, 1].
         std: Per channel, divides them.
         validation_fraction: Share of the training pictures kept for choosing the best epoch.
@@ -55,13 +68,24 @@ class TrainingConfig(BaseModel):
     pretrained_weights: str | None = None
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=128, ge=2)
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.01
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    is_nesterov: bool = False
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["multistep", "plateau", "cosine"] = "multistep"
     decay_points: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     decay_factor: PositiveFloat = 0.1
+    patience_epochs: int = Field(default=1, ge=0)
+    min_learning_rate: float = Field(default=0, ge=0)
+    warmup_epochs: int = Field(default=0, ge=0)
     crop_padding_pixels: int = Field(default=4, ge=0, le=16)
     has_flip: bool = True
+    cutout_pixels: int = Field(default=0, ge=0, le=32)
+    cutmix_alpha: float = Field(default=0, ge=0)
+    label_smoothing: float = Field(default=0, ge=0, lt=1)
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     mean: Channels = CIFAR10_MEAN
     std: Channels = CIFAR10_STD
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)

@@ -1,4 +1,4 @@
-"""The supervised loop: SGD on cross-entropy, validation after each epoch, best and last checkpoint.
+"""The supervised loop: cross-entropy by gradient descent, validation after each epoch, best and last checkpoint.
 
 Shape suffixes: B = pictures of a batch, H = height, W = width, C = the three colour channels.
 """
@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import MultiStepLR
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model_code.data.augmentation import crop_and_flip
+from model_code.data.mixing import cut_out, mix_rectangles
 from model_code.errors import TrainingError, UsageError
 from model_code.evaluation.metrics import measure, predict_logits
 from model_code.models.networks import build_network
@@ -21,6 +22,7 @@ from model_code.models.picture_input import PictureInput
 from model_code.training import checkpoints
 from model_code.training.config import TrainingConfig
 from model_code.training.device import seed_everything
+from model_code.training.optimization import Schedule, build_optimizer
 from model_code.training.pictures import TrainingPictures
 from model_code.training.results import Callback, EpochMetrics, TrainingResult
 
@@ -92,16 +94,19 @@ class _Run:
         if config.pretrained_weights:
             checkpoints.load_pretrained(model[1], config.pretrained_weights)
         self.model = model.to(device)
-        self.optimizer = SGD(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-        milestones = [round(point * config.epochs) for point in config.decay_points]
-        self.scheduler = MultiStepLR(self.optimizer, milestones, gamma=config.decay_factor)
+        self.average: AveragedModel | None = None
+        if config.ema_decay is not None:
+            average = get_ema_multi_avg_fn(config.ema_decay)
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.optimizer = build_optimizer(config, self.model.parameters())
+        self.schedule = Schedule(config, self.optimizer, len(pictures.train) // config.batch_size)
         self.history: list[EpochMetrics] = []
         self.best_epoch = 0
+
+    @property
+    def kept_model(self) -> nn.Sequential:
+        """The model that is validated and saved: the moving average where there is one."""
+        return self.model if self.average is None else cast(nn.Sequential, self.average.module)
 
     def train(self) -> TrainingResult:
         self._resume()
@@ -123,9 +128,9 @@ class _Run:
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         train_loss, train_accuracy = self._learn(epoch)
         trained = time.perf_counter()
-        self.scheduler.step()
         validation = self.pictures.validation
-        report = measure(predict_logits(self.model, validation.images_NHWC), validation.labels_N)
+        report = measure(predict_logits(self.kept_model, validation.images_NHWC), validation.labels_N)
+        self.schedule.end_epoch(report.loss)
         return EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,
@@ -148,22 +153,36 @@ class _Run:
         self.model.train()
         for step in range(steps):
             chosen = order[step * batch_size : (step + 1) * batch_size]
-            images_BHWC = crop_and_flip(
-                train.images_NHWC[chosen],
-                self.config.crop_padding_pixels,
-                self.config.has_flip,
-                self.generator,
-            )
             labels_B = train.labels_N[chosen]
-            logits_BK = self.model(images_BHWC)
-            loss = nn.functional.cross_entropy(logits_BK, labels_B)
+            loss, logits_BK = self._forward(train.images_NHWC[chosen], labels_B)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
+            self.schedule.end_step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
             losses[step] = loss.detach()
             right += (logits_BK.detach().argmax(1) == labels_B).sum()
             self._report_step(epoch, step, steps, losses)
         return float(losses.mean()), float(right) / (steps * batch_size)
+
+    def _forward(self, images_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Augment a batch; return its mean loss and the logits."""
+        config, generator = self.config, self.generator
+        images_BHWC = crop_and_flip(images_BHWC, config.crop_padding_pixels, config.has_flip, generator)
+        images_BHWC = cut_out(images_BHWC, config.cutout_pixels, generator)
+        if not config.cutmix_alpha:
+            logits_BK = self.model(images_BHWC)
+            return nn.functional.cross_entropy(logits_BK, labels_B, label_smoothing=config.label_smoothing), logits_BK
+        images_BHWC, pasted_labels_B, own_share_B = mix_rectangles(
+            images_BHWC, labels_B, config.cutmix_alpha, generator
+        )
+        logits_BK = self.model(images_BHWC)
+        own_loss_B, pasted_loss_B = (
+            nn.functional.cross_entropy(logits_BK, targets, reduction="none", label_smoothing=config.label_smoothing)
+            for targets in (labels_B, pasted_labels_B)
+        )
+        return (own_share_B * own_loss_B + (1 - own_share_B) * pasted_loss_B).mean(), logits_BK
 
     def _report_step(self, epoch: int, step: int, steps: int, losses: torch.Tensor) -> None:
         """Check the loss and tell the callbacks; on CUDA only now and then, since reading it waits for the device."""
@@ -180,7 +199,7 @@ class _Run:
             callback.on_step(epoch, step + 1, steps, float(losses[step]))
 
     def _save(self, metrics: EpochMetrics) -> None:
-        network, previous_best = self.model[1], self.best_epoch
+        network, previous_best = self.kept_model[1], self.best_epoch
         is_best = not previous_best or metrics.validation_accuracy > self.history[previous_best - 1].validation_accuracy
         if is_best:
             self.best_epoch = metrics.epoch
@@ -192,9 +211,10 @@ class _Run:
                 config_sha256=self.config_sha256,
                 epoch=metrics.epoch,
                 best_epoch=self.best_epoch,
-                network=network.state_dict(),
+                network=self.model[1].state_dict(),
+                average=None if self.average is None else self.average.state_dict(),
                 optimizer=self.optimizer.state_dict(),
-                scheduler=self.scheduler.state_dict(),
+                schedule=self.schedule.state_dict(),
                 generator=self.generator.get_state(),
                 torch_rng=torch.get_rng_state(),
                 history=[asdict(epoch) for epoch in self.history],
@@ -209,7 +229,9 @@ class _Run:
             return
         self.model[1].load_state_dict(state.network)
         self.optimizer.load_state_dict(state.optimizer)
-        self.scheduler.load_state_dict(state.scheduler)
+        self.schedule.load_state_dict(state.schedule)
+        if self.average is not None and state.average is not None:
+            self.average.load_state_dict(state.average)
         self.generator.set_state(state.generator)
         torch.set_rng_state(state.torch_rng)
         self.history = [EpochMetrics(**{**epoch, "epoch": int(epoch["epoch"])}) for epoch in state.history]  # type: ignore[arg-type]

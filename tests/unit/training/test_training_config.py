@@ -25,6 +25,17 @@ OTHER_VALUES = {
     "weight_decay": 0.0,
     "decay_points": (0.5,),
     "decay_factor": 0.2,
+    "optimizer": "adam",
+    "is_nesterov": True,
+    "adam_betas": (0.5, 0.999),
+    "schedule": "cosine",
+    "patience_epochs": 2,
+    "min_learning_rate": 1e-6,
+    "warmup_epochs": 5,
+    "cutout_pixels": 8,
+    "cutmix_alpha": 1.0,
+    "label_smoothing": 0.1,
+    "ema_decay": 0.99,
     "crop_padding_pixels": 3,
     "has_flip": False,
     "mean": (0.5, 0.5, 0.5),
@@ -95,7 +106,7 @@ def test_unknown_network_names_those_that_exist():
 
 
 def test_unknown_settings_are_refused_by_name():
-    with pytest.raises(UsageError, match=r"^no setting 'learning_rat', 'lr'; settings are batch_size, .*weight_decay$"):
+    with pytest.raises(UsageError, match=r"^no setting 'learning_rat', 'lr'; settings are adam_betas, .*weight_decay$"):
         override(CONFIG, {"lr": 0.1, "learning_rat": 0.1, "seed": 1})
     for key in ("recipe", "profile"):
         with pytest.raises(UsageError, match=f"no setting '{key}'"):
