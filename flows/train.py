@@ -9,11 +9,12 @@ from torch import nn
 
 from flows.device_slot import hold_device
 from model_code.data.cache import PackedDataset, open_dataset
-from model_code.errors import UsageError
+from model_code.errors import TrackingError, UsageError
 from model_code.evaluation.figures import GRID_SIDE, draw_prediction_grid
 from model_code.evaluation.metrics import Report, measure, predict_logits
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import Settings, load_settings
+from model_code.tracking.finished_runs import has_run
 from model_code.tracking.run_tracker import RunTracker, create_run, track_run
 from model_code.tracking.store import EXPERIMENT, open_store
 from model_code.tracking.tensorboard import TensorBoardWriter
@@ -100,9 +101,11 @@ def _open_folder(
             )
         if folder.result is not None:
             raise UsageError(f"run {resume_run_id} is complete; there is nothing to resume")
+        if not has_run(client, resume_run_id):
+            raise TrackingError(f"MLflow holds no run {resume_run_id}; repeat the command without --resume")
         return folder
     interrupted = find_interrupted(settings.checkpoints_dir, config, dataset.checksum)
-    if interrupted is not None:
+    if interrupted is not None and has_run(client, interrupted.record.run_id):
         return interrupted
     record = RunRecord(run_id=create_run(client, EXPERIMENT, config), data_checksum=dataset.checksum, config=config)
     return create_run_folder(settings.checkpoints_dir, record)

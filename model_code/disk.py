@@ -109,9 +109,7 @@ def hold_lock(path: Path, purpose: str) -> Iterator[None]:
         path: Lock file; made when missing, together with its folder, and left in place.
         purpose: What waits, for the log line.
     """
-    with writing_to(path.parent, 0, purpose):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = _open_lock(path, purpose)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,13 +132,21 @@ def take_lock(path: Path, busy: str) -> Iterator[None]:
     Raises:
         BusyError: Another process holds it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
+    descriptor = _open_lock(path, "taking a lock")
+    try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyError(busy) from error
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(path: Path, purpose: str) -> int:
+    with writing_to(path.parent, 0, purpose):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def _disk_full(folder: Path, needed_bytes: int, free_bytes: int, purpose: str) -> DiskFullError:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from model_code.errors import UsageError
+
 
 class Settings(BaseModel):
     """Paths under DARKROOM_HOME and server addresses.
@@ -16,7 +18,7 @@ class Settings(BaseModel):
     Attributes:
         home: DARKROOM_HOME, `./.darkroom` when unset; absolute.
         tracking_uri: MLFLOW_TRACKING_URI, or the SQLite database in `home`.
-        has_mlflow_server: Whether MLFLOW_TRACKING_URI was given.
+        has_mlflow_server: Whether the tracking URI is a server's address.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,11 +59,17 @@ class Settings(BaseModel):
 
 
 def load_settings() -> Settings:
-    """Read the environment now; nothing is created on disk."""
+    """Read the environment now; nothing is created on disk.
+
+    Raises:
+        UsageError: DARKROOM_HOME cannot be part of a database address.
+    """
     home = Path(os.environ.get("DARKROOM_HOME") or ".darkroom").expanduser().resolve()
-    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if "?" in str(home):
+        raise UsageError(f"DARKROOM_HOME={str(home)!r} has a question mark, which a database address cannot hold")
+    tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     return Settings(
         home=home,
-        tracking_uri=tracking_uri or f"sqlite:///{home / 'mlflow.db'}",
-        has_mlflow_server=bool(tracking_uri),
+        tracking_uri=tracking_uri,
+        has_mlflow_server=tracking_uri.startswith(("http://", "https://")),
     )

@@ -33,7 +33,8 @@ def draw_curves(
             axis.plot(epochs, values, marker="o" if len(epochs) < 30 else None, markersize=3, label=curve)
         axis.set_title(name)
         axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        if len(epochs) <= 10:
+            axis.set_xticks(epochs)
         axis.grid(alpha=0.3)
         if name == "learning rate":
             axis.set_yscale("log")

@@ -98,7 +98,9 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
             update={"profile": "smoke", "epochs": SMOKE_EPOCHS, "limit_train": SMOKE_PICTURES}
         )
     config = override(documented, changes or {})
-    neutral = {"seed", "device"} | ({"pretrained_weights"} if documented.pretrained_weights else set())
+    neutral = {"seed", "device"} | (
+        {"pretrained_weights"} if documented.pretrained_weights and config.pretrained_weights else set()
+    )
     if profile == "smoke":
         neutral.add("dataset")
     if config.model_dump(exclude=neutral) == documented.model_dump(exclude=neutral):

@@ -45,7 +45,8 @@ def find_best_run(client: MlflowClient, recipe: str, dataset_prefix: str) -> Fin
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs(
         [experiment.experiment_id] if experiment else [],
-        f"tags.recipe = '{recipe}' AND tags.dataset LIKE '{dataset_prefix}%' AND attributes.status = 'FINISHED'",
+        f"tags.recipe = '{recipe}' AND tags.dataset LIKE '{dataset_prefix}%' AND attributes.status = 'FINISHED' "
+        "AND metrics.`validation/best_accuracy` >= 0",
         order_by=["metrics.`validation/best_accuracy` DESC"],
         max_results=1,
     )
@@ -54,6 +55,15 @@ def find_best_run(client: MlflowClient, recipe: str, dataset_prefix: str) -> Fin
             f"no finished run of {recipe} on {dataset_prefix} pictures; train one first: darkroom train {recipe}"
         )
     return _read(runs[0])
+
+
+def has_run(client: MlflowClient, run_id: str) -> bool:
+    """Whether MLflow holds a run."""
+    try:
+        client.get_run(run_id)
+    except MlflowException:
+        return False
+    return True
 
 
 def get_finished_run(client: MlflowClient, run_id: str) -> FinishedRun:

@@ -1,6 +1,7 @@
 """One training run -> one MLflow run: parameters, tags, a metric for each epoch, figures, checkpoints, TensorBoard."""
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -126,7 +127,9 @@ class RunTracker(Callback):
 
     def log_report(self, split: str, report: Report, classes: tuple[str, ...], grid: Figure) -> None:
         """Send the metrics of a split, its per-class table, confusion matrix and grid of pictures."""
-        per_class = dict(zip(classes, report.per_class_accuracy, strict=True))
+        # JSON has no NaN: a class without pictures has no accuracy.
+        accuracies = [None if math.isnan(accuracy) else accuracy for accuracy in report.per_class_accuracy]
+        per_class = dict(zip(classes, accuracies, strict=True))
         mlflow.log_metrics(
             {
                 f"{split}/loss": report.loss,

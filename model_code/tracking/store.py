@@ -8,6 +8,7 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from model_code.disk import hold_lock
 from model_code.errors import TrackingError
@@ -33,13 +34,13 @@ def open_store(settings: Settings) -> MlflowClient:
             if client.get_experiment_by_name(EXPERIMENT) is None:
                 location = None if settings.has_mlflow_server else _as_uri(settings.artifacts_dir)
                 client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS)
-        except (MlflowException, OSError) as error:
+            mlflow.set_experiment(EXPERIMENT)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise TrackingError(
                 f"MLflow at {settings.tracking_uri} cannot be used ({reason}); "
-                "start the server or unset MLFLOW_TRACKING_URI"
+                "start the server or correct MLFLOW_TRACKING_URI; a damaged database can be moved away"
             ) from error
-    mlflow.set_experiment(EXPERIMENT)
     return client
 
 

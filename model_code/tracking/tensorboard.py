@@ -1,5 +1,6 @@
 """The scalars and the model graph that the articles look at, as TensorBoard events."""
 
+import shutil
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +15,11 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class TensorBoardWriter(Callback):
-    """Writes events into `<run folder>/tensorboard`; a run that goes on appends to them."""
+    """Writes events into `<run folder>/tensorboard`; a run that goes on writes its finished epochs anew."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._writer = SummaryWriter(str(run_dir / TENSORBOARD_FOLDER))
+        self._folder = run_dir / TENSORBOARD_FOLDER
+        self._writer = SummaryWriter(str(self._folder))
 
     def __enter__(self) -> "TensorBoardWriter":
         return self
@@ -26,6 +28,14 @@ class TensorBoardWriter(Callback):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.close()
+
+    def on_resume(self, history: tuple[EpochMetrics, ...]) -> None:
+        """Write the finished epochs anew: the killed process may have kept the last ones in its buffer."""
+        self._writer.close()
+        shutil.rmtree(self._folder)
+        self._writer = SummaryWriter(str(self._folder))
+        for metrics in history:
+            self.on_epoch_end(metrics)
 
     def on_epoch_end(self, metrics: EpochMetrics) -> None:
         """Write one point of each curve."""

@@ -9,6 +9,7 @@ leaves a state that belongs together.
 """
 
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +25,13 @@ from model_code.errors import TrainingError
 from model_code.training.run_folder import STATE_FILE
 
 LAST_FILE = "last.safetensors"
+
+
+# What torch.load and safetensors raise over bytes that are no weights: their readers check little themselves.
+_UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError),
+    *(ValueError, TypeError, LookupError, AttributeError, AssertionError, OverflowError, MemoryError, struct.error),
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,13 @@ def best_file(run_dir: Path, epoch: int) -> Path:
     return run_dir / f"best-{epoch:04d}.safetensors"
 
 
+def remove_other_best(run_dir: Path, epoch: int) -> None:
+    """Remove the weights of every epoch but the best, also what a killed process left."""
+    for file in run_dir.glob("best-*.safetensors"):
+        if file != best_file(run_dir, epoch):
+            file.unlink(missing_ok=True)
+
+
 def save_weights(network: nn.Module, file: Path) -> None:
     """Write a network's weights as safetensors; equal weights give equal bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -79,7 +94,7 @@ def load_weights(network: nn.Module, file: Path) -> None:
 
 
 def load_pretrained(network: nn.Module, source: str) -> None:
-    """Load pretrained weights of the same architecture, all but the last layer `fc`.
+    """Load pretrained weights of the same architecture, all but the last layer (`fc` or `head`).
 
     Args:
         network: Is changed in place.
@@ -89,7 +104,12 @@ def load_pretrained(network: nn.Module, source: str) -> None:
         TrainingError: The file is missing, is no weights file, or does not fit; or the download failed.
     """
     weights = _download_torchvision() if source == "torchvision" else _read_state_dict(Path(source))
-    wanted = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("fc.")}
+    # The last layer belongs to the old classes; BatchNorm's counter is not in files from before torch 0.4.1.
+    wanted = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if not name.startswith(("fc.", "head.")) and not (name.endswith("num_batches_tracked") and name not in weights)
+    }
     missing = sorted(set(wanted) - set(weights))
     wrong = sorted(name for name in set(wanted) & set(weights) if wanted[name].shape != weights[name].shape)
     if missing or wrong:
@@ -118,7 +138,7 @@ def load_state(run_dir: Path, config_sha256: str) -> TrainingState | None:
         return None
     try:
         state = TrainingState(**torch.load(file, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, UnpicklingError, TypeError, EOFError) as error:
+    except _UNREADABLE as error:
         raise TrainingError(f"{file} is damaged ({_first_line(error)}); remove its folder to start anew") from error
     if state.config_sha256 != config_sha256:
         raise TrainingError(f"{file} belongs to a run with other settings; start a new run instead of resuming it")
@@ -132,7 +152,7 @@ def _read_state_dict(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(file))
         weights = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, UnpicklingError, SafetensorError, EOFError) as error:
+    except _UNREADABLE as error:
         raise TrainingError(f"pretrained_weights={file} is not a weights file: {_first_line(error)}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise TrainingError(f"pretrained_weights={file} holds no state dict of tensors")

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from model_code.errors import UsageError
 from model_code.models.networks import NETWORKS
 
-Channels = tuple[float, float, float]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 CIFAR10_MEAN: Channels = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD: Channels = (0.2023, 0.1994, 0.2010)
@@ -73,25 +75,25 @@ class TrainingConfig(BaseModel):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     is_nesterov: bool = False
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    weight_decay: float = Field(default=5e-4, ge=0)
+    weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
     schedule: Literal["multistep", "plateau", "cosine"] = "multistep"
     decay_points: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     decay_factor: PositiveFloat = 0.1
     patience_epochs: int = Field(default=1, ge=0)
-    min_learning_rate: float = Field(default=0, ge=0)
+    min_learning_rate: float = Field(default=0, ge=0, allow_inf_nan=False)
     warmup_epochs: int = Field(default=0, ge=0)
     crop_padding_pixels: int = Field(default=4, ge=0, le=16)
     has_flip: bool = True
     cutout_pixels: int = Field(default=0, ge=0, le=32)
-    cutmix_alpha: float = Field(default=0, ge=0)
+    cutmix_alpha: float = Field(default=0, ge=0, allow_inf_nan=False)
     label_smoothing: float = Field(default=0, ge=0, lt=1)
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     mean: Channels = CIFAR10_MEAN
     std: Channels = CIFAR10_STD
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
-    split_seed: int = Field(default=42, ge=0)
+    split_seed: Seed = 42
     limit_train: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @field_validator("network")
@@ -147,5 +149,5 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set {text!r}: write key=value, for example --set learning_rate=0.05")
     try:
         return key.strip(), json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return key.strip(), value

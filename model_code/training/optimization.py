@@ -49,7 +49,7 @@ class Schedule:
                 min_lr=config.min_learning_rate,
             )
         else:
-            milestones = [round(point * config.epochs) for point in config.decay_points]
+            milestones = [max(1, round(point * config.epochs)) for point in config.decay_points]
             self._scheduler = MultiStepLR(optimizer, milestones, gamma=config.decay_factor)
 
     def end_step(self) -> None:

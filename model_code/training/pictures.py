@@ -56,8 +56,12 @@ def load_pictures(dataset: PackedDataset, config: TrainingConfig, device: torch.
 
     Raises:
         DataError: Some training or test pictures have no label.
-        UsageError: `limit_train` or `validation_fraction` leave a class without pictures.
+        UsageError: `limit_train` or `validation_fraction` are impossible for these pictures.
     """
+    for split in dataset.splits.values():
+        unlabelled = int((split.labels_N < 0).sum())
+        if unlabelled:
+            raise DataError(f"{unlabelled} of {len(split.labels_N)} pictures of {dataset.name} have no label")
     train = dataset.splits["train"]
     chosen = np.arange(len(train.labels_N))
     if config.limit_train is not None and config.limit_train < len(chosen):
@@ -65,17 +69,14 @@ def load_pictures(dataset: PackedDataset, config: TrainingConfig, device: torch.
     learn, validate = split_stratified(train.labels_N[chosen], config.validation_fraction, config.split_seed)
     test = dataset.splits.get("test")
     return TrainingPictures(
-        train=_to_device(dataset.name, train, chosen[learn], device),
-        validation=_to_device(dataset.name, train, chosen[validate], device),
-        test=None if test is None else _to_device(dataset.name, test, np.arange(len(test.labels_N)), device),
+        train=_to_device(train, chosen[learn], device),
+        validation=_to_device(train, chosen[validate], device),
+        test=None if test is None else _to_device(test, np.arange(len(test.labels_N)), device),
         classes=dataset.classes,
         checksum=dataset.checksum,
     )
 
 
-def _to_device(name: str, split: PackedSplit, indices: npt.NDArray[np.int64], device: torch.device) -> Pictures:
-    labels_N = split.labels_N[indices]
-    if (labels_N < 0).any():
-        raise DataError(f"{int((labels_N < 0).sum())} of {len(labels_N)} pictures of {name} have no label")
+def _to_device(split: PackedSplit, indices: npt.NDArray[np.int64], device: torch.device) -> Pictures:
     images_NHWC = torch.from_numpy(np.ascontiguousarray(split.images_NHWC[indices]))
-    return Pictures(images_NHWC.to(device), torch.from_numpy(labels_N).to(device))
+    return Pictures(images_NHWC.to(device), torch.from_numpy(split.labels_N[indices]).to(device))

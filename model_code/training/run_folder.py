@@ -72,11 +72,13 @@ class RunFolder:
 
     @property
     def result(self) -> RunResult | None:
-        """The result, or None while the run is not complete."""
+        """The result, or None while the run is not complete; TrainingError when the file is damaged."""
         try:
             return RunResult.model_validate_json((self.path / RESULT_FILE).read_bytes())
         except FileNotFoundError:
             return None
+        except ValidationError as error:
+            raise TrainingError(f"{self.path / RESULT_FILE} is damaged; remove it and repeat the command") from error
 
     def complete(self, result: RunResult) -> None:
         """Mark the run as complete; the state that only an interrupted run needs is removed."""

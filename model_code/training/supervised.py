@@ -3,6 +3,7 @@
 Shape suffixes: B = pictures of a batch, H = height, W = width, C = the three colour channels.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -90,8 +91,9 @@ class _Run:
         self.config, self.pictures, self.run_dir, self.callbacks = config, pictures, run_dir, callbacks
         self.config_sha256 = config.sha256()
         self.generator = seed_everything(config.seed, device)
+        self.state = checkpoints.load_state(run_dir, self.config_sha256)
         model = build_model(config, len(pictures.classes))
-        if config.pretrained_weights:
+        if config.pretrained_weights and self.state is None:
             checkpoints.load_pretrained(model[1], config.pretrained_weights)
         self.model = model.to(device)
         self.average: AveragedModel | None = None
@@ -130,6 +132,8 @@ class _Run:
         trained = time.perf_counter()
         validation = self.pictures.validation
         report = measure(predict_logits(self.kept_model, validation.images_NHWC), validation.labels_N)
+        if not math.isfinite(report.loss):
+            raise self._diverged(f"the validation loss became {report.loss} after epoch {epoch}")
         self.schedule.end_epoch(report.loss)
         return EpochMetrics(
             epoch=epoch,
@@ -190,13 +194,15 @@ class _Run:
             return
         if not losses[: step + 1].isfinite().all():
             bad = int((~losses[: step + 1].isfinite()).nonzero()[0])
-            raise TrainingError(
-                f"the loss became {float(losses[bad])} at step {bad + 1} of epoch {epoch}; lower the learning rate "
-                f"(--set learning_rate={self.config.learning_rate / 10:g}); "
-                f"the checkpoint before stays in {self.run_dir}"
-            )
+            raise self._diverged(f"the loss became {float(losses[bad])} at step {bad + 1} of epoch {epoch}")
         for callback in self.callbacks:
             callback.on_step(epoch, step + 1, steps, float(losses[step]))
+
+    def _diverged(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{what}; lower the learning rate (--set learning_rate={self.config.learning_rate / 10:g}); "
+            f"the checkpoint before stays in {self.run_dir}"
+        )
 
     def _save(self, metrics: EpochMetrics) -> None:
         network, previous_best = self.kept_model[1], self.best_epoch
@@ -220,13 +226,13 @@ class _Run:
                 history=[asdict(epoch) for epoch in self.history],
             ),
         )
-        if is_best and previous_best:
-            checkpoints.best_file(self.run_dir, previous_best).unlink(missing_ok=True)
+        checkpoints.remove_other_best(self.run_dir, self.best_epoch)
 
     def _resume(self) -> None:
-        state = checkpoints.load_state(self.run_dir, self.config_sha256)
+        state, self.state = self.state, None
         if state is None:
             return
+        checkpoints.remove_other_best(self.run_dir, state.best_epoch)
         self.model[1].load_state_dict(state.network)
         self.optimizer.load_state_dict(state.optimizer)
         self.schedule.load_state_dict(state.schedule)

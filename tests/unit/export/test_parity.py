@@ -26,13 +26,16 @@ def model():
     return build_model(make_config(), 4).eval()
 
 
-@pytest.fixture
-def compare(tmp_path, pictures):
-    """Export one model and measure it against another."""
+@pytest.fixture(scope="module")
+def compare(tmp_path_factory, pictures):
+    """Export one model, each once, and measure it against another."""
+    files = {}
 
     def run(exported, trained):
-        export_onnx(exported, 8, tmp_path / "model.onnx")
-        return measure_parity(trained, tmp_path / "model.onnx", "test", pictures.images_NHWC, pictures.labels_N)
+        if exported not in files:
+            files[exported] = tmp_path_factory.mktemp("export") / "model.onnx"
+            export_onnx(exported, 8, files[exported])
+        return measure_parity(trained, files[exported], "test", pictures.images_NHWC, pictures.labels_N)
 
     return run
 
@@ -85,11 +88,16 @@ def test_swapped_classes_are_refused(compare, model):
         parity.check()
 
 
-@pytest.mark.parametrize("is_broken", [(True, False), (False, True), (True, True)], ids=["onnx", "torch", "both"])
-def test_nan_is_refused(compare, model, is_broken):
+@pytest.fixture(scope="module")
+def broken(model):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken[1].fc.bias.fill_(torch.nan)
+    return broken
+
+
+@pytest.mark.parametrize("is_broken", [(True, False), (False, True), (True, True)], ids=["onnx", "torch", "both"])
+def test_nan_is_refused(compare, model, broken, is_broken):
     parity = compare(*(broken if broken_one else model for broken_one in is_broken))
     assert all(math.isnan(batch.max_difference) for batch in parity.batches.values())
     with pytest.raises(ReleaseError, match="differ by up to nan"):

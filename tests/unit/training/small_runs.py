@@ -35,7 +35,8 @@ def tiny_network_entered():
         patch.setitem(NETWORKS, "tiny", TinyNetwork)
         yield
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(is_deterministic)
+    if torch.are_deterministic_algorithms_enabled() != is_deterministic:
+        torch.use_deterministic_algorithms(is_deterministic)
 
 
 def draw_pictures(count, seed=0, side=8, classes=4, noise=90):

@@ -3,6 +3,7 @@
 import pytest
 
 from model_code.training.results import Callback
+from model_code.training.run_folder import STATE_FILE
 from model_code.training.supervised import fit
 from tests.unit.training.small_runs import CPU, make_config, make_pictures
 
@@ -30,19 +31,10 @@ class LossRecorder(Callback):
         self.losses.append(loss)
 
 
-@pytest.mark.parametrize(("settings", "is_equal"), [({}, True), ({"momentum": 0.0}, False), ({"seed": 1}, False)])
-def test_losses_are_those_written_down(tmp_path, settings, is_equal):
-    config = make_config(
-        **{
-            "network": "resnet18_improved",
-            "epochs": 1,
-            "learning_rate": 1e-5,
-            "crop_padding_pixels": 4,
-            **settings,
-        }
-    )
+def test_losses_are_those_written_down(tmp_path):
+    config = make_config(network="resnet18_improved", epochs=1, batch_size=8, learning_rate=1e-5, crop_padding_pixels=4)
     recorder = LossRecorder()
     result = fit(config, make_pictures(train=80, validation=4, side=32), tmp_path, CPU, [recorder])
-    for file in (result.best_weights, result.last_weights, tmp_path / "state.pt"):
+    for file in (result.best_weights, result.last_weights, tmp_path / STATE_FILE):
         file.unlink()
-    assert (recorder.losses == pytest.approx(LOSSES, rel=1e-4)) is is_equal
+    assert recorder.losses == pytest.approx(LOSSES, rel=1e-4)

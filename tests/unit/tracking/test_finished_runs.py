@@ -1,0 +1,90 @@
+import pytest
+
+from model_code.errors import ReleaseError, TrackingError
+from model_code.tracking.finished_runs import FinishedRun, find_best_run, get_finished_run
+from model_code.tracking.store import EXPERIMENT
+
+
+@pytest.fixture(scope="module")
+def add_run(store):
+    """Enter a run with these tags and metrics; its id comes back."""
+    _, client = store
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+
+    def add(recipe, accuracy, dataset="cifar10", status="FINISHED", test_accuracy=None, profile="full"):
+        run_id = client.create_run(experiment.experiment_id).info.run_id
+        for key, value in {"recipe": recipe, "dataset": dataset, "profile": profile}.items():
+            client.set_tag(run_id, key, value)
+        if accuracy is not None:
+            client.log_metric(run_id, "validation/best_accuracy", accuracy)
+        if test_accuracy is not None:
+            client.log_metric(run_id, "test/accuracy", test_accuracy)
+        if status != "RUNNING":
+            client.set_terminated(run_id, status)
+        return run_id
+
+    return add
+
+
+@pytest.fixture
+def client(store):
+    return store[1]
+
+
+def test_the_best_finished_run_of_the_recipe_is_found(client, add_run):
+    add_run("exp", 0.80)
+    best = add_run("exp", 0.90, test_accuracy=0.89)
+    add_run("exp", 0.101)
+    add_run("exp_other", 0.99)
+    for status in ("FAILED", "KILLED", "RUNNING"):
+        add_run("exp", 0.95, status=status)
+    add_run("exp", 0.96, dataset="food11")
+    add_run("exp", 0.97, dataset="my-cifar10")
+    client.delete_run(add_run("exp", 0.98))
+    assert find_best_run(client, "exp", "cifar10") == FinishedRun(
+        run_id=best, recipe="exp", profile="full", dataset="cifar10", validation_accuracy=0.90, test_accuracy=0.89
+    )
+    assert find_best_run(client, "exp", "food").dataset == "food11"
+
+
+def test_names_that_go_on_after_the_prefix_count(client, add_run):
+    run_id = add_run("prefix", 0.5, dataset="cifar10-small", profile="smoke")
+    found = find_best_run(client, "prefix", "cifar10")
+    assert (found.run_id, found.profile, found.test_accuracy) == (run_id, "smoke", None)
+
+
+def test_a_run_without_its_figure_does_not_come_first(client, add_run):
+    best = add_run("figure", 0.3)
+    add_run("figure", None)
+    assert find_best_run(client, "figure", "cifar10").run_id == best
+
+
+def test_nothing_to_release(client, add_run):
+    add_run("unlucky", 0.9, status="FAILED")
+    for recipe, prefix in [("unlucky", "cifar10"), ("never_trained", "cifar10"), ("exp", "shapes")]:
+        with pytest.raises(ReleaseError, match=rf"^no finished run of {recipe} on {prefix} .*darkroom train {recipe}$"):
+            find_best_run(client, recipe, prefix)
+
+
+def test_one_finished_run(client, add_run):
+    run_id = add_run("one", 0.7, dataset="shapes", test_accuracy=0.6)
+    assert get_finished_run(client, run_id) == FinishedRun(run_id, "one", "full", "shapes", 0.7, 0.6)
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
+def test_a_run_that_is_not_finished(client, add_run, status):
+    run_id = add_run("one", 0.7, status=status)
+    with pytest.raises(ReleaseError, match=rf"^run {run_id} is {status}, not a finished training"):
+        get_finished_run(client, run_id)
+
+
+def test_a_finished_run_that_is_no_training(client, add_run):
+    run_id = add_run("one", None)
+    with pytest.raises(ReleaseError, match="not a finished training"):
+        get_finished_run(client, run_id)
+
+
+@pytest.mark.parametrize("run_id", ["f" * 32, "nonsense", "../../etc"])
+def test_an_unknown_run(client, run_id):
+    with pytest.raises(TrackingError, match=rf"^MLflow holds no run '{run_id}'; `make ui` shows"):
+        get_finished_run(client, run_id)

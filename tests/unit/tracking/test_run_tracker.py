@@ -1,0 +1,239 @@
+import json
+from dataclasses import dataclass
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+
+from model_code.errors import TrainingError
+from model_code.evaluation.figures import draw_prediction_grid
+from model_code.evaluation.metrics import Report, measure, predict_logits
+from model_code.tracking.run_tracker import create_run, track_run
+from model_code.tracking.store import EXPERIMENT
+from model_code.tracking.tensorboard import TensorBoardWriter
+from model_code.training.results import Callback, TrainingResult
+from model_code.training.run_folder import RunFolder, RunRecord, create_run_folder
+from model_code.training.supervised import fit, load_model
+from tests.unit.training.small_runs import CPU, make_config, make_pictures
+
+EPOCH_METRICS = {
+    "train/loss": "train_loss",
+    "train/accuracy": "train_accuracy",
+    "train/pictures_per_s": "pictures_per_s",
+    "train/learning_rate": "learning_rate",
+    "validation/loss": "validation_loss",
+    "validation/accuracy": "validation_accuracy",
+    "validation/macro_f1": "validation_macro_f1",
+}
+WEIGHTS_SHA256 = "d" * 64
+
+
+class StopHere(Exception):  # noqa: N818 - an interruption, not an error
+    pass
+
+
+class StopAfter(Callback):
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch_end(self, metrics):
+        if metrics.epoch == self.epoch:
+            raise StopHere
+
+
+@dataclass(frozen=True)
+class Tracked:
+    client: MlflowClient
+    folder: RunFolder
+    result: TrainingResult
+    report: Report
+
+    @property
+    def run(self):
+        return self.client.get_run(self.folder.record.run_id)
+
+    def read_artifact(self, name):
+        return mlflow.artifacts.load_text(f"{self.run.info.artifact_uri}/{name}")
+
+    def list_artifacts(self, folder=""):
+        return sorted(file.path for file in self.client.list_artifacts(self.run.info.run_id, folder))
+
+
+def start_folder(store, **settings):
+    """Make the MLflow run and the folder of a new training."""
+    home, client = store
+    config = make_config(**settings)
+    record = RunRecord(run_id=create_run(client, EXPERIMENT, config), data_checksum="c" * 64, config=config)
+    return create_run_folder(home.checkpoints_dir, record)
+
+
+def get_steps(client, run_id):
+    """{metric: its steps in the order of logging} of the metrics of epochs."""
+    return {key: [point.step for point in client.get_metric_history(run_id, key)] for key in EPOCH_METRICS}
+
+
+@pytest.fixture(scope="module")
+def tracked(store):
+    """A run as the training flow does it."""
+    _, client = store
+    folder = start_folder(store, epochs=3, seed=5, decay_points=(0.5,))
+    pictures = make_pictures(test=30)
+    with track_run(folder.record, 0.923, "cpu (test)") as tracker:
+        with TensorBoardWriter(folder.path) as events:
+            result = fit(folder.record.config, pictures, folder.path, CPU, [tracker, events])
+        logits_NK = predict_logits(load_model(folder.record.config, 4, result.best_weights), pictures.test.images_NHWC)
+        report = measure(logits_NK, pictures.test.labels_N)
+        grid = draw_prediction_grid(
+            pictures.test.images_NHWC.numpy(), pictures.test.labels_N.numpy(), logits_NK.argmax(1).numpy(), "abcd"
+        )
+        tracker.log_report("test", report, pictures.classes, grid)
+        tracker.log_result(result, WEIGHTS_SHA256)
+        tracker.log_files(folder, result)
+    return Tracked(client, folder, result, report)
+
+
+def test_the_run_is_finished_and_named(tracked):
+    assert tracked.run.info.status == "FINISHED"
+    assert tracked.run.info.run_name == "tiny_pets_test-full-seed5"
+    assert tracked.run.info.end_time >= tracked.run.info.start_time
+    assert mlflow.active_run() is None
+
+
+def test_every_setting_is_a_parameter(tracked):
+    params = tracked.run.data.params
+    config = tracked.folder.record.config
+    assert set(params) == set(type(config).model_fields)
+    assert params["network"] == "tiny"
+    assert params["learning_rate"] == "0.05"
+    assert params["decay_points"] == "[0.5]"
+    assert params["has_flip"] == "true"
+    assert params["pretrained_weights"] == "null"
+
+
+def test_tags_say_what_the_run_is_and_where_it_comes_from(tracked):
+    tags = tracked.run.data.tags
+    expected = {
+        "recipe": "tiny_pets_test",
+        "profile": "full",
+        "dataset": "shapes",
+        "seed": "5",
+        "published_accuracy": "0.923",
+        "config_sha256": tracked.folder.record.config.sha256(),
+        "data_checksum": "c" * 64,
+        "device": "cpu (test)",
+        "weights_sha256": WEIGHTS_SHA256,
+    }
+    assert {key: tags[key] for key in expected} == expected
+    assert tags["version.torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert tags["git_sha"]
+
+
+def test_each_epoch_is_logged_once(tracked):
+    for key, attribute in EPOCH_METRICS.items():
+        points = tracked.client.get_metric_history(tracked.folder.record.run_id, key)
+        assert [point.step for point in points] == [1, 2, 3]
+        assert [point.value for point in points] == [getattr(epoch, attribute) for epoch in tracked.result.history]
+
+
+def test_the_best_epoch_and_the_test_are_metrics(tracked):
+    metrics = tracked.run.data.metrics
+    assert metrics["validation/best_accuracy"] == tracked.result.best.validation_accuracy
+    assert metrics["validation/best_epoch"] == tracked.result.best_epoch
+    assert metrics["test/accuracy"] == tracked.report.accuracy_fraction
+    assert metrics["test/macro_f1"] == tracked.report.macro_f1
+    assert metrics["test/loss"] == tracked.report.loss
+    assert metrics["test/pictures"] == 30
+
+
+def test_artifacts(tracked):
+    assert tracked.list_artifacts() == ["checkpoints", "config.json", "figures", "reports", "tensorboard"]
+    assert tracked.list_artifacts("figures") == [
+        "figures/curves.png",
+        "figures/test_confusion.png",
+        "figures/test_pictures.png",
+    ]
+    assert tracked.list_artifacts("checkpoints") == ["checkpoints/best.safetensors", "checkpoints/last.safetensors"]
+    assert tracked.list_artifacts("reports") == ["reports/test.json"]
+    assert len(tracked.list_artifacts("tensorboard")) == 1
+
+
+def test_figures_are_pictures(tracked):
+    for name in tracked.list_artifacts("figures"):
+        with Image.open(mlflow.artifacts.download_artifacts(f"{tracked.run.info.artifact_uri}/{name}")) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 300
+
+
+def test_checkpoints_are_the_files_of_the_run(tracked):
+    for name, file in [("best", tracked.result.best_weights), ("last", tracked.result.last_weights)]:
+        kept = mlflow.artifacts.download_artifacts(f"{tracked.run.info.artifact_uri}/checkpoints/{name}.safetensors")
+        with open(kept, "rb") as stream:  # noqa: PTH123 - MLflow answers with text
+            assert stream.read() == file.read_bytes()
+
+
+def test_the_report_and_the_config_can_be_read_again(tracked):
+    report = json.loads(tracked.read_artifact("reports/test.json"))
+    assert report["accuracy"] == tracked.report.accuracy_fraction
+    assert report["pictures"] == 30
+    assert report["per_class_accuracy"] == dict(
+        zip(("ant", "bee", "cat", "dog"), tracked.report.per_class_accuracy, strict=True)
+    )
+    assert np.array_equal(report["confusion"], tracked.report.confusion_KK)
+    config = type(tracked.folder.record.config).model_validate_json(tracked.read_artifact("config.json"))
+    assert config == tracked.folder.record.config
+
+
+@pytest.mark.parametrize("is_logged", [True, False], ids=["after it was logged", "before it was logged"])
+def test_a_resumed_run_logs_each_epoch_once(store, is_logged):
+    _, client = store
+    folder = start_folder(store, seed=6)
+
+    def train(stop):
+        with track_run(folder.record, None, "cpu") as tracker:
+            callbacks = [tracker, stop] if is_logged else [stop, tracker]
+            return fit(folder.record.config, make_pictures(), folder.path, CPU, callbacks)
+
+    for epoch in (1, 2, 4):
+        with pytest.raises(StopHere):
+            train(StopAfter(epoch))
+        assert client.get_run(folder.record.run_id).info.status == "FAILED"
+    result = train(Callback())
+    run = client.get_run(folder.record.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["published_accuracy"] == "not published"
+    steps = get_steps(client, folder.record.run_id)
+    assert {key: sorted(points) for key, points in steps.items()} == {key: [1, 2, 3, 4] for key in EPOCH_METRICS}
+    points = client.get_metric_history(folder.record.run_id, "validation/loss")
+    assert {point.step: point.value for point in points} == {
+        metrics.epoch: metrics.validation_loss for metrics in result.history
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(KeyboardInterrupt, "KILLED"), (TrainingError, "FAILED"), (SystemExit, "FAILED"), (MemoryError, "FAILED")],
+)
+def test_how_a_run_ends(store, error, status):
+    _, client = store
+    folder = start_folder(store, seed=7)
+    assert client.get_run(folder.record.run_id).info.status == "RUNNING"
+    with pytest.raises(error), track_run(folder.record, None, "cpu"):
+        raise error
+    assert client.get_run(folder.record.run_id).info.status == status
+    assert mlflow.active_run() is None
+    with track_run(folder.record, None, "cpu"):
+        assert mlflow.active_run().info.run_id == folder.record.run_id
+    assert client.get_run(folder.record.run_id).info.status == "FINISHED"
+
+
+def test_a_run_is_not_taken_up_with_other_settings(store):
+    folder = start_folder(store, seed=8)
+    with track_run(folder.record, None, "cpu"):
+        pass
+    other = folder.record.model_copy(update={"config": make_config(seed=9)})
+    with pytest.raises(Exception, match="Changing param values is not allowed"), track_run(other, None, "cpu"):
+        pass
+    assert mlflow.active_run() is None

@@ -1,0 +1,108 @@
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import pytest
+
+from model_code.errors import TrackingError
+from model_code.tracking.store import EXPERIMENT, open_store, run_ui
+from tests.unit.tracking.small_store import make_settings, mlflow_given_back
+
+OPEN = """
+import json, sys
+from pathlib import Path
+from model_code.settings import load_settings
+from model_code.tracking.store import EXPERIMENT, open_store
+import mlflow.store.tracking.sqlalchemy_store
+print("ready", flush=True)
+sys.stdin.readline()
+client = open_store(load_settings())
+experiment = client.get_experiment_by_name(EXPERIMENT)
+run = client.create_run(experiment.experiment_id)
+print(json.dumps([experiment.experiment_id, run.info.artifact_uri]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def addresses():
+    with mlflow_given_back():
+        yield
+
+
+def test_everything_is_below_home(store):
+    settings, client = store
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.artifact_location == settings.artifacts_dir.as_uri()
+    assert (settings.home / "mlflow.db").is_file()
+    assert settings.artifacts_dir.is_dir()
+    run = client.create_run(experiment.experiment_id)
+    client.log_text(run.info.run_id, "hello", "note.txt")
+    assert len(list(settings.artifacts_dir.rglob("note.txt"))) == 1
+
+
+def test_opening_again_finds_what_is_there(store):
+    settings, client = store
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    run = client.create_run(experiment.experiment_id)
+    again = open_store(settings)
+    assert again.get_experiment_by_name(EXPERIMENT).experiment_id == experiment.experiment_id
+    assert again.get_run(run.info.run_id).info.artifact_uri == run.info.artifact_uri
+    names = [found.name for found in again.search_experiments()]
+    assert names.count(EXPERIMENT) == 1
+
+
+def test_two_processes_may_open_a_new_store_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    command = [sys.executable, "-W", "ignore", "-c", OPEN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        client = open_store(make_settings(tmp_path))
+        experiment_id, place = json.loads(other.communicate(timeout=60)[0])
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.experiment_id == experiment_id
+    assert experiment.artifact_location == (tmp_path / "artifacts").as_uri()
+    assert place.startswith(experiment.artifact_location)
+    assert len(client.search_runs([experiment_id])) == 1
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("SELECT count(*) FROM experiments WHERE name = ?", [EXPERIMENT]).fetchone() == (1,)
+        assert database.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
+
+
+def test_a_server_that_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    start = time.monotonic()
+    with pytest.raises(TrackingError) as caught:
+        open_store(make_settings(tmp_path, address))
+    assert time.monotonic() - start < 10
+    assert str(caught.value).startswith(f"MLflow at {address} cannot be used (")
+    assert str(caught.value).endswith("start the server or unset MLFLOW_TRACKING_URI")
+    assert "Connection refused" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_address_of_no_kind_that_mlflow_knows(tmp_path):
+    with pytest.raises(TrackingError, match=r"^MLflow at ftp://127\.0\.0\.1/runs cannot be used") as caught:
+        open_store(make_settings(tmp_path, "ftp://127.0.0.1/runs"))
+    assert "\n" not in str(caught.value)
+
+
+def test_pages_of_a_server_are_the_servers_own(tmp_path):
+    with pytest.raises(TrackingError, match="open http://mlflow:5000 in a browser"):
+        run_ui(make_settings(tmp_path, "http://mlflow:5000"), 5000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pages_on_a_port_that_is_taken(store):
+    settings, _ = store
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(TrackingError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*choose another --port"):
+            run_ui(settings, port)
