@@ -1,0 +1,63 @@
+"""How two views of one picture may differ: the settings of SimSiam's augmentation."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+LARGEST_SIZE_WITHOUT_BLUR_PIXELS = 32
+
+
+class ViewSettings(BaseModel):
+    """Augmentation of Chen & He 2021, arXiv:2011.10566, Sec. 3; blur is left out at 32 pixels as in its Appendix D.
+
+    Attributes:
+        image_size: Height and width of a view, pixels.
+        crop_area: Smallest and largest share of the picture's area that a crop covers.
+        crop_aspect: Smallest and largest width/height of a crop; its logarithm is uniform.
+        flip_probability: Of mirroring left to right.
+        jitter_probability: Of changing the colours at all.
+        brightness: Largest change; the factor is uniform in 1 - brightness to 1 + brightness.
+        contrast: The same for contrast.
+        saturation: The same for saturation.
+        hue: Largest turn of the colour circle, in full turns.
+        grayscale_probability: Of losing all colour.
+        blur_probability: Of a Gaussian blur; views of 32 pixels and less are never blurred.
+        blur_sigma_pixels: Smallest and largest standard deviation of the blur; sigma is uniform.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(default=32, ge=8)
+    crop_area: Interval = (0.2, 1.0)
+    crop_aspect: Interval = (3 / 4, 4 / 3)
+    flip_probability: Probability = 0.5
+    jitter_probability: Probability = 0.8
+    brightness: Strength = 0.4
+    contrast: Strength = 0.4
+    saturation: Strength = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    grayscale_probability: Probability = 0.2
+    blur_probability: Probability = 0.5
+    blur_sigma_pixels: Interval = (0.1, 2.0)
+
+    @field_validator("crop_area", "crop_aspect", "blur_sigma_pixels")
+    @classmethod
+    def _is_ascending(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        if interval[0] > interval[1]:
+            raise ValueError("give the smaller value first")
+        return interval
+
+    @field_validator("crop_area")
+    @classmethod
+    def _is_share(cls, crop_area: tuple[float, float]) -> tuple[float, float]:
+        if crop_area[1] > 1:
+            raise ValueError("a crop covers at most 1, the whole picture")
+        return crop_area
+
+    @property
+    def has_blur(self) -> bool:
+        """Whether any view is blurred."""
+        return self.blur_probability > 0 and self.image_size > LARGEST_SIZE_WITHOUT_BLUR_PIXELS
