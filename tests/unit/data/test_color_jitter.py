@@ -14,6 +14,8 @@ from torchvision.transforms.v2 import functional as reference
 from model_code.data.color_jitter import ColorFactors, draw_color_factors, grayscale, jitter_colors, turn_hue
 from model_code.data.view_settings import ViewSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = ViewSettings(jitter_probability=1.0)
 # 1 % for each comparison; the draws are seeded, so a test that passes once always does.
 SIGNIFICANCE = 0.01

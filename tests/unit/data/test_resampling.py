@@ -13,6 +13,8 @@ from torchvision.transforms.v2 import functional as reference
 from model_code.data.resampling import SIGMA_WITHOUT_BLUR, Crops, blur, draw_crops, draw_sigmas, resize_crops
 from model_code.data.view_settings import ViewSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIGNIFICANCE = 0.01
 SETTINGS = ViewSettings()
 

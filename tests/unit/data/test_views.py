@@ -13,6 +13,8 @@ from model_code.data import views
 from model_code.data.view_settings import ViewSettings
 from model_code.data.views import plain_view, two_views
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIGNIFICANCE = 0.01
 # Nothing happens to a picture.
 STILL = ViewSettings(
