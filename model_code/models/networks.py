@@ -37,3 +37,20 @@ def build_network(name: str, num_classes: int) -> "nn.Module":
     if name not in NETWORKS:
         raise UsageError(f"no network {name!r}; choose one of {', '.join(NETWORKS)}")
     return NETWORKS[name](num_classes)
+
+
+def build_backbone(name: str) -> tuple["nn.Module", int]:
+    """Return the untrained network `name` without its last layer, and the width of the features that come out.
+
+    The other layers keep their names, so weights of a backbone fit the whole network and the other way round.
+
+    Raises:
+        UsageError: No network has that name; the message lists those that exist.
+    """
+    from torch import nn
+
+    network = build_network(name, num_classes=1)
+    assert isinstance(network.fc, nn.Linear)
+    feature_width = network.fc.in_features
+    network.fc = nn.Identity()
+    return network, feature_width

@@ -1,6 +1,6 @@
 """ResNet-18 for 32x32 pictures, four ways: torchvision's, our own, and ours with a stem made for small pictures.
 
-Shape suffixes: B = pictures, C = channels, H = height, W = width, K = classes.
+Shape suffixes: B = pictures, C = channels, H = height, W = width, D = features, K = classes.
 
 Source: He et al. 2016, arXiv:1512.03385, Table 1 and Fig. 5 (left).
 """
@@ -66,9 +66,13 @@ class ResNet18(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Return logits [B, K] of normalised float pictures [B, 3, H, W]; H and W at least 32."""
-        features_BCHW = self.stages(self.max_pool(self.stem(images_BCHW)))
-        logits_BK: Tensor = self.fc(features_BCHW.mean(dim=(2, 3)))
+        logits_BK: Tensor = self.fc(self.features(images_BCHW))
         return logits_BK
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Return what the last layer reads, [B, D = 512], 0 and above, of normalised float pictures [B, 3, H, W]."""
+        features_BCHW: Tensor = self.stages(self.max_pool(self.stem(images_BCHW)))
+        return features_BCHW.mean(dim=(2, 3))
 
 
 def resnet18(num_classes: int) -> ResNet18:
