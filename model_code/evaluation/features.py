@@ -1,0 +1,72 @@
+"""Features of pictures from a network without its last layer, and the watch for their collapse.
+
+Shape suffixes: N = pictures, B = pictures of one batch, H = height, W = width, C = colour channels, D = features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model_code.evaluation.metrics import EVALUATION_BATCH
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """What a network sees in some pictures, and what they are.
+
+    Attributes:
+        features_ND: Float, any scale.
+        labels_N: int64, indices into `classes`, on the features' device.
+        classes: Names in label order.
+    """
+
+    features_ND: Tensor
+    labels_N: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.features_ND) != len(self.labels_N):
+            raise ValueError(f"{len(self.features_ND)} features for {len(self.labels_N)} labels; both must be equal")
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@torch.no_grad()
+def compute_features(
+    model: nn.Module,
+    images_NHWC: Tensor,
+    prepare: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = EVALUATION_BATCH,
+) -> Tensor:
+    """Return the model's output float32 [N, D] on the pictures' device; the model is left in evaluation mode.
+
+    Args:
+        model: Pictures [B, H, W, C] in, [B, D] out.
+        images_NHWC: uint8 pictures.
+        prepare: Brings each batch to the size that the model reads; None leaves it.
+        batch_size: Pictures at once.
+    """
+    model.eval()
+    batches = images_NHWC.split(batch_size)
+    return torch.cat([model(prepare(batch) if prepare else batch).float() for batch in batches])
+
+
+def feature_std(features_ND: Tensor) -> float:
+    """Return how far L2-normalised features spread: the standard deviation of each dimension, and their mean.
+
+    0 means collapse: every picture has the same features. 1 / sqrt(D) is what features spread evenly over the sphere
+    have. Source: Chen & He 2021, arXiv:2011.10566, Sec. 4.1, where it is watched on the projector's output.
+
+    Args:
+        features_ND: Float, any scale; N at least 2.
+
+    Raises:
+        ValueError: There are fewer than two pictures.
+    """
+    if len(features_ND) < 2:
+        raise ValueError(f"the spread of {len(features_ND)} pictures is not defined; give at least 2")
+    return float(F.normalize(features_ND.detach().float(), dim=1).std(dim=0).mean())

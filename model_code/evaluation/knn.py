@@ -1,0 +1,87 @@
+"""Weighted k-nearest-neighbour classification of frozen features: how good a backbone is, without training a layer.
+
+Source: Wu et al. 2018, arXiv:1805.01978, Sec. 3.4.
+
+Shape suffixes: N = pictures to classify, Q = pictures of one chunk, M = pictures of the bank, D = features,
+K = classes, T = nearest neighbours taken.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model_code.errors import UsageError
+from model_code.evaluation.features import LabelledFeatures
+
+NEIGHBOURS = 200
+TEMPERATURE = 0.1
+# Similarities held at once, 4 bytes each.
+CHUNK_ELEMENTS = 2**24
+
+
+@torch.no_grad()
+def knn_predict(
+    bank: LabelledFeatures, features_ND: Tensor, neighbours: int = NEIGHBOURS, temperature: float = TEMPERATURE
+) -> Tensor:
+    """Classify pictures by the votes of the most similar ones in a bank.
+
+    Each of the `neighbours` nearest, by cosine similarity s, gives exp(s / temperature) to its class.
+
+    Args:
+        bank: Labelled pictures.
+        features_ND: Of the pictures to classify, float, any scale, on the bank's device.
+        neighbours: How many vote.
+        temperature: Above 0; smaller listens more to the nearest.
+
+    Returns:
+        int64 [N], indices into the bank's classes. Equal votes go to the class with the smaller index.
+
+    Raises:
+        UsageError: The bank has fewer pictures than `neighbours`, or a setting is out of range.
+    """
+    if neighbours < 1 or temperature <= 0:
+        raise UsageError(f"neighbours={neighbours} and temperature={temperature} must both be above 0")
+    if len(bank) < neighbours:
+        raise UsageError(
+            f"the bank has {len(bank)} pictures and {neighbours} neighbours are to vote; "
+            f"lower the neighbours to at most {len(bank)} or give more labelled pictures"
+        )
+    bank_DM = F.normalize(bank.features_ND.float(), dim=1).T
+    chunk = max(1, CHUNK_ELEMENTS // len(bank))
+    chunks = F.normalize(features_ND.float(), dim=1).split(chunk)
+    return torch.cat([_vote(bank, bank_DM, features_QD, neighbours, temperature) for features_QD in chunks])
+
+
+def knn_accuracy(
+    bank: LabelledFeatures,
+    queries: LabelledFeatures,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> float:
+    """Return the share of the queries that `knn_predict` labels right, in [0, 1]; every picture counts once.
+
+    Raises:
+        UsageError: The two have different classes, there are no queries, or as `knn_predict`.
+    """
+    if bank.classes != queries.classes:
+        raise UsageError(
+            f"the bank's classes {', '.join(bank.classes)} are not those of the pictures to classify, "
+            f"{', '.join(queries.classes)}; give two splits of one data set"
+        )
+    if not len(queries):
+        raise UsageError("there are no pictures to classify; give at least 1")
+    predicted_N = knn_predict(bank, queries.features_ND, neighbours, temperature)
+    return int((predicted_N == queries.labels_N).sum()) / len(queries)
+
+
+def _vote(bank: LabelledFeatures, bank_DM: Tensor, features_QD: Tensor, neighbours: int, temperature: float) -> Tensor:
+    nearest = (features_QD @ bank_DM).topk(neighbours, dim=1, sorted=False)
+    # exp((s - 1) / t) is exp(s / t) times a constant, and never overflows.
+    weights_QT = ((nearest.values - 1) / temperature).exp()
+    queries, classes = len(features_QD), len(bank.classes)
+    rows_Q1 = torch.arange(queries, device=features_QD.device)[:, None]
+    ballots_QT = rows_Q1 * classes + bank.labels_N[nearest.indices]
+    # In one dimension CUDA adds in a fixed order.
+    votes = torch.zeros(queries * classes, device=features_QD.device)
+    votes.scatter_add_(0, ballots_QT.flatten(), weights_QT.flatten())
+    return votes.view(queries, classes).argmax(dim=1)
