@@ -1,0 +1,228 @@
+"""The SimSiam loop on a small backbone and drawn pictures.
+
+Shape suffixes: N = pictures, B = pictures of a batch, C = colour channels, H = height, W = width.
+"""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from model_code.data.view_settings import ViewSettings
+from model_code.errors import TrainingError, UsageError
+from model_code.models import networks
+from model_code.training import checkpoints
+from model_code.training.pictures import Pictures
+from model_code.training.pretraining import evaluation_features, load_backbone, pretrain
+from model_code.training.pretraining_config import SimSiamConfig
+from model_code.training.pretraining_results import PretrainingCallback, PretrainingPictures
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+CLASSES = ("red", "green", "blue")
+
+
+class SmallNetwork(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        layers = []
+        for in_channels, out_channels in ((3, 16), (16, 32), (32, 32)):
+            convolution = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(out_channels), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.fc = nn.Linear(32, num_classes)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.layers(images_BCHW).mean((2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def _small_network(monkeypatch):
+    monkeypatch.setitem(networks.NETWORKS, "small", SmallNetwork)
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(was_deterministic)
+
+
+def draw_pictures(count: int, seed: int) -> Pictures:
+    """Noise of any brightness with a faint tint, red, green or blue, that is the class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels_N = torch.arange(count) % 3
+    noise = torch.rand((count, 16, 16, 3), generator=generator)
+    brightness = torch.rand((count, 1, 1, 1), generator=generator)
+    tint = torch.eye(3)[labels_N][:, None, None]
+    return Pictures(((0.475 * (noise + brightness) + 0.05 * tint) * 255).to(torch.uint8), labels_N)
+
+
+def pretraining_pictures(count: int = 192) -> PretrainingPictures:
+    memory = draw_pictures(count, 1)
+    return PretrainingPictures(memory.images_NHWC, memory, draw_pictures(150, 2), CLASSES)
+
+
+def small_config(**changes) -> SimSiamConfig:
+    settings = {
+        "recipe": "test",
+        "network": "small",
+        "embedding_width": 64,
+        "bottleneck_width": 16,
+        "views": ViewSettings(image_size=16),
+        "epochs": 3,
+        "batch_size": 64,
+        "monitor_every_epochs": 2,
+        "knn_neighbours": 10,
+    }
+    return SimSiamConfig(**{**settings, **changes})
+
+
+class Recorder(PretrainingCallback):
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.steps, self.epochs, self.resumed, self.stop_after = [], [], [], stop_after
+
+    def on_resume(self, history):
+        self.resumed.append(len(history))
+
+    def on_step(self, epoch, step, steps, loss):
+        self.steps.append((epoch, step, steps, loss))
+
+    def on_epoch_end(self, metrics):
+        self.epochs.append(metrics)
+        if metrics.epoch == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def test_a_run_leaves_weights_metrics_and_only_one_best(tmp_path):
+    recorder = Recorder()
+    result = pretrain(small_config(), pretraining_pictures(), tmp_path, CPU, [recorder])
+    assert [(epoch, step, steps) for epoch, step, steps, _ in recorder.steps] == [
+        (epoch, step, 3) for epoch in (1, 2, 3) for step in (1, 2, 3)
+    ]
+    assert all(-1 <= loss <= 1 for *_, loss in recorder.steps)
+    assert recorder.epochs == list(result.history)
+    assert [metrics.knn_accuracy is None for metrics in result.history] == [True, False, False]
+    assert all(0 < metrics.feature_std < 1.05 * 64**-0.5 for metrics in result.history)
+    assert result.best.knn_accuracy == max(metrics.knn_accuracy for metrics in result.history[1:])
+    assert list(tmp_path.glob("best-*")) == [result.best_weights]
+    assert result.last_weights.exists()
+
+
+def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path):
+    weights = [
+        pretrain(small_config(seed=seed), pretraining_pictures(), tmp_path / name, CPU).last_weights.read_bytes()
+        for name, seed in (("one", 3), ("two", 3), ("three", 4))
+    ]
+    assert weights[0] == weights[1] != weights[2]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, stop_after):
+    config, pictures = small_config(), pretraining_pictures()
+    whole = pretrain(config, pictures, tmp_path / "whole", CPU)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, pictures, tmp_path / "parts", CPU, [Recorder(stop_after)])
+    torch.manual_seed(99)
+    recorder = Recorder()
+    resumed = pretrain(config, pictures, tmp_path / "parts", CPU, [recorder])
+    assert recorder.resumed == [stop_after]
+    assert resumed.last_weights.read_bytes() == whole.last_weights.read_bytes()
+    assert resumed.best_weights.read_bytes() == whole.best_weights.read_bytes()
+    assert [m.loss for m in resumed.history] == [m.loss for m in whole.history]
+    assert [m.feature_std for m in resumed.history] == [m.feature_std for m in whole.history]
+
+
+def test_rarer_checkpoints_go_on_from_the_last_one(tmp_path):
+    config = small_config(epochs=5, monitor_every_epochs=5, checkpoint_every_epochs=2)
+    whole = pretrain(config, pretraining_pictures(), tmp_path / "whole", CPU)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, pretraining_pictures(), tmp_path / "parts", CPU, [Recorder(stop_after=3)])
+    recorder = Recorder()
+    resumed = pretrain(config, pretraining_pictures(), tmp_path / "parts", CPU, [recorder])
+    assert recorder.resumed == [2]
+    assert resumed.last_weights.read_bytes() == whole.last_weights.read_bytes()
+
+
+def test_state_of_other_settings_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(small_config(), pretraining_pictures(), tmp_path, CPU, [Recorder(stop_after=1)])
+    with pytest.raises(TrainingError, match="other settings"):
+        pretrain(small_config(base_learning_rate=0.1), pretraining_pictures(), tmp_path, CPU)
+
+
+def test_neighbours_get_better_than_those_of_the_untrained_backbone(tmp_path):
+    views = ViewSettings(
+        image_size=16, jitter_probability=1, brightness=0.8, contrast=0.8, saturation=0, hue=0, grayscale_probability=0
+    )
+    config = small_config(views=views, epochs=5, batch_size=32, base_learning_rate=0.4, monitor_every_epochs=5)
+    pictures = pretraining_pictures(480)
+    still = config.model_copy(update={"epochs": 1, "base_learning_rate": 1e-9})
+    untrained = pretrain(still, pictures, tmp_path / "untrained", CPU)
+    trained = pretrain(config, pictures, tmp_path / "trained", CPU)
+    assert trained.history[-1].loss < untrained.history[-1].loss - 0.2
+    assert trained.best.knn_accuracy > untrained.best.knn_accuracy + 0.1
+
+
+def test_the_predictor_keeps_its_learning_rate(tmp_path):
+    recorder = Recorder()
+    config = small_config(epochs=4, warmup_epochs=1)
+    pretrain(config, pretraining_pictures(), tmp_path, CPU, [recorder])
+    assert config.learning_rate == pytest.approx(0.03 * 64 / 256)
+    assert recorder.epochs[0].learning_rate == pytest.approx(config.learning_rate)
+    assert recorder.epochs[-1].learning_rate < 0.1 * config.learning_rate
+    groups = checkpoints.load_state(tmp_path, config.sha256()).optimizer["param_groups"]
+    assert groups[1]["lr"] == pytest.approx(config.learning_rate)
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path):
+    class Poison(Recorder):
+        def on_step(self, epoch, step, steps, loss):
+            if (epoch, step) == (2, 1):
+                pictures.images_NHWC.mul_(float("nan"))
+
+    memory = draw_pictures(192, 1)
+    images = memory.images_NHWC.float() / 255
+    pictures = PretrainingPictures(images, memory, draw_pictures(20, 2), CLASSES)
+    with pytest.raises(TrainingError, match=r"nan at step 2 of epoch 2.*base_learning_rate=0.003"):
+        pretrain(small_config(), pictures, tmp_path, CPU, [Poison()])
+    assert checkpoints.load_state(tmp_path, small_config().sha256()).epoch == 1
+
+
+def test_the_best_backbone_loads_and_fits_the_whole_network(tmp_path):
+    config, pictures = small_config(), pretraining_pictures()
+    result = pretrain(config, pictures, tmp_path, CPU)
+    backbone = load_backbone(config, result.best_weights)
+    features = evaluation_features(config, backbone, pictures.validation, CLASSES)
+    assert features.features_ND.shape == (150, 32)
+    checkpoints.load_pretrained(networks.build_network("small", 5), str(result.best_weights))
+
+
+def test_bfloat16_trains(tmp_path):
+    result = pretrain(small_config(epochs=1, precision="bfloat16"), pretraining_pictures(), tmp_path, CPU)
+    assert -1 <= result.history[0].loss <= 1
+
+
+def test_too_few_pictures(tmp_path):
+    with pytest.raises(UsageError, match="192 training pictures are fewer than one batch of 200"):
+        pretrain(small_config(batch_size=200), pretraining_pictures(), tmp_path, CPU)
+    with pytest.raises(UsageError, match="192 memory pictures are fewer than 193 neighbours"):
+        pretrain(small_config(knn_neighbours=193), pretraining_pictures(), tmp_path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "resnet19"}, "choose one of"),
+        ({"std": (0.2, 0.0, 0.2)}, "above 0"),
+        ({"epochs": 3, "warmup_epochs": 3}, "must be below epochs=3"),
+        ({"learning_rate": 0.1}, "learning_rate"),
+        ({"views": {"hue": 0.9}}, "hue"),
+    ],
+)
+def test_impossible_settings(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        small_config(**changes)
+
+
+def test_the_defaults_are_the_papers():
+    config = SimSiamConfig(recipe="test")
+    assert config.learning_rate == pytest.approx(0.06)
+    assert config.sha256() != SimSiamConfig(recipe="test", seed=1).sha256()
