@@ -15,8 +15,8 @@ from model_code.evaluation.features import LabelledFeatures
 
 NEIGHBOURS = 200
 TEMPERATURE = 0.1
-# Similarities held at once, 4 bytes each.
-CHUNK_ELEMENTS = 2**24
+# Similarities held at once, 256 MiB; each chunk reads the whole bank again, so small chunks are slow.
+CHUNK_ELEMENTS = 2**26
 
 
 @torch.no_grad()
