@@ -45,11 +45,13 @@ def build_backbone(name: str) -> tuple["nn.Module", int]:
     The other layers keep their names, so weights of a backbone fit the whole network and the other way round.
 
     Raises:
-        UsageError: No network has that name; the message lists those that exist.
+        UsageError: No network has that name, or it is no ResNet; the message lists those that exist.
     """
     from torch import nn
 
     network = build_network(name, num_classes=1)
+    if not isinstance(getattr(network, "fc", None), nn.Linear):
+        raise UsageError(f"{name} cannot be a backbone; choose a ResNet: {', '.join(_FILES['resnet18'])}")
     assert isinstance(network.fc, nn.Linear)
     feature_width = network.fc.in_features
     network.fc = nn.Identity()

@@ -1,6 +1,5 @@
 """Optimisers and learning-rate schedules by the names that a config gives them."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, ReduceLROnPlateau
 
 from model_code.training.config import TrainingConfig
+from model_code.training.schedules import cosine_factor
 
 
 def build_optimizer(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -35,12 +35,8 @@ class Schedule:
         if config.schedule == "cosine":
             warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
 
-            def scale(step: int) -> float:
-                if step < warmup:
-                    return (step + 1) / warmup
-                return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
-
-            self._scheduler = LambdaLR(optimizer, scale)
+            # The scheduler asks once more after the last step.
+            self._scheduler = LambdaLR(optimizer, lambda step: cosine_factor(min(step, total - 1), total, warmup))
         elif config.schedule == "plateau":
             self._scheduler = ReduceLROnPlateau(
                 optimizer,

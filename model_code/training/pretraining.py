@@ -245,14 +245,14 @@ class _Run:
                 best_epoch=self.best_epoch,
                 network=self.network.state_dict(),
                 optimizer=self.optimizer.state_dict(),
-                scheduler={},
+                average=None,
+                schedule={},
                 generator=self.generator.get_state(),
                 torch_rng=torch.get_rng_state(),
                 history=[asdict(epoch) for epoch in self.history],
             ),
         )
-        if is_best and previous_best:
-            checkpoints.best_file(self.run_dir, previous_best).unlink(missing_ok=True)
+        checkpoints.remove_other_best(self.run_dir, self.best_epoch)
 
     def _resume(self) -> None:
         state = checkpoints.load_state(self.run_dir, self.config_sha256)
