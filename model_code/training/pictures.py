@@ -54,6 +54,8 @@ class TrainingPictures:
 def load_pictures(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> TrainingPictures:
     """Split a packed data set as the config says and move it to the device.
 
+    A data set that brings its own validation pictures keeps them for validation and is not split.
+
     Raises:
         DataError: Some training or test pictures have no label.
         UsageError: `limit_train` or `validation_fraction` are impossible for these pictures.
@@ -66,11 +68,15 @@ def load_pictures(dataset: PackedDataset, config: TrainingConfig, device: torch.
     chosen = np.arange(len(train.labels_N))
     if config.limit_train is not None and config.limit_train < len(chosen):
         chosen = take_stratified(train.labels_N, config.limit_train, config.split_seed)
-    learn, validate = split_stratified(train.labels_N[chosen], config.validation_fraction, config.split_seed)
-    test = dataset.splits.get("test")
+    own, test = dataset.splits.get("validation"), dataset.splits.get("test")
+    if own is not None:
+        learn, validation = chosen, _to_device(own, np.arange(len(own.labels_N)), device)
+    else:
+        kept, held_out = split_stratified(train.labels_N[chosen], config.validation_fraction, config.split_seed)
+        learn, validation = chosen[kept], _to_device(train, chosen[held_out], device)
     return TrainingPictures(
-        train=_to_device(train, chosen[learn], device),
-        validation=_to_device(train, chosen[validate], device),
+        train=_to_device(train, learn, device),
+        validation=validation,
         test=None if test is None else _to_device(test, np.arange(len(test.labels_N)), device),
         classes=dataset.classes,
         checksum=dataset.checksum,

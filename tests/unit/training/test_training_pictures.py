@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,16 @@ def test_the_split_depends_on_its_own_seed_only(tmp_path):
     assert list_numbers(first.validation) == list_numbers(same.validation)
     assert list_numbers(first.validation) != list_numbers(other.validation)
     assert first.test is None
+
+
+def test_validation_pictures_of_the_set_itself_are_used(tmp_path):
+    dataset = make_dataset(tmp_path)
+    train = dataset.splits["train"]
+    own = PackedSplit(train.images_NHWC[::10], train.labels_N[::10])
+    dataset = replace(dataset, splits={**dataset.splits, "validation": own})
+    pictures = load_pictures(dataset, make_config(), CPU)
+    assert list_numbers(pictures.validation) == list(range(0, 100, 10))
+    assert list_numbers(pictures.train) == list(range(100))
 
 
 def test_fewer_pictures_keep_the_shares_of_the_classes(tmp_path):
