@@ -65,8 +65,8 @@ def load_settings() -> Settings:
         UsageError: DARKROOM_HOME cannot be part of a database address.
     """
     home = Path(os.environ.get("DARKROOM_HOME") or ".darkroom").expanduser().resolve()
-    if "?" in str(home):
-        raise UsageError(f"DARKROOM_HOME={str(home)!r} has a question mark, which a database address cannot hold")
+    if set("?%") & set(str(home)):
+        raise UsageError(f"DARKROOM_HOME={str(home)!r} has a ? or %, which a database address cannot hold")
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     return Settings(
         home=home,

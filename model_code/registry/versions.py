@@ -69,7 +69,9 @@ def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """Return the version that has the alias `champion`, or None."""
     try:
         return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         return None
 
 

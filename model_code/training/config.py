@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model_code.errors import UsageError
 from model_code.models.networks import NETWORKS
@@ -110,6 +110,12 @@ class TrainingConfig(BaseModel):
             raise ValueError("every channel must be above 0")
         return std
 
+    @model_validator(mode="after")
+    def _has_momentum_for_nesterov(self) -> "TrainingConfig":
+        if self.is_nesterov and not self.momentum:
+            raise ValueError("is_nesterov needs a momentum above 0")
+        return self
+
     def sha256(self) -> str:
         """Return the hash that names this experiment, hexadecimal."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
@@ -134,8 +140,8 @@ def override(config: TrainingConfig, changes: Mapping[str, Any]) -> TrainingConf
         return TrainingConfig.model_validate({**config.model_dump(), **changes})
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{key}={first['input']!r}: {first['msg']}") from error
+        what = f"{'.'.join(map(str, first['loc']))}={first['input']!r}: " if first["loc"] else ""
+        raise UsageError(f"{what}{first['msg']}") from error
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -104,5 +104,5 @@ def test_a_lock_where_nothing_can_be_written(tmp_path):
 
 def test_a_home_with_a_question_mark_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path / "what?now"))
-    with pytest.raises(UsageError, match="question mark"):
+    with pytest.raises(UsageError, match="database address"):
         load_settings()

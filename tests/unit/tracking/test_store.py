@@ -83,7 +83,7 @@ def test_a_server_that_does_not_answer(tmp_path, monkeypatch):
         open_store(make_settings(tmp_path, address))
     assert time.monotonic() - start < 10
     assert str(caught.value).startswith(f"MLflow at {address} cannot be used (")
-    assert str(caught.value).endswith("start the server or unset MLFLOW_TRACKING_URI")
+    assert "start the server or correct MLFLOW_TRACKING_URI" in str(caught.value)
     assert "Connection refused" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -194,9 +194,9 @@ def without_layers(weights):
     ("change", "message"),
     [
         (with_wrong_shape, r"0 layers are missing and 1 have another shape \(first: body\.0\.weight\)"),
-        (without_layers, r"5 layers are missing and 0 have another shape \(first: body\.1\.bias\)"),
-        (lambda weights: {}, r"6 layers are missing"),
-        (lambda weights: {"module." + key: value for key, value in weights.items()}, "6 layers are missing"),
+        (without_layers, r"4 layers are missing and 0 have another shape \(first: body\.1\.bias\)"),
+        (lambda weights: {}, "5 layers are missing"),
+        (lambda weights: {"module." + key: value for key, value in weights.items()}, "5 layers are missing"),
         (lambda weights: {"state_dict": weights}, "holds no state dict of tensors"),
         (lambda weights: {"epoch": 3, **weights}, "holds no state dict of tensors"),
         (lambda weights: list(weights.values()), "holds no state dict of tensors"),

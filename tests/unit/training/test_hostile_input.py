@@ -166,3 +166,8 @@ def test_a_damaged_result_is_one_line(tmp_path):
 
 def test_exp9_without_pretrained_weights_is_not_the_documented_run():
     assert build_config("resnet18_cifar10_exp9", "full", {"pretrained_weights": None}).profile == "custom"
+
+
+def test_nesterov_without_momentum_is_one_line():
+    with pytest.raises(UsageError, match="is_nesterov needs a momentum"):
+        override(make_config(), {"is_nesterov": True, "momentum": 0})
