@@ -23,6 +23,19 @@ def main() -> None:
     except (DarkroomError, ServingError) as error:
         click.echo(f"darkroom: {error}", err=True)
         sys.exit(getattr(error, "exit_status", 1))
+    except Exception as error:
+        if not _is_of_a_server(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        click.echo(f"darkroom: MLflow or Prefect failed: {reason}; is its server running, the disk full?", err=True)
+        sys.exit(1)
+
+
+def _is_of_a_server(error: Exception) -> bool:
+    """Whether MLflow, Prefect or what they talk through raised an error."""
+    return type(error).__module__.split(".")[0] in {"mlflow", "prefect", "httpx", "sqlalchemy", "requests"} or (
+        "Failed to reach API" in str(error)
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -61,6 +74,9 @@ def data() -> None:
 @click.option("--image-size", type=int, help="Height and width in pixels; 32 for cifar10 and shapes, else 64.")
 def data_add(name: str, sources: tuple[Path, ...], download: bool, image_size: int | None) -> None:
     """Pack pictures for training: NAME is cifar10, shapes (drawn here), or any folder of class folders."""
+    from model_code.data.add import check_arguments
+
+    check_arguments(name, sources, download, image_size)  # before anything slow starts
     _configure()
     from flows import reports
     from flows.data import data_flow
@@ -95,7 +111,10 @@ def train(
     assignments: tuple[str, ...],
 ) -> None:
     """Train one recipe. A repeated command continues a run that was interrupted."""
+    from model_code.data.cache import open_dataset
+
     config = _build_config(recipe, profile, {"seed": seed, "epochs": epochs, "limit_train": limit_train}, assignments)
+    open_dataset(config.dataset, load_settings().cache_dir)  # before anything slow starts
     _configure()
     from flows import reports
     from flows.train import train_flow

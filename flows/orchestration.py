@@ -8,10 +8,17 @@ import os
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from importlib.metadata import version
 
+from model_code.disk import check_free_space, hold_lock, writing_to
+from model_code.errors import DarkroomError
 from model_code.settings import Settings
 
+START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 5
+DATABASE_BYTES = 4_000_000
 
 
 def configure(settings: Settings) -> None:
@@ -43,19 +50,44 @@ def configure(settings: Settings) -> None:
 
 
 def _start_server(settings: Settings) -> str:
-    """Start the server on a free loopback port and return its address."""
-    (settings.home / "prefect").mkdir(parents=True, exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
-        port = listener.getsockname()[1]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.embedded_server", str(listener.fileno()), str(os.getpid())],
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.DEVNULL,
-            # Ctrl-C is for the command, which ends the server itself.
-            start_new_session=True,
-        )
-    atexit.register(_stop_server, process)
-    return f"http://127.0.0.1:{port}/api"
+    """Start the server on a free loopback port and return its address.
+
+    Raises:
+        DarkroomError: The server ended before it answered.
+    """
+    home = settings.home / "prefect"
+    # The first server of a home makes the database: others wait until it answers.
+    migrated = home / f"database-{version('prefect')}"
+    with hold_lock(settings.locks_dir / "prefect.lock", "starting Prefect"):
+        with writing_to(home, DATABASE_BYTES, "starting Prefect"):
+            home.mkdir(parents=True, exist_ok=True)
+            check_free_space(home, DATABASE_BYTES, "starting Prefect")
+        with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            process = subprocess.Popen(
+                # -P: a folder called flows where the command is typed must not stand in for this package.
+                [sys.executable, "-P", "-m", "flows.embedded_server", str(listener.fileno()), str(os.getpid())],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C is for the command, which ends the server itself.
+                start_new_session=True,
+            )
+        atexit.register(_stop_server, process)
+        if not migrated.exists():
+            _wait_until_it_answers(process, url)
+            migrated.touch()
+    return url
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=START_TIMEOUT_S):  # noqa: S310 - our own address
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise DarkroomError("Prefect's server did not start; is the disk full? the lines above say what it met")
 
 
 def _stop_server(process: subprocess.Popen[bytes]) -> None:

@@ -47,6 +47,7 @@ def quickstart_flow(port: int = 0) -> bool:
         answer = _ask_service(pictures, port, Path(scratch))
     print_outcomes(outcomes)
     print_release(released)
+    print("\nWhat the service answered (five epochs on a few pictures: do not expect much):")
     Console().print(answer)
     print(
         "Next: `make serve` answers at http://127.0.0.1:3000 and shows a page there; `make ui` shows these runs;\n"
@@ -73,9 +74,8 @@ def _ask_service(pictures: list[Path], port: int, folder: Path) -> Table:
     server = f"http://127.0.0.1:{port}"
     log = folder / "service.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serving.launcher", "--port", str(port)], stdout=stream, stderr=subprocess.STDOUT
-        )
+        command = [sys.executable, "-P", "-m", "serving.launcher", "--port", str(port)]
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
     try:
         _wait_until_ready(process, server, log)
         result = predict([str(path) for path in pictures], server=server, model=DATASET, top_k=3)

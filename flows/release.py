@@ -3,6 +3,7 @@
 import re
 import tempfile
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -11,13 +12,13 @@ from prefect import flow, task
 from flows.summaries import ReleaseSummary
 from model_code.data.cache import open_dataset
 from model_code.disk import hold_lock
-from model_code.errors import ReleaseError
+from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.export.onnx_export import OPSET, export_onnx
 from model_code.export.parity import Parity, measure_parity
 from model_code.recipes.catalog import RECIPES
 from model_code.registry.versions import check_release_name, register_version, set_champion
-from model_code.settings import load_settings
-from model_code.tracking.finished_runs import FinishedRun, find_best_run, get_finished_run
+from model_code.settings import Settings, load_settings
+from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run
 from model_code.tracking.provenance import read_versions
 from model_code.tracking.store import open_store
 from model_code.training.pictures import Pictures, TrainingPictures, load_pictures
@@ -68,16 +69,36 @@ def release_flow(source: str, name: str, mode: str = "enabled") -> ReleaseSummar
 @task(name="choose run")
 def choose_task(source: str, name: str) -> FinishedRun:
     """Return the run that `source`, a recipe or a run id, means for a released name."""
-    prefix = check_release_name(name)
-    client = open_store(load_settings())
+    pattern = check_release_name(name)
+    settings = load_settings()
+    client = open_store(settings)
     if source in RECIPES:
-        return find_best_run(client, source, prefix)
+        runs = find_finished_runs(client, source, pattern)
+        usable = [run for run in runs if _is_usable(settings, run)]
+        if usable:
+            return usable[0]
+        why = (
+            f"none of its {len(runs)} finished runs has its checkpoint and its pictures here"
+            if runs
+            else "it has no finished run"
+        )
+        raise ReleaseError(f"{source} cannot be released as {name}: {why}; train it first: darkroom train {source}")
     if not RUN_ID.fullmatch(source):
-        raise ReleaseError(f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (32 hexadecimal digits)")
+        raise UsageError(f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (32 hexadecimal digits)")
     run = get_finished_run(client, source)
-    if not run.dataset.startswith(prefix):
-        raise ReleaseError(f"run {source} was trained on {run.dataset}; --as {name} takes runs on {prefix} pictures")
+    if not fnmatchcase(run.dataset, pattern):
+        raise ReleaseError(f"run {source} was trained on {run.dataset}; --as {name} takes runs on {pattern} pictures")
     return run
+
+
+def _is_usable(settings: Settings, run: FinishedRun) -> bool:
+    """Whether a run's checkpoint and the pictures that it was trained on are on this machine."""
+    try:
+        folder = open_run_folder(settings.checkpoints_dir, run.run_id)
+        dataset = open_dataset(run.dataset, settings.cache_dir)
+    except (TrainingError, DataError):
+        return False
+    return folder.result is not None and dataset.checksum == folder.record.data_checksum
 
 
 @task(name="export and compare")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.doctor import Finding
@@ -41,17 +42,17 @@ def print_datasets(datasets: Sequence[DatasetSummary]) -> None:
     table = _new_table("data set", "pictures", "classes", "size", "on disk", "checksum", "source")
     for dataset in datasets:
         if dataset.damage is not None:
-            table.add_row(dataset.name, "damaged", "", "", "", "", dataset.damage)
+            table.add_row(escape(dataset.name), "damaged", "", "", "", "", escape(dataset.damage))
             continue
         counts = ", ".join(f"{count} {split}" for split, count in dataset.counts.items())
         table.add_row(
-            dataset.name,
+            escape(dataset.name),
             counts,
             str(len(dataset.classes)),
             f"{dataset.image_size}x{dataset.image_size}",
             format_size(dataset.size_bytes),
             dataset.checksum[:12],
-            dataset.source,
+            escape(dataset.source),
         )
     _print(table)
 
@@ -96,7 +97,7 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         result = outcome.result
         if result is None:
-            table.add_row(outcome.recipe, f"[red]failed[/]: {outcome.error}", "", "", "", "", "", "")
+            table.add_row(outcome.recipe, f"[red]failed[/]: {escape(outcome.error)}", "", "", "", "", "", "")
             continue
         is_comparable = result.profile == "full" and result.dataset == "cifar10"
         kind = "full" if result.profile == "full" else f"{result.profile}, not comparable"
@@ -136,7 +137,7 @@ def print_findings(findings: Sequence[Finding]) -> None:
     colours = {"ok": "green", "note": "yellow", "missing": "red"}
     table = _new_table("", "what", "found")
     for finding in findings:
-        table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.what, finding.found)
+        table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.what, escape(finding.found))
     _print(table)
 
 

@@ -15,9 +15,11 @@ from model_code.evaluation.metrics import Report, measure, predict_logits
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import Settings, load_settings
 from model_code.tracking.finished_runs import has_run
+from model_code.tracking.provenance import hash_code
 from model_code.tracking.run_tracker import RunTracker, create_run, track_run
 from model_code.tracking.store import EXPERIMENT, open_store
 from model_code.tracking.tensorboard import TensorBoardWriter
+from model_code.training.checkpoints import hash_pretrained
 from model_code.training.config import TrainingConfig
 from model_code.training.device import choose_device, describe_device
 from model_code.training.pictures import TrainingPictures, load_pictures
@@ -31,15 +33,28 @@ from model_code.training.run_folder import (
     find_interrupted,
     open_run_folder,
 )
-from model_code.training.supervised import fit, load_model
+from model_code.training.supervised import check_enough_pictures, fit, load_model
 from serving.bundle import hash_file
 
 
 @flow(name="train", flow_run_name="train-{config.recipe}")
 def train_flow(config: TrainingConfig, resume_run_id: str | None = None) -> RunResult:
     """Train one recipe; an interrupted run of the same config and data is continued."""
-    checksum = open_dataset(config.dataset, load_settings().cache_dir).checksum
-    return train_task.with_options(refresh_cache=True)(config, checksum, resume_run_id)
+    return train_task.with_options(refresh_cache=True)(config, identify_inputs(config), resume_run_id)
+
+
+def identify_inputs(config: TrainingConfig) -> dict[str, str | None]:
+    """Return what a run depends on beside its config: pictures, pretrained weights, code and libraries.
+
+    Raises:
+        DataError: The data set is not there.
+        TrainingError: The pretrained weights are not there.
+    """
+    return {
+        "data_checksum": open_dataset(config.dataset, load_settings().cache_dir).checksum,
+        "pretrained_sha256": hash_pretrained(config.pretrained_weights),
+        "code_sha256": hash_code(),
+    }
 
 
 @task(
@@ -48,10 +63,10 @@ def train_flow(config: TrainingConfig, resume_run_id: str | None = None) -> RunR
     cache_policy=INPUTS + TASK_SOURCE,
     persist_result=True,
 )
-def train_task(config: TrainingConfig, data_checksum: str, resume_run_id: str | None = None) -> RunResult:
+def train_task(config: TrainingConfig, inputs: dict[str, str | None], resume_run_id: str | None = None) -> RunResult:
     """Train, test once and log everything.
 
-    Prefect keeps the result by config and data checksum, so a flow that asks for the same again gets it at once.
+    Prefect keeps the result by config and inputs (`identify_inputs`): who asks for the same again gets it at once.
     """
     start = time.perf_counter()
     settings = load_settings()
@@ -60,6 +75,7 @@ def train_task(config: TrainingConfig, data_checksum: str, resume_run_id: str | 
     published = get_recipe(config.recipe).published_accuracy
     with hold_device(settings.locks_dir, device.type):
         pictures = load_pictures(dataset, config, device)
+        check_enough_pictures(config, pictures)
         folder = _open_folder(config, dataset, settings, resume_run_id)
         _print_start(folder, pictures, describe_device(device), published)
         with folder.lock():
@@ -104,10 +120,16 @@ def _open_folder(
         if not has_run(client, resume_run_id):
             raise TrackingError(f"MLflow holds no run {resume_run_id}; repeat the command without --resume")
         return folder
-    interrupted = find_interrupted(settings.checkpoints_dir, config, dataset.checksum)
+    record = RunRecord(
+        run_id="",
+        data_checksum=dataset.checksum,
+        config=config,
+        pretrained_sha256=hash_pretrained(config.pretrained_weights),
+    )
+    interrupted = find_interrupted(settings.checkpoints_dir, record)
     if interrupted is not None and has_run(client, interrupted.record.run_id):
         return interrupted
-    record = RunRecord(run_id=create_run(client, EXPERIMENT, config), data_checksum=dataset.checksum, config=config)
+    record = record.model_copy(update={"run_id": create_run(client, EXPERIMENT, config)})
     return create_run_folder(settings.checkpoints_dir, record)
 
 

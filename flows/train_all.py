@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from prefect import flow
 
 from flows.summaries import Outcome
-from flows.train import train_task
-from model_code.data.cache import open_dataset
+from flows.train import identify_inputs, train_task
 from model_code.errors import DarkroomError, TrainingError
 from model_code.settings import load_settings
 from model_code.training.config import TrainingConfig
@@ -27,23 +26,22 @@ def train_all_flow(configs: Sequence[TrainingConfig]) -> list[Outcome]:
 
 
 def _train_one(config: TrainingConfig) -> Outcome:
-    settings = load_settings()
     try:
-        checksum = open_dataset(config.dataset, settings.cache_dir).checksum
+        inputs = identify_inputs(config)
     except DarkroomError as error:
         return _fail(config, error)
-    state = train_task(config, checksum, return_state=True)
+    state = train_task(config, inputs, return_state=True)
     was_cached = state.name == "Cached"
     if was_cached and not _is_still_there(state.result()):
         state, was_cached = (
-            train_task.with_options(refresh_cache=True)(config, checksum, return_state=True),
+            train_task.with_options(refresh_cache=True)(config, inputs, return_state=True),
             False,
         )
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         return _fail(config, result)
     if was_cached:
-        print(f"{config.recipe}  kept from run {result.run_id}: same settings and pictures", flush=True)
+        print(f"{config.recipe}  kept from run {result.run_id}: same settings, pictures and code", flush=True)
     return Outcome(recipe=config.recipe, result=result, was_cached=was_cached)
 
 

@@ -1,6 +1,6 @@
 """A bundle: one folder with model.onnx and manifest.json, and the pointer that says which bundle is served.
 
-    bundles/<name>/<first 16 digits of model.onnx's sha256>/model.onnx, manifest.json
+    bundles/<name>/<16 digits of model.onnx's sha256>-<8 of the run's id>/model.onnx, manifest.json
     bundles/<name>/champion.json        {"version": "3", "bundle": "<folder>"}
 
 The export side writes bundles, the service reads them; both use this file only. Every write is atomic: a
@@ -99,7 +99,7 @@ def write_bundle(bundles_dir: Path, model_file: Path, manifest: Manifest) -> Pat
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(".new-*"):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    folder = parent / manifest.sha256[:16]
+    folder = parent / f"{manifest.sha256[:16]}-{manifest.run_id[:8]}"
     if _is_intact(folder, manifest):
         return folder
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
@@ -118,12 +118,12 @@ def write_bundle(bundles_dir: Path, model_file: Path, manifest: Manifest) -> Pat
 
 
 def _is_intact(folder: Path, manifest: Manifest) -> bool:
-    """Whether a folder holds the same model with the same identity; only the time of writing may differ."""
+    """Whether a folder holds the same model of the same run; it may be served at this moment, so it is not touched."""
     try:
         found = read_bundle(folder)
     except BundleError:
         return False
-    return found.model_copy(update={"created": manifest.created}) == manifest
+    return (found.sha256, found.run_id) == (manifest.sha256, manifest.run_id)
 
 
 def read_bundle(folder: Path) -> Manifest:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import httpx
 from pydantic import ValidationError
+from rich.markup import escape
 from rich.table import Table
 
 from serving.client_sources import SourcePicture, SourceProblem, read_sources
@@ -77,8 +78,14 @@ def predict(
     parameters = {key: str(value) for key, value in (("model", model), ("top_k", top_k)) if value is not None}
     answers: list[PredictAnswer] = []
     problems: list[SourceProblem] = []
+    try:
+        host = httpx.URL(server).host
+    except httpx.InvalidURL as error:
+        raise ClientError(
+            f"server {server!r} is not an address ({error}); give one such as {DEFAULT_SERVER}"
+        ) from error
     # A proxy of the environment cannot reach this machine's own loopback.
-    is_local = httpx.URL(server).host in ("127.0.0.1", "localhost", "::1")
+    is_local = host in ("127.0.0.1", "localhost", "::1")
     with httpx.Client(base_url=server, timeout=timeout_s, params=parameters, trust_env=not is_local) as client:
         connection = _Connection(client, server, sleep)
         for group in _group(sources, problems):
@@ -107,7 +114,9 @@ def render_predictions(result: PredictResult) -> Table:
     table.add_column("Next", style="dim")
     for prediction in result.predictions:
         others = ", ".join(f"{other.label} {other.probability:.1%}" for other in prediction.top[1:])
-        table.add_row(prediction.filename or "", prediction.label, f"{prediction.probability:.1%}", others)
+        table.add_row(
+            *map(escape, (prediction.filename or "", prediction.label, f"{prediction.probability:.1%}", others))
+        )
     return table
 
 

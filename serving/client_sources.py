@@ -53,7 +53,7 @@ def read_sources(sources: Iterable[str]) -> Iterator[SourcePicture | SourceProbl
                 yield _fetch(client, source)
                 continue
             path = Path(source)
-            if not path.is_dir():
+            if not _is_folder(path):
                 yield _read(path)
                 continue
             files = _list_pictures(path)
@@ -62,6 +62,13 @@ def read_sources(sources: Iterable[str]) -> Iterator[SourcePicture | SourceProbl
                     source, f"no picture in the folder; looked for {' '.join(sorted(PICTURE_SUFFIXES))}"
                 )
             yield from map(_read, files)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, say: reading it tells
+        return False
 
 
 def _list_pictures(folder: Path) -> list[Path]:

@@ -20,11 +20,12 @@ from starlette.routing import Match, Route
 
 from serving.admission import Admission
 from serving.classifier import Classifier, count_cpus
-from serving.errors import BadParameterError, NotReadableError, OverloadedError, ServingError
-from serving.limits import DEFAULT_TOP_K
+from serving.errors import BadParameterError, NotReadableError, OverloadedError, ServingError, TooLargeError
+from serving.limits import DEFAULT_TOP_K, MAX_REQUEST_PIXELS
 from serving.model_set import ModelSet
 from serving.openapi import describe_api
 from serving.predictions import ErrorAnswer, ErrorDetail, PredictAnswer, rank_classes
+from serving.preprocess import measure_pixels
 from serving.request_body import EncodedPicture, RequestBody
 
 PAGE_FILE = Path(__file__).parent / "page" / "index.html"
@@ -73,7 +74,10 @@ class PredictionApi:
             except ServingError:
                 request.state.is_body_read = await body.discard()
                 raise
+            _check_pixels(pictures)
             with self.admission.wait():
+                if await request.is_disconnected():
+                    raise ClientDisconnect
                 images_NHWC = await self._decode(classifier, pictures)
                 probabilities_NK = await self._classify(classifier, images_NHWC)
         answer = PredictAnswer(
@@ -127,6 +131,7 @@ def create_app() -> Starlette:
         ],
         exception_handlers={
             ServingError: _answer_error,
+            Exception: _answer_fault,
             HTTPException: _answer_http_error,
             ClientDisconnect: _answer_nobody,
         },
@@ -178,6 +183,11 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return _refuse(error.status, error.code, str(error), headers)
 
 
+async def _answer_fault(_: Request, error: Exception) -> Response:
+    # Starlette logs the error itself.
+    return _refuse(500, "internal", f"the service failed over this request ({type(error).__name__})", None)
+
+
 async def _answer_http_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
@@ -195,6 +205,14 @@ def _refuse(status: int, code: str, message: str, headers: dict[str, str] | None
 
 def _answer_json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(body.model_dump_json(), status, headers, media_type="application/json")
+
+
+def _check_pixels(pictures: list[EncodedPicture]) -> None:
+    pixels = sum(measure_pixels(picture.data) for picture in pictures)
+    if len(pictures) > 1 and pixels > MAX_REQUEST_PIXELS:
+        raise TooLargeError(
+            f"{len(pictures)} pictures of {pixels:,} pixels together; at most {MAX_REQUEST_PIXELS:,} in one request"
+        )
 
 
 def _read_top_k(request: Request, classes: int) -> int:

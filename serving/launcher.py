@@ -17,6 +17,8 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.bundle import list_released
 from serving.errors import StartError
@@ -25,6 +27,7 @@ from serving.predictions import ModelsAnswer
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 3000
+BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/metrics", "/schema.json"}
 _STOP_TIMEOUT_S = 20
 
 
@@ -99,7 +102,7 @@ def _serve(listener: socket.socket) -> None:
     # The labels of BentoML's metrics.
     server_context.service_name = server_context.bento_name = darkroom.name
     config = uvicorn.Config(
-        darkroom.to_asgi(),
+        keep_unknown_paths_apart(darkroom.to_asgi(), service.app),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -111,6 +114,22 @@ def _serve(listener: socket.socket) -> None:
         raise StartError("the service did not start; the lines above say why")
     if server.problem:
         raise StartError(server.problem)
+
+
+def keep_unknown_paths_apart(whole: ASGIApp, routes: Starlette) -> ASGIApp:
+    """Send paths that nothing answers past BentoML's metrics, which would keep a label for each of them forever.
+
+    Args:
+        whole: The service as BentoML builds it.
+        routes: Our own routes; they refuse what they do not know.
+    """
+    known = {route.path for route in routes.routes if isinstance(route, Route)} | BENTOML_PATHS
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        is_known = scope["type"] != "http" or scope["path"] in known
+        await (whole if is_known else routes)(scope, receive, send)
+
+    return dispatch
 
 
 class _AnnouncingServer(uvicorn.Server):

@@ -7,15 +7,33 @@ Shape suffixes: H = height, W = width, C = the three colour channels, red first.
 """
 
 import io
+import struct
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from serving.errors import NotAPictureError, TooLargeError
 
 MAX_PIXELS = 50_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow's readers raise over damaged bytes.
+_UNDECODABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError),
+    *(AttributeError, AssertionError, MemoryError, struct.error),
+)
 
 
 def decode_picture(
@@ -53,23 +71,32 @@ def decode_picture(
                     f"the picture of {opened.width}x{opened.height} pixels is too long and thin: with "
                     f"its short side at {resize_size} it would have more than {max_pixels:,}"
                 )
-            picture = _as_rgb(ImageOps.exif_transpose(opened))
+            picture = _as_rgb(_turn_upright(opened))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeError(f"the picture is too large: {error}") from error
     except UnidentifiedImageError as error:
         raise NotAPictureError(f"{len(data)} bytes that are no picture; send one of {', '.join(FORMATS)}") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        OverflowError,
-    ) as error:
+    except _UNDECODABLE as error:
         raise NotAPictureError(f"{len(data)} bytes that do not decode as a picture ({error})") from error
     return np.asarray(_fit(picture, image_size, resize_size))
+
+
+def _turn_upright(picture: Image.Image) -> Image.Image:
+    """Undo the camera's rotation. ImageOps.exif_transpose also rewrites all tags, which fails on damaged ones."""
+    orientation = picture.getexif().get(_ORIENTATION)
+    method = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return picture if method is None else picture.transpose(method)
+
+
+def measure_pixels(data: bytes) -> int:
+    """Return width times height as a picture's header states them; 0 where there is no such header."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            return opened.width * opened.height
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return MAX_PIXELS + 1
+    except _UNDECODABLE:
+        return 0
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -77,7 +77,7 @@ def add_dataset(
         DownloadError: The download did not finish.
         DiskFullError: The disk is full; nothing is lost.
     """
-    _check_arguments(name, sources, download, image_size)
+    check_arguments(name, sources, download, image_size)
     size = image_size or DEFAULT_IMAGE_SIZES.get(name, OTHER_IMAGE_SIZE)
     with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
         paths = [download_cifar10(data_dir, is_progress_shown=progress)] if download else list(sources)
@@ -118,7 +118,12 @@ def add_dataset(
     return AddedDataset(dataset, False, read_manifest(name, cache_dir).skipped)
 
 
-def _check_arguments(name: str, sources: Sequence[Path], download: bool, image_size: int | None) -> None:
+def check_arguments(name: str, sources: Sequence[Path], download: bool, image_size: int | None) -> None:
+    """Refuse arguments of `add_dataset` that cannot work, whatever the sources hold.
+
+    Raises:
+        UsageError: The name, the size or the combination is not allowed.
+    """
     check_dataset_name(name)
     if name == "shapes" and (sources or download):
         raise UsageError("shapes is drawn, not read; use `darkroom data add shapes` without --from and --download")

@@ -10,12 +10,12 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 
-from model_code.errors import ReleaseError
+from model_code.errors import UsageError
 from serving.bundle import MANIFEST_FILE, MODEL_FILE, Manifest
 
 CHAMPION = "champion"
-# What a released name may be -> the data sets (by prefix) whose runs it takes.
-RELEASE_NAMES = {"cifar10": "cifar10", "food": "food", "shapes": "shapes"}
+# What a released name may be -> the data sets (a shell pattern) whose runs it takes.
+RELEASE_NAMES = {"cifar10": "cifar10", "food": "food*", "shapes": "shapes"}
 
 
 def register_version(client: MlflowClient, bundle: Path, manifest: Manifest) -> str:
@@ -76,13 +76,13 @@ def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
 
 
 def check_release_name(name: str) -> str:
-    """Return the prefix of data set names that `name` takes.
+    """Return the pattern of the data set names that `name` takes.
 
     Raises:
-        ReleaseError: No model has that name.
+        UsageError: No model has that name.
     """
     if name not in RELEASE_NAMES:
-        raise ReleaseError(f"--as {name!r}: choose one of {', '.join(RELEASE_NAMES)}")
+        raise UsageError(f"--as {name!r}: choose one of {', '.join(RELEASE_NAMES)}")
     return RELEASE_NAMES[name]
 
 

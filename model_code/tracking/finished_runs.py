@@ -1,6 +1,7 @@
 """Looking up finished runs in MLflow."""
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -17,7 +18,7 @@ class FinishedRun:
     Attributes:
         run_id: MLflow run.
         recipe: Recipe name.
-        profile: `full` or `smoke`.
+        profile: `full`, `smoke` or `custom`.
         dataset: Packed data set.
         validation_accuracy: Of the best epoch, in [0, 1].
         test_accuracy: In [0, 1]; None without test pictures.
@@ -31,37 +32,31 @@ class FinishedRun:
     test_accuracy: float | None
 
 
-def find_best_run(client: MlflowClient, recipe: str, dataset_prefix: str) -> FinishedRun:
-    """Return the finished run of a recipe with the highest validation accuracy.
+def find_finished_runs(client: MlflowClient, recipe: str, dataset_pattern: str) -> list[FinishedRun]:
+    """Return the finished runs of a recipe, full ones first, then by validation accuracy, highest first.
 
     Args:
         client: Of the store.
         recipe: Exact recipe name.
-        dataset_prefix: Only runs on data sets whose name starts so.
-
-    Raises:
-        ReleaseError: There is none.
+        dataset_pattern: Shell pattern; only runs on data sets whose name matches.
     """
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs(
         [experiment.experiment_id] if experiment else [],
-        f"tags.recipe = '{recipe}' AND tags.dataset LIKE '{dataset_prefix}%' AND attributes.status = 'FINISHED' "
-        "AND metrics.`validation/best_accuracy` >= 0",
+        f"tags.recipe = '{recipe}' AND attributes.status = 'FINISHED' AND metrics.`validation/best_accuracy` >= 0",
         order_by=["metrics.`validation/best_accuracy` DESC"],
-        max_results=1,
     )
-    if not runs:
-        raise ReleaseError(
-            f"no finished run of {recipe} on {dataset_prefix} pictures; train one first: darkroom train {recipe}"
-        )
-    return _read(runs[0])
+    found = [_read(run) for run in runs if fnmatchcase(run.data.tags.get("dataset", ""), dataset_pattern)]
+    return sorted(found, key=lambda run: run.profile != "full")
 
 
 def has_run(client: MlflowClient, run_id: str) -> bool:
     """Whether MLflow holds a run."""
     try:
         client.get_run(run_id)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         return False
     return True
 

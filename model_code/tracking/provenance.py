@@ -1,5 +1,6 @@
 """Where a run comes from: code version, library versions, machine."""
 
+import hashlib
 import platform
 import subprocess
 from functools import cache
@@ -40,6 +41,17 @@ def read_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
+
+
+@cache
+def hash_code() -> str:
+    """Return the SHA-256 of the code that results depend on, with the versions of the libraries under it."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256(repr(sorted(read_versions().items())).encode())
+    for folder in ("data", "models", "training", "evaluation"):
+        for file in sorted((root / folder).rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 
 from model_code.disk import hold_lock
@@ -30,6 +31,8 @@ def open_store(settings: Settings) -> MlflowClient:
     # The first use migrates the database: only one process at a time may do that.
     with hold_lock(settings.locks_dir / "mlflow.lock", "opening MLflow's database"):
         try:
+            if not settings.has_mlflow_server:
+                _create_database(settings.home / "mlflow.db", settings.tracking_uri)
             client = MlflowClient()
             if client.get_experiment_by_name(EXPERIMENT) is None:
                 location = None if settings.has_mlflow_server else _as_uri(settings.artifacts_dir)
@@ -44,6 +47,18 @@ def open_store(settings: Settings) -> MlflowClient:
     return client
 
 
+def _create_database(file: Path, tracking_uri: str) -> None:
+    """Make MLflow's database beside its place and move it there complete: its migration is no transaction."""
+    if file.exists() or tracking_uri != f"sqlite:///{file}":
+        return
+    scratch = file.with_name("mlflow.db.new")
+    for leftover in file.parent.glob(f"{scratch.name}*"):
+        leftover.unlink()
+    store = SqlAlchemyStore(f"sqlite:///{scratch}", _as_uri(file.parent / "artifacts"))
+    store.engine.dispose()
+    scratch.replace(file)
+
+
 def run_ui(settings: Settings, port: int) -> None:
     """Replace this process by MLflow's web server on the store, on the loopback address.
 
@@ -52,12 +67,16 @@ def run_ui(settings: Settings, port: int) -> None:
     """
     if settings.has_mlflow_server:
         raise TrackingError(f"MLFLOW_TRACKING_URI is set: open {settings.tracking_uri} in a browser")
-    open_store(settings)
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
         raise TrackingError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; choose another --port") from error
-    print(f"MLflow on {settings.home}: http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
+    experiment = open_store(settings).get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None, "open_store makes it"
+    address = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}"
+    print(f"MLflow on {settings.home}, in some seconds at {address} (Ctrl-C stops it)", flush=True)
+    # Its background jobs are for evaluating language models.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     arguments += [
         "--backend-store-uri",
@@ -65,7 +84,7 @@ def run_ui(settings: Settings, port: int) -> None:
         "--default-artifact-root",
         _as_uri(settings.artifacts_dir),
     ]
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *arguments])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "mlflow", *arguments])
 
 
 def _as_uri(folder: Path) -> str:

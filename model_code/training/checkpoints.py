@@ -8,6 +8,7 @@ state.pt is the truth: it is written after the weights and names the best epoch,
 leaves a state that belongs together.
 """
 
+import hashlib
 import io
 import struct
 from dataclasses import dataclass
@@ -120,6 +121,19 @@ def load_pretrained(network: nn.Module, source: str) -> None:
     network.load_state_dict({name: weights[name] for name in wanted}, strict=False)
 
 
+def hash_pretrained(source: str | None) -> str | None:
+    """Return the SHA-256 of a file of pretrained weights; None for none and for torchvision's, which has its own check.
+
+    Raises:
+        TrainingError: The file is not there.
+    """
+    if source is None or source == "torchvision":
+        return None
+    _check_is_file(Path(source))
+    with Path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def save_state(run_dir: Path, state: TrainingState) -> None:
     """Write state.pt."""
     buffer = io.BytesIO()
@@ -146,8 +160,7 @@ def load_state(run_dir: Path, config_sha256: str) -> TrainingState | None:
 
 
 def _read_state_dict(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise TrainingError(f"pretrained_weights={file}: no such file; give a .safetensors or .pth file")
+    _check_is_file(file)
     try:
         if file.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(file))
@@ -157,6 +170,11 @@ def _read_state_dict(file: Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise TrainingError(f"pretrained_weights={file} holds no state dict of tensors")
     return weights
+
+
+def _check_is_file(file: Path) -> None:
+    if not file.is_file():
+        raise TrainingError(f"pretrained_weights={file}: no such file; give a .safetensors or .pth file")
 
 
 def _download_torchvision() -> dict[str, Tensor]:

@@ -20,13 +20,21 @@ STATE_FILE = "state.pt"
 
 
 class RunRecord(BaseModel):
-    """What a run folder belongs to."""
+    """What a run folder belongs to.
+
+    Attributes:
+        run_id: MLflow run.
+        data_checksum: Of the packed pictures.
+        config: All settings.
+        pretrained_sha256: Of the file of pretrained weights; None without one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str
     data_checksum: str
     config: TrainingConfig
+    pretrained_sha256: str | None = None
 
 
 class RunResult(BaseModel):
@@ -35,7 +43,7 @@ class RunResult(BaseModel):
     Attributes:
         run_id: MLflow run.
         recipe: Recipe name.
-        profile: `full` or `smoke`.
+        profile: `full`, `smoke` or `custom`.
         dataset: Packed data set.
         epochs: Of the whole run.
         best_epoch: Counted from 1.
@@ -123,15 +131,13 @@ def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
     try:
         return RunFolder(file.parent, RunRecord.model_validate_json(file.read_bytes()))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise TrainingError(
-            f"no run {run_id!r} in {checkpoints_dir}; `darkroom report` and `make ui` list runs"
-        ) from error
+        raise TrainingError(f"no run {run_id!r} in {checkpoints_dir}; `make ui` shows the runs") from error
     except ValidationError as error:
         raise TrainingError(f"{file} is damaged or was written by another version; remove its folder") from error
 
 
-def find_interrupted(checkpoints_dir: Path, config: TrainingConfig, data_checksum: str) -> RunFolder | None:
-    """Return the newest incomplete run of the same config and data that nobody works on, or None."""
+def find_interrupted(checkpoints_dir: Path, wanted: RunRecord) -> RunFolder | None:
+    """Return the newest incomplete run like `wanted` (its run id apart) that nobody works on, or None."""
     files = sorted(checkpoints_dir.glob(f"*/{RUN_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
         if (file.parent / RESULT_FILE).exists():
@@ -141,6 +147,6 @@ def find_interrupted(checkpoints_dir: Path, config: TrainingConfig, data_checksu
         except ValidationError:
             continue
         folder = RunFolder(file.parent, record)
-        if record.config == config and record.data_checksum == data_checksum and not folder.is_busy:
+        if record.model_copy(update={"run_id": wanted.run_id}) == wanted and not folder.is_busy:
             return folder
     return None

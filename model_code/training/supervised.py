@@ -44,6 +44,19 @@ def load_model(config: TrainingConfig, num_classes: int, weights: Path) -> nn.Se
     return model.eval()
 
 
+def check_enough_pictures(config: TrainingConfig, pictures: TrainingPictures) -> None:
+    """Refuse a run whose pictures do not fill one batch.
+
+    Raises:
+        UsageError: There are fewer training pictures than one batch.
+    """
+    if len(pictures.train) < config.batch_size:
+        raise UsageError(
+            f"{len(pictures.train)} training pictures are fewer than one batch of {config.batch_size}; "
+            "raise --limit-train or lower --set batch_size"
+        )
+
+
 def fit(
     config: TrainingConfig,
     pictures: TrainingPictures,
@@ -69,11 +82,7 @@ def fit(
         UsageError: There are fewer training pictures than one batch.
         DiskFullError: A checkpoint could not be written; the one before stays.
     """
-    if len(pictures.train) < config.batch_size:
-        raise UsageError(
-            f"{len(pictures.train)} training pictures are fewer than one batch of {config.batch_size}; "
-            "raise --limit-train or lower --set batch_size"
-        )
+    check_enough_pictures(config, pictures)
     return _Run(config, pictures, run_dir, device, callbacks).train()
 
 

@@ -386,3 +386,17 @@ def test_a_damaged_release_keeps_the_old_one(client, service):
     wait_for(find_problems)
     assert "was changed after its release" in find_problems()[0]
     assert post(client, paint(), model="steady").json()["model"]["version"] == "1"
+
+
+def test_unknown_paths_leave_nothing_behind(client):
+    for number in range(50):
+        assert refusal(client.get(f"/nowhere/{number}")) == (404, "no_such_route")
+    assert "nowhere" not in client.get("/metrics").text
+
+
+def test_many_large_pictures_in_one_request(client):
+    large = encode(Image.new("L", (6000, 6000)))
+    assert post(client, large).status_code == 200
+    answer = post_form(client, *[(f"{number}.png", large) for number in range(3)])
+    assert refusal(answer) == (413, "too_large")
+    assert "108,000,000 pixels" in answer.json()["error"]["message"]

@@ -134,7 +134,13 @@ def make_no_archive(folder):
     ],
 )
 def test_broken_pictures_are_one_line_and_lose_nothing(darkroom, home, tmp_path, make, words):
-    before = sorted((home / "cache").rglob("*.npy"))
+    good = tmp_path / "good.zip"
+    with zipfile.ZipFile(good, "w") as archive:
+        for name in CIFAR10:
+            archive.writestr(f"train/{name}/0.png", encode_picture())
+    assert darkroom("data", "add", "cifar10", "--from", good).status == 0
+    before = sorted((home / "cache" / "cifar10").rglob("*.npy"))
+    assert before
     done = darkroom("data", "add", "cifar10", "--from", make(tmp_path))
     assert done.status == 1
     lines = done.err.strip().splitlines()
@@ -142,7 +148,8 @@ def test_broken_pictures_are_one_line_and_lose_nothing(darkroom, home, tmp_path,
     assert lines[0].startswith("darkroom: ")
     for word in words:
         assert word in lines[0]
-    assert sorted((home / "cache").rglob("*.npy")) == before
+    assert sorted((home / "cache" / "cifar10").rglob("*.npy")) == before
+    assert "10 train" in darkroom("data", "list").out
 
 
 def test_full_disk_is_one_line_and_the_old_set_stays(start_darkroom, tmp_path):
@@ -186,8 +193,8 @@ def test_full_disk_is_one_line_and_the_old_set_stays(start_darkroom, tmp_path):
         (("train", "resnet18_cifar10_exp", "--set", "dataset=../up"), 2, ("../up",)),
         (("train-all", "--only", "vgg*"), 2, ("vgg*", "darkroom recipes")),
         (("release", "resnet18_cifar10_exp5", "--as", "cifar10"), 1, ("no finished run", "darkroom train")),
-        (("release", "resnet18_cifar10_exp", "--as", "dogs"), 1, ("dogs", "cifar10, food, shapes")),
-        (("release", "nonsense", "--as", "cifar10"), 1, ("nonsense", "neither a recipe")),
+        (("release", "resnet18_cifar10_exp", "--as", "dogs"), 2, ("dogs", "cifar10, food, shapes")),
+        (("release", "nonsense", "--as", "cifar10"), 2, ("nonsense", "neither a recipe")),
         (("release", "0" * 32, "--as", "cifar10"), 1, ("0" * 32, "no run")),
         (("data", "add", "Weird Name"), 2, ("Weird Name",)),
         (("data", "add", "cifar10"), 2, ("--from", "--download")),
@@ -207,6 +214,47 @@ def test_a_wrong_command_is_one_line(darkroom, arguments, status, words):
 
 def test_an_unknown_option_is_wrong_usage(darkroom):
     assert darkroom("train", "--faster").status == 2
+
+
+def test_two_first_commands_at_once_in_a_folder_with_packages_of_our_names(start_darkroom, tmp_path, monkeypatch):
+    for name in ("flows", "serving", "model_code"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    both = [start_darkroom("data", "add", "shapes", DARKROOM_HOME=str(tmp_path / "home")) for _ in range(2)]
+    outs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outs
+    assert sum("is there already" in out for out in outs) == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "full"])
+def test_a_home_that_cannot_be_used_is_one_line(start_darkroom, tmp_path, kind):
+    home = tmp_path / "home"
+    home.touch() if kind == "file" else home.mkdir()
+    if kind == "full":
+        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", home]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a tmpfs is not permitted here")
+    try:
+        process = start_darkroom("data", "add", "shapes", DARKROOM_HOME=str(home))
+        (line,) = process.communicate()[0].strip().splitlines()
+        assert process.returncode == 1
+        assert line.startswith("darkroom: ")
+        assert "DARKROOM_HOME" in line
+    finally:
+        if kind == "full":
+            subprocess.run(["umount", "-l", home], check=True)
+
+
+def test_names_with_brackets_are_printed_as_they_are(darkroom, home, tmp_path):
+    for label in ("a", "b"):
+        folder = tmp_path / "pets[/v2]" / label
+        folder.mkdir(parents=True)
+        (folder / "0.png").write_bytes(encode_picture())
+    assert darkroom("data", "add", "brackets", "--from", tmp_path / "pets[/v2]").status == 0
+    listed = darkroom("data", "list")
+    assert listed.status == 0, listed.err
+    assert "[/v2]" in "".join(line.strip() for line in listed.out.splitlines())
 
 
 def test_help_answers_at_once():

@@ -111,6 +111,6 @@ def _find_pictures(archive: Archive, parent: PurePosixPath) -> dict[int, str]:
 
 
 def _parse_id(text: str, where: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise DataError(f"{where}: id {text!r} is not a number; ids are whole numbers such as 1 or 50000")
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise DataError(f"{where}: id {text[:30]!r} is not a number; ids are whole numbers such as 1 or 50000")
     return int(text)

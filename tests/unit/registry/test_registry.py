@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
-from model_code.errors import ReleaseError
+from model_code.errors import UsageError
 from model_code.export.onnx_export import OPSET, export_onnx
 from model_code.export.parity import measure_parity
 from model_code.registry.versions import (
@@ -196,7 +196,7 @@ def test_the_signature_is_that_of_the_graph(released):
 def test_release_names():
     assert {name: check_release_name(name) for name in RELEASE_NAMES} == RELEASE_NAMES
     assert set(RELEASE_NAMES) >= {"cifar10", "food"}
-    with pytest.raises(ReleaseError, match=r"^--as 'cifar': choose one of cifar10, food, "):
+    with pytest.raises(UsageError, match=r"^--as 'cifar': choose one of cifar10, food, "):
         check_release_name("cifar")
 
 

@@ -19,7 +19,7 @@ from tests.unit.serving.tiny_bundle import COLOURS, make_bundle, release
 def test_what_was_written_is_read(tmp_path):
     folder = make_bundle(tmp_path, "cifar10")
     manifest = read_bundle(folder)
-    assert folder == tmp_path / "cifar10" / manifest.sha256[:16]
+    assert folder == tmp_path / "cifar10" / f"{manifest.sha256[:16]}-{manifest.run_id[:8]}"
     assert manifest.classes == tuple(COLOURS)
     assert sorted(file.name for file in folder.iterdir()) == [MANIFEST_FILE, MODEL_FILE]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -91,3 +91,19 @@ def test_a_pointer_out_of_its_folder_is_refused(tmp_path, bundle):
     (tmp_path / "cifar10" / "champion.json").write_text(json.dumps({"version": "1", "bundle": bundle}))
     with pytest.raises(BundleError, match="is damaged"):
         read_pointer(tmp_path, "cifar10")
+
+
+def test_an_intact_bundle_is_never_touched(tmp_path):
+    folder = make_bundle(tmp_path)
+    before = {file.name: file.stat().st_ino for file in folder.iterdir()}
+    assert (
+        make_bundle(tmp_path, manifest={"created": "2030-01-01T00:00:00+00:00", "versions": {"torch": "9"}}) == folder
+    )
+    assert {file.name: file.stat().st_ino for file in folder.iterdir()} == before
+
+
+def test_the_same_model_of_another_run_has_its_own_folder(tmp_path):
+    first = make_bundle(tmp_path)
+    second = make_bundle(tmp_path, manifest={"run_id": "f" * 32})
+    assert first != second
+    assert read_bundle(first).run_id != read_bundle(second).run_id

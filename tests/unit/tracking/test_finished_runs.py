@@ -1,7 +1,7 @@
 import pytest
 
 from model_code.errors import ReleaseError, TrackingError
-from model_code.tracking.finished_runs import FinishedRun, find_best_run, get_finished_run
+from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run
 from model_code.tracking.store import EXPERIMENT
 
 
@@ -41,29 +41,35 @@ def test_the_best_finished_run_of_the_recipe_is_found(client, add_run):
     add_run("exp", 0.96, dataset="food11")
     add_run("exp", 0.97, dataset="my-cifar10")
     client.delete_run(add_run("exp", 0.98))
-    assert find_best_run(client, "exp", "cifar10") == FinishedRun(
+    assert find_finished_runs(client, "exp", "cifar10")[0] == FinishedRun(
         run_id=best, recipe="exp", profile="full", dataset="cifar10", validation_accuracy=0.90, test_accuracy=0.89
     )
-    assert find_best_run(client, "exp", "food").dataset == "food11"
+    assert [run.validation_accuracy for run in find_finished_runs(client, "exp", "cifar10")] == [0.90, 0.80, 0.101]
+    assert [run.dataset for run in find_finished_runs(client, "exp", "food*")] == ["food11"]
 
 
-def test_names_that_go_on_after_the_prefix_count(client, add_run):
-    run_id = add_run("prefix", 0.5, dataset="cifar10-small", profile="smoke")
-    found = find_best_run(client, "prefix", "cifar10")
-    assert (found.run_id, found.profile, found.test_accuracy) == (run_id, "smoke", None)
+def test_a_full_run_comes_before_better_ones_with_other_budgets(client, add_run):
+    add_run("budgets", 0.9, profile="smoke")
+    full = add_run("budgets", 0.5)
+    found = find_finished_runs(client, "budgets", "cifar10")
+    assert (found[0].run_id, found[1].profile, found[1].test_accuracy) == (full, "smoke", None)
 
 
-def test_a_run_without_its_figure_does_not_come_first(client, add_run):
+def test_the_data_set_is_matched_whole(client, add_run):
+    add_run("whole", 0.5, dataset="cifar10-small")
+    assert find_finished_runs(client, "whole", "cifar10") == []
+
+
+def test_a_run_without_its_figure_does_not_count(client, add_run):
     best = add_run("figure", 0.3)
     add_run("figure", None)
-    assert find_best_run(client, "figure", "cifar10").run_id == best
+    assert [run.run_id for run in find_finished_runs(client, "figure", "cifar10")] == [best]
 
 
 def test_nothing_to_release(client, add_run):
     add_run("unlucky", 0.9, status="FAILED")
-    for recipe, prefix in [("unlucky", "cifar10"), ("never_trained", "cifar10"), ("exp", "shapes")]:
-        with pytest.raises(ReleaseError, match=rf"^no finished run of {recipe} on {prefix} .*darkroom train {recipe}$"):
-            find_best_run(client, recipe, prefix)
+    for recipe, pattern in [("unlucky", "cifar10"), ("never_trained", "cifar10"), ("exp", "shapes")]:
+        assert find_finished_runs(client, recipe, pattern) == []
 
 
 def test_one_finished_run(client, add_run):

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -106,3 +108,21 @@ def test_pages_on_a_port_that_is_taken(store):
         port = taken.getsockname()[1]
         with pytest.raises(TrackingError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*choose another --port"):
             run_ui(settings, port)
+
+
+@pytest.mark.parametrize("kilobytes", [150, 400, 700])
+def test_a_first_use_that_was_killed_can_be_repeated(tmp_path, kilobytes):
+    code = "from model_code import settings; from model_code.tracking import store; "
+    code += "store.open_store(settings.load_settings())"
+    environment = os.environ | {"DARKROOM_HOME": str(tmp_path)}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    files = [tmp_path / name for name in ("mlflow.db.new", "mlflow.db")]
+    while process.poll() is None and not any(f.exists() and f.stat().st_size > kilobytes * 1000 for f in files):
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not files[1].exists()
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert files[1].exists()
+    assert not files[0].exists()

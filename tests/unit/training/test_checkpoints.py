@@ -12,6 +12,7 @@ from model_code.models.networks import build_network
 from model_code.training.checkpoints import (
     TrainingState,
     best_file,
+    hash_pretrained,
     load_pretrained,
     load_state,
     load_weights,
@@ -33,6 +34,18 @@ class MakesFolder:
 
     def __reduce__(self):
         return os.mkdir, (str(self.folder),)
+
+
+def test_another_file_of_pretrained_weights_is_another_hash(tmp_path):
+    file = tmp_path / "w.pth"
+    file.write_bytes(b"first")
+    first = hash_pretrained(str(file))
+    file.write_bytes(b"second")
+    assert hash_pretrained(str(file)) != first
+    assert hash_pretrained(None) is None
+    assert hash_pretrained("torchvision") is None
+    with pytest.raises(TrainingError, match="no such file"):
+        hash_pretrained(str(tmp_path / "missing.pth"))
 
 
 @pytest.fixture

@@ -19,6 +19,12 @@ from model_code.training.run_folder import (
 from tests.unit.training.small_runs import make_config
 
 CHECKSUM = "c" * 64
+
+
+def describe(data_checksum=CHECKSUM, **settings):
+    return RunRecord(run_id="", data_checksum=data_checksum, config=make_config(**settings))
+
+
 # The record's config may name the tests' own network; a lock needs the file's name only.
 HOLD_LOCK = """
 import sys, time
@@ -87,13 +93,13 @@ def test_a_complete_run_has_a_result_and_no_state(tmp_path):
     folder.complete(result)
     assert open_run_folder(tmp_path, folder.record.run_id).result == result
     assert not (folder.path / STATE_FILE).exists()
-    assert find_interrupted(tmp_path, folder.record.config, CHECKSUM) is None
+    assert find_interrupted(tmp_path, folder.record) is None
     folder.complete(result)
 
 
 def test_unknown_run(tmp_path):
     for checkpoints_dir in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(TrainingError, match=r"^no run 'abc' in .*list runs$"):
+        with pytest.raises(TrainingError, match=r"^no run 'abc' in .*shows the runs$"):
             open_run_folder(checkpoints_dir, "abc")
 
 
@@ -104,7 +110,7 @@ def test_damaged_record(tmp_path, content):
     with pytest.raises(TrainingError, match=rf"{RUN_FILE} is damaged or was written by another version") as e:
         open_run_folder(tmp_path, folder.record.run_id)
     assert "\n" not in str(e.value)
-    assert find_interrupted(tmp_path, folder.record.config, CHECKSUM) is None
+    assert find_interrupted(tmp_path, folder.record) is None
 
 
 def test_a_record_of_another_version(tmp_path):
@@ -116,20 +122,20 @@ def test_a_record_of_another_version(tmp_path):
 
 
 def test_the_newest_interrupted_run_of_the_same_experiment_is_found(tmp_path):
-    assert find_interrupted(tmp_path / "nothing", make_config(), CHECKSUM) is None
+    assert find_interrupted(tmp_path / "nothing", describe()) is None
     names = ["1" * 32, "2" * 32, "3" * 32]
     for age, name in zip([200, 100, 300], names, strict=True):
         folder = create_run_folder(tmp_path, make_record(name))
         when = (folder.path / RUN_FILE).stat().st_mtime - age
         os.utime(folder.path / RUN_FILE, (when, when))
     create_run_folder(tmp_path, make_record("4" * 32, seed=9))
-    assert find_interrupted(tmp_path, make_config(), CHECKSUM).record.run_id == names[1]
-    assert find_interrupted(tmp_path, make_config(seed=9), CHECKSUM).record.run_id == "4" * 32
-    assert find_interrupted(tmp_path, make_config(seed=8), CHECKSUM) is None
-    assert find_interrupted(tmp_path, make_config(), "e" * 64) is None
+    assert find_interrupted(tmp_path, describe()).record.run_id == names[1]
+    assert find_interrupted(tmp_path, describe(seed=9)).record.run_id == "4" * 32
+    assert find_interrupted(tmp_path, describe(seed=8)) is None
+    assert find_interrupted(tmp_path, describe(data_checksum="e" * 64)) is None
     newest = open_run_folder(tmp_path, names[1])
     newest.complete(make_result(newest.record))
-    assert find_interrupted(tmp_path, make_config(), CHECKSUM).record.run_id == names[0]
+    assert find_interrupted(tmp_path, describe()).record.run_id == names[0]
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, hold_elsewhere):
@@ -138,13 +144,13 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, hold_elsewher
         os.utime(folder.path / RUN_FILE, (when, when))
     process = hold_elsewhere(busy)
     assert busy.is_busy
-    assert find_interrupted(tmp_path, make_config(), CHECKSUM).record == free.record
+    assert find_interrupted(tmp_path, describe()).record == free.record
     with pytest.raises(BusyError, match=rf"^run {'1' * 32} is being trained by another process"), busy.lock():
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not busy.is_busy
-    assert find_interrupted(tmp_path, make_config(), CHECKSUM).record == busy.record
+    assert find_interrupted(tmp_path, describe()).record == busy.record
 
 
 def test_the_lock_is_free_again_after_its_block(tmp_path):
