@@ -62,9 +62,11 @@ def start_darkroom() -> Callable[..., subprocess.Popen]:
     started = []
 
     def start(*arguments: object, **environment: str) -> subprocess.Popen:
+        # Not the server that the command in this process has started: one of its own.
+        inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
         process = subprocess.Popen(
             [COMMAND, *map(str, arguments)],
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+            env=inherited | {"PYTHONUNBUFFERED": "1"} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
