@@ -22,6 +22,7 @@ from model_code.tracking.tensorboard import TensorBoardWriter
 from model_code.training.checkpoints import hash_pretrained
 from model_code.training.config import TrainingConfig
 from model_code.training.device import choose_device, describe_device
+from model_code.training.interruption import InterruptionWatcher
 from model_code.training.pictures import TrainingPictures, load_pictures
 from model_code.training.progress import ProgressPrinter
 from model_code.training.results import TrainingResult
@@ -140,7 +141,7 @@ def _print_start(folder: RunFolder, pictures: TrainingPictures, device: str, pub
         f"{config.recipe}  run {folder.record.run_id}  {config.profile}  seed {config.seed}  on {device}\n"
         f"{config.recipe}  {config.dataset}: {len(pictures.train)} training, {len(pictures.validation)} validation, "
         f"{tests} test pictures, {len(pictures.classes)} classes"
-        + ("" if published is None else f"; published accuracy {published:.3f} (full profile, CIFAR-10)"),
+        + (f"; published accuracy {published:.3f}" if published and config.profile == "full" else ""),
         flush=True,
     )
 
@@ -150,9 +151,9 @@ def _fit(
 ) -> tuple[TrainingResult, nn.Module]:
     """Train and return the result and the model of the best epoch, on the device."""
     config = folder.record.config
-    with TensorBoardWriter(folder.path) as events:
+    with TensorBoardWriter(folder.path) as events, InterruptionWatcher() as watcher:
         progress = ProgressPrinter(config.recipe, config.epochs)
-        training = fit(config, pictures, folder.path, device, [progress, tracker, events])
+        training = fit(config, pictures, folder.path, device, [progress, tracker, events, watcher])
         model = load_model(config, len(pictures.classes), training.best_weights).to(device)
         events.write_graph(model, pictures.validation.images_NHWC[:1])
     return training, model
