@@ -35,6 +35,15 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, signum, capsys):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.fixture
+def default_handler():
+    """A shell that starts a job in the background lets it ignore SIGINT: that is not what is tested here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_handler")
 def test_a_second_signal_acts_at_once():
     heard = []
     with contextlib.suppress(KeyboardInterrupt), InterruptionWatcher():
