@@ -1,6 +1,5 @@
 import errno
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -30,18 +29,6 @@ with take_lock(Path(sys.argv[1]), "busy"):
     print("held", flush=True)
     time.sleep(60)
 """
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real disk of 1 MiB."""
-    folder = tmp_path / "small-disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture
