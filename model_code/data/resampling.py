@@ -16,6 +16,9 @@ from torch import Tensor
 from model_code.data.view_settings import ViewSettings
 
 CROP_TRIES = 10
+# On a CPU so many pixels at once keep the intermediate results in its cache.
+CPU_CHUNK_PIXELS = 2**16
+CROP_ASPECT = (3 / 4, 4 / 3)
 # exp(-1 / (2 * sigma^2)) is then 0: no blur at all.
 SIGMA_WITHOUT_BLUR = 0.01
 
@@ -43,7 +46,16 @@ class Crops:
         return Crops(*(values_N[chosen] for values_N in vars(self).values()))
 
 
-def draw_crops(count: int, height: int, width: int, settings: ViewSettings, generator: torch.Generator) -> Crops:
+def draw_crops(
+    count: int,
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    *,
+    crop_area: tuple[float, float],
+    crop_aspect: tuple[float, float] = CROP_ASPECT,
+    flip_probability: float = 0.0,
+) -> Crops:
     """Draw as torchvision's RandomResizedCrop and RandomHorizontalFlip do, for each picture on its own.
 
     A try draws area and aspect; the first of ten that fits into the picture counts, and if none fits it is the
@@ -53,22 +65,24 @@ def draw_crops(count: int, height: int, width: int, settings: ViewSettings, gene
         count: Pictures N.
         height: Of each picture, pixels.
         width: Of each picture, pixels.
-        settings: Area, aspect and flip.
         generator: Source of randomness; the crops are on its device.
+        crop_area: Smallest and largest share of the picture's area.
+        crop_aspect: Smallest and largest width/height; its logarithm is uniform.
+        flip_probability: Of mirroring left to right.
     """
     device = generator.device
     chances_2TN = torch.rand((2, CROP_TRIES, count), generator=generator, device=device)
     places_3N = torch.rand((3, count), generator=generator, device=device)
-    smallest, largest = settings.crop_area
+    smallest, largest = crop_area
     areas_TN = (smallest + (largest - smallest) * chances_2TN[0]) * (height * width)
-    low, high = (math.log(aspect) for aspect in settings.crop_aspect)
+    low, high = (math.log(aspect) for aspect in crop_aspect)
     aspects_TN = torch.exp(low + (high - low) * chances_2TN[1])
     heights_TN = torch.sqrt(areas_TN / aspects_TN).round().long()
     widths_TN = torch.sqrt(areas_TN * aspects_TN).round().long()
     fits_TN = (heights_TN >= 1) & (heights_TN <= height) & (widths_TN >= 1) & (widths_TN <= width)
     first_1N = fits_TN.int().argmax(dim=0, keepdim=True)
     has_fit_N = fits_TN.any(dim=0)
-    central_height, central_width = _central_crop(height, width, settings.crop_aspect)
+    central_height, central_width = _central_crop(height, width, crop_aspect)
     heights_N = torch.where(has_fit_N, heights_TN.gather(0, first_1N)[0], central_height)
     widths_N = torch.where(has_fit_N, widths_TN.gather(0, first_1N)[0], central_width)
     tops_N = (places_3N[0] * (height - heights_N + 1)).long()
@@ -78,7 +92,7 @@ def draw_crops(count: int, height: int, width: int, settings: ViewSettings, gene
         lefts_N=torch.where(has_fit_N, lefts_N, (width - central_width) // 2),
         heights_N=heights_N,
         widths_N=widths_N,
-        is_mirrored_N=places_3N[2] < settings.flip_probability,
+        is_mirrored_N=places_3N[2] < flip_probability,
     )
 
 
@@ -128,6 +142,21 @@ def blur(images_NCHW: Tensor, sigmas_N: Tensor) -> Tensor:
     size = images_NCHW.shape[-1]
     matrices_NOI = _blur_matrices(sigmas_N, size, radius=size // 20)[:, None]
     return matrices_NOI @ images_NCHW @ matrices_NOI.transpose(2, 3)
+
+
+def to_float(images_NHWC: Tensor) -> Tensor:
+    """Return new float32 [N, C, H, W] in [0, 1] of uint8 pictures, or of float pictures in [0, 1]."""
+    images_NCHW = images_NHWC.permute(0, 3, 1, 2).contiguous()
+    return images_NCHW.float().div_(255) if images_NHWC.dtype == torch.uint8 else images_NCHW.float()
+
+
+def from_float(images_NCHW: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return [N, H, W, C] of a dtype; uint8 is rounded to the nearest."""
+    # Weights that sum to 1 up to rounding can lead just outside of [0, 1].
+    images_NCHW = images_NCHW.clamp(0, 1)
+    if dtype == torch.uint8:
+        images_NCHW = images_NCHW.mul_(255).add_(0.5)
+    return images_NCHW.to(dtype).permute(0, 2, 3, 1).contiguous()
 
 
 def _central_crop(height: int, width: int, aspects: tuple[float, float]) -> tuple[int, int]:

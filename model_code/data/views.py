@@ -8,11 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_code.data.color_jitter import ColorFactors, draw_color_factors, grayscale, jitter_colors
-from model_code.data.resampling import blur, draw_crops, draw_sigmas, is_blurred, resize_crops
+from model_code.data.resampling import (
+    CPU_CHUNK_PIXELS,
+    blur,
+    draw_crops,
+    draw_sigmas,
+    from_float,
+    is_blurred,
+    resize_crops,
+    to_float,
+)
 from model_code.data.view_settings import ViewSettings
-
-# On a CPU a view's intermediate results are kept small enough for its cache.
-CPU_CHUNK_PIXELS = 2**16
 
 
 @torch.no_grad()
@@ -32,20 +38,28 @@ def two_views(images_BHWC: Tensor, generator: torch.Generator, settings: ViewSet
         generator gives equal views on the same device.
     """
     count, height, width, _ = images_BHWC.shape
-    crops = draw_crops(2 * count, height, width, settings, generator)
+    crops = draw_crops(
+        2 * count,
+        height,
+        width,
+        generator,
+        crop_area=settings.crop_area,
+        crop_aspect=settings.crop_aspect,
+        flip_probability=settings.flip_probability,
+    )
     colors = draw_color_factors(2 * count, settings, generator)
     is_gray_N = torch.rand(2 * count, generator=generator, device=generator.device) < settings.grayscale_probability
     sigmas_N = draw_sigmas(2 * count, settings, generator) if settings.has_blur else None
     size = settings.image_size
     views_NHWC = images_BHWC.new_empty((2 * count, size, size, 3))
     for chosen in _chunks(colors, size):
-        views = resize_crops(_to_float(images_BHWC[chosen % count]), crops.take(chosen), size)
+        views = resize_crops(to_float(images_BHWC[chosen % count]), crops.take(chosen), size)
         views = jitter_colors(views, colors.take(chosen))
         views.lerp_(grayscale(views), is_gray_N[chosen, None, None, None].float())
         # Looking at sigmas is free on a CPU; elsewhere it would wait for the device.
         if sigmas_N is not None and not (views.device.type == "cpu" and not is_blurred(sigmas_N[chosen]).any()):
             views = blur(views, sigmas_N[chosen])
-        views_NHWC[chosen] = _from_float(views, images_BHWC.dtype)
+        views_NHWC[chosen] = from_float(views, images_BHWC.dtype)
     return views_NHWC[:count], views_NHWC[count:]
 
 
@@ -68,11 +82,11 @@ def plain_view(images_BHWC: Tensor, image_size: int, enlargement: float = 1.0) -
     views_BCHW = images_BHWC.permute(0, 3, 1, 2)
     if is_resized:
         size = (height * new_side // old_side, width * new_side // old_side)
-        views_BCHW = F.interpolate(_to_float(images_BHWC), size, mode="bicubic", antialias=True).clamp_(0, 1)
+        views_BCHW = F.interpolate(to_float(images_BHWC), size, mode="bicubic", antialias=True).clamp_(0, 1)
     top, left = (round((side - image_size) / 2) for side in views_BCHW.shape[2:])
     views_BCHW = views_BCHW[:, :, top : top + image_size, left : left + image_size]
     if is_resized:
-        return _from_float(views_BCHW, images_BHWC.dtype)
+        return from_float(views_BCHW, images_BHWC.dtype)
     return views_BCHW.permute(0, 2, 3, 1).contiguous()
 
 
@@ -82,18 +96,3 @@ def _chunks(colors: ColorFactors, image_size: int) -> list[Tensor]:
     if device.type != "cpu":
         return [torch.arange(count, device=device)]
     return list(colors.order_by_schedule().split(max(1, CPU_CHUNK_PIXELS // image_size**2)))
-
-
-def _to_float(images_BHWC: Tensor) -> Tensor:
-    """Return new float32 [B, C, H, W] in [0, 1]."""
-    images_BCHW = images_BHWC.permute(0, 3, 1, 2).contiguous()
-    return images_BCHW.float().div_(255) if images_BHWC.dtype == torch.uint8 else images_BCHW.float()
-
-
-def _from_float(images_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return [B, H, W, C] of a dtype; uint8 is rounded to the nearest."""
-    # Weights that sum to 1 up to rounding can lead just outside of [0, 1].
-    images_BCHW = images_BCHW.clamp(0, 1)
-    if dtype == torch.uint8:
-        images_BCHW = images_BCHW.mul_(255).add_(0.5)
-    return images_BCHW.to(dtype).permute(0, 2, 3, 1).contiguous()

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest, chi2_contingency, chisquare
+from scipy.stats import binomtest, chi2_contingency, chisquare, ks_2samp
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from model_code.data.augmentation import crop_and_flip
+from model_code.data import augmentation
+from model_code.data.augmentation import centre_crop, crop_and_flip, resized_crop
 
 SIDE, PADDING = 8, 4
 SHIFTS = 2 * PADDING + 1
@@ -120,3 +121,99 @@ def test_border_is_black_and_at_most_the_padding_wide(padding):
 def test_pictures_need_not_be_square():
     images = torch.randint(1, 256, (20, 6, 10, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert crop_and_flip(images, 2, True, torch.Generator().manual_seed(0)).shape == (20, 6, 10, 3)
+
+
+AREA = (0.25, 1.0)
+
+
+def draw_ramps(height, width):
+    """Red rises by one a row and green by one a column: a crop's pixels say where it was and how large."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([rows, columns, torch.zeros_like(rows)], dim=-1).to(torch.uint8)
+
+
+def crop_ramps(count, size=(160, 160), image_size=32, seed=0):
+    images = draw_ramps(*size).expand(count, -1, -1, -1)
+    return resized_crop(images, image_size, AREA, torch.Generator().manual_seed(seed))
+
+
+def measure_crops(images_BHWC):
+    """Columns of centre row, centre column, height and width, all in pixels of the uncropped picture."""
+    images = images_BHWC.double()
+    rows, columns = images[..., 0].mean(dim=2), images[..., 1].mean(dim=1)
+    sides = [(axis[:, -2] - axis[:, 1]) / (axis.shape[1] - 3) * axis.shape[1] for axis in (rows, columns)]
+    return torch.stack([rows.mean(dim=1), columns.mean(dim=1), *sides], dim=1).numpy()
+
+
+@pytest.mark.parametrize("size", [(160, 160), (120, 200)])
+def test_resized_crops_are_distributed_as_torchvisions(size):
+    torch.manual_seed(0)
+    blank = torch.zeros(3, *size)
+    boxes = [transforms.RandomResizedCrop.get_params(blank, AREA, (3 / 4, 4 / 3)) for _ in range(2000)]
+    theirs = np.array(
+        [(top + (rows - 1) / 2, left + (columns - 1) / 2, rows, columns) for top, left, rows, columns in boxes]
+    )
+    ours = measure_crops(crop_ramps(2000, size))
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
+    for derived in (lambda found: found[:, 2] * found[:, 3], lambda found: np.log(found[:, 3] / found[:, 2])):
+        assert ks_2samp(derived(ours), derived(theirs)).pvalue > 1e-3
+
+
+def test_a_resized_crop_keeps_its_picture_and_direction():
+    found = crop_ramps(300)
+    assert found.dtype == torch.uint8
+    assert found.shape == (300, 32, 32, 3)
+    assert (measure_crops(found)[:, 2:] > 0).all()
+    levels = torch.arange(0, 250, 5, dtype=torch.uint8)
+    images = levels[:, None, None, None].expand(-1, 20, 30, 3)
+    small = resized_crop(images, 12, AREA, torch.Generator().manual_seed(0))
+    assert torch.equal(small, levels[:, None, None, None].expand(-1, 12, 12, 3))
+
+
+def test_pictures_of_one_batch_are_cropped_differently():
+    assert len(crop_ramps(64).flatten(1).unique(dim=0)) > 60
+
+
+def test_equal_generators_give_equal_resized_crops(monkeypatch):
+    whole = crop_ramps(32, seed=5)
+    assert torch.equal(crop_ramps(32, seed=5), whole)
+    assert not torch.equal(crop_ramps(32, seed=6), whole)
+    generator = torch.Generator().manual_seed(5)
+    images = draw_ramps(40, 40).expand(8, -1, -1, -1)
+    assert not torch.equal(*(resized_crop(images, 32, AREA, generator) for _ in range(2)))
+    monkeypatch.setattr(augmentation, "CPU_CHUNK_PIXELS", 1)
+    assert (crop_ramps(32, seed=5).int() - whole.int()).abs().max() <= 1
+
+
+def test_the_whole_picture_at_its_size_is_a_copy():
+    images = torch.randint(0, 256, (4, 9, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    # An aspect other than 1 does not fit, so what is left is the largest crop: everything.
+    assert torch.equal(resized_crop(images, 9, (1.0, 1.0), torch.Generator().manual_seed(0)), images)
+
+
+@pytest.mark.parametrize("crop_area", [(0.0, 1.0), (0.5, 0.2), (0.5, 1.1)])
+def test_impossible_crop_areas(crop_area):
+    with pytest.raises(ValueError, match="is not allowed; give two shares"):
+        resized_crop(draw_ramps(8, 8)[None], 8, crop_area, torch.Generator())
+
+
+def test_centre_crop_is_the_one_of_serving():
+    import io
+
+    from PIL import Image
+
+    from serving.preprocess import decode_picture
+
+    image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    buffer = io.BytesIO()
+    Image.fromarray(image.numpy()).save(buffer, "PNG")
+    for image_size in (16, 13, 12, 1):
+        served = decode_picture(buffer.getvalue(), image_size, resize_size=16)
+        assert np.array_equal(centre_crop(image[None], image_size)[0].numpy(), served)
+    assert torch.equal(centre_crop(draw_ramps(10, 20)[None], 8)[0, 0, 0], torch.tensor([1, 6, 0], dtype=torch.uint8))
+
+
+def test_centre_crop_of_smaller_pictures():
+    with pytest.raises(ValueError, match=r"pictures of 8x20 pixels have no centre of 9; pack them larger"):
+        centre_crop(draw_ramps(8, 20)[None], 9)

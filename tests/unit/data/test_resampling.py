@@ -33,7 +33,7 @@ def torchvision_crops(count: int, size: tuple[int, int], settings: ViewSettings)
 
 
 def our_crops(count: int, size: tuple[int, int], settings: ViewSettings) -> np.ndarray:
-    crops = draw_crops(count, *size, settings, generator())
+    crops = draw_crops(count, *size, generator(), crop_area=settings.crop_area, crop_aspect=settings.crop_aspect)
     return torch.stack([crops.tops_N, crops.lefts_N, crops.heights_N, crops.widths_N], dim=1).numpy()
 
 
@@ -79,7 +79,8 @@ def test_a_picture_in_which_no_try_fits_gets_the_central_crop(size):
 
 
 def test_half_of_the_crops_are_mirrored():
-    mirrored = int(draw_crops(5000, 32, 32, SETTINGS, generator()).is_mirrored_N.sum())
+    crops = draw_crops(5000, 32, 32, generator(), crop_area=(0.2, 1.0), flip_probability=0.5)
+    mirrored = int(crops.is_mirrored_N.sum())
     assert stats.binomtest(mirrored, 5000, 0.5).pvalue > SIGNIFICANCE
 
 
@@ -87,7 +88,7 @@ def test_half_of_the_crops_are_mirrored():
 def test_resized_crops_equal_torchvision_picture_by_picture(size, image_size):
     count = 60
     images_NCHW = torch.rand((count, 3, *size), generator=generator(1))
-    crops = draw_crops(count, *size, SETTINGS, generator(2))
+    crops = draw_crops(count, *size, generator(2), crop_area=(0.2, 1.0), flip_probability=0.5)
     ours = resize_crops(images_NCHW, crops, image_size)
     for index, image_CHW in enumerate(images_NCHW):
         box = [int(values_N[index]) for values_N in (crops.tops_N, crops.lefts_N, crops.heights_N, crops.widths_N)]
