@@ -58,6 +58,7 @@ def test_cifar10_has_its_official_order(add, write_tree, png):
         ("x", ["cat/1.png"], r"found 1 class \(cat\); at least 2"),
         ("x", ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png"], r"test has other classes .*without dog"),
         ("x", ["test/cat/1.png", "test/dog/1.png"], r"found only test; a train folder"),
+        ("x", ["evaluation/cat/1.png", "testing/dog/1.png"], r"found only test; a train folder"),
         ("x", ["readme.txt"], r"no pictures found; allowed layouts: .*trainLabels\.csv"),
         ("x", ["1.png", "2.png"], r"'1\.png' fits no known layout; allowed"),
         ("x", ["train/cat/1.png", "extra/dog/1.png"], r"fits no known layout"),
@@ -128,3 +129,21 @@ def test_no_source_names_the_command(add):
         UsageError, match=r"no source for cifar10; use `darkroom data add cifar10 --from PATH \| --down"
     ):
         add("cifar10")
+
+
+@pytest.mark.parametrize("train", ["train", "training"])
+@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
+@pytest.mark.parametrize("test", ["test", "testing", "evaluation"])
+def test_split_folders_have_several_names(add, write_tree, class_files, train, validation, test):
+    dataset = add("x", write_tree(class_files(splits=(train, test, validation)))).dataset
+    first_reds = {split: int(content.images_NHWC[0, 0, 0, 0]) for split, content in dataset.splits.items()}
+    assert first_reds == {"train": 0, "test": 100, "validation": 200}
+
+
+def test_split_names_may_be_classes_and_wrapped(add, write_tree, class_files, png):
+    assert add("x", write_tree(dict.fromkeys(["valid/1.png", "invalid/1.png"], png), "one")).dataset.classes == (
+        "invalid",
+        "valid",
+    )
+    wrapped = {f"food/{name}": content for name, content in class_files(splits=("training", "evaluation")).items()}
+    assert set(add("y", write_tree(wrapped, "two")).dataset.splits) == {"train", "test"}
