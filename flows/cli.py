@@ -71,9 +71,16 @@ def data() -> None:
     "--from", "sources", multiple=True, type=click.Path(path_type=Path), help="Folder, zip or tar; repeatable."
 )
 @click.option("--download", is_flag=True, help="Fetch the published archive (cifar10).")
-@click.option("--image-size", type=int, help="Height and width in pixels; 32 for cifar10 and shapes, else 64.")
+@click.option(
+    "--image-size",
+    type=int,
+    help="Height and width in pixels; 32 for cifar10 and shapes, 256 for food11 and imagenet-val, else 64.",
+)
 def data_add(name: str, sources: tuple[Path, ...], download: bool, image_size: int | None) -> None:
-    """Pack pictures for training: NAME is cifar10, shapes (drawn here), or any folder of class folders."""
+    """Pack pictures: NAME is cifar10, shapes (drawn here), food11, imagenet-val, or any name for class folders.
+
+    food11 is read in any of its three layouts; imagenet-val is for evaluation only.
+    """
     from model_code.data.add import check_arguments
 
     check_arguments(name, sources, download, image_size)  # before anything slow starts

@@ -71,10 +71,15 @@ def print_added(added: AddedDataset) -> None:
     )
     for skipped in added.skipped:
         console.print(f"  left out: {skipped.name}: {skipped.reason}", markup=False, highlight=False)
-    if "test" not in dataset.splits:
+    test = dataset.splits.get("test")
+    if "train" not in dataset.splits:
+        console.print("  no training pictures: this set is for evaluation only", markup=False)
+    elif test is None:
         console.print(
             "  no test pictures: runs will report validation only; add them with one more --from", markup=False
         )
+    elif not test.has_labels:
+        console.print("  the test pictures have no labels: runs will report validation only", markup=False)
 
 
 def print_result(result: RunResult) -> None:

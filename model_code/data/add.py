@@ -17,17 +17,17 @@ from model_code.data.download import download_cifar10
 from model_code.data.fingerprint import fingerprint_paths
 from model_code.data.packing import pack_dataset
 from model_code.data.sources.detect import open_source
-from model_code.data.sources.pictures import CIFAR10_CLASSES, PixelSplit
+from model_code.data.sources.pictures import PixelSplit
 from model_code.data.sources.shapes import DRAWING_VERSION, generate_shapes
 from model_code.disk import hold_lock
 from model_code.errors import DataError, UsageError
 
-DEFAULT_IMAGE_SIZES = {"cifar10": 32, "shapes": 32}
+# Networks for 224 pixels are evaluated on the centre of 224 * 8 / 7 = 256.
+DEFAULT_IMAGE_SIZES = {"cifar10": 32, "shapes": 32, "food11": 256, "imagenet-val": 256}
 OTHER_IMAGE_SIZE = 64
 MAX_IMAGE_SIZE = 1024
-OFFICIAL_CLASSES = {"cifar10": CIFAR10_CLASSES}
 # Raised whenever the same source packs differently, so that packed sets are made anew.
-_PACKING_VERSION = 1
+_PACKING_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def add_dataset(
     version or the new one.
 
     Args:
-        name: `cifar10` (its ten classes are required), `shapes` (drawn, no source), or any other name for
-            class folders.
-        sources: Folders, zips or tars; several class folders are merged.
+        name: `cifar10` (its ten classes are required), `shapes` (drawn, no source), `food11` (any of its three
+            layouts), `imagenet-val` (folders named by wnid), or any other name for class folders.
+        sources: Folders, zips or tars; several are merged, unless they are CIFAR-10's archive or Kaggle's layout.
         cache_dir: The folder of all packed data sets.
         data_dir: Where downloads are kept.
         download: Fetch the published archive instead of `sources`; only for `cifar10`.
-        image_size: Height and width of the packed pictures, pixels; 32 for cifar10 and shapes, 64 for others
-            when None.
+        image_size: Height and width of the packed pictures, pixels; when None 32 for cifar10 and shapes, 256 for
+            food11 and imagenet-val, 64 for others.
         progress: Whether to show progress.
 
     Raises:
@@ -95,10 +95,7 @@ def add_dataset(
                 )
 
         with ExitStack() as stack:
-            if name == "shapes":
-                source = generate_shapes(size)
-            else:
-                source = open_source(paths, stack, OFFICIAL_CLASSES.get(name))
+            source = generate_shapes(size) if name == "shapes" else open_source(name, paths, stack)
             for split in source.splits.values():
                 if isinstance(split, PixelSplit) and split.images_NHWC.shape[1] != size:
                     native = split.images_NHWC.shape[1]

@@ -50,7 +50,7 @@ class SplitManifest(_FrozenModel):
 
 
 class CacheManifest(_FrozenModel):
-    """What manifest.json says about one packed data set."""
+    """What manifest.json says about one packed data set; `splits` need not have "train" (see `PackedDataset`)."""
 
     format_version: Literal[1]
     name: str
@@ -76,6 +76,11 @@ class PackedSplit:
     images_NHWC: npt.NDArray[np.uint8]
     labels_N: npt.NDArray[np.int64]
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether any picture has a label."""
+        return bool(self.labels_N.max() >= 0)
+
 
 @dataclass(frozen=True)
 class PackedDataset:
@@ -85,7 +90,8 @@ class PackedDataset:
         name: What it was added as.
         classes: Class names; a label is an index into them.
         image_size: Height and width, pixels.
-        splits: "train" always; "test" and "validation" when the source has them.
+        splits: "train", "validation", "test" and "unlabelled" (all labels -1), those that the source has. A set for
+            evaluation only (`imagenet-val`) has no "train"; "test" may be unlabelled.
         checksum: SHA-256 over classes, sizes, pixels and labels of all splits, hexadecimal.
         source: Where it came from, for people.
         path: Its folder in the cache.

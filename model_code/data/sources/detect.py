@@ -1,4 +1,4 @@
-"""Which layout a path has: decided by what is in it, not by an option."""
+"""Which layout a path has: decided by the data set's name and what is in the path, not by an option."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -7,25 +7,32 @@ from pathlib import Path, PurePosixPath
 from model_code.data.sources.archives import Archive, open_archive
 from model_code.data.sources.cifar_archive import META_FILE, is_cifar_archive, read_cifar_archive
 from model_code.data.sources.class_folders import read_class_folders
+from model_code.data.sources.food11 import read_food11
+from model_code.data.sources.imagenet_folders import read_imagenet_validation
 from model_code.data.sources.kaggle import find_labels_file, read_kaggle
-from model_code.data.sources.pictures import PictureSource, name_some
+from model_code.data.sources.pictures import CIFAR10_CLASSES, PictureSource, name_some
 from model_code.errors import DataError
 
+_OFFICIAL_CLASSES = {"cifar10": CIFAR10_CLASSES}
+_READERS = {"food11": read_food11, "imagenet-val": read_imagenet_validation}
 
-def open_source(
-    paths: Sequence[Path], stack: ExitStack, expected_classes: tuple[str, ...] | None = None
-) -> PictureSource:
+
+def open_source(name: str, paths: Sequence[Path], stack: ExitStack) -> PictureSource:
     """Find out which layout the paths have and list their pictures.
 
     Args:
-        paths: At least one folder, zip or tar. Only class folders may be several.
+        name: What it is added as. `food11` and `imagenet-val` have layouts of their own, `cifar10` its official
+            classes in their order; for any other name classes are sorted by name.
+        paths: At least one folder, zip or tar. CIFAR-10's archive and Kaggle's layout cannot be several.
         stack: Keeps the archives open; close it when the pictures have been read.
-        expected_classes: The official classes in their order; None takes what is found, sorted by name.
 
     Raises:
         DataError: Nothing there, damaged, or no layout that is known; ChecksumError for an altered CIFAR-10
             archive.
     """
+    if name in _READERS:
+        return _READERS[name]([stack.enter_context(open_archive(path)) for path in paths])
+    expected_classes = _OFFICIAL_CLASSES.get(name)
     if any(is_cifar_archive(path) for path in paths):
         return read_cifar_archive(_take_only(paths), expected_classes)
     archives = [stack.enter_context(open_archive(path)) for path in paths]

@@ -73,7 +73,8 @@ class PictureSource:
     Attributes:
         description: Where it comes from, for people.
         classes: Names; a label is an index into them.
-        splits: "train" always; "test" and "validation" where there are some.
+        splits: "train", "validation", "test" and "unlabelled" (all labels -1), those that there are; "train" is there
+            unless the set is for evaluation only (`imagenet-val`). "test" may be unlabelled.
         ignored: Files in class folders whose type is not read.
     """
 

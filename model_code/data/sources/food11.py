@@ -1,0 +1,170 @@
+"""Food-11: 16,643 pictures of food in eleven classes, in any of the three layouts in which it goes around.
+
+    training/<label>_<id>.jpg               numbers in the file names; test pictures may have none: testing/0001.jpg
+    training/labeled/<label>/<picture>      numbered folders, unlabelled pictures beside them in training/unlabeled/,
+                                            test pictures without a label: testing/<picture> or testing/00/<picture>
+    training/<class>/<picture>              folders named by class
+
+Each has the same folders for validation and test; labels are 0 to 10. Which layout it is, each split shows itself.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from model_code.data.sources.archives import Archive
+from model_code.data.sources.class_folders import SPLIT_FOLDERS, find_wrapper
+from model_code.data.sources.pictures import (
+    EncodedPicture,
+    EncodedSplit,
+    PictureSource,
+    is_picture_name,
+    name_some,
+)
+from model_code.errors import DataError
+
+FOOD11_CLASSES = (
+    "Bread",
+    "Dairy product",
+    "Dessert",
+    "Egg",
+    "Fried food",
+    "Meat",
+    "Noodles-Pasta",
+    "Rice",
+    "Seafood",
+    "Soup",
+    "Vegetable-Fruit",
+)
+LAYOUTS = (
+    "training/<label>_<id>.jpg, training/{labeled/<label>,unlabeled}/<picture> or training/<class>/<picture>, "
+    "each with validation/ and testing/ beside training/"
+)
+UNLABELLED = -1
+_LABEL_BY_CLASS = {name.lower(): label for label, name in enumerate(FOOD11_CLASSES)}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One picture: its split, its name below the split's folder, its label, and how it says so."""
+
+    split: str
+    name: str
+    form: str
+    picture: EncodedPicture
+
+
+def read_food11(archives: Sequence[Archive]) -> PictureSource:
+    """List the pictures of Food-11; several sources are merged.
+
+    Args:
+        archives: Open; they must stay open until the pictures are read.
+
+    Returns:
+        The source: "train", and "validation", "test" and "unlabelled" where there are some, each ordered by label
+        and then name, whatever order the archive has. "unlabelled" and a test split without labels have -1.
+
+    Raises:
+        DataError: No pictures, a layout that is none of the three or changes within a split, a label outside 0 to
+            10, labelled pictures mixed with others, no training pictures, a class without any, or one name twice.
+    """
+    found = [one for archive in archives for one in _list_pictures(archive)]
+    where = name_some([str(archive.path) for archive in archives])
+    splits = sorted({one.split for one in found})
+    if "train" not in splits:
+        raise DataError(
+            f"{where}: found only {', '.join(splits)}; labelled pictures in training/ are needed, layouts: {LAYOUTS}"
+        )
+    return PictureSource(
+        description=f"Food-11 in {', '.join(archive.path.name for archive in archives)}",
+        classes=FOOD11_CLASSES,
+        splits={split: _order_split(where, split, [one for one in found if one.split == split]) for split in splits},
+        ignored=tuple(
+            f"{archive.path.name}/{name}"
+            for archive in archives
+            for name in archive.files
+            if not is_picture_name(name) and not SPLIT_FOLDERS.keys().isdisjoint(name.split("/")[:-1])
+        ),
+    )
+
+
+def _list_pictures(archive: Archive) -> list[_Found]:
+    pictures = [name.split("/") for name in archive.files if is_picture_name(name)]
+    if not pictures:
+        raise DataError(f"{archive.path}: no pictures found; layouts of Food-11: {LAYOUTS}")
+    wrapper = find_wrapper(pictures)
+    test_labels = {parts[-2] for parts in pictures if SPLIT_FOLDERS.get(parts[wrapper]) == "test"}
+    return [_place(archive, parts, wrapper, has_test_labels=test_labels != {"00"}) for parts in pictures]
+
+
+def _place(archive: Archive, parts: Sequence[str], wrapper: int, *, has_test_labels: bool) -> _Found:
+    """Tell a picture's split and label from its path."""
+    where = f"{archive.path}/{'/'.join(parts)}"
+    split, below = SPLIT_FOLDERS.get(parts[wrapper]), tuple(parts[wrapper + 1 :])
+    if split is None:
+        raise _fits_no_layout(where)
+    label = UNLABELLED
+    match [part.lower() for part in below[:-1]]:
+        case []:
+            number, separator, _ = below[-1].partition("_")
+            form = "numbers in file names"
+            if separator and _is_number(number):
+                label = _check_label(number, where)
+        case [("unlabeled" | "unlabelled"), *folders] if split == "train" and len(folders) <= 1:
+            split, form = "unlabelled", "an unlabelled folder"
+        case [("labeled" | "labelled"), number] if split == "train" and _is_number(number):
+            label, form = _check_label(number, where), "numbered folders"
+        case [number] if _is_number(number):
+            form = "numbered folders"
+            if split != "test" or has_test_labels:
+                label = _check_label(number, where)
+        case [name] if name in _LABEL_BY_CLASS:
+            label, form = _LABEL_BY_CLASS[name], "class folders"
+        case _:
+            raise _fits_no_layout(where)
+    return _Found(split, "/".join(below), form, EncodedPicture(archive, "/".join(parts), label))
+
+
+def _order_split(where: str, split: str, found: Iterable[_Found]) -> EncodedSplit:
+    ordered = sorted(found, key=lambda one: (one.picture.label, one.name))
+    forms = sorted({one.form for one in ordered})
+    if len(forms) > 1:
+        raise DataError(f"{where}: {split} mixes {' and '.join(forms)}; give each split one layout: {LAYOUTS}")
+    for one, other in pairwise(ordered):
+        if one.name == other.name:
+            raise DataError(f"{where}: {split} has {one.name} twice; give each picture once")
+    _check_labels(where, split, ordered)
+    return EncodedSplit(tuple(one.picture for one in ordered))
+
+
+def _check_labels(where: str, split: str, ordered: Sequence[_Found]) -> None:
+    """Refuse a split in which only some pictures have a label, or a class has none; test may be wholly unlabelled."""
+    labels = {one.picture.label for one in ordered}
+    if split == "unlabelled" or (split == "test" and labels == {UNLABELLED}):
+        return
+    if UNLABELLED in labels:
+        unlabelled = [one.name for one in ordered if one.picture.label == UNLABELLED]
+        raise DataError(
+            f"{where}: {len(unlabelled)} of {len(ordered)} {split} pictures have no label ({name_some(unlabelled)}); "
+            "name them <label>_<id>.jpg, or move those of training to training/unlabeled/"
+        )
+    missing = [name for label, name in enumerate(FOOD11_CLASSES) if label not in labels]
+    if missing:
+        raise DataError(f"{where}: {split} has no pictures of {name_some(missing)}; every class needs some")
+
+
+def _check_label(number: str, where: str) -> int:
+    label = int(number)
+    if label >= len(FOOD11_CLASSES):
+        raise DataError(
+            f"{where}: label {number} is not one of Food-11, 0 to {len(FOOD11_CLASSES) - 1}; correct its name"
+        )
+    return label
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def _fits_no_layout(where: str) -> DataError:
+    return DataError(f"{where} fits no layout of Food-11: {LAYOUTS}; move or remove it")
