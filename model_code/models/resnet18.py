@@ -1,4 +1,7 @@
-"""ResNet-18 for 32x32 pictures, four ways: torchvision's, our own, and ours with a stem made for small pictures.
+"""ResNet-18 for 32x32 pictures: torchvision's, our own, and ours with a stem made for small pictures.
+
+torchvision's and our own compute the same but start from other weights, so each is also here with the other's start:
+four corners that tell the implementation from the initialisation.
 
 Shape suffixes: B = pictures, C = channels, H = height, W = width, D = features, K = classes.
 
@@ -80,6 +83,18 @@ def resnet18(num_classes: int) -> ResNet18:
     return ResNet18(num_classes)
 
 
+def resnet18_fan_out(num_classes: int) -> ResNet18:
+    """Return `resnet18` with torchvision's initialisation: convolutions kaiming_normal, fan_out.
+
+    BatchNorm starts at 1 and 0 and the last layer at PyTorch's default in both implementations.
+    """
+    network = ResNet18(num_classes)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
 def resnet18_improved(num_classes: int) -> ResNet18:
     """Return our ResNet-18 with the 3x3 stem and the max-pool."""
     return ResNet18(num_classes, stem="3x3")
@@ -93,4 +108,13 @@ def resnet18_improved_nopool(num_classes: int) -> ResNet18:
 def resnet18_torchvision(num_classes: int) -> nn.Module:
     """Return torchvision's ResNet-18, untrained (its initialisation is kaiming_normal, fan_out)."""
     network: nn.Module = torchvision.models.resnet18(weights=None, num_classes=num_classes)
+    return network
+
+
+def resnet18_torchvision_default(num_classes: int) -> nn.Module:
+    """Return `resnet18_torchvision` with PyTorch's default initialisation: convolutions uniform, +-1 / sqrt(fan_in)."""
+    network = resnet18_torchvision(num_classes)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
     return network

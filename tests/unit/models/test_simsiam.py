@@ -7,8 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from model_code.errors import UsageError
-from model_code.models.networks import NETWORKS, build_backbone, build_network
 from model_code.models.resnet18 import ResNet18
 from model_code.models.simsiam import SimSiam
 
@@ -59,23 +57,6 @@ def test_projections_are_normalised_over_the_batch():
 def test_a_projector_needs_a_layer():
     with pytest.raises(ValueError, match="projector of 0 layers"):
         SimSiam(tiny_backbone(), 16, projector_layers=0)
-
-
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("resnet18")])
-def test_a_backbone_is_the_network_without_its_last_layer(name):
-    network, (backbone, feature_width) = build_network(name, 10), build_backbone(name)
-    weights = {key: value for key, value in network.state_dict().items() if not key.startswith("fc.")}
-    backbone.load_state_dict(weights)
-    pictures = torch.randn((2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        features = backbone.eval()(pictures)
-        assert features.shape == (2, feature_width)
-        torch.testing.assert_close(network.fc(features), network.eval()(pictures))
-
-
-def test_a_network_without_fc_is_no_backbone():
-    with pytest.raises(UsageError, match="swin_t cannot be a backbone; choose a ResNet: resnet18_torchvision"):
-        build_backbone("swin_t")
 
 
 def test_features_are_what_the_last_layer_reads():

@@ -1,0 +1,47 @@
+"""torchvision's larger networks, untrained, as it initialises them.
+
+The last layer of a ViT starts at 0, so untrained it answers the same to every picture; those of the others start from
+random weights. `image_size` is the height and width of the pictures, pixels; a ViT has a position for each patch, so
+its parameters grow with it.
+
+Sources: He et al. 2016, arXiv:1512.03385; Dosovitskiy et al. 2021, arXiv:2010.11929; Liu et al. 2021, arXiv:2103.14030.
+"""
+
+import torchvision
+from torch import nn
+
+
+def resnet50(num_classes: int) -> nn.Module:
+    """Return ResNet-50; 25,557,032 parameters with 1000 classes."""
+    network: nn.Module = torchvision.models.resnet50(weights=None, num_classes=num_classes)
+    return network
+
+
+def resnet101(num_classes: int) -> nn.Module:
+    """Return ResNet-101; 44,549,160 parameters with 1000 classes."""
+    network: nn.Module = torchvision.models.resnet101(weights=None, num_classes=num_classes)
+    return network
+
+
+def vit_b_16(num_classes: int, image_size: int = 224) -> nn.Module:
+    """Return ViT-B/16; 86,567,656 parameters with 1000 classes at 224 pixels."""
+    network: nn.Module = torchvision.models.vit_b_16(weights=None, num_classes=num_classes, image_size=image_size)
+    return network
+
+
+def vit_l_16(num_classes: int, image_size: int = 224) -> nn.Module:
+    """Return ViT-L/16; 304,326,632 parameters with 1000 classes at 224 pixels."""
+    network: nn.Module = torchvision.models.vit_l_16(weights=None, num_classes=num_classes, image_size=image_size)
+    return network
+
+
+def swin_t_torchvision(num_classes: int) -> nn.Module:
+    """Return torchvision's Swin-T with its drop-path of 0.2, for any picture size; parameters as `swin_t`."""
+    network: nn.Module = torchvision.models.swin_t(weights=None, num_classes=num_classes)
+    return network
+
+
+def swin_s_torchvision(num_classes: int) -> nn.Module:
+    """Return torchvision's Swin-S with its drop-path of 0.3, for any picture size; parameters as `swin_s`."""
+    network: nn.Module = torchvision.models.swin_s(weights=None, num_classes=num_classes)
+    return network

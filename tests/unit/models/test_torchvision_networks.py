@@ -1,0 +1,69 @@
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from model_code.export.onnx_export import INPUT_NAME, OUTPUT_NAME, export_onnx
+from model_code.models.networks import build_network
+from model_code.models.picture_input import PictureInput
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PARAMETERS = {
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "vit_b_16": 86_567_656,
+    "vit_l_16": 304_326_632,
+    "swin_t_torchvision": 28_288_354,
+    "swin_s_torchvision": 49_606_258,
+}
+
+
+def keep_two_blocks(network):
+    """Shorten the longest part, so that the graph has every kind of operation and is exported in seconds."""
+    if hasattr(network, "encoder"):
+        network.encoder.layers = network.encoder.layers[:2]
+    elif hasattr(network, "features"):
+        network.features[5] = network.features[5][:2]
+    else:
+        network.layer3 = network.layer3[:2]
+    return network
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_and_shape_of_the_output(name):
+    with torch.device("meta"):
+        network = build_network(name, 1000)
+        logits = network(torch.empty(2, 3, 224, 224))
+    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
+    assert network.training
+    assert logits.shape == (2, 1000)
+
+
+def test_an_untrained_vit_answers_the_same_to_every_picture():
+    network = build_network("vit_b_16", 10, image_size=16).eval()
+    with torch.no_grad():
+        logits = network(torch.randn((2, 3, 16, 16), generator=torch.Generator().manual_seed(0)))
+    assert not logits.any()
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "swin_t_torchvision"])
+def test_onnx_answers_what_torch_answers(name, tmp_path):
+    torch.manual_seed(0)
+    network = keep_two_blocks(build_network(name, 10, image_size=32))
+    if name == "vit_b_16":
+        nn.init.normal_(network.heads.head.weight, std=0.1)
+    model, file = nn.Sequential(PictureInput((0.5,) * 3, (0.5,) * 3), network).eval(), tmp_path / "model.onnx"
+    export_onnx(model, 32, file)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    file.unlink()
+    for batch_size in (1, 3):
+        generator = torch.Generator().manual_seed(batch_size)
+        images = torch.randint(0, 256, (batch_size, 32, 32, 3), dtype=torch.uint8, generator=generator)
+        with torch.no_grad():
+            expected = model(images).softmax(dim=1).numpy()
+        [answer] = session.run([OUTPUT_NAME], {INPUT_NAME: images.numpy()})
+        assert answer.shape == (batch_size, 10)
+        assert np.ptp(expected, axis=1).min() > 0.05
+        assert np.abs(answer - expected).max() < 1e-5
