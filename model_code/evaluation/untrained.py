@@ -1,0 +1,112 @@
+"""What an untrained network answers to many pictures, how fast and in how much memory.
+
+Shape suffixes: N = pictures, B = pictures of one batch, H = height, W = width, C = the three colour channels,
+K = classes.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class UntrainedReport:
+    """The answers of one network.
+
+    Attributes:
+        count: Pictures.
+        correct: Right answers.
+        accuracy_fraction: Share of right answers, in [0, 1].
+        distinct_classes: How many different classes were answered.
+        top_class: The class answered most often; of equally frequent ones the smallest index.
+        top_class_share: Share of pictures answered with it, in (0, 1].
+        seconds: From reading the first picture to the last answer, with the first batch's warm-up; the network was
+            built and moved to the device before.
+        pictures_per_s: Pictures / seconds.
+        peak_memory_bytes: On CUDA the most that tensors, weights among them, took at once; on a CPU the most that the
+            whole process has held since it began.
+    """
+
+    count: int
+    correct: int
+    accuracy_fraction: float
+    distinct_classes: int
+    top_class: int
+    top_class_share: float
+    seconds: float
+    pictures_per_s: float
+    peak_memory_bytes: int
+
+
+@torch.inference_mode()
+def evaluate_untrained(
+    model: nn.Module,
+    images: npt.NDArray[np.uint8],
+    labels_N: npt.NDArray[np.int64],
+    view: Callable[[Tensor], Tensor],
+    batch_size: int,
+    device: torch.device,
+    on_batch: Callable[[int], None] | None = None,
+) -> UntrainedReport:
+    """Ask a network about every picture once, in order; one batch at a time is in memory.
+
+    Args:
+        model: Pictures [B, H, W, C] as `view` returns them in, logits [B, K] out; is moved to the device and left in
+            evaluation mode.
+        images: uint8 [N, H, W, C], may be memory-mapped.
+        labels_N: Indices into the classes.
+        view: What each batch goes through on the device, such as a random resized crop; uint8 in and out.
+        batch_size: Pictures at once, at least 1.
+        device: Where to compute.
+        on_batch: Told after each batch how many pictures are done.
+
+    Raises:
+        ValueError: There are no pictures, the lengths differ, or `batch_size` is below 1.
+    """
+    if len(labels_N) == 0 or len(labels_N) != len(images) or batch_size < 1:
+        raise ValueError(
+            f"{len(images)} pictures for {len(labels_N)} labels in batches of {batch_size}; "
+            "the first two must be equal, and all above 0"
+        )
+    model.to(device).eval()
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    answers = []
+    for first in range(0, len(images), batch_size):
+        # Copied, since a memory map is read-only and torch has no such tensors.
+        images_BHWC = torch.from_numpy(np.array(images[first : first + batch_size])).to(device)
+        answers.append(model(view(images_BHWC)).argmax(dim=1))
+        if on_batch:
+            on_batch(first + len(images_BHWC))
+    if is_cuda:
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated(device) if is_cuda else _peak_process_memory()
+    answers_N = torch.cat(answers).cpu().numpy()
+    counts_K = np.bincount(answers_N)
+    correct = int((answers_N == labels_N).sum())
+    return UntrainedReport(
+        count=len(labels_N),
+        correct=correct,
+        accuracy_fraction=correct / len(labels_N),
+        distinct_classes=int((counts_K > 0).sum()),
+        top_class=int(counts_K.argmax()),
+        top_class_share=float(counts_K.max() / len(labels_N)),
+        seconds=seconds,
+        pictures_per_s=len(labels_N) / seconds,
+        peak_memory_bytes=peak,
+    )
+
+
+def _peak_process_memory() -> int:
+    """Return the process's largest resident set so far, bytes; Linux counts it in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

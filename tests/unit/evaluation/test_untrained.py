@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from model_code.evaluation.untrained import evaluate_untrained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+
+
+class FirstPixel(nn.Module):
+    """Answers the red value of the first pixel, out of 10 classes; in training mode always class 9."""
+
+    def forward(self, images_BHWC):
+        classes_B = images_BHWC[:, 0, 0, 0].long()
+        return nn.functional.one_hot(classes_B if not self.training else torch.full_like(classes_B, 9), 10).float()
+
+
+def make_images(values):
+    images = np.zeros((len(values), 4, 4, 3), dtype=np.uint8)
+    images[:, 0, 0, 0] = values
+    return images
+
+
+def ask(images, labels, view=lambda batch: batch, batch_size=4, **options):
+    return evaluate_untrained(FirstPixel(), images, np.array(labels), view, batch_size, CPU, **options)
+
+
+def test_answers_are_counted_by_pictures_also_in_a_partial_last_batch():
+    report = ask(make_images([3, 3, 5, 3, 7, 5, 3]), [3, 0, 5, 3, 0, 0, 3])
+    assert (report.count, report.correct, report.accuracy_fraction) == (7, 4, 4 / 7)
+    assert (report.distinct_classes, report.top_class, report.top_class_share) == (3, 3, 4 / 7)
+
+
+def test_a_network_that_answers_the_same_to_everything():
+    report = ask(make_images([6] * 10), range(10))
+    assert (report.distinct_classes, report.top_class, report.top_class_share) == (1, 6, 1.0)
+    assert (report.correct, report.accuracy_fraction) == (1, 0.1)
+
+
+def test_equally_frequent_answers_name_the_smallest_class():
+    assert ask(make_images([8, 2, 2, 8]), [0, 0, 0, 0]).top_class == 2
+
+
+def test_each_batch_goes_through_the_view_as_uint8_and_is_told():
+    seen, done = [], []
+
+    def view(batch):
+        seen.append((tuple(batch.shape), batch.dtype, batch.is_inference()))
+        return batch + 1
+
+    report = ask(make_images([1] * 9), [2] * 9, view, on_batch=done.append)
+    assert seen == [((size, 4, 4, 3), torch.uint8, True) for size in (4, 4, 1)]
+    assert done == [4, 8, 9]
+    assert report.accuracy_fraction == 1.0
+
+
+def test_a_memory_map_is_read_batch_by_batch_and_not_written(tmp_path):
+    np.save(tmp_path / "images.npy", make_images([1, 2, 3, 4, 5]))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    report = ask(images, [1, 2, 3, 4, 5], lambda batch: batch.add_(0), batch_size=2)
+    assert report.correct == 5
+
+
+def test_time_and_memory():
+    report = ask(make_images([1] * 6), [1] * 6)
+    assert report.seconds > 0
+    assert report.pictures_per_s == pytest.approx(6 / report.seconds)
+    assert 2**20 < report.peak_memory_bytes < 2**40
+
+
+@pytest.mark.parametrize(("pictures", "labels", "batch_size"), [(0, 0, 4), (3, 2, 4), (3, 3, 0)])
+def test_nothing_to_ask_about(pictures, labels, batch_size):
+    with pytest.raises(ValueError, match=f"{pictures} pictures for {labels} labels in batches of {batch_size}"):
+        ask(make_images([1] * pictures), [1] * labels, batch_size=batch_size)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_memory_on_cuda_is_that_of_tensors():
+    images = np.zeros((8, 64, 64, 3), dtype=np.uint8)
+    report = evaluate_untrained(FirstPixel(), images, np.zeros(8, int), lambda batch: batch, 4, torch.device("cuda"))
+    assert 4 * 64 * 64 * 3 <= report.peak_memory_bytes < 2**26
+    assert report.correct == 8
