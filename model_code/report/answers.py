@@ -1,0 +1,83 @@
+"""The open questions with what our runs say: arms, verdicts, forest plots."""
+
+from model_code.report.collection import Collection
+from model_code.report.comparison import NOT_RUN, describe_budget, summarise
+from model_code.report.document import Block, Cell, Heading, Paragraph, Picture, Section, Table
+from model_code.report.figures import draw_forest, render
+from model_code.report.questions import QUESTIONS, Question
+from model_code.report.verdicts import Verdict, decide
+
+
+def build_answers(collection: Collection) -> Section:
+    """Return the section with one table of verdicts for each open question."""
+    blocks: list[Block] = []
+    for question in QUESTIONS:
+        verdicts = [decide(collection, contrast, question.is_descriptive) for contrast in question.contrasts]
+        blocks += [Heading(question.text, f"question-{question.key}"), Paragraph(question.reason)]
+        if question.caution:
+            blocks.append(Paragraph(question.caution, is_caution=True))
+        blocks += [_build_arms(collection, question), _build_verdicts(question, verdicts)]
+        blocks += _build_forest(question, verdicts)
+    return Section("Open questions", "questions", tuple(blocks))
+
+
+def _build_arms(collection: Collection, question: Question) -> Table:
+    rows = []
+    for arm in question.arms:
+        group = collection.get_best(arm.recipe)
+        head = Cell(arm.label, detail=arm.recipe)
+        if group is None:
+            rows.append((head, *(Cell(NOT_RUN) for _ in question.metrics), Cell(), Cell(), Cell()))
+            continue
+        rows.append(
+            (
+                head,
+                *(summarise(group, metric) for metric in question.metrics),
+                Cell(str(len(group.runs))),
+                Cell(describe_budget(group), is_caution=not group.is_full),
+                Cell(run_ids=tuple(run.run_id for run in group.runs)),
+            )
+        )
+    return Table(f"Arms: {question.key}", ("arm", *question.metrics, "seeds", "budget", "runs"), tuple(rows))
+
+
+def _build_verdicts(question: Question, verdicts: list[Verdict]) -> Table:
+    rows = []
+    for verdict in verdicts:
+        budget = verdict.budget or ""
+        rows.append(
+            (
+                Cell(verdict.contrast.label, detail=_describe_contrast(verdict)),
+                Cell(verdict.words, is_caution=bool(verdict.pairs) and not verdict.is_full),
+                Cell(", ".join(str(pair.seed) for pair in verdict.pairs)),
+                Cell(budget, is_caution=bool(budget) and not verdict.is_full),
+                Cell(", ".join(verdict.list_differing_settings())),
+                Cell(run_ids=verdict.run_ids),
+            )
+        )
+    return Table(
+        f"Verdicts: {question.key}",
+        ("contrast", "verdict", "seeds", "budget", "settings that differ", "runs"),
+        tuple(rows),
+    )
+
+
+def _describe_contrast(verdict: Verdict) -> str:
+    contrast = verdict.contrast
+    if contrast.treatment == contrast.control:
+        return f"{contrast.treatment}: {contrast.treatment_metric} - {contrast.control_metric}"
+    return f"{contrast.treatment} - {contrast.control}, {contrast.treatment_metric}"
+
+
+def _build_forest(question: Question, verdicts: list[Verdict]) -> list[Block]:
+    shown = [verdict for verdict in verdicts if verdict.pairs]
+    if not shown:
+        return []
+    lines = "; ".join(f"{verdict.contrast.label}: {verdict.words}" for verdict in shown)
+    image = render(f"forest-{question.key}", draw_forest(shown), f"Dots with whiskers. {lines}")
+    caption = (
+        "Treatment minus control in points: mean over the seeds and its 95 % interval. Hollow dots are undecided or "
+        "not judged, grey ones are not full runs."
+    )
+    runs = tuple(dict.fromkeys(run_id for verdict in shown for run_id in verdict.run_ids))
+    return [Picture(f"Differences: {question.key}", (image,), caption, runs)]

@@ -1,0 +1,252 @@
+"""MLflow -> frozen data: finished runs by recipe and budget, their histories and their per-class reports."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+import mlflow
+import numpy as np
+import numpy.typing as npt
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+
+from model_code.tracking.store import EXPERIMENT
+
+FULL, SMOKE = "full", "smoke"
+PAGE_RUNS = 1000
+# Histories to read of a run, by its kind.
+HISTORIES = {
+    "supervised": ("train/accuracy", "validation/accuracy", "validation/loss"),
+    "simsiam": ("train/loss", "train/feature_std", "validation/knn_accuracy"),
+}
+
+History = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """What a run labelled, class by class, from its artifact `reports/<split>.json`.
+
+    Attributes:
+        split: `test`, or `validation` where there were no test pictures.
+        accuracy: In [0, 1].
+        per_class: Accuracy of each class in [0, 1], in class order; None for a class without pictures.
+        confusion_KK: Counts of pictures, [true class, predicted class].
+    """
+
+    split: str
+    accuracy: float
+    per_class: Mapping[str, float | None]
+    confusion_KK: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        run_id: MLflow run.
+        experiment_id: MLflow experiment.
+        recipe: Recipe name.
+        kind: `supervised`, `simsiam`, `untrained` or `random_features`.
+        budget: `full`, `smoke`, or what a custom run changed, e.g. `custom: epochs=5`.
+        dataset: Packed data set.
+        seed: Of everything random.
+        epochs: Of the whole run; None where there are none.
+        device: For people.
+        data_checksum: Of the packed pictures.
+        git_sha: Of the code.
+        seconds: Wall time between start and end in MLflow; None if MLflow does not know.
+        ended_ms: Since 1970.
+        metrics: Last value of each finite metric.
+        params: Settings, as text.
+        histories: Metric -> ((step, value), ...) in ascending order of steps.
+        report: None where there is none.
+    """
+
+    run_id: str
+    experiment_id: str
+    recipe: str
+    kind: str
+    budget: str
+    dataset: str
+    seed: int
+    epochs: int | None
+    device: str
+    data_checksum: str
+    git_sha: str
+    seconds: float | None
+    ended_ms: int
+    metrics: Mapping[str, float]
+    params: Mapping[str, str]
+    histories: Mapping[str, History] = field(default_factory=lambda: MappingProxyType({}))
+    report: ClassReport | None = None
+
+    def get_at(self, metric: str, epoch: int) -> float | None:
+        """Return a history's value at one epoch, or None."""
+        return dict(self.histories.get(metric, ())).get(epoch)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one recipe at one budget, one for each seed, by ascending seed."""
+
+    recipe: str
+    budget: str
+    runs: tuple[Run, ...]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the runs are the documented ones."""
+        return self.budget == FULL
+
+    @property
+    def has_one_data_set(self) -> bool:
+        """Whether every run saw the same pictures."""
+        return len({run.data_checksum for run in self.runs}) <= 1
+
+    @property
+    def latest(self) -> Run:
+        """The run that ended last."""
+        return max(self.runs, key=lambda run: run.ended_ms)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Every group of finished runs.
+
+    Attributes:
+        groups: Recipe -> its groups, the best budget first.
+        finished_count: Finished runs in MLflow, also those that a later run of the same seed and budget replaces.
+    """
+
+    groups: Mapping[str, tuple[Group, ...]]
+    finished_count: int
+
+    def get_best(self, recipe: str) -> Group | None:
+        """Return the group that stands for a recipe: full, else the custom one with most seeds, else smoke."""
+        groups = self.groups.get(recipe, ())
+        return groups[0] if groups else None
+
+    def get_group(self, recipe: str, budget: str) -> Group | None:
+        """Return the runs of a recipe at one budget, or None."""
+        return next((group for group in self.groups.get(recipe, ()) if group.budget == budget), None)
+
+    def list_best(self, kind: str) -> list[Group]:
+        """Return the group that stands for each recipe of a kind, by name."""
+        best = [groups[0] for _, groups in sorted(self.groups.items())]
+        return [group for group in best if group.latest.kind == kind]
+
+
+def rank_budget(budget: str, seed_count: int) -> tuple[int, int, str]:
+    """Return a sort key: full, then custom budgets with many seeds before those with few, then smoke."""
+    order = {FULL: 0, SMOKE: 2}.get(budget, 1)
+    return order, -seed_count, budget
+
+
+def collect_runs(client: MlflowClient) -> Collection:
+    """Read every finished run; histories and reports only of the groups that stand for their recipes."""
+    finished = [run for found in _search(client) if (run := _read(found)) is not None]
+    latest: dict[tuple[str, str, int], Run] = {}
+    for run in sorted(finished, key=lambda run: (run.ended_ms, run.run_id)):
+        latest[run.recipe, run.budget, run.seed] = run
+    by_budget: dict[str, dict[str, list[Run]]] = {}
+    for (recipe, budget, _), run in sorted(latest.items()):
+        by_budget.setdefault(recipe, {}).setdefault(budget, []).append(run)
+    groups = {}
+    for recipe, budgets in by_budget.items():
+        ranked = sorted(budgets.items(), key=lambda entry: rank_budget(entry[0], len(entry[1])))
+        ranked[0] = ranked[0][0], [_complete(client, run) for run in ranked[0][1]]
+        groups[recipe] = tuple(Group(recipe, budget, tuple(runs)) for budget, runs in ranked)
+    return Collection(MappingProxyType(groups), len(finished))
+
+
+def _search(client: MlflowClient) -> list[MlflowRun]:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return []
+    found: list[MlflowRun] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [experiment.experiment_id],
+            "attributes.status = 'FINISHED'",
+            max_results=PAGE_RUNS,
+            page_token=token,
+        )
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def _read(found: MlflowRun) -> Run | None:
+    """Return the run, or None if it is not one of a recipe."""
+    tags, info = found.data.tags, found.info
+    if "recipe" not in tags or not tags.get("seed", "").isdecimal():
+        return None
+    epochs = found.data.params.get("epochs", "")
+    return Run(
+        run_id=info.run_id,
+        experiment_id=info.experiment_id,
+        recipe=tags["recipe"],
+        kind=tags.get("kind", "supervised"),
+        budget=_read_budget(found),
+        dataset=tags.get("dataset", ""),
+        seed=int(tags["seed"]),
+        epochs=int(epochs) if epochs.isdecimal() else None,
+        device=tags.get("device", "unknown"),
+        data_checksum=tags.get("data_checksum", ""),
+        git_sha=tags.get("git_sha", "unknown"),
+        seconds=(info.end_time - info.start_time) / 1000 if info.end_time and info.start_time else None,
+        ended_ms=info.end_time or 0,
+        metrics=MappingProxyType({key: value for key, value in found.data.metrics.items() if math.isfinite(value)}),
+        params=MappingProxyType(dict(found.data.params)),
+    )
+
+
+def _read_budget(found: MlflowRun) -> str:
+    """Return the budget; a custom run that does not say what it changed is a budget of its own."""
+    tags = found.data.tags
+    if "budget" in tags:
+        return str(tags["budget"])
+    profile = tags.get("profile")
+    return str(profile) if profile in (FULL, SMOKE) else f"custom: run {found.info.run_id[:8]}, settings not recorded"
+
+
+def _complete(client: MlflowClient, run: Run) -> Run:
+    histories = {key: _read_history(client, run.run_id, key) for key in HISTORIES.get(run.kind, ())}
+    report = _read_report(run.run_id) if run.kind == "supervised" else None
+    return replace(run, histories=MappingProxyType(histories), report=report)
+
+
+def _read_history(client: MlflowClient, run_id: str, key: str) -> History:
+    """Return a metric's values by step; where a resumed run logged a step twice, the later value."""
+    points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
+    by_step = {point.step: point.value for point in points if math.isfinite(point.value)}
+    return tuple(sorted(by_step.items()))
+
+
+def _read_report(run_id: str) -> ClassReport | None:
+    """Return the run's report on the test pictures, else on the validation pictures, or None if it has none."""
+    for split in ("test", "validation"):
+        try:
+            table = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/reports/{split}.json"))
+            return ClassReport(
+                split=split,
+                accuracy=float(table["accuracy"]),
+                per_class=MappingProxyType(dict(table["per_class_accuracy"])),
+                confusion_KK=np.asarray(table["confusion"], dtype=np.int64),
+            )
+        except (MlflowException, OSError, KeyError, ValueError, TypeError):
+            continue
+    return None
+
+
+def average(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and the sample standard deviation; the latter is None for one value."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return float(np.mean(values)), spread

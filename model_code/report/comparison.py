@@ -1,0 +1,152 @@
+"""Published figures beside ours: one table for each article."""
+
+from dataclasses import dataclass
+
+from model_code.report.amounts import format_difference, format_mean, format_published
+from model_code.report.collection import FULL, SMOKE, Collection, Group, Run, average
+from model_code.report.document import Block, Cell, Heading, Paragraph, Section, Table
+from model_code.report.published import ARTICLES, SECONDS_PER_EPOCH, Article, PublishedFigure
+
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One published figure and ours.
+
+    Attributes:
+        figure: The published one.
+        group: The runs that stand for its recipe; None if there is none.
+        runs: Those of the group that have the figure.
+        values: Of `runs`, in the figure's unit.
+    """
+
+    figure: PublishedFigure
+    group: Group | None
+    runs: tuple[Run, ...]
+    values: tuple[float, ...]
+
+    @property
+    def pictures(self) -> int | None:
+        """Pictures that ours was measured on, where the runs say so and agree."""
+        split = self.figure.metric.split("/")[0]
+        counts = {run.metrics.get(f"{split}/pictures") for run in self.runs}
+        count = counts.pop() if len(counts) == 1 else None
+        return None if count is None else round(count)
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether ours may stand beside the published figure: full runs, and equally many pictures for a count."""
+        if self.group is None or not self.group.is_full or not self.values:
+            return False
+        is_share = self.figure.unit == "fraction"
+        return is_share or self.figure.pictures is None or self.pictures == self.figure.pictures
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus published, in the figure's unit; None where the two cannot be compared."""
+        return average(self.values)[0] - self.figure.value if self.is_comparable else None
+
+
+def compare(collection: Collection, figure: PublishedFigure) -> Comparison:
+    """Return a published figure with what our runs measured."""
+    group = collection.get_best(figure.recipe)
+    found = [(run, value) for run in (group.runs if group else ()) if (value := _measure(run, figure)) is not None]
+    return Comparison(figure, group, tuple(run for run, _ in found), tuple(value for _, value in found))
+
+
+def describe_budget(group: Group) -> str:
+    """Return the budget as tables show it; anything but full says that it is not comparable."""
+    if group.budget == FULL:
+        return FULL
+    return f"{group.budget} - not comparable"
+
+
+def describe_devices(runs: tuple[Run, ...]) -> str:
+    """Return the devices of some runs, each once."""
+    return ", ".join(sorted({run.device for run in runs}))
+
+
+def describe_epochs(runs: tuple[Run, ...]) -> str:
+    """Return the epochs of some runs; `-` where there are none."""
+    return ", ".join(str(epochs) for epochs in sorted({run.epochs for run in runs if run.epochs})) or "-"
+
+
+def build_comparison(collection: Collection) -> Section:
+    """Return the section that puts every published figure beside ours."""
+    blocks: list[Block] = []
+    for article in ARTICLES:
+        blocks.append(Heading(f"{article.letter}. {article.title}", f"article-{article.letter.lower()}"))
+        blocks.append(Paragraph(article.remark))
+        blocks.append(_build_table(collection, article))
+    return Section("Published beside ours", "published", tuple(blocks))
+
+
+def _measure(run: Run, figure: PublishedFigure) -> float | None:
+    if figure.class_name is not None:
+        return run.report.per_class.get(figure.class_name) if run.report and run.report.split == "test" else None
+    if figure.metric == SECONDS_PER_EPOCH:
+        return run.seconds / run.epochs if run.seconds and run.epochs else None
+    if figure.epoch is not None:
+        return run.get_at(figure.metric, figure.epoch)
+    return run.metrics.get(figure.metric)
+
+
+def _build_table(collection: Collection, article: Article) -> Table:
+    further = (f"ours, {article.further_metric}",) if article.further_metric else ()
+    columns = ("what", "published", "ours (mean ± std)", "ours - published", *further)
+    rows = (_build_row(compare(collection, figure), article.further_metric) for figure in article.figures)
+    return Table(
+        f"{article.title}: published beside ours",
+        (*columns, "seeds", "epochs", "budget", "hardware", "runs"),
+        tuple(rows),
+    )
+
+
+def _build_row(row: Comparison, further_metric: str | None) -> tuple[Cell, ...]:
+    figure, group = row.figure, row.group
+    remark = f"{figure.recipe}{'; ' if figure.remark else ''}{figure.remark}"
+    head = (Cell(figure.label, detail=remark), Cell(format_published(figure)))
+    further_count = 1 if further_metric else 0
+    if group is None:
+        return (*head, Cell(NOT_RUN), *(Cell() for _ in range(6 + further_count)))
+    is_caution = not row.is_comparable
+    runs = row.runs or group.runs
+    difference = Cell() if row.difference is None else Cell(format_difference(row.difference, figure.unit))
+    cells = [*head, _describe_ours(row), difference]
+    if further_metric:
+        cells.append(summarise(group, further_metric))
+    return (
+        *cells,
+        Cell(str(len(row.values))),
+        Cell(describe_epochs(runs)),
+        Cell(describe_budget(group), is_caution=is_caution and group.budget != FULL),
+        Cell(describe_devices(runs)),
+        Cell(run_ids=tuple(run.run_id for run in runs)),
+    )
+
+
+def _describe_ours(row: Comparison) -> Cell:
+    group, figure = row.group, row.figure
+    if group is None or not row.values:
+        reason = f"not reached: {figure.metric} at epoch {figure.epoch}" if figure.epoch else f"no {figure.metric}"
+        return Cell("no value", detail=reason, is_caution=True)
+    notes = []
+    if group.budget != FULL:
+        notes.append("smoke: not a result" if group.budget == SMOKE else "custom: not comparable")
+    if not group.has_one_data_set:
+        notes.append("the runs saw different pictures")
+    counts_differ = figure.pictures is not None and row.pictures not in (None, figure.pictures)
+    if counts_differ and figure.class_name is None:
+        notes.append(f"on {row.pictures:,} pictures")
+    mean, spread = average(row.values)
+    text = format_mean(mean, spread, figure.unit, row.pictures if figure.unit == "count" else None)
+    return Cell(text, detail="; ".join(notes), is_caution=not row.is_comparable or not group.has_one_data_set)
+
+
+def summarise(group: Group | None, metric: str) -> Cell:
+    """Return mean and spread of a fraction over a group's runs, marked unless they are full; `-` without values."""
+    values = [run.metrics[metric] for run in (group.runs if group else ()) if metric in run.metrics]
+    if group is None or not values:
+        return Cell("-")
+    return Cell(format_mean(*average(values), "fraction"), is_caution=not group.is_full)

@@ -1,0 +1,148 @@
+"""The whole report, section by section."""
+
+import os
+import platform
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from urllib.parse import urlsplit, urlunsplit
+
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+
+from model_code.report.amounts import format_seconds
+from model_code.report.answers import build_answers
+from model_code.report.classes import build_classes
+from model_code.report.collection import Collection, Run
+from model_code.report.comparison import build_comparison
+from model_code.report.curves import build_learning_curves, build_simsiam_curves
+from model_code.report.document import Cell, Document, Paragraph, Section, Table, list_run_ids
+from model_code.report.standing import build_standing
+from model_code.report.untrained import build_untrained
+from model_code.report.verdicts import LEAST_SEEDS
+from model_code.settings import Settings
+from model_code.tracking.provenance import read_git_sha
+from model_code.training.device import choose_device, describe_device
+
+TITLE = "Darkroom report"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where and when a report is made.
+
+    Attributes:
+        date: For people, UTC.
+        git_sha: Of the code that makes it.
+        machine: That makes it; the runs name their own.
+    """
+
+    date: str
+    git_sha: str
+    machine: str
+
+
+def describe_origin() -> Origin:
+    """Return date, code and machine of this process."""
+    machine = (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {describe_device(choose_device('auto'))}"
+    )
+    return Origin(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), read_git_sha(), machine)
+
+
+def build_document(collection: Collection, client: MlflowClient, settings: Settings, origin: Origin) -> Document:
+    """Return the report: what is missing stands in it as "not run"."""
+    sections = (
+        _build_legend(),
+        build_comparison(collection),
+        build_answers(collection),
+        build_standing(collection, client),
+        build_learning_curves(collection),
+        build_classes(collection),
+        build_simsiam_curves(collection),
+        build_untrained(collection),
+    )
+    used = list_run_ids(sections)
+    facts = (
+        ("made", origin.date),
+        ("code", origin.git_sha),
+        ("machine", origin.machine),
+        ("runs", f"{len(used)} shown here of {collection.finished_count} finished ones in MLflow"),
+    )
+    return Document(TITLE, facts, (*sections, _build_appendix(collection, client, settings, used)))
+
+
+def _build_legend() -> Section:
+    sentences = (
+        "Ours is the mean over seeds ± the sample standard deviation; one seed has none. Of several finished runs of "
+        "the same recipe, budget and seed the latest counts.",
+        "Only full runs, those with every setting and all epochs of the recipe, stand beside published figures. A "
+        "custom or smoke run stands in the place of a missing full one, is marked, and gets no difference; smoke runs "
+        "are minutes long and never a result.",
+        "Verdicts rest on pairs of runs of the same seed, budget and pictures: the mean difference and its 95 % "
+        f"interval (Student's t). Fewer than {LEAST_SEEDS} seeds decide nothing, and an interval that holds 0 shows no "
+        "difference, which is no proof that there is none. The intervals are not corrected for how many there are.",
+        "Accuracies are shares of pictures; points are hundredths of them. A run is shown by the first eight digits of "
+        "its MLflow id; the appendix has the rest.",
+    )
+    return Section("How to read this", "legend", tuple(Paragraph(text) for text in sentences))
+
+
+def _build_appendix(collection: Collection, client: MlflowClient, settings: Settings, used: list[str]) -> Section:
+    if not used:
+        return Section("Appendix: every run", "runs", (Paragraph("No finished run yet."),))
+    known = {run.run_id: run for groups in collection.groups.values() for group in groups for run in group.runs}
+    rows = [_describe_run(known[run_id], settings) for run_id in used if run_id in known]
+    # A champion's run may have been replaced by a later one of the same seed.
+    rows += [_describe_other(client, run_id) for run_id in used if run_id not in known]
+    rows.sort(key=lambda row: (row[1].text, row[3].text, row[2].text, row[0].anchor))
+    columns = ("run", "recipe", "seed", "budget", "data set", "data checksum", "code", "device", "wall time")
+    return Section("Appendix: every run", "runs", (Table("Every run that this report shows", columns, tuple(rows)),))
+
+
+def _describe_run(run: Run, settings: Settings) -> tuple[Cell, ...]:
+    return (
+        Cell(run.run_id, is_code=True, anchor=run.run_id, address=_address(settings, run)),
+        Cell(run.recipe, is_code=True),
+        Cell(str(run.seed)),
+        Cell(run.budget, is_caution=run.budget != "full"),
+        Cell(run.dataset),
+        Cell(run.data_checksum[:16], is_code=True),
+        Cell(_shorten_sha(run.git_sha), is_code=True),
+        Cell(run.device),
+        Cell(format_seconds(run.seconds)),
+    )
+
+
+def _describe_other(client: MlflowClient, run_id: str) -> tuple[Cell, ...]:
+    try:
+        found: MlflowRun | None = client.get_run(run_id)
+    except MlflowException:
+        found = None
+    tags = found.data.tags if found else {}
+    note = "champion's run; not among the runs compared" if found else "no longer in MLflow"
+    return (
+        Cell(run_id, is_code=True, anchor=run_id, detail=note),
+        Cell(tags.get("recipe", "-"), is_code=True),
+        Cell(tags.get("seed", "-")),
+        Cell(tags.get("budget", tags.get("profile", "-"))),
+        Cell(tags.get("dataset", "-")),
+        Cell(tags.get("data_checksum", "-")[:16], is_code=True),
+        Cell(_shorten_sha(tags.get("git_sha", "-")), is_code=True),
+        Cell(tags.get("device", "-")),
+        Cell("-"),
+    )
+
+
+def _shorten_sha(sha: str) -> str:
+    commit, _, changed = sha.partition("-")
+    return f"{commit[:12]}{'-' + changed if changed else ''}"
+
+
+def _address(settings: Settings, run: Run) -> str:
+    """Return the run's page on the MLflow server, without a password that its address may hold; empty without one."""
+    if not settings.has_mlflow_server:
+        return ""
+    parts = urlsplit(settings.tracking_uri)
+    server = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
+    return f"{server}/#/experiments/{run.experiment_id}/runs/{run.run_id}"

@@ -1,0 +1,135 @@
+"""What a report is made of, before it becomes Markdown or HTML."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+        text: What it says.
+        detail: Small print under it.
+        run_ids: Full MLflow ids, shown short after the text.
+        is_caution: Marked as something that must not be taken for a result.
+        is_code: A name of the code.
+        anchor: What links to a run lead to; empty for none.
+        address: What the text links to; empty for nothing.
+    """
+
+    text: str = ""
+    detail: str = ""
+    run_ids: tuple[str, ...] = ()
+    is_caution: bool = False
+    is_code: bool = False
+    anchor: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; every row has one cell for each column."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Some sentences."""
+
+    text: str
+    is_caution: bool = False
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A title inside a section; `anchor` is unique in the report."""
+
+    text: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """A drawn figure.
+
+    Attributes:
+        name: File name without its ending, unique in the report.
+        png: The file.
+        width_pixels: Width to show it at.
+        alt: What it shows, for those who do not see it.
+    """
+
+    name: str
+    png: bytes
+    width_pixels: int
+    alt: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Images with one title above, one caption below and the runs that they come from."""
+
+    title: str
+    images: tuple[Image, ...]
+    caption: str
+    run_ids: tuple[str, ...]
+
+
+Block = Table | Paragraph | Heading | Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    """A numbered part of the report."""
+
+    title: str
+    anchor: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def headings(self) -> tuple[Heading, ...]:
+        """The titles inside it."""
+        return tuple(block for block in self.blocks if isinstance(block, Heading))
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report.
+
+    Attributes:
+        title: Of the page.
+        facts: (what, value): when and where it was made.
+        sections: In order.
+    """
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Every image, in order."""
+        return tuple(
+            image
+            for section in self.sections
+            for block in section.blocks
+            if isinstance(block, Picture)
+            for image in block.images
+        )
+
+
+def list_run_ids(sections: tuple[Section, ...]) -> list[str]:
+    """Return the id of every run that some cell or picture comes from, each once, in order."""
+    found: dict[str, None] = {}
+    for section in sections:
+        for block in section.blocks:
+            if isinstance(block, Picture):
+                found |= dict.fromkeys(block.run_ids)
+            elif isinstance(block, Table):
+                for row in block.rows:
+                    for cell in row:
+                        found |= dict.fromkeys(cell.run_ids)
+    return list(found)

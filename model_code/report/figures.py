@@ -1,0 +1,106 @@
+"""The report's drawings: forest plots, learning curves over seeds, SimSiam's monitor.
+
+Every function returns a matplotlib figure that belongs to nobody else; `render` makes a PNG of it.
+"""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from model_code.report.collection import Group, History
+from model_code.report.document import Image
+from model_code.report.verdicts import Verdict
+
+SHOWN_DPI = 100
+SHARPNESS = 1.5
+PANEL_INCHES = (3.7, 2.6)
+MEAN_COLOUR, SEED_COLOUR, CAUTION_COLOUR = "#1f4e79", "#8fb4d9", "#8a8a8a"
+FEW_EPOCHS = 15
+PALETTE_COLOURS = 128
+
+
+def render(name: str, figure: Figure, alt: str, shown_dpi: int = SHOWN_DPI) -> Image:
+    """Return a figure as PNG of one and a half times the pixels that it is shown at; equal figures give equal bytes."""
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=SHARPNESS * shown_dpi)
+    # A palette makes the file a third as large.
+    PIL.Image.open(drawn).convert("RGB").quantize(PALETTE_COLOURS).save(packed, "PNG", optimize=True)
+    return Image(name, packed.getvalue(), round(figure.get_figwidth() * shown_dpi), alt)
+
+
+def draw_forest(verdicts: Sequence[Verdict]) -> Figure:
+    """Draw one line for each verdict with pairs: its mean difference in points and, if it has one, the interval."""
+    labels = ["\n".join(textwrap.wrap(verdict.contrast.label, 34)) for verdict in verdicts]
+    inches = 0.9 + sum(0.2 + 0.16 * (1 + label.count("\n")) for label in labels)
+    figure = Figure(figsize=(6.2, inches), layout="constrained")
+    axis = figure.subplots()
+    for row, verdict in enumerate(verdicts):
+        colour = MEAN_COLOUR if verdict.is_full else CAUTION_COLOUR
+        is_decided = verdict.interval is not None and not verdict.is_smoke and not verdict.is_descriptive
+        if verdict.interval is not None and not verdict.is_smoke:
+            low, high = verdict.interval
+            axis.plot([low * 100, high * 100], [row, row], color=colour, linewidth=1.5, marker="|", markersize=7)
+        axis.plot(verdict.mean * 100, row, "o", color=colour, markerfacecolor=colour if is_decided else "white")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.margins(x=0.1)
+    axis.set_xlabel("points", fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def draw_seeds(
+    title: str,
+    histories: Sequence[History],
+    scale: float = 1,
+    lines: Sequence[tuple[float, str]] = (),
+) -> Figure:
+    """Draw one quantity over the epochs: a thin line for each seed and their mean where all of them have a value.
+
+    Args:
+        title: Above the panel; says quantity and unit.
+        histories: One for each seed.
+        scale: What values and lines are multiplied by: 100 for percent.
+        lines: (value, label) of horizontal lines to compare with.
+    """
+    figure = Figure(figsize=PANEL_INCHES, layout="constrained")
+    axis = figure.subplots()
+    longest = max((len(history) for history in histories), default=0)
+    marker: dict[str, Any] = {"marker": "o", "markersize": 3} if longest <= FEW_EPOCHS else {}
+    is_single = len(histories) == 1
+    for history in histories:
+        steps, values = zip(*history, strict=True)
+        colour, width = (MEAN_COLOUR, 1.6) if is_single else (SEED_COLOUR, 0.9)
+        axis.plot(steps, np.multiply(values, scale), color=colour, linewidth=width, **(marker if is_single else {}))
+    if not is_single:
+        common_steps, means = _average(histories)
+        axis.plot(common_steps, np.multiply(means, scale), color=MEAN_COLOUR, linewidth=1.6, label="mean", **marker)
+    for (value, label), style in zip(lines, ("--", ":", "-."), strict=False):
+        axis.axhline(value * scale, color="#b3541e", linestyle=style, linewidth=1.2, label=label)
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel("epoch", fontsize=8)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7)
+    return figure
+
+
+def list_histories(group: Group, metric: str) -> list[History]:
+    """Return the histories of a metric that the runs of a group have, by seed."""
+    return [history for run in group.runs if (history := run.histories.get(metric))]
+
+
+def _average(histories: Sequence[History]) -> tuple[list[int], list[float]]:
+    by_step = [dict(history) for history in histories]
+    steps = sorted(set.intersection(*(set(values) for values in by_step)))
+    return steps, [float(np.mean([values[step] for values in by_step])) for step in steps]

@@ -1,0 +1,73 @@
+"""A report as Markdown; its figures are PNG files in `figures/` beside it."""
+
+from model_code.report.document import Block, Cell, Document, Heading, Paragraph, Picture, Table
+
+FIGURES_FOLDER = "figures"
+SHORT_ID = 8
+_ESCAPES = str.maketrans(
+    {
+        "\\": "\\\\",
+        "|": "\\|",
+        "*": "\\*",
+        "`": "\\`",
+        "<": "&lt;",
+        "\n": " ",
+        "\r": " ",
+    }
+)
+
+
+def render_markdown(document: Document) -> str:
+    """Return the report as one Markdown text."""
+    parts = [f"# {escape(document.title)}", "\n".join(f"- {what}: {escape(value)}" for what, value in document.facts)]
+    for section in document.sections:
+        parts.append(f"## {escape(section.title)}")
+        parts += [_render(block) for block in section.blocks]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return text.translate(_ESCAPES).replace("](", "]\\(")
+
+
+def _escape_alt(text: str) -> str:
+    return escape(text).replace("[", "\\[").replace("]", "\\]")
+
+
+def _render(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"### {escape(block.text)}"
+    if isinstance(block, Paragraph):
+        return f"**Caution:** {escape(block.text)}" if block.is_caution else escape(block.text)
+    if isinstance(block, Table):
+        return _render_table(block)
+    return _render_picture(block)
+
+
+def _render_table(table: Table) -> str:
+    lines = [f"*{escape(table.caption)}*", "", _join([escape(column) for column in table.columns])]
+    lines.append(_join(["---"] * len(table.columns)))
+    lines += [_join([_render_cell(cell) for cell in row]) for row in table.rows]
+    return "\n".join(lines)
+
+
+def _join(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _render_cell(cell: Cell) -> str:
+    text = f"`{cell.text}`" if cell.is_code and cell.text and "`" not in cell.text else escape(cell.text)
+    if cell.address:
+        text = f"[{text}]({cell.address})"
+    if cell.is_caution and text:
+        text = f"*{text}*"
+    runs = " ".join(f"`{run_id[:SHORT_ID]}`" for run_id in cell.run_ids)
+    detail = f"<br>{escape(cell.detail)}" if cell.detail else ""
+    return " ".join(part for part in (text, runs) if part) + detail
+
+
+def _render_picture(picture: Picture) -> str:
+    images = "\n".join(f"![{_escape_alt(image.alt)}]({FIGURES_FOLDER}/{image.name}.png)" for image in picture.images)
+    runs = " ".join(f"`{run_id[:SHORT_ID]}`" for run_id in picture.run_ids)
+    return f"**{escape(picture.title)}**\n\n{images}\n\n{escape(picture.caption)} Runs: {runs}"

@@ -1,0 +1,203 @@
+"""Every figure that the four articles report, as data: what the report puts ours beside.
+
+Recipes are named, not imported: a figure whose recipe does not exist yet stays in the report as "not run".
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["fraction", "count", "seconds"]
+
+IMAGENET_PICTURES = 50_000
+CIFAR10_TEST_PICTURES = 10_000
+# Not a metric in MLflow: a run's wall time over its epochs.
+SECONDS_PER_EPOCH = "seconds per epoch"
+
+
+@dataclass(frozen=True)
+class PublishedFigure:
+    """One figure of an article and where ours is found.
+
+    Attributes:
+        label: What was measured, in the article's words where it names it.
+        recipe: Ours that repeats it.
+        metric: MLflow metric that holds ours, or `SECONDS_PER_EPOCH`.
+        value: As published: a fraction in [0, 1], a count of pictures, or seconds.
+        unit: Of `value`.
+        epoch: Epoch of the figure, counted from 1; None for the run's final figure.
+        class_name: Class of a per-class accuracy; None for a figure over all pictures.
+        pictures: Pictures that it was measured on; None where the article does not say.
+        qualifier: Before the value: "at most".
+        remark: How the two differ, or what the article says beside the figure.
+    """
+
+    label: str
+    recipe: str
+    metric: str
+    value: float
+    unit: Unit = "fraction"
+    epoch: int | None = None
+    class_name: str | None = None
+    pictures: int | None = None
+    qualifier: str = ""
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Article:
+    """One article: its letter, title, a sentence about how its figures were made, and the figures.
+
+    Attributes:
+        letter: A to D.
+        title: What it is about.
+        remark: What holds for every figure of it.
+        figures: In the article's order.
+        further_metric: A second MLflow metric of ours to show beside each figure; None for none.
+    """
+
+    letter: str
+    title: str
+    remark: str
+    figures: tuple[PublishedFigure, ...]
+    further_metric: str | None = None
+
+
+def _resnet18(run: str, what: str, accuracy: float) -> PublishedFigure:
+    return PublishedFigure(f"{run}: {what}", f"resnet18_cifar10_{run}", "validation/best_accuracy", accuracy)
+
+
+def _swin(
+    label: str, metric: str, accuracy: float, epoch: int | None = None, remark: str = "", pictures: int | None = None
+) -> PublishedFigure:
+    return PublishedFigure(
+        label, "swin_cifar10_published", metric, accuracy, epoch=epoch, remark=remark, pictures=pictures
+    )
+
+
+def _swin_class(name: str, accuracy: float) -> PublishedFigure:
+    return PublishedFigure(
+        f"class {name}", "swin_cifar10_published", "test/accuracy", accuracy, class_name=name, pictures=1000
+    )
+
+
+def _untrained(network: str, correct: int, seconds: float, remark: str) -> tuple[PublishedFigure, PublishedFigure]:
+    recipe = f"{network}_imagenet_untrained"
+    return (
+        PublishedFigure(
+            f"{network}: right",
+            recipe,
+            "validation/correct",
+            correct,
+            "count",
+            pictures=IMAGENET_PICTURES,
+            remark=remark,
+        ),
+        PublishedFigure(
+            f"{network}: time", recipe, "validation/seconds", seconds, "seconds", pictures=IMAGENET_PICTURES
+        ),
+    )
+
+
+_ON_VALIDATION = "the article measured on the test pictures, ours on the validation pictures"
+
+ARTICLES = (
+    Article(
+        "A",
+        "ResNet-18 on CIFAR-10",
+        "Validation accuracy of the best epoch, chosen on the same pictures, after 100 epochs. Momentum, weight decay "
+        "and batch size are not in the article and our choice. Ours on the test pictures stands apart: they were "
+        "looked at once.",
+        (
+            _resnet18("exp", "torchvision's network, lr 0.01", 0.827),
+            _resnet18("exp2", "own network, lr 0.01", 0.846),
+            _resnet18("exp3", "own, improved stem, lr 0.01", 0.919),
+            _resnet18("exp4", "own, improved stem, lr 0.1", 0.903),
+            _resnet18("exp5", "own, improved stem, lr 0.001", 0.897),
+            _resnet18("exp6", "own, improved stem, lr 0.01, decay", 0.923),
+            _resnet18("exp7", "own, improved stem, lr 0.1, decay", 0.922),
+            _resnet18("exp8", "own, improved stem, lr 0.001, decay", 0.893),
+            _resnet18("exp9", "torchvision's from ImageNet weights, lr 0.01", 0.857),
+        ),
+        further_metric="test/accuracy",
+    ),
+    Article(
+        "B",
+        "Swin from scratch",
+        "A small Swin Transformer on CIFAR-10, Adam, 20 epochs, no augmentation stated. The article chose the epoch on "
+        "the test pictures; ours chooses it on 20 % of the training pictures, which are not learned from.",
+        (
+            _swin("epoch 1, training pictures", "train/accuracy", 0.4309, 1),
+            _swin("epoch 1, held-out pictures", "validation/accuracy", 0.5330, 1, _ON_VALIDATION),
+            _swin("epoch 20, training pictures", "train/accuracy", 0.9765, 20),
+            _swin("epoch 20, held-out pictures", "validation/accuracy", 0.6770, 20, _ON_VALIDATION),
+            _swin("final, test pictures", "test/accuracy", 0.6775, pictures=CIFAR10_TEST_PICTURES),
+            _swin_class("airplane", 0.7111),
+            _swin_class("automobile", 0.6937),
+            _swin_class("bird", 0.5646),
+            _swin_class("cat", 0.5141),
+            _swin_class("deer", 0.6276),
+            _swin_class("dog", 0.6012),
+            _swin_class("frog", 0.7257),
+            _swin_class("horse", 0.7360),
+            _swin_class("ship", 0.8418),
+            _swin_class("truck", 0.7545),
+            PublishedFigure(
+                "time of an epoch",
+                "swin_cifar10_published",
+                SECONDS_PER_EPOCH,
+                95,
+                "seconds",
+                qualifier="about",
+                remark="on the author's GPU; ours is the whole run's wall time over its epochs, test included",
+            ),
+        ),
+    ),
+    Article(
+        "C",
+        "SimSiam",
+        "Food-11: pretrained on the unlabelled pictures, the labelled ones are the memory bank of the kNN classifier, "
+        "the validation pictures are what is measured. 224 pixels, batch 32, more than 60 hours.",
+        (
+            PublishedFigure(
+                "supervised baseline",
+                "resnet18_food11",
+                "validation/best_accuracy",
+                0.60,
+                qualifier="at most",
+            ),
+            PublishedFigure(
+                "SimSiam, kNN on its features",
+                "simsiam_food11",
+                "validation/best_accuracy",
+                0.71,
+                remark="kNN accuracy of the best monitored epoch",
+            ),
+        ),
+    ),
+    Article(
+        "D",
+        "Untrained networks",
+        "The 50,000 validation pictures of ImageNet-1k, 1000 classes, torchvision's default initialisation, evaluation "
+        "mode, random crops, two RTX 3090. Ours here are the runs with normalisation; those without stand in the table "
+        "of untrained networks.",
+        (
+            *_untrained("resnet50", 50, 35.485, "25.56 M parameters, batch 256"),
+            *_untrained("resnet101", 50, 45.556, "44.55 M parameters, batch 256"),
+            *_untrained("vit_b_16", 50, 83.587, "86.57 M parameters, batch 256"),
+            *_untrained("vit_l_16", 50, 370.091, "304.33 M parameters, batch 64"),
+            *_untrained("swin_t", 43, 44.616, "28.29 M parameters, batch 256"),
+            *_untrained("swin_s", 49, 67.754, "49.61 M parameters, batch 256"),
+        ),
+    ),
+)
+
+
+def get_published_classes(recipe: str) -> dict[str, float]:
+    """Return the published accuracy of each class of a recipe's run, as fractions; empty if there is none."""
+    figures = (figure for article in ARTICLES for figure in article.figures)
+    return {figure.class_name: figure.value for figure in figures if figure.recipe == recipe and figure.class_name}
+
+
+def list_published_recipes() -> list[str]:
+    """Return the recipes that stand beside a published figure, each once, in the articles' order."""
+    return list(dict.fromkeys(figure.recipe for article in ARTICLES for figure in article.figures))

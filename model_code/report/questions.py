@@ -1,0 +1,214 @@
+"""The questions that the articles leave open, as data: why each is open, its arms and what is compared.
+
+A contrast is treatment minus control. Recipes are named, not imported: one that does not exist yet is "not run".
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One recipe of a question.
+
+    Attributes:
+        label: What it is, for people.
+        recipe: Its name.
+    """
+
+    label: str
+    recipe: str
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Treatment minus control, on runs of the same seed and budget.
+
+    Attributes:
+        label: What the difference means.
+        treatment: Recipe.
+        treatment_metric: MLflow metric of it, a fraction.
+        control: Recipe; the same one where only the metric differs.
+        control_metric: MLflow metric of it, a fraction.
+    """
+
+    label: str
+    treatment: str
+    treatment_metric: str
+    control: str
+    control_metric: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One open question.
+
+    Attributes:
+        key: Short name, part of file names and anchors.
+        text: The question.
+        reason: Why it is open.
+        arms: Recipes that answer it.
+        metrics: MLflow metrics to show of every arm.
+        contrasts: What decides it.
+        is_descriptive: Differences are shown and no verdict is given.
+        caution: What the comparison does not hold equal; empty for nothing.
+    """
+
+    key: str
+    text: str
+    reason: str
+    arms: tuple[Arm, ...]
+    metrics: tuple[str, ...]
+    contrasts: tuple[Contrast, ...]
+    is_descriptive: bool = False
+    caution: str = ""
+
+
+TEST = "test/accuracy"
+VALIDATION = "validation/best_accuracy"
+HEAD, KNN = "test/untrained_head_accuracy", "test/knn_accuracy"
+LINEAR, MLP = "test/linear_accuracy", "test/mlp_accuracy"
+PIXELS = "pixels_cifar10_random"
+
+
+def _on(metric: str, label: str, treatment: str, control: str) -> Contrast:
+    return Contrast(label, treatment, metric, control, metric)
+
+
+def _probes(network: str, recipe: str) -> tuple[Contrast, ...]:
+    return (
+        Contrast(f"{network}: MLP probe over untrained head", recipe, MLP, recipe, HEAD),
+        Contrast(f"{network}: linear probe over untrained head", recipe, LINEAR, recipe, HEAD),
+        _on(LINEAR, f"{network}: linear probe over that of raw pixels", recipe, PIXELS),
+        _on(MLP, f"{network}: MLP probe over that of raw pixels", recipe, PIXELS),
+    )
+
+
+_OWN, _OWN_FAN_OUT = "resnet18_cifar10_exp2", "resnet18_cifar10_exp2_fan_out"
+_BUILT_IN_DEFAULT, _BUILT_IN = "resnet18_cifar10_exp_default", "resnet18_cifar10_exp"
+_RANDOM = (
+    Arm("ResNet-18", "resnet18_cifar10_random"),
+    Arm("ResNet-18, BatchNorm calibrated", "resnet18_cifar10_random_calibrated"),
+    Arm("ResNet-50", "resnet50_cifar10_random"),
+    Arm("ResNet-50, BatchNorm calibrated", "resnet50_cifar10_random_calibrated"),
+    Arm("ViT-B/16", "vit_b_16_cifar10_random"),
+    Arm("Swin-T", "swin_t_cifar10_random"),
+)
+_UNTRAINED = ("resnet50", "resnet101", "vit_b_16", "vit_l_16", "swin_t", "swin_s")
+
+QUESTIONS = (
+    Question(
+        "initialisation",
+        "Does the own ResNet-18 beat torchvision's because of its initialisation?",
+        "The article reports 84.6 % against 82.7 % and gives no reason. The two networks have the same layers; what is "
+        "known to differ is how their weights start: PyTorch's default against Kaiming-normal fan-out.",
+        (
+            Arm("own, PyTorch's default", _OWN),
+            Arm("own, torchvision's fan-out", _OWN_FAN_OUT),
+            Arm("torchvision's, PyTorch's default", _BUILT_IN_DEFAULT),
+            Arm("torchvision's, its own fan-out", _BUILT_IN),
+        ),
+        (TEST, VALIDATION),
+        (
+            _on(TEST, "default over fan-out, own network", _OWN, _OWN_FAN_OUT),
+            _on(TEST, "default over fan-out, torchvision's network", _BUILT_IN_DEFAULT, _BUILT_IN),
+            _on(TEST, "own over torchvision's, both default", _OWN, _BUILT_IN_DEFAULT),
+            _on(TEST, "own over torchvision's, both fan-out", _OWN_FAN_OUT, _BUILT_IN),
+            _on(TEST, "as published: own default over torchvision's fan-out", _OWN, _BUILT_IN),
+        ),
+    ),
+    Question(
+        "max-pool",
+        "What does the max-pool cost after the improved stem?",
+        "The article's prose removes the max-pool, its printed code keeps it. Without it every later map has four "
+        "times the pixels, at four times the work.",
+        (
+            Arm("exp3, with max-pool", "resnet18_cifar10_exp3"),
+            Arm("exp3, without", "resnet18_cifar10_exp3_nopool"),
+            Arm("exp6, with max-pool", "resnet18_cifar10_exp6"),
+            Arm("exp6, without", "resnet18_cifar10_exp6_nopool"),
+        ),
+        (TEST, VALIDATION),
+        (
+            _on(TEST, "exp3: without over with", "resnet18_cifar10_exp3_nopool", "resnet18_cifar10_exp3"),
+            _on(TEST, "exp6: without over with", "resnet18_cifar10_exp6_nopool", "resnet18_cifar10_exp6"),
+        ),
+    ),
+    Question(
+        "random-features",
+        "Do random, frozen networks carry information about the pictures?",
+        "Deep Clustering (Caron et al. 2018) puts a random AlexNet at 12 % on ImageNet, the article finds chance. The "
+        "paper trains an MLP on the frozen features, the article used the untrained head: here both, on CIFAR-10.",
+        (Arm("raw pixels", PIXELS), *_RANDOM),
+        (HEAD, KNN, LINEAR, MLP),
+        (
+            *(contrast for arm in _RANDOM for contrast in _probes(arm.label, arm.recipe)),
+            *(
+                _on(
+                    LINEAR,
+                    f"{label}: BatchNorm calibrated over default, linear probe",
+                    f"{recipe}_calibrated",
+                    recipe,
+                )
+                for label, recipe in (
+                    ("ResNet-18", "resnet18_cifar10_random"),
+                    ("ResNet-50", "resnet50_cifar10_random"),
+                )
+            ),
+        ),
+    ),
+    Question(
+        "normalisation",
+        "Does normalising the pictures matter to an untrained network?",
+        "The article's author wonders and does not try. Chance is 0.1 %, so there is little to gain: the differences "
+        "are shown, not judged.",
+        tuple(
+            Arm(f"{network}, {how}", f"{network}_imagenet_untrained{suffix}")
+            for network in _UNTRAINED
+            for how, suffix in (("normalised", ""), ("not normalised", "_raw"))
+        ),
+        ("validation/accuracy", "validation/top_class_share"),
+        tuple(
+            _on(
+                "validation/accuracy",
+                f"{network}: normalised over not",
+                f"{network}_imagenet_untrained",
+                f"{network}_imagenet_untrained_raw",
+            )
+            for network in _UNTRAINED
+        ),
+        is_descriptive=True,
+    ),
+    Question(
+        "pretraining",
+        "Does pretraining with SimSiam help a classifier that is then trained on the labels?",
+        "The article compares kNN on SimSiam's features with a supervised network, which tells nothing about "
+        "fine-tuning.",
+        (
+            Arm("Food-11, pretrained and fine-tuned", "simsiam_food11_finetuned"),
+            Arm("Food-11, from scratch", "resnet18_food11"),
+            Arm("CIFAR-10, pretrained and fine-tuned", "simsiam_cifar10_finetuned"),
+            Arm("CIFAR-10, from scratch", "resnet18_cifar10_exp6_nopool"),
+        ),
+        (TEST, VALIDATION),
+        (
+            _on(TEST, "Food-11, test pictures", "simsiam_food11_finetuned", "resnet18_food11"),
+            _on(VALIDATION, "Food-11, validation pictures", "simsiam_food11_finetuned", "resnet18_food11"),
+            _on(TEST, "CIFAR-10, test pictures", "simsiam_cifar10_finetuned", "resnet18_cifar10_exp6_nopool"),
+        ),
+        caution="The epochs of the pretraining come on top of the fine-tuned network's: equal in labels, not in "
+        "computation. Fair as to the training on labels only where the table shows no setting that differs but the "
+        "weights it starts from.",
+    ),
+)
+
+
+def list_asked_recipes() -> list[str]:
+    """Return every recipe that a question names, each once."""
+    arms = (arm.recipe for question in QUESTIONS for arm in question.arms)
+    contrasts = (
+        recipe
+        for question in QUESTIONS
+        for contrast in question.contrasts
+        for recipe in (contrast.treatment, contrast.control)
+    )
+    return list(dict.fromkeys((*arms, *contrasts)))
