@@ -11,7 +11,7 @@ UV := $(or $(shell command -v uv),.uv/bin/uv)
 CODE := flows model_code serving tests benchmarks
 ARGS ?=
 
-.PHONY: help setup data train-all quickstart release serve ui predict test check format bench doctor lock clean
+.PHONY: help setup data train-all report quickstart release serve ui predict test check format bench doctor lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ train-all: setup ## Train every recipe (ARGS="--profile smoke" for minutes inste
 
 quickstart: setup ## The whole path in minutes: drawn pictures, training, release, service, prediction
 	$(DARKROOM) quickstart $(ARGS)
+
+report: setup ## Published figures beside ours, verdicts, curves: .darkroom/report/report.html
+	$(DARKROOM) report $(ARGS)
 
 release: setup ## Make a recipe's best run the champion (ARGS="RECIPE --as cifar10")
 	$(DARKROOM) release $(or $(ARGS),resnet18_cifar10_exp6 --as cifar10)

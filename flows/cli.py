@@ -163,6 +163,21 @@ def release(source: str, name: str, mode: str) -> None:
 
 
 @darkroom.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for report.md and report.html.")
+def report(out: Path | None) -> None:
+    """Write every published figure beside ours, verdicts on the open questions and all curves.
+
+    Without --out the report goes to DARKROOM_HOME/report; MLflow keeps a copy.
+    """
+    folder = (out or load_settings().home / "report").resolve()
+    _configure()
+    from flows import reports
+    from flows.report import report_flow
+
+    reports.print_report(report_flow(folder))
+
+
+@darkroom.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
 def serve(port: int, host: str) -> None:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.doctor import Finding
-from flows.summaries import Outcome, ReleaseSummary
+from flows.summaries import Outcome, ReleaseSummary, ReportSummary
 from model_code.data.add import AddedDataset
 from model_code.data.cache import DatasetSummary
 from model_code.disk import format_size
@@ -131,6 +131,17 @@ def print_release(release: ReleaseSummary) -> None:
         f"{head}\n  {release.recipe}, run {release.run_id}, {tested}\n"
         f"  ONNX equals PyTorch on {release.parity_count} {release.parity_split} pictures at batch 1, 7 and 64: every "
         f"label the same, probabilities within {release.max_difference:.1e}\n  model.onnx sha256 {release.sha256}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_report(report: ReportSummary) -> None:
+    """Print where a report is."""
+    _console().print(
+        f"report on {report.run_count} finished runs\n  {report.page}\n  {report.markdown}\n"
+        f"  MLflow run {report.run_id} in darkroom-reports",
         markup=False,
         highlight=False,
         soft_wrap=True,

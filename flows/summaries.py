@@ -37,6 +37,24 @@ class ReleaseSummary(BaseModel):
     bundle: str
 
 
+class ReportSummary(BaseModel):
+    """One written report.
+
+    Attributes:
+        markdown: Path of report.md.
+        page: Path of report.html.
+        run_count: Finished runs that MLflow holds.
+        run_id: MLflow run that keeps the report.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    markdown: str
+    page: str
+    run_count: int
+    run_id: str
+
+
 class Outcome(BaseModel):
     """What happened to one recipe of train-all: its result, or the reason why there is none."""
 
