@@ -1,0 +1,115 @@
+import pytest
+
+from model_code.report import collection as collection_module
+from model_code.report.collection import average, collect_runs
+from model_code.report.standing import choose_best
+from tests.unit.report.synthetic_runs import CIFAR10, Store
+from tests.unit.tracking.small_store import open_small_store
+
+
+def test_no_runs_at_all(tmp_path):
+    with open_small_store(tmp_path) as (_, client):
+        found = collect_runs(client)
+        assert (dict(found.groups), found.finished_count, found.get_best("any")) == ({}, 0, None)
+        client.delete_experiment(client.get_experiment_by_name("darkroom").experiment_id)
+        assert collect_runs(client).finished_count == 0
+
+
+def test_the_latest_finished_run_of_a_seed_counts(opened, store):
+    for seed in (1, 0):
+        store.enter_supervised("latest", 0.5, seed, epochs=3)
+    newest = store.enter_supervised("latest", 0.6, 1, epochs=3)
+    for status in ("FAILED", "KILLED", "RUNNING"):
+        store.enter_supervised("latest", 0.9, 1, epochs=3, status=status)
+    store.enter_supervised("latest", 0.7, 1, epochs=2, budget="custom: epochs=2")
+    opened[1].delete_run(store.enter_supervised("latest", 0.8, 1, epochs=3))
+    found = collect_runs(opened[1])
+    full, custom = found.groups["latest"]
+    assert [(run.seed, run.metrics["validation/best_accuracy"]) for run in full.runs] == [(0, 0.5), (1, 0.6)]
+    assert full.runs[1].run_id == newest
+    assert (custom.budget, len(custom.runs)) == ("custom: epochs=2", 1)
+    assert found.get_best("latest") == full
+
+
+def test_what_a_run_says(opened, store):
+    run_id = store.enter_supervised("whole", 0.8, 4, epochs=3, params={"network": "resnet18"})
+    [run] = collect_runs(opened[1]).get_best("whole").runs
+    assert (run.run_id, run.seed, run.epochs, run.kind, run.budget) == (run_id, 4, 3, "supervised", "full")
+    assert (run.device, run.dataset, run.seconds) == ("cuda (NVIDIA H200)", "cifar10", 50)
+    assert (run.params["network"], run.data_checksum, run.git_sha[:4]) == ("resnet18", "c" * 64, "0123")
+    assert [step for step, _ in run.histories["validation/accuracy"]] == [1, 2, 3]
+    assert run.get_at("validation/accuracy", 3) == pytest.approx(0.8)
+    assert run.get_at("validation/accuracy", 4) is None
+    assert tuple(run.report.per_class) == CIFAR10
+    assert run.report.confusion_KK.sum() == 10_000
+    assert run.report.confusion_KK.diagonal().sum() / 10_000 == pytest.approx(run.report.accuracy)
+
+
+def test_budgets_are_ranked(opened, store):
+    for seed in range(2):
+        store.enter_supervised("ranked", 0.1, seed, epochs=1, budget="smoke")
+    store.enter_supervised("ranked", 0.2, epochs=1, budget="custom: epochs=1")
+    for seed in range(2):
+        store.enter_supervised("ranked", 0.3, seed, epochs=2, budget="custom: epochs=2")
+    found = collect_runs(opened[1]).groups["ranked"]
+    assert [group.budget for group in found] == ["custom: epochs=2", "custom: epochs=1", "smoke"]
+    # Histories are read of the group that is shown.
+    assert [bool(group.runs[0].histories) for group in found] == [True, False, False]
+
+
+def test_custom_runs_that_do_not_say_what_they_changed_stay_apart(opened, store):
+    for seed in range(2):
+        store.enter("unsaid", {"test/accuracy": 0.5}, seed=seed, tags={"budget": None, "profile": "custom"})
+    store.enter("said", tags={"budget": None, "profile": "full", "kind": None})
+    found = collect_runs(opened[1]).groups
+    assert [len(group.runs) for group in found["unsaid"]] == [1, 1]
+    assert found["said"][0].is_full
+
+
+def test_other_runs_are_left_out(opened, store):
+    before = collect_runs(opened[1]).finished_count
+    store.enter("no seed", tags={"seed": None})
+    store.enter("odd seed", tags={"seed": "x"})
+    store.enter("no recipe", tags={"recipe": None})
+    assert collect_runs(opened[1]).finished_count == before
+
+
+def test_numbers_that_are_none_are_left_out(opened, store):
+    history = {1: 0.5, 2: float("nan"), 3: 0.6}
+    store.enter("nan", {"test/accuracy": float("nan"), "b": 1.0}, {"validation/loss": history})
+    [run] = collect_runs(opened[1]).get_best("nan").runs
+    assert ("test/accuracy" in run.metrics, run.metrics["b"]) == (False, 1.0)
+    assert run.histories["validation/loss"] == ((1, 0.5), (3, 0.6))
+
+
+@pytest.mark.parametrize("report", [None, "no json", "{}", '{"accuracy": 1, "per_class_accuracy": 5, "confusion": []}'])
+def test_a_report_that_cannot_be_read_is_none(opened, store, report):
+    store.enter("damaged", {"test/accuracy": 0.5}, report=report, seed=store.minutes)
+    assert collect_runs(opened[1]).get_best("damaged").latest.report is None
+
+
+def test_more_runs_than_a_page(opened, store, monkeypatch):
+    for seed in range(7):
+        store.enter("many", seed=seed)
+    monkeypatch.setattr(collection_module, "PAGE_RUNS", 3)
+    assert len(collect_runs(opened[1]).get_best("many").runs) == 7
+
+
+def test_the_test_pictures_do_not_choose_the_best_recipe(tmp_path):
+    with open_small_store(tmp_path) as (_, client):
+        store = Store(client)
+        for recipe, chosen_by, tested, budget in (
+            ("a", 0.90, 0.70, "full"),
+            ("b", 0.80, 0.95, "full"),
+            ("c", 0.99, 0.99, "custom: epochs=1"),
+            ("d", 0.99, 0.99, "smoke"),
+        ):
+            store.enter(recipe, {"validation/best_accuracy": chosen_by, "test/accuracy": tested}, budget=budget)
+        store.enter("e", {"validation/best_accuracy": 0.5}, budget="smoke", dataset="shapes")
+        best = choose_best(collect_runs(client))
+    assert {dataset: group.recipe for dataset, group in best.items()} == {"cifar10": "a", "shapes": "e"}
+
+
+def test_the_spread_is_that_of_a_sample():
+    assert average([0.1, 0.2, 0.3]) == pytest.approx((0.2, 0.1))
+    assert average([0.5]) == (0.5, None)

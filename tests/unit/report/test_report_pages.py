@@ -1,0 +1,201 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from model_code.disk import write_atomically
+from model_code.errors import DataError, DiskFullError, TrackingError
+from model_code.registry.versions import CHAMPION
+from model_code.report.collection import collect_runs
+from model_code.report.contents import Origin, build_document
+from model_code.report.files import EXPERIMENT, log_report, write_report
+from model_code.report.markdown import render_markdown
+from model_code.report.page import render_page
+from model_code.report.published import ARTICLES
+from tests.unit.report.synthetic_runs import enter_every_kind, make_collection, make_run
+from tests.unit.tracking.small_store import make_settings
+
+ORIGIN = Origin("2026-01-02 03:04 UTC", "abc123", "a machine")
+EVIL = "<script>alert(1)</script>|`x`"
+LARGEST_PAGE_BYTES = 3_000_000
+
+
+class Page(HTMLParser):
+    """Collects what a page links to and shows."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.images, self.tags, self.open = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append(tag)
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        if tag == "a":
+            self.links.append(attributes["href"])
+        if tag == "img":
+            self.images.append(attributes)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page_text(filled):
+    return render_page(filled[2])
+
+
+@pytest.fixture(scope="module")
+def markdown_text(filled):
+    return render_markdown(filled[2])
+
+
+@pytest.fixture(scope="module")
+def filled(opened, store):
+    """(settings, client, document) of a store with runs of every kind and a champion."""
+    settings, client = opened
+    enter_every_kind(store)
+    evil = store.enter_supervised("resnet18_cifar10_exp8", 0.8, epochs=2, budget=f"custom: {EVIL}")
+    client.create_registered_model("cifar10")
+    version = client.create_model_version("cifar10", "nowhere", run_id=evil, description=f"the best {EVIL}")
+    client.set_registered_model_alias("cifar10", CHAMPION, version.version)
+    return settings, client, build_document(collect_runs(client), client, settings, ORIGIN)
+
+
+def test_the_page_is_whole(page_text):
+    page = Page(page_text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert [link for link in page.links if not link.startswith("#")] == []
+
+
+def test_the_page_needs_nothing_else(filled, page_text):
+    page = Page(page_text)
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert not re.search(r"https?://|@import|url\(", page_text)
+    assert len(page_text) < LARGEST_PAGE_BYTES
+    assert len(page.images) == len(filled[2].images) > 40
+    for image in page.images:
+        assert len(image["alt"]) > 20
+        content = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
+        assert Image.open(io.BytesIO(content)).size[0] >= int(image["width"])
+
+
+def test_sections_are_in_order(filled):
+    assert [section.anchor for section in filled[2].sections] == [
+        "legend",
+        "published",
+        "questions",
+        "best",
+        "curves",
+        "classes",
+        "simsiam",
+        "untrained",
+        "runs",
+    ]
+
+
+def test_every_run_that_is_named_is_in_the_appendix(markdown_text):
+    body, appendix = markdown_text.split("## Appendix")
+    short = set(re.findall(r"`([0-9a-f]{8})`", body))
+    full = set(re.findall(r"`([0-9a-f]{32})`", appendix))
+    assert short == {run_id[:8] for run_id in full}
+    assert len(full) > 70
+
+
+def test_text_of_runs_is_shown_as_it_is(page_text, markdown_text):
+    assert "<script" not in page_text + markdown_text
+    assert "&lt;script&gt;" in page_text
+    assert "&lt;script>alert(1)&lt;/script>\\|\\`x\\`" in markdown_text
+
+
+def test_markdown_tables_have_as_many_cells_as_columns(markdown_text):
+    for block in re.findall(r"(?:^\|.*\n)+", markdown_text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_every_published_figure_is_there_without_any_run(filled):
+    settings, client, _ = filled
+    document = build_document(make_collection(), client, settings, ORIGIN)
+    text = render_markdown(document)
+    count = sum(len(article.figures) for article in ARTICLES)
+    published = text.split("## Open questions")[0].split("## Published beside ours")[1]
+    assert len(re.findall(r"\| not run \|", published)) == count == 9 + 16 + 2 + 12
+    assert "Learning curves\n\nNo supervised run yet: not run." in text
+    assert Page(render_page(document)).open == []
+
+
+def test_verdicts_and_figures_say_what_they_rest_on(markdown_text):
+    text = markdown_text
+    assert re.search(
+        r"\| as published: own default over .*\| higher by \d\.\d points \[.*\], 3 seeds \| 0, 1, 2 \|", text
+    )
+    assert "| not run: no run of resnet50_cifar10_random |" in text
+    assert "not judged: +0.0 points" in text
+    for line in re.findall(r"^!\[.*", text, re.MULTILINE):
+        assert re.fullmatch(r"!\[.+\]\(figures/[\w-]+\.png\)", line)
+    assert len(re.findall(r"Runs: `[0-9a-f]{8}`", text)) == len(re.findall(r"^\*\*", text, re.MULTILINE)) - 1
+
+
+def test_runs_of_a_server_link_to_their_pages(filled, tmp_path):
+    _, client, _ = filled
+    settings = make_settings(tmp_path, "https://me:secret@mlflow.example:5000/")
+    run = make_run("resnet18_cifar10_exp", metrics={"validation/best_accuracy": 0.8})
+    document = build_document(make_collection([run]), client, settings, ORIGIN)
+    page = Page(render_page(document))
+    outside = [link for link in page.links if not link.startswith("#")]
+    assert outside == [f"https://mlflow.example:5000/#/experiments/1/runs/{run.run_id}"]
+    assert "secret" not in render_page(document) + render_markdown(document)
+
+
+def test_files_on_the_disk_and_in_mlflow(filled, tmp_path):
+    settings, client, document = filled
+    (tmp_path / "mine.txt").write_text("mine")
+    files = write_report(document, tmp_path)
+    for name in re.findall(r"\]\((figures/[^)]+)\)", files.markdown.read_text()):
+        assert (tmp_path / name).is_file()
+    first = files.page.read_bytes()
+    assert write_report(document, tmp_path).page.read_bytes() == first
+    run = client.get_run(log_report(client, settings, files))
+    assert (run.info.run_name, run.info.status) == ("report", "FINISHED")
+    assert run.info.experiment_id == client.get_experiment_by_name(EXPERIMENT).experiment_id
+    place = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert place.is_relative_to(settings.artifacts_dir)
+    assert (place / "report.html").read_bytes() == first
+    assert {file.name for file in place.iterdir()} == {"report.html", "report.md", "figures"}
+    assert len(list((place / "figures").iterdir())) == len(files.figures) == len(document.images)
+
+
+def test_an_experiment_that_was_deleted(filled, tmp_path):
+    settings, client, document = filled
+    files = write_report(document, tmp_path)
+    log_report(client, settings, files)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    client.delete_experiment(experiment)
+    with pytest.raises(TrackingError, match=r"^the report is in .*, but MLflow at .* does not keep it") as caught:
+        log_report(client, settings, files)
+    assert "\n" not in str(caught.value)
+    client.restore_experiment(experiment)
+
+
+def test_a_folder_that_is_a_file(filled, tmp_path):
+    write_atomically(tmp_path / "taken", b"")
+    with pytest.raises(DataError, match=r"^the report cannot be written to .*taken \(.*\); name another --out$"):
+        write_report(filled[2], tmp_path / "taken")
+
+
+def test_a_full_disk(filled, small_disk):
+    (small_disk / "filler").write_bytes(b"x" * 900_000)
+    with pytest.raises(DiskFullError, match="is full: saving"):
+        write_report(filled[2], small_disk / "report")
+    assert not (small_disk / "report" / "report.html").exists()
