@@ -5,6 +5,8 @@ def test_a_report_of_what_there_is(darkroom, home, tmp_path):
     done = darkroom("report", "--out", tmp_path / "out")
     assert done.status == 0, done.err
     assert str(tmp_path / "out" / "report.html") in done.out
+    assert str(tmp_path / "out" / "report.md") in done.out
+    assert "in darkroom-reports" in done.out
     assert "not run" in (tmp_path / "out" / "report.html").read_text()
     assert list(home.rglob("artifacts/*/artifacts/report.html"))
 

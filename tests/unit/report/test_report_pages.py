@@ -1,5 +1,6 @@
 import base64
 import io
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,13 +12,13 @@ from model_code.disk import write_atomically
 from model_code.errors import DataError, DiskFullError, TrackingError
 from model_code.registry.versions import CHAMPION
 from model_code.report.collection import collect_runs
-from model_code.report.contents import Origin, build_document
+from model_code.report.contents import Origin, build_document, describe_origin
 from model_code.report.files import EXPERIMENT, log_report, write_report
 from model_code.report.markdown import render_markdown
 from model_code.report.page import render_page
 from model_code.report.published import ARTICLES
 from tests.unit.report.synthetic_runs import enter_every_kind, make_collection, make_run
-from tests.unit.tracking.small_store import make_settings
+from tests.unit.tracking.small_store import make_settings, open_small_store
 
 ORIGIN = Origin("2026-01-02 03:04 UTC", "abc123", "a machine")
 EVIL = "<script>alert(1)</script>|`x`"
@@ -192,6 +193,23 @@ def test_a_folder_that_is_a_file(filled, tmp_path):
     write_atomically(tmp_path / "taken", b"")
     with pytest.raises(DataError, match=r"^the report cannot be written to .*taken \(.*\); name another --out$"):
         write_report(filled[2], tmp_path / "taken")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_to(filled, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(DataError, match=r"the report cannot be written to .* name another --out$"):
+        write_report(filled[2], tmp_path / "closed" / "report")
+
+
+def test_a_store_without_runs(tmp_path):
+    with open_small_store(tmp_path) as (settings, client):
+        files = write_report(
+            build_document(collect_runs(client), client, settings, describe_origin()), tmp_path / "out"
+        )
+        log_report(client, settings, files)
+    assert sorted(file.name for file in files.folder.iterdir()) == ["report.html", "report.md"]
+    assert "0 shown here of 0 finished ones" in files.markdown.read_text()
 
 
 def test_a_full_disk(filled, small_disk):
