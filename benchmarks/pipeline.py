@@ -124,7 +124,7 @@ def measure_training(device: torch.device) -> list[dict[str, object]]:
     images_BHWC = torch.randint(0, 256, (128, 32, 32, 3), dtype=torch.uint8, device=device)
     labels_B = torch.randint(0, 10, (128,), device=device)
     for recipe in RECIPES:
-        model = build_model(build_config(recipe), 10).to(device).train()
+        model = build_model(build_config(recipe), 10, 32).to(device).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
         def learn(model: torch.nn.Module = model, optimizer: torch.optim.SGD = optimizer) -> float:
@@ -145,7 +145,7 @@ def measure_training(device: torch.device) -> list[dict[str, object]]:
 def measure_onnx(scratch: Path) -> list[dict[str, object]]:
     """Pictures classified per second by onnxruntime on the CPU, without HTTP."""
     file = scratch / "model.onnx"
-    export_onnx(build_model(build_config("resnet18_cifar10_exp6"), 10).eval(), 32, file)
+    export_onnx(build_model(build_config("resnet18_cifar10_exp6"), 10, 32).eval(), 32, file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     rows = []
     for batch in (1, 64):

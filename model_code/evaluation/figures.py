@@ -3,7 +3,7 @@
 Every function returns a matplotlib figure that belongs to nobody else: save it and let it go.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,22 +15,22 @@ RIGHT_COLOUR, WRONG_COLOUR = "#1a7f37", "#c62828"
 
 def draw_curves(
     title: str,
-    epochs: Sequence[int],
-    series: dict[str, dict[str, Sequence[float]]],
+    series: Mapping[str, Mapping[str, Mapping[int, float]]],
 ) -> Figure:
     """Draw one panel for each quantity over the epochs.
 
     Args:
         title: Above all panels.
-        epochs: Horizontal axis, counted from 1.
-        series: Panel title -> curve name -> one value for each epoch, e.g. {"accuracy": {"train": …}}.
+        series: Panel title -> curve name -> value by epoch, counted from 1, e.g. {"accuracy": {"train": {1: 0.4}}}.
     """
     figure = Figure(figsize=(4.2 * len(series), 3.4), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(1, len(series), squeeze=False)[0]
     for axis, (name, curves) in zip(axes, series.items(), strict=True):
-        for curve, values in curves.items():
-            axis.plot(epochs, values, marker="o" if len(epochs) < 30 else None, markersize=3, label=curve)
+        epochs = sorted({epoch for points in curves.values() for epoch in points})
+        for curve, points in curves.items():
+            marker = "o" if len(points) < 30 else None
+            axis.plot(list(points), list(points.values()), marker=marker, markersize=3, label=curve)
         axis.set_title(name)
         axis.set_xlabel("epoch")
         if len(epochs) <= 10:

@@ -64,7 +64,7 @@ def evaluate_untrained(
         view: What each batch goes through on the device, such as a random resized crop; uint8 in and out.
         batch_size: Pictures at once, at least 1.
         device: Where to compute.
-        on_batch: Told after each batch how many pictures are done.
+        on_batch: Told after each batch how many pictures it had.
 
     Raises:
         ValueError: There are no pictures, the lengths differ, or `batch_size` is below 1.
@@ -86,7 +86,7 @@ def evaluate_untrained(
         images_BHWC = torch.from_numpy(np.array(images[first : first + batch_size])).to(device)
         answers.append(model(view(images_BHWC)).argmax(dim=1))
         if on_batch:
-            on_batch(first + len(images_BHWC))
+            on_batch(len(images_BHWC))
     if is_cuda:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start

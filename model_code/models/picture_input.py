@@ -8,22 +8,29 @@ from torch import Tensor, nn
 
 
 class PictureInput(nn.Module):
-    """Scale uint8 pictures to [0, 1] and normalise each channel.
+    """Cut out the middle of uint8 pictures, scale them to [0, 1] and normalise each channel.
 
     Args:
         mean: Per channel, of pictures in [0, 1].
         std: Per channel, of pictures in [0, 1].
+        image_size: Height and width of the middle, pixels; None takes the whole picture.
     """
 
     mean_C: Tensor
     std_C: Tensor
 
-    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+    def __init__(
+        self, mean: tuple[float, float, float], std: tuple[float, float, float], image_size: int | None = None
+    ) -> None:
         super().__init__()
+        self.image_size = image_size
         self.register_buffer("mean_C", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std_C", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
-        """Return float32 [B, C, H, W] of uint8 [B, H, W, C]."""
+        """Return float32 [B, C, H, W] of uint8 [B, H, W, C], or [B, C, image_size, image_size]."""
+        if self.image_size is not None:
+            top, left = ((side - self.image_size) // 2 for side in images_BHWC.shape[1:3])
+            images_BHWC = images_BHWC[:, top : top + self.image_size, left : left + self.image_size]
         images_BCHW = images_BHWC.permute(0, 3, 1, 2).float() / 255
         return (images_BCHW - self.mean_C) / self.std_C

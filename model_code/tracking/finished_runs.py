@@ -18,14 +18,16 @@ class FinishedRun:
     Attributes:
         run_id: MLflow run.
         recipe: Recipe name.
+        kind: `supervised` or `simsiam`; others leave no weights.
         profile: `full`, `smoke` or `custom`.
         dataset: Packed data set.
-        validation_accuracy: Of the best epoch, in [0, 1].
+        validation_accuracy: Of the best epoch, in [0, 1]; with SimSiam its kNN accuracy.
         test_accuracy: In [0, 1]; None without test pictures.
     """
 
     run_id: str
     recipe: str
+    kind: str
     profile: str
     dataset: str
     validation_accuracy: float
@@ -84,6 +86,7 @@ def _read(run: Run) -> FinishedRun:
     return FinishedRun(
         run_id=run.info.run_id,
         recipe=tags["recipe"],
+        kind=tags["kind"],
         profile=tags["profile"],
         dataset=tags["dataset"],
         validation_accuracy=metrics["validation/best_accuracy"],

@@ -5,7 +5,8 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from model_code.evaluation.figures import draw_confusion, draw_curves
 from model_code.evaluation.metrics import Report
 from model_code.tracking.provenance import read_git_sha, read_versions
 from model_code.tracking.tensorboard import TENSORBOARD_FOLDER
-from model_code.training.config import TrainingConfig
-from model_code.training.results import Callback, EpochMetrics, TrainingResult
+from model_code.training.results import Callback, Epoch, FinishedEpoch, TrainingResult
+from model_code.training.run_config import RunConfig
 from model_code.training.run_folder import RunFolder, RunRecord
 
 SYSTEM_METRICS_INTERVAL_S = 5
+METRICS_WITHOUT_CURVE = {"pictures_per_s", "macro_f1"}
 
 
-def create_run(client: MlflowClient, experiment: str, config: TrainingConfig) -> str:
+def create_run(client: MlflowClient, experiment: str, config: RunConfig) -> str:
     """Make an MLflow run for a config and return its id."""
     found = client.get_experiment_by_name(experiment)
     assert found is not None, "open_store makes the experiment"
@@ -34,29 +36,33 @@ def create_run(client: MlflowClient, experiment: str, config: TrainingConfig) ->
 
 
 @contextmanager
-def track_run(record: RunRecord, published_accuracy: float | None, device: str) -> Iterator["RunTracker"]:
+def track_run(record: RunRecord, tags: Mapping[str, str]) -> Iterator["RunTracker"]:
     """Log a run under its id while the block runs; a run that was interrupted is taken up again.
 
     The run ends as FINISHED, FAILED (an error) or KILLED (interrupted from the keyboard).
+
+    Args:
+        record: What the run is.
+        tags: What else it is to be found by, such as device, budget and published figure.
     """
     mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_INTERVAL_S)
     config = record.config
     mlflow.start_run(run_id=record.run_id, log_system_metrics=True)
     status = "FAILED"
     try:
-        mlflow.log_params({key: _as_text(value) for key, value in config.model_dump(mode="json").items()})
+        mlflow.log_params({key: _as_text(value) for key, value in _flatten(config.model_dump(mode="json"))})
         mlflow.set_tags(
             {
                 "recipe": config.recipe,
+                "kind": record.config.kind,
                 "profile": config.profile,
                 "dataset": config.dataset,
                 "seed": str(config.seed),
-                "published_accuracy": "not published" if published_accuracy is None else f"{published_accuracy:.3f}",
                 "config_sha256": config.sha256(),
                 "data_checksum": record.data_checksum,
-                "device": device,
                 "git_sha": read_git_sha(),
                 **{f"version.{name}": version for name, version in read_versions().items()},
+                **tags,
             }
         )
         yield RunTracker(record)
@@ -76,54 +82,34 @@ class RunTracker(Callback):
         self._title = f"{record.config.recipe} ({record.config.profile}, seed {record.config.seed})"
         self._client = MlflowClient()
 
-    def on_resume(self, history: tuple[EpochMetrics, ...]) -> None:
+    def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
         """Send the epochs that were finished but not logged before the interruption."""
-        logged = {metric.step for metric in self._client.get_metric_history(self._run_id, "validation/accuracy")}
+        logged = {metric.step for metric in self._client.get_metric_history(self._run_id, "train/loss")}
         for metrics in history:
             if metrics.epoch not in logged:
                 self.on_epoch_end(metrics)
 
-    def on_epoch_end(self, metrics: EpochMetrics) -> None:
+    def on_epoch_end(self, metrics: FinishedEpoch) -> None:
         """Send one epoch, all values in one request."""
         now_ms = int(time.time() * 1000)
-        values = {
-            "train/loss": metrics.train_loss,
-            "train/accuracy": metrics.train_accuracy,
-            "train/pictures_per_s": metrics.pictures_per_s,
-            "train/learning_rate": metrics.learning_rate,
-            "validation/loss": metrics.validation_loss,
-            "validation/accuracy": metrics.validation_accuracy,
-            "validation/macro_f1": metrics.validation_macro_f1,
-        }
-        entries = [Metric(key, value, now_ms, metrics.epoch) for key, value in values.items()]
+        entries = [Metric(key, value, now_ms, metrics.epoch) for key, value in metrics.list_metrics().items()]
         self._client.log_batch(self._run_id, metrics=entries)
 
-    def log_result(self, result: TrainingResult, weights_sha256: str) -> None:
-        """Send curves and the best epoch's figures; the best validation accuracy chooses runs for release."""
-        history = result.history
-        mlflow.log_metrics(
-            {
-                "validation/best_accuracy": result.best.validation_accuracy,
-                "validation/best_epoch": result.best_epoch,
-            }
-        )
+    def log_training(self, result: TrainingResult[Epoch], weights_sha256: str) -> None:
+        """Send curves and the best epoch's figures; the best score chooses runs for release."""
+        score = result.best.score
+        assert score is not None, "the best epoch has a score"
+        mlflow.log_metrics({"validation/best_accuracy": score, "validation/best_epoch": result.best_epoch})
         mlflow.set_tag("weights_sha256", weights_sha256)
-        curves = draw_curves(
-            self._title,
-            [metrics.epoch for metrics in history],
-            {
-                "loss": {
-                    "train": [metrics.train_loss for metrics in history],
-                    "validation": [metrics.validation_loss for metrics in history],
-                },
-                "accuracy": {
-                    "train": [metrics.train_accuracy for metrics in history],
-                    "validation": [metrics.validation_accuracy for metrics in history],
-                },
-                "learning rate": {"learning rate": [metrics.learning_rate for metrics in history]},
-            },
-        )
-        mlflow.log_figure(curves, "figures/curves.png")
+        mlflow.log_figure(draw_curves(self._title, _list_curves(result.history)), "figures/curves.png")
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Send final figures by their names, `<split>/<metric>`."""
+        mlflow.log_metrics(dict(metrics))
+
+    def log_config(self, folder: RunFolder) -> None:
+        """Send the whole config as a file."""
+        mlflow.log_text(folder.record.config.model_dump_json(indent=2), "config.json")
 
     def log_report(self, split: str, report: Report, classes: tuple[str, ...], grid: Figure) -> None:
         """Send the metrics of a split, its per-class table, confusion matrix and grid of pictures."""
@@ -151,17 +137,38 @@ class RunTracker(Callback):
         mlflow.log_figure(draw_confusion(title, report.confusion_KK, classes), f"figures/{split}_confusion.png")
         mlflow.log_figure(grid, f"figures/{split}_pictures.png")
 
-    def log_files(self, folder: RunFolder, result: TrainingResult) -> None:
-        """Send config, checkpoints and TensorBoard events."""
+    def log_checkpoints(self, folder: RunFolder, result: TrainingResult[Epoch]) -> None:
+        """Send checkpoints and TensorBoard events."""
         with tempfile.TemporaryDirectory() as scratch:
             best = Path(scratch) / "best.safetensors"
             shutil.copyfile(result.best_weights, best)
             mlflow.log_artifact(str(best), "checkpoints")
         mlflow.log_artifact(str(result.last_weights), "checkpoints")
-        mlflow.log_text(folder.record.config.model_dump_json(indent=2), "config.json")
         events = folder.path / TENSORBOARD_FOLDER
         if events.is_dir():
             mlflow.log_artifacts(str(events), TENSORBOARD_FOLDER)
+
+
+def _list_curves(history: Sequence[FinishedEpoch]) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the epochs' metrics as panels: one for each metric, with one curve for each split."""
+    panels: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for metrics in history:
+        for key, value in metrics.list_metrics().items():
+            split, _, name = key.partition("/")
+            if name not in METRICS_WITHOUT_CURVE:
+                panels[name.replace("_", " ")][split][metrics.epoch] = value
+    return panels
+
+
+def _flatten(settings: Mapping[str, object]) -> list[tuple[str, object]]:
+    """Return the settings, those inside others as `views.hue`."""
+    return [
+        pair
+        for key, value in settings.items()
+        for pair in (
+            [(f"{key}.{inner}", one) for inner, one in value.items()] if isinstance(value, dict) else [(key, value)]
+        )
+    ]
 
 
 def _as_text(value: object) -> str:

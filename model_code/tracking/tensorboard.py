@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from model_code.training.results import Callback, EpochMetrics
+from model_code.training.results import Callback, FinishedEpoch
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -29,7 +29,7 @@ class TensorBoardWriter(Callback):
     ) -> None:
         self._writer.close()
 
-    def on_resume(self, history: tuple[EpochMetrics, ...]) -> None:
+    def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
         """Write the finished epochs anew: the killed process may have kept the last ones in its buffer."""
         self._writer.close()
         shutil.rmtree(self._folder)
@@ -37,16 +37,9 @@ class TensorBoardWriter(Callback):
         for metrics in history:
             self.on_epoch_end(metrics)
 
-    def on_epoch_end(self, metrics: EpochMetrics) -> None:
+    def on_epoch_end(self, metrics: FinishedEpoch) -> None:
         """Write one point of each curve."""
-        for key, value in {
-            "train/loss": metrics.train_loss,
-            "train/accuracy": metrics.train_accuracy,
-            "train/learning_rate": metrics.learning_rate,
-            "validation/loss": metrics.validation_loss,
-            "validation/accuracy": metrics.validation_accuracy,
-            "validation/macro_f1": metrics.validation_macro_f1,
-        }.items():
+        for key, value in metrics.list_metrics().items():
             self._writer.add_scalar(key, value, metrics.epoch)
 
     def write_graph(self, model: nn.Module, images_BHWC: Tensor) -> None:

@@ -61,7 +61,7 @@ class TrainingState:
     schedule: dict[str, Any]
     generator: Tensor
     torch_rng: Tensor
-    history: list[dict[str, float]]
+    history: list[dict[str, Any]]
 
 
 def best_file(run_dir: Path, epoch: int) -> Path:
@@ -95,7 +95,7 @@ def load_weights(network: nn.Module, file: Path) -> None:
 
 
 def load_pretrained(network: nn.Module, source: str) -> None:
-    """Load pretrained weights of the same architecture, all but the last layer (`fc` or `head`).
+    """Load pretrained weights of the same architecture, all but the last layer (`fc`, `head` or `heads`).
 
     Args:
         network: Is changed in place.
@@ -109,7 +109,8 @@ def load_pretrained(network: nn.Module, source: str) -> None:
     wanted = {
         name: tensor
         for name, tensor in network.state_dict().items()
-        if not name.startswith(("fc.", "head.")) and not (name.endswith("num_batches_tracked") and name not in weights)
+        if not name.startswith(("fc.", "head.", "heads."))
+        and not (name.endswith("num_batches_tracked") and name not in weights)
     }
     missing = sorted(set(wanted) - set(weights))
     wrong = sorted(name for name in set(wanted) & set(weights) if wanted[name].shape != weights[name].shape)

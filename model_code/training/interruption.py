@@ -5,7 +5,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from model_code.training.results import Callback, EpochMetrics
+from model_code.training.results import Callback, FinishedEpoch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,7 +37,7 @@ class InterruptionWatcher(Callback):
         """Stop here if a signal came."""
         self._stop_if_requested()
 
-    def on_epoch_end(self, metrics: EpochMetrics) -> None:
+    def on_epoch_end(self, metrics: FinishedEpoch) -> None:
         """Stop here if a signal came."""
         self._stop_if_requested()
 

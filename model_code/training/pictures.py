@@ -14,6 +14,10 @@ from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.data.splits import split_stratified, take_stratified
 from model_code.errors import DataError
 from model_code.training.config import TrainingConfig
+from model_code.training.pretraining_config import SimSiamConfig
+from model_code.training.run_config import RunConfig
+
+Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,12 @@ class Pictures:
 
 @dataclass(frozen=True)
 class TrainingPictures:
-    """The pictures of one run; validation chooses the epoch, test is looked at once.
+    """The pictures of one supervised run; validation chooses the epoch, test is looked at once.
 
     Attributes:
         train: Pictures that are learned from.
         validation: Pictures that choose the best epoch; none of them is in `train`.
-        test: Pictures of the final figure; None if the data set has none.
+        test: Pictures of the final figure; None if the data set has none with labels.
         classes: Names in label order.
         checksum: Of the whole packed data set.
     """
@@ -50,6 +54,38 @@ class TrainingPictures:
     classes: tuple[str, ...]
     checksum: str
 
+    @property
+    def image_size(self) -> int:
+        """Height and width as packed, pixels."""
+        return self.train.images_NHWC.shape[1]
+
+    @property
+    def final(self) -> tuple[str, Pictures]:
+        """The pictures of the final figure and the name of their split: test, or else validation."""
+        return ("validation", self.validation) if self.test is None else ("test", self.test)
+
+
+@dataclass(frozen=True)
+class PretrainingPictures:
+    """The pictures of one SimSiam run.
+
+    Attributes:
+        images_NHWC: uint8; learned from, without labels.
+        memory: Labelled pictures that vote on the validation pictures.
+        validation: Labelled pictures that choose the best epoch; none of them is in `memory`.
+        labelled: All that vote on, and are probed for, the final figure: memory and, where the set brings no validation
+            pictures along, validation too.
+        test: Pictures of the final figure; None if the data set has none with labels.
+        classes: Names in label order.
+    """
+
+    images_NHWC: Tensor
+    memory: Pictures
+    validation: Pictures
+    labelled: Pictures
+    test: Pictures | None
+    classes: tuple[str, ...]
+
 
 def load_pictures(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> TrainingPictures:
     """Split a packed data set as the config says and move it to the device.
@@ -57,32 +93,113 @@ def load_pictures(dataset: PackedDataset, config: TrainingConfig, device: torch.
     A data set that brings its own validation pictures keeps them for validation and is not split.
 
     Raises:
-        DataError: Some training or test pictures have no label.
+        DataError: There are no training pictures, or some that are needed have no label.
         UsageError: `limit_train` or `validation_fraction` are impossible for these pictures.
     """
-    for split in dataset.splits.values():
-        unlabelled = int((split.labels_N < 0).sum())
-        if unlabelled:
-            raise DataError(f"{unlabelled} of {len(split.labels_N)} pictures of {dataset.name} have no label")
-    train = dataset.splits["train"]
-    chosen = np.arange(len(train.labels_N))
-    if config.limit_train is not None and config.limit_train < len(chosen):
-        chosen = take_stratified(train.labels_N, config.limit_train, config.split_seed)
-    own, test = dataset.splits.get("validation"), dataset.splits.get("test")
-    if own is not None:
-        learn, validation = chosen, _to_device(own, np.arange(len(own.labels_N)), device)
-    else:
-        kept, held_out = split_stratified(train.labels_N[chosen], config.validation_fraction, config.split_seed)
-        learn, validation = chosen[kept], _to_device(train, chosen[held_out], device)
+    train = get_labelled(dataset, "train")
+    learn, held_out = _divide(dataset, train, config)
     return TrainingPictures(
-        train=_to_device(train, learn, device),
-        validation=validation,
-        test=None if test is None else _to_device(test, np.arange(len(test.labels_N)), device),
+        train=to_device(train, learn, device),
+        validation=_load_validation(dataset, config, train, held_out, device),
+        test=load_test(dataset, config, device),
         classes=dataset.classes,
         checksum=dataset.checksum,
     )
 
 
-def _to_device(split: PackedSplit, indices: npt.NDArray[np.int64], device: torch.device) -> Pictures:
+def load_pretraining_pictures(
+    dataset: PackedDataset, config: SimSiamConfig, device: torch.device
+) -> PretrainingPictures:
+    """Choose what is learned from, what votes and what is asked, and move it to the device.
+
+    Learned from are the pictures without labels where the data set has some, else all training pictures.
+
+    Raises:
+        DataError: There are no training pictures, or some that are needed have no label.
+        UsageError: `limit_train` or `validation_fraction` are impossible for these pictures.
+    """
+    train = get_labelled(dataset, "train")
+    remembered, held_out = _divide(dataset, train, config)
+    labelled = to_device(train, np.sort(np.concatenate([remembered, held_out])), device)
+    unlabelled = dataset.splits.get("unlabelled")
+    images_NHWC = labelled.images_NHWC
+    if unlabelled is not None:
+        images_NHWC = to_device(unlabelled, _take_any(unlabelled, config), device).images_NHWC
+    return PretrainingPictures(
+        images_NHWC=images_NHWC,
+        memory=to_device(train, remembered, device),
+        validation=_load_validation(dataset, config, train, held_out, device),
+        labelled=labelled,
+        test=load_test(dataset, config, device),
+        classes=dataset.classes,
+    )
+
+
+def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:
+    """Return a split whose pictures all have a label.
+
+    Raises:
+        DataError: There is no such split, or some of its pictures have none.
+    """
+    split = dataset.splits.get(name)
+    if split is None:
+        raise DataError(
+            f"{dataset.name} has no {name} pictures, only {', '.join(dataset.splits)}; add them with "
+            f"`darkroom data add {dataset.name} --from PATH`, or take another data set: --set dataset=NAME"
+        )
+    unlabelled = int((split.labels_N < 0).sum())
+    if unlabelled:
+        raise DataError(
+            f"{unlabelled} of {len(split.labels_N)} {name} pictures of {dataset.name} have no label, and this recipe "
+            "needs labels; label them, or leave them out of the folder"
+        )
+    return split
+
+
+def load_test(dataset: PackedDataset, config: RunConfig, device: torch.device) -> Pictures | None:
+    """Return the test pictures, `limit_test` of them; None if there are none with labels."""
+    test = dataset.splits.get("test")
+    if test is None or test.labels_N.min() < 0:
+        return None
+    return to_device(test, take(test, config.limit_test, config.split_seed), device)
+
+
+def take(split: PackedSplit, limit: int | None, seed: int) -> Indices:
+    """Return the indices of `limit` pictures with the class proportions of all; of all when it is None or larger."""
+    if limit is None or limit >= len(split.labels_N):
+        return np.arange(len(split.labels_N))
+    return take_stratified(split.labels_N, limit, seed)
+
+
+def to_device(split: PackedSplit, indices: Indices, device: torch.device) -> Pictures:
+    """Return some pictures of a split as tensors."""
     images_NHWC = torch.from_numpy(np.ascontiguousarray(split.images_NHWC[indices]))
     return Pictures(images_NHWC.to(device), torch.from_numpy(split.labels_N[indices]).to(device))
+
+
+def _divide(
+    dataset: PackedDataset, train: PackedSplit, config: TrainingConfig | SimSiamConfig
+) -> tuple[Indices, Indices]:
+    """Return which training pictures are learned from and which are held out: none where the set has validation."""
+    chosen = take(train, config.limit_train, config.split_seed)
+    if "validation" in dataset.splits:
+        return chosen, chosen[:0]
+    kept, held_out = split_stratified(train.labels_N[chosen], config.validation_fraction, config.split_seed)
+    return chosen[kept], chosen[held_out]
+
+
+def _load_validation(
+    dataset: PackedDataset, config: RunConfig, train: PackedSplit, held_out: Indices, device: torch.device
+) -> Pictures:
+    if "validation" not in dataset.splits:
+        return to_device(train, held_out, device)
+    own = get_labelled(dataset, "validation")
+    return to_device(own, take(own, config.limit_test, config.split_seed), device)
+
+
+def _take_any(split: PackedSplit, config: RunConfig) -> Indices:
+    """Return the indices of `limit_train` pictures, whatever they show."""
+    count = len(split.labels_N)
+    if config.limit_train is None or config.limit_train >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(config.split_seed).permutation(count)[: config.limit_train])

@@ -5,7 +5,7 @@ Shape suffixes: B = pictures of a batch, H = height, W = width, C = the three co
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,31 +14,57 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from model_code.data.views import plain_view, two_views
-from model_code.errors import TrainingError, UsageError
+from model_code.errors import UsageError
 from model_code.evaluation.features import LabelledFeatures, compute_features, feature_std
 from model_code.evaluation.knn import knn_accuracy
-from model_code.models.networks import build_backbone
+from model_code.models.networks import build_backbone, check_image_size
 from model_code.models.picture_input import PictureInput
 from model_code.models.simsiam import SimSiam
 from model_code.training import checkpoints
-from model_code.training.device import seed_everything
+from model_code.training.epoch_loop import EpochLoop
 from model_code.training.losses import simsiam_loss
-from model_code.training.pictures import Pictures
+from model_code.training.pictures import Pictures, PretrainingPictures
 from model_code.training.pretraining_config import SimSiamConfig
-from model_code.training.pretraining_results import (
-    PretrainingCallback,
-    PretrainingEpoch,
-    PretrainingPictures,
-    PretrainingResult,
-)
+from model_code.training.probe import train_probe
+from model_code.training.results import Callback, PretrainingEpoch, TrainingResult
 from model_code.training.schedules import cosine_factor
 
-STEPS_BETWEEN_CHECKS_ON_CUDA = 50
+
+@dataclass(frozen=True)
+class PretrainingResult(TrainingResult[PretrainingEpoch]):
+    """A complete run; its weights are the backbone's, without a last layer.
+
+    Attributes:
+        untrained_knn_accuracy: Of the validation pictures, by the backbone before the first step, in [0, 1].
+    """
+
+    untrained_knn_accuracy: float
+
+
+@dataclass(frozen=True)
+class BackboneReport:
+    """What frozen features are worth on pictures that chose nothing, where there are such.
+
+    Attributes:
+        split: `test`, or `validation` where there are no labelled test pictures.
+        count: Pictures.
+        knn_accuracy: By the weighted votes of all labelled training pictures, in [0, 1].
+        linear_accuracy: Of a linear layer learned on the same features, in [0, 1].
+    """
+
+    split: str
+    count: int
+    knn_accuracy: float
+    linear_accuracy: float
 
 
 def build_simsiam(config: SimSiamConfig) -> SimSiam:
-    """Return the untrained network of a config."""
-    backbone, feature_width = build_backbone(config.network)
+    """Return the untrained network of a config.
+
+    Raises:
+        UsageError: The network is no backbone, or cannot take views of this size.
+    """
+    backbone, feature_width = build_backbone(config.network, config.views.image_size)
     return SimSiam(backbone, feature_width, config.projector_layers, config.embedding_width, config.bottleneck_width)
 
 
@@ -48,7 +74,7 @@ def load_backbone(config: SimSiamConfig, weights: Path) -> nn.Sequential:
     Raises:
         TrainingError: The weights are missing or belong to another network.
     """
-    backbone, _ = build_backbone(config.network)
+    backbone, _ = build_backbone(config.network, config.views.image_size)
     checkpoints.load_weights(backbone, weights)
     return nn.Sequential(PictureInput(config.mean, config.std), backbone).eval()
 
@@ -68,18 +94,61 @@ def evaluation_features(
     return LabelledFeatures(compute_features(model, pictures.images_NHWC, show), pictures.labels_N, classes)
 
 
+def evaluate_backbone(
+    config: SimSiamConfig, weights: Path, pictures: PretrainingPictures, device: torch.device
+) -> BackboneReport:
+    """Measure a pretrained backbone by kNN and linear evaluation; every picture counts once.
+
+    Args:
+        config: Of the run that trained it.
+        weights: Its file.
+        pictures: Of that run, on `device`.
+        device: Where to work.
+
+    Raises:
+        TrainingError: The weights do not fit, or the linear layer's loss is not finite.
+    """
+    backbone = load_backbone(config, weights).to(device)
+    split, asked = ("validation", pictures.validation) if pictures.test is None else ("test", pictures.test)
+    bank, queries = (
+        evaluation_features(config, backbone, chosen, pictures.classes)
+        for chosen in (pictures.memory if split == "validation" else pictures.labelled, asked)
+    )
+    probe = train_probe(bank, queries, config.linear.model_copy(update={"seed": config.seed}))
+    accuracy = knn_accuracy(bank, queries, config.knn_neighbours, config.knn_temperature)
+    return BackboneReport(split, len(queries), accuracy, probe.test_accuracy)
+
+
+def check_pretraining_pictures(config: SimSiamConfig, pictures: PretrainingPictures) -> None:
+    """Refuse a run whose pictures do not fill one batch, whose memory is too small to vote, or whose views are.
+
+    Raises:
+        UsageError: There are too few pictures, or the network cannot take views of this size.
+    """
+    check_image_size(config.network, config.views.image_size)
+    if len(pictures.images_NHWC) < config.batch_size:
+        raise UsageError(
+            f"{len(pictures.images_NHWC)} training pictures are fewer than one batch of {config.batch_size}; "
+            "raise --limit-train or lower --set batch_size"
+        )
+    if len(pictures.memory) < config.knn_neighbours:
+        raise UsageError(
+            f"{len(pictures.memory)} memory pictures are fewer than {config.knn_neighbours} neighbours; "
+            "raise --limit-train or lower --set knn_neighbours"
+        )
+
+
 def pretrain(
     config: SimSiamConfig,
     pictures: PretrainingPictures,
     run_dir: Path,
     device: torch.device,
-    callbacks: Sequence[PretrainingCallback] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> PretrainingResult:
     """Train a backbone without labels, or go on where an interrupted run in `run_dir` stopped.
 
     Each epoch visits the pictures once in a new random order; those that do not fill the last batch wait for the next
-    epoch. A run that was interrupted continues from its last checkpoint and ends, on a CPU, with the same bits as one
-    that was not. Labels are used only to watch.
+    epoch. Labels are used only to watch.
 
     Args:
         config: All settings.
@@ -93,21 +162,18 @@ def pretrain(
         UsageError: There are fewer pictures than one batch, or fewer memory pictures than neighbours.
         DiskFullError: A checkpoint could not be written; the one before stays.
     """
-    if len(pictures.images_NHWC) < config.batch_size:
-        raise UsageError(
-            f"{len(pictures.images_NHWC)} training pictures are fewer than one batch of {config.batch_size}; "
-            "raise --limit-train or lower --set batch_size"
-        )
-    if len(pictures.memory) < config.knn_neighbours:
-        raise UsageError(
-            f"{len(pictures.memory)} memory pictures are fewer than {config.knn_neighbours} neighbours; "
-            "raise --limit-train or lower --set knn_neighbours"
-        )
-    return _Run(config, pictures, run_dir, device, callbacks).train()
+    check_pretraining_pictures(config, pictures)
+    loop = _SimSiamLoop(config, pictures, run_dir, device, callbacks)
+    untrained_knn_accuracy = loop.measure_knn()
+    return PretrainingResult(**vars(loop.train()), untrained_knn_accuracy=untrained_knn_accuracy)
 
 
-class _Run:
+class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
     """Everything that changes while a run trains."""
+
+    epoch_type = PretrainingEpoch
+    rate_setting = "base_learning_rate"
+    network: SimSiam
 
     def __init__(
         self,
@@ -115,12 +181,10 @@ class _Run:
         pictures: PretrainingPictures,
         run_dir: Path,
         device: torch.device,
-        callbacks: Sequence[PretrainingCallback],
+        callbacks: Sequence[Callback],
     ) -> None:
-        self.config, self.pictures, self.run_dir, self.callbacks = config, pictures, run_dir, callbacks
-        self.device = device
-        self.config_sha256 = config.sha256()
-        self.generator = seed_everything(config.seed, device)
+        super().__init__(config, config.epochs, run_dir, device, callbacks)
+        self.config, self.pictures = config, pictures
         self.picture_input = PictureInput(config.mean, config.std).to(device)
         self.network = build_simsiam(config).to(device)
         if device.type == "cuda":
@@ -132,29 +196,22 @@ class _Run:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-        self.history: list[PretrainingEpoch] = []
-        self.best_epoch = 0
 
-    def train(self) -> PretrainingResult:
-        self._resume()
-        for epoch in range(len(self.history) + 1, self.config.epochs + 1):
-            metrics = self._run_epoch(epoch)
-            self.history.append(metrics)
-            self._save(metrics)
-            for callback in self.callbacks:
-                callback.on_epoch_end(metrics)
-        return PretrainingResult(
-            history=tuple(self.history),
-            best_epoch=self.best_epoch,
-            best_weights=checkpoints.best_file(self.run_dir, self.best_epoch),
-            last_weights=self.run_dir / checkpoints.LAST_FILE,
-        )
+    @property
+    def kept_network(self) -> nn.Module:
+        """The backbone: what comes after it only serves the loss."""
+        return self.network.backbone
 
-    def _run_epoch(self, epoch: int) -> PretrainingEpoch:
+    def is_saved(self, epoch: int) -> bool:
+        """Whether this epoch's state is kept to go on from."""
+        return self._is_due(epoch, self.config.checkpoint_every_epochs)
+
+    def run_epoch(self, epoch: int) -> PretrainingEpoch:
+        """Visit the pictures once and ask the nearest neighbours, where that is due."""
         start = time.perf_counter()
         loss, spread = self._learn(epoch)
         trained = time.perf_counter()
-        accuracy = self._measure_knn() if self._is_due(epoch, self.config.monitor_every_epochs) else None
+        accuracy = self.measure_knn() if self._is_due(epoch, self.config.monitor_every_epochs) else None
         return PretrainingEpoch(
             epoch=epoch,
             loss=loss,
@@ -181,7 +238,7 @@ class _Run:
             loss.backward()
             self.optimizer.step()
             losses[step] = loss.detach()
-            self._report_step(epoch, step, steps, losses)
+            self.report_step(epoch, step, losses)
         return float(losses.mean()), feature_std(projections_BD)
 
     def _embed(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,21 +255,8 @@ class _Run:
         encoder, _ = self.optimizer.param_groups
         encoder["lr"] = self.config.learning_rate * cosine_factor(step, steps, warmup_steps)
 
-    def _report_step(self, epoch: int, step: int, steps: int, losses: Tensor) -> None:
-        """Check the loss and tell the callbacks; on CUDA only now and then, since reading it waits for the device."""
-        if losses.is_cuda and step % STEPS_BETWEEN_CHECKS_ON_CUDA and step != steps - 1:
-            return
-        if not losses[: step + 1].isfinite().all():
-            bad = int((~losses[: step + 1].isfinite()).nonzero()[0])
-            raise TrainingError(
-                f"the loss became {float(losses[bad])} at step {bad + 1} of epoch {epoch}; lower the learning rate "
-                f"(--set base_learning_rate={self.config.base_learning_rate / 10:g}); "
-                f"the checkpoint before stays in {self.run_dir}"
-            )
-        for callback in self.callbacks:
-            callback.on_step(epoch, step + 1, steps, float(losses[step]))
-
-    def _measure_knn(self) -> float:
+    def measure_knn(self) -> float:
+        """Return the share of the validation pictures that their neighbours in the memory label right, in [0, 1]."""
         return knn_accuracy(
             self._evaluate(self.pictures.memory),
             self._evaluate(self.pictures.validation),
@@ -226,43 +270,3 @@ class _Run:
 
     def _is_due(self, epoch: int, interval: int) -> bool:
         return epoch % interval == 0 or epoch == self.config.epochs
-
-    def _save(self, metrics: PretrainingEpoch) -> None:
-        previous_best = self.best_epoch
-        best = self.history[previous_best - 1].knn_accuracy if previous_best else None
-        is_best = metrics.knn_accuracy is not None and (best is None or metrics.knn_accuracy > best)
-        if is_best:
-            self.best_epoch = metrics.epoch
-            checkpoints.save_weights(self.network.backbone, checkpoints.best_file(self.run_dir, metrics.epoch))
-        if not is_best and not self._is_due(metrics.epoch, self.config.checkpoint_every_epochs):
-            return
-        checkpoints.save_weights(self.network.backbone, self.run_dir / checkpoints.LAST_FILE)
-        checkpoints.save_state(
-            self.run_dir,
-            checkpoints.TrainingState(
-                config_sha256=self.config_sha256,
-                epoch=metrics.epoch,
-                best_epoch=self.best_epoch,
-                network=self.network.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                average=None,
-                schedule={},
-                generator=self.generator.get_state(),
-                torch_rng=torch.get_rng_state(),
-                history=[asdict(epoch) for epoch in self.history],
-            ),
-        )
-        checkpoints.remove_other_best(self.run_dir, self.best_epoch)
-
-    def _resume(self) -> None:
-        state = checkpoints.load_state(self.run_dir, self.config_sha256)
-        if state is None:
-            return
-        self.network.load_state_dict(state.network)
-        self.optimizer.load_state_dict(state.optimizer)
-        self.generator.set_state(state.generator)
-        torch.set_rng_state(state.torch_rng)
-        self.history = [PretrainingEpoch(**{**epoch, "epoch": int(epoch["epoch"])}) for epoch in state.history]  # type: ignore[arg-type]
-        self.best_epoch = state.best_epoch
-        for callback in self.callbacks:
-            callback.on_resume(tuple(self.history))

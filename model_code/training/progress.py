@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from model_code.training.results import Callback, EpochMetrics
+from model_code.training.results import Callback, FinishedEpoch
 
 SECONDS_BETWEEN_LOG_LINES = 20.0
 
@@ -25,7 +25,7 @@ class ProgressPrinter(Callback):
         self._last_line_s = time.monotonic()
         self._is_terminal = sys.stdout.isatty()
 
-    def on_resume(self, history: tuple[EpochMetrics, ...]) -> None:
+    def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
         """Say where the run goes on."""
         tqdm.write(f"{self._label}  goes on after epoch {len(history)} of {self._epochs}")
 
@@ -39,15 +39,14 @@ class ProgressPrinter(Callback):
         elif time.monotonic() - self._last_line_s >= SECONDS_BETWEEN_LOG_LINES:
             self._print(f"epoch {epoch}/{self._epochs}  step {step}/{steps}  loss {loss:.3f}")
 
-    def on_epoch_end(self, metrics: EpochMetrics) -> None:
+    def on_epoch_end(self, metrics: FinishedEpoch) -> None:
         """Close the bar and print the epoch."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
         self._print(
             f"epoch {metrics.epoch}/{self._epochs}"
-            f"  train loss {metrics.train_loss:.3f} accuracy {metrics.train_accuracy:.3f}"
-            f"  validation loss {metrics.validation_loss:.3f} accuracy {metrics.validation_accuracy:.3f}"
+            f"  {metrics.describe()}"
             f"  lr {metrics.learning_rate:g}  {metrics.pictures_per_s:.0f} pictures/s  {metrics.seconds:.0f} s"
         )
 

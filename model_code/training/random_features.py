@@ -21,7 +21,8 @@ from model_code.evaluation.knn import NEIGHBOURS, knn_accuracy
 from model_code.evaluation.metrics import EVALUATION_BATCH
 from model_code.models.probes import build_untrained_head
 from model_code.training.pictures import Pictures
-from model_code.training.probe import RANDOM_FEATURES_LINEAR, RANDOM_FEATURES_MLP, ProbeConfig, train_probe
+from model_code.training.probe import train_probe
+from model_code.training.probe_config import RANDOM_FEATURES_LINEAR, RANDOM_FEATURES_MLP, ProbeConfig
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,20 @@ run.lock       held (flock) by the process that works in the folder; the kernel 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_code.disk import take_lock, write_atomically
 from model_code.errors import BusyError, TrainingError
 from model_code.training.config import TrainingConfig
+from model_code.training.pretraining_config import SimSiamConfig
+from model_code.training.random_features_config import RandomFeaturesConfig
+from model_code.training.untrained_config import UntrainedConfig
 
+AnyConfig = Annotated[
+    TrainingConfig | SimSiamConfig | UntrainedConfig | RandomFeaturesConfig, Field(discriminator="kind")
+]
 RUN_FILE, RESULT_FILE, LOCK_FILE = "run.json", "result.json", "run.lock"
 STATE_FILE = "state.pt"
 
@@ -33,7 +40,7 @@ class RunRecord(BaseModel):
 
     run_id: str
     data_checksum: str
-    config: TrainingConfig
+    config: AnyConfig
     pretrained_sha256: str | None = None
 
 
@@ -42,32 +49,30 @@ class RunResult(BaseModel):
 
     Attributes:
         run_id: MLflow run.
+        kind: `supervised`, `simsiam`, `untrained` or `random_features`.
         recipe: Recipe name.
         profile: `full`, `smoke` or `custom`.
         dataset: Packed data set.
-        epochs: Of the whole run.
-        best_epoch: Counted from 1.
-        best_weights: File name in the run's folder.
+        metrics: Final figures by their name in MLflow, `<split>/<metric>`.
+        epochs: Of the whole run; None where nothing is trained in epochs.
+        best_epoch: Counted from 1; None the same.
+        best_weights: File name in the run's folder; None the same.
         weights_sha256: Of that file.
-        validation_accuracy: Of the best epoch, in [0, 1].
-        test_accuracy: In [0, 1]; None when the data set has no test pictures.
-        test_macro_f1: The same.
         seconds: Training, validation and test of the process that finished the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run_id: str
+    kind: str
     recipe: str
     profile: str
     dataset: str
-    epochs: int
-    best_epoch: int
-    best_weights: str
-    weights_sha256: str
-    validation_accuracy: float
-    test_accuracy: float | None
-    test_macro_f1: float | None
+    metrics: dict[str, float]
+    epochs: int | None = None
+    best_epoch: int | None = None
+    best_weights: str | None = None
+    weights_sha256: str | None = None
     seconds: float
 
 

@@ -17,7 +17,7 @@ CLASSES = 10
 def make_model(network="resnet18_improved", side=32):
     """A network whose batch statistics are those of pictures, so that it answers each picture differently."""
     torch.manual_seed(0)
-    model = build_model(make_config(network=network), CLASSES)
+    model = build_model(make_config(network=network), CLASSES, 32)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0

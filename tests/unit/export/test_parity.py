@@ -23,7 +23,7 @@ def pictures():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return build_model(make_config(), 4).eval()
+    return build_model(make_config(), 4, 8).eval()
 
 
 @pytest.fixture(scope="module")

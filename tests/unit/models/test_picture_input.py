@@ -3,7 +3,7 @@ import torch
 from torchvision import transforms
 
 from model_code.models.picture_input import PictureInput
-from model_code.training.config import CIFAR10_MEAN, CIFAR10_STD
+from model_code.training.run_config import CIFAR10_MEAN, CIFAR10_STD
 
 
 def test_arithmetic_is_that_of_to_tensor_and_normalize():

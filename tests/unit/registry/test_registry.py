@@ -41,7 +41,7 @@ def export(tmp_path_factory):
     @cache
     def run(seed):
         torch.manual_seed(seed)
-        model = build_model(make_config(), len(CLASSES)).eval()
+        model = build_model(make_config(), len(CLASSES), 8).eval()
         model_file = tmp_path_factory.mktemp("export") / MODEL_FILE
         export_onnx(model, 8, model_file)
         pictures = draw_pictures(PICTURES)

@@ -84,7 +84,7 @@ def test_the_report_is_json_when_a_class_has_no_picture(store):
     _, client = store
     config = make_config()
     run_id = create_run(client, EXPERIMENT, config)
-    with track_run(RunRecord(run_id=run_id, data_checksum="c", config=config), None, "cpu") as tracker:
+    with track_run(RunRecord(run_id=run_id, data_checksum="c", config=config), {}) as tracker:
         tracker.log_report("test", measure(torch.eye(3), torch.tensor([0, 1, 1])), ("a", "b", "c"), Figure())
     text = mlflow.artifacts.load_text(f"{client.get_run(run_id).info.artifact_uri}/reports/test.json")
 

@@ -13,7 +13,7 @@ def add_run(store):
 
     def add(recipe, accuracy, dataset="cifar10", status="FINISHED", test_accuracy=None, profile="full"):
         run_id = client.create_run(experiment.experiment_id).info.run_id
-        for key, value in {"recipe": recipe, "dataset": dataset, "profile": profile}.items():
+        for key, value in {"recipe": recipe, "kind": "supervised", "dataset": dataset, "profile": profile}.items():
             client.set_tag(run_id, key, value)
         if accuracy is not None:
             client.log_metric(run_id, "validation/best_accuracy", accuracy)
@@ -42,7 +42,13 @@ def test_the_best_finished_run_of_the_recipe_is_found(client, add_run):
     add_run("exp", 0.97, dataset="my-cifar10")
     client.delete_run(add_run("exp", 0.98))
     assert find_finished_runs(client, "exp", "cifar10")[0] == FinishedRun(
-        run_id=best, recipe="exp", profile="full", dataset="cifar10", validation_accuracy=0.90, test_accuracy=0.89
+        run_id=best,
+        recipe="exp",
+        kind="supervised",
+        profile="full",
+        dataset="cifar10",
+        validation_accuracy=0.90,
+        test_accuracy=0.89,
     )
     assert [run.validation_accuracy for run in find_finished_runs(client, "exp", "cifar10")] == [0.90, 0.80, 0.101]
     assert [run.dataset for run in find_finished_runs(client, "exp", "food*")] == ["food11"]
@@ -74,7 +80,7 @@ def test_nothing_to_release(client, add_run):
 
 def test_one_finished_run(client, add_run):
     run_id = add_run("one", 0.7, dataset="shapes", test_accuracy=0.6)
-    assert get_finished_run(client, run_id) == FinishedRun(run_id, "one", "full", "shapes", 0.7, 0.6)
+    assert get_finished_run(client, run_id) == FinishedRun(run_id, "one", "supervised", "full", "shapes", 0.7, 0.6)
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])

@@ -29,6 +29,7 @@ EPOCH_METRICS = {
     "validation/macro_f1": "validation_macro_f1",
 }
 WEIGHTS_SHA256 = "d" * 64
+TAGS = {"device": "cpu (test)", "published_accuracy": "0.923", "budget": "full"}
 
 
 class StopHere(Exception):  # noqa: N818 - an interruption, not an error
@@ -81,17 +82,20 @@ def tracked(store):
     _, client = store
     folder = start_folder(store, epochs=3, seed=5, decay_points=(0.5,))
     pictures = make_pictures(test=30)
-    with track_run(folder.record, 0.923, "cpu (test)") as tracker:
+    with track_run(folder.record, TAGS) as tracker:
         with TensorBoardWriter(folder.path) as events:
             result = fit(folder.record.config, pictures, folder.path, CPU, [tracker, events])
-        logits_NK = predict_logits(load_model(folder.record.config, 4, result.best_weights), pictures.test.images_NHWC)
+        logits_NK = predict_logits(
+            load_model(folder.record.config, 4, 8, result.best_weights), pictures.test.images_NHWC
+        )
         report = measure(logits_NK, pictures.test.labels_N)
         grid = draw_prediction_grid(
             pictures.test.images_NHWC.numpy(), pictures.test.labels_N.numpy(), logits_NK.argmax(1).numpy(), "abcd"
         )
         tracker.log_report("test", report, pictures.classes, grid)
-        tracker.log_result(result, WEIGHTS_SHA256)
-        tracker.log_files(folder, result)
+        tracker.log_training(result, WEIGHTS_SHA256)
+        tracker.log_checkpoints(folder, result)
+        tracker.log_config(folder)
     return Tracked(client, folder, result, report)
 
 
@@ -120,6 +124,8 @@ def test_tags_say_what_the_run_is_and_where_it_comes_from(tracked):
         "profile": "full",
         "dataset": "shapes",
         "seed": "5",
+        "kind": "supervised",
+        "budget": "full",
         "published_accuracy": "0.923",
         "config_sha256": tracked.folder.record.config.sha256(),
         "data_checksum": "c" * 64,
@@ -192,7 +198,7 @@ def test_a_resumed_run_logs_each_epoch_once(store, is_logged):
     folder = start_folder(store, seed=6)
 
     def train(stop):
-        with track_run(folder.record, None, "cpu") as tracker:
+        with track_run(folder.record, TAGS) as tracker:
             callbacks = [tracker, stop] if is_logged else [stop, tracker]
             return fit(folder.record.config, make_pictures(), folder.path, CPU, callbacks)
 
@@ -203,7 +209,6 @@ def test_a_resumed_run_logs_each_epoch_once(store, is_logged):
     result = train(Callback())
     run = client.get_run(folder.record.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.tags["published_accuracy"] == "not published"
     steps = get_steps(client, folder.record.run_id)
     assert {key: sorted(points) for key, points in steps.items()} == {key: [1, 2, 3, 4] for key in EPOCH_METRICS}
     points = client.get_metric_history(folder.record.run_id, "validation/loss")
@@ -220,20 +225,20 @@ def test_how_a_run_ends(store, error, status):
     _, client = store
     folder = start_folder(store, seed=7)
     assert client.get_run(folder.record.run_id).info.status == "RUNNING"
-    with pytest.raises(error), track_run(folder.record, None, "cpu"):
+    with pytest.raises(error), track_run(folder.record, TAGS):
         raise error
     assert client.get_run(folder.record.run_id).info.status == status
     assert mlflow.active_run() is None
-    with track_run(folder.record, None, "cpu"):
+    with track_run(folder.record, TAGS):
         assert mlflow.active_run().info.run_id == folder.record.run_id
     assert client.get_run(folder.record.run_id).info.status == "FINISHED"
 
 
 def test_a_run_is_not_taken_up_with_other_settings(store):
     folder = start_folder(store, seed=8)
-    with track_run(folder.record, None, "cpu"):
+    with track_run(folder.record, TAGS):
         pass
     other = folder.record.model_copy(update={"config": make_config(seed=9)})
-    with pytest.raises(Exception, match="Changing param values is not allowed"), track_run(other, None, "cpu"):
+    with pytest.raises(Exception, match="Changing param values is not allowed"), track_run(other, TAGS):
         pass
     assert mlflow.active_run() is None

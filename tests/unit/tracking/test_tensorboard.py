@@ -8,6 +8,7 @@ from model_code.training.supervised import build_model, fit
 from tests.unit.training.small_runs import CPU, make_config, make_pictures
 
 CURVES = {
+    "train/pictures_per_s": "pictures_per_s",
     "train/loss": "train_loss",
     "train/accuracy": "train_accuracy",
     "train/learning_rate": "learning_rate",
@@ -33,7 +34,7 @@ def test_curves_and_graph_are_readable(tmp_path):
     pictures, config = make_pictures(), make_config()
     with TensorBoardWriter(tmp_path) as writer:
         result = fit(config, pictures, tmp_path, CPU, [writer])
-        model = build_model(config, 4)
+        model = build_model(config, 4, 8)
         writer.write_graph(model, pictures.validation.images_NHWC[:1])
     events = read_events(tmp_path)
     assert set(events.Tags()["scalars"]) == set(CURVES)
@@ -49,7 +50,7 @@ def test_curves_and_graph_are_readable(tmp_path):
 
 
 def test_drawing_the_graph_changes_no_weights(tmp_path):
-    model = build_model(make_config(), 4)
+    model = build_model(make_config(), 4, 8)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with TensorBoardWriter(tmp_path) as writer:
         writer.write_graph(model, make_pictures().validation.images_NHWC[:1])

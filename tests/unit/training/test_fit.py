@@ -197,7 +197,7 @@ def test_best_and_last_files_hold_the_weights_of_their_epochs(tmp_path):
     assert result.best_epoch == 1 + int(np.argmax(accuracies))
     assert [file.name for file in tmp_path.glob("best-*")] == [f"best-{result.best_epoch:04d}.safetensors"]
     for weights, metrics in [(result.best_weights, result.best), (result.last_weights, result.history[-1])]:
-        model = load_model(config, len(pictures.classes), weights)
+        model = load_model(config, len(pictures.classes), pictures.image_size, weights)
         assert not model.training
         report = measure(predict_logits(model, pictures.validation.images_NHWC), pictures.validation.labels_N)
         assert report.accuracy_fraction == metrics.validation_accuracy
@@ -232,7 +232,7 @@ def test_optimizer_steps_are_those_of_sgd_with_the_settings(tmp_path):
     config = make_config(epochs=1, batch_size=24, crop_padding_pixels=0, has_flip=False, momentum=0.5, weight_decay=0.1)
     pictures = make_pictures()
     torch.manual_seed(config.seed)
-    model = build_model(config, len(pictures.classes))
+    model = build_model(config, len(pictures.classes), pictures.image_size)
     before = {name: value.detach().clone() for name, value in model[1].named_parameters()}
     nn.functional.cross_entropy(model(pictures.train.images_NHWC), pictures.train.labels_N).backward()
     result = fit(config, pictures, tmp_path, CPU)

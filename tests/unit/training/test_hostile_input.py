@@ -5,9 +5,9 @@ from model_code.errors import DarkroomError, DataError, TrainingError, UsageErro
 from model_code.models.networks import build_network
 from model_code.recipes.catalog import build_config
 from model_code.training.checkpoints import load_pretrained, load_state, save_state
-from model_code.training.config import override, parse_assignment
 from model_code.training.pictures import load_pictures
 from model_code.training.results import Callback
+from model_code.training.run_config import override, parse_assignment
 from model_code.training.run_folder import RESULT_FILE, STATE_FILE, RunRecord, create_run_folder
 from model_code.training.supervised import fit
 from tests.unit.training.small_runs import CPU, TinyNetwork, make_config, make_pictures, tiny_network_entered

@@ -12,10 +12,10 @@ from model_code.data.view_settings import ViewSettings
 from model_code.errors import TrainingError, UsageError
 from model_code.models import networks
 from model_code.training import checkpoints
-from model_code.training.pictures import Pictures
+from model_code.training.pictures import Pictures, PretrainingPictures
 from model_code.training.pretraining import evaluation_features, load_backbone, pretrain
 from model_code.training.pretraining_config import SimSiamConfig
-from model_code.training.pretraining_results import PretrainingCallback, PretrainingPictures
+from model_code.training.results import Callback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +57,7 @@ def draw_pictures(count: int, seed: int) -> Pictures:
 
 def pretraining_pictures(count: int = 192) -> PretrainingPictures:
     memory = draw_pictures(count, 1)
-    return PretrainingPictures(memory.images_NHWC, memory, draw_pictures(150, 2), CLASSES)
+    return PretrainingPictures(memory.images_NHWC, memory, draw_pictures(150, 2), memory, draw_pictures(90, 3), CLASSES)
 
 
 def small_config(**changes) -> SimSiamConfig:
@@ -75,7 +75,7 @@ def small_config(**changes) -> SimSiamConfig:
     return SimSiamConfig(**{**settings, **changes})
 
 
-class Recorder(PretrainingCallback):
+class Recorder(Callback):
     def __init__(self, stop_after: int | None = None) -> None:
         self.steps, self.epochs, self.resumed, self.stop_after = [], [], [], stop_after
 
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
 
     memory = draw_pictures(192, 1)
     images = memory.images_NHWC.float() / 255
-    pictures = PretrainingPictures(images, memory, draw_pictures(20, 2), CLASSES)
+    pictures = PretrainingPictures(images, memory, draw_pictures(20, 2), memory, None, CLASSES)
     with pytest.raises(TrainingError, match=r"nan at step 2 of epoch 2.*base_learning_rate=0.003"):
         pretrain(small_config(), pictures, tmp_path, CPU, [Poison()])
     assert checkpoints.load_state(tmp_path, small_config().sha256()).epoch == 1

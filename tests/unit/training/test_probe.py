@@ -4,7 +4,8 @@ from pydantic import ValidationError
 
 from model_code.errors import TrainingError, UsageError
 from model_code.evaluation.features import LabelledFeatures
-from model_code.training.probe import RANDOM_FEATURES_LINEAR, RANDOM_FEATURES_MLP, ProbeConfig, train_probe
+from model_code.training.probe import train_probe
+from model_code.training.probe_config import RANDOM_FEATURES_LINEAR, RANDOM_FEATURES_MLP, ProbeConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

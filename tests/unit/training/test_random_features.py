@@ -10,7 +10,8 @@ from model_code.evaluation.batch_norm import calibrate_batch_norm
 from model_code.evaluation.features import LabelledFeatures, compute_features
 from model_code.evaluation.knn import knn_accuracy
 from model_code.training.pictures import Pictures
-from model_code.training.probe import ProbeConfig, train_probe
+from model_code.training.probe import train_probe
+from model_code.training.probe_config import ProbeConfig
 from model_code.training.random_features import measure_random_features
 from tests.unit.training.small_runs import CLASSES, draw_pictures
 

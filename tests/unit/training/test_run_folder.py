@@ -43,6 +43,7 @@ def make_record(run_id="1" * 32, **settings):
 def make_result(record):
     return RunResult(
         run_id=record.run_id,
+        kind=record.config.kind,
         recipe=record.config.recipe,
         profile=record.config.profile,
         dataset=record.config.dataset,
@@ -50,9 +51,7 @@ def make_result(record):
         best_epoch=2,
         best_weights="best-0002.safetensors",
         weights_sha256="d" * 64,
-        validation_accuracy=0.75,
-        test_accuracy=None,
-        test_macro_f1=None,
+        metrics={"validation/best_accuracy": 0.75},
         seconds=1.5,
     )
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from model_code.data.cache import PackedDataset, PackedSplit
-from model_code.errors import DarkroomError, UsageError
-from model_code.training.pictures import load_pictures
+from model_code.errors import DataError, UsageError
+from model_code.training.pictures import load_pictures, load_pretraining_pictures
+from model_code.training.pretraining_config import SimSiamConfig
 from tests.unit.training.small_runs import CPU, make_config
 
 
@@ -23,7 +24,18 @@ def make_dataset(tmp_path, labels=None, has_test=True):
 
 
 def list_numbers(pictures):
-    return pictures.images_NHWC[:, 0, 0, 0].tolist()
+    return list_pixels(pictures.images_NHWC)
+
+
+def list_pixels(images_NHWC):
+    return images_NHWC[:, 0, 0, 0].tolist()
+
+
+def with_split(dataset, name, indices, is_labelled=True):
+    """The data set with some of its training pictures as another split."""
+    train = dataset.splits["train"]
+    labels_N = train.labels_N[indices] if is_labelled else np.full(len(indices), -1)
+    return replace(dataset, splits={**dataset.splits, name: PackedSplit(train.images_NHWC[indices], labels_N)})
 
 
 def test_training_and_validation_share_no_picture(tmp_path):
@@ -77,10 +89,69 @@ def test_pictures_can_be_written_to_although_the_cache_cannot(tmp_path):
 
 
 def test_pictures_without_a_label_are_refused(tmp_path):
-    with pytest.raises(DarkroomError, match="label"):
+    with pytest.raises(
+        DataError, match=r"^25 of 100 train pictures of pets have no label, and this recipe needs labels; "
+    ):
         load_pictures(make_dataset(tmp_path, labels=[0, 1, 2, -1] * 25), make_config(), CPU)
 
 
 def test_too_few_pictures_for_a_validation_set(tmp_path):
     with pytest.raises(UsageError, match="both sides need at least 1"):
         load_pictures(make_dataset(tmp_path), make_config(limit_train=2), CPU)
+
+
+def test_test_pictures_without_labels_are_no_test_pictures(tmp_path):
+    dataset = with_split(make_dataset(tmp_path), "test", np.arange(10), is_labelled=False)
+    pictures = load_pictures(dataset, make_config(), CPU)
+    assert pictures.test is None
+    assert pictures.final == ("validation", pictures.validation)
+
+
+def test_a_set_without_training_pictures_is_refused(tmp_path):
+    dataset = with_split(make_dataset(tmp_path), "validation", np.arange(10))
+    del dataset.splits["train"]
+    with pytest.raises(DataError, match=r"^pets has no train pictures, only test, validation; .*--set dataset=NAME$"):
+        load_pictures(dataset, make_config(), CPU)
+
+
+def test_fewer_test_pictures_keep_the_shares_of_the_classes(tmp_path):
+    dataset = with_split(make_dataset(tmp_path), "test", np.arange(100))
+    own = with_split(dataset, "validation", np.arange(100))
+    for changed in (dataset, own):
+        pictures = load_pictures(changed, make_config(limit_test=8), CPU)
+        assert pictures.test.labels_N.bincount().tolist() == [2] * 4
+    assert pictures.validation.labels_N.bincount().tolist() == [2] * 4
+
+
+def make_simsiam_config(**settings):
+    return SimSiamConfig(**({"recipe": "test", "dataset": "pets", "device": "cpu"} | settings))
+
+
+def test_pretraining_learns_from_all_training_pictures_where_none_are_unlabelled(tmp_path):
+    pictures = load_pretraining_pictures(make_dataset(tmp_path), make_simsiam_config(), CPU)
+    assert list_pixels(pictures.images_NHWC) == list_numbers(pictures.labelled) == list(range(100))
+    assert sorted(list_numbers(pictures.memory) + list_numbers(pictures.validation)) == list(range(100))
+    assert pictures.validation.labels_N.bincount().tolist() == [5] * 4
+    assert list_numbers(pictures.test) == list(range(99, 89, -1))
+
+
+def test_pretraining_learns_from_the_unlabelled_pictures_and_asks_those_of_the_sets_own_validation(tmp_path):
+    dataset = with_split(make_dataset(tmp_path, has_test=False), "unlabelled", np.arange(40, 70), is_labelled=False)
+    dataset = with_split(dataset, "validation", np.arange(0, 100, 10))
+    pictures = load_pretraining_pictures(dataset, make_simsiam_config(), CPU)
+    assert list_pixels(pictures.images_NHWC) == list(range(40, 70))
+    assert list_numbers(pictures.memory) == list_numbers(pictures.labelled) == list(range(100))
+    assert list_numbers(pictures.validation) == list(range(0, 100, 10))
+    assert pictures.test is None
+    few, again, others = (
+        load_pretraining_pictures(dataset, make_simsiam_config(limit_train=8, split_seed=seed), CPU)
+        for seed in (1, 1, 2)
+    )
+    assert len(few.images_NHWC) == len(few.memory) == 8
+    assert set(list_pixels(few.images_NHWC)) <= set(range(40, 70))
+    assert list_pixels(few.images_NHWC) == list_pixels(again.images_NHWC) != list_pixels(others.images_NHWC)
+
+
+def test_pretraining_needs_labels_to_watch(tmp_path):
+    with pytest.raises(DataError, match=r"^100 of 100 train pictures of pets have no label"):
+        load_pretraining_pictures(make_dataset(tmp_path, labels=[-1] * 100), make_simsiam_config(), CPU)

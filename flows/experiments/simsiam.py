@@ -1,0 +1,53 @@
+"""Pictures without labels -> a pretrained backbone -> what its features are worth: kNN and a linear layer."""
+
+import torch
+
+from flows.experiments.experiment import Experiment, ExperimentResult, follow_epochs
+from model_code.data.cache import PackedDataset
+from model_code.tracking.run_tracker import RunTracker
+from model_code.training.pictures import load_pretraining_pictures
+from model_code.training.pretraining import check_pretraining_pictures, evaluate_backbone, pretrain
+from model_code.training.pretraining_config import SimSiamConfig
+from model_code.training.run_folder import RunFolder
+
+
+class SimSiamExperiment(Experiment):
+    """One SimSiam run; the arguments are those of `open_experiment`."""
+
+    def __init__(self, config: SimSiamConfig, dataset: PackedDataset, device: torch.device) -> None:
+        self._config, self._device = config, device
+        self._pictures = load_pretraining_pictures(dataset, config, device)
+        check_pretraining_pictures(config, self._pictures)
+
+    @property
+    def pictures_line(self) -> str:
+        """How many pictures are learned from, vote and are asked."""
+        tests = 0 if self._pictures.test is None else len(self._pictures.test)
+        return (
+            f"{len(self._pictures.images_NHWC)} pictures to learn from without labels, {len(self._pictures.memory)} "
+            f"labelled in the memory, {len(self._pictures.validation)} validation, {tests} test pictures"
+        )
+
+    def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
+        """Pretrain, then measure the best backbone."""
+        config = self._config
+        with follow_epochs(folder, tracker, config.epochs) as (callbacks, _):
+            training = pretrain(config, self._pictures, folder.path, self._device, callbacks)
+        report = evaluate_backbone(config, training.best_weights, self._pictures, self._device)
+        last = training.history[-1]
+        print(
+            f"{config.recipe}  kNN accuracy on validation: {training.untrained_knn_accuracy:.4f} untrained, "
+            f"{training.best.score:.4f} after epoch {training.best_epoch}; std of features {last.feature_std:.4f} "
+            f"(0 is collapse, {config.embedding_width**-0.5:.4f} is spread evenly)",
+            flush=True,
+        )
+        metrics = {
+            "validation/untrained_knn_accuracy": training.untrained_knn_accuracy,
+            f"{report.split}/knn_accuracy": report.knn_accuracy,
+            f"{report.split}/linear_accuracy": report.linear_accuracy,
+            f"{report.split}/pictures": report.count,
+        }
+        if report.split == "validation":  # its curve has that name, and its best point is kept already
+            del metrics["validation/knn_accuracy"]
+        tracker.log_metrics(metrics)
+        return ExperimentResult(metrics, training)

@@ -1,0 +1,63 @@
+"""An untrained network -> how it labels pictures it knows nothing of."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from flows.experiments.experiment import Experiment, ExperimentResult
+from model_code.data.augmentation import resized_crop
+from model_code.data.cache import PackedDataset
+from model_code.data.progress import show_progress
+from model_code.evaluation.untrained import evaluate_untrained
+from model_code.models.networks import build_network, check_image_size
+from model_code.models.picture_input import PictureInput
+from model_code.tracking.run_tracker import RunTracker
+from model_code.training.device import seed_everything
+from model_code.training.pictures import get_labelled, take
+from model_code.training.run_folder import RunFolder
+from model_code.training.untrained_config import UntrainedConfig
+
+SPLITS = ("validation", "test", "train")
+
+
+class UntrainedExperiment(Experiment):
+    """One evaluation of an untrained network; the arguments are those of `open_experiment`."""
+
+    def __init__(self, config: UntrainedConfig, dataset: PackedDataset, device: torch.device) -> None:
+        self._config, self._device, self._classes = config, device, dataset.classes
+        self._split = get_labelled(dataset, next(split for split in SPLITS if split in dataset.splits))
+        self._chosen = take(self._split, config.limit_test, config.split_seed)
+        check_image_size(config.network, config.image_size)
+
+    @property
+    def pictures_line(self) -> str:
+        """How many pictures are labelled."""
+        return f"{len(self._chosen)} pictures, {len(self._classes)} classes"
+
+    def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
+        """Label every picture once."""
+        config = self._config
+        generator = seed_everything(config.seed, self._device)
+        network = build_network(config.network, len(self._classes), config.image_size)
+        model = nn.Sequential(PictureInput(config.mean, config.std), network).to(self._device)
+        view = partial(resized_crop, image_size=config.image_size, crop_area=config.crop_area, generator=generator)
+        images_NHWC, labels_N = self._split.images_NHWC, self._split.labels_N
+        if len(self._chosen) < len(labels_N):
+            images_NHWC, labels_N = images_NHWC[self._chosen], labels_N[self._chosen]
+        with show_progress(config.recipe, len(labels_N), "pictures") as advance:
+            report = evaluate_untrained(
+                model, images_NHWC, labels_N, view, config.batch_size, self._device, on_batch=advance
+            )
+        metrics = {
+            "validation/pictures": report.count,
+            "validation/correct": report.correct,
+            "validation/accuracy": report.accuracy_fraction,
+            "validation/distinct_classes": report.distinct_classes,
+            "validation/top_class_share": report.top_class_share,
+            "validation/seconds": report.seconds,
+            "validation/pictures_per_s": report.pictures_per_s,
+            "validation/peak_memory_bytes": report.peak_memory_bytes,
+        }
+        tracker.log_metrics(metrics)
+        return ExperimentResult(metrics)

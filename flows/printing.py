@@ -1,0 +1,208 @@
+"""What the commands print: tables for people, in a terminal or a log file."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flows.doctor import Finding
+from flows.summaries import Outcome, ReleaseSummary, ReportSummary
+from model_code.data.add import AddedDataset
+from model_code.data.cache import DatasetSummary
+from model_code.disk import format_size
+from model_code.recipes.catalog import Recipe, get_recipe
+from model_code.training.run_folder import RunResult
+
+_LOG_FILE_WIDTH = 140
+
+
+def print_recipes(recipes: Sequence[Recipe]) -> None:
+    """Print name, published accuracy and first docstring line of each recipe."""
+    table = _new_table("recipe", "published", "what it is")
+    for recipe in recipes:
+        table.add_row(recipe.name, _percent(recipe.published_accuracy), recipe.title)
+    _print(table)
+
+
+def print_recipe(recipe: Recipe) -> None:
+    """Print one recipe's evidence and every setting."""
+    console = _console()
+    console.print(f"{recipe.name}\n\n{recipe.evidence}\n", markup=False, highlight=False)
+    for key, value in recipe.build().model_dump(mode="json").items():
+        console.print(f"  {key} = {value}", markup=False, highlight=False)
+
+
+def print_datasets(datasets: Sequence[DatasetSummary]) -> None:
+    """Print what is packed."""
+    if not datasets:
+        _console().print("no pictures yet; start with: darkroom data add shapes", markup=False)
+        return
+    table = _new_table("data set", "pictures", "classes", "size", "on disk", "checksum", "source")
+    for dataset in datasets:
+        if dataset.damage is not None:
+            table.add_row(escape(dataset.name), "damaged", "", "", "", "", escape(dataset.damage))
+            continue
+        counts = ", ".join(f"{count} {split}" for split, count in dataset.counts.items())
+        table.add_row(
+            escape(dataset.name),
+            counts,
+            str(len(dataset.classes)),
+            f"{dataset.image_size}x{dataset.image_size}",
+            format_size(dataset.size_bytes),
+            dataset.checksum[:12],
+            escape(dataset.source),
+        )
+    _print(table)
+
+
+def print_added(added: AddedDataset) -> None:
+    """Print what came of adding a data set, with every picture that was left out."""
+    dataset = added.dataset
+    counts = ", ".join(f"{len(split.labels_N)} {name}" for name, split in dataset.splits.items())
+    verb = "is there already, its source did not change" if added.reused else "packed"
+    console = _console()
+    console.print(
+        f"{dataset.name} {verb}: {counts} pictures of {dataset.image_size}x{dataset.image_size}, "
+        f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]}",
+        markup=False,
+        highlight=False,
+    )
+    for skipped in added.skipped:
+        console.print(f"  left out: {skipped.name}: {skipped.reason}", markup=False, highlight=False)
+    test = dataset.splits.get("test")
+    if "train" not in dataset.splits:
+        console.print("  no training pictures: this set is for evaluation only", markup=False)
+    elif test is None:
+        console.print(
+            "  no test pictures: runs will report validation only; add them with one more --from", markup=False
+        )
+    elif not test.has_labels:
+        console.print("  the test pictures have no labels: runs will report validation only", markup=False)
+
+
+def print_result(result: RunResult) -> None:
+    """Print one finished run."""
+    lines = [f"{result.recipe}  done in {result.seconds:.0f} s: {_describe_figures(result)}"]
+    if result.epochs is not None:
+        lines[0] += f"; best epoch {result.best_epoch} of {result.epochs}"
+    weights = f", weights sha256 {result.weights_sha256}" if result.weights_sha256 else ""
+    lines.append(f"{result.recipe}  run {result.run_id}{weights}")
+    _console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """Print what happened to each recipe; published figures stand beside full runs on the documented pictures only."""
+    table = _new_table("recipe", "seed", "result", "published", "ours", "best epoch", "seconds", "run")
+    for outcome in outcomes:
+        result = outcome.result
+        if result is None:
+            colour, word = ("yellow", "skipped") if outcome.is_skipped else ("red", "failed")
+            reason = f"[{colour}]{word}[/]: {escape(outcome.error)}"
+            table.add_row(outcome.recipe, str(outcome.seed), reason, "", "", "", "", "")
+            continue
+        kind = "full" if result.profile == "full" else f"{result.profile}, not comparable"
+        table.add_row(
+            outcome.recipe,
+            str(outcome.seed),
+            f"{'kept' if outcome.was_cached else 'done'} ({kind}, {result.dataset})",
+            _percent(get_recipe(outcome.recipe).published_accuracy) if result.profile == "full" else "",
+            _describe_figures(result),
+            "" if result.epochs is None else f"{result.best_epoch}/{result.epochs}",
+            f"{result.seconds:.0f}",
+            result.run_id[:8],
+        )
+    _print(table)
+
+
+# What people look at first of each kind of run: MLflow name -> name in a table.
+_FIGURES = {
+    "supervised": {
+        "test/accuracy": "test accuracy",
+        "test/macro_f1": "macro-F1",
+        "validation/best_accuracy": "validation accuracy",
+    },
+    "simsiam": {
+        "validation/untrained_knn_accuracy": "untrained kNN",
+        "validation/best_accuracy": "best kNN",
+        "test/knn_accuracy": "test kNN",
+        "test/linear_accuracy": "test linear",
+        "validation/linear_accuracy": "validation linear",
+    },
+    "untrained": {"validation/accuracy": "accuracy", "validation/top_class_share": "share of the top class"},
+    "random_features": {
+        "test/knn_accuracy": "kNN",
+        "test/linear_accuracy": "linear",
+        "test/mlp_accuracy": "MLP",
+        "test/untrained_head_accuracy": "untrained head",
+    },
+}
+
+
+def _describe_figures(result: RunResult) -> str:
+    metrics = result.metrics
+    shown = [f"{name} {metrics[key]:.4f}" for key, name in _FIGURES[result.kind].items() if key in metrics]
+    if result.kind == "supervised" and "test/accuracy" not in metrics:
+        shown.insert(0, "no test pictures with labels")
+    if result.kind == "untrained":
+        shown.insert(0, f"{metrics['validation/correct']:.0f} of {metrics['validation/pictures']:.0f} right")
+        shown.append(f"{metrics['validation/distinct_classes']:.0f} classes predicted")
+    return ", ".join(shown)
+
+
+def print_release(release: ReleaseSummary) -> None:
+    """Print what was released, and the proof."""
+    if release.version is None:
+        head = f"{release.name}: dry run, nothing was registered"
+    else:
+        before = f" (version {release.previous_version} before)" if release.previous_version else ""
+        head = f"{release.name}: version {release.version} is champion{before}"
+    tested = "not tested" if release.test_accuracy is None else f"test accuracy {release.test_accuracy:.4f}"
+    _console().print(
+        f"{head}\n  {release.recipe}, run {release.run_id}, {tested}\n"
+        f"  ONNX equals PyTorch on {release.parity_count} {release.parity_split} pictures at batch 1, 7 and 64: every "
+        f"label the same, probabilities within {release.max_difference:.1e}\n  model.onnx sha256 {release.sha256}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_report(report: ReportSummary) -> None:
+    """Print where a report is."""
+    _console().print(
+        f"report on {report.run_count} finished runs\n  {report.page}\n  {report.markdown}\n"
+        f"  MLflow run {report.run_id} in darkroom-reports",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    """Print what the machine can do."""
+    colours = {"ok": "green", "note": "yellow", "missing": "red"}
+    table = _new_table("", "what", "found")
+    for finding in findings:
+        table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.what, escape(finding.found))
+    _print(table)
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{fraction:.1%}"
+
+
+def _new_table(*columns: str) -> Table:
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    return table
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=_LOG_FILE_WIDTH)
+
+
+def _print(table: Table) -> None:
+    _console().print(table)

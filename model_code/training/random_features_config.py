@@ -1,0 +1,36 @@
+"""What the probing of a frozen, untrained network is: one frozen, checked config."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from model_code.training.config import check_network
+from model_code.training.probe_config import RANDOM_FEATURES_LINEAR, RANDOM_FEATURES_MLP, ProbeConfig
+from model_code.training.run_config import ImageSize, RunConfig
+
+
+class RandomFeaturesConfig(RunConfig):
+    """Every setting of one probing of random features, beside those of `RunConfig`.
+
+    Attributes:
+        network: Backbone; key of `model_code.models.networks.NETWORKS`, or None for the pixels themselves.
+        image_size: Height and width that the network sees, pixels; None takes the pictures as they are packed.
+        is_calibrated: Whether BatchNorm's statistics are measured on the training pictures; else they are mean 0 and
+            variance 1, as an untrained network has them.
+        knn_neighbours: How many vote.
+        linear: Settings of the linear probe; its seed is that of the run.
+        mlp: The same of the probe with a hidden layer.
+    """
+
+    kind: Literal["random_features"] = "random_features"
+    network: str | None = None
+    image_size: ImageSize | None = None
+    is_calibrated: bool = False
+    knn_neighbours: int = Field(default=200, ge=1)
+    linear: ProbeConfig = RANDOM_FEATURES_LINEAR
+    mlp: ProbeConfig = RANDOM_FEATURES_MLP
+
+    @field_validator("network")
+    @classmethod
+    def _is_known(cls, network: str | None) -> str | None:
+        return None if network is None else check_network(network)

@@ -1,0 +1,125 @@
+"""What every run's config has in common: which pictures, which seed, how long; and how single settings are changed.
+
+A config is frozen and checked when it is made. `kind` tells the kinds apart wherever a config is read from a file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from model_code.errors import UsageError
+
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+Interval = tuple[PositiveFloat, PositiveFloat]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+ImageSize = Annotated[int, Field(ge=8, le=1024)]
+
+CIFAR10_MEAN: Channels = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD: Channels = (0.2023, 0.1994, 0.2010)
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+
+# Learning rates that grow with the batch are given for this many pictures in a step.
+REFERENCE_BATCH = 256
+
+_FIXED_SETTINGS = {"kind", "recipe", "profile"}
+
+
+class RunConfig(BaseModel):
+    """Settings of every run; two runs with equal configs and data are the same experiment.
+
+    Attributes:
+        recipe: Name of the recipe that made this config.
+        profile: `full` is the documented run, `smoke` takes seconds on two CPU cores, `custom` has settings of its own;
+            only `full` runs are compared with published figures.
+        dataset: Name of a packed data set (`darkroom data list`).
+        batch_size: Pictures in one step.
+        mean: Per channel, subtracted from pictures in [0, 1].
+        std: Per channel, divides them.
+        split_seed: Seed of the choice of pictures; runs that are compared share it.
+        limit_train: Use so many training pictures (before the split, same share of each class); None uses all.
+        limit_test: Use so many test pictures, and so many of validation pictures that the data set brings along; None
+            uses all.
+        seed: Of everything random but the choice of pictures.
+        device: `auto` is CUDA when there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    profile: Literal["full", "smoke", "custom"] = "full"
+    dataset: str = "cifar10"
+    batch_size: int = Field(default=128, ge=2)
+    mean: Channels = CIFAR10_MEAN
+    std: Channels = CIFAR10_STD
+    split_seed: Seed = 42
+    limit_train: int | None = Field(default=None, ge=1)
+    limit_test: int | None = Field(default=None, ge=1)
+    seed: Seed = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("std")
+    @classmethod
+    def _is_positive(cls, std: Channels) -> Channels:
+        if min(std) <= 0:
+            raise ValueError("every channel must be above 0")
+        return std
+
+    def sha256(self) -> str:
+        """Return the hash that names this experiment, hexadecimal."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """Return the config with some settings replaced and everything checked again.
+
+    Args:
+        config: Where to start from.
+        changes: New values by name, `views.hue` for a setting inside another; text is parsed as the setting's type.
+
+    Raises:
+        UsageError: No such setting, or a value outside its range; one line names them.
+    """
+    settings = config.model_dump()
+    allowed = sorted(_list_settings(settings))
+    unknown = sorted(set(changes) - set(allowed))
+    if unknown:
+        raise UsageError(f"no setting {', '.join(map(repr, unknown))}; settings are {', '.join(allowed)}")
+    for name, value in changes.items():
+        outer, _, inner = name.rpartition(".")
+        (settings[outer] if outer else settings)[inner] = value
+    try:
+        return type(config).model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}={first['input']!r}: " if first["loc"] else ""
+        raise UsageError(f"{what}{first['msg']}") from error
+
+
+def _list_settings(settings: Mapping[str, Any]) -> list[str]:
+    plain = [key for key, value in settings.items() if not isinstance(value, dict) and key not in _FIXED_SETTINGS]
+    return plain + [f"{key}.{one}" for key, value in settings.items() if isinstance(value, dict) for one in value]
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Return (key, value) of `key=value`; the value is read as JSON where it is JSON, else as text.
+
+    Raises:
+        UsageError: There is no `=`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {text!r}: write key=value, for example --set learning_rate=0.05")
+    try:
+        return key.strip(), json.loads(value)
+    except (ValueError, RecursionError):
+        return key.strip(), value

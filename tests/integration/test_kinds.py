@@ -1,0 +1,130 @@
+"""Every kind of recipe through the real command, small: SimSiam, fine-tuning, untrained networks, random features."""
+
+import json
+import re
+
+import pytest
+
+SMALL = ("--profile", "smoke", "--set", "dataset=shapes")
+RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shapes(home):
+    from model_code.data.add import add_dataset
+    from model_code.settings import load_settings
+
+    settings = load_settings()
+    add_dataset("shapes", cache_dir=settings.cache_dir, data_dir=settings.data_dir, progress=False)
+
+
+def get_client():
+    from model_code.settings import load_settings
+    from model_code.tracking.store import open_store
+
+    return open_store(load_settings())
+
+
+def train(darkroom, recipe, *options):
+    """The finished MLflow run of a recipe, and what was printed."""
+    done = darkroom("train", recipe, *SMALL, *options)
+    assert done.status == 0, done.err
+    run = get_client().get_run(RUN_LINE.search(done.out).group(1))
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["recipe"] == recipe
+    return run, done.out
+
+
+def test_a_backbone_is_pretrained_then_fine_tuned_and_released(darkroom, home):
+    small = ("--set", "network=resnet18", "--limit-train", 200)
+    orphan = darkroom("train", "simsiam_cifar10_finetuned", *SMALL, *small)
+    assert orphan.status == 1
+    assert "starts from simsiam_cifar10, which has no finished" in orphan.err
+
+    source, out = train(darkroom, "simsiam_cifar10", *small, "--set", "batch_size=40", "--set", "knn_neighbours=20")
+    metrics = source.data.metrics
+    assert "kNN accuracy on validation" in out
+    assert f"untrained kNN {metrics['validation/untrained_knn_accuracy']:.4f}" in out
+    assert 0 < metrics["test/linear_accuracy"] < 1
+    assert 0 < metrics["train/feature_std"] <= 256**-0.5
+    assert source.data.params["views.hue"] == "0.1"
+    assert source.data.tags["kind"] == "simsiam"
+    refused = darkroom("release", source.info.run_id, "--as", "shapes")
+    assert refused.status == 1
+    assert "has no classifier to release; fine-tune its backbone" in refused.err
+
+    # The MLP on top is new, and one epoch at a rate of nearly 0 moves nothing: the backbone is that of the first run.
+    tuned, _ = train(
+        darkroom,
+        "simsiam_cifar10_finetuned",
+        *(*small, "--set", "batch_size=40", "--epochs", 1, "--set", "learning_rate=1e-12"),
+    )
+    assert tuned.data.params["pretrained_weights"] == "recipe:simsiam_cifar10"
+    record = json.loads((home / "checkpoints" / tuned.info.run_id / "run.json").read_text())
+    assert record["pretrained_sha256"] == source.data.tags["weights_sha256"]
+    import safetensors.torch
+
+    before, after = (
+        safetensors.torch.load_file(next((home / "checkpoints" / run.info.run_id).glob("best-*")))
+        for run in (source, tuned)
+    )
+    name = "stages.0.conv1.weight"
+    assert (before[name] - after[name]).abs().max() < 1e-6
+    released = darkroom("release", tuned.info.run_id, "--as", "shapes", "--mode", "dry_run")
+    assert released.status == 0, released.err
+
+
+def test_an_untrained_network_is_evaluated(darkroom):
+    run, out = train(darkroom, "vit_b_16_imagenet_untrained", "--set", "limit_test=30")
+    metrics = run.data.metrics
+    assert metrics["validation/pictures"] == 30
+    assert metrics["validation/accuracy"] == metrics["validation/correct"] / 30
+    assert 1 <= metrics["validation/distinct_classes"] <= 10
+    assert metrics["validation/peak_memory_bytes"] > 1e8
+    assert f"{metrics['validation/correct']:.0f} of 30 right" in out
+    assert "budget" in run.data.tags
+
+
+def test_random_features_are_probed(darkroom):
+    run, out = train(
+        darkroom,
+        "resnet18_cifar10_random_calibrated",
+        *("--limit-train", 200, "--set", "limit_test=60", "--set", "linear.epochs=5", "--set", "mlp.epochs=5"),
+    )
+    metrics = run.data.metrics
+    assert {"test/knn_accuracy", "test/linear_accuracy", "test/mlp_accuracy", "test/untrained_head_accuracy"} <= set(
+        metrics
+    )
+    assert metrics["test/feature_width"] == 512
+    assert f"kNN {metrics['test/knn_accuracy']:.4f}" in out
+    assert run.data.tags["budget"].startswith("custom: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("simsiam_cifar10", "--set", "knn_neighbours=10000"), 2, "memory pictures are fewer than 10000 neighbours"),
+        (("simsiam_cifar10", "--limit-train", 50), 2, "50 training pictures are fewer than one batch"),
+        (("simsiam_cifar10", "--set", "views.hue=2"), 2, "views.hue=2: "),
+        (("simsiam_cifar10", "--set", "learning_rate=0.1"), 2, "no setting 'learning_rate'"),
+        (("resnet50_imagenet_untrained", "--epochs", 3), 2, "no setting 'epochs'"),
+        (("vit_b_16_imagenet_untrained", "--set", "image_size=33"), 2, "multiples of 16"),
+        (("resnet18_food11", "--set", "image_size=64"), 2, "packed at 32 pixels and image_size=64 is larger"),
+        (("resnet18_cifar10_exp", "--set", "pretrained_weights=recipe:nothing"), 2, "no recipe 'nothing'"),
+    ],
+)
+def test_impossible_runs_are_one_line_and_leave_no_run(darkroom, arguments, status, message):
+    client = get_client()
+    [experiment] = [found for found in client.search_experiments() if found.name == "darkroom"]
+    before = len(client.search_runs([experiment.experiment_id]))
+    done = darkroom("train", arguments[0], *SMALL, *arguments[1:])
+    assert done.status == status, done.err
+    assert message in done.err.splitlines()[-1]
+    assert len(client.search_runs([experiment.experiment_id])) == before
+
+
+def test_recipes_whose_pictures_are_not_here_are_skipped(darkroom):
+    done = darkroom("train-all", "--profile", "smoke", "--only", "*food11*")
+    assert done.status == 1
+    assert done.out.count("skipped: data set 'food11' is not in") >= 3
+    assert "darkroom data add food11 --from PATH" in done.out
