@@ -43,7 +43,7 @@ report: setup ## Published figures beside ours, verdicts, curves: .darkroom/repo
 	$(DARKROOM) report $(ARGS)
 
 release: setup ## Make a recipe's best run the champion (ARGS="RECIPE --as cifar10")
-	$(DARKROOM) release $(or $(ARGS),resnet18_cifar10_exp6 --as cifar10)
+	$(DARKROOM) release $(or $(ARGS),resnet18_cifar10_strong --as cifar10)
 
 serve: setup ## Answer predictions at http://127.0.0.1:3000
 	$(DARKROOM) serve $(ARGS)

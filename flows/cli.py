@@ -11,7 +11,7 @@ from model_code.settings import load_settings
 from serving.errors import ServingError
 
 if TYPE_CHECKING:
-    from model_code.training.config import TrainingConfig
+    from model_code.training.run_folder import AnyConfig
 
 PROFILES = click.Choice(["full", "smoke"])
 
@@ -51,13 +51,13 @@ def darkroom() -> None:
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List every recipe with its published figure, or show one recipe's evidence."""
-    from flows import reports
+    from flows import printing
     from model_code.recipes.catalog import RECIPES, get_recipe
 
     if name is None:
-        reports.print_recipes(list(RECIPES.values()))
+        printing.print_recipes(list(RECIPES.values()))
     else:
-        reports.print_recipe(get_recipe(name))
+        printing.print_recipe(get_recipe(name))
 
 
 @darkroom.group()
@@ -85,19 +85,19 @@ def data_add(name: str, sources: tuple[Path, ...], download: bool, image_size: i
 
     check_arguments(name, sources, download, image_size)  # before anything slow starts
     _configure()
-    from flows import reports
+    from flows import printing
     from flows.data import data_flow
 
-    reports.print_added(data_flow(name, [source.resolve() for source in sources], download, image_size))
+    printing.print_added(data_flow(name, [source.resolve() for source in sources], download, image_size))
 
 
 @data.command("list")
 def data_list() -> None:
     """List the packed data sets: counts, classes, size, checksum."""
-    from flows import reports
+    from flows import printing
     from model_code.data.cache import list_datasets
 
-    reports.print_datasets(list_datasets(load_settings().cache_dir))
+    printing.print_datasets(list_datasets(load_settings().cache_dir))
 
 
 @darkroom.command()
@@ -123,29 +123,44 @@ def train(
     config = _build_config(recipe, profile, {"seed": seed, "epochs": epochs, "limit_train": limit_train}, assignments)
     open_dataset(config.dataset, load_settings().cache_dir)  # before anything slow starts
     _configure()
-    from flows import reports
+    from flows import printing
     from flows.train import train_flow
 
-    reports.print_result(train_flow(config, resume_run_id))
+    printing.print_result(train_flow(config, resume_run_id))
 
 
 @darkroom.command("train-all")
 @click.option("--profile", type=PROFILES, default="full", show_default=True)
 @click.option("--only", "pattern", default="*", metavar="GLOB", help="Recipes by name, e.g. 'resnet18_*'.")
-@click.option("--seed", type=int)
+@click.option(
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    help="Repeatable. Without it: three where a claim rests on a difference, else one; in smoke runs one.",
+)
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="For every recipe; repeatable.")
-def train_all(profile: str, pattern: str, seed: int | None, assignments: tuple[str, ...]) -> None:
-    """Train every recipe, one after another; what was trained before with the same settings is kept."""
+def train_all(profile: str, pattern: str, seeds: tuple[int, ...], assignments: tuple[str, ...]) -> None:
+    """Train every recipe, one after another; what was trained before with the same settings is kept.
+
+    Recipes whose pictures are not here are skipped.
+    """
     from model_code.recipes.catalog import match_recipes
 
-    configs = [_build_config(entry.name, profile, {"seed": seed}, assignments) for entry in match_recipes(pattern)]
+    has_seed = any(assignment.startswith("seed=") for assignment in assignments)
+    configs = [
+        _build_config(entry.name, profile, {"seed": seed}, assignments)
+        for entry in match_recipes(pattern)
+        for seed in seeds or ((None,) if has_seed else entry.seeds if profile == "full" else entry.seeds[:1])
+    ]
     _configure()
-    from flows import reports
+    from flows import printing
     from flows.train_all import train_all_flow
 
     outcomes = train_all_flow(configs)
-    reports.print_outcomes(outcomes)
-    if any(outcome.result is None for outcome in outcomes):
+    printing.print_outcomes(outcomes)
+    has_failed = any(outcome.result is None and not outcome.is_skipped for outcome in outcomes)
+    if has_failed or all(outcome.is_skipped for outcome in outcomes):
         sys.exit(1)
 
 
@@ -156,10 +171,10 @@ def train_all(profile: str, pattern: str, seed: int | None, assignments: tuple[s
 def release(source: str, name: str, mode: str) -> None:
     """Export a run to ONNX, prove it equal, register it and make it champion."""
     _configure()
-    from flows import reports
+    from flows import printing
     from flows.release import release_flow
 
-    reports.print_release(release_flow(source, name, mode))
+    printing.print_release(release_flow(source, name, mode))
 
 
 @darkroom.command()
@@ -171,10 +186,10 @@ def report(out: Path | None) -> None:
     """
     folder = (out or load_settings().home / "report").resolve()
     _configure()
-    from flows import reports
+    from flows import printing
     from flows.report import report_flow
 
-    reports.print_report(report_flow(folder))
+    printing.print_report(report_flow(folder))
 
 
 @darkroom.command()
@@ -221,7 +236,7 @@ def ui(port: int) -> None:
 def doctor() -> None:
     """Say what this machine can do, and what is missing."""
     from flows.doctor import examine_machine
-    from flows.reports import print_findings
+    from flows.printing import print_findings
 
     findings = examine_machine()
     print_findings(findings)
@@ -249,9 +264,9 @@ def _configure() -> None:
 
 def _build_config(
     recipe: str, profile: str, options: dict[str, int | None], assignments: tuple[str, ...]
-) -> "TrainingConfig":
+) -> "AnyConfig":
     from model_code.recipes.catalog import build_config
-    from model_code.training.config import parse_assignment
+    from model_code.training.run_config import parse_assignment
 
     changes = dict(map(parse_assignment, assignments))
     return build_config(recipe, profile, changes | {key: value for key, value in options.items() if value is not None})

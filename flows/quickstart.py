@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.data import data_flow
+from flows.printing import print_added, print_outcomes, print_release
 from flows.release import release_flow
-from flows.reports import print_added, print_outcomes, print_release
 from flows.train_all import train_all_flow
 from model_code.data.cache import PackedDataset
 from model_code.errors import DarkroomError
@@ -40,7 +40,7 @@ def quickstart_flow(port: int = 0) -> bool:
     if not trained:
         print_outcomes(outcomes)
         return False
-    best = max(trained, key=lambda result: result.validation_accuracy)
+    best = max(trained, key=lambda result: result.metrics["validation/best_accuracy"])
     released = release_flow(best.run_id, DATASET)
     with tempfile.TemporaryDirectory() as scratch:
         pictures = _save_pictures(added.dataset, Path(scratch))

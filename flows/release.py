@@ -21,7 +21,8 @@ from model_code.settings import Settings, load_settings
 from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run
 from model_code.tracking.provenance import read_versions
 from model_code.tracking.store import open_store
-from model_code.training.pictures import Pictures, TrainingPictures, load_pictures
+from model_code.training.config import TrainingConfig
+from model_code.training.pictures import load_pictures
 from model_code.training.run_folder import RunFolder, RunRecord, open_run_folder
 from model_code.training.supervised import load_model
 from serving.bundle import Manifest, Pointer, hash_file, read_bundle, write_bundle, write_pointer
@@ -105,7 +106,8 @@ def _is_usable(settings: Settings, run: FinishedRun) -> bool:
 def export_task(folder: RunFolder, model_file: Path) -> Parity:
     """Write the ONNX file of a run's best weights and measure it against PyTorch."""
     record, result = folder.record, folder.result
-    if result is None:
+    config = _check_is_classifier(record)
+    if result is None or result.best_weights is None:
         raise ReleaseError(f"run {record.run_id} is not complete; repeat its train command first")
     weights = folder.path / result.best_weights
     if hash_file(weights) != result.weights_sha256:
@@ -113,10 +115,10 @@ def export_task(folder: RunFolder, model_file: Path) -> Parity:
     dataset = open_dataset(record.config.dataset, load_settings().cache_dir)
     if dataset.checksum != record.data_checksum:
         raise ReleaseError(f"the {dataset.name} pictures are not those of run {record.run_id}; train again")
-    pictures = load_pictures(dataset, record.config, torch.device("cpu"))
-    model = load_model(record.config, len(dataset.classes), weights)
+    every_picture = config.model_copy(update={"limit_test": None})
+    split, compared = load_pictures(dataset, every_picture, torch.device("cpu")).final
+    model = load_model(config, len(dataset.classes), dataset.image_size, weights)
     export_onnx(model, dataset.image_size, model_file)
-    split, compared = _choose_split(pictures)
     return measure_parity(model, model_file, split, compared.images_NHWC, compared.labels_N)
 
 
@@ -129,8 +131,13 @@ def register_task(bundle: Path) -> tuple[str, str | None]:
     return version, set_champion(client, manifest.name, version)
 
 
-def _choose_split(pictures: TrainingPictures) -> tuple[str, Pictures]:
-    return ("test", pictures.test) if pictures.test is not None else ("validation", pictures.validation)
+def _check_is_classifier(record: RunRecord) -> TrainingConfig:
+    if not isinstance(record.config, TrainingConfig):
+        raise ReleaseError(
+            f"run {record.run_id} of {record.config.recipe} has no classifier to release; fine-tune its backbone: "
+            "darkroom train RECIPE --set pretrained_weights=recipe:" + record.config.recipe
+        )
+    return record.config
 
 
 def _describe(name: str, run: FinishedRun, record: RunRecord, model_file: Path, parity: Parity) -> Manifest:

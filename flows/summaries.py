@@ -56,11 +56,22 @@ class ReportSummary(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What happened to one recipe of train-all: its result, or the reason why there is none."""
+    """What happened to one run of train-all: its result, or the reason why there is none.
+
+    Attributes:
+        recipe: Recipe name.
+        seed: Of the run.
+        result: None when there is none.
+        was_cached: Whether the result is that of an earlier run.
+        is_skipped: Whether the run was not tried, since its pictures are not here.
+        error: Why there is no result.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str
+    seed: int
     result: RunResult | None = None
     was_cached: bool = False
+    is_skipped: bool = False
     error: str = ""

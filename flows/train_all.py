@@ -1,4 +1,4 @@
-"""Train every recipe, one after another; a recipe that fails does not stop the others."""
+"""Run every recipe, one after another; one that fails does not stop the others."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,18 @@ from prefect import flow
 
 from flows.summaries import Outcome
 from flows.train import identify_inputs, train_task
+from model_code.data.cache import is_added
 from model_code.errors import DarkroomError, TrainingError
 from model_code.settings import load_settings
-from model_code.training.config import TrainingConfig
-from model_code.training.run_folder import RunResult, open_run_folder
+from model_code.training.run_folder import AnyConfig, RunResult, open_run_folder
 
 
 @flow(name="train-all")
-def train_all_flow(configs: Sequence[TrainingConfig]) -> list[Outcome]:
+def train_all_flow(configs: Sequence[AnyConfig]) -> list[Outcome]:
     """Return one outcome for each config, in order.
 
-    A recipe whose config and data were trained before is not trained again: its kept result is returned.
+    A recipe whose config and data were trained before is not trained again: its kept result is returned. One whose
+    data set was never added is skipped.
     """
     outcomes = []
     for number, config in enumerate(configs, start=1):
@@ -25,11 +26,11 @@ def train_all_flow(configs: Sequence[TrainingConfig]) -> list[Outcome]:
     return outcomes
 
 
-def _train_one(config: TrainingConfig) -> Outcome:
+def _train_one(config: AnyConfig) -> Outcome:
     try:
         inputs = identify_inputs(config)
     except DarkroomError as error:
-        return _fail(config, error)
+        return _fail(config, error, is_skipped=not is_added(config.dataset, load_settings().cache_dir))
     state = train_task(config, inputs, return_state=True)
     was_cached = state.name == "Cached"
     if was_cached and not _is_still_there(state.result()):
@@ -42,7 +43,7 @@ def _train_one(config: TrainingConfig) -> Outcome:
         return _fail(config, result)
     if was_cached:
         print(f"{config.recipe}  kept from run {result.run_id}: same settings, pictures and code", flush=True)
-    return Outcome(recipe=config.recipe, result=result, was_cached=was_cached)
+    return Outcome(recipe=config.recipe, seed=config.seed, result=result, was_cached=was_cached)
 
 
 def _is_still_there(result: RunResult) -> bool:
@@ -52,9 +53,9 @@ def _is_still_there(result: RunResult) -> bool:
         return False
 
 
-def _fail(config: TrainingConfig, error: BaseException) -> Outcome:
+def _fail(config: AnyConfig, error: BaseException, *, is_skipped: bool = False) -> Outcome:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not isinstance(error, DarkroomError):
         reason = f"{type(error).__name__}: {reason}"
-    print(f"{config.recipe}  failed: {reason}", flush=True)
-    return Outcome(recipe=config.recipe, error=reason)
+    print(f"{config.recipe}  {'skipped' if is_skipped else 'failed'}: {reason}", flush=True)
+    return Outcome(recipe=config.recipe, seed=config.seed, error=reason, is_skipped=is_skipped)

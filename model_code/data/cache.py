@@ -185,6 +185,11 @@ def read_manifest(name: str, cache_dir: Path) -> CacheManifest:
     return manifest
 
 
+def is_added(name: str, cache_dir: Path) -> bool:
+    """Whether a data set of that name was ever added, damaged or not."""
+    return (cache_dir / name / MANIFEST_FILE).exists()
+
+
 def list_datasets(cache_dir: Path) -> list[DatasetSummary]:
     """Return what is in the cache, sorted by name; damaged data sets are listed with their damage."""
     if not cache_dir.is_dir():

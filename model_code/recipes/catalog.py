@@ -1,16 +1,42 @@
-"""Recipes by name. A recipe is a function without arguments that returns a full TrainingConfig."""
+"""Recipes by name. A recipe is a function without arguments that returns a full config of any kind."""
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 from model_code.errors import UsageError
-from model_code.training.config import TrainingConfig, override
+from model_code.training.run_config import RunConfig, override
+from model_code.training.run_folder import AnyConfig
 
-SMOKE_EPOCHS = 2
-SMOKE_PICTURES = 1000
+# What a smoke run of each kind changes; a recipe may change more.
+SMOKE = {
+    "supervised": {"epochs": 2, "limit_train": 640, "limit_test": 200},
+    "simsiam": {
+        "epochs": 2,
+        "limit_train": 640,
+        "limit_test": 200,
+        "batch_size": 64,
+        "monitor_every_epochs": 1,
+        "embedding_width": 256,
+        "bottleneck_width": 64,
+        "linear.epochs": 20,
+        "linear.warmup_epochs": 2,
+    },
+    "untrained": {"limit_test": 100, "batch_size": 50, "image_size": 32},
+    "random_features": {
+        "limit_train": 500,
+        "limit_test": 200,
+        "image_size": 32,
+        "knn_neighbours": 50,
+        "linear.epochs": 20,
+        "linear.warmup_epochs": 2,
+        "mlp.epochs": 20,
+        "mlp.warmup_epochs": 2,
+    },
+}
+DEFAULT_SEEDS = (0,)
 
 
 @dataclass(frozen=True)
@@ -20,12 +46,16 @@ class Recipe:
     Attributes:
         name: `<architecture>_<data set>_<variant>`.
         build: Returns the full config.
-        published_accuracy: Validation accuracy that the article reports, in [0, 1]; None if it is not in the article.
+        published_accuracy: Accuracy that the article reports, in [0, 1]; None if it is not in the article.
+        seeds: Those that `train-all` runs in full; several where a claim rests on a difference.
+        smoke: Settings of its smoke run that differ from those of its kind.
     """
 
     name: str
-    build: Callable[[], TrainingConfig]
+    build: Callable[[], AnyConfig]
     published_accuracy: float | None
+    seeds: tuple[int, ...] = DEFAULT_SEEDS
+    smoke: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -41,13 +71,19 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {}
 
 
-def recipe(
-    published_accuracy: float | None,
-) -> Callable[[Callable[[], TrainingConfig]], Callable[[], TrainingConfig]]:
-    """Enter a recipe function into the catalog under its own name."""
+Build = TypeVar("Build", bound=Callable[[], AnyConfig])
 
-    def enter(build: Callable[[], TrainingConfig]) -> Callable[[], TrainingConfig]:
-        RECIPES[build.__name__] = Recipe(build.__name__, build, published_accuracy)
+
+def recipe(
+    published_accuracy: float | None = None,
+    *,
+    seeds: tuple[int, ...] = DEFAULT_SEEDS,
+    smoke: Mapping[str, Any] | None = None,
+) -> Callable[[Build], Build]:
+    """Enter a recipe function into the catalog under its own name; the arguments are those of `Recipe`."""
+
+    def enter(build: Build) -> Build:
+        RECIPES[build.__name__] = Recipe(build.__name__, build, published_accuracy, seeds, smoke or {})
         return build
 
     return enter
@@ -80,29 +116,60 @@ def match_recipes(pattern: str) -> list[Recipe]:
     return found
 
 
-def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | None = None) -> TrainingConfig:
+def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | None = None) -> AnyConfig:
     """Return the config of one run of a recipe.
 
     Args:
         name: Recipe name.
-        profile: `full`, or `smoke`: few pictures, few epochs, everything else the same.
+        profile: `full`, or `smoke`: few pictures, few epochs, a smaller network where the recipe's is large.
         changes: Settings that replace the recipe's. The run is then `custom`, unless only the seed, the device or the
             place of the pretrained weights change (or, in a smoke run, the data set).
 
     Raises:
         UsageError: No such recipe or setting, or a value outside its range.
     """
-    documented = get_recipe(name).build()
-    if profile == "smoke":
-        documented = documented.model_copy(
-            update={"profile": "smoke", "epochs": SMOKE_EPOCHS, "limit_train": SMOKE_PICTURES}
-        )
+    documented = _build_documented(get_recipe(name), profile)
     config = override(documented, changes or {})
-    neutral = {"seed", "device"} | (
-        {"pretrained_weights"} if documented.pretrained_weights and config.pretrained_weights else set()
-    )
+    neutral = {"seed", "device"}
+    if all(getattr(one, "pretrained_weights", None) for one in (documented, config)):
+        neutral.add("pretrained_weights")
     if profile == "smoke":
         neutral.add("dataset")
     if config.model_dump(exclude=neutral) == documented.model_dump(exclude=neutral):
         return config
     return config.model_copy(update={"profile": "custom"})
+
+
+def describe_budget(config: RunConfig) -> str:
+    """Return what a run's figures may be compared with: `full`, `smoke`, or `custom: ` and the settings that differ."""
+    if config.profile != "custom":
+        return config.profile
+    documented = _flatten(get_recipe(config.recipe).build())
+    changed = [
+        f"{key}={value}"
+        for key, value in _flatten(config).items()
+        if value != documented[key] and key not in _NO_BUDGET
+    ]
+    return f"custom: {', '.join(changed)}"
+
+
+_NO_BUDGET = {"kind", "recipe", "profile", "seed", "device"}
+
+
+def _build_documented(entry: Recipe, profile: str) -> AnyConfig:
+    documented: AnyConfig = entry.build()
+    if profile != "smoke":
+        return documented
+    smaller = override(documented, {**SMOKE[documented.kind], **entry.smoke})
+    return smaller.model_copy(update={"profile": "smoke"})
+
+
+def _flatten(config: RunConfig) -> dict[str, Any]:
+    settings = config.model_dump(mode="json")
+    inner = {
+        f"{key}.{name}": one
+        for key, value in settings.items()
+        if isinstance(value, dict)
+        for name, one in value.items()
+    }
+    return {key: value for key, value in settings.items() if not isinstance(value, dict)} | inner

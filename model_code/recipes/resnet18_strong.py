@@ -4,7 +4,7 @@ from model_code.recipes.catalog import recipe
 from model_code.training.config import TrainingConfig
 
 
-@recipe(published_accuracy=None)
+@recipe(smoke={"limit_train": 320, "warmup_epochs": 1})
 def resnet18_cifar10_strong() -> TrainingConfig:
     """Full-resolution ResNet-18, SGD with Nesterov, cosine, label smoothing, cutout, moving average of the weights.
 

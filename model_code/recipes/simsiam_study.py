@@ -54,7 +54,7 @@ def simsiam_food11() -> SimSiamConfig:
     )
 
 
-@recipe(smoke=SMALL_NETWORK)
+@recipe(seeds=(0, 1, 2), smoke=SMALL_NETWORK)
 def simsiam_cifar10_finetuned() -> TrainingConfig:
     """The whole network trained from the backbone of simsiam_cifar10, settings of exp6 without the max-pool.
 

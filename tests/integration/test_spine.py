@@ -52,12 +52,12 @@ def test_train_release_serve_predict(darkroom, home, shapes):
     assert trained.status == 0, trained.err
     run_id = RUN_LINE.search(trained.out).group(1)
     result = read_result(home, run_id)
-    assert f"test accuracy {result['test_accuracy']:.4f}" in trained.out
+    assert f"test accuracy {result['metrics']['test/accuracy']:.4f}" in trained.out
 
     client = get_client()
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["test/accuracy"] == result["test_accuracy"]
+    assert run.data.metrics["test/accuracy"] == result["metrics"]["test/accuracy"]
     assert run.data.params["learning_rate"] == "0.01"
     assert run.data.tags["data_checksum"] == shapes.checksum
     assert run.data.tags["published_accuracy"] == "0.827"
@@ -111,7 +111,7 @@ def check_service(darkroom, home, shapes, result, manifest):
         labels = [shapes.classes[label] for label in test.labels_N]
         predicted = [answer["predictions"][0]["label"] for answer in answers]
         right = sum(a == b for a, b in zip(predicted, labels, strict=True))
-        assert right / len(labels) == pytest.approx(result["test_accuracy"], abs=1e-12)
+        assert right / len(labels) == pytest.approx(result["metrics"]["test/accuracy"], abs=1e-12)
         assert answers[0]["model"]["sha256"] == manifest.sha256
         assert answers[0]["provider"].endswith("ExecutionProvider")
 

@@ -5,14 +5,7 @@ import sys
 import pytest
 
 from model_code.errors import UsageError
-from model_code.recipes.catalog import (
-    RECIPES,
-    SMOKE_EPOCHS,
-    SMOKE_PICTURES,
-    build_config,
-    get_recipe,
-    match_recipes,
-)
+from model_code.recipes.catalog import RECIPES, build_config, describe_budget, get_recipe, match_recipes
 from model_code.training.config import TrainingConfig
 
 DECAY = (0.3, 0.6, 0.9)
@@ -32,7 +25,17 @@ NO_POOL = {
     "resnet18_cifar10_exp3_nopool": ("resnet18_improved_nopool", 0.01, (), None, None),
     "resnet18_cifar10_exp6_nopool": ("resnet18_improved_nopool", 0.01, DECAY, None, None),
 }
-STUDY = PUBLISHED | NO_POOL
+INITIALISATION = {
+    "resnet18_cifar10_exp_default": ("resnet18_torchvision_default", 0.01, (), None, None),
+    "resnet18_cifar10_exp2_fan_out": ("resnet18_fan_out", 0.01, (), None, None),
+}
+STUDY = PUBLISHED | NO_POOL | INITIALISATION
+# What a smoke run may change: how much is done, on how large pictures, by how large a network.
+SIZES = {
+    *("profile", "epochs", "warmup_epochs", "limit_train", "limit_test", "batch_size", "network", "image_size"),
+    *("views", "projector_layers", "embedding_width", "bottleneck_width", "monitor_every_epochs", "knn_neighbours"),
+    *("linear", "mlp"),
+}
 
 
 def find_line(evidence, start):
@@ -95,13 +98,46 @@ def test_no_two_recipes_are_the_same_experiment():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_smoke_changes_the_budget_only(name):
+def test_smoke_changes_sizes_only(name):
     full, smoke = build_config(name), build_config(name, "smoke")
     assert full == RECIPES[name].build()
-    assert (smoke.profile, smoke.epochs, smoke.limit_train) == ("smoke", SMOKE_EPOCHS, SMOKE_PICTURES)
-    budget = {"profile", "epochs", "limit_train"}
-    assert smoke.model_dump(exclude=budget) == full.model_dump(exclude=budget)
+    assert smoke.profile == "smoke"
+    assert smoke.limit_test <= 200
+    assert smoke.model_dump(exclude=SIZES) == full.model_dump(exclude=SIZES)
     assert smoke.sha256() != full.sha256()
+    assert (describe_budget(full), describe_budget(smoke)) == ("full", "smoke")
+
+
+def test_what_a_run_starts_from_has_the_same_network_and_stands_before_it():
+    names = list(RECIPES)
+    started = [
+        name for name in names if str(getattr(build_config(name), "pretrained_weights", "")).startswith("recipe:")
+    ]
+    assert started == ["simsiam_cifar10_finetuned", "simsiam_food11_finetuned"]
+    for name in started:
+        source = build_config(name).pretrained_weights.removeprefix("recipe:")
+        assert names.index(source) < names.index(name)
+        for profile in ("full", "smoke"):
+            before, after = build_config(source, profile), build_config(name, profile)
+            assert (before.network, before.dataset) == (after.network, after.dataset)
+
+
+def test_budgets_of_custom_runs_name_what_differs_from_the_documented_run():
+    changes = {"epochs": 5, "limit_train": 500, "seed": 3, "device": "cpu"}
+    assert describe_budget(build_config("resnet18_cifar10_exp", "full", changes)) == "custom: limit_train=500, epochs=5"
+    inner = build_config("simsiam_cifar10", "full", {"views.hue": 0.2, "linear.epochs": 20})
+    assert describe_budget(inner) == "custom: views.hue=0.2, linear.epochs=20"
+    from_smoke = build_config("resnet18_cifar10_exp", "smoke", {"epochs": 1})
+    assert describe_budget(from_smoke) == "custom: limit_train=640, limit_test=200, epochs=1"
+
+
+def test_recipes_on_whose_difference_a_claim_rests_have_three_seeds():
+    from model_code.report.questions import QUESTIONS
+
+    contrasts = [contrast for question in QUESTIONS for contrast in question.contrasts]
+    compared = {recipe for contrast in contrasts for recipe in (contrast.treatment, contrast.control)}
+    assert len(compared) > 10
+    assert {name for name in compared if len(RECIPES[name].seeds) < 3} == set()
 
 
 @pytest.mark.parametrize("profile", ["full", "smoke"])
