@@ -15,7 +15,7 @@ from model_code.disk import format_size
 from model_code.recipes.catalog import Recipe, get_recipe
 from model_code.training.run_folder import RunResult
 
-_LOG_FILE_WIDTH = 140
+_LOG_FILE_WIDTH = 160
 
 
 def print_recipes(recipes: Sequence[Recipe]) -> None:
@@ -93,27 +93,28 @@ def print_result(result: RunResult) -> None:
 
 
 def print_outcomes(outcomes: Sequence[Outcome]) -> None:
-    """Print what happened to each recipe; published figures stand beside full runs on the documented pictures only."""
-    table = _new_table("recipe", "seed", "result", "published", "ours", "best epoch", "seconds", "run")
+    """Print what happened to each run; published figures stand beside full runs only."""
+    table = _new_table("recipe", "seed", "", "budget", "published", "ours", "best epoch", "seconds", "run")
     for outcome in outcomes:
         result = outcome.result
         if result is None:
             colour, word = ("yellow", "skipped") if outcome.is_skipped else ("red", "failed")
-            reason = f"[{colour}]{word}[/]: {escape(outcome.error)}"
-            table.add_row(outcome.recipe, str(outcome.seed), reason, "", "", "", "", "")
+            table.add_row(outcome.recipe, str(outcome.seed), f"[{colour}]{word}[/]", "", "", escape(outcome.error))
             continue
-        kind = "full" if result.profile == "full" else f"{result.profile}, not comparable"
         table.add_row(
             outcome.recipe,
             str(outcome.seed),
-            f"{'kept' if outcome.was_cached else 'done'} ({kind}, {result.dataset})",
+            "kept" if outcome.was_cached else "done",
+            f"{result.profile} on {escape(result.dataset)}",
             _percent(get_recipe(outcome.recipe).published_accuracy) if result.profile == "full" else "",
-            _describe_figures(result),
+            _describe_figures(result, "{:.1%}"),
             "" if result.epochs is None else f"{result.best_epoch}/{result.epochs}",
             f"{result.seconds:.0f}",
             result.run_id[:8],
         )
     _print(table)
+    if any(outcome.result is not None and outcome.result.profile != "full" for outcome in outcomes):
+        _console().print("Smoke and custom runs show that everything works; their figures compare with nothing.")
 
 
 # What people look at first of each kind of run: MLflow name -> name in a table.
@@ -130,24 +131,26 @@ _FIGURES = {
         "test/linear_accuracy": "test linear",
         "validation/linear_accuracy": "validation linear",
     },
-    "untrained": {"validation/accuracy": "accuracy", "validation/top_class_share": "share of the top class"},
     "random_features": {
         "test/knn_accuracy": "kNN",
         "test/linear_accuracy": "linear",
         "test/mlp_accuracy": "MLP",
-        "test/untrained_head_accuracy": "untrained head",
+        "test/untrained_head_accuracy": "head",
     },
 }
 
 
-def _describe_figures(result: RunResult) -> str:
+def _describe_figures(result: RunResult, form: str = "{:.4f}") -> str:
     metrics = result.metrics
-    shown = [f"{name} {metrics[key]:.4f}" for key, name in _FIGURES[result.kind].items() if key in metrics]
+    if result.kind == "untrained":
+        share = form.format(metrics["validation/top_class_share"])
+        return (
+            f"{metrics['validation/correct']:.0f} of {metrics['validation/pictures']:.0f} right, "
+            f"{metrics['validation/distinct_classes']:.0f} classes, top class {share}"
+        )
+    shown = [f"{name} {form.format(metrics[key])}" for key, name in _FIGURES[result.kind].items() if key in metrics]
     if result.kind == "supervised" and "test/accuracy" not in metrics:
         shown.insert(0, "no test pictures with labels")
-    if result.kind == "untrained":
-        shown.insert(0, f"{metrics['validation/correct']:.0f} of {metrics['validation/pictures']:.0f} right")
-        shown.append(f"{metrics['validation/distinct_classes']:.0f} classes predicted")
     return ", ".join(shown)
 
 

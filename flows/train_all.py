@@ -7,7 +7,7 @@ from prefect import flow
 from flows.summaries import Outcome
 from flows.train import identify_inputs, train_task
 from model_code.data.cache import is_added
-from model_code.errors import DarkroomError, TrainingError
+from model_code.errors import DarkroomError, DownloadError, TrainingError
 from model_code.settings import load_settings
 from model_code.training.run_folder import AnyConfig, RunResult, open_run_folder
 
@@ -17,7 +17,7 @@ def train_all_flow(configs: Sequence[AnyConfig]) -> list[Outcome]:
     """Return one outcome for each config, in order.
 
     A recipe whose config and data were trained before is not trained again: its kept result is returned. One whose
-    data set was never added is skipped.
+    data set was never added, or whose pretrained weights cannot be downloaded, is skipped.
     """
     outcomes = []
     for number, config in enumerate(configs, start=1):
@@ -30,7 +30,7 @@ def _train_one(config: AnyConfig) -> Outcome:
     try:
         inputs = identify_inputs(config)
     except DarkroomError as error:
-        return _fail(config, error, is_skipped=not is_added(config.dataset, load_settings().cache_dir))
+        return _fail(config, error)
     state = train_task(config, inputs, return_state=True)
     was_cached = state.name == "Cached"
     if was_cached and not _is_still_there(state.result()):
@@ -53,9 +53,10 @@ def _is_still_there(result: RunResult) -> bool:
         return False
 
 
-def _fail(config: AnyConfig, error: BaseException, *, is_skipped: bool = False) -> Outcome:
+def _fail(config: AnyConfig, error: BaseException) -> Outcome:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not isinstance(error, DarkroomError):
         reason = f"{type(error).__name__}: {reason}"
+    is_skipped = isinstance(error, DownloadError) or not is_added(config.dataset, load_settings().cache_dir)
     print(f"{config.recipe}  {'skipped' if is_skipped else 'failed'}: {reason}", flush=True)
     return Outcome(recipe=config.recipe, seed=config.seed, error=reason, is_skipped=is_skipped)

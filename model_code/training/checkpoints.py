@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model_code.disk import write_atomically
-from model_code.errors import TrainingError
+from model_code.errors import DownloadError, TrainingError
 from model_code.training.run_folder import STATE_FILE
 
 LAST_FILE = "last.safetensors"
@@ -102,7 +102,8 @@ def load_pretrained(network: nn.Module, source: str) -> None:
         source: A .safetensors file, a file of torch.save, or `torchvision` for its ImageNet weights (a download).
 
     Raises:
-        TrainingError: The file is missing, is no weights file, or does not fit; or the download failed.
+        TrainingError: The file is missing, is no weights file, or does not fit.
+        DownloadError: The download failed.
     """
     weights = _download_torchvision() if source == "torchvision" else _read_state_dict(Path(source))
     # The last layer belongs to the old classes; BatchNorm's counter is not in files from before torch 0.4.1.
@@ -184,7 +185,7 @@ def _download_torchvision() -> dict[str, Tensor]:
     try:
         return dict(ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
-        raise TrainingError(
+        raise DownloadError(
             f"torchvision's ImageNet weights could not be downloaded ({_first_line(error)}); "
             "give a file with --set pretrained_weights=PATH"
         ) from error
