@@ -85,6 +85,8 @@ def print_added(added: AddedDataset) -> None:
 def print_result(result: RunResult) -> None:
     """Print one finished run."""
     lines = [f"{result.recipe}  done in {result.seconds:.0f} s: {_describe_figures(result)}"]
+    if "test/macro_f1" in result.metrics:
+        lines[0] += f", macro-F1 {result.metrics['test/macro_f1']:.4f}"
     if result.epochs is not None:
         lines[0] += f"; best epoch {result.best_epoch} of {result.epochs}"
     weights = f", weights sha256 {result.weights_sha256}" if result.weights_sha256 else ""
@@ -121,7 +123,6 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
 _FIGURES = {
     "supervised": {
         "test/accuracy": "test accuracy",
-        "test/macro_f1": "macro-F1",
         "validation/best_accuracy": "validation accuracy",
     },
     "simsiam": {

@@ -46,7 +46,7 @@ def test_a_backbone_is_pretrained_then_fine_tuned_and_released(darkroom, home):
     assert "kNN accuracy on validation" in out
     assert f"untrained kNN {metrics['validation/untrained_knn_accuracy']:.4f}" in out
     assert 0 < metrics["test/linear_accuracy"] < 1
-    assert 0 < metrics["train/feature_std"] <= 256**-0.5
+    assert 0 < metrics["train/feature_std"] < 1.1 * 256**-0.5
     assert source.data.params["views.hue"] == "0.1"
     assert source.data.tags["kind"] == "simsiam"
     refused = darkroom("release", source.info.run_id, "--as", "shapes")
