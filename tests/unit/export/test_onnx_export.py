@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from model_code.export.onnx_export import INPUT_NAME, OPSET, OUTPUT_NAME, export_onnx
-from model_code.training.supervised import build_model
+from model_code.training.checkpoints import save_weights
+from model_code.training.supervised import build_model, load_model
 from tests.unit.training.small_runs import draw_pictures, make_config
 
 CLASSES = 10
@@ -125,3 +126,23 @@ def test_a_model_in_training_mode_is_exported_for_evaluation(tmp_path):
     assert session.get_inputs()[0].shape == ["batch", 12, 12, 3]
     assert np.abs(ask_onnx(session, images) - expected).max() < 1e-5
     assert level_after == logging.DEBUG
+
+
+def test_what_is_served_sees_the_middle_twice_as_the_test_did(tmp_path, images):
+    """A recipe's smaller picture size and flip averaging are part of the graph, which reads pictures as packed."""
+    config = make_config(network="resnet18", image_size=24, has_flip_averaging=True)
+    torch.manual_seed(0)
+    trained = build_model(config, CLASSES, 32)
+    save_weights(trained[1], tmp_path / "weights.safetensors")
+    model = load_model(config, CLASSES, 32, tmp_path / "weights.safetensors")
+    export_onnx(model, 32, tmp_path / "model.onnx")
+    answers = ask_onnx(start(tmp_path / "model.onnx"), images)
+    assert np.abs(answers - ask_torch(model, images)).max() < 1e-5
+
+    middle, network = images[:, 4:28, 4:28], trained.eval()
+    by_hand = (ask_torch(network, middle) + ask_torch(network, middle.flip(2))) / 2
+    assert np.abs(answers - by_hand).max() < 1e-5
+    assert np.abs(answers - ask_torch(network, middle)).max() > 1e-4
+    bordered = images.clone()
+    bordered[:, :4] = bordered[:, 28:] = bordered[:, :, :4] = bordered[:, :, 28:] = 0
+    assert np.abs(answers - ask_onnx(start(tmp_path / "model.onnx"), bordered)).max() == 0

@@ -28,3 +28,10 @@ def test_channels_keep_their_own_mean_and_std():
 def test_weights_files_hold_nothing_of_it():
     assert PictureInput(CIFAR10_MEAN, CIFAR10_STD).state_dict() == {}
     assert list(PictureInput(CIFAR10_MEAN, CIFAR10_STD).parameters()) == []
+
+
+def test_the_middle_is_cut_out_of_larger_pictures_only():
+    images_BHWC = torch.randint(0, 256, (2, 7, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole, middle = PictureInput(CIFAR10_MEAN, CIFAR10_STD), PictureInput(CIFAR10_MEAN, CIFAR10_STD, image_size=4)
+    assert torch.equal(middle(images_BHWC), whole(images_BHWC)[:, :, 1:5, 1:5])
+    assert torch.equal(middle(images_BHWC[:, :4, :4]), whole(images_BHWC)[:, :, :4, :4])

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from model_code.errors import UsageError
+from model_code.models.networks import check_image_size
 from model_code.recipes.catalog import RECIPES, build_config, describe_budget, get_recipe, match_recipes
 from model_code.training.config import TrainingConfig
 
@@ -106,6 +107,16 @@ def test_smoke_changes_sizes_only(name):
     assert smoke.model_dump(exclude=SIZES) == full.model_dump(exclude=SIZES)
     assert smoke.sha256() != full.sha256()
     assert (describe_budget(full), describe_budget(smoke)) == ("full", "smoke")
+
+
+@pytest.mark.parametrize("profile", ["full", "smoke"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_network_reads_pictures_of_the_recipes_size(name, profile):
+    config = build_config(name, profile)
+    size = config.views.image_size if config.kind == "simsiam" else config.image_size or 32
+    if config.network is not None:
+        check_image_size(config.network, size)
+    assert profile == "full" or size <= 32
 
 
 def test_what_a_run_starts_from_has_the_same_network_and_stands_before_it():

@@ -301,3 +301,28 @@ def test_pictures_are_not_changed_by_training(tmp_path):
     pictures = make_pictures()
     fit(make_config(epochs=1), pictures, tmp_path, CPU)
     assert torch.equal(pictures.train.images_NHWC, draw_pictures(24, seed=1).images_NHWC)
+
+
+def test_random_crops_are_trained_on_and_the_middle_is_validated(tmp_path, monkeypatch):
+    sizes = {"train": set(), "eval": set()}
+
+    class Watching(TinyNetwork):
+        def forward(self, images_BCHW):
+            sizes["train" if self.training else "eval"].add(tuple(images_BCHW.shape[2:]))
+            return super().forward(images_BCHW)
+
+    monkeypatch.setitem(NETWORKS, "watching", Watching)
+    config = make_config(network="watching", image_size=8, epochs=2)
+    crops = [fit(config, make_pictures(side=12), tmp_path / name, CPU).history for name in ("one", "two")]
+    assert sizes == {"train": {(8, 8)}, "eval": {(8, 8)}}
+    assert [epoch.train_loss for epoch in crops[0]] == [epoch.train_loss for epoch in crops[1]]
+    whole = make_config(network="watching", image_size=8, epochs=2, crop_area=(1.0, 1.0))
+    assert fit(whole, make_pictures(side=12), tmp_path / "whole", CPU).history[0].train_loss != crops[0][0].train_loss
+
+
+def test_pictures_smaller_than_the_recipe_wants_are_refused(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"^shapes is packed at 8 pixels and image_size=16 is larger; .* anew with"
+    ):
+        fit(make_config(image_size=16), make_pictures(side=8), tmp_path, CPU)
+    assert not list(tmp_path.iterdir())
