@@ -1,12 +1,13 @@
 """The `darkroom` command. Imports are inside the commands, so that `darkroom --help` answers at once."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from model_code.errors import DarkroomError
+from model_code.errors import DarkroomError, UsageError
 from model_code.settings import load_settings
 from serving.errors import ServingError
 
@@ -139,19 +140,29 @@ def train(
     multiple=True,
     help="Repeatable. Without it: three where a claim rests on a difference, else one; in smoke runs one.",
 )
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="For every recipe; repeatable.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="For every recipe that has it; repeatable."
+)
 def train_all(profile: str, pattern: str, seeds: tuple[int, ...], assignments: tuple[str, ...]) -> None:
     """Train every recipe, one after another; what was trained before with the same settings is kept.
 
-    Recipes whose pictures are not here are skipped.
+    Recipes whose pictures are not here, or whose pretrained weights cannot be downloaded, are skipped.
     """
-    from model_code.recipes.catalog import match_recipes
+    from model_code.recipes.catalog import has_setting, match_recipes
+    from model_code.training.run_config import parse_assignment
 
-    has_seed = any(assignment.startswith("seed=") for assignment in assignments)
+    entries = match_recipes(pattern)
+    keys = {assignment: parse_assignment(assignment)[0] for assignment in assignments}
+    for assignment, key in keys.items():
+        if not any(has_setting(entry.name, key) for entry in entries):
+            raise UsageError(f"--set {assignment}: none of these recipes has a setting {key!r}")
     configs = [
-        _build_config(entry.name, profile, {"seed": seed}, assignments)
-        for entry in match_recipes(pattern)
-        for seed in seeds or ((None,) if has_seed else entry.seeds if profile == "full" else entry.seeds[:1])
+        _build_config(
+            entry.name, profile, {"seed": seed}, [one for one in assignments if has_setting(entry.name, keys[one])]
+        )
+        for entry in entries
+        for seed in seeds
+        or ((None,) if "seed" in keys.values() else entry.seeds if profile == "full" else entry.seeds[:1])
     ]
     _configure()
     from flows import printing
@@ -262,9 +273,7 @@ def _configure() -> None:
     configure(load_settings())
 
 
-def _build_config(
-    recipe: str, profile: str, options: dict[str, int | None], assignments: tuple[str, ...]
-) -> "AnyConfig":
+def _build_config(recipe: str, profile: str, options: dict[str, int | None], assignments: Sequence[str]) -> "AnyConfig":
     from model_code.recipes.catalog import build_config
     from model_code.training.run_config import parse_assignment
 

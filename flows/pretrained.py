@@ -1,52 +1,92 @@
 """Which weights a run starts from: a file, torchvision's download, or the best run of another recipe."""
 
-from pathlib import Path
+from dataclasses import dataclass
 
+from model_code.data.cache import open_dataset
 from model_code.errors import DarkroomError, TrainingError
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import Settings
 from model_code.tracking.finished_runs import find_finished_runs
 from model_code.tracking.store import open_store
+from model_code.training.checkpoints import hash_pretrained
 from model_code.training.config import TrainingConfig
-from model_code.training.run_folder import AnyConfig, open_run_folder
+from model_code.training.run_folder import AnyConfig, RunFolder, open_run_folder
+from serving.bundle import hash_file
 
 RECIPE_PREFIX = "recipe:"
+# A documented run starts from a documented one; a custom run takes the best that there is.
+ALLOWED_PROFILES = {"full": ("full",), "smoke": ("smoke",), "custom": ("full", "custom", "smoke")}
 
 
-def find_pretrained(config: AnyConfig, settings: Settings) -> str | None:
-    """Return the file, or the word `torchvision`, that a config starts from; None when it starts from nothing.
+@dataclass(frozen=True)
+class Pretrained:
+    """Where a run's first weights come from.
 
-    `recipe:NAME` is the run of that recipe, on the same data set, with the best validation accuracy; a full run starts
+    Attributes:
+        source: A file, or the word `torchvision`.
+        sha256: Of the file; None for torchvision's, whose download has its own check.
+        run_id: MLflow run that trained them; None for weights from elsewhere.
+    """
+
+    source: str
+    sha256: str | None
+    run_id: str | None = None
+
+
+def find_pretrained(config: AnyConfig, settings: Settings) -> Pretrained | None:
+    """Return what a config starts from; None when it starts from nothing.
+
+    `recipe:NAME` is the run of that recipe with the best validation accuracy among those that have the same network,
+    learned from the same pictures, held the same ones out, and whose weights are here and intact. A full run starts
     only from a full one and a smoke run only from a smoke run.
 
     Raises:
-        TrainingError: There is no such run with its weights on this machine.
+        TrainingError: There is no such file, or no such run.
         UsageError: There is no such recipe.
     """
-    source = config.pretrained_weights if isinstance(config, TrainingConfig) else None
-    if source is None or not source.startswith(RECIPE_PREFIX):
-        return source
+    if not isinstance(config, TrainingConfig) or config.pretrained_weights is None:
+        return None
+    source = config.pretrained_weights
+    if not source.startswith(RECIPE_PREFIX):
+        return Pretrained(source, hash_pretrained(source))
     name = get_recipe(source.removeprefix(RECIPE_PREFIX)).name
-    allowed = {"full", "smoke", "custom"} if config.profile == "custom" else {config.profile}
-    runs = [run for run in find_finished_runs(open_store(settings), name, config.dataset) if run.profile in allowed]
-    for run in runs:
-        weights = _find_weights(settings, run.run_id)
-        if weights is not None:
-            return str(weights)
+    checksum = open_dataset(config.dataset, settings.cache_dir).checksum
+    runs = find_finished_runs(open_store(settings), name, config.dataset)
+    allowed = ALLOWED_PROFILES[config.profile]
+    for profile in allowed:
+        for run in runs:
+            found = _open(settings, run.run_id) if run.profile == profile else None
+            if found is not None and _fits(found, config, checksum):
+                result = found.result
+                assert result is not None, "_fits looked at it"
+                return Pretrained(str(found.path / str(result.best_weights)), result.weights_sha256, run.run_id)
     raise TrainingError(
-        f"{config.recipe} starts from {name}, which has no finished {' or '.join(sorted(allowed))} run on "
-        f"{config.dataset} with its weights here; train it first: darkroom train {name}"
+        f"{config.recipe} starts from {name}, which has no finished {' or '.join(allowed)} run of {config.network} on "
+        f"these {config.dataset} pictures with its weights here; train it first: darkroom train {name}"
         + (" --profile smoke" if config.profile == "smoke" else "")
     )
 
 
-def _find_weights(settings: Settings, run_id: str) -> Path | None:
+def _open(settings: Settings, run_id: str) -> RunFolder | None:
     try:
-        folder = open_run_folder(settings.checkpoints_dir, run_id)
+        return open_run_folder(settings.checkpoints_dir, run_id)
+    except TrainingError:
+        return None
+
+
+def _fits(folder: RunFolder, config: TrainingConfig, checksum: str) -> bool:
+    """Whether a run's weights can be started from without seeing what is held out now."""
+    record = folder.record
+    same = ("network", "split_seed", "validation_fraction")
+    if record.data_checksum != checksum or any(
+        getattr(record.config, one, None) != getattr(config, one) for one in same
+    ):
+        return False
+    try:
         result = folder.result
     except DarkroomError:
-        return None
+        return False
     if result is None or result.best_weights is None:
-        return None
+        return False
     weights = folder.path / result.best_weights
-    return weights if weights.is_file() else None
+    return weights.is_file() and hash_file(weights) == result.weights_sha256

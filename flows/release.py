@@ -22,7 +22,7 @@ from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, g
 from model_code.tracking.provenance import read_versions
 from model_code.tracking.store import open_store
 from model_code.training.config import TrainingConfig
-from model_code.training.pictures import load_pictures
+from model_code.training.pictures import load_final
 from model_code.training.run_folder import RunFolder, RunRecord, open_run_folder
 from model_code.training.supervised import load_model
 from serving.bundle import Manifest, Pointer, hash_file, read_bundle, write_bundle, write_pointer
@@ -74,6 +74,7 @@ def choose_task(source: str, name: str) -> FinishedRun:
     settings = load_settings()
     client = open_store(settings)
     if source in RECIPES:
+        _check_is_classifier(source, RECIPES[source].build().kind)
         runs = find_finished_runs(client, source, pattern)
         usable = [run for run in runs if _is_usable(settings, run)]
         if usable:
@@ -87,6 +88,7 @@ def choose_task(source: str, name: str) -> FinishedRun:
     if not RUN_ID.fullmatch(source):
         raise UsageError(f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (32 hexadecimal digits)")
     run = get_finished_run(client, source)
+    _check_is_classifier(f"run {source} of {run.recipe}", run.kind)
     if not fnmatchcase(run.dataset, pattern):
         raise ReleaseError(f"run {source} was trained on {run.dataset}; --as {name} takes runs on {pattern} pictures")
     return run
@@ -106,7 +108,8 @@ def _is_usable(settings: Settings, run: FinishedRun) -> bool:
 def export_task(folder: RunFolder, model_file: Path) -> Parity:
     """Write the ONNX file of a run's best weights and measure it against PyTorch."""
     record, result = folder.record, folder.result
-    config = _check_is_classifier(record)
+    config = record.config
+    assert isinstance(config, TrainingConfig), "chosen by its kind"
     if result is None or result.best_weights is None:
         raise ReleaseError(f"run {record.run_id} is not complete; repeat its train command first")
     weights = folder.path / result.best_weights
@@ -116,7 +119,7 @@ def export_task(folder: RunFolder, model_file: Path) -> Parity:
     if dataset.checksum != record.data_checksum:
         raise ReleaseError(f"the {dataset.name} pictures are not those of run {record.run_id}; train again")
     every_picture = config.model_copy(update={"limit_test": None})
-    split, compared = load_pictures(dataset, every_picture, torch.device("cpu")).final
+    split, compared = load_final(dataset, every_picture, torch.device("cpu"))
     model = load_model(config, len(dataset.classes), dataset.image_size, weights)
     export_onnx(model, dataset.image_size, model_file)
     return measure_parity(model, model_file, split, compared.images_NHWC, compared.labels_N)
@@ -131,13 +134,11 @@ def register_task(bundle: Path) -> tuple[str, str | None]:
     return version, set_champion(client, manifest.name, version)
 
 
-def _check_is_classifier(record: RunRecord) -> TrainingConfig:
-    if not isinstance(record.config, TrainingConfig):
-        raise ReleaseError(
-            f"run {record.run_id} of {record.config.recipe} has no classifier to release; fine-tune its backbone: "
-            "darkroom train RECIPE --set pretrained_weights=recipe:" + record.config.recipe
-        )
-    return record.config
+def _check_is_classifier(what: str, kind: str) -> None:
+    if kind == "simsiam":
+        raise ReleaseError(f"{what} leaves a backbone, not a classifier; release a recipe that fine-tunes it")
+    if kind != "supervised":
+        raise ReleaseError(f"{what} leaves figures, not a classifier; release a supervised recipe: `darkroom recipes`")
 
 
 def _describe(name: str, run: FinishedRun, record: RunRecord, model_file: Path, parity: Parity) -> Manifest:

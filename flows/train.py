@@ -8,7 +8,7 @@ from prefect.cache_policies import INPUTS, TASK_SOURCE
 from flows.device_slot import hold_device
 from flows.experiments import open_experiment
 from flows.experiments.experiment import Experiment
-from flows.pretrained import find_pretrained
+from flows.pretrained import Pretrained, find_pretrained
 from model_code.data.cache import open_dataset
 from model_code.errors import TrackingError, UsageError
 from model_code.recipes.catalog import describe_budget, get_recipe
@@ -17,7 +17,6 @@ from model_code.tracking.finished_runs import has_run
 from model_code.tracking.provenance import hash_code
 from model_code.tracking.run_tracker import create_run, track_run
 from model_code.tracking.store import EXPERIMENT, open_store
-from model_code.training.checkpoints import hash_pretrained
 from model_code.training.device import choose_device, describe_device
 from model_code.training.run_folder import (
     AnyConfig,
@@ -47,7 +46,7 @@ def identify_inputs(config: AnyConfig) -> dict[str, str | None]:
     settings = load_settings()
     return {
         "data_checksum": open_dataset(config.dataset, settings.cache_dir).checksum,
-        "pretrained_sha256": hash_pretrained(find_pretrained(config, settings)),
+        "pretrained_sha256": pretrained.sha256 if (pretrained := find_pretrained(config, settings)) else None,
         "code_sha256": hash_code(),
     }
 
@@ -69,19 +68,24 @@ def train_task(config: AnyConfig, inputs: dict[str, str | None], resume_run_id: 
     device = choose_device(config.device)
     pretrained = find_pretrained(config, settings)
     with hold_device(settings.locks_dir, device.type):
-        experiment = open_experiment(config, dataset, device, pretrained)
+        experiment = open_experiment(config, dataset, device, pretrained.source if pretrained else None)
         record = RunRecord(
-            run_id="", data_checksum=dataset.checksum, config=config, pretrained_sha256=hash_pretrained(pretrained)
+            run_id="",
+            data_checksum=dataset.checksum,
+            config=config,
+            pretrained_sha256=pretrained.sha256 if pretrained else None,
         )
         folder = _open_folder(record, settings, resume_run_id)
         _print_start(folder, experiment, describe_device(device))
         with folder.lock():
-            result = _run(folder, experiment, describe_device(device), start_s)
+            result = _run(folder, experiment, describe_device(device), pretrained, start_s)
             folder.complete(result)
     return result
 
 
-def _run(folder: RunFolder, experiment: Experiment, device: str, start_s: float) -> RunResult:
+def _run(
+    folder: RunFolder, experiment: Experiment, device: str, pretrained: Pretrained | None, start_s: float
+) -> RunResult:
     """Do the work inside of the MLflow run."""
     config = folder.record.config
     published = get_recipe(config.recipe).published_accuracy
@@ -90,6 +94,11 @@ def _run(folder: RunFolder, experiment: Experiment, device: str, start_s: float)
         "budget": describe_budget(config),
         "published_accuracy": "not published" if published is None else f"{published:.3f}",
     }
+    if pretrained is not None:
+        tags |= {
+            "pretrained_run_id": pretrained.run_id or "none",
+            "pretrained_sha256": pretrained.sha256 or "torchvision",
+        }
     with track_run(folder.record, tags) as tracker:
         tracker.log_config(folder)
         done = experiment.run(folder, tracker)

@@ -8,6 +8,7 @@ from torch import nn
 from flows.experiments.experiment import Experiment, ExperimentResult
 from model_code.data.cache import PackedDataset
 from model_code.data.views import plain_view
+from model_code.errors import UsageError
 from model_code.models.networks import build_backbone, check_image_size
 from model_code.models.picture_input import PictureInput
 from model_code.tracking.run_tracker import RunTracker
@@ -28,6 +29,11 @@ class RandomFeaturesExperiment(Experiment):
             check_image_size(config.network, self._image_size)
         train = get_labelled(dataset, "train")
         self._train = to_device(train, take(train, config.limit_train, config.split_seed), device)
+        if len(self._train) < config.knn_neighbours:
+            raise UsageError(
+                f"{len(self._train)} training pictures are fewer than {config.knn_neighbours} neighbours; "
+                "raise --limit-train or lower --set knn_neighbours"
+            )
         test = get_labelled(dataset, "test")
         self._test = to_device(test, take(test, config.limit_test, config.split_seed), device)
 
@@ -52,9 +58,9 @@ class RandomFeaturesExperiment(Experiment):
             prepare=partial(plain_view, image_size=self._image_size),
             is_calibrated=config.is_calibrated,
             neighbours=config.knn_neighbours,
-            linear=config.linear.model_copy(update={"seed": config.seed}),
-            mlp=config.mlp.model_copy(update={"seed": config.seed}),
-            head_seed=config.seed,
+            linear=config.linear,
+            mlp=config.mlp,
+            seed=config.seed,
             batch_size=config.batch_size,
         )
         metrics = {

@@ -10,6 +10,9 @@ from model_code.training.pretraining import check_pretraining_pictures, evaluate
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.run_folder import RunFolder
 
+# Of the spread that features have when they fill the sphere evenly.
+COLLAPSED_SHARE = 0.2
+
 
 class SimSiamExperiment(Experiment):
     """One SimSiam run; the arguments are those of `open_experiment`."""
@@ -34,17 +37,21 @@ class SimSiamExperiment(Experiment):
         with follow_epochs(folder, tracker, config.epochs) as (callbacks, _):
             training = pretrain(config, self._pictures, folder.path, self._device, callbacks)
         report = evaluate_backbone(config, training.best_weights, self._pictures, self._device)
-        last = training.history[-1]
+        last, even = training.history[-1], config.embedding_width**-0.5
         print(
             f"{config.recipe}  kNN accuracy on validation: {training.untrained_knn_accuracy:.4f} untrained, "
             f"{training.best.score:.4f} after epoch {training.best_epoch}; std of features {last.feature_std:.4f} "
-            f"(0 is collapse, {config.embedding_width**-0.5:.4f} is spread evenly)",
+            f"(0 is collapse, {even:.4f} is spread evenly)",
             flush=True,
         )
+        if last.feature_std < COLLAPSED_SHARE * even:
+            print(f"{config.recipe}  the features have collapsed; lower base_learning_rate", flush=True)
         metrics = {
             "validation/untrained_knn_accuracy": training.untrained_knn_accuracy,
             f"{report.split}/knn_accuracy": report.knn_accuracy,
             f"{report.split}/linear_accuracy": report.linear_accuracy,
+            "train/linear_accuracy": report.linear_train_accuracy,
+            "train/pictures": len(self._pictures.images_NHWC),
             f"{report.split}/pictures": report.count,
         }
         if report.split == "validation":  # its curve has that name, and its best point is kept already

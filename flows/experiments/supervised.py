@@ -42,6 +42,7 @@ class SupervisedExperiment(Experiment):
             model = load_model(config, len(pictures.classes), pictures.image_size, training.best_weights)
             model.to(self._device)
             events.write_graph(model, pictures.validation.images_NHWC[:1])
+        tracker.log_metrics({"train/pictures": len(pictures.train), "validation/pictures": len(pictures.validation)})
         return ExperimentResult(self._evaluate(tracker, model), training)
 
     def _evaluate(self, tracker: RunTracker, model: nn.Module) -> dict[str, float]:

@@ -72,23 +72,3 @@ def resized_crop(
         resized_BCHW = resize_crops(to_float(images_BHWC[chosen]), crops.take(chosen), image_size)
         resized_BHWC[chosen] = from_float(resized_BCHW, torch.uint8)
     return resized_BHWC
-
-
-def centre_crop(images_BHWC: Tensor, image_size: int) -> Tensor:
-    """Return the middle of each picture, where serving cuts it too; nothing is resampled.
-
-    Args:
-        images_BHWC: Pictures of at least `image_size` pixels in height and width.
-        image_size: Height and width of the result, pixels.
-
-    Returns:
-        [B, image_size, image_size, C], a view of the pictures.
-
-    Raises:
-        ValueError: The pictures are smaller.
-    """
-    _, height, width, _ = images_BHWC.shape
-    if image_size > min(height, width):
-        raise ValueError(f"pictures of {height}x{width} pixels have no centre of {image_size}; pack them larger")
-    top, left = (height - image_size) // 2, (width - image_size) // 2
-    return images_BHWC[:, top : top + image_size, left : left + image_size]

@@ -2,11 +2,30 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, le=1)]
-Interval = tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Aspect = Annotated[float, Field(ge=0.1, le=10)]
+MAX_IMAGE_SIZE = 1024
+
+
+def _check_ascending(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError("give the smaller value first")
+    return interval
+
+
+def _check_share(crop_area: tuple[float, float]) -> tuple[float, float]:
+    if crop_area[1] > 1:
+        raise ValueError("a crop covers at most 1, the whole picture")
+    return crop_area
+
+
+Interval = Annotated[tuple[_Positive, _Positive], AfterValidator(_check_ascending)]
+CropArea = Annotated[Interval, AfterValidator(_check_share)]
+ImageSize = Annotated[int, Field(ge=8, le=MAX_IMAGE_SIZE)]
 LARGEST_SIZE_WITHOUT_BLUR_PIXELS = 32
 
 
@@ -30,9 +49,9 @@ class ViewSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_size: int = Field(default=32, ge=8)
-    crop_area: Interval = (0.2, 1.0)
-    crop_aspect: Interval = (3 / 4, 4 / 3)
+    image_size: ImageSize = 32
+    crop_area: CropArea = (0.2, 1.0)
+    crop_aspect: Annotated[tuple[_Aspect, _Aspect], AfterValidator(_check_ascending)] = (3 / 4, 4 / 3)
     flip_probability: Probability = 0.5
     jitter_probability: Probability = 0.8
     brightness: Strength = 0.4
@@ -42,20 +61,6 @@ class ViewSettings(BaseModel):
     grayscale_probability: Probability = 0.2
     blur_probability: Probability = 0.5
     blur_sigma_pixels: Interval = (0.1, 2.0)
-
-    @field_validator("crop_area", "crop_aspect", "blur_sigma_pixels")
-    @classmethod
-    def _is_ascending(cls, interval: tuple[float, float]) -> tuple[float, float]:
-        if interval[0] > interval[1]:
-            raise ValueError("give the smaller value first")
-        return interval
-
-    @field_validator("crop_area")
-    @classmethod
-    def _is_share(cls, crop_area: tuple[float, float]) -> tuple[float, float]:
-        if crop_area[1] > 1:
-            raise ValueError("a crop covers at most 1, the whole picture")
-        return crop_area
 
     @property
     def has_blur(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model_code.errors import UsageError
-from model_code.evaluation.metrics import EVALUATION_BATCH
+from model_code.evaluation.metrics import LARGEST_BATCH
 
 _ORDER_SEED = 0
 
@@ -19,7 +19,7 @@ def calibrate_batch_norm(
     model: nn.Module,
     images_NHWC: Tensor,
     prepare: Callable[[Tensor], Tensor] | None = None,
-    batch_size: int = EVALUATION_BATCH,
+    batch_size: int = LARGEST_BATCH,
 ) -> None:
     """Replace every BatchNorm's running statistics by the mean of its batches' statistics, in place.
 

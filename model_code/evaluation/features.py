@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_code.evaluation.metrics import EVALUATION_BATCH
+from model_code.evaluation.metrics import LARGEST_BATCH
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def compute_features(
     model: nn.Module,
     images_NHWC: Tensor,
     prepare: Callable[[Tensor], Tensor] | None = None,
-    batch_size: int = EVALUATION_BATCH,
+    batch_size: int = LARGEST_BATCH,
 ) -> Tensor:
     """Return the model's output float32 [N, D] on the pictures' device; the model is left in evaluation mode.
 

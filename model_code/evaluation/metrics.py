@@ -11,7 +11,8 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor, nn
 
-EVALUATION_BATCH = 500
+LARGEST_BATCH = 500
+_BATCH_PIXELS = LARGEST_BATCH * 64**2
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,17 @@ class Report:
     confusion_KK: npt.NDArray[np.int64]
 
 
+def choose_batch(image_size: int) -> int:
+    """Return how many pictures of this height and width are evaluated at once: fewer large ones, for their memory."""
+    return max(1, min(LARGEST_BATCH, _BATCH_PIXELS // image_size**2))
+
+
 @torch.inference_mode()
-def predict_logits(model: nn.Module, images_NHWC: Tensor, batch_size: int = EVALUATION_BATCH) -> Tensor:
+def predict_logits(model: nn.Module, images_NHWC: Tensor) -> Tensor:
     """Return logits float32 [N, K] on the CPU; the model is left in evaluation mode."""
     model.eval()
-    return torch.cat([model(images_BHWC).float().cpu() for images_BHWC in images_NHWC.split(batch_size)])
+    batches = images_NHWC.split(choose_batch(images_NHWC.shape[1]))
+    return torch.cat([model(images_BHWC).float().cpu() for images_BHWC in batches])
 
 
 def measure(logits_NK: Tensor, labels_N: Tensor) -> Report:

@@ -4,10 +4,11 @@ Shape suffixes: N = pictures, B = pictures of one batch, H = height, W = width, 
 K = classes.
 """
 
-import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,7 @@ class UntrainedReport:
         correct: Right answers.
         accuracy_fraction: Share of right answers, in [0, 1].
         distinct_classes: How many different classes were answered.
-        top_class: The class answered most often; of equally frequent ones the smallest index.
-        top_class_share: Share of pictures answered with it, in (0, 1].
+        top_class_share: Share of pictures that got the most frequent answer, in (0, 1].
         seconds: From reading the first picture to the last answer, with the first batch's warm-up; the network was
             built and moved to the device before.
         pictures_per_s: Pictures / seconds.
@@ -37,7 +37,6 @@ class UntrainedReport:
     correct: int
     accuracy_fraction: float
     distinct_classes: int
-    top_class: int
     top_class_share: float
     seconds: float
     pictures_per_s: float
@@ -79,6 +78,8 @@ def evaluate_untrained(
     if is_cuda:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _reset_process_peak()
     start = time.perf_counter()
     answers = []
     for first in range(0, len(images), batch_size):
@@ -90,7 +91,7 @@ def evaluate_untrained(
     if is_cuda:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated(device) if is_cuda else _peak_process_memory()
+    peak = torch.cuda.max_memory_allocated(device) if is_cuda else _read_process_peak()
     answers_N = torch.cat(answers).cpu().numpy()
     counts_K = np.bincount(answers_N)
     correct = int((answers_N == labels_N).sum())
@@ -99,7 +100,6 @@ def evaluate_untrained(
         correct=correct,
         accuracy_fraction=correct / len(labels_N),
         distinct_classes=int((counts_K > 0).sum()),
-        top_class=int(counts_K.argmax()),
         top_class_share=float(counts_K.max() / len(labels_N)),
         seconds=seconds,
         pictures_per_s=len(labels_N) / seconds,
@@ -107,6 +107,13 @@ def evaluate_untrained(
     )
 
 
-def _peak_process_memory() -> int:
-    """Return the process's largest resident set so far, bytes; Linux counts it in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _reset_process_peak() -> None:
+    """Let Linux forget the largest resident set so far; where that is not permitted the figure is that of its life."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _read_process_peak() -> int:
+    """Return the process's largest resident set since the reset, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024

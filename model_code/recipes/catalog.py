@@ -123,7 +123,7 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
         name: Recipe name.
         profile: `full`, or `smoke`: few pictures, few epochs, a smaller network where the recipe's is large.
         changes: Settings that replace the recipe's. The run is then `custom`, unless only the seed, the device or the
-            place of the pretrained weights change (or, in a smoke run, the data set).
+            place of torchvision's weights change (or, in a smoke run, the data set).
 
     Raises:
         UsageError: No such recipe or setting, or a value outside its range.
@@ -131,7 +131,8 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
     documented = _build_documented(get_recipe(name), profile)
     config = override(documented, changes or {})
     neutral = {"seed", "device"}
-    if all(getattr(one, "pretrained_weights", None) for one in (documented, config)):
+    before, after = (getattr(one, "pretrained_weights", None) for one in (documented, config))
+    if before == "torchvision" and after is not None and not after.startswith("recipe:"):
         neutral.add("pretrained_weights")
     if profile == "smoke":
         neutral.add("dataset")
@@ -141,19 +142,27 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
 
 
 def describe_budget(config: RunConfig) -> str:
-    """Return what a run's figures may be compared with: `full`, `smoke`, or `custom: ` and the settings that differ."""
+    """Return what a run's figures may be compared with.
+
+    `full`; `smoke`, or `smoke on NAME` with pictures other than the recipe's; or `custom: ` and the settings that
+    differ from the full run's.
+    """
+    documented = get_recipe(config.recipe).build()
+    if config.profile == "smoke" and config.dataset != documented.dataset:
+        return f"smoke on {config.dataset}"
     if config.profile != "custom":
         return config.profile
-    documented = _flatten(get_recipe(config.recipe).build())
-    changed = [
-        f"{key}={value}"
-        for key, value in _flatten(config).items()
-        if value != documented[key] and key not in _NO_BUDGET
-    ]
-    return f"custom: {', '.join(changed)}"
+    before = documented.flatten()
+    changed = [f"{key}={value}" for key, value in config.flatten().items() if value != before[key]]
+    return f"custom: {', '.join(one for one in changed if one.partition('=')[0] not in _NO_BUDGET)}"
 
 
-_NO_BUDGET = {"kind", "recipe", "profile", "seed", "device"}
+def has_setting(name: str, setting: str) -> bool:
+    """Whether a recipe has a setting."""
+    return setting in get_recipe(name).build().flatten()
+
+
+_NO_BUDGET = {"profile", "seed", "device"}
 
 
 def _build_documented(entry: Recipe, profile: str) -> AnyConfig:
@@ -162,14 +171,3 @@ def _build_documented(entry: Recipe, profile: str) -> AnyConfig:
         return documented
     smaller = override(documented, {**SMOKE[documented.kind], **entry.smoke})
     return smaller.model_copy(update={"profile": "smoke"})
-
-
-def _flatten(config: RunConfig) -> dict[str, Any]:
-    settings = config.model_dump(mode="json")
-    inner = {
-        f"{key}.{name}": one
-        for key, value in settings.items()
-        if isinstance(value, dict)
-        for name, one in value.items()
-    }
-    return {key: value for key, value in settings.items() if not isinstance(value, dict)} | inner

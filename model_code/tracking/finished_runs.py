@@ -18,10 +18,10 @@ class FinishedRun:
     Attributes:
         run_id: MLflow run.
         recipe: Recipe name.
-        kind: `supervised` or `simsiam`; others leave no weights.
+        kind: `supervised`, `simsiam`, `untrained` or `random_features`; the last two leave no weights.
         profile: `full`, `smoke` or `custom`.
         dataset: Packed data set.
-        validation_accuracy: Of the best epoch, in [0, 1]; with SimSiam its kNN accuracy.
+        validation_accuracy: Of the best epoch, in [0, 1]; with SimSiam its kNN accuracy; None where nothing is trained.
         test_accuracy: In [0, 1]; None without test pictures.
     """
 
@@ -30,7 +30,7 @@ class FinishedRun:
     kind: str
     profile: str
     dataset: str
-    validation_accuracy: float
+    validation_accuracy: float | None
     test_accuracy: float | None
 
 
@@ -74,7 +74,7 @@ def get_finished_run(client: MlflowClient, run_id: str) -> FinishedRun:
         run = client.get_run(run_id)
     except MlflowException as error:
         raise TrackingError(f"MLflow holds no run {run_id!r}; `make ui` shows the runs there are") from error
-    if run.info.status != "FINISHED" or "validation/best_accuracy" not in run.data.metrics:
+    if run.info.status != "FINISHED" or "kind" not in run.data.tags:
         raise ReleaseError(
             f"run {run_id} is {run.info.status}, not a finished training; repeat its train command first"
         )
@@ -89,6 +89,6 @@ def _read(run: Run) -> FinishedRun:
         kind=tags["kind"],
         profile=tags["profile"],
         dataset=tags["dataset"],
-        validation_accuracy=metrics["validation/best_accuracy"],
+        validation_accuracy=metrics.get("validation/best_accuracy"),
         test_accuracy=metrics.get("test/accuracy"),
     )

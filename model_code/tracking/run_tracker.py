@@ -24,7 +24,7 @@ from model_code.training.run_config import RunConfig
 from model_code.training.run_folder import RunFolder, RunRecord
 
 SYSTEM_METRICS_INTERVAL_S = 5
-METRICS_WITHOUT_CURVE = {"pictures_per_s", "macro_f1"}
+METRICS_WITHOUT_CURVE = {"pictures_per_s", "seconds", "macro_f1"}
 
 
 def create_run(client: MlflowClient, experiment: str, config: RunConfig) -> str:
@@ -50,7 +50,7 @@ def track_run(record: RunRecord, tags: Mapping[str, str]) -> Iterator["RunTracke
     mlflow.start_run(run_id=record.run_id, log_system_metrics=True)
     status = "FAILED"
     try:
-        mlflow.log_params({key: _as_text(value) for key, value in _flatten(config.model_dump(mode="json"))})
+        mlflow.log_params({key: _as_text(value) for key, value in config.flatten().items()})
         mlflow.set_tags(
             {
                 "recipe": config.recipe,
@@ -158,17 +158,6 @@ def _list_curves(history: Sequence[FinishedEpoch]) -> dict[str, dict[str, dict[i
             if name not in METRICS_WITHOUT_CURVE:
                 panels[name.replace("_", " ")][split][metrics.epoch] = value
     return panels
-
-
-def _flatten(settings: Mapping[str, object]) -> list[tuple[str, object]]:
-    """Return the settings, those inside others as `views.hue`."""
-    return [
-        pair
-        for key, value in settings.items()
-        for pair in (
-            [(f"{key}.{inner}", one) for inner, one in value.items()] if isinstance(value, dict) else [(key, value)]
-        )
-    ]
 
 
 def _as_text(value: object) -> str:

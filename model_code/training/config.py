@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from model_code.models.networks import NETWORKS
-from model_code.training.run_config import ImageSize, Interval, PositiveFloat, RunConfig
+from model_code.data.view_settings import CropArea, ImageSize
+from model_code.training.run_config import NetworkName, PositiveFloat, RunConfig
 
 
 class TrainingConfig(RunConfig):
@@ -46,10 +46,10 @@ class TrainingConfig(RunConfig):
     """
 
     kind: Literal["supervised"] = "supervised"
-    network: str
+    network: NetworkName
     pretrained_weights: str | None = None
     image_size: ImageSize | None = None
-    crop_area: Interval = (0.2, 1.0)
+    crop_area: CropArea = (0.2, 1.0)
     epochs: int = Field(default=100, ge=1)
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: PositiveFloat = 0.01
@@ -72,32 +72,8 @@ class TrainingConfig(RunConfig):
     has_flip_averaging: bool = False
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
 
-    @field_validator("network")
-    @classmethod
-    def _is_known(cls, network: str) -> str:
-        return check_network(network)
-
-    @field_validator("crop_area")
-    @classmethod
-    def _is_share(cls, crop_area: Interval) -> Interval:
-        return check_crop_area(crop_area)
-
     @model_validator(mode="after")
     def _has_momentum_for_nesterov(self) -> "TrainingConfig":
         if self.is_nesterov and not self.momentum:
             raise ValueError("is_nesterov needs a momentum above 0")
         return self
-
-
-def check_network(network: str) -> str:
-    """Return the name of a network that exists; ValueError, as pydantic wants it, for any other."""
-    if network not in NETWORKS:
-        raise ValueError(f"choose one of {', '.join(NETWORKS)}")
-    return network
-
-
-def check_crop_area(crop_area: Interval) -> Interval:
-    """Return an interval of shares; ValueError for any other."""
-    if not crop_area[0] <= crop_area[1] <= 1:
-        raise ValueError("give the smaller share first and at most 1, the whole picture")
-    return crop_area

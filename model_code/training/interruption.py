@@ -44,7 +44,7 @@ class InterruptionWatcher(Callback):
     def _request(self, _signum: int, _frame: FrameType | None) -> None:
         self._is_requested = True
         self._restore()
-        print("stopping after this step; the same command goes on after the last finished epoch", flush=True)
+        print("stopping after this step; the same command goes on from the last checkpoint", flush=True)
 
     def _stop_if_requested(self) -> None:
         if self._is_requested:

@@ -61,7 +61,7 @@ class TrainingPictures:
 
     @property
     def final(self) -> tuple[str, Pictures]:
-        """The pictures of the final figure and the name of their split: test, or else validation."""
+        """The name of the split of the final figure, and its pictures: test, or else validation."""
         return ("validation", self.validation) if self.test is None else ("test", self.test)
 
 
@@ -120,19 +120,33 @@ def load_pretraining_pictures(
     """
     train = get_labelled(dataset, "train")
     remembered, held_out = _divide(dataset, train, config)
-    labelled = to_device(train, np.sort(np.concatenate([remembered, held_out])), device)
+    labelled = to_device(train, np.union1d(remembered, held_out), device)
     unlabelled = dataset.splits.get("unlabelled")
     images_NHWC = labelled.images_NHWC
     if unlabelled is not None:
         images_NHWC = to_device(unlabelled, _take_any(unlabelled, config), device).images_NHWC
     return PretrainingPictures(
         images_NHWC=images_NHWC,
-        memory=to_device(train, remembered, device),
+        memory=to_device(train, remembered, device) if len(held_out) else labelled,
         validation=_load_validation(dataset, config, train, held_out, device),
         labelled=labelled,
         test=load_test(dataset, config, device),
         classes=dataset.classes,
     )
+
+
+def load_final(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> tuple[str, Pictures]:
+    """Return what `TrainingPictures.final` would, without the training pictures.
+
+    Raises:
+        DataError: There are neither test nor training pictures with labels.
+        UsageError: As `load_pictures`.
+    """
+    test = load_test(dataset, config, device)
+    if test is not None:
+        return "test", test
+    train = get_labelled(dataset, "train")
+    return "validation", _load_validation(dataset, config, train, _divide(dataset, train, config)[1], device)
 
 
 def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:

@@ -17,6 +17,7 @@ from model_code.data.views import plain_view, two_views
 from model_code.errors import UsageError
 from model_code.evaluation.features import LabelledFeatures, compute_features, feature_std
 from model_code.evaluation.knn import knn_accuracy
+from model_code.evaluation.metrics import choose_batch
 from model_code.models.networks import build_backbone, check_image_size
 from model_code.models.picture_input import PictureInput
 from model_code.models.simsiam import SimSiam
@@ -50,12 +51,14 @@ class BackboneReport:
         count: Pictures.
         knn_accuracy: By the weighted votes of all labelled training pictures, in [0, 1].
         linear_accuracy: Of a linear layer learned on the same features, in [0, 1].
+        linear_train_accuracy: Of that layer on the pictures that it learned from.
     """
 
     split: str
     count: int
     knn_accuracy: float
     linear_accuracy: float
+    linear_train_accuracy: float
 
 
 def build_simsiam(config: SimSiamConfig) -> SimSiam:
@@ -91,7 +94,9 @@ def evaluation_features(
         classes: Names in label order.
     """
     show = partial(plain_view, image_size=config.views.image_size, enlargement=config.evaluation_enlargement)
-    return LabelledFeatures(compute_features(model, pictures.images_NHWC, show), pictures.labels_N, classes)
+    batch_size = choose_batch(config.views.image_size)
+    features_ND = compute_features(model, pictures.images_NHWC, show, batch_size)
+    return LabelledFeatures(features_ND, pictures.labels_N, classes)
 
 
 def evaluate_backbone(
@@ -114,9 +119,9 @@ def evaluate_backbone(
         evaluation_features(config, backbone, chosen, pictures.classes)
         for chosen in (pictures.memory if split == "validation" else pictures.labelled, asked)
     )
-    probe = train_probe(bank, queries, config.linear.model_copy(update={"seed": config.seed}))
+    probe = train_probe(bank, queries, config.linear, config.seed)
     accuracy = knn_accuracy(bank, queries, config.knn_neighbours, config.knn_temperature)
-    return BackboneReport(split, len(queries), accuracy, probe.test_accuracy)
+    return BackboneReport(split, len(queries), accuracy, probe.test_accuracy, probe.train_accuracy)
 
 
 def check_pretraining_pictures(config: SimSiamConfig, pictures: PretrainingPictures) -> None:

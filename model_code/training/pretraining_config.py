@@ -2,12 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from model_code.data.view_settings import ViewSettings
-from model_code.training.config import check_network
 from model_code.training.probe_config import ProbeConfig
-from model_code.training.run_config import REFERENCE_BATCH, PositiveFloat, RunConfig
+from model_code.training.run_config import REFERENCE_BATCH, NetworkName, PositiveFloat, RunConfig, Width
 
 
 class SimSiamConfig(RunConfig):
@@ -35,14 +34,14 @@ class SimSiamConfig(RunConfig):
         knn_temperature: Of the votes.
         evaluation_enlargement: See `plain_view`; 8/7 with larger pictures.
         validation_fraction: Share of the labelled training pictures that choose the best epoch.
-        linear: The linear evaluation after the run; its seed is that of the run.
+        linear: The linear evaluation after the run.
     """
 
     kind: Literal["simsiam"] = "simsiam"
-    network: str = "resnet18_improved_nopool"
+    network: NetworkName = "resnet18_improved_nopool"
     projector_layers: Literal[2, 3] = 2
-    embedding_width: int = Field(default=2048, ge=1)
-    bottleneck_width: int = Field(default=512, ge=1)
+    embedding_width: Width = 2048
+    bottleneck_width: Width = 512
     views: ViewSettings = ViewSettings()
     epochs: int = Field(default=800, ge=1)
     batch_size: int = Field(default=512, ge=2)
@@ -59,15 +58,12 @@ class SimSiamConfig(RunConfig):
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     linear: ProbeConfig = ProbeConfig()
 
-    @field_validator("network")
-    @classmethod
-    def _is_known(cls, network: str) -> str:
-        return check_network(network)
-
     @model_validator(mode="after")
     def _has_epochs_after_warmup(self) -> "SimSiamConfig":
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} must be below epochs={self.epochs}")
+        if self.linear.hidden_width:
+            raise ValueError("linear.hidden_width must be 0")
         return self
 
     @property

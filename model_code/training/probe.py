@@ -36,13 +36,16 @@ class ProbeResult:
     probe: nn.Module
 
 
-def train_probe(train: LabelledFeatures, test: LabelledFeatures, config: ProbeConfig | None = None) -> ProbeResult:
+def train_probe(
+    train: LabelledFeatures, test: LabelledFeatures, config: ProbeConfig | None = None, seed: int = 0
+) -> ProbeResult:
     """Learn a probe on frozen features and measure it on others; every picture counts once.
 
     Args:
-        train: Features to learn from.
-        test: Features to measure on, on the same device.
+        train: Features to learn from; where the config has candidates, a fifth of them chooses.
+        test: Features to measure on, on the same device; they choose nothing.
         config: Settings; None takes the published ones.
+        seed: Of initial weights, order and the held-out fifth.
 
     Raises:
         UsageError: The two have different classes, or one of them is empty.
@@ -54,8 +57,30 @@ def train_probe(train: LabelledFeatures, test: LabelledFeatures, config: ProbeCo
             f"{len(train)} features of {', '.join(train.classes)} cannot be probed on {len(test)} of "
             f"{', '.join(test.classes)}; give two splits of one data set, neither empty"
         )
+    if config.candidates:
+        config = _choose(train, config, seed)
+    probe = _learn(train, config, seed)
+    return ProbeResult(_accuracy(probe, train), _accuracy(probe, test), probe)
+
+
+def _choose(train: LabelledFeatures, config: ProbeConfig, seed: int) -> ProbeConfig:
+    """Return the config with the learning rate and weight decay that label a held-out fifth best."""
+    order_N = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).to(train.labels_N.device)
+    held_out, kept = (
+        LabelledFeatures(train.features_ND[chosen], train.labels_N[chosen], train.classes)
+        for chosen in order_N.tensor_split([max(1, len(train) // 5)])
+    )
+    configs = [
+        config.model_copy(update={"base_learning_rate": rate, "weight_decay": decay, "candidates": ()})
+        for rate, decay in config.candidates
+    ]
+    return max(configs, key=lambda one: _accuracy(_learn(kept, one, seed), held_out))
+
+
+def _learn(train: LabelledFeatures, config: ProbeConfig, seed: int) -> nn.Module:
+    """Return the probe after its last epoch."""
     device = train.features_ND.device
-    generator = torch.Generator(device=device).manual_seed(config.seed)
+    generator = torch.Generator(device=device).manual_seed(seed)
     probe: nn.Module = build_probe(train.features_ND.shape[1], len(train.classes), config.hidden_width, generator)
     if config.is_standardised:
         probe = nn.Sequential(Standardise(train.features_ND), probe)
@@ -78,7 +103,7 @@ def train_probe(train: LabelledFeatures, test: LabelledFeatures, config: ProbeCo
                 f"the probe's loss became {float(loss.detach())} in epoch {epoch}; lower base_learning_rate "
                 f"(now {config.base_learning_rate:g})"
             )
-    return ProbeResult(_accuracy(probe, train), _accuracy(probe, test), probe)
+    return probe
 
 
 @torch.no_grad()

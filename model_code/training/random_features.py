@@ -7,7 +7,6 @@ D = features.
 """
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from model_code.errors import TrainingError
 from model_code.evaluation.batch_norm import calibrate_batch_norm
 from model_code.evaluation.features import LabelledFeatures, compute_features
 from model_code.evaluation.knn import NEIGHBOURS, knn_accuracy
-from model_code.evaluation.metrics import EVALUATION_BATCH
+from model_code.evaluation.metrics import LARGEST_BATCH
 from model_code.models.probes import build_untrained_head
 from model_code.training.pictures import Pictures
 from model_code.training.probe import train_probe
@@ -35,7 +34,6 @@ class RandomFeaturesResult:
         mlp_accuracy: Of a learned MLP.
         untrained_head_accuracy: Of an untrained linear layer; None for raw pixels.
         feature_width: Features of one picture.
-        seconds: Calibration, features and all four measurements.
     """
 
     knn_accuracy: float
@@ -43,7 +41,6 @@ class RandomFeaturesResult:
     mlp_accuracy: float
     untrained_head_accuracy: float | None
     feature_width: int
-    seconds: float
 
 
 class _RawPixels(nn.Module):
@@ -62,8 +59,8 @@ def measure_random_features(
     neighbours: int = NEIGHBOURS,
     linear: ProbeConfig = RANDOM_FEATURES_LINEAR,
     mlp: ProbeConfig = RANDOM_FEATURES_MLP,
-    head_seed: int = 0,
-    batch_size: int = EVALUATION_BATCH,
+    seed: int = 0,
+    batch_size: int = LARGEST_BATCH,
 ) -> RandomFeaturesResult:
     """Compute a frozen backbone's features once and measure them in four ways.
 
@@ -76,17 +73,16 @@ def measure_random_features(
         prepare: Brings each batch of uint8 pictures to the size that the model reads; None leaves it.
         is_calibrated: Whether BatchNorm's statistics are estimated on the training pictures; otherwise they are those
             of `model`, mean 0 and variance 1 where it is untrained. Says nothing about raw pixels.
-        neighbours: How many vote, where there are so many training pictures.
+        neighbours: How many vote.
         linear: Of the linear probe.
         mlp: Of the MLP probe.
-        head_seed: Of the untrained linear layer.
+        seed: Of the probes and the untrained linear layer.
         batch_size: Pictures at once.
 
     Raises:
         UsageError: A setting is impossible for these pictures.
         TrainingError: Features are not finite, or a probe's loss is not.
     """
-    start = time.perf_counter()
     backbone: nn.Module = _RawPixels() if model is None else model
     if is_calibrated and model is not None:
         backbone = copy.deepcopy(model)
@@ -94,12 +90,11 @@ def measure_random_features(
     learned = _label_features(backbone, train, classes, prepare, batch_size)
     measured = _label_features(backbone, test, classes, prepare, batch_size)
     return RandomFeaturesResult(
-        knn_accuracy=knn_accuracy(learned, measured, min(neighbours, len(learned))),
-        linear_accuracy=train_probe(learned, measured, linear).test_accuracy,
-        mlp_accuracy=train_probe(learned, measured, mlp).test_accuracy,
-        untrained_head_accuracy=None if model is None else _ask_untrained_head(measured, head_seed),
+        knn_accuracy=knn_accuracy(learned, measured, neighbours),
+        linear_accuracy=train_probe(learned, measured, linear, seed).test_accuracy,
+        mlp_accuracy=train_probe(learned, measured, mlp, seed).test_accuracy,
+        untrained_head_accuracy=None if model is None else _ask_untrained_head(measured, seed),
         feature_width=learned.features_ND.shape[1],
-        seconds=time.perf_counter() - start,
     )
 
 

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
-from model_code.training.config import check_network
+from model_code.data.view_settings import ImageSize
 from model_code.training.probe_config import RANDOM_FEATURES_LINEAR, RANDOM_FEATURES_MLP, ProbeConfig
-from model_code.training.run_config import ImageSize, RunConfig
+from model_code.training.run_config import NetworkName, RunConfig
 
 
 class RandomFeaturesConfig(RunConfig):
@@ -18,19 +18,20 @@ class RandomFeaturesConfig(RunConfig):
         is_calibrated: Whether BatchNorm's statistics are measured on the training pictures; else they are mean 0 and
             variance 1, as an untrained network has them.
         knn_neighbours: How many vote.
-        linear: Settings of the linear probe; its seed is that of the run.
+        linear: Settings of the linear probe.
         mlp: The same of the probe with a hidden layer.
     """
 
     kind: Literal["random_features"] = "random_features"
-    network: str | None = None
+    network: NetworkName | None = None
     image_size: ImageSize | None = None
     is_calibrated: bool = False
     knn_neighbours: int = Field(default=200, ge=1)
     linear: ProbeConfig = RANDOM_FEATURES_LINEAR
     mlp: ProbeConfig = RANDOM_FEATURES_MLP
 
-    @field_validator("network")
-    @classmethod
-    def _is_known(cls, network: str | None) -> str | None:
-        return None if network is None else check_network(network)
+    @model_validator(mode="after")
+    def _has_one_hidden_layer_in_the_mlp_only(self) -> "RandomFeaturesConfig":
+        if self.linear.hidden_width or not self.mlp.hidden_width:
+            raise ValueError("linear.hidden_width must be 0 and mlp.hidden_width above 0")
+        return self

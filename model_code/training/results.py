@@ -65,6 +65,7 @@ class EpochMetrics(FinishedEpoch):
             "train/loss": self.train_loss,
             "train/accuracy": self.train_accuracy,
             "train/pictures_per_s": self.pictures_per_s,
+            "train/seconds": self.seconds,
             "train/learning_rate": self.learning_rate,
             "validation/loss": self.validation_loss,
             "validation/accuracy": self.validation_accuracy,
@@ -104,6 +105,7 @@ class PretrainingEpoch(FinishedEpoch):
             "train/loss": self.loss,
             "train/feature_std": self.feature_std,
             "train/pictures_per_s": self.pictures_per_s,
+            "train/seconds": self.seconds,
             "train/learning_rate": self.learning_rate,
         }
         return metrics if self.knn_accuracy is None else {**metrics, "validation/knn_accuracy": self.knn_accuracy}

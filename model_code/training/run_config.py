@@ -6,18 +6,29 @@ A config is frozen and checked when it is made. `kind` tells the kinds apart whe
 import hashlib
 import json
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from model_code.errors import UsageError
+from model_code.models.networks import NETWORKS
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
-Interval = tuple[PositiveFloat, PositiveFloat]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-ImageSize = Annotated[int, Field(ge=8, le=1024)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+
+
+def _check_network(network: str) -> str:
+    if network not in NETWORKS:
+        near = get_close_matches(network, NETWORKS, n=1) or list(NETWORKS)[:1]
+        raise ValueError(f"no such network; did you mean {near[0]}?")
+    return network
+
+
+NetworkName = Annotated[str, AfterValidator(_check_network)]
 
 CIFAR10_MEAN: Channels = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD: Channels = (0.2023, 0.1994, 0.2010)
@@ -75,6 +86,13 @@ class RunConfig(BaseModel):
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    def flatten(self) -> dict[str, Any]:
+        """Return every setting as JSON has it, those inside others by names such as `views.hue`."""
+        flat: dict[str, Any] = {}
+        for key, value in self.model_dump(mode="json").items():
+            flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+        return flat
+
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -89,11 +107,16 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: No such setting, or a value outside its range; one line names them.
     """
-    settings = config.model_dump()
-    allowed = sorted(_list_settings(settings))
+    allowed = sorted(set(config.flatten()) - _FIXED_SETTINGS)
     unknown = sorted(set(changes) - set(allowed))
     if unknown:
-        raise UsageError(f"no setting {', '.join(map(repr, unknown))}; settings are {', '.join(allowed)}")
+        near = [match for name in unknown for match in get_close_matches(name, allowed, n=2)]
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise UsageError(
+            f"{config.recipe} has no setting {', '.join(map(repr, unknown))}; {hint}"
+            f"`darkroom recipes {config.recipe}` lists them all"
+        )
+    settings = config.model_dump()
     for name, value in changes.items():
         outer, _, inner = name.rpartition(".")
         (settings[outer] if outer else settings)[inner] = value
@@ -101,13 +124,9 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         return type(config).model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        what = f"{'.'.join(map(str, first['loc']))}={first['input']!r}: " if first["loc"] else ""
+        where, value = ".".join(map(str, first["loc"])), first["input"]
+        what = "" if not where else f"{where}: " if isinstance(value, dict) else f"{where}={value!r}: "
         raise UsageError(f"{what}{first['msg']}") from error
-
-
-def _list_settings(settings: Mapping[str, Any]) -> list[str]:
-    plain = [key for key, value in settings.items() if not isinstance(value, dict) and key not in _FIXED_SETTINGS]
-    return plain + [f"{key}.{one}" for key, value in settings.items() if isinstance(value, dict) for one in value]
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

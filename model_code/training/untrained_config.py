@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
-from model_code.training.config import check_crop_area, check_network
-from model_code.training.run_config import IMAGENET_MEAN, IMAGENET_STD, Channels, ImageSize, Interval, RunConfig
+from model_code.data.view_settings import CropArea, ImageSize
+from model_code.training.run_config import IMAGENET_MEAN, IMAGENET_STD, Channels, NetworkName, RunConfig
 
 
 class UntrainedConfig(RunConfig):
@@ -19,19 +19,15 @@ class UntrainedConfig(RunConfig):
 
     kind: Literal["untrained"] = "untrained"
     dataset: str = "imagenet-val"
-    network: str
+    network: NetworkName
     batch_size: int = Field(default=256, ge=1)
     image_size: ImageSize = 224
-    crop_area: Interval = (0.2, 1.0)
+    crop_area: CropArea = (0.2, 1.0)
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
 
-    @field_validator("network")
-    @classmethod
-    def _is_known(cls, network: str) -> str:
-        return check_network(network)
-
-    @field_validator("crop_area")
-    @classmethod
-    def _is_share(cls, crop_area: Interval) -> Interval:
-        return check_crop_area(crop_area)
+    @model_validator(mode="after")
+    def _has_no_training_pictures(self) -> "UntrainedConfig":
+        if self.limit_train is not None:
+            raise ValueError("nothing is trained here: limit_test says how many pictures are asked about")
+        return self

@@ -51,7 +51,8 @@ def test_a_backbone_is_pretrained_then_fine_tuned_and_released(darkroom, home):
     assert source.data.tags["kind"] == "simsiam"
     refused = darkroom("release", source.info.run_id, "--as", "shapes")
     assert refused.status == 1
-    assert "has no classifier to release; fine-tune its backbone" in refused.err
+    assert "leaves a backbone, not a classifier; release a recipe that fine-tunes it" in refused.err
+    assert "leaves a backbone" in darkroom("release", "simsiam_cifar10", "--as", "shapes").err
 
     # The MLP on top is new, and one epoch at a rate of nearly 0 moves nothing: the backbone is that of the first run.
     tuned, _ = train(
@@ -62,6 +63,8 @@ def test_a_backbone_is_pretrained_then_fine_tuned_and_released(darkroom, home):
     assert tuned.data.params["pretrained_weights"] == "recipe:simsiam_cifar10"
     record = json.loads((home / "checkpoints" / tuned.info.run_id / "run.json").read_text())
     assert record["pretrained_sha256"] == source.data.tags["weights_sha256"]
+    assert tuned.data.tags["pretrained_sha256"] == source.data.tags["weights_sha256"]
+    assert tuned.data.tags["pretrained_run_id"] == source.info.run_id
     import safetensors.torch
 
     before, after = (
@@ -82,7 +85,9 @@ def test_an_untrained_network_is_evaluated(darkroom):
     assert 1 <= metrics["validation/distinct_classes"] <= 10
     assert metrics["validation/peak_memory_bytes"] > 1e8
     assert f"{metrics['validation/correct']:.0f} of 30 right" in out
-    assert "budget" in run.data.tags
+    assert run.data.tags["budget"].startswith("custom: dataset=shapes")
+    refused = darkroom("release", run.info.run_id, "--as", "shapes")
+    assert "leaves figures, not a classifier" in refused.err
 
 
 def test_random_features_are_probed(darkroom):
@@ -106,8 +111,18 @@ def test_random_features_are_probed(darkroom):
         (("simsiam_cifar10", "--set", "knn_neighbours=10000"), 2, "memory pictures are fewer than 10000 neighbours"),
         (("simsiam_cifar10", "--limit-train", 50), 2, "50 training pictures are fewer than one batch"),
         (("simsiam_cifar10", "--set", "views.hue=2"), 2, "views.hue=2: "),
-        (("simsiam_cifar10", "--set", "learning_rate=0.1"), 2, "no setting 'learning_rate'"),
-        (("resnet50_imagenet_untrained", "--epochs", 3), 2, "no setting 'epochs'"),
+        (("simsiam_cifar10", "--set", "learning_rate=0.1"), 2, "has no setting 'learning_rate'"),
+        (("resnet18_cifar10_random", "--set", "knn_neighbours=10000"), 2, "training pictures are fewer than 10000"),
+        (("resnet18_cifar10_random", "--set", "mlp.hidden_width=0"), 2, "mlp.hidden_width above 0"),
+        (
+            ("resnet18_cifar10_random", "--set", "linear.warmup_epochs=50"),
+            2,
+            "warmup_epochs=50 must be below epochs=20",
+        ),
+        (("resnet50_imagenet_untrained", "--limit-train", 3), 2, "limit_test says how many"),
+        (("simsiam_cifar10", "--set", "views.image_size=100000"), 2, "views.image_size=100000: "),
+        (("simsiam_cifar10", "--set", "views.crop_aspect=[100, 200]"), 2, "views.crop_aspect"),
+        (("resnet50_imagenet_untrained", "--epochs", 3), 2, "has no setting 'epochs'"),
         (("vit_b_16_imagenet_untrained", "--set", "image_size=33"), 2, "multiples of 16"),
         (("resnet18_food11", "--set", "image_size=64"), 2, "packed at 32 pixels and image_size=64 is larger"),
         (("resnet18_cifar10_exp", "--set", "pretrained_weights=recipe:nothing"), 2, "no recipe 'nothing'"),
@@ -121,6 +136,40 @@ def test_impossible_runs_are_one_line_and_leave_no_run(darkroom, arguments, stat
     assert done.status == status, done.err
     assert message in done.err.splitlines()[-1]
     assert len(client.search_runs([experiment.experiment_id])) == before
+
+
+def test_what_was_tested_is_the_average_of_a_picture_and_its_mirror_image(darkroom, home):
+    import torch
+
+    from model_code.data.cache import open_dataset
+    from model_code.evaluation.metrics import measure, predict_logits
+    from model_code.training.pictures import load_test
+    from model_code.training.run_folder import open_run_folder
+    from model_code.training.supervised import load_model
+
+    small = ("--limit-train", 200, "--set", "batch_size=40", "--epochs", 1)
+    run, _ = train(darkroom, "resnet18_cifar10_exp2", *small, "--set", "has_flip_averaging=true")
+    folder = open_run_folder(home / "checkpoints", run.info.run_id)
+    config = folder.record.config
+    test = load_test(open_dataset("shapes", home / "cache"), config, torch.device("cpu"))
+    losses = []
+    for is_averaged in (True, False):
+        one = config.model_copy(update={"has_flip_averaging": is_averaged})
+        model = load_model(one, 10, 32, folder.path / folder.result.best_weights)
+        losses.append(measure(predict_logits(model, test.images_NHWC), test.labels_N).loss)
+    assert run.data.metrics["test/loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert run.data.metrics["test/loss"] != pytest.approx(losses[1], rel=1e-5)
+    assert run.data.metrics["train/pictures"] == 160
+    assert run.data.metrics["validation/pictures"] == 40
+
+
+def test_settings_of_train_all_reach_the_recipes_that_have_them(darkroom):
+    options = ("--profile", "smoke", "--only", "*_cifar10_random", "--set", "dataset=nowhere")
+    refused = darkroom("train-all", *options, "--set", "epochs=1")
+    assert refused.status == 2
+    assert "--set epochs=1: none of these recipes has a setting 'epochs'" in refused.err
+    taken = darkroom("train-all", *options, "--set", "batch_size=7")
+    assert "skipped: data set 'nowhere' is not in" in taken.out
 
 
 def test_recipes_whose_pictures_are_not_here_are_skipped(darkroom):

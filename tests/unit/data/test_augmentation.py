@@ -6,7 +6,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from model_code.data import augmentation
-from model_code.data.augmentation import centre_crop, crop_and_flip, resized_crop
+from model_code.data.augmentation import crop_and_flip, resized_crop
 
 SIDE, PADDING = 8, 4
 SHIFTS = 2 * PADDING + 1
@@ -196,24 +196,3 @@ def test_the_whole_picture_at_its_size_is_a_copy():
 def test_impossible_crop_areas(crop_area):
     with pytest.raises(ValueError, match="is not allowed; give two shares"):
         resized_crop(draw_ramps(8, 8)[None], 8, crop_area, torch.Generator())
-
-
-def test_centre_crop_is_the_one_of_serving():
-    import io
-
-    from PIL import Image
-
-    from serving.preprocess import decode_picture
-
-    image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    buffer = io.BytesIO()
-    Image.fromarray(image.numpy()).save(buffer, "PNG")
-    for image_size in (16, 13, 12, 1):
-        served = decode_picture(buffer.getvalue(), image_size, resize_size=16)
-        assert np.array_equal(centre_crop(image[None], image_size)[0].numpy(), served)
-    assert torch.equal(centre_crop(draw_ramps(10, 20)[None], 8)[0, 0, 0], torch.tensor([1, 6, 0], dtype=torch.uint8))
-
-
-def test_centre_crop_of_smaller_pictures():
-    with pytest.raises(ValueError, match=r"pictures of 8x20 pixels have no centre of 9; pack them larger"):
-        centre_crop(draw_ramps(8, 20)[None], 9)

@@ -6,7 +6,7 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torch import nn
 
-from model_code.evaluation.metrics import measure, predict_logits
+from model_code.evaluation.metrics import choose_batch, measure, predict_logits
 
 
 def make_logits(predictions, classes, seed=0):
@@ -91,8 +91,13 @@ def test_predictions_do_not_depend_on_the_batch():
     assert whole.dtype == torch.float32
     assert not network.training
     assert not whole.requires_grad
-    for batch_size in (1, 7, 23, 100):
-        torch.testing.assert_close(predict_logits(network, images_NHWC, batch_size), whole, atol=1e-6, rtol=0)
+    for one, expected in zip(images_NHWC, whole, strict=True):
+        torch.testing.assert_close(predict_logits(network, one[None])[0], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("image_size", "count"), [(8, 500), (32, 500), (64, 500), (128, 125), (224, 40), (4096, 1)])
+def test_fewer_large_pictures_are_evaluated_at_once(image_size, count):
+    assert choose_batch(image_size) == count
 
 
 def test_predicting_leaves_the_network_as_it_was():

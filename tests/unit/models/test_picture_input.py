@@ -1,9 +1,14 @@
+import io
+
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 from torchvision import transforms
 
 from model_code.models.picture_input import PictureInput
 from model_code.training.run_config import CIFAR10_MEAN, CIFAR10_STD
+from serving.preprocess import decode_picture
 
 
 def test_arithmetic_is_that_of_to_tensor_and_normalize():
@@ -35,3 +40,13 @@ def test_the_middle_is_cut_out_of_larger_pictures_only():
     whole, middle = PictureInput(CIFAR10_MEAN, CIFAR10_STD), PictureInput(CIFAR10_MEAN, CIFAR10_STD, image_size=4)
     assert torch.equal(middle(images_BHWC), whole(images_BHWC)[:, :, 1:5, 1:5])
     assert torch.equal(middle(images_BHWC[:, :4, :4]), whole(images_BHWC)[:, :, :4, :4])
+
+
+@pytest.mark.parametrize("image_size", [16, 13, 12, 1])
+def test_the_middle_is_the_one_of_serving(image_size):
+    image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    buffer = io.BytesIO()
+    Image.fromarray(image.numpy()).save(buffer, "PNG")
+    served = torch.tensor(decode_picture(buffer.getvalue(), image_size, resize_size=16))
+    middle = PictureInput(CIFAR10_MEAN, CIFAR10_STD, image_size)(image[None])
+    assert torch.equal(middle, PictureInput(CIFAR10_MEAN, CIFAR10_STD)(served[None]))

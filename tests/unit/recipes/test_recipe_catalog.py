@@ -136,6 +136,8 @@ def test_what_a_run_starts_from_has_the_same_network_and_stands_before_it():
 def test_budgets_of_custom_runs_name_what_differs_from_the_documented_run():
     changes = {"epochs": 5, "limit_train": 500, "seed": 3, "device": "cpu"}
     assert describe_budget(build_config("resnet18_cifar10_exp", "full", changes)) == "custom: limit_train=500, epochs=5"
+    elsewhere = build_config("resnet18_cifar10_exp", "smoke", {"dataset": "shapes"})
+    assert (elsewhere.profile, describe_budget(elsewhere)) == ("smoke", "smoke on shapes")
     inner = build_config("simsiam_cifar10", "full", {"views.hue": 0.2, "linear.epochs": 20})
     assert describe_budget(inner) == "custom: views.hue=0.2, linear.epochs=20"
     from_smoke = build_config("resnet18_cifar10_exp", "smoke", {"epochs": 1})
@@ -166,10 +168,17 @@ def test_pretrained_weights_from_a_file_are_the_documented_ones():
     changes = {"pretrained_weights": "resnet18.pth"}
     assert build_config("resnet18_cifar10_exp9", "full", changes).profile == "full"
     assert build_config("resnet18_cifar10_exp", "full", changes).profile == "custom"
+    for name, source in (
+        ("resnet18_cifar10_exp9", "recipe:simsiam_cifar10"),
+        ("simsiam_food11_finetuned", "torchvision"),
+        ("simsiam_food11_finetuned", "recipe:resnet18_food11"),
+        ("simsiam_food11_finetuned", "backbone.safetensors"),
+    ):
+        assert build_config(name, "full", {"pretrained_weights": source}).profile == "custom"
 
 
 def test_wrong_settings_of_a_recipe():
-    with pytest.raises(UsageError, match="no setting 'profile'"):
+    with pytest.raises(UsageError, match="has no setting 'profile'"):
         build_config("resnet18_cifar10_exp", "full", {"profile": "smoke"})
     with pytest.raises(UsageError, match=r"^epochs=0: "):
         build_config("resnet18_cifar10_exp", "smoke", {"epochs": 0})

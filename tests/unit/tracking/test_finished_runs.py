@@ -91,9 +91,15 @@ def test_a_run_that_is_not_finished(client, add_run, status):
 
 
 def test_a_finished_run_that_is_no_training(client, add_run):
-    run_id = add_run("one", None)
+    run_id = client.create_run(client.get_experiment_by_name(EXPERIMENT).experiment_id).info.run_id
+    client.set_terminated(run_id)
     with pytest.raises(ReleaseError, match="not a finished training"):
         get_finished_run(client, run_id)
+
+
+def test_a_run_that_trains_nothing_has_no_validation_accuracy(client, add_run):
+    assert get_finished_run(client, add_run("one", None)).validation_accuracy is None
+    assert find_finished_runs(client, "nothing trained", "cifar10") == []
 
 
 @pytest.mark.parametrize("run_id", ["f" * 32, "nonsense", "../../etc"])

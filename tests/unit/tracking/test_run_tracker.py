@@ -23,6 +23,7 @@ EPOCH_METRICS = {
     "train/loss": "train_loss",
     "train/accuracy": "train_accuracy",
     "train/pictures_per_s": "pictures_per_s",
+    "train/seconds": "seconds",
     "train/learning_rate": "learning_rate",
     "validation/loss": "validation_loss",
     "validation/accuracy": "validation_accuracy",

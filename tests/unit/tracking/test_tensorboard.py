@@ -8,6 +8,7 @@ from model_code.training.supervised import build_model, fit
 from tests.unit.training.small_runs import CPU, make_config, make_pictures
 
 CURVES = {
+    "train/seconds": "seconds",
     "train/pictures_per_s": "pictures_per_s",
     "train/loss": "train_loss",
     "train/accuracy": "train_accuracy",

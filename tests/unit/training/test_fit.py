@@ -321,8 +321,25 @@ def test_random_crops_are_trained_on_and_the_middle_is_validated(tmp_path, monke
 
 
 def test_pictures_smaller_than_the_recipe_wants_are_refused(tmp_path):
-    with pytest.raises(
-        UsageError, match=r"^shapes is packed at 8 pixels and image_size=16 is larger; .* anew with"
-    ):
+    with pytest.raises(UsageError, match=r"^shapes is packed at 8 pixels and image_size=16 is larger; .* anew with"):
         fit(make_config(image_size=16), make_pictures(side=8), tmp_path, CPU)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_draws_random_numbers_itself_goes_on_with_them(tmp_path, monkeypatch):
+    class Dropping(TinyNetwork):
+        def forward(self, images_BCHW):
+            return super().forward(nn.functional.dropout(images_BCHW, training=self.training))
+
+    class Stop(Callback):
+        def on_epoch_end(self, metrics):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(NETWORKS, "dropping", Dropping)
+    config, pictures = make_config(network="dropping", epochs=2), make_pictures()
+    whole = fit(config, pictures, tmp_path / "whole", CPU)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, pictures, tmp_path / "parts", CPU, [Stop()])
+    torch.manual_seed(99)
+    resumed = fit(config, pictures, tmp_path / "parts", CPU)
+    assert resumed.last_weights.read_bytes() == whole.last_weights.read_bytes()

@@ -3,18 +3,32 @@
 Shape suffixes: N = pictures, B = pictures of a batch, C = colour channels, H = height, W = width.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
 from model_code.data.view_settings import ViewSettings
+from model_code.data.views import plain_view
 from model_code.errors import TrainingError, UsageError
+from model_code.evaluation.features import LabelledFeatures, compute_features
+from model_code.evaluation.knn import knn_accuracy
 from model_code.models import networks
+from model_code.models.picture_input import PictureInput
 from model_code.training import checkpoints
 from model_code.training.pictures import Pictures, PretrainingPictures
-from model_code.training.pretraining import evaluation_features, load_backbone, pretrain
+from model_code.training.pretraining import (
+    build_simsiam,
+    evaluate_backbone,
+    evaluation_features,
+    load_backbone,
+    pretrain,
+)
 from model_code.training.pretraining_config import SimSiamConfig
+from model_code.training.probe import train_probe
+from model_code.training.probe_config import ProbeConfig
 from model_code.training.results import Callback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -195,6 +209,44 @@ def test_the_best_backbone_loads_and_fits_the_whole_network(tmp_path):
     checkpoints.load_pretrained(networks.build_network("small", 5), str(result.best_weights))
 
 
+@pytest.mark.parametrize("has_test", [True, False])
+def test_a_backbone_is_measured_with_all_labelled_pictures_on_those_that_chose_nothing(tmp_path, has_test):
+    linear = ProbeConfig(epochs=5, warmup_epochs=1, base_learning_rate=1.0)
+    config = small_config(epochs=1, evaluation_enlargement=1.5, linear=linear, seed=4)
+    memory, asked, more = draw_pictures(60, 1), draw_pictures(90, 2), draw_pictures(80, 5)
+    labelled = Pictures(*(torch.cat(both) for both in zip(vars(memory).values(), vars(more).values(), strict=True)))
+    test = draw_pictures(75, 3) if has_test else None
+    pictures = PretrainingPictures(draw_pictures(64, 7).images_NHWC, memory, asked, labelled, test, CLASSES)
+    result = pretrain(config, pictures, tmp_path, CPU)
+    report = evaluate_backbone(config, result.best_weights, pictures, CPU)
+    backbone = load_backbone(config, result.best_weights)
+
+    def look(some):
+        plain = partial(plain_view, image_size=16, enlargement=1.5)
+        return LabelledFeatures(compute_features(backbone, some.images_NHWC, plain), some.labels_N, CLASSES)
+
+    bank, queries = (labelled, test) if has_test else (memory, asked)
+    assert (report.split, report.count) == (("test", 75) if has_test else ("validation", 90))
+    assert report.knn_accuracy == knn_accuracy(look(bank), look(queries), config.knn_neighbours)
+    probe = train_probe(look(bank), look(queries), linear, seed=4)
+    assert (report.linear_accuracy, report.linear_train_accuracy) == (probe.test_accuracy, probe.train_accuracy)
+
+
+def test_the_untrained_backbone_is_measured_before_the_first_step(tmp_path):
+    config, pictures = small_config(epochs=1, monitor_every_epochs=1), pretraining_pictures()
+    still = pretrain(config.model_copy(update={"base_learning_rate": 1e-12}), pictures, tmp_path / "still", CPU)
+    trained = pretrain(config, pictures, tmp_path / "trained", CPU)
+    assert trained.untrained_knn_accuracy == still.untrained_knn_accuracy
+    resumed = pretrain(config, pictures, tmp_path / "trained", CPU)
+    assert resumed.untrained_knn_accuracy == trained.untrained_knn_accuracy
+    torch.manual_seed(config.seed)
+    backbone = nn.Sequential(PictureInput(config.mean, config.std), build_simsiam(config).backbone)
+    bank, queries = (
+        evaluation_features(config, backbone, some, CLASSES) for some in (pictures.memory, pictures.validation)
+    )
+    assert trained.untrained_knn_accuracy == knn_accuracy(bank, queries, config.knn_neighbours)
+
+
 def test_bfloat16_trains(tmp_path):
     result = pretrain(small_config(epochs=1, precision="bfloat16"), pretraining_pictures(), tmp_path, CPU)
     assert -1 <= result.history[0].loss <= 1
@@ -210,7 +262,7 @@ def test_too_few_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "resnet19"}, "choose one of"),
+        ({"network": "resnet19"}, "did you mean resnet18"),
         ({"std": (0.2, 0.0, 0.2)}, "above 0"),
         ({"epochs": 3, "warmup_epochs": 3}, "must be below epochs=3"),
         ({"learning_rate": 0.1}, "learning_rate"),

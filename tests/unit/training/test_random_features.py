@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model_code.data.sources.shapes import SHAPE_CLASSES, generate_shapes
-from model_code.errors import TrainingError
+from model_code.errors import TrainingError, UsageError
 from model_code.evaluation.batch_norm import calibrate_batch_norm
 from model_code.evaluation.features import LabelledFeatures, compute_features
 from model_code.evaluation.knn import knn_accuracy
@@ -47,7 +47,6 @@ def test_learned_layers_read_random_features_and_an_untrained_one_does_not(colou
     assert result.feature_width == 16
     assert min(result.knn_accuracy, result.linear_accuracy, result.mlp_accuracy) > 0.85
     assert result.untrained_head_accuracy <= 0.5
-    assert result.seconds > 0
 
 
 def test_each_figure_is_that_of_its_own_function(coloured):
@@ -90,14 +89,15 @@ def test_everything_is_seeded(coloured):
     first = ask()
     torch.manual_seed(77)
     assert ask() == first
-    heads = [measure(TinyBackbone(), coloured, is_calibrated=True, head_seed=seed) for seed in range(5)]
+    heads = [measure(TinyBackbone(), coloured, is_calibrated=True, seed=seed) for seed in range(5)]
     assert len({head.untrained_head_accuracy for head in heads}) > 1
 
 
-def test_fewer_training_pictures_than_neighbours_all_vote(coloured):
+def test_fewer_training_pictures_than_neighbours_are_refused(coloured):
     train, test = coloured
     few = Pictures(train.images_NHWC[:12], train.labels_N[:12])
-    assert measure(TinyBackbone(), (few, test)) is not None
+    with pytest.raises(UsageError, match="12 pictures and 200 neighbours are to vote"):
+        measure(TinyBackbone(), (few, test))
 
 
 def test_drawn_pictures_are_brought_to_the_networks_size():

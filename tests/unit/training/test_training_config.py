@@ -7,7 +7,6 @@ import pytest
 from pydantic import ValidationError
 
 from model_code.errors import UsageError
-from model_code.models.networks import NETWORKS
 from model_code.training.config import TrainingConfig
 from model_code.training.run_config import override, parse_assignment
 
@@ -106,15 +105,15 @@ def test_values_outside_their_range_are_refused_in_one_line(key, value):
 
 
 def test_unknown_network_names_those_that_exist():
-    with pytest.raises(UsageError, match=rf"network='resnet19': .*choose one of {', '.join(NETWORKS)}"):
+    with pytest.raises(UsageError, match=r"^network='resnet19': .*no such network; did you mean resnet18"):
         override(CONFIG, {"network": "resnet19"})
 
 
 def test_unknown_settings_are_refused_by_name():
-    with pytest.raises(UsageError, match=r"^no setting 'learning_rat', 'lr'; settings are adam_betas, .*weight_decay$"):
+    with pytest.raises(UsageError, match=r"^\S+ has no setting 'learning_rat', 'lr'; did you mean learning_rate"):
         override(CONFIG, {"lr": 0.1, "learning_rat": 0.1, "seed": 1})
     for key in ("recipe", "profile"):
-        with pytest.raises(UsageError, match=f"no setting '{key}'"):
+        with pytest.raises(UsageError, match=f"has no setting '{key}'"):
             override(CONFIG, {key: "smoke"})
     with pytest.raises(ValidationError, match="profile"):
         TrainingConfig(recipe="x", network="resnet18", profile="big")

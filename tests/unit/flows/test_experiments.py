@@ -1,0 +1,106 @@
+"""What each kind of run hands to the library; `flows.experiments` needs no Prefect."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flows.experiments import open_experiment, random_features
+from model_code.data.cache import PackedDataset, PackedSplit
+from model_code.models.networks import NETWORKS
+from model_code.training.probe_config import ProbeConfig
+from model_code.training.random_features_config import RandomFeaturesConfig
+from model_code.training.untrained_config import UntrainedConfig
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Log:
+    """A tracker that keeps what it is told."""
+
+    metrics: dict = field(default_factory=dict)
+
+    def log_metrics(self, metrics):
+        self.metrics |= metrics
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    generator = np.random.default_rng(0)
+    splits = {
+        name: PackedSplit(generator.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8), np.arange(count) % 4)
+        for name, count in (("train", 40), ("validation", 20), ("test", 12))
+    }
+    return PackedDataset("noise", ("a", "b", "c", "d"), 16, splits, "c" * 64, "drawn", tmp_path)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The batches that the network `watching` was asked about."""
+    batches = []
+
+    class Watching(nn.Module):
+        def __init__(self, num_classes):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.fc = nn.Linear(3, num_classes)
+
+        def forward(self, images_BCHW):
+            batches.append(images_BCHW.detach())
+            return self.fc(self.norm(images_BCHW).mean((2, 3)))
+
+    monkeypatch.setitem(NETWORKS, "watching", Watching)
+    return batches
+
+
+def ask_untrained(dataset, seen, **settings):
+    defaults = {"recipe": "test", "dataset": "noise", "network": "watching", "image_size": 8, "batch_size": 8}
+    seen.clear()
+    log = Log()
+    open_experiment(UntrainedConfig(**defaults | settings), dataset, CPU, None).run(None, log)
+    return torch.cat(seen), log.metrics
+
+
+def test_untrained_networks_see_normalised_random_crops_of_the_validation_pictures(dataset, seen):
+    normal, metrics = ask_untrained(dataset, seen)
+    raw, _ = ask_untrained(dataset, seen, mean=(0, 0, 0), std=(1, 1, 1))
+    assert normal.shape == (20, 3, 8, 8)
+    assert (raw.min() >= 0, raw.max() <= 1) == (True, True)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(normal, (raw - mean[:, None, None]) / std[:, None, None], atol=1e-5, rtol=0)
+    whole, _ = ask_untrained(dataset, seen, crop_area=(1, 1), mean=(0, 0, 0), std=(1, 1, 1))
+    assert not torch.equal(whole, raw)
+    assert metrics["validation/pictures"] == 20
+    few, metrics = ask_untrained(dataset, seen, limit_test=8)
+    assert len(few) == metrics["validation/pictures"] == 8
+
+
+def test_random_features_are_those_of_train_and_test(dataset, seen, monkeypatch):
+    asked = []
+    real = random_features.measure_random_features
+    monkeypatch.setattr(
+        random_features,
+        "measure_random_features",
+        lambda *args, **options: asked.append((args, options)) or real(*args, **options),
+    )
+    probe = ProbeConfig(epochs=2, warmup_epochs=1, base_learning_rate=0.1)
+    config = RandomFeaturesConfig(
+        recipe="test", dataset="noise", network="watching", knn_neighbours=5, seed=3,
+        linear=probe, mlp=probe.model_copy(update={"hidden_width": 4}),
+    )
+    results = []
+    for is_calibrated in (False, True):
+        log = Log()
+        changed = config.model_copy(update={"is_calibrated": is_calibrated})
+        open_experiment(changed, dataset, CPU, None).run(None, log)
+        results.append(log.metrics)
+    for (_, train, test, classes), options in asked:
+        assert np.array_equal(train.images_NHWC.numpy(), dataset.splits["train"].images_NHWC)
+        assert np.array_equal(test.images_NHWC.numpy(), dataset.splits["test"].images_NHWC)
+        assert classes == dataset.classes
+        assert (options["neighbours"], options["seed"], options["linear"]) == (5, 3, probe)
+    assert [options["is_calibrated"] for _, options in asked] == [False, True]
+    assert results[0]["test/pictures"] == 12

@@ -1,0 +1,118 @@
+"""Which run a recipe starts from; `flows.pretrained` needs no Prefect."""
+
+import pytest
+
+from flows.pretrained import find_pretrained
+from model_code.data.add import add_dataset
+from model_code.errors import TrainingError
+from model_code.recipes.catalog import build_config
+from model_code.tracking.run_tracker import create_run
+from model_code.tracking.store import EXPERIMENT
+from model_code.training.run_folder import RunRecord, RunResult, create_run_folder
+from serving.bundle import hash_file
+from tests.unit.tracking.small_store import open_small_store
+
+SOURCE, TUNED = "simsiam_cifar10", "simsiam_cifar10_finetuned"
+ON_SHAPES = {"dataset": "shapes"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with open_small_store(tmp_path_factory.mktemp("home")) as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def checksum(store):
+    settings, _ = store
+    folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir}
+    return add_dataset("shapes", **folders, progress=False).dataset.checksum
+
+
+@pytest.fixture
+def add_run(store, checksum):
+    """Enter a finished SimSiam run and its folder; its id comes back. All are gone after the test."""
+    settings, client = store
+    added = []
+
+    def add(accuracy, profile="smoke", changes=(), data_checksum=checksum):
+        config = build_config(SOURCE, "smoke", ON_SHAPES | dict(changes)).model_copy(update={"profile": profile})
+        run_id = create_run(client, EXPERIMENT, config)
+        tags = {"recipe": SOURCE, "kind": "simsiam", "dataset": "shapes", "profile": profile}
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        client.log_metric(run_id, "validation/best_accuracy", accuracy)
+        client.set_terminated(run_id, "FINISHED")
+        folder = create_run_folder(
+            settings.checkpoints_dir, RunRecord(run_id=run_id, data_checksum=data_checksum, config=config)
+        )
+        weights = folder.path / "best-0001.safetensors"
+        weights.write_bytes(run_id.encode())
+        folder.complete(
+            RunResult(
+                run_id=run_id, kind="simsiam", recipe=SOURCE, profile=profile, dataset="shapes",
+                metrics={}, best_weights=weights.name, weights_sha256=hash_file(weights), seconds=1.0,
+            )
+        )
+        added.append(run_id)
+        return run_id
+
+    yield add
+    for run_id in added:
+        client.delete_run(run_id)
+
+
+def find(store, profile="smoke", **changes):
+    """The run that the fine-tuned recipe starts from, of a network as small as the smoke runs'."""
+    config = build_config(TUNED, "smoke", ON_SHAPES | changes).model_copy(update={"profile": profile})
+    found = find_pretrained(config, store[0])
+    assert found.source.endswith(f"{found.run_id}/best-0001.safetensors")
+    return found.run_id
+
+
+def test_the_best_run_is_started_from(store, add_run):
+    add_run(0.3)
+    best = add_run(0.5)
+    add_run(0.4)
+    assert find(store) == best
+
+
+def test_a_documented_run_starts_only_from_a_documented_one(store, add_run):
+    add_run(0.8, "custom")
+    smoke, full = add_run(0.9, "smoke"), add_run(0.1, "full")
+    assert [find(store, profile) for profile in ("smoke", "full", "custom")] == [smoke, full, full]
+
+
+def test_a_custom_run_takes_a_smoke_run_last(store, add_run):
+    smoke = add_run(0.9, "smoke")
+    assert find(store, "custom") == smoke
+    custom = add_run(0.2, "custom")
+    assert find(store, "custom") == custom
+    with pytest.raises(TrainingError, match=r"^simsiam_cifar10_finetuned starts from simsiam_cifar10, which has no"):
+        find(store, "full")
+
+
+def test_runs_that_do_not_fit_are_passed_over(store, add_run):
+    fitting = add_run(0.1)
+    add_run(0.9, changes={"network": "resnet18_improved"})
+    add_run(0.9, changes={"split_seed": 7})
+    add_run(0.9, changes={"validation_fraction": 0.1})
+    add_run(0.9, data_checksum="f" * 64)
+    damaged = add_run(0.9)
+    weights = store[0].checkpoints_dir / damaged / "best-0001.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    removed = add_run(0.9)
+    (store[0].checkpoints_dir / removed / "best-0001.safetensors").unlink()
+    assert find(store) == fitting
+
+
+def test_files_are_hashed_and_nothing_is_nothing(store, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"x")
+    config = build_config(TUNED, "full", ON_SHAPES | {"pretrained_weights": str(file)})
+    found = find_pretrained(config, store[0])
+    assert (found.source, found.run_id, found.sha256) == (str(file), None, hash_file(file))
+    assert find_pretrained(build_config("resnet18_cifar10_exp"), store[0]) is None
+    assert find_pretrained(build_config(SOURCE), store[0]) is None
+    with pytest.raises(TrainingError, match="no such file"):
+        find_pretrained(config.model_copy(update={"pretrained_weights": "/nowhere.pth"}), store[0])
