@@ -55,7 +55,7 @@ def compare(collection: Collection, figure: PublishedFigure) -> Comparison:
     return Comparison(figure, group, tuple(run for run, _ in found), tuple(value for _, value in found))
 
 
-def describe_budget(group: Group) -> str:
+def mark_budget(group: Group) -> str:
     """Return the budget as tables show it; anything but full says that it is not comparable."""
     if group.budget == FULL:
         return FULL
@@ -120,7 +120,7 @@ def _build_row(row: Comparison, further_metric: str | None) -> tuple[Cell, ...]:
         *cells,
         Cell(str(len(row.values))),
         Cell(describe_epochs(runs)),
-        Cell(describe_budget(group), is_caution=is_caution and group.budget != FULL),
+        Cell(mark_budget(group), is_caution=is_caution and group.budget != FULL),
         Cell(describe_devices(runs)),
         Cell(run_ids=tuple(run.run_id for run in runs)),
     )

@@ -3,7 +3,7 @@
 import math
 
 from model_code.report.collection import Collection, Group, average
-from model_code.report.comparison import describe_budget
+from model_code.report.comparison import mark_budget
 from model_code.report.document import Block, Image, Paragraph, Picture, Section
 from model_code.report.figures import draw_seeds, list_histories, render
 
@@ -68,5 +68,5 @@ def _assemble(group: Group, panels: list[Image | None], what: str) -> list[Block
         return []
     count = len(group.runs)
     seeds = f"{count} seeds, thin, and their mean" if count > 1 else "1 seed"
-    title = f"{group.recipe} ({describe_budget(group)})"
+    title = f"{group.recipe} ({mark_budget(group)})"
     return [Picture(title, images, f"{what}: {seeds}.", tuple(run.run_id for run in group.runs))]

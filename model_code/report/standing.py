@@ -4,7 +4,7 @@ from mlflow import MlflowClient
 
 from model_code.registry.versions import RELEASE_NAMES, get_champion
 from model_code.report.collection import Collection, Group, average
-from model_code.report.comparison import describe_budget, summarise
+from model_code.report.comparison import mark_budget, summarise
 from model_code.report.document import Cell, Paragraph, Section, Table
 
 CHOOSING = "validation/best_accuracy"
@@ -48,7 +48,7 @@ def _build_best(collection: Collection) -> Table:
             summarise(group, CHOOSING),
             summarise(group, "test/accuracy"),
             Cell(str(len(group.runs))),
-            Cell(describe_budget(group), is_caution=not group.is_full),
+            Cell(mark_budget(group), is_caution=not group.is_full),
             Cell(run_ids=tuple(run.run_id for run in group.runs)),
         )
         for dataset, group in sorted(choose_best(collection).items())
