@@ -52,7 +52,8 @@ class Run:
         experiment_id: MLflow experiment.
         recipe: Recipe name.
         kind: `supervised`, `simsiam`, `untrained` or `random_features`.
-        budget: `full`, `smoke`, or what a custom run changed, e.g. `custom: epochs=5`.
+        budget: `full`, `smoke`, `smoke on` other pictures than the recipe's, or what a custom run changed, e.g.
+            `custom: epochs=5`.
         dataset: Packed data set.
         seed: Of everything random.
         epochs: Of the whole run; None where there are none.
@@ -104,6 +105,11 @@ class Group:
         return self.budget == FULL
 
     @property
+    def is_smoke(self) -> bool:
+        """Whether the runs are too short to be a result."""
+        return is_smoke(self.budget)
+
+    @property
     def has_one_data_set(self) -> bool:
         """Whether every run saw the same pictures."""
         return len({run.data_checksum for run in self.runs}) <= 1
@@ -141,10 +147,14 @@ class Collection:
         return [group for group in best if group.latest.kind == kind]
 
 
+def is_smoke(budget: str) -> bool:
+    """Return whether a budget is that of smoke runs, on the recipe's pictures or on others: `smoke on shapes`."""
+    return budget == SMOKE or budget.startswith(f"{SMOKE} on ")
+
+
 def rank_budget(budget: str, seed_count: int) -> tuple[int, int, str]:
     """Return a sort key: full, then custom budgets with many seeds before those with few, then smoke."""
-    order = {FULL: 0, SMOKE: 2}.get(budget, 1)
-    return order, -seed_count, budget
+    return 0 if budget == FULL else 2 if is_smoke(budget) else 1, -seed_count, budget
 
 
 def collect_runs(client: MlflowClient) -> Collection:

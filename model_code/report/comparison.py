@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from model_code.report.amounts import format_difference, format_mean, format_published
-from model_code.report.collection import FULL, SMOKE, Collection, Group, Run, average
+from model_code.report.collection import FULL, Collection, Group, Run, average
 from model_code.report.document import Block, Cell, Heading, Paragraph, Section, Table
 from model_code.report.published import ARTICLES, SECONDS_PER_EPOCH, Article, PublishedFigure
 
@@ -133,7 +133,7 @@ def _describe_ours(row: Comparison) -> Cell:
         return Cell("no value", detail=reason, is_caution=True)
     notes = []
     if group.budget != FULL:
-        notes.append("smoke: not a result" if group.budget == SMOKE else "custom: not comparable")
+        notes.append("smoke: not a result" if group.is_smoke else "custom: not comparable")
     if not group.has_one_data_set:
         notes.append("the runs saw different pictures")
     counts_differ = figure.pictures is not None and row.pictures not in (None, figure.pictures)

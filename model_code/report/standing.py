@@ -22,7 +22,10 @@ def build_standing(collection: Collection, client: MlflowClient) -> Section:
 
 
 def choose_best(collection: Collection) -> dict[str, Group]:
-    """Return for each data set the group with the highest mean validation accuracy; full runs come first."""
+    """Return for each data set the group with the highest mean validation accuracy.
+
+    Full runs come before custom ones, and those before smoke runs.
+    """
     best: dict[str, Group] = {}
     for group in collection.list_best("supervised"):
         dataset = group.latest.dataset
@@ -37,7 +40,7 @@ def _score(group: Group) -> float | None:
 
 
 def _rank(group: Group) -> tuple[bool, bool, float]:
-    return group.is_full, group.budget.startswith("custom"), _score(group) or 0.0
+    return group.is_full, not group.is_smoke, _score(group) or 0.0
 
 
 def _build_best(collection: Collection) -> Table:
