@@ -38,6 +38,7 @@ def test_what_a_run_says(opened, store):
     assert (run.device, run.dataset, run.seconds) == ("cuda (NVIDIA H200)", "cifar10", 50)
     assert (run.params["network"], run.data_checksum, run.git_sha[:4]) == ("resnet18", "c" * 64, "0123")
     assert [step for step, _ in run.histories["validation/accuracy"]] == [1, 2, 3]
+    assert [seconds for _, seconds in run.histories["train/seconds"]] == pytest.approx([40, 35, 33 + 1 / 3])
     assert run.get_at("validation/accuracy", 3) == pytest.approx(0.8)
     assert run.get_at("validation/accuracy", 4) is None
     assert tuple(run.report.per_class) == CIFAR10
