@@ -66,6 +66,8 @@ class Run:
         params: Settings, as text.
         histories: Metric -> ((step, value), ...) in ascending order of steps.
         report: None where there is none.
+        pretrained_run_id: MLflow run that a fine-tuned one started from; empty where none is recorded.
+        pretrained_sha256: Of the weights that it started from; empty where none is recorded.
     """
 
     run_id: str
@@ -85,6 +87,8 @@ class Run:
     params: Mapping[str, str]
     histories: Mapping[str, History] = field(default_factory=lambda: MappingProxyType({}))
     report: ClassReport | None = None
+    pretrained_run_id: str = ""
+    pretrained_sha256: str = ""
 
     def get_at(self, metric: str, epoch: int) -> float | None:
         """Return a history's value at one epoch, or None."""
@@ -113,6 +117,11 @@ class Group:
     def has_one_data_set(self) -> bool:
         """Whether every run saw the same pictures."""
         return len({run.data_checksum for run in self.runs}) <= 1
+
+    @property
+    def has_one_start(self) -> bool:
+        """Whether every run started from the weights of the same run, or none from any."""
+        return len({(run.pretrained_run_id, run.pretrained_sha256) for run in self.runs}) <= 1
 
     @property
     def latest(self) -> Run:
@@ -215,6 +224,8 @@ def _read(found: MlflowRun) -> Run | None:
         ended_ms=info.end_time or 0,
         metrics=MappingProxyType({key: value for key, value in found.data.metrics.items() if math.isfinite(value)}),
         params=MappingProxyType(dict(found.data.params)),
+        pretrained_run_id=tags.get("pretrained_run_id", ""),
+        pretrained_sha256=tags.get("pretrained_sha256", ""),
     )
 
 

@@ -143,13 +143,22 @@ def _describe_ours(row: Comparison) -> Cell:
     notes = []
     if group.budget != FULL:
         notes.append("smoke: not a result" if group.is_smoke else "custom: not comparable")
-    if not group.has_one_data_set:
-        notes.append("the runs saw different pictures")
+    differences = _list_differences(group)
+    notes += differences
     if not row.is_on_equally_many:
         notes.append(_describe_counts(row.picture_counts))
     mean, spread = average(row.values)
     text = format_mean(mean, spread, figure.unit, row.pictures if figure.unit == "count" else None)
-    return Cell(text, detail="; ".join(notes), is_caution=not row.is_comparable or not group.has_one_data_set)
+    return Cell(text, detail="; ".join(notes), is_caution=not row.is_comparable or bool(differences))
+
+
+def _list_differences(group: Group) -> list[str]:
+    """Return what besides the seed differs between the runs of a group."""
+    notes = {
+        "the runs saw different pictures": group.has_one_data_set,
+        "the runs started from different weights": group.has_one_start,
+    }
+    return [note for note, is_equal in notes.items() if not is_equal]
 
 
 def _describe_counts(counts: tuple[int | None, ...]) -> str:
@@ -160,8 +169,13 @@ def _describe_counts(counts: tuple[int | None, ...]) -> str:
 
 
 def summarise(group: Group | None, metric: str) -> Cell:
-    """Return mean and spread of a fraction over a group's runs, marked unless they are full; `-` without values."""
+    """Return mean and spread of a fraction over a group's runs, `-` without values.
+
+    Marked unless the runs are full, saw the same pictures and started from the same weights.
+    """
     values = [run.metrics[metric] for run in (group.runs if group else ()) if metric in run.metrics]
     if group is None or not values:
         return Cell("-")
-    return Cell(format_mean(*average(values), "fraction"), is_caution=not group.is_full)
+    differences = _list_differences(group)
+    text = format_mean(*average(values), "fraction")
+    return Cell(text, detail="; ".join(differences), is_caution=not group.is_full or bool(differences))

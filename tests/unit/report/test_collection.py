@@ -46,6 +46,15 @@ def test_what_a_run_says(opened, store):
     assert run.report.confusion_KK.diagonal().sum() / 10_000 == pytest.approx(run.report.accuracy)
 
 
+def test_what_a_fine_tuned_run_started_from(opened, store):
+    store.enter("tuned", tags={"pretrained_run_id": "p" * 32, "pretrained_sha256": "e" * 64})
+    store.enter("scratch")
+    found = collect_runs(opened[1])
+    tuned, scratch = (found.get_best(name).latest for name in ("tuned", "scratch"))
+    assert (tuned.pretrained_run_id, tuned.pretrained_sha256) == ("p" * 32, "e" * 64)
+    assert (scratch.pretrained_run_id, scratch.pretrained_sha256) == ("", "")
+
+
 def test_budgets_are_ranked(opened, store):
     for seed in range(2):
         store.enter_supervised("ranked", 0.1, seed, epochs=1, budget="smoke")

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from model_code.report.collection import ClassReport
-from model_code.report.comparison import build_comparison, compare
+from model_code.report.comparison import build_comparison, compare, summarise
 from model_code.report.document import Table
 from model_code.report.published import SECONDS_PER_EPOCH, PublishedFigure
 from tests.unit.report.synthetic_runs import make_collection, make_run
@@ -137,6 +137,37 @@ def enter_resnet(name, accuracies, budget="full"):
         for value in accuracies
     ]
     return [make_run(f"resnet18_cifar10_{name}", seed, budget, metrics=values) for seed, values in enumerate(metrics)]
+
+
+@pytest.mark.parametrize(
+    ("starts", "note"),
+    [
+        (("p", "p"), ""),
+        (("", ""), ""),
+        (("p", "q"), "the runs started from different weights"),
+        (("p", ""), "the runs started from different weights"),
+    ],
+)
+def test_runs_that_started_from_different_runs_are_marked(starts, note):
+    runs = [
+        replace(run, pretrained_run_id=start)
+        for run, start in zip(enter_resnet("exp", [0.83, 0.9]), starts, strict=True)
+    ]
+    collection = make_collection(runs)
+    columns, rows = read_table(collection, "ResNet-18")
+    [exp] = [dict(zip(columns, row, strict=True)) for label, row in rows.items() if label.startswith("exp:")]
+    for cell in (
+        exp["ours (mean ± std)"],
+        exp["ours, test/accuracy"],
+        summarise(collection.get_best(runs[0].recipe), "test/accuracy"),
+    ):
+        assert (cell.detail, cell.is_caution) == (note, bool(note))
+
+
+def test_other_weights_of_the_same_run_are_marked():
+    first, second = enter_resnet("exp", [0.83, 0.9])
+    runs = [replace(first, pretrained_sha256="a"), replace(second, pretrained_sha256="b")]
+    assert not make_collection(runs).get_best(first.recipe).has_one_start
 
 
 def test_the_table_of_an_article():
