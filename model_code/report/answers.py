@@ -1,7 +1,7 @@
 """The open questions with what our runs say: arms, verdicts, forest plots."""
 
 from model_code.report.collection import Collection
-from model_code.report.comparison import NOT_RUN, describe_budget, summarise
+from model_code.report.comparison import NOT_RUN, mark_budget, summarise
 from model_code.report.document import Block, Cell, Heading, Paragraph, Picture, Section, Table
 from model_code.report.figures import draw_forest, render
 from model_code.report.questions import QUESTIONS, Question
@@ -34,7 +34,7 @@ def _build_arms(collection: Collection, question: Question) -> Table:
                 head,
                 *(summarise(group, metric) for metric in question.metrics),
                 Cell(str(len(group.runs))),
-                Cell(describe_budget(group), is_caution=not group.is_full),
+                Cell(mark_budget(group), is_caution=not group.is_full),
                 Cell(run_ids=tuple(run.run_id for run in group.runs)),
             )
         )

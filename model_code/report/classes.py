@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from model_code.evaluation.figures import draw_confusion
 from model_code.report.collection import ClassReport, Collection, Group, Run
-from model_code.report.comparison import describe_budget
+from model_code.report.comparison import mark_budget
 from model_code.report.document import Block, Cell, Paragraph, Picture, Section, Table
 from model_code.report.figures import render
 from model_code.report.published import get_published_classes
@@ -38,7 +38,7 @@ def _build_table(classes: tuple[str, ...], rows: Sequence[tuple[Group, Run, Clas
         is_caution = not group.is_full
         cells.append(
             (
-                Cell(group.recipe, is_code=True, detail=f"{describe_budget(group)}; seed {run.seed}, {report.split}"),
+                Cell(group.recipe, is_code=True, detail=f"{mark_budget(group)}; seed {run.seed}, {report.split}"),
                 Cell(_percent(report.accuracy), is_caution=is_caution),
                 *(Cell(_percent(report.per_class[name]), is_caution=is_caution) for name in classes),
                 Cell(run_ids=(run.run_id,)),
@@ -58,7 +58,7 @@ def _draw(group: Group, run: Run, report: ClassReport) -> Picture:
     alt = f"Confusion matrix of {group.recipe}, {report.split}: {report.accuracy:.1%} right; {_name_worst(report)}"
     image = render(f"{group.recipe}-confusion", figure, alt, CONFUSION_DPI)
     caption = f"{report.split} pictures, seed {run.seed}: {_name_worst(report)}."
-    return Picture(f"{group.recipe} ({describe_budget(group)})", (image,), caption, (run.run_id,))
+    return Picture(f"{group.recipe} ({mark_budget(group)})", (image,), caption, (run.run_id,))
 
 
 def _name_worst(report: ClassReport) -> str:

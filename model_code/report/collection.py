@@ -19,7 +19,7 @@ FULL, SMOKE = "full", "smoke"
 PAGE_RUNS = 1000
 # Histories to read of a run, by its kind.
 HISTORIES = {
-    "supervised": ("train/accuracy", "validation/accuracy", "validation/loss"),
+    "supervised": ("train/accuracy", "train/seconds", "validation/accuracy", "validation/loss"),
     "simsiam": ("train/loss", "train/feature_std", "validation/knn_accuracy"),
 }
 
@@ -52,7 +52,8 @@ class Run:
         experiment_id: MLflow experiment.
         recipe: Recipe name.
         kind: `supervised`, `simsiam`, `untrained` or `random_features`.
-        budget: `full`, `smoke`, or what a custom run changed, e.g. `custom: epochs=5`.
+        budget: `full`, `smoke`, `smoke on` other pictures than the recipe's, or what a custom run changed, e.g.
+            `custom: epochs=5`.
         dataset: Packed data set.
         seed: Of everything random.
         epochs: Of the whole run; None where there are none.
@@ -65,6 +66,8 @@ class Run:
         params: Settings, as text.
         histories: Metric -> ((step, value), ...) in ascending order of steps.
         report: None where there is none.
+        pretrained_run_id: MLflow run that a fine-tuned one started from; empty where none is recorded.
+        pretrained_sha256: Of the weights that it started from; empty where none is recorded.
     """
 
     run_id: str
@@ -84,6 +87,8 @@ class Run:
     params: Mapping[str, str]
     histories: Mapping[str, History] = field(default_factory=lambda: MappingProxyType({}))
     report: ClassReport | None = None
+    pretrained_run_id: str = ""
+    pretrained_sha256: str = ""
 
     def get_at(self, metric: str, epoch: int) -> float | None:
         """Return a history's value at one epoch, or None."""
@@ -104,9 +109,19 @@ class Group:
         return self.budget == FULL
 
     @property
+    def is_smoke(self) -> bool:
+        """Whether the runs are too short to be a result."""
+        return is_smoke(self.budget)
+
+    @property
     def has_one_data_set(self) -> bool:
         """Whether every run saw the same pictures."""
         return len({run.data_checksum for run in self.runs}) <= 1
+
+    @property
+    def has_one_start(self) -> bool:
+        """Whether every run started from the weights of the same run, or none from any."""
+        return len({(run.pretrained_run_id, run.pretrained_sha256) for run in self.runs}) <= 1
 
     @property
     def latest(self) -> Run:
@@ -141,10 +156,14 @@ class Collection:
         return [group for group in best if group.latest.kind == kind]
 
 
+def is_smoke(budget: str) -> bool:
+    """Return whether a budget is that of smoke runs, on the recipe's pictures or on others: `smoke on shapes`."""
+    return budget == SMOKE or budget.startswith(f"{SMOKE} on ")
+
+
 def rank_budget(budget: str, seed_count: int) -> tuple[int, int, str]:
     """Return a sort key: full, then custom budgets with many seeds before those with few, then smoke."""
-    order = {FULL: 0, SMOKE: 2}.get(budget, 1)
-    return order, -seed_count, budget
+    return 0 if budget == FULL else 2 if is_smoke(budget) else 1, -seed_count, budget
 
 
 def collect_runs(client: MlflowClient) -> Collection:
@@ -205,6 +224,8 @@ def _read(found: MlflowRun) -> Run | None:
         ended_ms=info.end_time or 0,
         metrics=MappingProxyType({key: value for key, value in found.data.metrics.items() if math.isfinite(value)}),
         params=MappingProxyType(dict(found.data.params)),
+        pretrained_run_id=tags.get("pretrained_run_id", ""),
+        pretrained_sha256=tags.get("pretrained_sha256", ""),
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from model_code.report.amounts import format_difference, format_mean, format_published
-from model_code.report.collection import FULL, SMOKE, Collection, Group, Run, average
+from model_code.report.collection import FULL, Collection, Group, Run, average
 from model_code.report.document import Block, Cell, Heading, Paragraph, Section, Table
 from model_code.report.published import ARTICLES, SECONDS_PER_EPOCH, Article, PublishedFigure
 
@@ -27,25 +27,33 @@ class Comparison:
     values: tuple[float, ...]
 
     @property
+    def picture_counts(self) -> tuple[int | None, ...]:
+        """Pictures that each of `runs` was measured on; None for one that does not say."""
+        name = f"{self.figure.metric.split('/')[0]}/pictures"
+        return tuple(round(run.metrics[name]) if name in run.metrics else None for run in self.runs)
+
+    @property
     def pictures(self) -> int | None:
         """Pictures that ours was measured on, where the runs say so and agree."""
-        split = self.figure.metric.split("/")[0]
-        counts = {run.metrics.get(f"{split}/pictures") for run in self.runs}
-        count = counts.pop() if len(counts) == 1 else None
-        return None if count is None else round(count)
+        counts = set(self.picture_counts)
+        return counts.pop() if len(counts) == 1 else None
+
+    @property
+    def is_on_equally_many(self) -> bool:
+        """Whether ours was measured on as many pictures as published; also where the article does not say."""
+        return self.figure.pictures is None or self.pictures == self.figure.pictures
 
     @property
     def is_comparable(self) -> bool:
-        """Whether ours may stand beside the published figure: full runs, and equally many pictures for a count."""
-        if self.group is None or not self.group.is_full or not self.values:
-            return False
-        is_share = self.figure.unit == "fraction"
-        return is_share or self.figure.pictures is None or self.pictures == self.figure.pictures
+        """Whether ours may stand beside the published figure: full runs on equally many pictures."""
+        return bool(self.group and self.group.is_full and self.values and self.is_on_equally_many)
 
     @property
     def difference(self) -> float | None:
         """Ours minus published, in the figure's unit; None where the two cannot be compared."""
-        return average(self.values)[0] - self.figure.value if self.is_comparable else None
+        if not self.is_comparable or not self.figure.is_same_work:
+            return None
+        return average(self.values)[0] - self.figure.value
 
 
 def compare(collection: Collection, figure: PublishedFigure) -> Comparison:
@@ -55,7 +63,7 @@ def compare(collection: Collection, figure: PublishedFigure) -> Comparison:
     return Comparison(figure, group, tuple(run for run, _ in found), tuple(value for _, value in found))
 
 
-def describe_budget(group: Group) -> str:
+def mark_budget(group: Group) -> str:
     """Return the budget as tables show it; anything but full says that it is not comparable."""
     if group.budget == FULL:
         return FULL
@@ -86,7 +94,8 @@ def _measure(run: Run, figure: PublishedFigure) -> float | None:
     if figure.class_name is not None:
         return run.report.per_class.get(figure.class_name) if run.report and run.report.split == "test" else None
     if figure.metric == SECONDS_PER_EPOCH:
-        return run.seconds / run.epochs if run.seconds and run.epochs else None
+        seconds = [value for _, value in run.histories.get(SECONDS_PER_EPOCH, ())]
+        return average(seconds)[0] if seconds else None
     if figure.epoch is not None:
         return run.get_at(figure.metric, figure.epoch)
     return run.metrics.get(figure.metric)
@@ -120,7 +129,7 @@ def _build_row(row: Comparison, further_metric: str | None) -> tuple[Cell, ...]:
         *cells,
         Cell(str(len(row.values))),
         Cell(describe_epochs(runs)),
-        Cell(describe_budget(group), is_caution=is_caution and group.budget != FULL),
+        Cell(mark_budget(group), is_caution=is_caution and group.budget != FULL),
         Cell(describe_devices(runs)),
         Cell(run_ids=tuple(run.run_id for run in runs)),
     )
@@ -133,20 +142,40 @@ def _describe_ours(row: Comparison) -> Cell:
         return Cell("no value", detail=reason, is_caution=True)
     notes = []
     if group.budget != FULL:
-        notes.append("smoke: not a result" if group.budget == SMOKE else "custom: not comparable")
-    if not group.has_one_data_set:
-        notes.append("the runs saw different pictures")
-    counts_differ = figure.pictures is not None and row.pictures not in (None, figure.pictures)
-    if counts_differ and figure.class_name is None:
-        notes.append(f"on {row.pictures:,} pictures")
+        notes.append("smoke: not a result" if group.is_smoke else "custom: not comparable")
+    differences = _list_differences(group)
+    notes += differences
+    if not row.is_on_equally_many:
+        notes.append(_describe_counts(row.picture_counts))
     mean, spread = average(row.values)
     text = format_mean(mean, spread, figure.unit, row.pictures if figure.unit == "count" else None)
-    return Cell(text, detail="; ".join(notes), is_caution=not row.is_comparable or not group.has_one_data_set)
+    return Cell(text, detail="; ".join(notes), is_caution=not row.is_comparable or bool(differences))
+
+
+def _list_differences(group: Group) -> list[str]:
+    """Return what besides the seed differs between the runs of a group."""
+    notes = {
+        "the runs saw different pictures": group.has_one_data_set,
+        "the runs started from different weights": group.has_one_start,
+    }
+    return [note for note, is_equal in notes.items() if not is_equal]
+
+
+def _describe_counts(counts: tuple[int | None, ...]) -> str:
+    known = [f"{count:,}" for count in sorted({count for count in counts if count is not None})]
+    if None in counts:
+        return "count of pictures not recorded"
+    return f"on {' or '.join(known)} pictures"
 
 
 def summarise(group: Group | None, metric: str) -> Cell:
-    """Return mean and spread of a fraction over a group's runs, marked unless they are full; `-` without values."""
+    """Return mean and spread of a fraction over a group's runs, `-` without values.
+
+    Marked unless the runs are full, saw the same pictures and started from the same weights.
+    """
     values = [run.metrics[metric] for run in (group.runs if group else ()) if metric in run.metrics]
     if group is None or not values:
         return Cell("-")
-    return Cell(format_mean(*average(values), "fraction"), is_caution=not group.is_full)
+    differences = _list_differences(group)
+    text = format_mean(*average(values), "fraction")
+    return Cell(text, detail="; ".join(differences), is_caution=not group.is_full or bool(differences))

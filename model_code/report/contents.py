@@ -62,7 +62,7 @@ def build_document(collection: Collection, client: MlflowClient, settings: Setti
         build_simsiam_curves(collection),
         build_untrained(collection),
     )
-    used = list_run_ids(sections)
+    used = _add_starts(collection, list_run_ids(sections))
     facts = (
         ("made", origin.date),
         ("code", origin.git_sha),
@@ -88,15 +88,41 @@ def _build_legend() -> Section:
     return Section("How to read this", "legend", tuple(Paragraph(text) for text in sentences))
 
 
+def _index_runs(collection: Collection) -> dict[str, Run]:
+    return {run.run_id: run for groups in collection.groups.values() for group in groups for run in group.runs}
+
+
+def _add_starts(collection: Collection, used: list[str]) -> list[str]:
+    """Return the ids with those of the runs that they started from, and so on back, each once."""
+    known = _index_runs(collection)
+    found = list(dict.fromkeys(used))
+    for run_id in found:
+        start = known[run_id].pretrained_run_id if run_id in known else ""
+        if start and start not in found:
+            found.append(start)
+    return found
+
+
 def _build_appendix(collection: Collection, client: MlflowClient, settings: Settings, used: list[str]) -> Section:
     if not used:
         return Section("Appendix: every run", "runs", (Paragraph("No finished run yet."),))
-    known = {run.run_id: run for groups in collection.groups.values() for group in groups for run in group.runs}
+    known = _index_runs(collection)
     rows = [_describe_run(known[run_id], settings) for run_id in used if run_id in known]
-    # A champion's run may have been replaced by a later one of the same seed.
+    # A champion's run, or one that another started from, may have been replaced by a later one of the same seed.
     rows += [_describe_other(client, run_id) for run_id in used if run_id not in known]
     rows.sort(key=lambda row: (row[1].text, row[3].text, row[2].text, row[0].anchor))
-    columns = ("run", "recipe", "seed", "budget", "data set", "data checksum", "code", "device", "wall time")
+    columns = (
+        "run",
+        "recipe",
+        "seed",
+        "budget",
+        "data set",
+        "data checksum",
+        "code",
+        "device",
+        "wall time",
+        "started from",
+    )
     return Section("Appendix: every run", "runs", (Table("Every run that this report shows", columns, tuple(rows)),))
 
 
@@ -111,7 +137,14 @@ def _describe_run(run: Run, settings: Settings) -> tuple[Cell, ...]:
         Cell(_shorten_sha(run.git_sha), is_code=True),
         Cell(run.device),
         Cell(format_seconds(run.seconds)),
+        _describe_start(run),
     )
+
+
+def _describe_start(run: Run) -> Cell:
+    if run.pretrained_run_id:
+        return Cell(run_ids=(run.pretrained_run_id,))
+    return Cell(f"weights {run.pretrained_sha256[:16]}" if run.pretrained_sha256 else "-")
 
 
 def _describe_other(client: MlflowClient, run_id: str) -> tuple[Cell, ...]:
@@ -120,7 +153,7 @@ def _describe_other(client: MlflowClient, run_id: str) -> tuple[Cell, ...]:
     except MlflowException:
         found = None
     tags = found.data.tags if found else {}
-    note = "champion's run; not among the runs compared" if found else "no longer in MLflow"
+    note = "not among the runs compared" if found else "no longer in MLflow"
     return (
         Cell(run_id, is_code=True, anchor=run_id, detail=note),
         Cell(tags.get("recipe", "-"), is_code=True),
@@ -131,6 +164,7 @@ def _describe_other(client: MlflowClient, run_id: str) -> tuple[Cell, ...]:
         Cell(_shorten_sha(tags.get("git_sha", "-")), is_code=True),
         Cell(tags.get("device", "-")),
         Cell("-"),
+        Cell(tags.get("pretrained_run_id", "-"), is_code=True),
     )
 
 

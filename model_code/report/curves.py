@@ -3,12 +3,10 @@
 import math
 
 from model_code.report.collection import Collection, Group, average
-from model_code.report.comparison import describe_budget
+from model_code.report.comparison import mark_budget
 from model_code.report.document import Block, Image, Paragraph, Picture, Section
 from model_code.report.figures import draw_seeds, list_histories, render
 
-# Of a normalised vector of this many values that point everywhere, each value's spread is 1/sqrt(values).
-PROJECTION_VALUES = 2048
 UNTRAINED_KNN = "validation/untrained_knn_accuracy"
 
 
@@ -30,7 +28,8 @@ def build_simsiam_curves(collection: Collection) -> Section:
     for group in collection.list_best("simsiam"):
         untrained = [run.metrics[UNTRAINED_KNN] for run in group.runs if UNTRAINED_KNN in run.metrics]
         lines = [(average(untrained)[0], "untrained network")] if untrained else []
-        spreads = [(0.0, "collapsed: 0"), (1 / math.sqrt(PROJECTION_VALUES), f"1/sqrt({PROJECTION_VALUES})")]
+        widths = _list_widths(group)
+        spreads = [(0.0, "collapsed: 0"), *((1 / math.sqrt(width), f"1/sqrt({width})") for width in widths)]
         panels = [
             _draw(group, "validation/knn_accuracy", "kNN accuracy, %", 100, lines),
             _draw(group, "train/feature_std", "spread of the projections", 1, spreads),
@@ -39,14 +38,20 @@ def build_simsiam_curves(collection: Collection) -> Section:
         blocks += _assemble(group, panels, "kNN accuracy at the monitored epochs, spread of the projections, loss")
     explanation = (
         "The kNN classifier looks at the backbone's features. The spread is that of the normalised projections: 0 "
-        "means that every picture gets the same one (collapse), "
-        f"1/sqrt({PROJECTION_VALUES}) that they point everywhere."
+        "means that every picture gets the same one (collapse), 1/sqrt(width of the projections) that they point "
+        "everywhere."
     )
     return Section(
         "SimSiam: kNN while it learns",
         "simsiam",
         (Paragraph(explanation), *blocks) if blocks else (Paragraph("No SimSiam run yet: not run."),),
     )
+
+
+def _list_widths(group: Group) -> list[int]:
+    """Return the widths of the projections; values of normalised vectors that point everywhere spread 1/sqrt(width)."""
+    texts = {run.params.get("embedding_width", "") for run in group.runs}
+    return sorted(int(text) for text in texts if text.isdecimal() and int(text))
 
 
 def _draw(
@@ -68,5 +73,5 @@ def _assemble(group: Group, panels: list[Image | None], what: str) -> list[Block
         return []
     count = len(group.runs)
     seeds = f"{count} seeds, thin, and their mean" if count > 1 else "1 seed"
-    title = f"{group.recipe} ({describe_budget(group)})"
+    title = f"{group.recipe} ({mark_budget(group)})"
     return [Picture(title, images, f"{what}: {seeds}.", tuple(run.run_id for run in group.runs))]

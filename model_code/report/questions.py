@@ -197,7 +197,8 @@ QUESTIONS = (
         ),
         caution="The epochs of the pretraining come on top of the fine-tuned network's: equal in labels, not in "
         "computation. Fair as to the training on labels only where the table shows no setting that differs but the "
-        "weights it starts from.",
+        "weights it starts from. All seeds start from one pretrained backbone, so that the interval holds the spread "
+        "of fine-tuning only, not that of pretraining; runs that started from different ones are marked.",
     ),
 )
 

@@ -4,7 +4,7 @@ from mlflow import MlflowClient
 
 from model_code.registry.versions import RELEASE_NAMES, get_champion
 from model_code.report.collection import Collection, Group, average
-from model_code.report.comparison import describe_budget, summarise
+from model_code.report.comparison import mark_budget, summarise
 from model_code.report.document import Cell, Paragraph, Section, Table
 
 CHOOSING = "validation/best_accuracy"
@@ -22,7 +22,10 @@ def build_standing(collection: Collection, client: MlflowClient) -> Section:
 
 
 def choose_best(collection: Collection) -> dict[str, Group]:
-    """Return for each data set the group with the highest mean validation accuracy; full runs come first."""
+    """Return for each data set the group with the highest mean validation accuracy.
+
+    Full runs come before custom ones, and those before smoke runs.
+    """
     best: dict[str, Group] = {}
     for group in collection.list_best("supervised"):
         dataset = group.latest.dataset
@@ -37,7 +40,7 @@ def _score(group: Group) -> float | None:
 
 
 def _rank(group: Group) -> tuple[bool, bool, float]:
-    return group.is_full, group.budget.startswith("custom"), _score(group) or 0.0
+    return group.is_full, not group.is_smoke, _score(group) or 0.0
 
 
 def _build_best(collection: Collection) -> Table:
@@ -48,7 +51,7 @@ def _build_best(collection: Collection) -> Table:
             summarise(group, CHOOSING),
             summarise(group, "test/accuracy"),
             Cell(str(len(group.runs))),
-            Cell(describe_budget(group), is_caution=not group.is_full),
+            Cell(mark_budget(group), is_caution=not group.is_full),
             Cell(run_ids=tuple(run.run_id for run in group.runs)),
         )
         for dataset, group in sorted(choose_best(collection).items())

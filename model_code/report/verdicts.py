@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from model_code.report.amounts import format_points
-from model_code.report.collection import FULL, SMOKE, Collection, Run, rank_budget
+from model_code.report.collection import FULL, Collection, Run, is_smoke, rank_budget
 from model_code.report.questions import Contrast
 
 LEAST_SEEDS = 3
@@ -62,7 +62,7 @@ class Verdict:
     @property
     def is_smoke(self) -> bool:
         """Whether only smoke runs were found, which decide nothing."""
-        return self.budget == SMOKE
+        return self.budget is not None and is_smoke(self.budget)
 
     @property
     def is_full(self) -> bool:

@@ -101,9 +101,12 @@ class Store:
                 "test/accuracy": test,
                 "test/loss": 1 - test,
                 "test/macro_f1": test,
+                "train/pictures": 40_000,
+                "validation/pictures": pictures,
                 "test/pictures": pictures,
             },
             {
+                "train/seconds": {step: 30 + 10 / step for step in range(1, epochs + 1)},
                 "train/loss": {step: 2.3 * (1 - 0.9 * shape) for step, shape in enumerate(shapes, 1)},
                 "train/accuracy": {step: min(1, accuracy * shape + 0.05) for step, shape in enumerate(shapes, 1)},
                 "validation/loss": {step: 2.3 * (1 - accuracy * shape) for step, shape in enumerate(shapes, 1)},
@@ -138,7 +141,7 @@ class Store:
             seed=seed,
             kind="simsiam",
             epochs=epochs,
-            **settings,
+            **{"params": {"embedding_width": 2048}, **settings},
         )
 
     def enter_untrained(self, recipe, correct, seed=0, pictures=50_000, seconds=20.0, distinct=1, **settings):
@@ -254,7 +257,14 @@ def enter_every_kind(store):
         store.enter_supervised("swin_cifar10_published", 0.671 + 0.003 * seed, seed, pictures=5000, epochs=20)
     store.enter_supervised("resnet18_food11", 0.583, classes=FOOD11, dataset="food11", checksum="f" * 64)
     for seed in range(3):
-        store.enter_simsiam("simsiam_cifar10", 0.89 + 0.003 * seed, seed)
+        pretrained = store.enter_simsiam("simsiam_cifar10", 0.89 + 0.003 * seed, seed)
+    for seed in range(3):
+        store.enter_supervised(
+            "simsiam_cifar10_finetuned",
+            0.951 + 0.001 * seed,
+            seed,
+            tags={"pretrained_run_id": pretrained, "pretrained_sha256": "e" * 64},
+        )
     store.enter_simsiam("simsiam_food11", 0.44, epochs=20, budget="custom: epochs=20", dataset="food11")
     for network, correct in {"resnet50": 50, "resnet101": 50, "vit_b_16": 50, "swin_t": 47}.items():
         for seed in range(3):

@@ -1,9 +1,9 @@
 import pytest
 
 from model_code.report import collection as collection_module
-from model_code.report.collection import average, collect_runs
+from model_code.report.collection import average, collect_runs, is_smoke
 from model_code.report.standing import choose_best
-from tests.unit.report.synthetic_runs import CIFAR10, Store
+from tests.unit.report.synthetic_runs import CIFAR10, Store, make_collection, make_run
 from tests.unit.tracking.small_store import open_small_store
 
 
@@ -38,6 +38,7 @@ def test_what_a_run_says(opened, store):
     assert (run.device, run.dataset, run.seconds) == ("cuda (NVIDIA H200)", "cifar10", 50)
     assert (run.params["network"], run.data_checksum, run.git_sha[:4]) == ("resnet18", "c" * 64, "0123")
     assert [step for step, _ in run.histories["validation/accuracy"]] == [1, 2, 3]
+    assert [seconds for _, seconds in run.histories["train/seconds"]] == pytest.approx([40, 35, 33 + 1 / 3])
     assert run.get_at("validation/accuracy", 3) == pytest.approx(0.8)
     assert run.get_at("validation/accuracy", 4) is None
     assert tuple(run.report.per_class) == CIFAR10
@@ -45,16 +46,27 @@ def test_what_a_run_says(opened, store):
     assert run.report.confusion_KK.diagonal().sum() / 10_000 == pytest.approx(run.report.accuracy)
 
 
+def test_what_a_fine_tuned_run_started_from(opened, store):
+    store.enter("tuned", tags={"pretrained_run_id": "p" * 32, "pretrained_sha256": "e" * 64})
+    store.enter("scratch")
+    found = collect_runs(opened[1])
+    tuned, scratch = (found.get_best(name).latest for name in ("tuned", "scratch"))
+    assert (tuned.pretrained_run_id, tuned.pretrained_sha256) == ("p" * 32, "e" * 64)
+    assert (scratch.pretrained_run_id, scratch.pretrained_sha256) == ("", "")
+
+
 def test_budgets_are_ranked(opened, store):
     for seed in range(2):
         store.enter_supervised("ranked", 0.1, seed, epochs=1, budget="smoke")
+    for seed in range(3):
+        store.enter_supervised("ranked", 0.1, seed, epochs=1, budget="smoke on shapes")
     store.enter_supervised("ranked", 0.2, epochs=1, budget="custom: epochs=1")
     for seed in range(2):
         store.enter_supervised("ranked", 0.3, seed, epochs=2, budget="custom: epochs=2")
     found = collect_runs(opened[1]).groups["ranked"]
-    assert [group.budget for group in found] == ["custom: epochs=2", "custom: epochs=1", "smoke"]
+    assert [group.budget for group in found] == ["custom: epochs=2", "custom: epochs=1", "smoke on shapes", "smoke"]
     # Histories are read of the group that is shown.
-    assert [bool(group.runs[0].histories) for group in found] == [True, False, False]
+    assert [bool(group.runs[0].histories) for group in found] == [True, False, False, False]
 
 
 def test_custom_runs_that_do_not_say_what_they_changed_stay_apart(opened, store):
@@ -108,6 +120,36 @@ def test_the_test_pictures_do_not_choose_the_best_recipe(tmp_path):
         store.enter("e", {"validation/best_accuracy": 0.5}, budget="smoke", dataset="shapes")
         best = choose_best(collect_runs(client))
     assert {dataset: group.recipe for dataset, group in best.items()} == {"cifar10": "a", "shapes": "e"}
+
+
+@pytest.mark.parametrize("smoke", ["smoke", "smoke on shapes"])
+def test_full_runs_are_chosen_before_custom_ones_and_those_before_smoke(smoke):
+    def choose(*budgets):
+        values = {"full": 0.5, "custom: epochs=1": 0.7, smoke: 0.9}
+        groups = [
+            [make_run(budget, budget=budget, metrics={"validation/best_accuracy": values[budget]})]
+            for budget in budgets
+        ]
+        return choose_best(make_collection(*groups))["cifar10"].budget
+
+    assert choose(smoke, "full", "custom: epochs=1") == "full"
+    assert choose(smoke, "custom: epochs=1") == choose("custom: epochs=1", smoke) == "custom: epochs=1"
+    assert choose(smoke) == smoke
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ("smoke", True),
+        ("smoke on shapes", True),
+        ("full", False),
+        ("custom: dataset=smoke on shapes", False),
+        ("smokeless", False),
+    ],
+)
+def test_what_a_smoke_budget_is(budget, expected):
+    assert is_smoke(budget) is expected
+    assert make_collection([make_run("a", budget=budget)]).get_best("a").is_smoke is expected
 
 
 def test_the_spread_is_that_of_a_sample():

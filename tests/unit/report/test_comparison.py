@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from model_code.report.collection import ClassReport
-from model_code.report.comparison import build_comparison, compare
+from model_code.report.comparison import build_comparison, compare, summarise
 from model_code.report.document import Table
 from model_code.report.published import SECONDS_PER_EPOCH, PublishedFigure
 from tests.unit.report.synthetic_runs import make_collection, make_run
@@ -47,29 +49,125 @@ def test_a_figure_of_one_class():
     assert compare(make_collection(runs), figure).values == (0.6,)
 
 
-def test_seconds_of_an_epoch():
+def test_seconds_of_an_epoch_are_the_mean_of_those_logged():
     figure = PublishedFigure("row", "net", SECONDS_PER_EPOCH, 95, "seconds")
-    runs = [make_run("net", 0, seconds=400.0, epochs=20), make_run("net", 1, seconds=None)]
-    assert compare(make_collection(runs), figure).values == (20.0,)
+    seconds = {"train/seconds": ((1, 60.0), (2, 20.0), (3, 10.0))}
+    runs = [
+        make_run("net", 0, seconds=400.0, epochs=3, histories=seconds, metrics={"train/seconds": 10.0}),
+        make_run("net", 1, seconds=400.0, epochs=3, metrics={"train/seconds": 10.0}),
+    ]
+    assert compare(make_collection(runs), figure).values == (30.0,)
 
 
-@pytest.mark.parametrize(("pictures", "difference"), [(50_000, -3), (1000, None)])
-def test_counts_compare_on_equally_many_pictures(pictures, difference):
-    figure = PublishedFigure("row", "net", "validation/correct", 50, "count", pictures=50_000)
-    runs = make_runs(47, metric="validation/correct", more={"validation/pictures": pictures})
-    assert compare(make_collection(runs), figure).difference == difference
+def test_without_seconds_of_the_epochs_there_is_no_value():
+    run = make_run("swin_cifar10_published", seconds=400.0, epochs=20)
+    _, rows = read_table(make_collection([run]), "Swin")
+    ours = rows["time of an epoch"][2]
+    assert (ours.text, ours.detail, ours.is_caution) == ("no value", "no train/seconds", True)
+
+
+@pytest.mark.parametrize(("value", "unit"), [(47, "count"), (0.47, "fraction"), (4.7, "seconds")])
+@pytest.mark.parametrize(("pictures", "is_comparable"), [(50_000, True), (1000, False), (None, False)])
+def test_only_figures_of_equally_many_pictures_are_compared(value, unit, pictures, is_comparable):
+    figure = PublishedFigure("row", "net", "validation/it", 1, unit, pictures=50_000)
+    more = {"test/pictures": 50_000} | ({} if pictures is None else {"validation/pictures": pictures})
+    row = compare(make_collection(make_runs(value, metric="validation/it", more=more)), figure)
+    assert (row.values, row.is_comparable) == ((value,), is_comparable)
+    assert row.difference == (value - 1 if is_comparable else None)
+
+
+@pytest.mark.parametrize("more", [{}, {"validation/pictures": 7}])
+def test_a_figure_on_an_unknown_number_of_pictures_compares_with_any(more):
+    figure = PublishedFigure("row", "net", "validation/it", 0.5)
+    row = compare(make_collection(make_runs(0.6, metric="validation/it", more=more)), figure)
+    assert row.difference == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "note"),
+    [
+        ((10_000, 10_000), ""),
+        ((5000, 5000), "on 5,000 pictures"),
+        ((10_000, 5000), "on 5,000 or 10,000 pictures"),
+        ((None, None), "count of pictures not recorded"),
+        ((10_000, None), "count of pictures not recorded"),
+    ],
+)
+def test_other_counts_of_pictures_are_marked(counts, note):
+    report = ClassReport("test", 0.5, {"cat": 0.6}, None)
+    runs = [
+        make_run(
+            "swin_cifar10_published",
+            seed,
+            metrics={"test/accuracy": 0.7} | ({} if count is None else {"test/pictures": count}),
+            report=report,
+        )
+        for seed, count in enumerate(counts)
+    ]
+    _, rows = read_table(make_collection(runs), "Swin")
+    for label, text, difference in (
+        ("final, test pictures", "70.00 ± 0.00 %", "+2.25 points"),
+        ("class cat", "60.00 ± 0.00 %", "+8.59 points"),
+    ):
+        _, _, ours, beside, *_ = rows[label]
+        assert (ours.text, ours.detail, ours.is_caution) == (text, note, bool(note))
+        assert beside.text == ("" if note else difference)
+
+
+def test_times_of_untrained_networks_are_shown_without_a_difference():
+    metrics = {"validation/correct": 50, "validation/seconds": 20.0, "validation/pictures": 50_000}
+    columns, rows = read_table(make_collection([make_run("swin_t_imagenet_untrained", metrics=metrics)]), "Untrained")
+    right, time = (dict(zip(columns, rows[f"swin_t: {what}"], strict=True)) for what in ("right", "time"))
+    assert right["ours - published"].text == "+7 pictures"
+    assert (time["ours (mean ± std)"].text, time["ours - published"].text) == ("20.00 s", "")
+    assert "packed pictures of 256 pixels from memory, the article decoded files, on two GPUs" in time["what"].detail
+    assert "256 pixels" not in right["what"].detail
 
 
 def read_table(collection, caption):
     [table] = [
         block for block in build_comparison(collection).blocks if isinstance(block, Table) and caption in block.caption
     ]
-    return table.columns, {row[0].text.split(":")[0]: row for row in table.rows}
+    return table.columns, {row[0].text: row for row in table.rows}
 
 
 def enter_resnet(name, accuracies, budget="full"):
-    metrics = [{"validation/best_accuracy": value, "test/accuracy": value - 0.01} for value in accuracies]
+    metrics = [
+        {"validation/best_accuracy": value, "test/accuracy": value - 0.01, "validation/pictures": 10_000}
+        for value in accuracies
+    ]
     return [make_run(f"resnet18_cifar10_{name}", seed, budget, metrics=values) for seed, values in enumerate(metrics)]
+
+
+@pytest.mark.parametrize(
+    ("starts", "note"),
+    [
+        (("p", "p"), ""),
+        (("", ""), ""),
+        (("p", "q"), "the runs started from different weights"),
+        (("p", ""), "the runs started from different weights"),
+    ],
+)
+def test_runs_that_started_from_different_runs_are_marked(starts, note):
+    runs = [
+        replace(run, pretrained_run_id=start)
+        for run, start in zip(enter_resnet("exp", [0.83, 0.9]), starts, strict=True)
+    ]
+    collection = make_collection(runs)
+    columns, rows = read_table(collection, "ResNet-18")
+    [exp] = [dict(zip(columns, row, strict=True)) for label, row in rows.items() if label.startswith("exp:")]
+    for cell in (
+        exp["ours (mean ± std)"],
+        exp["ours, test/accuracy"],
+        summarise(collection.get_best(runs[0].recipe), "test/accuracy"),
+    ):
+        assert (cell.detail, cell.is_caution) == (note, bool(note))
+
+
+def test_other_weights_of_the_same_run_are_marked():
+    first, second = enter_resnet("exp", [0.83, 0.9])
+    runs = [replace(first, pretrained_sha256="a"), replace(second, pretrained_sha256="b")]
+    assert not make_collection(runs).get_best(first.recipe).has_one_start
 
 
 def test_the_table_of_an_article():
@@ -78,8 +176,10 @@ def test_the_table_of_an_article():
         enter_resnet("exp2", [0.6], "custom: epochs=5, limit_train=10000"),
         enter_resnet("exp3", [0.3], "smoke"),
         enter_resnet("exp4", [0.91]),
+        enter_resnet("exp5", [0.3], "smoke on shapes"),
     )
-    columns, rows = read_table(collection, "ResNet-18")
+    columns, found = read_table(collection, "ResNet-18")
+    rows = {label.split(":")[0]: row for label, row in found.items()}
     texts = {name: dict(zip(columns, (cell.text for cell in row), strict=True)) for name, row in rows.items()}
     assert len(rows) == 9
     exp = texts["exp"]
@@ -89,9 +189,14 @@ def test_the_table_of_an_article():
     assert len(rows["exp"][-1].run_ids) == 2
     assert texts["exp2"]["budget"] == "custom: epochs=5, limit_train=10000 - not comparable"
     assert texts["exp3"]["budget"] == "smoke - not comparable"
-    for name in ("exp2", "exp3"):
+    assert texts["exp5"]["budget"] == "smoke on shapes - not comparable"
+    for name, note in (
+        ("exp2", "custom: not comparable"),
+        ("exp3", "smoke: not a result"),
+        ("exp5", "smoke: not a result"),
+    ):
         assert texts[name]["ours - published"] == ""
-        assert rows[name][2].is_caution
+        assert (rows[name][2].detail, rows[name][2].is_caution) == (note, True)
     assert texts["exp4"]["ours (mean ± std)"] == "91.00 %"
     assert not rows["exp4"][2].is_caution
     assert texts["exp9"]["ours (mean ± std)"] == "not run"
@@ -105,7 +210,8 @@ def test_every_row_has_every_column():
 
 
 def test_runs_on_different_pictures_are_marked():
-    other = make_run("resnet18_cifar10_exp", 1, metrics={"validation/best_accuracy": 0.9}, data_checksum="other")
-    runs = [*enter_resnet("exp", [0.83]), other]
+    first, second = enter_resnet("exp", [0.83, 0.9])
+    runs = [first, replace(second, data_checksum="other")]
     _, rows = read_table(make_collection(runs), "ResNet-18")
-    assert (rows["exp"][2].detail, rows["exp"][2].is_caution) == ("the runs saw different pictures", True)
+    ours = rows["exp: torchvision's network, lr 0.01"][2]
+    assert (ours.detail, ours.is_caution) == ("the runs saw different pictures", True)

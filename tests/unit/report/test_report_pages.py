@@ -148,6 +148,43 @@ def test_verdicts_and_figures_say_what_they_rest_on(markdown_text):
     assert len(re.findall(r"Runs: `[0-9a-f]{8}`", text)) == len(re.findall(r"^\*\*", text, re.MULTILINE)) - 1
 
 
+def read_appendix(document):
+    [table] = document.sections[-1].blocks
+    return {row[0].text: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+
+
+def test_the_appendix_says_what_fine_tuned_runs_started_from(filled):
+    settings, client, document = filled
+    rows = read_appendix(document).values()
+    tuned = [row for row in rows if row["recipe"].text == "simsiam_cifar10_finetuned"]
+    [start] = {run_id for row in tuned for run_id in row["started from"].run_ids}
+    assert len(tuned) == 3
+    assert (client.get_run(start).data.tags["recipe"], client.get_run(start).data.tags["seed"]) == (
+        "simsiam_cifar10",
+        "2",
+    )
+    assert {row["started from"].text for row in rows if row not in tuned} == {"-"}
+
+    # Runs that no table shows: one that others started from, one that it started from, one that is not in the store.
+    replaced, gone = start, "9" * 32
+    runs = [
+        make_run("resnet18_cifar10_exp", 0, pretrained_run_id=replaced),
+        make_run("resnet18_cifar10_exp", 1, pretrained_run_id=gone),
+        make_run("resnet18_cifar10_exp", 2, pretrained_sha256="e" * 64),
+        make_run("resnet18_cifar10_exp", 3, pretrained_run_id="1" * 32),
+    ]
+    hidden = make_run("hidden", pretrained_run_id="2" * 32, run_id="1" * 32)
+    document = build_document(make_collection(runs, [hidden]), client, settings, ORIGIN)
+    rows = read_appendix(document)
+    assert [rows[run.run_id]["started from"].run_ids for run in runs] == [(replaced,), (gone,), (), ("1" * 32,)]
+    assert rows[runs[2].run_id]["started from"].text == "weights " + "e" * 16
+    assert rows["1" * 32]["started from"].run_ids == ("2" * 32,)
+    assert rows[replaced]["run"].detail == "not among the runs compared"
+    assert rows[gone]["run"].detail == rows["2" * 32]["run"].detail == "no longer in MLflow"
+    page = Page(render_page(document))
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
 def test_runs_of_a_server_link_to_their_pages(filled, tmp_path):
     _, client, _ = filled
     settings = make_settings(tmp_path, "https://me:secret@mlflow.example:5000/")

@@ -103,18 +103,19 @@ def test_the_custom_budget_with_the_most_pairs_is_taken():
         make_runs("new", [0.5] * 2, "custom: epochs=2"),
         make_runs("new", [0.7] * 3, "custom: epochs=9"),
         make_runs("new", [0.2] * 5, "smoke"),
+        make_runs("new", [0.2] * 6, "smoke on shapes"),
         make_runs("old", [0.4] * 2, "custom: epochs=2"),
         make_runs("old", [0.6] * 3, "custom: epochs=9"),
         make_runs("old", [0.1] * 5, "smoke"),
+        make_runs("old", [0.1] * 6, "smoke on shapes"),
     )
     verdict = decide(collection, CONTRAST)
     assert (verdict.budget, verdict.is_full, len(verdict.pairs)) == ("custom: epochs=9", False, 3)
 
 
-def test_smoke_runs_decide_nothing():
-    collection = make_collection(
-        make_runs("new", [0.31, 0.32, 0.33], "smoke"), make_runs("old", [0.1, 0.1, 0.1], "smoke")
-    )
+@pytest.mark.parametrize("smoke", ["smoke", "smoke on shapes"])
+def test_smoke_runs_decide_nothing(smoke):
+    collection = make_collection(make_runs("new", [0.31, 0.32, 0.33], smoke), make_runs("old", [0.1, 0.1, 0.1], smoke))
     verdict = decide(collection, CONTRAST)
     assert verdict.is_smoke
     assert verdict.words == "smoke: not a result (+22.0 points, 3 seeds)"

@@ -1,0 +1,82 @@
+import pytest
+
+from model_code.report.answers import build_answers
+from model_code.report.document import Paragraph, Table
+from model_code.report.questions import QUESTIONS
+from tests.unit.report.synthetic_runs import make_collection, make_run
+
+
+def read_arms(collection, key):
+    [table] = [
+        block
+        for block in build_answers(collection).blocks
+        if isinstance(block, Table) and block.caption == f"Arms: {key}"
+    ]
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.key)
+def test_every_metric_of_an_arm_stands_in_its_own_column(question):
+    values = {
+        (arm.recipe, metric): 0.1 + 0.01 * row + 0.2 * column
+        for row, arm in enumerate(question.arms)
+        for column, metric in enumerate(question.metrics)
+    }
+    runs = [
+        [make_run(arm.recipe, metrics={metric: values[arm.recipe, metric] for metric in question.metrics})]
+        for arm in question.arms
+    ]
+    rows = read_arms(make_collection(*runs), question.key)
+    assert [row["arm"].detail for row in rows] == [arm.recipe for arm in question.arms]
+    for row in rows:
+        for metric in question.metrics:
+            cell = row[metric]
+            assert (cell.text, cell.is_caution) == (
+                f"{values[row['arm'].detail, metric]:.2%}".replace("%", " %"),
+                False,
+            )
+
+
+def test_an_arm_without_a_metric_or_a_run():
+    rows = read_arms(
+        make_collection([make_run("resnet18_cifar10_exp2", metrics={"test/accuracy": 0.5})]), "initialisation"
+    )
+    texts = [(row["test/accuracy"].text, row["validation/best_accuracy"].text, row["seeds"].text) for row in rows]
+    assert texts == [("50.00 %", "-", "1"), *[("not run", "not run", "")] * 3]
+
+
+@pytest.mark.parametrize("budget", ["smoke", "smoke on shapes", "custom: epochs=5"])
+def test_arms_and_verdicts_of_other_budgets_are_marked(budget):
+    groups = [
+        [make_run(recipe, seed, budget, metrics={"test/accuracy": 0.5 + seed / 100}) for seed in range(3)]
+        for recipe in ("resnet18_cifar10_exp3", "resnet18_cifar10_exp3_nopool")
+    ]
+    collection = make_collection(*groups)
+    for row in read_arms(collection, "max-pool")[:2]:
+        assert (row["test/accuracy"].is_caution, row["budget"].is_caution) == (True, True)
+        assert row["budget"].text == f"{budget} - not comparable"
+    [table] = [
+        block for block in build_answers(collection).blocks if getattr(block, "caption", "") == "Verdicts: max-pool"
+    ]
+    verdict = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (verdict["verdict"].is_caution, verdict["budget"].is_caution) == (True, True)
+    assert verdict["verdict"].text.startswith("smoke: not a result") == budget.startswith("smoke")
+
+
+def test_fine_tuned_arms_that_started_from_different_runs_are_marked():
+    runs = [
+        make_run("simsiam_food11_finetuned", seed, metrics={"test/accuracy": 0.5}, pretrained_run_id=f"start {seed}")
+        for seed in range(3)
+    ]
+    cell = read_arms(make_collection(runs), "pretraining")[0]["test/accuracy"]
+    assert (cell.detail, cell.is_caution) == ("the runs started from different weights", True)
+
+
+def test_the_question_of_pretraining_says_what_its_interval_holds():
+    cautions = [
+        block.text
+        for block in build_answers(make_collection()).blocks
+        if isinstance(block, Paragraph) and block.is_caution
+    ]
+    expected = "All seeds start from one pretrained backbone, so that the interval holds the spread of fine-tuning only"
+    assert [expected in text for text in cautions] == [True]
