@@ -88,8 +88,13 @@ def test_random_features_are_those_of_train_and_test(dataset, seen, monkeypatch)
     )
     probe = ProbeConfig(epochs=2, warmup_epochs=1, base_learning_rate=0.1)
     config = RandomFeaturesConfig(
-        recipe="test", dataset="noise", network="watching", knn_neighbours=5, seed=3,
-        linear=probe, mlp=probe.model_copy(update={"hidden_width": 4}),
+        recipe="test",
+        dataset="noise",
+        network="watching",
+        knn_neighbours=5,
+        seed=3,
+        linear=probe,
+        mlp=probe.model_copy(update={"hidden_width": 4}),
     )
     results = []
     for is_calibrated in (False, True):

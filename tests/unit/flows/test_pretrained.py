@@ -50,8 +50,15 @@ def add_run(store, checksum):
         weights.write_bytes(run_id.encode())
         folder.complete(
             RunResult(
-                run_id=run_id, kind="simsiam", recipe=SOURCE, profile=profile, dataset="shapes",
-                metrics={}, best_weights=weights.name, weights_sha256=hash_file(weights), seconds=1.0,
+                run_id=run_id,
+                kind="simsiam",
+                recipe=SOURCE,
+                profile=profile,
+                dataset="shapes",
+                metrics={},
+                best_weights=weights.name,
+                weights_sha256=hash_file(weights),
+                seconds=1.0,
             )
         )
         added.append(run_id)
