@@ -98,7 +98,8 @@ def data_list() -> None:
     from flows import printing
     from model_code.data.cache import list_datasets
 
-    printing.print_datasets(list_datasets(load_settings().cache_dir))
+    cache_dir = load_settings().cache_dir
+    printing.print_datasets(list_datasets(cache_dir), cache_dir)
 
 
 @darkroom.command()

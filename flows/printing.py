@@ -1,6 +1,8 @@
 """What the commands print: tables for people, in a terminal or a log file."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -13,6 +15,7 @@ from model_code.data.add import AddedDataset
 from model_code.data.cache import DatasetSummary
 from model_code.disk import format_size
 from model_code.recipes.catalog import Recipe, get_recipe
+from model_code.training.run_config import FIXED_SETTINGS
 from model_code.training.run_folder import RunResult
 
 _LOG_FILE_WIDTH = 160
@@ -20,24 +23,26 @@ _LOG_FILE_WIDTH = 160
 
 def print_recipes(recipes: Sequence[Recipe]) -> None:
     """Print name, published accuracy and first docstring line of each recipe."""
-    table = _new_table("recipe", "published", "what it is")
+    table = _new_table("recipe", "published", "pictures", "what it is")
     for recipe in recipes:
-        table.add_row(recipe.name, _percent(recipe.published_accuracy), recipe.title)
+        table.add_row(recipe.name, _percent(recipe.published_accuracy), recipe.build().dataset, recipe.title)
     _print(table)
 
 
 def print_recipe(recipe: Recipe) -> None:
-    """Print one recipe's evidence and every setting."""
+    """Print one recipe's evidence and every setting, as `--set` takes them."""
     console = _console()
     console.print(f"{recipe.name}\n\n{recipe.evidence}\n", markup=False, highlight=False)
-    for key, value in recipe.build().model_dump(mode="json").items():
-        console.print(f"  {key} = {value}", markup=False, highlight=False)
+    for key, value in recipe.build().flatten().items():
+        if key not in FIXED_SETTINGS:
+            console.print(f"  {key}={json.dumps(value)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def print_datasets(datasets: Sequence[DatasetSummary]) -> None:
-    """Print what is packed."""
+def print_datasets(datasets: Sequence[DatasetSummary], cache_dir: Path) -> None:
+    """Print what is packed in a cache."""
     if not datasets:
-        _console().print("no pictures yet; start with: darkroom data add shapes", markup=False)
+        line = f"no pictures yet in {cache_dir}; start with: darkroom data add shapes"
+        _console().print(line, markup=False, highlight=False, soft_wrap=True)
         return
     table = _new_table("data set", "pictures", "classes", "size", "on disk", "checksum", "source")
     for dataset in datasets:
@@ -161,7 +166,11 @@ def print_release(release: ReleaseSummary) -> None:
         head = f"{release.name}: dry run, nothing was registered"
     else:
         before = f" (version {release.previous_version} before)" if release.previous_version else ""
+        if release.previous_version == release.version:
+            before = " already"
         head = f"{release.name}: version {release.version} is champion{before}"
+    if release.profile != "full":
+        head += f"\n  note: a {release.profile} run, not the documented training"
     tested = "not tested" if release.test_accuracy is None else f"test accuracy {release.test_accuracy:.4f}"
     _console().print(
         f"{head}\n  {release.recipe}, run {release.run_id}, {tested}\n"

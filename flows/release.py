@@ -58,6 +58,7 @@ def release_flow(source: str, name: str, mode: str = "enabled") -> ReleaseSummar
         previous_version=previous,
         run_id=run.run_id,
         recipe=run.recipe,
+        profile=run.profile,
         sha256=manifest.sha256,
         test_accuracy=run.test_accuracy,
         max_difference=max(batch.max_difference for batch in parity.batches.values()),

@@ -14,6 +14,7 @@ class ReleaseSummary(BaseModel):
         previous_version: That was champion before; None if there was none.
         run_id: MLflow run that trained it.
         recipe: Recipe name.
+        profile: Of the run: `full`, `smoke` or `custom`.
         sha256: Of model.onnx.
         test_accuracy: In [0, 1]; None without test pictures.
         max_difference: Largest difference of a probability between onnxruntime and PyTorch.
@@ -29,6 +30,7 @@ class ReleaseSummary(BaseModel):
     previous_version: str | None
     run_id: str
     recipe: str
+    profile: str
     sha256: str
     test_accuracy: float | None
     max_difference: float

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from prefect import flow
 
+from flows.printing import print_result
 from flows.summaries import Outcome
 from flows.train import identify_inputs, train_task
 from model_code.data.cache import is_added
@@ -41,7 +42,9 @@ def _train_one(config: AnyConfig) -> Outcome:
     result = state.result(raise_on_failure=False)
     if isinstance(result, BaseException):
         return _fail(config, result)
-    if was_cached:
+    if not was_cached:
+        print_result(result)
+    else:
         print(f"{config.recipe}  kept from run {result.run_id}: same settings, pictures and code", flush=True)
     return Outcome(recipe=config.recipe, seed=config.seed, result=result, was_cached=was_cached)
 

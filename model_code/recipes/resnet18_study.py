@@ -162,7 +162,7 @@ def resnet18_cifar10_exp6_nopool() -> TrainingConfig:
 
 @recipe(seeds=COMPARED_SEEDS)
 def resnet18_cifar10_exp_default() -> TrainingConfig:
-    """Exp with PyTorch's default initialisation, that of our own network, in place of torchvision's.
+    """The run exp with PyTorch's default initialisation, that of our own network, in place of torchvision's.
 
     Command: darkroom train resnet18_cifar10_exp_default
     Published: no figure of its own; the article cannot say why its own network beat torchvision's.

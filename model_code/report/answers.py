@@ -57,7 +57,7 @@ def _build_verdicts(question: Question, verdicts: list[Verdict]) -> Table:
         )
     return Table(
         f"Verdicts: {question.key}",
-        ("contrast", "verdict", "seeds", "budget", "settings that differ", "runs"),
+        ("contrast", "verdict", "paired seeds", "budget", "settings that differ", "runs"),
         tuple(rows),
     )
 

@@ -162,8 +162,9 @@ def is_smoke(budget: str) -> bool:
 
 
 def rank_budget(budget: str, seed_count: int) -> tuple[int, int, str]:
-    """Return a sort key: full, then custom budgets with many seeds before those with few, then smoke."""
-    return 0 if budget == FULL else 2 if is_smoke(budget) else 1, -seed_count, budget
+    """Return a sort key: full, custom with many seeds before few, smoke, and last smoke on other pictures."""
+    order = 0 if budget == FULL else 1 if not is_smoke(budget) else 2 if budget == SMOKE else 3
+    return order, -seed_count, budget
 
 
 def collect_runs(client: MlflowClient) -> Collection:

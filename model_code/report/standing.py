@@ -13,8 +13,8 @@ CHOOSING = "validation/best_accuracy"
 def build_standing(collection: Collection, client: MlflowClient) -> Section:
     """Return the section with the best recipe of each data set and the champion of each registered name."""
     explanation = (
-        "The best recipe is chosen by validation accuracy, mean over its seeds, among full runs where a data set has "
-        "any; the test pictures do not choose."
+        "The best recipe is chosen by validation accuracy, mean over its seeds, among full runs only: shorter ones say "
+        "little about which is best. The test pictures do not choose."
     )
     return Section(
         "Best recipe and champion", "best", (Paragraph(explanation), _build_best(collection), _build_champions(client))
@@ -22,14 +22,11 @@ def build_standing(collection: Collection, client: MlflowClient) -> Section:
 
 
 def choose_best(collection: Collection) -> dict[str, Group]:
-    """Return for each data set the group with the highest mean validation accuracy.
-
-    Full runs come before custom ones, and those before smoke runs.
-    """
+    """Return for each data set the group of full runs with the highest mean validation accuracy."""
     best: dict[str, Group] = {}
     for group in collection.list_best("supervised"):
-        dataset = group.latest.dataset
-        if _score(group) is not None and (dataset not in best or _rank(group) > _rank(best[dataset])):
+        dataset, score = group.latest.dataset, _score(group)
+        if group.is_full and score is not None and (dataset not in best or score > (_score(best[dataset]) or 0)):
             best[dataset] = group
     return best
 
@@ -37,10 +34,6 @@ def choose_best(collection: Collection) -> dict[str, Group]:
 def _score(group: Group) -> float | None:
     values = [run.metrics[CHOOSING] for run in group.runs if CHOOSING in run.metrics]
     return average(values)[0] if values else None
-
-
-def _rank(group: Group) -> tuple[bool, bool, float]:
-    return group.is_full, not group.is_smoke, _score(group) or 0.0
 
 
 def _build_best(collection: Collection) -> Table:
@@ -57,7 +50,9 @@ def _build_best(collection: Collection) -> Table:
         for dataset, group in sorted(choose_best(collection).items())
     )
     columns = ("data set", "recipe", CHOOSING, "test/accuracy", "seeds", "budget", "runs")
-    return Table("Best recipe of each data set", columns, rows or ((Cell("not run"), *(Cell() for _ in range(6))),))
+    return Table(
+        "Best recipe of each data set", columns, rows or ((Cell("no full run yet"), *(Cell() for _ in range(6))),)
+    )
 
 
 def _build_champions(client: MlflowClient) -> Table:

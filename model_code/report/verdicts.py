@@ -111,7 +111,7 @@ class Verdict:
             both = set(self.missing) == {self.contrast.treatment, self.contrast.control}
             return "not run" if both else f"not run: no run of {self.missing[0]}"
         if self.other_pictures:
-            return f"undecided: all {self.other_pictures} pairs of runs saw different pictures"
+            return f"undecided: the runs saw different pictures ({self.other_pictures} seeds)"
         return "undecided: no seed was run with both at the same budget"
 
     def list_differing_settings(self) -> list[str]:

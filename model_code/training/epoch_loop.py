@@ -110,7 +110,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         """Return the error of a loss that is not finite."""
         return TrainingError(
             f"{what}; lower the learning rate (--set {self.rate_setting}={self._rate / 10:g}); "
-            f"the checkpoint before stays in {self.run_dir}"
+            + (f"the checkpoint before stays in {self.run_dir}" if self.history else "no epoch was finished before")
         )
 
     def _save(self, metrics: Epoch) -> None:

@@ -158,8 +158,8 @@ def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:
     split = dataset.splits.get(name)
     if split is None:
         raise DataError(
-            f"{dataset.name} has no {name} pictures, only {', '.join(dataset.splits)}; add them with "
-            f"`darkroom data add {dataset.name} --from PATH`, or take another data set: --set dataset=NAME"
+            f"{dataset.name} has no {name} pictures, only {', '.join(dataset.splits)}; take another data set: "
+            "--set dataset=NAME"
         )
     unlabelled = int((split.labels_N < 0).sum())
     if unlabelled:

@@ -38,7 +38,8 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 # Learning rates that grow with the batch are given for this many pictures in a step.
 REFERENCE_BATCH = 256
 
-_FIXED_SETTINGS = {"kind", "recipe", "profile"}
+# What a recipe and a profile decide, and `--set` cannot change.
+FIXED_SETTINGS = {"kind", "recipe", "profile"}
 
 
 class RunConfig(BaseModel):
@@ -107,7 +108,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         UsageError: No such setting, or a value outside its range; one line names them.
     """
-    allowed = sorted(set(config.flatten()) - _FIXED_SETTINGS)
+    allowed = sorted(set(config.flatten()) - FIXED_SETTINGS)
     unknown = sorted(set(changes) - set(allowed))
     if unknown:
         near = [match for name in unknown for match in get_close_matches(name, allowed, n=2)]
@@ -126,7 +127,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         first = error.errors()[0]
         where, value = ".".join(map(str, first["loc"])), first["input"]
         what = "" if not where else f"{where}: " if isinstance(value, dict) else f"{where}={value!r}: "
-        raise UsageError(f"{what}{first['msg']}") from error
+        raise UsageError(f"{what}{first['msg'].removeprefix('Value error, ')}") from error
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

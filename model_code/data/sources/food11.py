@@ -120,6 +120,11 @@ def _place(archive: Archive, parts: Sequence[str], wrapper: int, *, has_test_lab
                 label = _check_label(number, where)
         case [name] if name in _LABEL_BY_CLASS:
             label, form = _LABEL_BY_CLASS[name], "class folders"
+        case [name] if name not in {"labeled", "labelled", "unlabeled", "unlabelled"}:
+            raise DataError(
+                f"{where}: {below[0]!r} is not a class of Food-11, which are {', '.join(FOOD11_CLASSES)}; correct the "
+                "folder's name, or add the pictures under another name"
+            )
         case _:
             raise _fits_no_layout(where)
     return _Found(split, "/".join(below), form, EncodedPicture(archive, "/".join(parts), label))
@@ -150,7 +155,9 @@ def _check_labels(where: str, split: str, ordered: Sequence[_Found]) -> None:
         )
     missing = [name for label, name in enumerate(FOOD11_CLASSES) if label not in labels]
     if missing:
-        raise DataError(f"{where}: {split} has no pictures of {name_some(missing)}; every class needs some")
+        raise DataError(
+            f"{where}: {split} has no pictures of {name_some(missing)}; every class, labels 0 to 10, needs some"
+        )
 
 
 def _check_label(number: str, where: str) -> int:

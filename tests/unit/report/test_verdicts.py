@@ -125,7 +125,7 @@ def test_different_pictures_are_not_paired():
     collection = make_collection(
         make_runs("new", [0.9] * 3, data_checksum="a"), make_runs("old", [0.8] * 3, data_checksum="b")
     )
-    assert decide(collection, CONTRAST).words == "undecided: all 3 pairs of runs saw different pictures"
+    assert decide(collection, CONTRAST).words == "undecided: the runs saw different pictures (3 seeds)"
 
 
 def test_runs_without_the_metric_do_not_count():
