@@ -274,7 +274,7 @@ def test_recipes_lists_every_published_figure(darkroom):
     assert len(published) == 16
     assert published["resnet18_cifar10_exp6"] == "92.3%"
     assert published["resnet18_cifar10_exp6_nopool"] == "-"
-    assert "learning_rate = 0.01" in darkroom("recipes", "resnet18_cifar10_exp6").out
+    assert "learning_rate=0.01" in darkroom("recipes", "resnet18_cifar10_exp6").out
 
 
 def test_doctor_finds_what_is_installed(darkroom):
