@@ -11,7 +11,7 @@ UV := $(or $(shell command -v uv),.uv/bin/uv)
 CODE := flows model_code serving tests benchmarks
 ARGS ?=
 
-.PHONY: help setup data train-all report quickstart release serve ui predict test check format bench doctor lock clean
+.PHONY: help setup data train-all report quickstart release serve ui predict test check format bench bench-train doctor lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ format: setup ## Format the code and fix what can be fixed
 
 bench: setup ## Measure packing, training and prediction on this machine
 	$(BIN)/python -m benchmarks.pipeline $(ARGS)
+
+bench-train: setup ## Measure training against the articles' loops and torchvision, side by side
+	$(BIN)/python -m benchmarks.training $(ARGS)
 
 doctor: setup ## Say what this machine can do, and what is missing
 	$(DARKROOM) doctor
