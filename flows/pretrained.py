@@ -9,11 +9,10 @@ from model_code.settings import Settings
 from model_code.tracking.finished_runs import find_finished_runs
 from model_code.tracking.store import open_store
 from model_code.training.checkpoints import hash_pretrained
-from model_code.training.config import TrainingConfig
+from model_code.training.config import RECIPE_PREFIX, TrainingConfig
 from model_code.training.run_folder import AnyConfig, RunFolder, open_run_folder
 from serving.bundle import hash_file
 
-RECIPE_PREFIX = "recipe:"
 # A documented run starts from a documented one; a custom run takes the best that there is.
 ALLOWED_PROFILES = {"full": ("full",), "smoke": ("smoke",), "custom": ("full", "custom", "smoke")}
 

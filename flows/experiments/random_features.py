@@ -8,12 +8,11 @@ from torch import nn
 from flows.experiments.experiment import Experiment, ExperimentResult
 from model_code.data.cache import PackedDataset
 from model_code.data.views import plain_view
-from model_code.errors import UsageError
 from model_code.models.networks import build_backbone, check_image_size
 from model_code.models.picture_input import PictureInput
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.device import seed_everything
-from model_code.training.pictures import get_labelled, take, to_device
+from model_code.training.pictures import check_neighbours, get_labelled, take, to_device
 from model_code.training.random_features import measure_random_features
 from model_code.training.random_features_config import RandomFeaturesConfig
 from model_code.training.run_folder import RunFolder
@@ -29,11 +28,7 @@ class RandomFeaturesExperiment(Experiment):
             check_image_size(config.network, self._image_size)
         train = get_labelled(dataset, "train")
         self._train = to_device(train, take(train, config.limit_train, config.split_seed), device)
-        if len(self._train) < config.knn_neighbours:
-            raise UsageError(
-                f"{len(self._train)} training pictures are fewer than {config.knn_neighbours} neighbours; "
-                "raise --limit-train or lower --set knn_neighbours"
-            )
+        check_neighbours(len(self._train), config.knn_neighbours, "training")
         test = get_labelled(dataset, "test")
         self._test = to_device(test, take(test, config.limit_test, config.split_seed), device)
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from model_code.errors import UsageError
+from model_code.training.config import RECIPE_PREFIX
 from model_code.training.run_config import RunConfig, override
 from model_code.training.run_folder import AnyConfig
 
@@ -132,7 +133,7 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
     config = override(documented, changes or {})
     neutral = {"seed", "device"}
     before, after = (getattr(one, "pretrained_weights", None) for one in (documented, config))
-    if before == "torchvision" and after is not None and not after.startswith("recipe:"):
+    if before == "torchvision" and after is not None and not after.startswith(RECIPE_PREFIX):
         neutral.add("pretrained_weights")
     if profile == "smoke":
         neutral.add("dataset")

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from model_code.data.view_settings import CropArea, ImageSize
 from model_code.training.run_config import NetworkName, PositiveFloat, RunConfig
 
+# In front of a recipe's name in `pretrained_weights`.
+RECIPE_PREFIX = "recipe:"
+
 
 class TrainingConfig(RunConfig):
     """Every setting of one supervised training run, beside those of `RunConfig`.

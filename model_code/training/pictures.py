@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.data.splits import split_stratified, take_stratified
-from model_code.errors import DataError
+from model_code.errors import DataError, UsageError
 from model_code.training.config import TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.run_config import RunConfig
@@ -183,6 +183,32 @@ def take(split: PackedSplit, limit: int | None, seed: int) -> Indices:
     if limit is None or limit >= len(split.labels_N):
         return np.arange(len(split.labels_N))
     return take_stratified(split.labels_N, limit, seed)
+
+
+def check_batch(count: int, batch_size: int) -> None:
+    """Refuse fewer training pictures than one batch.
+
+    Raises:
+        UsageError: There are fewer.
+    """
+    if count < batch_size:
+        raise UsageError(
+            f"{count} training pictures are fewer than one batch of {batch_size}; "
+            "raise --limit-train or lower --set batch_size"
+        )
+
+
+def check_neighbours(count: int, neighbours: int, what: str) -> None:
+    """Refuse fewer pictures than are to vote; `what` names them: `memory`.
+
+    Raises:
+        UsageError: There are fewer.
+    """
+    if count < neighbours:
+        raise UsageError(
+            f"{count} {what} pictures are fewer than {neighbours} neighbours; "
+            "raise --limit-train or lower --set knn_neighbours"
+        )
 
 
 def to_device(split: PackedSplit, indices: Indices, device: torch.device) -> Pictures:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from model_code.data.views import plain_view, two_views
-from model_code.errors import UsageError
 from model_code.evaluation.features import LabelledFeatures, compute_features, feature_std
 from model_code.evaluation.knn import knn_accuracy
 from model_code.evaluation.metrics import choose_batch
@@ -24,7 +23,7 @@ from model_code.models.simsiam import SimSiam
 from model_code.training import checkpoints
 from model_code.training.epoch_loop import EpochLoop
 from model_code.training.losses import simsiam_loss
-from model_code.training.pictures import Pictures, PretrainingPictures
+from model_code.training.pictures import Pictures, PretrainingPictures, check_batch, check_neighbours
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.probe import train_probe
 from model_code.training.results import Callback, PretrainingEpoch, TrainingResult
@@ -131,16 +130,8 @@ def check_pretraining_pictures(config: SimSiamConfig, pictures: PretrainingPictu
         UsageError: There are too few pictures, or the network cannot take views of this size.
     """
     check_image_size(config.network, config.views.image_size)
-    if len(pictures.images_NHWC) < config.batch_size:
-        raise UsageError(
-            f"{len(pictures.images_NHWC)} training pictures are fewer than one batch of {config.batch_size}; "
-            "raise --limit-train or lower --set batch_size"
-        )
-    if len(pictures.memory) < config.knn_neighbours:
-        raise UsageError(
-            f"{len(pictures.memory)} memory pictures are fewer than {config.knn_neighbours} neighbours; "
-            "raise --limit-train or lower --set knn_neighbours"
-        )
+    check_batch(len(pictures.images_NHWC), config.batch_size)
+    check_neighbours(len(pictures.memory), config.knn_neighbours, "memory")
 
 
 def pretrain(

@@ -24,7 +24,7 @@ from model_code.training import checkpoints
 from model_code.training.config import TrainingConfig
 from model_code.training.epoch_loop import EpochLoop
 from model_code.training.optimization import Schedule, build_optimizer
-from model_code.training.pictures import TrainingPictures
+from model_code.training.pictures import TrainingPictures, check_batch
 from model_code.training.results import Callback, EpochMetrics, TrainingResult
 
 
@@ -67,11 +67,7 @@ def check_pictures(config: TrainingConfig, pictures: TrainingPictures) -> None:
             f"--set image_size={packed_size}, or add the pictures anew with --image-size {config.image_size}"
         )
     check_image_size(config.network, config.image_size or packed_size)
-    if len(pictures.train) < config.batch_size:
-        raise UsageError(
-            f"{len(pictures.train)} training pictures are fewer than one batch of {config.batch_size}; "
-            "raise --limit-train or lower --set batch_size"
-        )
+    check_batch(len(pictures.train), config.batch_size)
 
 
 def fit(

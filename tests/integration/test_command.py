@@ -152,28 +152,19 @@ def test_broken_pictures_are_one_line_and_lose_nothing(darkroom, home, tmp_path,
     assert "10 train" in darkroom("data", "list").out
 
 
-def test_full_disk_is_one_line_and_the_old_set_stays(start_darkroom, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
+def test_full_disk_is_one_line_and_the_old_set_stays(start_darkroom, mount_disk, tmp_path):
     # Room for the databases and for a set of 30 pictures, not for one of 4,000.
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", disk], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs is not permitted here")
-    try:
-        small = start_darkroom(
-            "data", "add", "cifar10", "--from", write_classes(tmp_path / "few"), DARKROOM_HOME=str(disk)
-        )
-        assert "30 train pictures" in small.communicate()[0]
-        large = start_darkroom("data", "add", "shapes", DARKROOM_HOME=str(disk))
-        out = large.communicate()[0]
-        assert large.returncode == 1
-        (line,) = [line for line in out.splitlines() if line.startswith("darkroom: ")]
-        assert "full" in line
-        listing = start_darkroom("data", "list", DARKROOM_HOME=str(disk)).communicate()[0]
-        assert "30 train" in listing
-        assert "damaged" not in listing
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+    disk = mount_disk("9m")
+    small = start_darkroom("data", "add", "cifar10", "--from", write_classes(tmp_path / "few"), DARKROOM_HOME=str(disk))
+    assert "30 train pictures" in small.communicate()[0]
+    large = start_darkroom("data", "add", "shapes", DARKROOM_HOME=str(disk))
+    out = large.communicate()[0]
+    assert large.returncode == 1
+    (line,) = [line for line in out.splitlines() if line.startswith("darkroom: ")]
+    assert "full" in line
+    listing = start_darkroom("data", "list", DARKROOM_HOME=str(disk)).communicate()[0]
+    assert "30 train" in listing
+    assert "damaged" not in listing
 
 
 @pytest.mark.parametrize(
@@ -228,22 +219,17 @@ def test_two_first_commands_at_once_in_a_folder_with_packages_of_our_names(start
 
 
 @pytest.mark.parametrize("kind", ["file", "full"])
-def test_a_home_that_cannot_be_used_is_one_line(start_darkroom, tmp_path, kind):
-    home = tmp_path / "home"
-    home.touch() if kind == "file" else home.mkdir()
+def test_a_home_that_cannot_be_used_is_one_line(start_darkroom, mount_disk, tmp_path, kind):
     if kind == "full":
-        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", home]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a tmpfs is not permitted here")
-    try:
-        process = start_darkroom("data", "add", "shapes", DARKROOM_HOME=str(home))
-        (line,) = process.communicate()[0].strip().splitlines()
-        assert process.returncode == 1
-        assert line.startswith("darkroom: ")
-        assert "DARKROOM_HOME" in line
-    finally:
-        if kind == "full":
-            subprocess.run(["umount", "-l", home], check=True)
+        home = mount_disk("1m")
+    else:
+        home = tmp_path / "home"
+        home.touch()
+    process = start_darkroom("data", "add", "shapes", DARKROOM_HOME=str(home))
+    (line,) = process.communicate()[0].strip().splitlines()
+    assert process.returncode == 1
+    assert line.startswith("darkroom: ")
+    assert "DARKROOM_HOME" in line
 
 
 def test_names_with_brackets_are_printed_as_they_are(darkroom, home, tmp_path):
