@@ -1,0 +1,84 @@
+"""Twenty steps of every recipe that trains, on drawn pictures, as they were written down once in golden_losses.json.
+
+Whoever changes the arithmetic changes them. If that is meant: `python -m tests.unit.recipes.test_golden_losses`.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_code.recipes.catalog import RECIPES, build_config, has_setting
+from model_code.training.pictures import PretrainingPictures
+from model_code.training.pretraining import pretrain
+from model_code.training.results import Callback
+from model_code.training.supervised import fit
+from tests.unit.training.small_runs import CPU, draw_pictures, make_pictures
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+EPOCHS, STEPS, BATCH = 2, 10, 4
+TRAINED = [name for name in RECIPES if has_setting(name, "epochs")]
+# The same sums in another order: equal libraries on equal instruction sets give equal bits, others drift apart.
+HERE = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, 1 thread"
+
+
+class LossRecorder(Callback):
+    def __init__(self):
+        self.losses = []
+
+    def on_step(self, epoch, step, steps, loss):
+        self.losses.append(loss)
+
+
+def take_steps(name, run_dir):
+    """Return the losses of the recipe's first steps; only batch, length and the size of large pictures are changed."""
+    changes = {"epochs": EPOCHS, "batch_size": BATCH, "warmup_epochs": 1, "knn_neighbours": 4, "linear.epochs": 1}
+    changes |= {"pretrained_weights": None, "views.image_size": 32, "linear.warmup_epochs": 0}
+    if build_config(name).dataset == "food11":
+        changes |= {"image_size": 64, "views.image_size": 64}
+    config = build_config(name, changes={key: value for key, value in changes.items() if has_setting(name, key)})
+    side = 64 if config.dataset == "food11" else 32
+    recorder = LossRecorder()
+    if config.kind == "simsiam":
+        few = draw_pictures(8, side=side)
+        learned = draw_pictures(STEPS * BATCH, side=side).images_NHWC
+        pretrain(config, PretrainingPictures(learned, few, few, few, None, tuple("abcd")), run_dir, CPU, [recorder])
+    else:
+        fit(config, make_pictures(train=STEPS * BATCH, validation=4, side=side), run_dir, CPU, [recorder])
+    return recorder.losses
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads(GOLDEN.read_text())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_twenty_steps_are_those_written_down(name, golden, tmp_path):
+    losses, written = take_steps(name, tmp_path), golden["losses"][name]
+    assert len(losses) == EPOCHS * STEPS == len(written)
+    if golden["machine"] == HERE:
+        assert losses == written
+    else:
+        assert losses[:3] == pytest.approx(written[:3], rel=1e-3)
+
+
+def test_every_recipe_that_trains_is_written_down(golden):
+    assert sorted(golden["losses"]) == sorted(TRAINED)
+
+
+def write() -> None:
+    """Write the losses of this machine down."""
+    torch.set_num_threads(1)
+    losses = {}
+    for name in TRAINED:
+        with tempfile.TemporaryDirectory() as run_dir:
+            losses[name] = take_steps(name, Path(run_dir))
+        print(name, losses[name][0], losses[name][-1])
+    GOLDEN.write_text(json.dumps({"machine": HERE, "losses": losses}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    write()
