@@ -1,5 +1,6 @@
 """The `darkroom` command. Imports are inside the commands, so that `darkroom --help` answers at once."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,11 +42,16 @@ def _is_of_a_server(error: Exception) -> bool:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="darkroom")
-def darkroom() -> None:
+@click.pass_context
+def darkroom(context: click.Context) -> None:
     """Image classifiers from pictures to a prediction over HTTP.
 
     State lives under DARKROOM_HOME (default ./.darkroom).
     """
+    if context.invoked_subcommand != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            f"{context.invoked_subcommand} runs in one process; under torchrun there is only `darkroom train RECIPE`"
+        )
 
 
 @darkroom.command()
@@ -119,11 +125,20 @@ def train(
     resume_run_id: str | None,
     assignments: tuple[str, ...],
 ) -> None:
-    """Train one recipe. A repeated command continues a run that was interrupted."""
+    """Train one recipe. A repeated command continues a run that was interrupted.
+
+    On N GPUs: torchrun --nproc-per-node N --no-python darkroom train RECIPE
+    """
     from model_code.data.cache import open_dataset
+    from model_code.training.processes import read_rank
 
     config = _build_config(recipe, profile, {"seed": seed, "epochs": epochs, "limit_train": limit_train}, assignments)
     open_dataset(config.dataset, load_settings().cache_dir)  # before anything slow starts
+    if read_rank()[0] > 0:
+        from flows.followers import follow_training
+
+        follow_training(config)
+        return
     _configure()
     from flows import printing
     from flows.train import train_flow

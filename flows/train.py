@@ -8,6 +8,7 @@ from prefect.cache_policies import INPUTS, TASK_SOURCE
 from flows.device_slot import hold_device
 from flows.experiments import open_experiment
 from flows.experiments.experiment import Experiment
+from flows.followers import Assignment
 from flows.pretrained import Pretrained, find_pretrained
 from model_code.data.cache import open_dataset
 from model_code.errors import TrackingError, UsageError
@@ -18,6 +19,7 @@ from model_code.tracking.provenance import hash_code
 from model_code.tracking.run_tracker import create_run, track_run
 from model_code.tracking.store import EXPERIMENT, open_store
 from model_code.training.device import choose_device, describe_device
+from model_code.training.processes import join_processes
 from model_code.training.run_folder import (
     AnyConfig,
     RunFolder,
@@ -67,8 +69,9 @@ def train_task(config: AnyConfig, inputs: dict[str, str | None], resume_run_id: 
     dataset = open_dataset(config.dataset, settings.cache_dir)
     device = choose_device(config.device)
     pretrained = find_pretrained(config, settings)
-    with hold_device(settings.locks_dir, device.type):
-        experiment = open_experiment(config, dataset, device, pretrained.source if pretrained else None)
+    source = pretrained.source if pretrained else None
+    with hold_device(settings.locks_dir, device.type), join_processes(device) as processes:
+        experiment = open_experiment(config, dataset, processes, source)
         record = RunRecord(
             run_id="",
             data_checksum=dataset.checksum,
@@ -78,6 +81,7 @@ def train_task(config: AnyConfig, inputs: dict[str, str | None], resume_run_id: 
         folder = _open_folder(record, settings, resume_run_id)
         _print_start(folder, experiment, describe_device(device))
         with folder.lock():
+            processes.tell(Assignment(folder.path, source))
             result = _run(folder, experiment, describe_device(device), pretrained, start_s)
             folder.complete(result)
     return result
@@ -94,6 +98,8 @@ def _run(
         "budget": describe_budget(config),
         "published_accuracy": "not published" if published is None else f"{published:.3f}",
     }
+    if experiment.engine_line is not None:
+        tags["engine"] = experiment.engine_line
     if pretrained is not None:
         tags |= {
             "pretrained_run_id": pretrained.run_id or "none",
@@ -156,6 +162,7 @@ def _print_start(folder: RunFolder, experiment: Experiment, device: str) -> None
     print(
         f"{config.recipe}  run {folder.record.run_id}  {describe_budget(config)}  seed {config.seed}  on {device}\n"
         f"{config.recipe}  {config.dataset}: {experiment.pictures_line}"
-        + (f"; published accuracy {published:.3f}" if published and config.profile == "full" else ""),
+        + (f"; published accuracy {published:.3f}" if published and config.profile == "full" else "")
+        + (f"\n{config.recipe}  {experiment.engine_line}" if experiment.engine_line else ""),
         flush=True,
     )

@@ -4,11 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from model_code.disk import format_size
 from model_code.tracking.run_tracker import RunTracker
 from model_code.tracking.tensorboard import TensorBoardWriter
+from model_code.training.engine import choose_engine
+from model_code.training.epoch_config import EpochConfig
 from model_code.training.interruption import InterruptionWatcher
+from model_code.training.processes import Processes
 from model_code.training.progress import ProgressPrinter
 from model_code.training.results import Callback, TrainingResult
 from model_code.training.run_folder import RunFolder
@@ -35,16 +42,38 @@ class Experiment(ABC):
     def pictures_line(self) -> str:
         """Which pictures the run uses, for people."""
 
+    @property
+    def engine_line(self) -> str | None:
+        """How a step is computed, for people; None where no steps are taken."""
+        return None
+
     @abstractmethod
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
         """Do the work and log what only this kind of run logs."""
 
+    def follow(self, run_dir: Path) -> None:
+        """Do this process's share of the training; only of a run that several processes can share."""
+        raise NotImplementedError(run_dir)
+
 
 @contextmanager
 def follow_epochs(
-    folder: RunFolder, tracker: RunTracker, epochs: int
+    folder: RunFolder, tracker: RunTracker, epochs: int, processes: Processes
 ) -> Iterator[tuple[Sequence[Callback], TensorBoardWriter]]:
     """Yield what follows every run of epochs: console, MLflow, TensorBoard and the watch for Ctrl-C."""
-    with TensorBoardWriter(folder.path) as events, InterruptionWatcher() as watcher:
+    with TensorBoardWriter(folder.path) as events, InterruptionWatcher(is_patient=processes.count > 1) as watcher:
         progress = ProgressPrinter(folder.record.config.recipe, epochs)
         yield [progress, tracker, events, watcher], events
+
+
+def describe_engine(config: EpochConfig, processes: Processes, images_NHWC: Tensor) -> str:
+    """Return how a run computes its steps and where its pictures are, for people.
+
+    Raises:
+        UsageError: The hardware lacks what the config wants.
+    """
+    engine = choose_engine(config.engine, processes.device, processes.count)
+    is_resident = images_NHWC.device.type == processes.device.type and config.engine.pictures != "streamed"
+    place = f"{format_size(images_NHWC.nbytes)} of pictures {'resident' if is_resident else 'streamed from the host'}"
+    shared = f", {processes.count} processes" if processes.count > 1 else ""
+    return f"{engine.describe()}, {place}{shared}"

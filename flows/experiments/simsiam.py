@@ -1,13 +1,15 @@
 """Pictures without labels -> a pretrained backbone -> what its features are worth: kNN and a linear layer."""
 
-import torch
+from pathlib import Path
 
-from flows.experiments.experiment import Experiment, ExperimentResult, follow_epochs
+from flows.experiments.experiment import Experiment, ExperimentResult, describe_engine, follow_epochs
 from model_code.data.cache import PackedDataset
 from model_code.tracking.run_tracker import RunTracker
+from model_code.training.interruption import InterruptionWatcher
 from model_code.training.pictures import load_pretraining_pictures
 from model_code.training.pretraining import check_pretraining_pictures, evaluate_backbone, pretrain
 from model_code.training.pretraining_config import SimSiamConfig
+from model_code.training.processes import Processes
 from model_code.training.run_folder import RunFolder
 
 # Of the spread that features have when they fill the sphere evenly.
@@ -17,10 +19,11 @@ COLLAPSED_SHARE = 0.2
 class SimSiamExperiment(Experiment):
     """One SimSiam run; the arguments are those of `open_experiment`."""
 
-    def __init__(self, config: SimSiamConfig, dataset: PackedDataset, device: torch.device) -> None:
-        self._config, self._device = config, device
-        self._pictures = load_pretraining_pictures(dataset, config, device)
+    def __init__(self, config: SimSiamConfig, dataset: PackedDataset, processes: Processes) -> None:
+        self._config, self._processes = config, processes
+        self._pictures = load_pretraining_pictures(dataset, config, processes.device)
         check_pretraining_pictures(config, self._pictures)
+        self._engine_line = describe_engine(config, processes, self._pictures.images_NHWC)
 
     @property
     def pictures_line(self) -> str:
@@ -31,12 +34,17 @@ class SimSiamExperiment(Experiment):
             f"labelled in the memory, {len(self._pictures.validation)} validation, {tests} test pictures"
         )
 
+    @property
+    def engine_line(self) -> str:
+        """Precision, memory layout, compilation and place of the pictures."""
+        return self._engine_line
+
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
         """Pretrain, then measure the best backbone."""
         config = self._config
-        with follow_epochs(folder, tracker, config.epochs) as (callbacks, _):
-            training = pretrain(config, self._pictures, folder.path, self._device, callbacks)
-        report = evaluate_backbone(config, training.best_weights, self._pictures, self._device)
+        with follow_epochs(folder, tracker, config.epochs, self._processes) as (callbacks, _):
+            training = pretrain(config, self._pictures, folder.path, self._processes, callbacks)
+        report = evaluate_backbone(config, training.best_weights, self._pictures, self._processes.device)
         last, even = training.history[-1], config.embedding_width**-0.5
         print(
             f"{config.recipe}  kNN accuracy on validation: {training.untrained_knn_accuracy:.4f} untrained, "
@@ -58,3 +66,8 @@ class SimSiamExperiment(Experiment):
             del metrics["validation/knn_accuracy"]
         tracker.log_metrics(metrics)
         return ExperimentResult(metrics, training)
+
+    def follow(self, run_dir: Path) -> None:
+        """Pretrain beside the first process."""
+        with InterruptionWatcher(is_patient=True) as watcher:
+            pretrain(self._config, self._pictures, run_dir, self._processes, [watcher])

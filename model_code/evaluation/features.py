@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_code.evaluation.metrics import LARGEST_BATCH
+from model_code.evaluation.metrics import LARGEST_BATCH, find_device
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,17 @@ def compute_features(
     prepare: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = LARGEST_BATCH,
 ) -> Tensor:
-    """Return the model's output float32 [N, D] on the pictures' device; the model is left in evaluation mode.
+    """Return the model's output float32 [N, D] on its device; the model is left in evaluation mode.
 
     Args:
         model: Pictures [B, H, W, C] in, [B, D] out.
-        images_NHWC: uint8 pictures.
+        images_NHWC: uint8 pictures; each batch is moved to the model's device.
         prepare: Brings each batch to the size that the model reads; None leaves it.
         batch_size: Pictures at once.
     """
     model.eval()
-    batches = images_NHWC.split(batch_size)
+    device = find_device(model, images_NHWC)
+    batches = (batch.to(device) for batch in images_NHWC.split(batch_size))
     return torch.cat([model(prepare(batch) if prepare else batch).float() for batch in batches])
 
 

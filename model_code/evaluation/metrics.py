@@ -41,12 +41,24 @@ def choose_batch(image_size: int) -> int:
     return max(1, min(LARGEST_BATCH, _BATCH_PIXELS // image_size**2))
 
 
+def find_device(model: nn.Module, images_NHWC: Tensor) -> torch.device:
+    """Return where a model computes: its weights' device, or that of the pictures if it has none."""
+    weights = next(model.parameters(), None)
+    return images_NHWC.device if weights is None else weights.device
+
+
 @torch.inference_mode()
 def predict_logits(model: nn.Module, images_NHWC: Tensor) -> Tensor:
-    """Return logits float32 [N, K] on the CPU; the model is left in evaluation mode."""
+    """Return logits float32 [N, K] on the CPU; the model is left in evaluation mode.
+
+    Args:
+        model: Pictures [B, H, W, C] in, logits out.
+        images_NHWC: uint8; each batch is moved to the model's device.
+    """
     model.eval()
+    device = find_device(model, images_NHWC)
     batches = images_NHWC.split(choose_batch(images_NHWC.shape[1]))
-    return torch.cat([model(images_BHWC).float().cpu() for images_BHWC in batches])
+    return torch.cat([model(images_BHWC.to(device)).float().cpu() for images_BHWC in batches])
 
 
 def measure(logits_NK: Tensor, labels_N: Tensor) -> Report:

@@ -14,6 +14,9 @@ class PictureInput(nn.Module):
         mean: Per channel, of pictures in [0, 1].
         std: Per channel, of pictures in [0, 1].
         image_size: Height and width of the middle, pixels; None takes the whole picture.
+
+    Attributes:
+        is_channels_last: Whether the result keeps the pictures' order in memory, channels last; else it is contiguous.
     """
 
     mean_C: Tensor
@@ -24,6 +27,7 @@ class PictureInput(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size = image_size
+        self.is_channels_last = True
         self.register_buffer("mean_C", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std_C", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -33,4 +37,6 @@ class PictureInput(nn.Module):
             top, left = ((side - self.image_size) // 2 for side in images_BHWC.shape[1:3])
             images_BHWC = images_BHWC[:, top : top + self.image_size, left : left + self.image_size]
         images_BCHW = images_BHWC.permute(0, 3, 1, 2).float() / 255
+        if not self.is_channels_last:
+            images_BCHW = images_BCHW.contiguous()
         return (images_BCHW - self.mean_C) / self.std_C

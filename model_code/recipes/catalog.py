@@ -38,6 +38,8 @@ SMOKE = {
     },
 }
 DEFAULT_SEEDS = (0,)
+# Where and how fast the same figures are computed. In several parts of a batch BatchNorm sees others.
+NEUTRAL_ENGINE = {"precision", "memory_format", "compile", "pictures"}
 
 
 @dataclass(frozen=True)
@@ -123,20 +125,20 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
     Args:
         name: Recipe name.
         profile: `full`, or `smoke`: few pictures, few epochs, a smaller network where the recipe's is large.
-        changes: Settings that replace the recipe's. The run is then `custom`, unless only the seed, the device or the
-            place of torchvision's weights change (or, in a smoke run, the data set).
+        changes: Settings that replace the recipe's. The run is then `custom`, unless only the seed, the device, the
+            engine (but for its parts) or the place of torchvision's weights change (or, in a smoke run, the data set).
 
     Raises:
         UsageError: No such recipe or setting, or a value outside its range.
     """
     documented = _build_documented(get_recipe(name), profile)
     config = override(documented, changes or {})
-    neutral = {"seed", "device"}
+    neutral: dict[str, Any] = {"seed": True, "device": True, "engine": NEUTRAL_ENGINE}
     before, after = (getattr(one, "pretrained_weights", None) for one in (documented, config))
     if before == "torchvision" and after is not None and not after.startswith(RECIPE_PREFIX):
-        neutral.add("pretrained_weights")
+        neutral["pretrained_weights"] = True
     if profile == "smoke":
-        neutral.add("dataset")
+        neutral["dataset"] = True
     if config.model_dump(exclude=neutral) == documented.model_dump(exclude=neutral):
         return config
     return config.model_copy(update={"profile": "custom"})
@@ -163,7 +165,7 @@ def has_setting(name: str, setting: str) -> bool:
     return setting in get_recipe(name).build().flatten()
 
 
-_NO_BUDGET = {"profile", "seed", "device"}
+_NO_BUDGET = {"profile", "seed", "device", *(f"engine.{name}" for name in NEUTRAL_ENGINE)}
 
 
 def _build_documented(entry: Recipe, profile: str) -> AnyConfig:

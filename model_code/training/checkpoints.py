@@ -2,7 +2,8 @@
 
     best-<epoch>.safetensors    weights of the epoch with the best validation accuracy
     last.safetensors            weights after the last finished epoch
-    state.pt                    all that is needed to go on; removed when the run is complete
+    state.pt                    all that is needed to go on, also in the middle of an epoch that a signal ended; removed
+                                when the run is complete
 
 state.pt is the truth: it is written after the weights and names the best epoch, so a process killed at any moment
 leaves a state that belongs together.
@@ -37,7 +38,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that the next epoch depends on.
+    """Everything that the next step depends on.
 
     Attributes:
         config_sha256: Of the config that the state belongs to.
@@ -50,6 +51,8 @@ class TrainingState:
         generator: State of the generator of order and augmentation.
         torch_rng: State of torch's global generator.
         history: One dict of metrics for each finished epoch.
+        cuda_rng: State of the CUDA device's global generator; None on a CPU.
+        progress: How far the epoch after them is, as `Progress` has it; None between epochs.
     """
 
     config_sha256: str
@@ -62,6 +65,8 @@ class TrainingState:
     generator: Tensor
     torch_rng: Tensor
     history: list[dict[str, Any]]
+    cuda_rng: Tensor | None = None
+    progress: dict[str, Any] | None = None
 
 
 def best_file(run_dir: Path, epoch: int) -> Path:

@@ -5,14 +5,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from model_code.data.view_settings import CropArea, ImageSize
-from model_code.training.run_config import NetworkName, PositiveFloat, RunConfig
+from model_code.training.epoch_config import EpochConfig
+from model_code.training.run_config import NetworkName, PositiveFloat
 
 # In front of a recipe's name in `pretrained_weights`.
 RECIPE_PREFIX = "recipe:"
 
 
-class TrainingConfig(RunConfig):
-    """Every setting of one supervised training run, beside those of `RunConfig`.
+class TrainingConfig(EpochConfig):
+    """Every setting of one supervised training run, beside those of `EpochConfig`.
 
     Attributes:
         network: Key of `model_code.models.networks.NETWORKS`.

@@ -11,13 +11,24 @@ from model_code.errors import TrainingError
 def choose_device(wanted: str) -> torch.device:
     """Return the device for `auto`, `cpu` or `cuda`; `auto` is CUDA when there is one.
 
+    Processes that torchrun started take a CUDA device each.
+
     Raises:
-        TrainingError: CUDA is wanted and there is none.
+        TrainingError: CUDA is wanted and there is none, or fewer than processes.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device=cuda, but torch sees no CUDA device; use --set device=cpu or see `darkroom doctor`")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda":
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise TrainingError(
+                f"process {local_rank + 1} of this machine has no CUDA device of its own, there are only "
+                f"{torch.cuda.device_count()}; lower --nproc-per-node"
+            )
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device(wanted)
 
 

@@ -1,9 +1,13 @@
-"""What every run of epochs does: resume, keep the best and the last epoch, stop when the loss is not finite."""
+"""What every run of epochs does: resume, take steps, keep the best and the last epoch, stop where that is asked.
+
+Shape suffixes: N = pictures of an epoch, B = pictures of a batch, H = height, W = width, C = the three colour channels,
+S = steps of an epoch.
+"""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic
 
@@ -11,17 +15,37 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model_code.errors import TrainingError
+from model_code.errors import TrainingError, UsageError
 from model_code.training import checkpoints
+from model_code.training.batches import iterate_batches
 from model_code.training.device import seed_everything
+from model_code.training.engine import GradientStep, choose_engine
+from model_code.training.epoch_config import EpochConfig
+from model_code.training.processes import Processes
 from model_code.training.results import Callback, Epoch, TrainingResult
-from model_code.training.run_config import RunConfig
 
 STEPS_BETWEEN_CHECKS_ON_CUDA = 50
 
 
+@dataclass
+class Progress:
+    """How far an epoch is.
+
+    Attributes:
+        order_N: Indices of the pictures in the order in which they are visited.
+        losses_S: Mean loss of each step; 0 where it is still to come.
+        total: Sum over the steps of whatever else the loop adds up.
+        step: Steps done.
+    """
+
+    order_N: Tensor
+    losses_S: Tensor
+    total: Tensor
+    step: int = 0
+
+
 class EpochLoop(ABC, Generic[Epoch]):
-    """A run that trains in epochs; a subclass says what an epoch is.
+    """A run that trains in epochs; a subclass says what an epoch and a step are.
 
     A run that was interrupted continues from its last checkpoint and ends, on a CPU, with the same bits as one that was
     not.
@@ -29,29 +53,49 @@ class EpochLoop(ABC, Generic[Epoch]):
     Args:
         config: All settings.
         epochs: How many.
+        images_NHWC: uint8 pictures to learn from, on the device or streamed to it.
         run_dir: Where checkpoints go; created when missing.
-        device: Where to train.
         callbacks: Told about each step and epoch, in order.
+        processes: That train together, and the device of this one.
 
     Raises:
         TrainingError: The checkpoint in `run_dir` is damaged or belongs to another config.
+        UsageError: The hardware lacks what `config.engine` wants, or the batch cannot be shared by the processes.
     """
 
     epoch_type: type[Epoch]
     rate_setting: str  # the learning rate's name in the config, for the remedy
     network: nn.Module
     optimizer: Optimizer
+    gradient_step: GradientStep
 
     def __init__(
-        self, config: RunConfig, epochs: int, run_dir: Path, device: torch.device, callbacks: Sequence[Callback]
+        self,
+        config: EpochConfig,
+        epochs: int,
+        images_NHWC: Tensor,
+        run_dir: Path,
+        callbacks: Sequence[Callback],
+        processes: Processes,
     ) -> None:
-        self.epochs, self.run_dir, self.device, self.callbacks = epochs, run_dir, device, callbacks
+        self.epochs, self.run_dir, self.callbacks, self.processes = epochs, run_dir, callbacks, processes
+        self.device = processes.device
+        self.engine = choose_engine(config.engine, self.device, processes.count)
+        self._images_NHWC, self._batch_size = images_NHWC, config.batch_size
+        self.steps = len(images_NHWC) // config.batch_size
+        self._is_streamed = config.engine.pictures == "streamed" or images_NHWC.device.type != self.device.type
+        if config.batch_size % processes.count:
+            raise UsageError(
+                f"a batch of {config.batch_size} cannot be shared evenly by {processes.count} processes; "
+                "change --set batch_size or --nproc-per-node"
+            )
         self._rate = float(getattr(config, self.rate_setting))
         self._config_sha256 = config.sha256()
-        self.generator = seed_everything(config.seed, device)
+        self.generator = seed_everything(config.seed, self.device)
         self.state = checkpoints.load_state(run_dir, self._config_sha256)
         self.history: list[Epoch] = []
         self.best_epoch = 0
+        self._progress: Progress | None = None
 
     @property
     def kept_network(self) -> nn.Module:
@@ -60,28 +104,51 @@ class EpochLoop(ABC, Generic[Epoch]):
 
     @abstractmethod
     def run_epoch(self, epoch: int) -> Epoch:
-        """Train and, where it is due, validate."""
+        """Train with `learn` and, where it is due, validate."""
+
+    @abstractmethod
+    def take_step(self, epoch: int, step: int, images_BHWC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from a batch.
+
+        Args:
+            epoch: Counted from 1.
+            step: Counted from 0.
+            images_BHWC: uint8 pictures on the device.
+            chosen_B: Their indices.
+
+        Returns:
+            The mean loss, and what this process adds to the epoch's total.
+        """
 
     def is_saved(self, _epoch: int) -> bool:
         """Whether an epoch's checkpoint is written even when it is not the best."""
         return True
 
     def save_more(self) -> dict[str, Any]:
-        """Return what else the next epoch depends on: state dicts for `TrainingState`'s `average` and `schedule`."""
+        """Return what else the next step depends on: state dicts for `TrainingState`'s `average` and `schedule`."""
         return {"average": None, "schedule": {}}
 
     def load_more(self, state: checkpoints.TrainingState) -> None:
         """Take up what `save_more` returned."""
 
     def train(self) -> TrainingResult[Epoch]:
-        """Run every epoch that is left and return the whole run."""
+        """Run every epoch that is left and return the whole run.
+
+        Raises:
+            KeyboardInterrupt: A callback wanted the run to stop; its state is kept.
+        """
         self._resume()
+        if not self.processes.is_first:
+            # What the network draws, such as drop-path's masks, is each process's own.
+            torch.manual_seed(torch.initial_seed() + self.processes.rank)
         for epoch in range(len(self.history) + 1, self.epochs + 1):
             metrics = self.run_epoch(epoch)
             self.history.append(metrics)
-            self._save(metrics)
+            is_saved = self._save(metrics)
             for callback in self.callbacks:
                 callback.on_epoch_end(metrics)
+            if self._is_stop_wanted():
+                self._stop(is_saved)
         return TrainingResult(
             history=tuple(self.history),
             best_epoch=self.best_epoch,
@@ -89,22 +156,34 @@ class EpochLoop(ABC, Generic[Epoch]):
             last_weights=self.run_dir / checkpoints.LAST_FILE,
         )
 
-    def report_step(self, epoch: int, step: int, losses: Tensor) -> None:
-        """Check the loss and tell the callbacks; on CUDA only now and then, since reading it waits for the device.
+    def learn(self, epoch: int) -> tuple[float, Tensor, int]:
+        """Visit the pictures once, or what an interruption left of them.
 
-        Args:
-            epoch: Counted from 1.
-            step: Counted from 0.
-            losses: One for each step of the epoch; those after `step` are not yet known.
+        Returns:
+            The mean loss over the steps, the total of all steps and processes, and how many pictures were visited now.
         """
-        steps = len(losses)
-        if losses.is_cuda and step % STEPS_BETWEEN_CHECKS_ON_CUDA and step != steps - 1:
-            return
-        if not losses[: step + 1].isfinite().all():
-            bad = int((~losses[: step + 1].isfinite()).nonzero()[0])
-            raise self.diverged(f"the loss became {float(losses[bad])} at step {bad + 1} of epoch {epoch}")
-        for callback in self.callbacks:
-            callback.on_step(epoch, step + 1, steps, float(losses[step]))
+        progress, self._progress = self._progress or self._begin_epoch(), None
+        first = progress.step
+        self.network.train()
+        for chosen_B, images_BHWC in iterate_batches(
+            self._images_NHWC,
+            progress.order_N,
+            self._batch_size,
+            self.device,
+            first=first,
+            is_streamed=self._is_streamed,
+        ):
+            loss, share = self.take_step(epoch, progress.step, images_BHWC, chosen_B)
+            progress.losses_S[progress.step] = loss
+            progress.total += share
+            progress.step += 1
+            if self._is_checked(progress.step):
+                self._report_step(epoch, progress)
+                if self._is_stop_wanted():
+                    self._progress = progress
+                    self._stop(is_saved=False)
+        visited = (progress.step - first) * self._batch_size
+        return float(progress.losses_S.mean()), self.processes.add(progress.total), visited
 
     def diverged(self, what: str) -> TrainingError:
         """Return the error of a loss that is not finite."""
@@ -113,42 +192,94 @@ class EpochLoop(ABC, Generic[Epoch]):
             + (f"the checkpoint before stays in {self.run_dir}" if self.history else "no epoch was finished before")
         )
 
-    def _save(self, metrics: Epoch) -> None:
+    def _begin_epoch(self) -> Progress:
+        return Progress(
+            order_N=torch.randperm(len(self._images_NHWC), generator=self.generator, device=self.device),
+            losses_S=torch.zeros(self.steps, device=self.device),
+            total=torch.zeros((), device=self.device),
+        )
+
+    def _is_checked(self, steps_done: int) -> bool:
+        """Whether loss and callbacks are looked at now: on CUDA only now and then, since that waits for the device."""
+        is_cuda = self.device.type == "cuda"
+        return not is_cuda or steps_done % STEPS_BETWEEN_CHECKS_ON_CUDA == 1 or steps_done == self.steps
+
+    def _report_step(self, epoch: int, progress: Progress) -> None:
+        """Check the losses and tell the callbacks."""
+        losses_S = progress.losses_S[: progress.step]
+        if not losses_S.isfinite().all():
+            bad = int((~losses_S.isfinite()).nonzero()[0])
+            raise self.diverged(f"the loss became {float(losses_S[bad])} at step {bad + 1} of epoch {epoch}")
+        for callback in self.callbacks:
+            callback.on_step(epoch, progress.step, self.steps, float(losses_S[-1]))
+
+    def _is_stop_wanted(self) -> bool:
+        """Whether a callback of any process wants to stop: all of them learn it at the same step."""
+        wanted = any(callback.wants_stop for callback in self.callbacks)
+        return bool(self.processes.add(torch.tensor(float(wanted))))
+
+    def _stop(self, is_saved: bool) -> None:
+        if not is_saved and self.processes.is_first:
+            self._save_state()
+        raise KeyboardInterrupt
+
+    def _save(self, metrics: Epoch) -> bool:
+        """Write weights and state where they are due; return whether the state is on disk."""
         best = self.history[self.best_epoch - 1].score if self.best_epoch else None
         is_best = metrics.score is not None and metrics.score > (-math.inf if best is None else best)
         if is_best:
             self.best_epoch = metrics.epoch
-            checkpoints.save_weights(self.kept_network, checkpoints.best_file(self.run_dir, metrics.epoch))
-        if not is_best and not self.is_saved(metrics.epoch):
-            return
-        checkpoints.save_weights(self.kept_network, self.run_dir / checkpoints.LAST_FILE)
+        is_due = is_best or self.is_saved(metrics.epoch)
+        if self.processes.is_first:
+            if is_best:
+                checkpoints.save_weights(self.kept_network, checkpoints.best_file(self.run_dir, metrics.epoch))
+            if is_due:
+                checkpoints.save_weights(self.kept_network, self.run_dir / checkpoints.LAST_FILE)
+                self._save_state()
+                checkpoints.remove_other_best(self.run_dir, self.best_epoch)
+        return is_due
+
+    def _save_state(self) -> None:
+        is_cuda = self.device.type == "cuda"
         checkpoints.save_state(
             self.run_dir,
             checkpoints.TrainingState(
                 config_sha256=self._config_sha256,
-                epoch=metrics.epoch,
+                epoch=len(self.history),
                 best_epoch=self.best_epoch,
                 network=self.network.state_dict(),
                 optimizer=self.optimizer.state_dict(),
                 generator=self.generator.get_state(),
                 torch_rng=torch.get_rng_state(),
+                cuda_rng=torch.cuda.get_rng_state(self.device) if is_cuda else None,
                 history=[asdict(epoch) for epoch in self.history],
+                progress=None if self._progress is None else vars(self._progress),
                 **self.save_more(),
             ),
         )
-        checkpoints.remove_other_best(self.run_dir, self.best_epoch)
 
     def _resume(self) -> None:
         state, self.state = self.state, None
         if state is None:
             return
-        checkpoints.remove_other_best(self.run_dir, state.best_epoch)
+        if self.processes.is_first:
+            checkpoints.remove_other_best(self.run_dir, state.best_epoch)
         self.network.load_state_dict(state.network)
         self.optimizer.load_state_dict(state.optimizer)
         self.load_more(state)
         self.generator.set_state(state.generator)
         torch.set_rng_state(state.torch_rng)
+        if state.cuda_rng is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state.cuda_rng, self.device)
         self.history = [self.epoch_type(**epoch) for epoch in state.history]
         self.best_epoch = state.best_epoch
+        if state.progress is not None:
+            progress = Progress(**state.progress)
+            self._progress = Progress(
+                progress.order_N.to(self.device),
+                progress.losses_S.to(self.device),
+                progress.total.to(self.device),
+                progress.step,
+            )
         for callback in self.callbacks:
             callback.on_resume(tuple(self.history))

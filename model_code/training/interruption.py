@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM end a run between two steps, where nothing is half done."""
+"""Ctrl-C and SIGTERM end a run between two steps, where nothing is half done and its state can be kept."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from model_code.training.results import Callback, FinishedEpoch
+from model_code.training.results import Callback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -15,10 +15,14 @@ class InterruptionWatcher(Callback):
 
     An exception that a signal raises anywhere can come out of a library as another one, or leave a database half
     written. Outside the main thread, where Python delivers no signals, nothing changes.
+
+    Args:
+        is_patient: Whether every later signal waits as well: Ctrl-C reaches each process that torchrun started twice,
+            from the terminal and from torchrun, which kills those that do not end.
     """
 
-    def __init__(self) -> None:
-        self._is_requested = False
+    def __init__(self, is_patient: bool = False) -> None:
+        self._is_patient = is_patient
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "InterruptionWatcher":
@@ -30,26 +34,16 @@ class InterruptionWatcher(Callback):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
-        if error is None:
-            self._stop_if_requested()
-
-    def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        """Stop here if a signal came."""
-        self._stop_if_requested()
-
-    def on_epoch_end(self, metrics: FinishedEpoch) -> None:
-        """Stop here if a signal came."""
-        self._stop_if_requested()
+        if error is None and self.wants_stop:
+            raise KeyboardInterrupt
 
     def _request(self, _signum: int, _frame: FrameType | None) -> None:
-        self._is_requested = True
-        self._restore()
-        print("stopping after this step; the same command goes on from the last checkpoint", flush=True)
-
-    def _stop_if_requested(self) -> None:
-        if self._is_requested:
-            self._is_requested = False
-            raise KeyboardInterrupt
+        if self.wants_stop:
+            return
+        self.wants_stop = True
+        if not self._is_patient:
+            self._restore()
+            print("stopping after this step; the same command goes on from here", flush=True)
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():

@@ -1,5 +1,6 @@
 """Optimisers and learning-rate schedules by the names that a config gives them."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,10 +15,20 @@ from model_code.training.schedules import cosine_factor
 def build_optimizer(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Return the optimiser of a config; weight decay acts on every parameter."""
     rate, decay = config.learning_rate, config.weight_decay
+    parameters = list(parameters)
+    # One kernel for all parameters; on a CPU it brings nothing here.
+    is_fused = parameters[0].is_cuda or None
     if config.optimizer == "sgd":
-        return SGD(parameters, rate, momentum=config.momentum, weight_decay=decay, nesterov=config.is_nesterov)
+        return SGD(
+            parameters,
+            rate,
+            momentum=config.momentum,
+            weight_decay=decay,
+            nesterov=config.is_nesterov,
+            fused=is_fused,
+        )
     kind = Adam if config.optimizer == "adam" else AdamW
-    return kind(parameters, rate, betas=config.adam_betas, weight_decay=decay)
+    return kind(parameters, rate, betas=config.adam_betas, weight_decay=decay, fused=is_fused)
 
 
 class Schedule:
@@ -58,7 +69,10 @@ class Schedule:
         if isinstance(self._scheduler, ReduceLROnPlateau):
             self._scheduler.step(validation_loss)
         elif not self._is_per_step:
-            self._scheduler.step()
+            with warnings.catch_warnings():
+                # A run that was interrupted after an epoch's last step has taken no step in this process.
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+                self._scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs; it loads with weights_only."""

@@ -1,4 +1,4 @@
-"""The packed cache -> tensors on the training device, split into training, validation and test.
+"""The packed cache -> tensors on the training device or beside it, split into training, validation and test.
 
 Shape suffixes: N = pictures, H = height, W = width, C = the three colour channels.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.data.splits import split_stratified, take_stratified
 from model_code.errors import DataError, UsageError
+from model_code.training.batches import fits_device
 from model_code.training.config import TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.run_config import RunConfig
@@ -22,11 +23,11 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pictures:
-    """Some labelled pictures on a device.
+    """Some labelled pictures.
 
     Attributes:
-        images_NHWC: uint8.
-        labels_N: int64, in [0, classes).
+        images_NHWC: uint8; on the device, or on the host where they are streamed.
+        labels_N: int64, in [0, classes); on the device.
     """
 
     images_NHWC: Tensor
@@ -34,6 +35,10 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def take(self, part: slice) -> "Pictures":
+        """Return some of them."""
+        return Pictures(self.images_NHWC[part], self.labels_N[part])
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,11 @@ def load_pictures(dataset: PackedDataset, config: TrainingConfig, device: torch.
     """
     train = get_labelled(dataset, "train")
     learn, held_out = _divide(dataset, train, config)
+    is_resident = is_kept_on_device(dataset, config, device)
     return TrainingPictures(
-        train=to_device(train, learn, device),
-        validation=_load_validation(dataset, config, train, held_out, device),
-        test=load_test(dataset, config, device),
+        train=to_device(train, learn, device, is_resident),
+        validation=_load_validation(dataset, config, train, held_out, device, is_resident),
+        test=load_test(dataset, config, device, is_resident),
         classes=dataset.classes,
         checksum=dataset.checksum,
     )
@@ -120,17 +126,18 @@ def load_pretraining_pictures(
     """
     train = get_labelled(dataset, "train")
     remembered, held_out = _divide(dataset, train, config)
-    labelled = to_device(train, np.union1d(remembered, held_out), device)
+    is_resident = is_kept_on_device(dataset, config, device)
+    labelled = to_device(train, np.union1d(remembered, held_out), device, is_resident)
     unlabelled = dataset.splits.get("unlabelled")
     images_NHWC = labelled.images_NHWC
     if unlabelled is not None:
-        images_NHWC = to_device(unlabelled, _take_any(unlabelled, config), device).images_NHWC
+        images_NHWC = to_device(unlabelled, _take_any(unlabelled, config), device, is_resident).images_NHWC
     return PretrainingPictures(
         images_NHWC=images_NHWC,
-        memory=to_device(train, remembered, device) if len(held_out) else labelled,
-        validation=_load_validation(dataset, config, train, held_out, device),
+        memory=to_device(train, remembered, device, is_resident) if len(held_out) else labelled,
+        validation=_load_validation(dataset, config, train, held_out, device, is_resident),
         labelled=labelled,
-        test=load_test(dataset, config, device),
+        test=load_test(dataset, config, device, is_resident),
         classes=dataset.classes,
     )
 
@@ -170,12 +177,21 @@ def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:
     return split
 
 
-def load_test(dataset: PackedDataset, config: RunConfig, device: torch.device) -> Pictures | None:
+def is_kept_on_device(dataset: PackedDataset, config: TrainingConfig | SimSiamConfig, device: torch.device) -> bool:
+    """Whether a run keeps its pictures on the device, or streams them to it from the host's memory."""
+    if config.engine.pictures != "auto":
+        return config.engine.pictures == "resident"
+    return fits_device(sum(split.images_NHWC.nbytes for split in dataset.splits.values()), device)
+
+
+def load_test(
+    dataset: PackedDataset, config: RunConfig, device: torch.device, is_resident: bool = True
+) -> Pictures | None:
     """Return the test pictures, `limit_test` of them; None if there are none with labels."""
     test = dataset.splits.get("test")
     if test is None or test.labels_N.min() < 0:
         return None
-    return to_device(test, take(test, config.limit_test, config.split_seed), device)
+    return to_device(test, take(test, config.limit_test, config.split_seed), device, is_resident)
 
 
 def take(split: PackedSplit, limit: int | None, seed: int) -> Indices:
@@ -211,10 +227,11 @@ def check_neighbours(count: int, neighbours: int, what: str) -> None:
         )
 
 
-def to_device(split: PackedSplit, indices: Indices, device: torch.device) -> Pictures:
-    """Return some pictures of a split as tensors."""
+def to_device(split: PackedSplit, indices: Indices, device: torch.device, is_resident: bool = True) -> Pictures:
+    """Return some pictures of a split as tensors; those that are not resident stay on the host."""
     images_NHWC = torch.from_numpy(np.ascontiguousarray(split.images_NHWC[indices]))
-    return Pictures(images_NHWC.to(device), torch.from_numpy(split.labels_N[indices]).to(device))
+    labels_N = torch.from_numpy(split.labels_N[indices]).to(device)
+    return Pictures(images_NHWC.to(device) if is_resident else images_NHWC, labels_N)
 
 
 def _divide(
@@ -229,12 +246,17 @@ def _divide(
 
 
 def _load_validation(
-    dataset: PackedDataset, config: RunConfig, train: PackedSplit, held_out: Indices, device: torch.device
+    dataset: PackedDataset,
+    config: RunConfig,
+    train: PackedSplit,
+    held_out: Indices,
+    device: torch.device,
+    is_resident: bool = True,
 ) -> Pictures:
     if "validation" not in dataset.splits:
-        return to_device(train, held_out, device)
+        return to_device(train, held_out, device, is_resident)
     own = get_labelled(dataset, "validation")
-    return to_device(own, take(own, config.limit_test, config.split_seed), device)
+    return to_device(own, take(own, config.limit_test, config.split_seed), device, is_resident)
 
 
 def _take_any(split: PackedSplit, config: RunConfig) -> Indices:

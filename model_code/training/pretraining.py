@@ -15,19 +15,22 @@ from torch.optim import SGD
 
 from model_code.data.views import plain_view, two_views
 from model_code.evaluation.features import LabelledFeatures, compute_features, feature_std
-from model_code.evaluation.knn import knn_accuracy
+from model_code.evaluation.knn import knn_accuracy, knn_predict
 from model_code.evaluation.metrics import choose_batch
 from model_code.models.networks import build_backbone, check_image_size
 from model_code.models.picture_input import PictureInput
 from model_code.models.simsiam import SimSiam
 from model_code.training import checkpoints
+from model_code.training.engine import GradientStep
 from model_code.training.epoch_loop import EpochLoop
 from model_code.training.losses import simsiam_loss
 from model_code.training.pictures import Pictures, PretrainingPictures, check_batch, check_neighbours
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.probe import train_probe
+from model_code.training.processes import Processes
 from model_code.training.results import Callback, PretrainingEpoch, TrainingResult
 from model_code.training.schedules import cosine_factor
+from model_code.training.sync_batch_norm import synchronise_batch_norm
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def pretrain(
     config: SimSiamConfig,
     pictures: PretrainingPictures,
     run_dir: Path,
-    device: torch.device,
+    processes: Processes,
     callbacks: Sequence[Callback] = (),
 ) -> PretrainingResult:
     """Train a backbone without labels, or go on where an interrupted run in `run_dir` stopped.
@@ -148,18 +151,20 @@ def pretrain(
 
     Args:
         config: All settings.
-        pictures: On `device`.
+        pictures: On the device, or streamed to it.
         run_dir: Where checkpoints go; created when missing.
-        device: Where to train.
+        processes: That train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
 
     Raises:
         TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.
-        UsageError: There are fewer pictures than one batch, or fewer memory pictures than neighbours.
+        UsageError: There are fewer pictures than one batch, fewer memory pictures than neighbours, or the hardware
+            lacks what `config.engine` wants.
+        KeyboardInterrupt: A callback wanted the run to stop; its state is kept.
         DiskFullError: A checkpoint could not be written; the one before stays.
     """
     check_pretraining_pictures(config, pictures)
-    loop = _SimSiamLoop(config, pictures, run_dir, device, callbacks)
+    loop = _SimSiamLoop(config, pictures, run_dir, processes, callbacks)
     untrained_knn_accuracy = loop.measure_knn()
     return PretrainingResult(**vars(loop.train()), untrained_knn_accuracy=untrained_knn_accuracy)
 
@@ -176,22 +181,25 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
         config: SimSiamConfig,
         pictures: PretrainingPictures,
         run_dir: Path,
-        device: torch.device,
+        processes: Processes,
         callbacks: Sequence[Callback],
     ) -> None:
-        super().__init__(config, config.epochs, run_dir, device, callbacks)
+        super().__init__(config, config.epochs, pictures.images_NHWC, run_dir, callbacks, processes)
         self.config, self.pictures = config, pictures
-        self.picture_input = PictureInput(config.mean, config.std).to(device)
-        self.network = build_simsiam(config).to(device)
-        if device.type == "cuda":
-            self.network.to(memory_format=torch.channels_last)
-        encoder = [*self.network.backbone.parameters(), *self.network.projector.parameters()]
+        network = build_simsiam(config)
+        if processes.count > 1:
+            synchronise_batch_norm(network, self.device)
+        model = self.engine.lay_out(nn.Sequential(PictureInput(config.mean, config.std), network))
+        self.picture_input, self.network = model[0], network
+        self.forward = self.engine.compile_model(model)
+        encoder = [*network.backbone.parameters(), *network.projector.parameters()]
         self.optimizer = SGD(
-            [{"params": encoder}, {"params": list(self.network.predictor.parameters())}],
+            [{"params": encoder}, {"params": list(network.predictor.parameters())}],
             lr=config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
+        self.gradient_step = GradientStep(config, self.engine, network, self.optimizer, processes)
 
     @property
     def kept_network(self) -> nn.Module:
@@ -205,46 +213,35 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
     def run_epoch(self, epoch: int) -> PretrainingEpoch:
         """Visit the pictures once and ask the nearest neighbours, where that is due."""
         start = time.perf_counter()
-        loss, spread = self._learn(epoch)
+        loss, spread, visited = self.learn(epoch)
         trained = time.perf_counter()
         accuracy = self.measure_knn() if self._is_due(epoch, self.config.monitor_every_epochs) else None
         return PretrainingEpoch(
             epoch=epoch,
             loss=loss,
-            feature_std=spread,
+            feature_std=float(spread),
             knn_accuracy=accuracy,
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=time.perf_counter() - start,
-            pictures_per_s=len(self.pictures.images_NHWC) / (trained - start),
+            pictures_per_s=visited / (trained - start),
         )
 
-    def _learn(self, epoch: int) -> tuple[float, float]:
-        """Visit the pictures once; return the mean loss and the spread of the last projections."""
-        config, images_NHWC = self.config, self.pictures.images_NHWC
-        order = torch.randperm(len(images_NHWC), generator=self.generator, device=self.device)
-        steps = len(images_NHWC) // config.batch_size
-        losses = torch.zeros(steps, device=self.device)
-        projections_BD = torch.empty(0)
-        self.network.train()
-        for step in range(steps):
-            chosen = order[step * config.batch_size : (step + 1) * config.batch_size]
-            self._set_learning_rate((epoch - 1) * steps + step, config.epochs * steps, config.warmup_epochs * steps)
-            loss, projections_BD = self._embed(images_NHWC[chosen])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            losses[step] = loss.detach()
-            self.report_step(epoch, step, losses)
-        return float(losses.mean()), feature_std(projections_BD)
+    def take_step(self, epoch: int, step: int, images_BHWC: Tensor, _chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from a batch; return its loss and, in an epoch's last step, this process's share of the spread."""
+        config, done = self.config, (epoch - 1) * self.steps + step
+        self._set_learning_rate(done, config.epochs * self.steps, config.warmup_epochs * self.steps)
+        mine = self.processes.share(len(images_BHWC))
+        first_BHWC, second_BHWC = (view[mine] for view in two_views(images_BHWC, self.generator, config.views))
 
-    def _embed(self, images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of a batch and the projections of its first views."""
-        first_BHWC, second_BHWC = two_views(images_BHWC, self.generator, self.config.views)
-        is_half = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_half):
-            first = self.network(self.picture_input(first_BHWC))
-            second = self.network(self.picture_input(second_BHWC))
-        return simsiam_loss(first, second), first.projections_BD
+        def compute(part: slice) -> tuple[Tensor, Tensor]:
+            first, second = self.forward(first_BHWC[part]), self.forward(second_BHWC[part])
+            return simsiam_loss(first, second), first.projections_BD
+
+        loss, projections_BD = self.gradient_step.take(len(first_BHWC), compute)
+        if step < self.steps - 1:
+            return loss, torch.zeros_like(loss)
+        spread = feature_std(self.processes.gather(projections_BD)) / self.processes.count
+        return loss, torch.full_like(loss, spread)
 
     def _set_learning_rate(self, step: int, steps: int, warmup_steps: int) -> None:
         """Move backbone and projector along the cosine; the predictor stays (the paper's Sec. 4.2)."""
@@ -252,13 +249,18 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
         encoder["lr"] = self.config.learning_rate * cosine_factor(step, steps, warmup_steps)
 
     def measure_knn(self) -> float:
-        """Return the share of the validation pictures that their neighbours in the memory label right, in [0, 1]."""
-        return knn_accuracy(
-            self._evaluate(self.pictures.memory),
-            self._evaluate(self.pictures.validation),
-            self.config.knn_neighbours,
-            self.config.knn_temperature,
-        )
+        """Return the share of the validation pictures that their neighbours in the memory label right, in [0, 1].
+
+        Each process computes features of its share of the memory, and asks its share of the pictures.
+        """
+        config, processes, memory = self.config, self.processes, self.pictures.memory
+        validation = self.pictures.validation.take(processes.share(len(self.pictures.validation)))
+        bank_ND = processes.gather(self._evaluate(memory.take(processes.share(len(memory)))).features_ND)
+        bank = LabelledFeatures(bank_ND, memory.labels_N, self.pictures.classes)
+        asked_ND = self._evaluate(validation).features_ND
+        predicted_N = knn_predict(bank, asked_ND, config.knn_neighbours, config.knn_temperature)
+        right = processes.add((predicted_N == validation.labels_N).sum())
+        return int(right) / len(self.pictures.validation)
 
     def _evaluate(self, pictures: Pictures) -> LabelledFeatures:
         model = nn.Sequential(self.picture_input, self.network.backbone)

@@ -5,12 +5,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from model_code.data.view_settings import ViewSettings
+from model_code.training.epoch_config import EpochConfig
 from model_code.training.probe_config import ProbeConfig
-from model_code.training.run_config import REFERENCE_BATCH, NetworkName, PositiveFloat, RunConfig, Width
+from model_code.training.run_config import REFERENCE_BATCH, NetworkName, PositiveFloat, Width
 
 
-class SimSiamConfig(RunConfig):
-    """Every setting of one pretraining run, beside those of `RunConfig`.
+class SimSiamConfig(EpochConfig):
+    """Every setting of one pretraining run, beside those of `EpochConfig`.
 
     The defaults are those of Chen & He 2021, arXiv:2011.10566, Appendix D (CIFAR-10).
 
@@ -27,7 +28,6 @@ class SimSiamConfig(RunConfig):
             The predictor's stays at the highest value throughout.
         momentum: Of SGD.
         weight_decay: Of SGD, on all parameters.
-        precision: Of the forward pass; `bfloat16` keeps weights, BatchNorm and loss in float32.
         monitor_every_epochs: How often the nearest neighbours are asked; the last epoch always is.
         checkpoint_every_epochs: How often state is kept to go on from; the last epoch always is.
         knn_neighbours: How many vote.
@@ -49,7 +49,6 @@ class SimSiamConfig(RunConfig):
     warmup_epochs: int = Field(default=0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
-    precision: Literal["float32", "bfloat16"] = "float32"
     monitor_every_epochs: int = Field(default=10, ge=1)
     checkpoint_every_epochs: int = Field(default=1, ge=1)
     knn_neighbours: int = Field(default=200, ge=1)

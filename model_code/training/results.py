@@ -142,7 +142,13 @@ class TrainingResult(Generic[Epoch]):
 
 
 class Callback:
-    """Base of whatever wants to follow a run; every method does nothing until overridden."""
+    """Base of whatever wants to follow a run; every method does nothing until overridden.
+
+    Attributes:
+        wants_stop: Whether the run is to end after this step, with its state kept.
+    """
+
+    wants_stop: bool = False
 
     def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
         """An interrupted run goes on; these epochs were finished before."""

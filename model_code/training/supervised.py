@@ -6,26 +6,29 @@ Shape suffixes: B = pictures of a batch, H = height, W = width, C = the three co
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model_code.data.augmentation import crop_and_flip, resized_crop
 from model_code.data.mixing import cut_out, mix_rectangles
 from model_code.errors import UsageError
-from model_code.evaluation.metrics import measure, predict_logits
+from model_code.evaluation.metrics import Report, measure, predict_logits
 from model_code.models.mirror_average import MirrorAverage
 from model_code.models.networks import build_network, check_image_size
 from model_code.models.picture_input import PictureInput
 from model_code.training import checkpoints
 from model_code.training.config import TrainingConfig
+from model_code.training.engine import GradientStep
 from model_code.training.epoch_loop import EpochLoop
 from model_code.training.optimization import Schedule, build_optimizer
 from model_code.training.pictures import TrainingPictures, check_batch
+from model_code.training.processes import Processes
 from model_code.training.results import Callback, EpochMetrics, TrainingResult
+from model_code.training.sync_batch_norm import synchronise_batch_norm
 
 
 def build_model(config: TrainingConfig, num_classes: int, packed_size: int) -> nn.Sequential:
@@ -74,7 +77,7 @@ def fit(
     config: TrainingConfig,
     pictures: TrainingPictures,
     run_dir: Path,
-    device: torch.device,
+    processes: Processes,
     callbacks: Sequence[Callback] = (),
     pretrained: str | None = None,
 ) -> TrainingResult[EpochMetrics]:
@@ -85,19 +88,21 @@ def fit(
 
     Args:
         config: All settings.
-        pictures: On `device`.
+        pictures: On the device, or streamed to it.
         run_dir: Where checkpoints go; created when missing.
-        device: Where to train.
+        processes: That train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
         pretrained: Weights file that `config.pretrained_weights` stands for; None takes what is written there.
 
     Raises:
         TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.
-        UsageError: There are fewer training pictures than one batch, or the network cannot take their size.
+        UsageError: There are fewer training pictures than one batch, the network cannot take their size, or the
+            hardware lacks what `config.engine` wants.
+        KeyboardInterrupt: A callback wanted the run to stop; its state is kept.
         DiskFullError: A checkpoint could not be written; the one before stays.
     """
     check_pictures(config, pictures)
-    return _SupervisedLoop(config, pictures, run_dir, device, callbacks, pretrained).train()
+    return _SupervisedLoop(config, pictures, run_dir, processes, callbacks, pretrained).train()
 
 
 class _SupervisedLoop(EpochLoop[EpochMetrics]):
@@ -111,24 +116,28 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         config: TrainingConfig,
         pictures: TrainingPictures,
         run_dir: Path,
-        device: torch.device,
+        processes: Processes,
         callbacks: Sequence[Callback],
         pretrained: str | None,
     ) -> None:
-        super().__init__(config, config.epochs, run_dir, device, callbacks)
+        super().__init__(config, config.epochs, pictures.train.images_NHWC, run_dir, callbacks, processes)
         self.config, self.pictures = config, pictures
         model = build_model(config, len(pictures.classes), pictures.image_size)
         pretrained = pretrained or config.pretrained_weights
         if pretrained and self.state is None:
             checkpoints.load_pretrained(model[1], pretrained)
-        self.model = model.to(device)
+        if processes.count > 1:
+            synchronise_batch_norm(model, self.device)
+        self.model = self.engine.lay_out(model)
         self.network = self.model[1]
+        self.forward = self.engine.compile_model(self.model)
         self.average: AveragedModel | None = None
         if config.ema_decay is not None:
             average = get_ema_multi_avg_fn(config.ema_decay)
             self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.optimizer = build_optimizer(config, self.model.parameters())
-        self.schedule = Schedule(config, self.optimizer, len(pictures.train) // config.batch_size)
+        self.gradient_step = GradientStep(config, self.engine, self.model, self.optimizer, processes)
+        self.schedule = Schedule(config, self.optimizer, self.steps)
 
     @property
     def kept_model(self) -> nn.Sequential:
@@ -155,63 +164,88 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         """Visit the training pictures once and validate."""
         start = time.perf_counter()
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        train_loss, train_accuracy = self._learn(epoch)
+        train_loss, right, visited = self.learn(epoch)
         trained = time.perf_counter()
-        validation = self.pictures.validation
-        report = measure(predict_logits(self.kept_model, validation.images_NHWC), validation.labels_N)
+        report = self._validate()
         if not math.isfinite(report.loss):
             raise self.diverged(f"the validation loss became {report.loss} after epoch {epoch}")
         self.schedule.end_epoch(report.loss)
         return EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,
-            train_accuracy=train_accuracy,
+            train_accuracy=float(right) / (self.steps * self.config.batch_size),
             validation_loss=report.loss,
             validation_accuracy=report.accuracy_fraction,
             validation_macro_f1=report.macro_f1,
             learning_rate=learning_rate,
             seconds=time.perf_counter() - start,
-            pictures_per_s=len(self.pictures.train) / (trained - start),
+            pictures_per_s=visited / (trained - start),
         )
 
-    def _learn(self, epoch: int) -> tuple[float, float]:
-        """Visit the training pictures once; return mean loss and accuracy."""
-        train, batch_size = self.pictures.train, self.config.batch_size
-        order = torch.randperm(len(train), generator=self.generator, device=self.device)
-        steps = len(train) // batch_size
-        losses, right = torch.zeros(steps, device=self.device), torch.zeros((), device=self.device)
-        self.model.train()
-        for step in range(steps):
-            chosen = order[step * batch_size : (step + 1) * batch_size]
-            labels_B = train.labels_N[chosen]
-            loss, logits_BK = self._forward(train.images_NHWC[chosen], labels_B)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.end_step()
-            if self.average is not None:
-                self.average.update_parameters(self.model)
-            losses[step] = loss.detach()
-            right += (logits_BK.detach().argmax(1) == labels_B).sum()
-            self.report_step(epoch, step, losses)
-        return float(losses.mean()), float(right) / (steps * batch_size)
+    def take_step(self, epoch: int, step: int, images_BHWC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Learn from a batch; return its mean loss and how many labels of this process's share were right."""
+        images_BHWC, targets = self._augment(images_BHWC, self.pictures.train.labels_N[chosen_B])
+        mine = self.processes.share(len(images_BHWC))
+        images_BHWC, targets = images_BHWC[mine], targets.take(mine)
 
-    def _forward(self, images_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment a batch; return its mean loss and the logits."""
+        def compute(part: slice) -> tuple[Tensor, Tensor]:
+            logits_BK = self.forward(images_BHWC[part])
+            return targets.take(part).compare(logits_BK, self.config.label_smoothing), logits_BK
+
+        loss, logits_BK = self.gradient_step.take(len(images_BHWC), compute)
+        self.schedule.end_step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return loss, (logits_BK.argmax(1) == targets.labels_B).sum()
+
+    def _augment(self, images_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, "_Targets"]:
+        """Change the pictures of a batch at random; return them and what is to be answered."""
         config, generator = self.config, self.generator
         if config.image_size is not None:
             images_BHWC = resized_crop(images_BHWC, config.image_size, config.crop_area, generator)
         images_BHWC = crop_and_flip(images_BHWC, config.crop_padding_pixels, config.has_flip, generator)
         images_BHWC = cut_out(images_BHWC, config.cutout_pixels, generator)
         if not config.cutmix_alpha:
-            logits_BK = self.model(images_BHWC)
-            return nn.functional.cross_entropy(logits_BK, labels_B, label_smoothing=config.label_smoothing), logits_BK
+            return images_BHWC, _Targets(labels_B)
         images_BHWC, pasted_labels_B, own_share_B = mix_rectangles(
             images_BHWC, labels_B, config.cutmix_alpha, generator
         )
-        logits_BK = self.model(images_BHWC)
+        return images_BHWC, _Targets(labels_B, pasted_labels_B, own_share_B)
+
+    def _validate(self) -> Report:
+        """Label the validation pictures, each process its share."""
+        validation = self.pictures.validation
+        mine = self.processes.share(len(validation))
+        logits_NK = self.processes.gather(predict_logits(self.kept_model, validation.images_NHWC[mine]))
+        return measure(logits_NK, validation.labels_N)
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What the network is to answer for some pictures.
+
+    Attributes:
+        labels_B: int64.
+        pasted_labels_B: Of the pictures mixed in; None where nothing is.
+        own_share_B: How much of each picture is its own, in [0, 1]; None the same.
+    """
+
+    labels_B: Tensor
+    pasted_labels_B: Tensor | None = None
+    own_share_B: Tensor | None = None
+
+    def take(self, part: slice) -> "_Targets":
+        """Return the targets of some of the pictures."""
+        if self.pasted_labels_B is None or self.own_share_B is None:
+            return _Targets(self.labels_B[part])
+        return _Targets(self.labels_B[part], self.pasted_labels_B[part], self.own_share_B[part])
+
+    def compare(self, logits_BK: Tensor, label_smoothing: float) -> Tensor:
+        """Return the mean cross-entropy, nats."""
+        if self.pasted_labels_B is None or self.own_share_B is None:
+            return nn.functional.cross_entropy(logits_BK, self.labels_B, label_smoothing=label_smoothing)
         own_loss_B, pasted_loss_B = (
-            nn.functional.cross_entropy(logits_BK, targets, reduction="none", label_smoothing=config.label_smoothing)
-            for targets in (labels_B, pasted_labels_B)
+            nn.functional.cross_entropy(logits_BK, labels_B, reduction="none", label_smoothing=label_smoothing)
+            for labels_B in (self.labels_B, self.pasted_labels_B)
         )
-        return (own_share_B * own_loss_B + (1 - own_share_B) * pasted_loss_B).mean(), logits_BK
+        return (self.own_share_B * own_loss_B + (1 - self.own_share_B) * pasted_loss_B).mean()

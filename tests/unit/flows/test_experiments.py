@@ -11,6 +11,7 @@ from flows.experiments import open_experiment, random_features
 from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.models.networks import NETWORKS
 from model_code.training.probe_config import ProbeConfig
+from model_code.training.processes import ALONE
 from model_code.training.random_features_config import RandomFeaturesConfig
 from model_code.training.untrained_config import UntrainedConfig
 
@@ -60,7 +61,7 @@ def ask_untrained(dataset, seen, **settings):
     defaults = {"recipe": "test", "dataset": "noise", "network": "watching", "image_size": 8, "batch_size": 8}
     seen.clear()
     log = Log()
-    open_experiment(UntrainedConfig(**defaults | settings), dataset, CPU, None).run(None, log)
+    open_experiment(UntrainedConfig(**defaults | settings), dataset, ALONE, None).run(None, log)
     return torch.cat(seen), log.metrics
 
 
@@ -100,7 +101,7 @@ def test_random_features_are_those_of_train_and_test(dataset, seen, monkeypatch)
     for is_calibrated in (False, True):
         log = Log()
         changed = config.model_copy(update={"is_calibrated": is_calibrated})
-        open_experiment(changed, dataset, CPU, None).run(None, log)
+        open_experiment(changed, dataset, ALONE, None).run(None, log)
         results.append(log.metrics)
     for (_, train, test, classes), options in asked:
         assert np.array_equal(train.images_NHWC.numpy(), dataset.splits["train"].images_NHWC)

@@ -13,9 +13,10 @@ import torch
 from model_code.recipes.catalog import RECIPES, build_config, has_setting
 from model_code.training.pictures import PretrainingPictures
 from model_code.training.pretraining import pretrain
+from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import CPU, draw_pictures, make_pictures
+from tests.unit.training.small_runs import draw_pictures, make_pictures
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 EPOCHS, STEPS, BATCH = 2, 10, 4
@@ -44,9 +45,9 @@ def take_steps(name, run_dir):
     if config.kind == "simsiam":
         few = draw_pictures(8, side=side)
         learned = draw_pictures(STEPS * BATCH, side=side).images_NHWC
-        pretrain(config, PretrainingPictures(learned, few, few, few, None, tuple("abcd")), run_dir, CPU, [recorder])
+        pretrain(config, PretrainingPictures(learned, few, few, few, None, tuple("abcd")), run_dir, ALONE, [recorder])
     else:
-        fit(config, make_pictures(train=STEPS * BATCH, validation=4, side=side), run_dir, CPU, [recorder])
+        fit(config, make_pictures(train=STEPS * BATCH, validation=4, side=side), run_dir, ALONE, [recorder])
     return recorder.losses
 
 

@@ -10,12 +10,13 @@ from model_code.tracking.finished_runs import find_finished_runs
 from model_code.tracking.run_tracker import create_run, track_run
 from model_code.tracking.store import EXPERIMENT, open_store
 from model_code.tracking.tensorboard import TensorBoardWriter
+from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.run_folder import RunRecord
 from model_code.training.supervised import fit
 from tests.unit.tracking.small_store import make_settings, mlflow_given_back, open_small_store
 from tests.unit.tracking.test_tensorboard import read_events
-from tests.unit.training.small_runs import CPU, make_config, make_pictures, tiny_network_entered
+from tests.unit.training.small_runs import make_config, make_pictures, tiny_network_entered
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +71,9 @@ class Stop(Callback):
 def test_tensorboard_has_every_epoch_of_a_resumed_run(store, tmp_path):
     config, pictures = make_config(), make_pictures()
     with pytest.raises(KeyError), TensorBoardWriter(tmp_path) as writer:
-        fit(config, pictures, tmp_path, CPU, [Stop(), writer])
+        fit(config, pictures, tmp_path, ALONE, [Stop(), writer])
     with TensorBoardWriter(tmp_path) as writer:
-        fit(config, pictures, tmp_path, CPU, [writer])
+        fit(config, pictures, tmp_path, ALONE, [writer])
     assert [point.step for point in read_events(tmp_path).Scalars("validation/accuracy")] == [1, 2, 3, 4]
 
 

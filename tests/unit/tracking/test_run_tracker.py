@@ -14,10 +14,11 @@ from model_code.evaluation.metrics import Report, measure, predict_logits
 from model_code.tracking.run_tracker import create_run, track_run
 from model_code.tracking.store import EXPERIMENT
 from model_code.tracking.tensorboard import TensorBoardWriter
+from model_code.training.processes import ALONE
 from model_code.training.results import Callback, TrainingResult
 from model_code.training.run_folder import RunFolder, RunRecord, create_run_folder
 from model_code.training.supervised import fit, load_model
-from tests.unit.training.small_runs import CPU, make_config, make_pictures
+from tests.unit.training.small_runs import make_config, make_pictures
 
 EPOCH_METRICS = {
     "train/loss": "train_loss",
@@ -85,7 +86,7 @@ def tracked(store):
     pictures = make_pictures(test=30)
     with track_run(folder.record, TAGS) as tracker:
         with TensorBoardWriter(folder.path) as events:
-            result = fit(folder.record.config, pictures, folder.path, CPU, [tracker, events])
+            result = fit(folder.record.config, pictures, folder.path, ALONE, [tracker, events])
         logits_NK = predict_logits(
             load_model(folder.record.config, 4, 8, result.best_weights), pictures.test.images_NHWC
         )
@@ -201,7 +202,7 @@ def test_a_resumed_run_logs_each_epoch_once(store, is_logged):
     def train(stop):
         with track_run(folder.record, TAGS) as tracker:
             callbacks = [tracker, stop] if is_logged else [stop, tracker]
-            return fit(folder.record.config, make_pictures(), folder.path, CPU, callbacks)
+            return fit(folder.record.config, make_pictures(), folder.path, ALONE, callbacks)
 
     for epoch in (1, 2, 4):
         with pytest.raises(StopHere):

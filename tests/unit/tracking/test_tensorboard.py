@@ -3,9 +3,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model_code.tracking.tensorboard import TENSORBOARD_FOLDER, TensorBoardWriter
+from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.supervised import build_model, fit
-from tests.unit.training.small_runs import CPU, make_config, make_pictures
+from tests.unit.training.small_runs import make_config, make_pictures
 
 CURVES = {
     "train/seconds": "seconds",
@@ -34,7 +35,7 @@ def read_events(run_dir):
 def test_curves_and_graph_are_readable(tmp_path):
     pictures, config = make_pictures(), make_config()
     with TensorBoardWriter(tmp_path) as writer:
-        result = fit(config, pictures, tmp_path, CPU, [writer])
+        result = fit(config, pictures, tmp_path, ALONE, [writer])
         model = build_model(config, 4, 8)
         writer.write_graph(model, pictures.validation.images_NHWC[:1])
     events = read_events(tmp_path)
@@ -61,8 +62,8 @@ def test_drawing_the_graph_changes_no_weights(tmp_path):
 def test_a_run_that_goes_on_appends_to_its_events(tmp_path):
     pictures, config = make_pictures(), make_config()
     with pytest.raises(KeyError), TensorBoardWriter(tmp_path) as writer:
-        fit(config, pictures, tmp_path, CPU, [writer, StopAfterTwo()])
+        fit(config, pictures, tmp_path, ALONE, [writer, StopAfterTwo()])
     with TensorBoardWriter(tmp_path) as writer:
-        fit(config, pictures, tmp_path, CPU, [writer])
+        fit(config, pictures, tmp_path, ALONE, [writer])
     points = read_events(tmp_path).Scalars("validation/accuracy")
     assert [point.step for point in points] == [1, 2, 3, 4]

@@ -19,9 +19,10 @@ from model_code.training.checkpoints import (
     save_state,
     save_weights,
 )
+from model_code.training.processes import ALONE
 from model_code.training.run_folder import STATE_FILE
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import CPU, TinyNetwork, make_config, make_pictures
+from tests.unit.training.small_runs import TinyNetwork, make_config, make_pictures
 
 SHA256 = "a" * 64
 
@@ -85,7 +86,7 @@ def test_state_comes_back_as_it_was(tmp_path, state):
 
 def test_state_of_a_real_run_needs_no_code_to_load(tmp_path):
     config = make_config(epochs=1)
-    fit(config, make_pictures(), tmp_path, CPU)
+    fit(config, make_pictures(), tmp_path, ALONE)
     content = torch.load(tmp_path / STATE_FILE, weights_only=True)
     assert set(content) == set(TrainingState.__dataclass_fields__)
     assert (content["epoch"], content["config_sha256"]) == (1, config.sha256())

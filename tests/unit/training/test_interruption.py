@@ -3,11 +3,13 @@ import os
 import signal
 
 import pytest
+import torch
 
 from model_code.training.interruption import InterruptionWatcher
+from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import CPU, make_config, make_pictures
+from tests.unit.training.small_runs import make_config, make_pictures
 
 
 class Signaller(Callback):
@@ -18,7 +20,7 @@ class Signaller(Callback):
         self.seen = []
 
     def on_step(self, epoch, step, steps, loss):
-        if (epoch, step) == (2, 2):
+        if (epoch, step) == (2, 2) and self.signum:
             os.kill(os.getpid(), self.signum)
         self.seen.append((epoch, step))
 
@@ -28,11 +30,61 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, signum, capsys):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     signaller = Signaller(signum)
     with pytest.raises(KeyboardInterrupt), InterruptionWatcher() as watcher:
-        fit(make_config(), make_pictures(), tmp_path, CPU, [signaller, watcher])
+        fit(make_config(), make_pictures(), tmp_path, ALONE, [signaller, watcher])
     assert signaller.seen[-1] == (2, 2)
     assert (tmp_path / "state.pt").exists()
     assert "the same command goes on" in capsys.readouterr().out
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_next_step(tmp_path):
+    config, pictures = make_config(ema_decay=0.9, schedule="cosine"), make_pictures()
+    whole = fit(config, pictures, tmp_path / "whole", ALONE)
+    signaller = Signaller(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), InterruptionWatcher() as watcher:
+        fit(config, pictures, tmp_path / "parts", ALONE, [signaller, watcher])
+    torch.rand(7)
+    later = Signaller(None)
+    parts = fit(config, pictures, tmp_path / "parts", ALONE, [later])
+    assert signaller.seen + later.seen == [(epoch, step) for epoch in range(1, 5) for step in range(1, 4)]
+    assert [metrics.train_loss for metrics in parts.history] == [metrics.train_loss for metrics in whole.history]
+    assert [metrics.train_accuracy for metrics in parts.history] == [
+        metrics.train_accuracy for metrics in whole.history
+    ]
+    for name in (parts.best_weights.name, "last.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+class StopAt(Callback):
+    """Wants to stop after every step of the first epoch, one run at a time."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step(self, epoch, step, steps, loss):
+        self.seen.append((epoch, step))
+        self.wants_stop = True
+
+    def on_epoch_end(self, metrics):
+        self.wants_stop = True
+
+
+def test_a_run_stopped_after_every_step_ends_like_one_that_was_not(tmp_path):
+    config, pictures = make_config(epochs=2), make_pictures()
+    whole = fit(config, pictures, tmp_path / "whole", ALONE)
+    seen, stops = [], 0
+    while True:
+        stopper = StopAt()
+        try:
+            parts = fit(config, pictures, tmp_path / "parts", ALONE, [stopper])
+            break
+        except KeyboardInterrupt:
+            stops += 1
+        finally:
+            seen += stopper.seen
+    assert seen == [(epoch, step) for epoch in (1, 2) for step in (1, 2, 3)]
+    assert stops == len(seen) + 2  # after each step, and after each epoch
+    assert parts.last_weights.read_bytes() == whole.last_weights.read_bytes()
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 from model_code.training.optimization import Schedule, build_optimizer
+from model_code.training.processes import ALONE
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import CPU, make_config, make_pictures
+from tests.unit.training.small_runs import make_config, make_pictures
 
 STRONG = {
     "schedule": "cosine",
@@ -69,11 +70,11 @@ def test_a_strong_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path):
     from tests.unit.training.test_fit import Interrupt, StopHere, list_weights
 
     config, pictures = make_config(**STRONG), make_pictures(train=26)
-    whole = fit(config, pictures, tmp_path / "whole", CPU)
+    whole = fit(config, pictures, tmp_path / "whole", ALONE)
     for epoch in (1, 3):
         with pytest.raises(StopHere):
-            fit(config, pictures, tmp_path / "parts", CPU, [Interrupt(epoch, None)])
-    parts = fit(config, pictures, tmp_path / "parts", CPU)
+            fit(config, pictures, tmp_path / "parts", ALONE, [Interrupt(epoch, None)])
+    parts = fit(config, pictures, tmp_path / "parts", ALONE)
     assert list_weights(tmp_path / "parts") == list_weights(tmp_path / "whole")
     assert [m.learning_rate for m in parts.history] == [m.learning_rate for m in whole.history]
 
@@ -83,18 +84,18 @@ def test_adam_runs_that_were_interrupted_too(tmp_path, settings):
     from tests.unit.training.test_fit import Interrupt, StopHere, list_weights
 
     config, pictures = make_config(learning_rate=0.01, **settings), make_pictures(train=26)
-    fit(config, pictures, tmp_path / "whole", CPU)
+    fit(config, pictures, tmp_path / "whole", ALONE)
     with pytest.raises(StopHere):
-        fit(config, pictures, tmp_path / "parts", CPU, [Interrupt(2, None)])
-    fit(config, pictures, tmp_path / "parts", CPU)
+        fit(config, pictures, tmp_path / "parts", ALONE, [Interrupt(2, None)])
+    fit(config, pictures, tmp_path / "parts", ALONE)
     assert list_weights(tmp_path / "parts") == list_weights(tmp_path / "whole")
 
 
 def test_the_moving_average_is_what_is_kept(tmp_path):
     plain = {key: value for key, value in STRONG.items() if key != "ema_decay"}
     pictures = make_pictures()
-    fit(make_config(**plain), pictures, tmp_path / "plain", CPU)
-    fit(make_config(**STRONG), pictures, tmp_path / "average", CPU)
+    fit(make_config(**plain), pictures, tmp_path / "plain", ALONE)
+    fit(make_config(**STRONG), pictures, tmp_path / "average", ALONE)
     from safetensors.torch import load_file
 
     raw, average = (load_file(tmp_path / name / "last.safetensors") for name in ("plain", "average"))
@@ -105,8 +106,8 @@ def test_the_moving_average_is_what_is_kept(tmp_path):
 def test_every_strong_option_changes_the_run(tmp_path):
     pictures = make_pictures()
     weights = {(tmp_path / "plain" / "last.safetensors")}
-    fit(make_config(), pictures, tmp_path / "plain", CPU)
+    fit(make_config(), pictures, tmp_path / "plain", ALONE)
     for key in ("cutout_pixels", "cutmix_alpha", "label_smoothing", "ema_decay", "is_nesterov"):
-        fit(make_config(**{key: STRONG[key]}), pictures, tmp_path / key, CPU)
+        fit(make_config(**{key: STRONG[key]}), pictures, tmp_path / key, ALONE)
         weights.add(tmp_path / key / "last.safetensors")
     assert len({file.read_bytes() for file in weights}) == len(weights) == 6

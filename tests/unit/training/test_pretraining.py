@@ -29,6 +29,7 @@ from model_code.training.pretraining import (
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.probe import train_probe
 from model_code.training.probe_config import ProbeConfig
+from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -107,7 +108,7 @@ class Recorder(Callback):
 
 def test_a_run_leaves_weights_metrics_and_only_one_best(tmp_path):
     recorder = Recorder()
-    result = pretrain(small_config(), pretraining_pictures(), tmp_path, CPU, [recorder])
+    result = pretrain(small_config(), pretraining_pictures(), tmp_path, ALONE, [recorder])
     assert [(epoch, step, steps) for epoch, step, steps, _ in recorder.steps] == [
         (epoch, step, 3) for epoch in (1, 2, 3) for step in (1, 2, 3)
     ]
@@ -122,7 +123,7 @@ def test_a_run_leaves_weights_metrics_and_only_one_best(tmp_path):
 
 def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path):
     weights = [
-        pretrain(small_config(seed=seed), pretraining_pictures(), tmp_path / name, CPU).last_weights.read_bytes()
+        pretrain(small_config(seed=seed), pretraining_pictures(), tmp_path / name, ALONE).last_weights.read_bytes()
         for name, seed in (("one", 3), ("two", 3), ("three", 4))
     ]
     assert weights[0] == weights[1] != weights[2]
@@ -131,12 +132,12 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path):
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, stop_after):
     config, pictures = small_config(), pretraining_pictures()
-    whole = pretrain(config, pictures, tmp_path / "whole", CPU)
+    whole = pretrain(config, pictures, tmp_path / "whole", ALONE)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(config, pictures, tmp_path / "parts", CPU, [Recorder(stop_after)])
+        pretrain(config, pictures, tmp_path / "parts", ALONE, [Recorder(stop_after)])
     torch.manual_seed(99)
     recorder = Recorder()
-    resumed = pretrain(config, pictures, tmp_path / "parts", CPU, [recorder])
+    resumed = pretrain(config, pictures, tmp_path / "parts", ALONE, [recorder])
     assert recorder.resumed == [stop_after]
     assert resumed.last_weights.read_bytes() == whole.last_weights.read_bytes()
     assert resumed.best_weights.read_bytes() == whole.best_weights.read_bytes()
@@ -146,20 +147,20 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, stop_after):
 
 def test_rarer_checkpoints_go_on_from_the_last_one(tmp_path):
     config = small_config(epochs=5, monitor_every_epochs=5, checkpoint_every_epochs=2)
-    whole = pretrain(config, pretraining_pictures(), tmp_path / "whole", CPU)
+    whole = pretrain(config, pretraining_pictures(), tmp_path / "whole", ALONE)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(config, pretraining_pictures(), tmp_path / "parts", CPU, [Recorder(stop_after=3)])
+        pretrain(config, pretraining_pictures(), tmp_path / "parts", ALONE, [Recorder(stop_after=3)])
     recorder = Recorder()
-    resumed = pretrain(config, pretraining_pictures(), tmp_path / "parts", CPU, [recorder])
+    resumed = pretrain(config, pretraining_pictures(), tmp_path / "parts", ALONE, [recorder])
     assert recorder.resumed == [2]
     assert resumed.last_weights.read_bytes() == whole.last_weights.read_bytes()
 
 
 def test_state_of_other_settings_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        pretrain(small_config(), pretraining_pictures(), tmp_path, CPU, [Recorder(stop_after=1)])
+        pretrain(small_config(), pretraining_pictures(), tmp_path, ALONE, [Recorder(stop_after=1)])
     with pytest.raises(TrainingError, match="other settings"):
-        pretrain(small_config(base_learning_rate=0.1), pretraining_pictures(), tmp_path, CPU)
+        pretrain(small_config(base_learning_rate=0.1), pretraining_pictures(), tmp_path, ALONE)
 
 
 def test_neighbours_get_better_than_those_of_the_untrained_backbone(tmp_path):
@@ -169,8 +170,8 @@ def test_neighbours_get_better_than_those_of_the_untrained_backbone(tmp_path):
     config = small_config(views=views, epochs=5, batch_size=32, base_learning_rate=0.4, monitor_every_epochs=5)
     pictures = pretraining_pictures(480)
     still = config.model_copy(update={"epochs": 1, "base_learning_rate": 1e-9})
-    untrained = pretrain(still, pictures, tmp_path / "untrained", CPU)
-    trained = pretrain(config, pictures, tmp_path / "trained", CPU)
+    untrained = pretrain(still, pictures, tmp_path / "untrained", ALONE)
+    trained = pretrain(config, pictures, tmp_path / "trained", ALONE)
     assert trained.history[-1].loss < untrained.history[-1].loss - 0.2
     assert trained.best.knn_accuracy > untrained.best.knn_accuracy + 0.1
 
@@ -178,7 +179,7 @@ def test_neighbours_get_better_than_those_of_the_untrained_backbone(tmp_path):
 def test_the_predictor_keeps_its_learning_rate(tmp_path):
     recorder = Recorder()
     config = small_config(epochs=4, warmup_epochs=1)
-    pretrain(config, pretraining_pictures(), tmp_path, CPU, [recorder])
+    pretrain(config, pretraining_pictures(), tmp_path, ALONE, [recorder])
     assert config.learning_rate == pytest.approx(0.03 * 64 / 256)
     assert recorder.epochs[0].learning_rate == pytest.approx(config.learning_rate)
     assert recorder.epochs[-1].learning_rate < 0.1 * config.learning_rate
@@ -196,13 +197,13 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
     images = memory.images_NHWC.float() / 255
     pictures = PretrainingPictures(images, memory, draw_pictures(20, 2), memory, None, CLASSES)
     with pytest.raises(TrainingError, match=r"nan at step 2 of epoch 2.*base_learning_rate=0.003"):
-        pretrain(small_config(), pictures, tmp_path, CPU, [Poison()])
+        pretrain(small_config(), pictures, tmp_path, ALONE, [Poison()])
     assert checkpoints.load_state(tmp_path, small_config().sha256()).epoch == 1
 
 
 def test_the_best_backbone_loads_and_fits_the_whole_network(tmp_path):
     config, pictures = small_config(), pretraining_pictures()
-    result = pretrain(config, pictures, tmp_path, CPU)
+    result = pretrain(config, pictures, tmp_path, ALONE)
     backbone = load_backbone(config, result.best_weights)
     features = evaluation_features(config, backbone, pictures.validation, CLASSES)
     assert features.features_ND.shape == (150, 32)
@@ -217,7 +218,7 @@ def test_a_backbone_is_measured_with_all_labelled_pictures_on_those_that_chose_n
     labelled = Pictures(*(torch.cat(both) for both in zip(vars(memory).values(), vars(more).values(), strict=True)))
     test = draw_pictures(75, 3) if has_test else None
     pictures = PretrainingPictures(draw_pictures(64, 7).images_NHWC, memory, asked, labelled, test, CLASSES)
-    result = pretrain(config, pictures, tmp_path, CPU)
+    result = pretrain(config, pictures, tmp_path, ALONE)
     report = evaluate_backbone(config, result.best_weights, pictures, CPU)
     backbone = load_backbone(config, result.best_weights)
 
@@ -234,10 +235,10 @@ def test_a_backbone_is_measured_with_all_labelled_pictures_on_those_that_chose_n
 
 def test_the_untrained_backbone_is_measured_before_the_first_step(tmp_path):
     config, pictures = small_config(epochs=1, monitor_every_epochs=1), pretraining_pictures()
-    still = pretrain(config.model_copy(update={"base_learning_rate": 1e-12}), pictures, tmp_path / "still", CPU)
-    trained = pretrain(config, pictures, tmp_path / "trained", CPU)
+    still = pretrain(config.model_copy(update={"base_learning_rate": 1e-12}), pictures, tmp_path / "still", ALONE)
+    trained = pretrain(config, pictures, tmp_path / "trained", ALONE)
     assert trained.untrained_knn_accuracy == still.untrained_knn_accuracy
-    resumed = pretrain(config, pictures, tmp_path / "trained", CPU)
+    resumed = pretrain(config, pictures, tmp_path / "trained", ALONE)
     assert resumed.untrained_knn_accuracy == trained.untrained_knn_accuracy
     torch.manual_seed(config.seed)
     backbone = nn.Sequential(PictureInput(config.mean, config.std), build_simsiam(config).backbone)
@@ -248,15 +249,15 @@ def test_the_untrained_backbone_is_measured_before_the_first_step(tmp_path):
 
 
 def test_bfloat16_trains(tmp_path):
-    result = pretrain(small_config(epochs=1, precision="bfloat16"), pretraining_pictures(), tmp_path, CPU)
+    result = pretrain(small_config(epochs=1, engine={"precision": "bfloat16"}), pretraining_pictures(), tmp_path, ALONE)
     assert -1 <= result.history[0].loss <= 1
 
 
 def test_too_few_pictures(tmp_path):
     with pytest.raises(UsageError, match="192 training pictures are fewer than one batch of 200"):
-        pretrain(small_config(batch_size=200), pretraining_pictures(), tmp_path, CPU)
+        pretrain(small_config(batch_size=200), pretraining_pictures(), tmp_path, ALONE)
     with pytest.raises(UsageError, match="192 memory pictures are fewer than 193 neighbours"):
-        pretrain(small_config(knn_neighbours=193), pretraining_pictures(), tmp_path, CPU)
+        pretrain(small_config(knn_neighbours=193), pretraining_pictures(), tmp_path, ALONE)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ from pydantic import ValidationError
 
 from model_code.errors import UsageError
 from model_code.training.config import TrainingConfig
+from model_code.training.epoch_config import EngineSettings
 from model_code.training.run_config import override, parse_assignment
 
 CONFIG = TrainingConfig(recipe="resnet18_cifar10_exp3", network="resnet18_improved")
 # A valid value of every setting that is not the one in CONFIG.
 OTHER_VALUES = {
+    "clip_norm": 1.0,
+    "engine": EngineSettings(parts=2),
     "recipe": "another",
     "profile": "smoke",
     "dataset": "shapes",

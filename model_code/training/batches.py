@@ -1,0 +1,74 @@
+"""An order of pictures -> batch after batch on the device, wherever the pictures are kept.
+
+Shape suffixes: N = pictures, B = pictures of a batch, H = height, W = width, C = the three colour channels.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+# More than this share of a CUDA device's free memory is left to the network.
+RESIDENT_SHARE = 0.5
+
+
+def fits_device(size_bytes: int, device: torch.device) -> bool:
+    """Whether pictures of this size are kept on the device; on a CPU they are in its memory anyway."""
+    return device.type != "cuda" or size_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def iterate_batches(
+    images_NHWC: Tensor,
+    order_N: Tensor,
+    batch_size: int,
+    device: torch.device,
+    *,
+    first: int = 0,
+    is_streamed: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each batch's indices and pictures on the device; what does not fill the last batch is left out.
+
+    Args:
+        images_NHWC: uint8; on the device, or on the host where they are streamed.
+        order_N: int64 on the device; which pictures, in which order.
+        batch_size: Pictures of a batch.
+        device: Where the batches are wanted.
+        first: Batches to leave out at the start.
+        is_streamed: Whether the next batch is gathered and copied by a thread while the caller works on this one.
+    """
+    chosen = [
+        order_N[start : start + batch_size]
+        for start in range(first * batch_size, len(order_N) - batch_size + 1, batch_size)
+    ]
+    if not is_streamed:
+        for chosen_B in chosen:
+            yield chosen_B, images_NHWC[chosen_B]
+        return
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    rows = [chosen_B.cpu() for chosen_B in chosen]
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-batch") as worker:
+        coming = worker.submit(_fetch, images_NHWC, rows[0], device, stream) if rows else None
+        for index, chosen_B in enumerate(chosen):
+            assert coming is not None, "every batch was asked for one batch ahead"
+            images_BHWC, event = coming.result()
+            coming = (
+                worker.submit(_fetch, images_NHWC, rows[index + 1], device, stream) if index + 1 < len(rows) else None
+            )
+            if event is not None:
+                current = torch.cuda.current_stream(device)
+                current.wait_event(event)
+                images_BHWC.record_stream(current)
+            yield chosen_B, images_BHWC
+
+
+def _fetch(
+    images_NHWC: Tensor, rows_B: Tensor, device: torch.device, stream: torch.cuda.Stream | None
+) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Gather some pictures on the host and start their copy to the device; the event is its end."""
+    images_BHWC = images_NHWC[rows_B]
+    if stream is None:
+        return images_BHWC, None
+    with torch.cuda.stream(stream):
+        copied = images_BHWC.pin_memory().to(device, non_blocking=True)
+        return copied, stream.record_event()

@@ -1,0 +1,194 @@
+"""How a step is computed on the hardware at hand: precision, memory layout, compiled code, parts of a batch."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise, starmap
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from model_code.errors import TrainingError, UsageError
+from model_code.models.picture_input import PictureInput
+from model_code.training.epoch_config import EngineSettings, EpochConfig
+from model_code.training.processes import Processes
+
+# BatchNorm needs two pictures.
+SMALLEST_PART = 2
+Model = TypeVar("Model", bound=nn.Module)
+COMPILE_MODES = {"on": "default", "cuda_graphs": "reduce-overhead"}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a device does of the engine's settings; `choose_engine` makes one.
+
+    Attributes:
+        device: Where to compute.
+        precision: Of the forward pass: float32 or bfloat16.
+        memory_format: Of the pictures that the network computes with; on CUDA of its weights as well.
+        compile: `off`, `on` or `cuda_graphs`.
+        parts: Of a batch, one after the other.
+    """
+
+    device: torch.device
+    precision: torch.dtype
+    memory_format: torch.memory_format
+    compile: str
+    parts: int
+
+    def describe(self) -> str:
+        """Return the choice in a few words, for people."""
+        compiled = {"off": "eager", "on": "compiled", "cuda_graphs": "compiled with CUDA graphs"}[self.compile]
+        layout = "channels last" if self.is_channels_last else "contiguous"
+        parts = f", batch in {self.parts} parts" if self.parts > 1 else ""
+        return f"{str(self.precision).removeprefix('torch.')}, {layout}, {compiled}{parts}"
+
+    @property
+    def is_channels_last(self) -> bool:
+        """Whether pictures and weights are laid out with their channels last."""
+        return self.memory_format == torch.channels_last
+
+    def lay_out(self, model: Model) -> Model:
+        """Return the model on the device, its pictures, and on CUDA its weights as well, in the memory format."""
+        for module in model.modules():
+            if isinstance(module, PictureInput):
+                module.is_channels_last = self.is_channels_last
+        model = model.to(self.device)
+        return model.to(memory_format=self.memory_format) if self.device.type == "cuda" else model
+
+    def compile_model(self, model: nn.Module) -> Callable[..., Any]:
+        """Return a function that computes what the model does, compiled where that is chosen; weights are shared."""
+        if self.compile == "off":
+            return model
+        return torch.compile(model, mode=COMPILE_MODES[self.compile], dynamic=False)
+
+
+def choose_engine(settings: EngineSettings, device: torch.device, process_count: int = 1) -> Engine:
+    """Return what the device does; every `auto` is decided here.
+
+    Raises:
+        UsageError: The hardware, or what is installed, lacks an option.
+    """
+    is_cuda = device.type == "cuda"
+    has_bfloat16 = not is_cuda or torch.cuda.is_bf16_supported(including_emulation=False)
+    if settings.precision == "bfloat16" and not has_bfloat16:
+        raise UsageError(
+            f"engine.precision=bfloat16, but {torch.cuda.get_device_name(device)} does not compute it; "
+            "give --set engine.precision=float32 or leave it out"
+        )
+    _check_compile(settings.compile, device, process_count)
+    is_half = settings.precision == "bfloat16" or (settings.precision == "auto" and is_cuda and has_bfloat16)
+    return Engine(
+        device=device,
+        precision=torch.bfloat16 if is_half else torch.float32,
+        memory_format=torch.contiguous_format if settings.memory_format == "contiguous" else torch.channels_last,
+        compile=settings.compile,
+        parts=settings.parts,
+    )
+
+
+class GradientStep:
+    """Moves the weights by the gradients of one batch after the other.
+
+    Args:
+        config: Clipping.
+        engine: As `choose_engine` returns it.
+        network: Whose parameters the optimiser moves.
+        optimizer: Moves them.
+        processes: That share the batch.
+    """
+
+    def __init__(
+        self, config: EpochConfig, engine: Engine, network: nn.Module, optimizer: Optimizer, processes: Processes
+    ) -> None:
+        self._clip_norm, self._engine = config.clip_norm, engine
+        self._optimizer, self._processes = optimizer, processes
+        self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._parts = engine.parts
+
+    def take(self, count: int, compute: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Learn from a batch; where a CUDA device's memory does not suffice, in more parts from then on.
+
+        Args:
+            count: Pictures of this process's share of the batch.
+            compute: Some of these pictures -> their mean loss and what the network returned, [pictures, ...].
+
+        Returns:
+            The mean loss of the whole batch, and the outputs for this process's share, detached.
+
+        Raises:
+            TrainingError: Not even the smallest parts fit into memory.
+        """
+        while True:
+            try:
+                return self._learn(count, compute)
+            except torch.OutOfMemoryError as error:
+                self._divide(count, error)
+
+    def _learn(self, count: int, compute: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        engine = self._engine
+        self._optimizer.zero_grad(set_to_none=True)
+        if engine.compile == "cuda_graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        loss, outputs = torch.zeros((), device=engine.device), []
+        for part in _divide_evenly(count, self._parts):
+            with torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == torch.bfloat16):
+                part_loss, part_outputs = compute(part)
+            weighted = part_loss * ((part.stop - part.start) / count)
+            weighted.backward()
+            loss += weighted.detach()
+            outputs.append(part_outputs.detach())
+        loss = self._processes.average_gradients(self._parameters, loss)
+        if self._clip_norm is not None:
+            clip_grad_norm_(self._parameters, self._clip_norm)
+        self._optimizer.step()
+        return loss, torch.cat(outputs)
+
+    def _divide(self, count: int, error: torch.OutOfMemoryError) -> None:
+        """Double the parts for the next try."""
+        self._optimizer.zero_grad(set_to_none=True)
+        parts = self._parts * 2
+        if count // parts < SMALLEST_PART or self._processes.count > 1:
+            raise TrainingError(
+                f"the device's memory does not hold {count // self._parts} pictures of a batch at once; lower --set "
+                "batch_size, or give --set engine.parts=N for N parts of a batch one after the other"
+            ) from error
+        self._parts = parts
+        if self._engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        print(
+            f"the device's memory is full: from now on each batch of {count} is computed in {parts} parts; its "
+            "gradients are summed, BatchNorm sees a part at a time",
+            flush=True,
+        )
+
+
+def _divide_evenly(count: int, parts: int) -> list[slice]:
+    edges = [count * part // parts for part in range(parts + 1)]
+    return list(starmap(slice, pairwise(edges)))
+
+
+def _check_compile(wanted: str, device: torch.device, process_count: int) -> None:
+    if wanted == "off":
+        return
+    if wanted == "cuda_graphs" and device.type != "cuda":
+        raise UsageError(
+            f"engine.compile=cuda_graphs needs a CUDA device and this run is on {device.type}; "
+            "give --set engine.compile=on or leave it out"
+        )
+    if process_count > 1:
+        raise UsageError(
+            f"engine.compile={wanted} needs one process and there are {process_count}; "
+            "leave it out, or start without torchrun"
+        )
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UsageError(
+            f"engine.compile={wanted} needs the C++ compiler {compiler}, which is not installed; "
+            "install it (Debian: apt install g++) or leave the setting out"
+        )

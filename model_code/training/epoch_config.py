@@ -1,0 +1,48 @@
+"""What the configs of runs that train in epochs have in common: clipping, and how a step is computed."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from model_code.training.run_config import PositiveFloat, RunConfig
+
+
+class EngineSettings(BaseModel):
+    """How a step is computed. None of it is part of what a run documents: results differ by rounding.
+
+    Attributes:
+        precision: Of the forward pass; `bfloat16` keeps weights, BatchNorm, loss and optimiser in float32. `auto` is
+            bfloat16 on a CUDA device that computes it (compute capability 8.0 and newer), else float32.
+        memory_format: Of the pictures that the network computes with; on CUDA of its weights as well. `auto` is
+            `channels_last` (docs/benchmarks.md).
+        compile: `on` compiles the network with torch.compile, `cuda_graphs` records its kernels as well; the first
+            steps then take minutes, and runs of the same network and shapes in one process share the code. Short runs
+            lose by it.
+        pictures: `resident` keeps the pictures on the device; `streamed` keeps them in pinned memory of the host and
+            copies each batch while the one before is computed. `auto` streams what would take more than half of a CUDA
+            device's free memory.
+        parts: Into how many parts, one after the other, a batch is divided to save memory; the gradients are those of
+            the whole batch, but BatchNorm sees a part at a time. A run that meets the end of a CUDA device's memory
+            doubles it by itself and says so.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    compile: Literal["off", "on", "cuda_graphs"] = "off"
+    pictures: Literal["auto", "resident", "streamed"] = "auto"
+    parts: int = Field(default=1, ge=1)
+
+
+class EpochConfig(RunConfig):
+    """Settings of every run of epochs, beside those of `RunConfig`.
+
+    Attributes:
+        clip_norm: Gradients are scaled down to this L2 norm over all parameters where they are longer; None leaves
+            them.
+        engine: How a step is computed.
+    """
+
+    clip_norm: PositiveFloat | None = None
+    engine: EngineSettings = EngineSettings()
