@@ -40,7 +40,9 @@ class TrainingConfig(EpochConfig):
         crop_padding_pixels: Black border of the random crop.
         has_flip: Whether pictures are mirrored at random.
         cutout_pixels: Side of the square that is hidden in each picture; 0 hides none.
-        cutmix_alpha: Of CutMix's Beta distribution; 0 mixes nothing.
+        erasing_probability: Of a picture to have a random rectangle filled with noise.
+        cutmix_alpha: Of CutMix's Beta distribution; 0 leaves CutMix out.
+        mixup_alpha: Of MixUp's Beta distribution; 0 leaves MixUp out. With both, each picture draws one of the two.
         label_smoothing: Share of the target spread over all classes.
         ema_decay: Of the moving average of the weights, for each step; the average is what is validated and kept. None
             keeps the weights themselves.
@@ -70,7 +72,9 @@ class TrainingConfig(EpochConfig):
     crop_padding_pixels: int = Field(default=4, ge=0, le=16)
     has_flip: bool = True
     cutout_pixels: int = Field(default=0, ge=0, le=32)
+    erasing_probability: float = Field(default=0, ge=0, le=1)
     cutmix_alpha: float = Field(default=0, ge=0, allow_inf_nan=False)
+    mixup_alpha: float = Field(default=0, ge=0, allow_inf_nan=False)
     label_smoothing: float = Field(default=0, ge=0, lt=1)
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     has_flip_averaging: bool = False

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model_code.data.augmentation import crop_and_flip, resized_crop
-from model_code.data.mixing import cut_out, mix_rectangles
+from model_code.data.mixing import cut_out, erase_rectangles, mix_pictures
 from model_code.errors import UsageError
 from model_code.evaluation.metrics import Report, measure, predict_logits
 from model_code.models.mirror_average import MirrorAverage
@@ -205,10 +205,11 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
             images_BHWC = resized_crop(images_BHWC, config.image_size, config.crop_area, generator)
         images_BHWC = crop_and_flip(images_BHWC, config.crop_padding_pixels, config.has_flip, generator)
         images_BHWC = cut_out(images_BHWC, config.cutout_pixels, generator)
-        if not config.cutmix_alpha:
+        images_BHWC = erase_rectangles(images_BHWC, config.erasing_probability, generator)
+        if not (config.cutmix_alpha or config.mixup_alpha):
             return images_BHWC, _Targets(labels_B)
-        images_BHWC, pasted_labels_B, own_share_B = mix_rectangles(
-            images_BHWC, labels_B, config.cutmix_alpha, generator
+        images_BHWC, pasted_labels_B, own_share_B = mix_pictures(
+            images_BHWC, labels_B, config.cutmix_alpha, config.mixup_alpha, generator
         )
         return images_BHWC, _Targets(labels_B, pasted_labels_B, own_share_B)
 

@@ -111,7 +111,8 @@ def test_the_run_is_finished_and_named(tracked):
 def test_every_setting_is_a_parameter(tracked):
     params = tracked.run.data.params
     config = tracked.folder.record.config
-    assert set(params) == set(type(config).model_fields)
+    assert set(params) == set(config.flatten())
+    assert params["engine.precision"] == "auto"
     assert params["network"] == "tiny"
     assert params["learning_rate"] == "0.05"
     assert params["decay_points"] == "[0.5]"

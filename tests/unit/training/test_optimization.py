@@ -13,7 +13,9 @@ STRONG = {
     "warmup_epochs": 1,
     "is_nesterov": True,
     "cutout_pixels": 2,
+    "erasing_probability": 0.5,
     "cutmix_alpha": 1.0,
+    "mixup_alpha": 0.2,
     "label_smoothing": 0.1,
     "ema_decay": 0.9,
 }
@@ -107,7 +109,8 @@ def test_every_strong_option_changes_the_run(tmp_path):
     pictures = make_pictures()
     weights = {(tmp_path / "plain" / "last.safetensors")}
     fit(make_config(), pictures, tmp_path / "plain", ALONE)
-    for key in ("cutout_pixels", "cutmix_alpha", "label_smoothing", "ema_decay", "is_nesterov"):
+    keys = [key for key in STRONG if key not in ("schedule", "warmup_epochs")]
+    for key in keys:
         fit(make_config(**{key: STRONG[key]}), pictures, tmp_path / key, ALONE)
         weights.add(tmp_path / key / "last.safetensors")
-    assert len({file.read_bytes() for file in weights}) == len(weights) == 6
+    assert len({file.read_bytes() for file in weights}) == len(weights) == 1 + len(keys)
