@@ -132,7 +132,8 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
             f"process {rank} of {count} cannot reach the others ({str(error).splitlines()[0]}); "
             "start them with torchrun --nproc-per-node N --no-python darkroom train RECIPE"
         ) from error
-    try:
-        yield Processes(device, rank, count)
-    finally:
-        dist.destroy_process_group()
+    yield Processes(device, rank, count)
+    # Only after a good end: while another process still waits for this one, taking the group down can hang.
+    with exchanging():
+        dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,119 @@
+"""What tests/unit/training/test_processes.py has torchrun start, and runs in one process beside it.
+
+Usage: python -m tests.unit.training.shared_run FOLDER [supervised|simsiam|dies|stops]...
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from model_code.data.view_settings import ViewSettings
+from model_code.errors import TrainingError
+from model_code.models.networks import NETWORKS
+from model_code.training.interruption import InterruptionWatcher
+from model_code.training.pictures import PretrainingPictures
+from model_code.training.pretraining import pretrain
+from model_code.training.pretraining_config import SimSiamConfig
+from model_code.training.processes import Processes, join_processes
+from model_code.training.results import Callback
+from model_code.training.supervised import fit
+from tests.unit.training.small_runs import CPU, TinyNetwork, draw_pictures, make_config, make_pictures
+
+
+class LossRecorder(Callback):
+    def __init__(self):
+        self.losses = []
+
+    def on_step(self, epoch, step, steps, loss):
+        self.losses.append(loss)
+
+
+class Killer(Callback):
+    """Kills the second process in the middle of the second epoch, or asks it to stop there."""
+
+    def __init__(self, processes, signum):
+        self.rank, self.signum = processes.rank, signum
+
+    def on_step(self, epoch, step, steps, loss):
+        if (self.rank, epoch, step) == (1, 2, 2):
+            os.kill(os.getpid(), self.signum)
+
+
+def supervised(folder: Path, processes: Processes) -> dict[str, object]:
+    """Sixteen epochs of a plateau schedule that falls, with a moving average and uneven validation shares."""
+    recorder = LossRecorder()
+    config = make_config(schedule="plateau", patience_epochs=0, decay_factor=0.5, ema_decay=0.9, epochs=6)
+    result = fit(config, make_pictures(train=40, validation=21, noise=120), folder, processes, [recorder])
+    return {"losses": recorder.losses, "history": [asdict(metrics) for metrics in result.history]}
+
+
+def simsiam(folder: Path, processes: Processes) -> dict[str, object]:
+    """A run whose memory and validation pictures do not divide evenly."""
+    config = SimSiamConfig(
+        recipe="tiny",
+        network="resnet18",
+        embedding_width=32,
+        bottleneck_width=8,
+        views=ViewSettings(image_size=16),
+        epochs=2,
+        batch_size=16,
+        base_learning_rate=0.5,
+        monitor_every_epochs=1,
+        knn_neighbours=5,
+    )
+    learned, memory, asked = (draw_pictures(count, seed=seed, side=16) for seed, count in enumerate((64, 33, 27)))
+    pictures = PretrainingPictures(learned.images_NHWC, memory, asked, memory, None, tuple("abcd"))
+    recorder = LossRecorder()
+    result = pretrain(config, pictures, folder, processes, [recorder])
+    history = [asdict(metrics) for metrics in result.history]
+    return {"losses": recorder.losses, "history": history, "untrained": result.untrained_knn_accuracy}
+
+
+def dies(folder: Path, processes: Processes) -> dict[str, object]:
+    """The second process is killed; the first one says so."""
+    try:
+        fit(make_config(), make_pictures(), folder, processes, [Killer(processes, signal.SIGKILL)])
+    except TrainingError as error:
+        return {"line": str(error)}
+    return {}
+
+
+def stops(folder: Path, processes: Processes) -> dict[str, object]:
+    """A signal to the second process alone stops both after the same step."""
+    recorder = LossRecorder()
+    try:
+        with InterruptionWatcher(is_patient=True) as watcher:
+            fit(
+                make_config(),
+                make_pictures(),
+                folder,
+                processes,
+                [recorder, watcher, Killer(processes, signal.SIGTERM)],
+            )
+    except KeyboardInterrupt:
+        processes.tell()  # the state is on disk
+        again = LossRecorder()
+        fit(make_config(), make_pictures(), folder, processes, [again])
+        return {"first": recorder.losses, "then": again.losses}
+    return {}
+
+
+def main() -> None:
+    """Run what is named in the order of the names; the first process writes what came out."""
+    torch.set_num_threads(1)
+    NETWORKS["tiny"] = TinyNetwork
+    folder, *names = sys.argv[1:]
+    with join_processes(CPU) as processes:
+        for name in names:
+            outcome = globals()[name](Path(folder) / name, processes)
+            if processes.is_first:
+                (Path(folder) / f"{name}.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main()
