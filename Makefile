@@ -5,6 +5,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_VENV := $(VENV)-bench
 BIN := $(VENV)/bin
 DARKROOM := $(BIN)/darkroom
 UV := $(or $(shell command -v uv),.uv/bin/uv)
@@ -71,8 +72,19 @@ format: setup ## Format the code and fix what can be fixed
 bench: setup ## Measure packing, training and prediction on this machine
 	$(BIN)/python -m benchmarks.pipeline $(ARGS)
 
-bench-train: setup ## Measure training against the articles' loops and torchvision, side by side
-	$(BIN)/python -m benchmarks.training $(ARGS)
+bench-train: $(BENCH_VENV)/.installed ## Measure training beside the articles' loops, torchvision, kornia and lightly
+	$(BENCH_VENV)/bin/python -m benchmarks.training $(ARGS)
+
+# A layer over $(VENV), which stays as it is locked: only what it lacks is installed.
+$(BENCH_VENV)/.installed: requirements/bench.txt $(VENV)/.installed | $(UV)
+	@rm -rf $(BENCH_VENV)
+	@$(UV) venv --quiet --python $(BIN)/python $(BENCH_VENV)
+	@$(BIN)/python -c '$(PRINT_PACKAGES)' > $$($(BENCH_VENV)/bin/python -c '$(PRINT_PACKAGES)')/darkroom.pth
+	@$(UV) pip install --quiet --require-hashes --no-deps --no-build-isolation --python $(BENCH_VENV)/bin/python \
+		--requirement requirements/bench.txt
+	@touch $@
+
+PRINT_PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
 doctor: setup ## Say what this machine can do, and what is missing
 	$(DARKROOM) doctor
@@ -81,9 +93,12 @@ lock: | $(UV) ## Resolve the requirements anew and write the hash-locked files
 	$(UV) pip compile pyproject.toml --extra train --extra serve --extra dev $(LOCK_OPTIONS) --output-file requirements/dev.txt
 	$(UV) pip compile pyproject.toml --extra train $(LOCK_OPTIONS) --constraint requirements/dev.txt --output-file requirements/train.txt
 	$(UV) pip compile pyproject.toml --extra serve $(LOCK_OPTIONS) --constraint requirements/dev.txt --output-file requirements/serve.txt
+	$(UV) pip compile pyproject.toml --extra bench $(LOCK_OPTIONS) --constraint requirements/dev.txt $(SKIP_HELD) --output-file requirements/bench.txt
 
+# Read when the line runs: what dev.txt holds is left out.
+SKIP_HELD := $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements/dev.txt)
 LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade
 
-clean: ## Remove the virtual environment and caches; data, runs and models in .darkroom stay
-	rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+clean: ## Remove the virtual environments and caches; data, runs and models in .darkroom stay
+	rm -rf $(VENV) $(BENCH_VENV) .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,13 +1,14 @@
-"""What the training benchmark measures against: the articles' per-picture pipelines, torchvision, kornia, lightly.
+"""What the training benchmark measures against: the articles' pipelines and loops, torchvision, kornia, lightly.
 
-Each function returns pictures per second of one pass over some pictures.
+All crop, flip and so on as the articles do, and end in normalised float32 [.., C, H, W].
 
 Shape suffixes: N = pictures, B = pictures of a batch, H = height, W = width, C = the three colour channels.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,8 @@ from torchvision.transforms import v2
 from model_code.training.losses import simsiam_loss
 from model_code.training.run_config import CIFAR10_MEAN, CIFAR10_STD
 
-BATCH = 128
-WORKERS = 2
 Picture = Callable[[Image.Image], Any]
+Augment = Callable[[Tensor], Any]
 
 
 class PictureFiles(Dataset[Any]):
@@ -53,110 +53,82 @@ class PictureArray(Dataset[Any]):
         return self.transform(Image.fromarray(self.images_NHWC[index])), 0
 
 
-def supervised_transform() -> Picture:
-    """The ResNet article's augmentation of one picture, torchvision v1."""
-    return transforms.Compose(
-        [
-            transforms.RandomCrop(32, padding=4),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD),
-        ]
-    )
+def crop_steps(library: ModuleType) -> list[Any]:
+    """The ResNet article's steps, by `torchvision.transforms` or its v2."""
+    return [library.RandomCrop(32, padding=4), library.RandomHorizontalFlip()]
 
 
-class TwoViews:
-    """The SimSiam article's augmentation of one picture, torchvision v1: two views of 32 pixels, without blur."""
-
-    def __init__(self) -> None:
-        self.view = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(32, scale=(0.2, 1.0)),
-                transforms.RandomHorizontalFlip(),
-                transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-                transforms.RandomGrayscale(p=0.2),
-                transforms.ToTensor(),
-                transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD),
-            ]
-        )
-
-    def __call__(self, picture: Image.Image) -> tuple[Tensor, Tensor]:
-        """Return both views, float32 [C, H, W], normalised."""
-        return self.view(picture), self.view(picture)
+def view_steps(library: ModuleType) -> list[Any]:
+    """The SimSiam article's steps for one view of 32 pixels, without blur."""
+    return [
+        library.RandomResizedCrop(32, scale=(0.2, 1.0)),
+        library.RandomHorizontalFlip(),
+        library.RandomApply([library.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        library.RandomGrayscale(p=0.2),
+    ]
 
 
-def time_loader(dataset: Dataset[Any], workers: int = WORKERS) -> float:
-    """Pictures per second of one pass through a DataLoader whose workers are started already."""
-    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
-    consume(loader)
-    start = time.perf_counter()
-    count = consume(loader)
-    return count / (time.perf_counter() - start)
+def torchvision_v1(steps: list[Any]) -> Picture:
+    """The pipeline of the articles: Pillow's pictures until the last two steps."""
+    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)])
 
 
-def consume(batches: Iterable[Any]) -> int:
-    """Take every batch and return how many pictures came."""
-    return sum(len(labels) for _, labels in batches)
+def torchvision_v2(steps: list[Any]) -> Picture:
+    """The same with v2, which too is faster with Pillow's pictures than with tensors where they have 32 pixels."""
+    return v2.Compose([*steps, v2.ToImage(), *_v2_normalise()])
 
 
-def time_batches(images_NHWC: Tensor, augment: Callable[[Tensor], object]) -> float:
-    """Pictures per second of one pass of batched augmentation."""
-    start = time.perf_counter()
-    for images_BHWC in images_NHWC.split(BATCH):
-        augment(images_BHWC)
-    return len(images_NHWC) / (time.perf_counter() - start)
+def torchvision_v2_batched(steps: list[Any]) -> Augment:
+    """v2 on whole batches: one set of parameters for all pictures of a batch, so not the same task."""
+    compose = v2.Compose([*steps, *_v2_normalise()])
+    return lambda images_BHWC: compose(images_BHWC.permute(0, 3, 1, 2))
 
 
-def torchvision_batched() -> Callable[[Tensor], Tensor]:
-    """Use torchvision v2 on whole batches: one set of parameters for all pictures of a batch, so not the same task."""
-    steps = v2.Compose(
-        [
-            v2.RandomCrop(32, padding=4),
-            v2.RandomHorizontalFlip(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(CIFAR10_MEAN, CIFAR10_STD),
-        ]
-    )
-    return lambda images_BHWC: steps(images_BHWC.permute(0, 3, 1, 2))
+def twice(view: Callable[[Any], Tensor]) -> Callable[[Any], tuple[Tensor, Tensor]]:
+    """Two views, each with parameters of its own."""
+    return lambda picture: (view(picture), view(picture))
 
 
-def kornia_supervised() -> Callable[[Tensor], Tensor]:
-    """Use kornia's batched augmentation, with parameters for each picture."""
+def kornia_crop() -> Augment:
+    """Kornia's batched augmentation, with parameters for each picture."""
     import kornia.augmentation as K
 
-    steps = nn.Sequential(
-        K.RandomCrop((32, 32), padding=4),
-        K.RandomHorizontalFlip(),
-        K.Normalize(torch.tensor(CIFAR10_MEAN), torch.tensor(CIFAR10_STD)),
-    )
-    return lambda images_BHWC: steps(images_BHWC.permute(0, 3, 1, 2).float() / 255)
+    return _kornia(K.RandomCrop((32, 32), padding=4), K.RandomHorizontalFlip())
 
 
-def kornia_two_views() -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Use kornia's batched two views."""
+def kornia_view() -> Augment:
+    """Kornia's batched view; pixel centres are aligned as Pillow and torchvision do."""
     import kornia.augmentation as K
 
-    steps = nn.Sequential(
-        K.RandomResizedCrop((32, 32), scale=(0.2, 1.0)),
+    return _kornia(
+        K.RandomResizedCrop((32, 32), scale=(0.2, 1.0), align_corners=False),
         K.RandomHorizontalFlip(),
         K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
         K.RandomGrayscale(p=0.2),
-        K.Normalize(torch.tensor(CIFAR10_MEAN), torch.tensor(CIFAR10_STD)),
     )
-
-    def augment(images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        images_BCHW = images_BHWC.permute(0, 3, 1, 2).float() / 255
-        return steps(images_BCHW), steps(images_BCHW)
-
-    return augment
 
 
 def lightly_two_views() -> Picture:
-    """Use lightly's SimSiam transform of one picture, at 32 pixels and without blur."""
+    """Lightly's SimSiam transform of one picture, at 32 pixels, without blur, with CIFAR-10's mean and deviation."""
     from lightly.transforms import SimSiamTransform
 
-    transform = SimSiamTransform(input_size=32, gaussian_blur=0.0, cj_strength=1.0)
-    return lambda picture: tuple(transform(picture))
+    normalise = {"mean": list(CIFAR10_MEAN), "std": list(CIFAR10_STD)}
+    return SimSiamTransform(
+        input_size=32,
+        cj_prob=0.8,
+        cj_strength=1.0,
+        cj_bright=0.4,
+        cj_contrast=0.4,
+        cj_sat=0.4,
+        cj_hue=0.1,
+        min_scale=0.2,
+        random_gray_scale=0.2,
+        gaussian_blur=0.0,
+        vf_prob=0.0,
+        hf_prob=0.5,
+        rr_prob=0.0,
+        normalize=normalise,
+    )
 
 
 def train_supervised(loader: DataLoader[Any], network: nn.Module, device: torch.device) -> float:
@@ -188,3 +160,15 @@ def train_simsiam(loader: DataLoader[Any], network: nn.Module, device: torch.dev
         optimizer.step()
         count += len(labels_B)
     return count / (time.perf_counter() - start)
+
+
+def _v2_normalise() -> list[Any]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(CIFAR10_MEAN, CIFAR10_STD)]
+
+
+def _kornia(*steps: nn.Module) -> Augment:
+    import kornia.augmentation as K
+
+    normalise = K.Normalize(torch.tensor(CIFAR10_MEAN), torch.tensor(CIFAR10_STD))
+    compose = nn.Sequential(*steps, normalise)
+    return lambda images_BHWC: compose(images_BHWC.permute(0, 3, 1, 2).float() / 255)

@@ -1,0 +1,1 @@
+"""The comparisons of the training benchmark, one file for each subject."""
