@@ -27,6 +27,7 @@ from model_code.training.run_folder import (
     RunResult,
     create_run_folder,
     find_interrupted,
+    making_run,
     open_run_folder,
 )
 from serving.bundle import hash_file
@@ -152,8 +153,9 @@ def _open_folder(record: RunRecord, settings: Settings, resume_run_id: str | Non
     interrupted = find_interrupted(settings.checkpoints_dir, record)
     if interrupted is not None and has_run(client, interrupted.record.run_id):
         return interrupted
-    run_id = create_run(client, EXPERIMENT, record.config)
-    return create_run_folder(settings.checkpoints_dir, record.model_copy(update={"run_id": run_id}))
+    with making_run(settings.checkpoints_dir, record) as attempt:
+        run_id = create_run(client, EXPERIMENT, record.config, attempt, settings.checkpoints_dir)
+        return create_run_folder(settings.checkpoints_dir, record.model_copy(update={"run_id": run_id}))
 
 
 def _print_start(folder: RunFolder, experiment: Experiment, device: str) -> None:

@@ -27,11 +27,18 @@ SYSTEM_METRICS_INTERVAL_S = 5
 METRICS_WITHOUT_CURVE = {"pictures_per_s", "seconds", "macro_f1"}
 
 
-def create_run(client: MlflowClient, experiment: str, config: RunConfig) -> str:
-    """Make an MLflow run for a config and return its id."""
+def create_run(client: MlflowClient, experiment: str, config: RunConfig, attempt: str, checkpoints_dir: Path) -> str:
+    """Make an MLflow run for a config and return its id.
+
+    A run that an earlier attempt of this name left without a folder in `checkpoints_dir` is taken up.
+    """
     found = client.get_experiment_by_name(experiment)
     assert found is not None, "open_store makes the experiment"
-    run = client.create_run(found.experiment_id, run_name=f"{config.recipe}-{config.profile}-seed{config.seed}")
+    for run in client.search_runs([found.experiment_id], f"tags.attempt = '{attempt}'"):
+        if not (checkpoints_dir / run.info.run_id).exists():
+            return str(run.info.run_id)
+    name = f"{config.recipe}-{config.profile}-seed{config.seed}"
+    run = client.create_run(found.experiment_id, run_name=name, tags={"attempt": attempt})
     return str(run.info.run_id)
 
 

@@ -5,6 +5,8 @@ result.json    written last; a folder without it was interrupted
 run.lock       held (flock) by the process that works in the folder; the kernel frees it when that process dies
 """
 
+import hashlib
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ AnyConfig = Annotated[
 ]
 RUN_FILE, RESULT_FILE, LOCK_FILE = "run.json", "result.json", "run.lock"
 STATE_FILE = "state.pt"
+ATTEMPTS_FOLDER = "attempts"
 
 
 class RunRecord(BaseModel):
@@ -117,6 +120,20 @@ class RunFolder:
                 return False
         except BusyError:
             return True
+
+
+@contextmanager
+def making_run(checkpoints_dir: Path, record: RunRecord) -> Iterator[str]:
+    """Yield a name for the making of a new run: the same again if a process died while it made this one.
+
+    The run is made in two places, here and in MLflow; by the name, which MLflow's run carries as a tag, the second try
+    finds what the first one made.
+    """
+    file = checkpoints_dir / ATTEMPTS_FOLDER / hashlib.sha256(record.model_dump_json().encode()).hexdigest()
+    if not file.exists():
+        write_atomically(file, uuid.uuid4().hex.encode())
+    yield file.read_text(encoding="utf-8")
+    file.unlink()
 
 
 def create_run_folder(checkpoints_dir: Path, record: RunRecord) -> RunFolder:

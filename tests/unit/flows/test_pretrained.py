@@ -37,7 +37,7 @@ def add_run(store, checksum):
 
     def add(accuracy, profile="smoke", changes=(), data_checksum=checksum):
         config = build_config(SOURCE, "smoke", ON_SHAPES | dict(changes)).model_copy(update={"profile": profile})
-        run_id = create_run(client, EXPERIMENT, config)
+        run_id = create_run(client, EXPERIMENT, config, f"attempt{len(added)}", settings.checkpoints_dir)
         tags = {"recipe": SOURCE, "kind": "simsiam", "dataset": "shapes", "profile": profile}
         for key, value in tags.items():
             client.set_tag(run_id, key, value)

@@ -77,14 +77,14 @@ def test_tensorboard_has_every_epoch_of_a_resumed_run(store, tmp_path):
     assert [point.step for point in read_events(tmp_path).Scalars("validation/accuracy")] == [1, 2, 3, 4]
 
 
-def test_the_report_is_json_when_a_class_has_no_picture(store):
+def test_the_report_is_json_when_a_class_has_no_picture(store, tmp_path):
     import mlflow
     import torch
     from matplotlib.figure import Figure
 
     _, client = store
     config = make_config()
-    run_id = create_run(client, EXPERIMENT, config)
+    run_id = create_run(client, EXPERIMENT, config, "attempt", tmp_path)
     with track_run(RunRecord(run_id=run_id, data_checksum="c", config=config), {}) as tracker:
         tracker.log_report("test", measure(torch.eye(3), torch.tensor([0, 1, 1])), ("a", "b", "c"), Figure())
     text = mlflow.artifacts.load_text(f"{client.get_run(run_id).info.artifact_uri}/reports/test.json")

@@ -45,9 +45,11 @@ class Killer(Callback):
 
 
 def supervised(folder: Path, processes: Processes) -> dict[str, object]:
-    """Sixteen epochs of a plateau schedule that falls, with a moving average and uneven validation shares."""
+    """Six epochs of a plateau schedule that falls, with a moving average and uneven validation shares."""
     recorder = LossRecorder()
-    config = make_config(schedule="plateau", patience_epochs=0, decay_factor=0.5, ema_decay=0.9, epochs=6)
+    config = make_config(
+        schedule="plateau", patience_epochs=0, decay_factor=0.5, ema_decay=0.9, epochs=6, learning_rate=1.0
+    )
     result = fit(config, make_pictures(train=40, validation=21, noise=120), folder, processes, [recorder])
     return {"losses": recorder.losses, "history": [asdict(metrics) for metrics in result.history]}
 
@@ -56,17 +58,17 @@ def simsiam(folder: Path, processes: Processes) -> dict[str, object]:
     """A run whose memory and validation pictures do not divide evenly."""
     config = SimSiamConfig(
         recipe="tiny",
-        network="resnet18",
+        network="tiny",
         embedding_width=32,
         bottleneck_width=8,
-        views=ViewSettings(image_size=16),
+        views=ViewSettings(image_size=32),
         epochs=2,
-        batch_size=16,
+        batch_size=32,
         base_learning_rate=0.5,
         monitor_every_epochs=1,
         knn_neighbours=5,
     )
-    learned, memory, asked = (draw_pictures(count, seed=seed, side=16) for seed, count in enumerate((64, 33, 27)))
+    learned, memory, asked = (draw_pictures(count, seed=seed, side=32) for seed, count in enumerate((128, 33, 27)))
     pictures = PretrainingPictures(learned.images_NHWC, memory, asked, memory, None, tuple("abcd"))
     recorder = LossRecorder()
     result = pretrain(config, pictures, folder, processes, [recorder])

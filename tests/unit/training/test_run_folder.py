@@ -14,6 +14,7 @@ from model_code.training.run_folder import (
     RunResult,
     create_run_folder,
     find_interrupted,
+    making_run,
     open_run_folder,
 )
 from tests.unit.training.small_runs import make_config
@@ -167,3 +168,23 @@ def test_result_file_is_written_last_and_whole(tmp_path):
     folder = create_run_folder(tmp_path, make_record())
     folder.complete(make_result(folder.record))
     assert sorted(file.name for file in folder.path.iterdir()) == [RESULT_FILE, RUN_FILE]
+
+
+def test_a_run_whose_making_was_interrupted_is_made_under_the_same_name(tmp_path):
+    names = []
+
+    def make(seed, dies=False):
+        with making_run(tmp_path, describe(seed=seed)) as name:
+            names.append(name)
+            if dies:
+                raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            make(1, dies=True)
+    make(2)
+    make(1)
+    make(1)
+    died, died_again, other, made, anew = names
+    assert died == died_again == made
+    assert len({died, other, anew}) == 3

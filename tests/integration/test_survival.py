@@ -1,0 +1,111 @@
+"""Trainings that are killed and trainings in two processes, as commands of their own.
+
+DARKROOM_KILLS=20 kills as often as the project promises to survive; one keeps the whole suite short.
+"""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from model_code.training.run_folder import RESULT_FILE, RunResult
+from tests.integration.conftest import COMMAND
+
+KILLS = int(os.environ.get("DARKROOM_KILLS", "1"))
+TRAIN = ("train", "resnet18_cifar10_exp", "--profile", "smoke", "--set", "dataset=shapes")
+
+
+@pytest.fixture(scope="module")
+def own_home(tmp_path_factory):
+    """A home of its own, with the drawn pictures in it."""
+    own_home = tmp_path_factory.mktemp("survival")
+    subprocess.run([COMMAND, "data", "add", "shapes"], env=make_environment(own_home), check=True, capture_output=True)
+    return own_home
+
+
+def make_environment(home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
+    # One thread: with more, sums depend on how many there are.
+    return kept | {"DARKROOM_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def read_results(own_home: Path) -> list[RunResult]:
+    return [
+        RunResult.model_validate_json(file.read_bytes())
+        for file in sorted((own_home / "checkpoints").glob(f"*/{RESULT_FILE}"), key=lambda file: file.stat().st_mtime)
+    ]
+
+
+def test_a_training_killed_at_random_moments_ends_like_one_that_was_not(own_home):
+    command = [COMMAND, *TRAIN, "--epochs", "5", "--seed", "7"]
+    began_s = time.monotonic()
+    subprocess.run(command, env=make_environment(own_home), check=True, capture_output=True)
+    whole_s = time.monotonic() - began_s
+    (whole,) = read_results(own_home)
+    draw = random.Random(KILLS)
+    for _ in range(KILLS):
+        process = subprocess.Popen(command, env=make_environment(own_home), stdout=subprocess.DEVNULL)
+        try:
+            process.wait(draw.uniform(0.3, 1) * whole_s)
+            break  # it was done before
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if len(read_results(own_home)) == 1:
+        subprocess.run(command, env=make_environment(own_home), check=True, capture_output=True)
+    _, pieces = read_results(own_home)
+    assert (pieces.weights_sha256, pieces.best_epoch) == (whole.weights_sha256, whole.best_epoch)
+    client = MlflowClient(f"sqlite:///{own_home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("darkroom")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.run_id for run in runs} == {whole.run_id, pieces.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        for name in ("train/loss", "validation/accuracy", "train/learning_rate"):
+            steps = Counter(metric.step for metric in client.get_metric_history(run.info.run_id, name))
+            assert steps == dict.fromkeys(range(1, 6), 1), name
+
+
+def test_torchrun_trains_in_two_processes_that_a_signal_stops_together(own_home):
+    """Longer than one epoch, so that there is something to go on from."""
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "--no-python"]
+    train = ("train", "simsiam_cifar10", "--profile", "smoke", "--set", "dataset=shapes", "--epochs", "3")
+    command = [*torchrun, COMMAND, *train]
+    process = subprocess.Popen(command, env=make_environment(own_home), stdout=subprocess.PIPE, text=True)
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if "epoch 1/3" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "2 processes" in "".join(printed)
+    assert sum("smoke on shapes" in line for line in printed) <= 1  # only the first process reports
+    (state,) = (own_home / "checkpoints").glob("*/state.pt")
+    done = subprocess.run(command, env=make_environment(own_home), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"goes on after epoch [12] of 3", done.stdout), done.stdout
+    assert not state.exists()
+    result = read_results(own_home)[-1]
+    assert (result.recipe, result.epochs) == ("simsiam_cifar10", 3)
+
+
+def test_torchrun_is_for_training_only(own_home):
+    environment = make_environment(own_home) | {"RANK": "0", "WORLD_SIZE": "2"}
+    for arguments, line in (
+        (("train-all",), "train-all runs in one process"),
+        (("data", "list"), "data runs in one process"),
+    ):
+        done = subprocess.run([COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert line in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
