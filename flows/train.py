@@ -110,7 +110,6 @@ def _run(
         tracker.log_config(folder)
         done = experiment.run(folder, tracker)
         seconds = time.perf_counter() - start_s
-        tracker.log_metrics({"seconds": seconds})
         summary = {
             "run_id": folder.record.run_id,
             "kind": config.kind,
@@ -132,6 +131,7 @@ def _run(
                 "best_weights": training.best_weights.name,
                 "weights_sha256": weights_sha256,
             }
+        tracker.log_metrics({"seconds": seconds})
     return RunResult.model_validate(summary)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from model_code.errors import ReleaseError, TrackingError
@@ -53,14 +53,14 @@ def find_finished_runs(client: MlflowClient, recipe: str, dataset_pattern: str) 
 
 
 def has_run(client: MlflowClient, run_id: str) -> bool:
-    """Whether MLflow holds a run."""
+    """Whether MLflow holds a run that was not deleted."""
     try:
-        client.get_run(run_id)
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return False
-    return True
+    return bool(run.info.lifecycle_stage == LifecycleStage.ACTIVE)
 
 
 def get_finished_run(client: MlflowClient, run_id: str) -> FinishedRun:

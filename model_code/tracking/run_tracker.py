@@ -4,26 +4,31 @@ import json
 import math
 import shutil
 import tempfile
-import time
+import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
-import mlflow
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Param, RunTag
 
 from model_code.evaluation.figures import draw_confusion, draw_curves
 from model_code.evaluation.metrics import Report
+from model_code.tracking.metric_queue import MetricQueue
+from model_code.tracking.outage import MLFLOW_ERRORS, Patience, insist, naming_errors
 from model_code.tracking.provenance import read_git_sha, read_versions
+from model_code.tracking.system_metrics import sample_system
 from model_code.tracking.tensorboard import TENSORBOARD_FOLDER
 from model_code.training.results import Callback, Epoch, FinishedEpoch, TrainingResult
 from model_code.training.run_config import RunConfig
 from model_code.training.run_folder import RunFolder, RunRecord
 
-SYSTEM_METRICS_INTERVAL_S = 5
+PATIENCE = Patience()
+GIVE_UP_TIMEOUT_S = 3.0
+EVERY_EPOCH = "train/loss"  # the metric that every epoch of every kind has
 METRICS_WITHOUT_CURVE = {"pictures_per_s", "seconds", "macro_f1"}
 
 
@@ -43,87 +48,111 @@ def create_run(client: MlflowClient, experiment: str, config: RunConfig, attempt
 
 
 @contextmanager
-def track_run(record: RunRecord, tags: Mapping[str, str]) -> Iterator["RunTracker"]:
+def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = PATIENCE) -> Iterator["RunTracker"]:
     """Log a run under its id while the block runs; a run that was interrupted is taken up again.
 
-    The run ends as FINISHED, FAILED (an error) or KILLED (interrupted from the keyboard).
+    The run ends as FINISHED, FAILED (an error) or KILLED (interrupted from the keyboard). While MLflow cannot be
+    reached the block goes on; what only MLflow can take, such as figures and the run's end, waits for it.
 
     Args:
         record: What the run is.
         tags: What else it is to be found by, such as device, budget and published figure.
+        patience: How long to wait for MLflow.
+
+    Raises:
+        TrackingError: MLflow cannot be reached at the start, or not within the limit at the end, or refuses.
     """
-    mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_INTERVAL_S)
-    config = record.config
-    mlflow.start_run(run_id=record.run_id, log_system_metrics=True)
-    status = "FAILED"
+    client, run_id = MlflowClient(), record.run_id
+    with naming_errors(run_id):
+        client.log_batch(run_id, params=_list_params(record), tags=_list_tags(record, tags))
+        client.update_run(run_id, status="RUNNING")
+        run = client.get_run(run_id)
+        epochs = {metric.step for metric in client.get_metric_history(run_id, EVERY_EPOCH)}
+    queue = MetricQueue(client, run_id, record.config.recipe, patience)
+    tracker = RunTracker(record, client, queue, epochs, run.data.metrics, patience)
     try:
-        mlflow.log_params({key: _as_text(value) for key, value in config.flatten().items()})
-        mlflow.set_tags(
-            {
-                "recipe": config.recipe,
-                "kind": record.config.kind,
-                "profile": config.profile,
-                "dataset": config.dataset,
-                "seed": str(config.seed),
-                "config_sha256": config.sha256(),
-                "data_checksum": record.data_checksum,
-                "git_sha": read_git_sha(),
-                **{f"version.{name}": version for name, version in read_versions().items()},
-                **tags,
-            }
-        )
-        yield RunTracker(record)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+        with sample_system(run, queue):
+            yield tracker
+        tracker.finish()
+    except BaseException as error:
+        tracker.give_up("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    finally:
-        mlflow.end_run(status)
 
 
 class RunTracker(Callback):
-    """Sends epochs as they end, and figures and files when the run is complete."""
+    """Sends epochs as they end, and figures and files when the run is complete.
 
-    def __init__(self, record: RunRecord) -> None:
-        self._run_id = record.run_id
+    Metrics never wait for MLflow; figures and files do. `track_run` makes one.
+
+    Args:
+        record: What the run is.
+        client: Of the store.
+        queue: Takes the run's metrics.
+        epochs: Those that MLflow has already; they are not sent again.
+        figures: The same for final figures by name.
+        patience: How long figures and files wait for MLflow.
+    """
+
+    def __init__(
+        self,
+        record: RunRecord,
+        client: MlflowClient,
+        queue: MetricQueue,
+        epochs: Iterable[int],
+        figures: Mapping[str, float],
+        patience: Patience,
+    ) -> None:
+        self._run_id, self._label = record.run_id, record.config.recipe
         self._title = f"{record.config.recipe} ({record.config.profile}, seed {record.config.seed})"
-        self._client = MlflowClient()
+        self._client, self._queue, self._patience = client, queue, patience
+        self._epochs, self._figures = set(epochs), dict(figures)
 
     def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
-        """Send the epochs that were finished but not logged before the interruption."""
-        logged = {metric.step for metric in self._client.get_metric_history(self._run_id, "train/loss")}
+        """Send the epochs that were finished but did not reach MLflow before the interruption."""
         for metrics in history:
-            if metrics.epoch not in logged:
-                self.on_epoch_end(metrics)
+            self.on_epoch_end(metrics)
 
     def on_epoch_end(self, metrics: FinishedEpoch) -> None:
-        """Send one epoch, all values in one request."""
-        now_ms = int(time.time() * 1000)
-        entries = [Metric(key, value, now_ms, metrics.epoch) for key, value in metrics.list_metrics().items()]
-        self._client.log_batch(self._run_id, metrics=entries)
+        """Send one epoch, unless MLflow has it: one that ended after the last checkpoint is trained twice.
+
+        Raises:
+            TrackingError: MLflow refused an epoch before; waiting does not help.
+        """
+        self._queue.check()
+        if metrics.epoch not in self._epochs:
+            self._epochs.add(metrics.epoch)
+            self._queue.put(metrics.list_metrics(), metrics.epoch)
 
     def log_training(self, result: TrainingResult[Epoch], weights_sha256: str) -> None:
         """Send curves and the best epoch's figures; the best score chooses runs for release."""
         score = result.best.score
         assert score is not None, "the best epoch has a score"
-        mlflow.log_metrics({"validation/best_accuracy": score, "validation/best_epoch": result.best_epoch})
-        mlflow.set_tag("weights_sha256", weights_sha256)
-        mlflow.log_figure(draw_curves(self._title, _list_curves(result.history)), "figures/curves.png")
+        self.log_metrics({"validation/best_accuracy": score, "validation/best_epoch": result.best_epoch})
+        self._send(self._client.set_tag, "weights_sha256", weights_sha256)
+        curves = draw_curves(self._title, _list_curves(result.history))
+        self._send(self._client.log_figure, curves, "figures/curves.png")
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Send final figures by their names, `<split>/<metric>`."""
-        mlflow.log_metrics(dict(metrics))
+        """Send final figures by their names, `<split>/<metric>`, except those that MLflow has already.
+
+        Raises:
+            TrackingError: MLflow refused metrics before; waiting does not help.
+        """
+        self._queue.check()
+        new = {key: value for key, value in metrics.items() if self._figures.get(key) != value}
+        self._figures |= new
+        self._queue.put(new, step=0)
 
     def log_config(self, folder: RunFolder) -> None:
         """Send the whole config as a file."""
-        mlflow.log_text(folder.record.config.model_dump_json(indent=2), "config.json")
+        self._send(self._client.log_text, folder.record.config.model_dump_json(indent=2), "config.json")
 
     def log_report(self, split: str, report: Report, classes: tuple[str, ...], grid: Figure) -> None:
         """Send the metrics of a split, its per-class table, confusion matrix and grid of pictures."""
         # JSON has no NaN: a class without pictures has no accuracy.
         accuracies = [None if math.isnan(accuracy) else accuracy for accuracy in report.per_class_accuracy]
         per_class = dict(zip(classes, accuracies, strict=True))
-        mlflow.log_metrics(
+        self.log_metrics(
             {
                 f"{split}/loss": report.loss,
                 f"{split}/accuracy": report.accuracy_fraction,
@@ -139,21 +168,49 @@ class RunTracker(Callback):
             "per_class_accuracy": per_class,
             "confusion": report.confusion_KK.tolist(),
         }
-        mlflow.log_text(json.dumps(table, indent=2), f"reports/{split}.json")
         title = f"{self._title}: {split}, {report.accuracy_fraction:.1%} of {report.count} right"
-        mlflow.log_figure(draw_confusion(title, report.confusion_KK, classes), f"figures/{split}_confusion.png")
-        mlflow.log_figure(grid, f"figures/{split}_pictures.png")
+        confusion = draw_confusion(title, report.confusion_KK, classes)
+        self._send(self._client.log_text, json.dumps(table, indent=2), f"reports/{split}.json")
+        self._send(self._client.log_figure, confusion, f"figures/{split}_confusion.png")
+        self._send(self._client.log_figure, grid, f"figures/{split}_pictures.png")
 
     def log_checkpoints(self, folder: RunFolder, result: TrainingResult[Epoch]) -> None:
         """Send checkpoints and TensorBoard events."""
         with tempfile.TemporaryDirectory() as scratch:
             best = Path(scratch) / "best.safetensors"
             shutil.copyfile(result.best_weights, best)
-            mlflow.log_artifact(str(best), "checkpoints")
-        mlflow.log_artifact(str(result.last_weights), "checkpoints")
+            self._send(self._client.log_artifact, str(best), "checkpoints")
+        self._send(self._client.log_artifact, str(result.last_weights), "checkpoints")
         events = folder.path / TENSORBOARD_FOLDER
         if events.is_dir():
-            mlflow.log_artifacts(str(events), TENSORBOARD_FOLDER)
+            self._send(self._client.log_artifacts, str(events), TENSORBOARD_FOLDER)
+
+    def finish(self) -> None:
+        """Send what is left, then that the run is finished.
+
+        Raises:
+            TrackingError: MLflow cannot be reached within the limit, or refuses.
+        """
+        self._queue.flush()
+        self._send(self._client.set_terminated, "FINISHED")
+
+    def give_up(self, status: str) -> None:
+        """Try for some seconds to send what is left and how the run ended; where that fails, a repeated run does it."""
+
+        def send() -> None:
+            with suppress(*MLFLOW_ERRORS):
+                self._queue.send_rest()
+                self._client.set_terminated(self._run_id, status)
+
+        self._queue.close()
+        if not self._queue.is_away:
+            thread = threading.Thread(target=send, name="end of the run to MLflow", daemon=True)
+            thread.start()
+            thread.join(GIVE_UP_TIMEOUT_S)
+
+    def _send(self, call: Callable[..., object], *arguments: object) -> None:
+        """Call a method of the client on this run until MLflow answers."""
+        insist(partial(call, self._run_id, *arguments), self._run_id, self._label, self._patience)
 
 
 def _list_curves(history: Sequence[FinishedEpoch]) -> dict[str, dict[str, dict[int, float]]]:
@@ -165,6 +222,27 @@ def _list_curves(history: Sequence[FinishedEpoch]) -> dict[str, dict[str, dict[i
             if name not in METRICS_WITHOUT_CURVE:
                 panels[name.replace("_", " ")][split][metrics.epoch] = value
     return panels
+
+
+def _list_params(record: RunRecord) -> list[Param]:
+    return [Param(key, _as_text(value)) for key, value in record.config.flatten().items()]
+
+
+def _list_tags(record: RunRecord, tags: Mapping[str, str]) -> list[RunTag]:
+    config = record.config
+    every = {
+        "recipe": config.recipe,
+        "kind": config.kind,
+        "profile": config.profile,
+        "dataset": config.dataset,
+        "seed": str(config.seed),
+        "config_sha256": config.sha256(),
+        "data_checksum": record.data_checksum,
+        "git_sha": read_git_sha(),
+        **{f"version.{name}": version for name, version in read_versions().items()},
+        **tags,
+    }
+    return [RunTag(key, value) for key, value in every.items()]
 
 
 def _as_text(value: object) -> str:

@@ -1,7 +1,8 @@
 """A real MLflow store in SQLite."""
 
+import sqlite3
 import warnings
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,18 @@ def make_settings(home: Path, server: str | None = None) -> Settings:
         tracking_uri=server or f"sqlite:///{home / 'mlflow.db'}",
         has_mlflow_server=server is not None,
     )
+
+
+@contextmanager
+def store_away(settings: Settings):
+    """While the block runs the store answers every request about runs with an error of its database."""
+    rename_table(settings, "runs", "runs_away")
+    try:
+        yield
+    finally:
+        rename_table(settings, "runs_away", "runs")
+
+
+def rename_table(settings: Settings, old: str, new: str) -> None:
+    with closing(sqlite3.connect(settings.home / "mlflow.db", timeout=30)) as database, database:
+        database.execute(f"ALTER TABLE {old} RENAME TO {new}")

@@ -1,7 +1,7 @@
 import pytest
 
 from model_code.errors import ReleaseError, TrackingError
-from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run
+from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run, has_run
 from model_code.tracking.store import EXPERIMENT
 
 
@@ -106,3 +106,11 @@ def test_a_run_that_trains_nothing_has_no_validation_accuracy(client, add_run):
 def test_an_unknown_run(client, run_id):
     with pytest.raises(TrackingError, match=rf"^MLflow holds no run '{run_id}'; `make ui` shows"):
         get_finished_run(client, run_id)
+
+
+def test_a_deleted_run_is_not_there_to_go_on(client, add_run):
+    run_id = add_run("gone", None, status="FAILED")
+    assert has_run(client, run_id)
+    client.delete_run(run_id)
+    assert not has_run(client, run_id)
+    assert not has_run(client, "f" * 32)

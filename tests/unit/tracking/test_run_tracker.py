@@ -1,4 +1,7 @@
 import json
+import time
+import uuid
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import mlflow
@@ -8,16 +11,19 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from model_code.errors import TrainingError
+from model_code.errors import TrackingError, TrainingError
 from model_code.evaluation.figures import draw_prediction_grid
 from model_code.evaluation.metrics import Report, measure, predict_logits
+from model_code.tracking.outage import Patience
 from model_code.tracking.run_tracker import create_run, track_run
 from model_code.tracking.store import EXPERIMENT
 from model_code.tracking.tensorboard import TensorBoardWriter
+from model_code.training.checkpoints import LAST_FILE
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback, TrainingResult
-from model_code.training.run_folder import RunFolder, RunRecord, create_run_folder
+from model_code.training.run_folder import STATE_FILE, RunFolder, RunRecord, create_run_folder
 from model_code.training.supervised import fit, load_model
+from tests.unit.tracking.small_store import store_away
 from tests.unit.training.small_runs import make_config, make_pictures
 
 EPOCH_METRICS = {
@@ -31,6 +37,7 @@ EPOCH_METRICS = {
     "validation/macro_f1": "validation_macro_f1",
 }
 WEIGHTS_SHA256 = "d" * 64
+HURRY = Patience(first_pause_s=0.05, longest_pause_s=0.1, limit_s=1)
 TAGS = {"device": "cpu (test)", "published_accuracy": "0.923", "budget": "full"}
 
 
@@ -69,7 +76,8 @@ def start_folder(store, **settings):
     """Make the MLflow run and the folder of a new training."""
     home, client = store
     config = make_config(**settings)
-    record = RunRecord(run_id=create_run(client, EXPERIMENT, config), data_checksum="c" * 64, config=config)
+    run_id = create_run(client, EXPERIMENT, config, uuid.uuid4().hex, home.checkpoints_dir)
+    record = RunRecord(run_id=run_id, data_checksum="c" * 64, config=config)
     return create_run_folder(home.checkpoints_dir, record)
 
 
@@ -105,7 +113,6 @@ def test_the_run_is_finished_and_named(tracked):
     assert tracked.run.info.status == "FINISHED"
     assert tracked.run.info.run_name == "tiny_pets_test-full-seed5"
     assert tracked.run.info.end_time >= tracked.run.info.start_time
-    assert mlflow.active_run() is None
 
 
 def test_every_setting_is_a_parameter(tracked):
@@ -220,6 +227,94 @@ def test_a_resumed_run_logs_each_epoch_once(store, is_logged):
     }
 
 
+def test_epochs_that_are_trained_again_are_not_logged_again(store):
+    """Killed before the checkpoint of epochs that MLflow has: they are trained anew."""
+    _, client = store
+    folder = start_folder(store, seed=10)
+    config = folder.record.config
+    with pytest.raises(StopHere), track_run(folder.record, TAGS) as tracker:
+        fit(config, make_pictures(), folder.path, ALONE, [tracker, StopAfter(2)])
+    before = client.get_metric_history(folder.record.run_id, "train/seconds")
+    (folder.path / STATE_FILE).unlink()
+    with track_run(folder.record, TAGS) as tracker:
+        fit(config, make_pictures(), folder.path, ALONE, [tracker])
+    assert set(map(tuple, get_steps(client, folder.record.run_id).values())) == {(1, 2, 3, 4)}
+    assert client.get_metric_history(folder.record.run_id, "train/seconds")[:2] == before
+
+
+def test_final_figures_are_logged_once(store):
+    _, client = store
+    folder = start_folder(store, seed=11)
+    for figures in ({"test/loss": 0.5}, {"test/loss": 0.5, "test/accuracy": 0.75}, {"test/accuracy": 0.8}):
+        with track_run(folder.record, TAGS) as tracker:
+            tracker.log_metrics(figures)
+    values = {
+        key: [point.value for point in client.get_metric_history(folder.record.run_id, key)]
+        for key in ("test/loss", "test/accuracy")
+    }
+    assert values == {"test/loss": [0.5], "test/accuracy": [0.75, 0.8]}
+    assert client.get_run(folder.record.run_id).data.metrics["test/accuracy"] == 0.8
+
+
+class NoStep(Callback):
+    def on_step(self, epoch, step, steps, loss):
+        raise AssertionError("an epoch is trained again")
+
+
+class GoAway(Callback):
+    """Takes the store away after an epoch."""
+
+    def __init__(self, settings, epoch):
+        self.settings, self.epoch, self.outage = settings, epoch, ExitStack()
+
+    def on_epoch_end(self, metrics):
+        if metrics.epoch == self.epoch:
+            self.outage.enter_context(store_away(self.settings))
+
+
+def test_a_run_whose_store_is_away_at_its_end_is_completed_by_another_try(store, capsys):
+    settings, client = store
+    folder = start_folder(store, seed=12)
+    config, away = folder.record.config, GoAway(settings, 2)
+
+    def train(callback):
+        with track_run(folder.record, TAGS, HURRY) as tracker:
+            result = fit(config, make_pictures(), folder.path, ALONE, [tracker, callback])
+            tracker.log_training(result, WEIGHTS_SHA256)
+        return result.last_weights.read_bytes()
+
+    with away.outage, pytest.raises(TrackingError, match="trains no finished epoch again") as caught:
+        train(away)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().err == ""
+    assert client.get_run(folder.record.run_id).info.status == "RUNNING"
+    weights = (folder.path / LAST_FILE).read_bytes()
+    assert train(NoStep()) == weights
+    assert set(map(tuple, get_steps(client, folder.record.run_id).values())) == {(1, 2, 3, 4)}
+    assert client.get_run(folder.record.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["known to be away", "not yet known"])
+def test_an_interruption_does_not_wait_for_the_store(store, is_told):
+    settings, client = store
+    folder = start_folder(store, seed=13)
+    outage, starts_s = ExitStack(), []
+
+    def interrupt():
+        with track_run(folder.record, TAGS) as tracker:
+            outage.enter_context(store_away(settings))
+            if is_told:
+                tracker.log_metrics({"test/loss": 0.5})
+                time.sleep(1)
+            starts_s.append(time.monotonic())
+            raise KeyboardInterrupt
+
+    with outage, pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert time.monotonic() - starts_s[0] < 3
+    assert client.get_run(folder.record.run_id).info.status == "RUNNING"
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(KeyboardInterrupt, "KILLED"), (TrainingError, "FAILED"), (SystemExit, "FAILED"), (MemoryError, "FAILED")],
@@ -231,9 +326,8 @@ def test_how_a_run_ends(store, error, status):
     with pytest.raises(error), track_run(folder.record, TAGS):
         raise error
     assert client.get_run(folder.record.run_id).info.status == status
-    assert mlflow.active_run() is None
     with track_run(folder.record, TAGS):
-        assert mlflow.active_run().info.run_id == folder.record.run_id
+        assert client.get_run(folder.record.run_id).info.status == "RUNNING"
     assert client.get_run(folder.record.run_id).info.status == "FINISHED"
 
 
@@ -242,6 +336,6 @@ def test_a_run_is_not_taken_up_with_other_settings(store):
     with track_run(folder.record, TAGS):
         pass
     other = folder.record.model_copy(update={"config": make_config(seed=9)})
-    with pytest.raises(Exception, match="Changing param values is not allowed"), track_run(other, TAGS):
+    with pytest.raises(TrackingError, match="Changing param values is not allowed"), track_run(other, TAGS):
         pass
-    assert mlflow.active_run() is None
+    assert store[1].get_run(folder.record.run_id).info.status == "FINISHED"
