@@ -17,6 +17,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+import model_code  # noqa: F401, I001 - before torch: it says how torch's threads wait
 import onnxruntime
 import torch
 from PIL import Image

@@ -18,6 +18,7 @@ from model_code.recipes.catalog import build_config
 from model_code.training.checkpoints import LAST_FILE, best_file, load_state, load_weights, save_state, save_weights
 from model_code.training.pictures import Pictures, PretrainingPictures, TrainingPictures
 from model_code.training.pretraining import build_simsiam, pretrain
+from model_code.training.processes import Processes
 from model_code.training.supervised import fit
 
 PICTURES = 1280
@@ -32,7 +33,7 @@ def compare_supervised(device: torch.device, scratch: Path) -> Comparison:
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=scratch) as run_dir:
-            return fit(config, pictures, Path(run_dir), device).history[0].pictures_per_s
+            return fit(config, pictures, Path(run_dir), Processes(device)).history[0].pictures_per_s
 
     transform = contenders.torchvision_v1(contenders.crop_steps(transforms))
     return _compare(ours, transform, contenders.train_supervised, lambda: build_network(NETWORK, 10), device, scratch)
@@ -48,7 +49,7 @@ def compare_simsiam(device: torch.device, scratch: Path) -> Comparison:
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=scratch) as run_dir:
-            return pretrain(config, pictures, Path(run_dir), device).history[0].pictures_per_s
+            return pretrain(config, pictures, Path(run_dir), Processes(device)).history[0].pictures_per_s
 
     transform = contenders.twice(contenders.torchvision_v1(contenders.view_steps(transforms)))
     return _compare(ours, transform, contenders.train_simsiam, lambda: build_simsiam(config), device, scratch)
@@ -58,7 +59,7 @@ def compare_checkpoint(device: torch.device, scratch: Path) -> Comparison:
     """The files that an epoch leaves, best and last weights and state with momentum, beside the epoch itself."""
     config, pictures = _supervised_run(device)
     run_dir = scratch / "run"
-    result = fit(config, pictures, run_dir, device)
+    result = fit(config, pictures, run_dir, Processes(device))
     state = load_state(run_dir, config.sha256())
     assert state is not None
     network = build_network(NETWORK, 10).to(device)
@@ -71,7 +72,7 @@ def compare_checkpoint(device: torch.device, scratch: Path) -> Comparison:
 
     def train() -> float:
         with tempfile.TemporaryDirectory(dir=scratch) as other_dir:
-            return FULL_EPOCH / fit(config, pictures, Path(other_dir), device).history[0].pictures_per_s
+            return FULL_EPOCH / fit(config, pictures, Path(other_dir), Processes(device)).history[0].pictures_per_s
 
     epoch = f"epoch of {FULL_EPOCH:,} pictures"
     found = {"checkpoint": lambda: time_once(save, device), epoch: train}
