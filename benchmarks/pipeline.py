@@ -17,7 +17,6 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
-import model_code  # noqa: F401, I001 - before torch: it says how torch's threads wait
 import onnxruntime
 import torch
 from PIL import Image
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
+import model_code  # noqa: F401 - before torch: it says how torch's threads wait
 from model_code.data.add import add_dataset
 from model_code.data.augmentation import crop_and_flip
 from model_code.data.cache import open_dataset

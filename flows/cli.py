@@ -1,6 +1,5 @@
 """The `darkroom` command. Imports are inside the commands, so that `darkroom --help` answers at once."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from model_code.errors import DarkroomError, UsageError
-from model_code.settings import load_settings
+from model_code.settings import load_settings, read_rank
 from serving.errors import ServingError
 
 if TYPE_CHECKING:
     from model_code.training.run_folder import AnyConfig
 
+MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
 PROFILES = click.Choice(["full", "smoke"])
 
 
@@ -26,6 +26,11 @@ def main() -> None:
         click.echo(f"darkroom: {error}", err=True)
         sys.exit(getattr(error, "exit_status", 1))
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            click.echo(
+                f"darkroom: the device's memory is full ({str(error).splitlines()[0]}); {MEMORY_REMEDY}", err=True
+            )
+            sys.exit(1)
         if not _is_of_a_server(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -48,7 +53,7 @@ def darkroom(context: click.Context) -> None:
 
     State lives under DARKROOM_HOME (default ./.darkroom).
     """
-    if context.invoked_subcommand != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if context.invoked_subcommand != "train" and read_rank()[1] > 1:
         raise UsageError(
             f"{context.invoked_subcommand} runs in one process; under torchrun there is only `darkroom train RECIPE`"
         )
@@ -130,7 +135,6 @@ def train(
     On N GPUs: torchrun --nproc-per-node N --no-python darkroom train RECIPE
     """
     from model_code.data.cache import open_dataset
-    from model_code.training.processes import read_rank
 
     config = _build_config(recipe, profile, {"seed": seed, "epochs": epochs, "limit_train": limit_train}, assignments)
     open_dataset(config.dataset, load_settings().cache_dir)  # before anything slow starts

@@ -73,3 +73,8 @@ def load_settings() -> Settings:
         tracking_uri=tracking_uri,
         has_mlflow_server=tracking_uri.startswith(("http://", "https://")),
     )
+
+
+def read_rank() -> tuple[int, int]:
+    """Return this process's rank and how many there are, as torchrun's environment says; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -12,6 +12,7 @@ from torch import Tensor
 from model_code.disk import format_size
 from model_code.tracking.run_tracker import RunTracker
 from model_code.tracking.tensorboard import TensorBoardWriter
+from model_code.training.batches import is_streamed
 from model_code.training.engine import choose_engine
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.interruption import InterruptionWatcher
@@ -72,8 +73,8 @@ def describe_engine(config: EpochConfig, processes: Processes, images_NHWC: Tens
     Raises:
         UsageError: The hardware lacks what the config wants.
     """
-    engine = choose_engine(config.engine, processes.device, processes.count)
-    is_resident = images_NHWC.device.type == processes.device.type and config.engine.pictures != "streamed"
-    place = f"{format_size(images_NHWC.nbytes)} of pictures {'resident' if is_resident else 'streamed from the host'}"
+    engine = choose_engine(config, processes)
+    has_stream = is_streamed(images_NHWC, config.engine.pictures, processes.device)
+    place = f"{format_size(images_NHWC.nbytes)} of pictures {'streamed from the host' if has_stream else 'resident'}"
     shared = f", {processes.count} processes" if processes.count > 1 else ""
     return f"{engine.describe()}, {place}{shared}"

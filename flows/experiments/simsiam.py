@@ -69,5 +69,5 @@ class SimSiamExperiment(Experiment):
 
     def follow(self, run_dir: Path) -> None:
         """Pretrain beside the first process."""
-        with InterruptionWatcher(is_patient=True) as watcher:
+        with InterruptionWatcher(is_patient=True, is_quiet=True) as watcher:
             pretrain(self._config, self._pictures, run_dir, self._processes, [watcher])

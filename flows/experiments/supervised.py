@@ -57,7 +57,7 @@ class SupervisedExperiment(Experiment):
 
     def follow(self, run_dir: Path) -> None:
         """Train beside the first process."""
-        with InterruptionWatcher(is_patient=True) as watcher:
+        with InterruptionWatcher(is_patient=True, is_quiet=True) as watcher:
             fit(self._config, self._pictures, run_dir, self._processes, [watcher], self._pretrained)
 
     def _evaluate(self, tracker: RunTracker, model: nn.Module) -> dict[str, float]:

@@ -18,6 +18,11 @@ def fits_device(size_bytes: int, device: torch.device) -> bool:
     return device.type != "cuda" or size_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
+def is_streamed(images_NHWC: Tensor, wanted: str, device: torch.device) -> bool:
+    """Whether a run copies its batches to the device: where that is wanted, or the pictures are not there."""
+    return wanted == "streamed" or images_NHWC.device.type != device.type
+
+
 def iterate_batches(
     images_NHWC: Tensor,
     order_N: Tensor,
@@ -25,7 +30,7 @@ def iterate_batches(
     device: torch.device,
     *,
     first: int = 0,
-    is_streamed: bool = False,
+    is_ahead: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each batch's indices and pictures on the device; what does not fill the last batch is left out.
 
@@ -35,13 +40,13 @@ def iterate_batches(
         batch_size: Pictures of a batch.
         device: Where the batches are wanted.
         first: Batches to leave out at the start.
-        is_streamed: Whether the next batch is gathered and copied by a thread while the caller works on this one.
+        is_ahead: Whether the next batch is gathered and copied by a thread while the caller works on this one.
     """
     chosen = [
         order_N[start : start + batch_size]
         for start in range(first * batch_size, len(order_N) - batch_size + 1, batch_size)
     ]
-    if not is_streamed:
+    if not is_ahead:
         for chosen_B in chosen:
             yield chosen_B, images_NHWC[chosen_B]
         return

@@ -149,7 +149,7 @@ def save_state(run_dir: Path, state: TrainingState) -> None:
 
 
 def load_state(run_dir: Path, config_sha256: str) -> TrainingState | None:
-    """Return the state that an interrupted run left, or None if it finished no epoch.
+    """Return the state that an interrupted run left, or None if it left none.
 
     Raises:
         TrainingError: The file is damaged or belongs to another config.

@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 
 from model_code.errors import TrainingError, UsageError
 from model_code.models.picture_input import PictureInput
-from model_code.training.epoch_config import EngineSettings, EpochConfig
+from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import Processes
 
 # BatchNorm needs two pictures.
 SMALLEST_PART = 2
+MOST_COMPILED = 256
 Model = TypeVar("Model", bound=nn.Module)
 COMPILE_MODES = {"on": "default", "cuda_graphs": "reduce-overhead"}
 
@@ -65,15 +66,20 @@ class Engine:
         """Return a function that computes what the model does, compiled where that is chosen; weights are shared."""
         if self.compile == "off":
             return model
+        # torch gives up compiling one function after 8 kinds of network; a process may train every recipe.
+        torch._dynamo.config.recompile_limit = MOST_COMPILED
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
         return torch.compile(model, mode=COMPILE_MODES[self.compile], dynamic=False)
 
 
-def choose_engine(settings: EngineSettings, device: torch.device, process_count: int = 1) -> Engine:
-    """Return what the device does; every `auto` is decided here.
+def choose_engine(config: EpochConfig, processes: Processes) -> Engine:
+    """Return what this process's device does; every `auto` is decided here.
 
     Raises:
-        UsageError: The hardware, or what is installed, lacks an option.
+        UsageError: The hardware, or what is installed, lacks an option, or the batch cannot be divided as is wanted.
     """
+    settings, device = config.engine, processes.device
+    _check_division(config, processes.count)
     is_cuda = device.type == "cuda"
     has_bfloat16 = not is_cuda or torch.cuda.is_bf16_supported(including_emulation=False)
     if settings.precision == "bfloat16" and not has_bfloat16:
@@ -81,7 +87,7 @@ def choose_engine(settings: EngineSettings, device: torch.device, process_count:
             f"engine.precision=bfloat16, but {torch.cuda.get_device_name(device)} does not compute it; "
             "give --set engine.precision=float32 or leave it out"
         )
-    _check_compile(settings.compile, device, process_count)
+    _check_compile(settings.compile, device, processes.count)
     is_half = settings.precision == "bfloat16" or (settings.precision == "auto" and is_cuda and has_bfloat16)
     return Engine(
         device=device,
@@ -114,6 +120,8 @@ class GradientStep:
     def take(self, count: int, compute: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Learn from a batch; where a CUDA device's memory does not suffice, in more parts from then on.
 
+        BatchNorm's running statistics move with each part, and have moved with those of a try that failed.
+
         Args:
             count: Pictures of this process's share of the batch.
             compute: Some of these pictures -> their mean loss and what the network returned, [pictures, ...].
@@ -128,7 +136,9 @@ class GradientStep:
             try:
                 return self._learn(count, compute)
             except torch.OutOfMemoryError as error:
-                self._divide(count, error)
+                reason = str(error)
+            # Outside of the handler, which holds on to what the failed try has computed.
+            self._divide(count, reason)
 
     def _learn(self, count: int, compute: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         engine = self._engine
@@ -149,15 +159,16 @@ class GradientStep:
         self._optimizer.step()
         return loss, torch.cat(outputs)
 
-    def _divide(self, count: int, error: torch.OutOfMemoryError) -> None:
+    def _divide(self, count: int, reason: str) -> None:
         """Double the parts for the next try."""
         self._optimizer.zero_grad(set_to_none=True)
         parts = self._parts * 2
         if count // parts < SMALLEST_PART or self._processes.count > 1:
             raise TrainingError(
                 f"the device's memory does not hold {count // self._parts} pictures of a batch at once; lower --set "
-                "batch_size, or give --set engine.parts=N for N parts of a batch one after the other"
-            ) from error
+                "batch_size, or give --set engine.parts=N for N parts of a batch one after the other "
+                f"({reason.splitlines()[0][:100]})"
+            )
         self._parts = parts
         if self._engine.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -171,6 +182,20 @@ class GradientStep:
 def _divide_evenly(count: int, parts: int) -> list[slice]:
     edges = [count * part // parts for part in range(parts + 1)]
     return list(starmap(slice, pairwise(edges)))
+
+
+def _check_division(config: EpochConfig, process_count: int) -> None:
+    if config.batch_size % process_count:
+        raise UsageError(
+            f"a batch of {config.batch_size} cannot be shared evenly by {process_count} processes; "
+            "change --set batch_size or --nproc-per-node"
+        )
+    share = config.batch_size // process_count
+    if share // config.engine.parts < SMALLEST_PART:
+        raise UsageError(
+            f"engine.parts={config.engine.parts} leaves fewer than {SMALLEST_PART} of {share} pictures for a part, and "
+            f"BatchNorm needs so many; at most {share // SMALLEST_PART} parts are allowed"
+        )
 
 
 def _check_compile(wanted: str, device: torch.device, process_count: int) -> None:

@@ -8,7 +8,7 @@ from model_code.training.run_config import PositiveFloat, RunConfig
 
 
 class EngineSettings(BaseModel):
-    """How a step is computed. None of it is part of what a run documents: results differ by rounding.
+    """How a step is computed. But for `parts`, results differ by rounding, and a run stays what its recipe documents.
 
     Attributes:
         precision: Of the forward pass; `bfloat16` keeps weights, BatchNorm, loss and optimiser in float32. `auto` is
@@ -18,9 +18,9 @@ class EngineSettings(BaseModel):
         compile: `on` compiles the network with torch.compile, `cuda_graphs` records its kernels as well; the first
             steps then take minutes, and runs of the same network and shapes in one process share the code. Short runs
             lose by it.
-        pictures: `resident` keeps the pictures on the device; `streamed` keeps them in pinned memory of the host and
-            copies each batch while the one before is computed. `auto` streams what would take more than half of a CUDA
-            device's free memory.
+        pictures: `resident` keeps the pictures on the device; `streamed` keeps them in the host's memory and copies
+            each batch, pinned, while the one before is computed. `auto` streams where the whole data set would take
+            more than half of a CUDA device's free memory.
         parts: Into how many parts, one after the other, a batch is divided to save memory; the gradients are those of
             the whole batch, but BatchNorm sees a part at a time. A run that meets the end of a CUDA device's memory
             doubles it by itself and says so.

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model_code.errors import TrainingError, UsageError
+from model_code.errors import TrainingError
 from model_code.training import checkpoints
-from model_code.training.batches import iterate_batches
+from model_code.training.batches import is_streamed, iterate_batches
 from model_code.training.device import seed_everything
 from model_code.training.engine import GradientStep, choose_engine
 from model_code.training.epoch_config import EpochConfig
@@ -34,14 +34,21 @@ class Progress:
     Attributes:
         order_N: Indices of the pictures in the order in which they are visited.
         losses_S: Mean loss of each step; 0 where it is still to come.
-        total: Sum over the steps of whatever else the loop adds up.
+        total: Sum over the steps of whatever else the loop adds up: this process's share of it.
+        learning_rate: At the first step.
         step: Steps done.
     """
 
     order_N: Tensor
     losses_S: Tensor
     total: Tensor
+    learning_rate: float
     step: int = 0
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the steps of a whole epoch."""
+        return float(self.losses_S.mean())
 
 
 class EpochLoop(ABC, Generic[Epoch]):
@@ -60,7 +67,7 @@ class EpochLoop(ABC, Generic[Epoch]):
 
     Raises:
         TrainingError: The checkpoint in `run_dir` is damaged or belongs to another config.
-        UsageError: The hardware lacks what `config.engine` wants, or the batch cannot be shared by the processes.
+        UsageError: The hardware lacks what `config.engine` wants, or the batch cannot be divided.
     """
 
     epoch_type: type[Epoch]
@@ -80,15 +87,10 @@ class EpochLoop(ABC, Generic[Epoch]):
     ) -> None:
         self.epochs, self.run_dir, self.callbacks, self.processes = epochs, run_dir, callbacks, processes
         self.device = processes.device
-        self.engine = choose_engine(config.engine, self.device, processes.count)
+        self.engine = choose_engine(config, processes)
         self._images_NHWC, self._batch_size = images_NHWC, config.batch_size
         self.steps = len(images_NHWC) // config.batch_size
-        self._is_streamed = config.engine.pictures == "streamed" or images_NHWC.device.type != self.device.type
-        if config.batch_size % processes.count:
-            raise UsageError(
-                f"a batch of {config.batch_size} cannot be shared evenly by {processes.count} processes; "
-                "change --set batch_size or --nproc-per-node"
-            )
+        self._is_streamed = is_streamed(images_NHWC, config.engine.pictures, self.device)
         self._rate = float(getattr(config, self.rate_setting))
         self._config_sha256 = config.sha256()
         self.generator = seed_everything(config.seed, self.device)
@@ -139,8 +141,9 @@ class EpochLoop(ABC, Generic[Epoch]):
         """
         self._resume()
         if not self.processes.is_first:
-            # What the network draws, such as drop-path's masks, is each process's own.
-            torch.manual_seed(torch.initial_seed() + self.processes.rank)
+            # What the network draws, such as drop-path's masks, is each process's own; and other than before a resume.
+            step = 0 if self._progress is None else self._progress.step
+            torch.manual_seed(hash((torch.initial_seed(), self.processes.rank, len(self.history), step)))
         for epoch in range(len(self.history) + 1, self.epochs + 1):
             metrics = self.run_epoch(epoch)
             self.history.append(metrics)
@@ -156,11 +159,11 @@ class EpochLoop(ABC, Generic[Epoch]):
             last_weights=self.run_dir / checkpoints.LAST_FILE,
         )
 
-    def learn(self, epoch: int) -> tuple[float, Tensor, int]:
+    def learn(self, epoch: int) -> tuple[Progress, int]:
         """Visit the pictures once, or what an interruption left of them.
 
         Returns:
-            The mean loss over the steps, the total of all steps and processes, and how many pictures were visited now.
+            The whole epoch, its total that of all processes, and how many pictures were visited now.
         """
         progress, self._progress = self._progress or self._begin_epoch(), None
         first = progress.step
@@ -171,7 +174,7 @@ class EpochLoop(ABC, Generic[Epoch]):
             self._batch_size,
             self.device,
             first=first,
-            is_streamed=self._is_streamed,
+            is_ahead=self._is_streamed,
         ):
             loss, share = self.take_step(epoch, progress.step, images_BHWC, chosen_B)
             progress.losses_S[progress.step] = loss
@@ -180,10 +183,12 @@ class EpochLoop(ABC, Generic[Epoch]):
             if self._is_checked(progress.step):
                 self._report_step(epoch, progress)
                 if self._is_stop_wanted():
+                    # The first process takes up the total of all.
+                    progress.total = self.processes.add(progress.total)
                     self._progress = progress
                     self._stop(is_saved=False)
-        visited = (progress.step - first) * self._batch_size
-        return float(progress.losses_S.mean()), self.processes.add(progress.total), visited
+        progress.total = self.processes.add(progress.total)
+        return progress, (progress.step - first) * self._batch_size
 
     def diverged(self, what: str) -> TrainingError:
         """Return the error of a loss that is not finite."""
@@ -197,6 +202,7 @@ class EpochLoop(ABC, Generic[Epoch]):
             order_N=torch.randperm(len(self._images_NHWC), generator=self.generator, device=self.device),
             losses_S=torch.zeros(self.steps, device=self.device),
             total=torch.zeros((), device=self.device),
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
         )
 
     def _is_checked(self, steps_done: int) -> bool:
@@ -221,6 +227,8 @@ class EpochLoop(ABC, Generic[Epoch]):
     def _stop(self, is_saved: bool) -> None:
         if not is_saved and self.processes.is_first:
             self._save_state()
+        # torchrun gives the first process little time once another one has ended.
+        self.processes.tell("the state is on disk")
         raise KeyboardInterrupt
 
     def _save(self, metrics: Epoch) -> bool:
@@ -278,7 +286,8 @@ class EpochLoop(ABC, Generic[Epoch]):
             self._progress = Progress(
                 progress.order_N.to(self.device),
                 progress.losses_S.to(self.device),
-                progress.total.to(self.device),
+                progress.total.to(self.device) * self.processes.is_first,
+                progress.learning_rate,
                 progress.step,
             )
         for callback in self.callbacks:

@@ -19,10 +19,11 @@ class InterruptionWatcher(Callback):
     Args:
         is_patient: Whether every later signal waits as well: Ctrl-C reaches each process that torchrun started twice,
             from the terminal and from torchrun, which kills those that do not end.
+        is_quiet: Whether another process says that the run stops.
     """
 
-    def __init__(self, is_patient: bool = False) -> None:
-        self._is_patient = is_patient
+    def __init__(self, is_patient: bool = False, is_quiet: bool = False) -> None:
+        self._is_patient, self._is_quiet = is_patient, is_quiet
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "InterruptionWatcher":
@@ -43,6 +44,7 @@ class InterruptionWatcher(Callback):
         self.wants_stop = True
         if not self._is_patient:
             self._restore()
+        if not self._is_quiet:
             print("stopping after this step; the same command goes on from here", flush=True)
 
     def _restore(self) -> None:

@@ -181,7 +181,9 @@ def is_kept_on_device(dataset: PackedDataset, config: TrainingConfig | SimSiamCo
     """Whether a run keeps its pictures on the device, or streams them to it from the host's memory."""
     if config.engine.pictures != "auto":
         return config.engine.pictures == "resident"
-    return fits_device(sum(split.images_NHWC.nbytes for split in dataset.splits.values()), device)
+    # SimSiam holds its labelled pictures twice: all of them, and divided into memory and validation.
+    copies = 2 if isinstance(config, SimSiamConfig) else 1
+    return fits_device(copies * sum(split.images_NHWC.nbytes for split in dataset.splits.values()), device)
 
 
 def load_test(

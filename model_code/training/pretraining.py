@@ -213,13 +213,13 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
     def run_epoch(self, epoch: int) -> PretrainingEpoch:
         """Visit the pictures once and ask the nearest neighbours, where that is due."""
         start = time.perf_counter()
-        loss, spread, visited = self.learn(epoch)
+        learned, visited = self.learn(epoch)
         trained = time.perf_counter()
         accuracy = self.measure_knn() if self._is_due(epoch, self.config.monitor_every_epochs) else None
         return PretrainingEpoch(
             epoch=epoch,
-            loss=loss,
-            feature_std=float(spread),
+            loss=learned.mean_loss,
+            feature_std=float(learned.total),
             knn_accuracy=accuracy,
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=time.perf_counter() - start,
@@ -227,7 +227,10 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
         )
 
     def take_step(self, epoch: int, step: int, images_BHWC: Tensor, _chosen_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Learn from a batch; return its loss and, in an epoch's last step, this process's share of the spread."""
+        """Learn from a batch; return its loss and, in an epoch's last step, the spread of the projections.
+
+        The spread is divided by the processes, which all know it: added up over steps and processes it is itself.
+        """
         config, done = self.config, (epoch - 1) * self.steps + step
         self._set_learning_rate(done, config.epochs * self.steps, config.warmup_epochs * self.steps)
         mine = self.processes.share(len(images_BHWC))

@@ -4,7 +4,6 @@ Every process holds the same weights and draws the same random numbers; each com
 gradients are averaged. With one process, the usual case, nothing here does anything.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model_code.errors import TrainingError
+from model_code.settings import read_rank
 
 # A process waits for the others as long as a training may last: torchrun ends all of them when one ends badly.
 _LONGEST_WAIT = timedelta(days=7)
@@ -104,11 +104,6 @@ class Processes:
 
 
 ALONE = Processes(torch.device("cpu"))
-
-
-def read_rank() -> tuple[int, int]:
-    """Return this process's rank and how many there are, as torchrun's environment says; (0, 1) without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager

@@ -163,8 +163,7 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
     def run_epoch(self, epoch: int) -> EpochMetrics:
         """Visit the training pictures once and validate."""
         start = time.perf_counter()
-        learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        train_loss, right, visited = self.learn(epoch)
+        learned, visited = self.learn(epoch)
         trained = time.perf_counter()
         report = self._validate()
         if not math.isfinite(report.loss):
@@ -172,12 +171,12 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         self.schedule.end_epoch(report.loss)
         return EpochMetrics(
             epoch=epoch,
-            train_loss=train_loss,
-            train_accuracy=float(right) / (self.steps * self.config.batch_size),
+            train_loss=learned.mean_loss,
+            train_accuracy=float(learned.total) / (self.steps * self.config.batch_size),
             validation_loss=report.loss,
             validation_accuracy=report.accuracy_fraction,
             validation_macro_f1=report.macro_f1,
-            learning_rate=learning_rate,
+            learning_rate=learned.learning_rate,
             seconds=time.perf_counter() - start,
             pictures_per_s=visited / (trained - start),
         )

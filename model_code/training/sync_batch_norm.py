@@ -26,10 +26,11 @@ class CpuSyncBatchNorm(_BatchNorm):
     """BatchNorm1d and BatchNorm2d whose statistics in training are those of all processes together."""
 
     def forward(self, features_BC: Tensor) -> Tensor:
-        """Return the normalised features, [B, C] or [B, C, H, W]."""
+        """Return the normalised features, [B, C] or [B, C, H, W], in their precision; statistics are in float32."""
         if not self.training:
             normalised: Tensor = super().forward(features_BC)
             return normalised
+        half_BC, features_BC = features_BC, features_BC.float()
         dims = [dim for dim in range(features_BC.dim()) if dim != 1]
         shape = [-1 if dim == 1 else 1 for dim in range(features_BC.dim())]
         count = features_BC.new_full((1,), features_BC.numel() / self.num_features)
@@ -43,7 +44,7 @@ class CpuSyncBatchNorm(_BatchNorm):
             normalised = centred_BC * scale_C.view(shape)
         else:
             normalised = centred_BC * (scale_C * self.weight).view(shape) + self.bias.view(shape)
-        return normalised
+        return normalised.to(half_BC.dtype)
 
     def _remember(self, mean_C: Tensor, variance_C: Tensor, total: Tensor) -> None:
         """Move the running statistics as torch's BatchNorm does: with the unbiased variance."""

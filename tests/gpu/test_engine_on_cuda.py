@@ -6,7 +6,6 @@ from torch import nn
 
 from model_code.models.networks import NETWORKS
 from model_code.training.engine import choose_engine
-from model_code.training.epoch_config import EngineSettings
 from model_code.training.pictures import Pictures, TrainingPictures
 from model_code.training.processes import Processes
 from model_code.training.supervised import fit
@@ -32,7 +31,7 @@ def train(folder, is_resident=True, **settings):
 
 def test_bfloat16_is_chosen_where_the_device_computes_it():
     expected = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    assert choose_engine(EngineSettings(), CUDA).precision is expected
+    assert choose_engine(make_config(), Processes(CUDA)).precision is expected
 
 
 def test_every_engine_learns_what_eager_float32_does(tmp_path):

@@ -56,6 +56,7 @@ def golden():
     return json.loads(GOLDEN.read_text())
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", TRAINED)
 def test_twenty_steps_are_those_written_down(name, golden, tmp_path):
     losses, written = take_steps(name, tmp_path), golden["losses"][name]

@@ -217,3 +217,11 @@ def test_listing_recipes_does_not_import_torch():
     code = "import sys, model_code.recipes.catalog as c; print(len(c.RECIPES), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(len(RECIPES)), "False"]
+
+
+def test_the_engine_leaves_a_run_what_it_documents_but_for_its_parts():
+    same = {"precision": "bfloat16", "memory_format": "contiguous", "compile": "on", "pictures": "streamed"}
+    for key, value in same.items():
+        assert build_config("resnet18_cifar10_exp6", changes={f"engine.{key}": value}).profile == "full"
+    config = build_config("resnet18_cifar10_exp6", changes={"engine.parts": 2, "engine.compile": "on"})
+    assert describe_budget(config) == "custom: engine.parts=2"

@@ -132,6 +132,8 @@ class HangingClient(MlflowClient):
 
 def test_the_end_does_not_wait_for_a_request_that_hangs(store, run_id, open_queue, monkeypatch):
     _, client = store
+    failures = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
     monkeypatch.setattr(metric_queue, "STOP_TIMEOUT_S", 0.2)
     hanging = HangingClient()
     queue = open_queue(hanging)
@@ -143,6 +145,7 @@ def test_the_end_does_not_wait_for_a_request_that_hangs(store, run_id, open_queu
     hanging.gate.set()
     queue._thread.join(10)
     assert not queue._thread.is_alive()
+    assert failures == []
     assert get_points(client, run_id) == [(1, 1.0), (2, 0.5)]
 
 

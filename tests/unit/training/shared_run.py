@@ -76,6 +76,19 @@ def simsiam(folder: Path, processes: Processes) -> dict[str, object]:
     return {"losses": recorder.losses, "history": history, "untrained": result.untrained_knn_accuracy}
 
 
+def plain(folder: Path, processes: Processes, **settings: object) -> dict[str, object]:
+    """A short run with CutMix, whose targets are shared too."""
+    recorder = LossRecorder()
+    config = make_config(cutmix_alpha=1.0, schedule="cosine", **settings)
+    result = fit(config, make_pictures(), folder, processes, [recorder])
+    return {"losses": recorder.losses, "history": [asdict(metrics) for metrics in result.history]}
+
+
+def half(folder: Path, processes: Processes) -> dict[str, object]:
+    """The same in bfloat16."""
+    return plain(folder, processes, learning_rate=0.01, engine={"precision": "bfloat16"})
+
+
 def dies(folder: Path, processes: Processes) -> dict[str, object]:
     """The second process is killed; the first one says so."""
     try:
@@ -87,21 +100,15 @@ def dies(folder: Path, processes: Processes) -> dict[str, object]:
 
 def stops(folder: Path, processes: Processes) -> dict[str, object]:
     """A signal to the second process alone stops both after the same step."""
-    recorder = LossRecorder()
+    recorder, config = LossRecorder(), make_config(cutmix_alpha=1.0, schedule="cosine")
     try:
-        with InterruptionWatcher(is_patient=True) as watcher:
-            fit(
-                make_config(),
-                make_pictures(),
-                folder,
-                processes,
-                [recorder, watcher, Killer(processes, signal.SIGTERM)],
-            )
+        with InterruptionWatcher(is_patient=True, is_quiet=True) as watcher:
+            fit(config, make_pictures(), folder, processes, [recorder, watcher, Killer(processes, signal.SIGTERM)])
     except KeyboardInterrupt:
-        processes.tell()  # the state is on disk
         again = LossRecorder()
-        fit(make_config(), make_pictures(), folder, processes, [again])
-        return {"first": recorder.losses, "then": again.losses}
+        result = fit(config, make_pictures(), folder, processes, [again])
+        history = [asdict(metrics) for metrics in result.history]
+        return {"first": recorder.losses, "then": again.losses, "history": history}
     return {}
 
 

@@ -12,10 +12,10 @@ IMAGES_NHWC = torch.randint(0, 256, (23, 4, 4, 3), dtype=torch.uint8, generator=
 ORDER_N = torch.randperm(23, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("is_ahead", [False, True])
 @pytest.mark.parametrize(("first", "expected"), [(0, 4), (3, 1), (4, 0)])
-def test_every_batch_comes_once_in_order(is_streamed, first, expected):
-    batches = list(iterate_batches(IMAGES_NHWC, ORDER_N, 5, CPU, first=first, is_streamed=is_streamed))
+def test_every_batch_comes_once_in_order(is_ahead, first, expected):
+    batches = list(iterate_batches(IMAGES_NHWC, ORDER_N, 5, CPU, first=first, is_ahead=is_ahead))
     assert len(batches) == expected
     for index, (chosen_B, images_BHWC) in enumerate(batches, start=first):
         assert chosen_B.tolist() == ORDER_N[5 * index : 5 * index + 5].tolist()
@@ -23,7 +23,7 @@ def test_every_batch_comes_once_in_order(is_streamed, first, expected):
 
 
 def test_streaming_works_ahead_by_one_batch_and_ends_when_the_caller_does():
-    batches = iterate_batches(IMAGES_NHWC, ORDER_N, 5, CPU, is_streamed=True)
+    batches = iterate_batches(IMAGES_NHWC, ORDER_N, 5, CPU, is_ahead=True)
     next(batches)
     assert any(thread.name.startswith("next-batch") for thread in threading.enumerate())
     batches.close()

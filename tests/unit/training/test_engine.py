@@ -1,12 +1,14 @@
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
 
 from model_code.errors import TrainingError, UsageError
 from model_code.models.networks import NETWORKS
+from model_code.training.checkpoints import load_state
 from model_code.training.engine import choose_engine
-from model_code.training.epoch_config import EngineSettings
-from model_code.training.processes import ALONE
+from model_code.training.processes import ALONE, Processes
 from model_code.training.supervised import fit
 from tests.unit.training.small_runs import CPU, TinyNetwork, make_config, make_pictures
 
@@ -64,17 +66,29 @@ def test_a_batch_that_memory_does_not_hold_is_computed_in_parts(tmp_path, capsys
     torch.testing.assert_close(same_weights, weights, atol=1e-6, rtol=0)
 
 
+class Full(PlainNetwork):
+    """Has memory for nothing once two epochs of three steps are done."""
+
+    steps = 0
+
+    def forward(self, images_BCHW):
+        if self.training:
+            Full.steps += 1
+            if Full.steps > 6:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(images_BCHW)
+
+
 def test_memory_for_less_than_two_pictures_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
-    fit(make_config(network="plain", epochs=2), make_pictures(), tmp_path, ALONE)
-    before = (tmp_path / "last.safetensors").read_bytes()
-
-    def refuse(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(PlainNetwork, "forward", refuse)
+    monkeypatch.setitem(NETWORKS, "full", Full)
+    monkeypatch.setattr(Full, "steps", 0)
+    config = make_config(network="full", epochs=3)
     with pytest.raises(TrainingError, match=r"does not hold 2 pictures of a batch at once; lower --set batch_size"):
-        fit(make_config(network="plain", epochs=3), make_pictures(), tmp_path / "other", ALONE)
-    assert (tmp_path / "last.safetensors").read_bytes() == before
+        fit(config, make_pictures(), tmp_path, ALONE)
+    state = load_state(tmp_path, config.sha256())
+    assert (state.epoch, len(state.history)) == (2, 2)
+    monkeypatch.setattr(Full, "steps", -100)
+    assert [metrics.epoch for metrics in fit(config, make_pictures(), tmp_path, ALONE).history] == [1, 2, 3]
 
 
 def test_clipping_limits_a_step(tmp_path):
@@ -94,6 +108,24 @@ def test_clipping_limits_a_step(tmp_path):
     assert clipped == pytest.approx(0.01, rel=1e-3)
 
 
+class LayoutWatcher(TinyNetwork):
+    """Notes how its pictures lie in memory."""
+
+    seen: ClassVar[set[bool]] = set()
+
+    def forward(self, images_BCHW):
+        self.seen.add(images_BCHW.is_contiguous(memory_format=torch.channels_last))
+        return super().forward(images_BCHW)
+
+
+@pytest.mark.parametrize(("memory_format", "is_last"), [("auto", True), ("channels_last", True), ("contiguous", False)])
+def test_pictures_lie_in_memory_as_they_are_to(tmp_path, monkeypatch, memory_format, is_last):
+    monkeypatch.setitem(NETWORKS, "watching", LayoutWatcher)
+    monkeypatch.setattr(LayoutWatcher, "seen", set())
+    train(tmp_path, network="watching", epochs=1, engine={"memory_format": memory_format})
+    assert LayoutWatcher.seen == {is_last}
+
+
 def test_memory_formats_and_bfloat16_learn_the_same(tmp_path):
     expected, _ = train(tmp_path / "default", learning_rate=0.01)
     contiguous, _ = train(tmp_path / "contiguous", learning_rate=0.01, engine={"memory_format": "contiguous"})
@@ -104,11 +136,13 @@ def test_memory_formats_and_bfloat16_learn_the_same(tmp_path):
 
 
 def test_what_is_chosen_on_a_cpu():
-    engine = choose_engine(EngineSettings(), CPU)
+    engine = choose_engine(make_config(), ALONE)
     assert (engine.precision, engine.memory_format, engine.compile) == (torch.float32, torch.channels_last, "off")
     assert engine.describe() == "float32, channels last, eager"
-    slow = EngineSettings(precision="bfloat16", memory_format="contiguous", compile="on", parts=4)
-    assert choose_engine(slow, CPU).describe() == "bfloat16, contiguous, compiled, batch in 4 parts"
+    slow = {"precision": "bfloat16", "memory_format": "contiguous", "compile": "on", "parts": 4}
+    assert (
+        choose_engine(make_config(engine=slow), ALONE).describe() == "bfloat16, contiguous, compiled, batch in 4 parts"
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,17 +150,20 @@ def test_what_is_chosen_on_a_cpu():
     [
         ({"compile": "cuda_graphs"}, 1, r"needs a CUDA device and this run is on cpu; give --set engine.compile=on"),
         ({"compile": "on"}, 2, r"needs one process and there are 2; leave it out"),
+        ({}, 3, r"a batch of 8 cannot be shared evenly by 3 processes; change --set batch_size"),
+        ({"parts": 5}, 1, r"engine.parts=5 leaves fewer than 2 of 8 pictures for a part.*at most 4 parts are allowed"),
+        ({"parts": 3}, 2, r"engine.parts=3 leaves fewer than 2 of 4 pictures for a part.*at most 2 parts are allowed"),
     ],
 )
 def test_what_the_machine_lacks_is_one_line(settings, processes, line):
     with pytest.raises(UsageError, match=line):
-        choose_engine(EngineSettings(**settings), CPU, processes)
+        choose_engine(make_config(engine=settings), Processes(CPU, count=processes))
 
 
 def test_a_missing_compiler_is_one_line(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match=r"needs the C\+\+ compiler no-such-compiler, which is not installed"):
-        choose_engine(EngineSettings(compile="on"), CPU)
+        choose_engine(make_config(engine={"compile": "on"}), ALONE)
 
 
 def test_compiled_code_learns_the_same_and_is_used_again(tmp_path):
@@ -141,7 +178,3 @@ def test_compiled_code_learns_the_same_and_is_used_again(tmp_path):
     assert graphs > 0
     assert counters["stats"]["unique_graphs"] == graphs
     assert again != compiled
-
-
-def test_network_of_the_small_runs_has_batch_norm():
-    assert any(isinstance(module, nn.BatchNorm2d) for module in TinyNetwork(4).modules())

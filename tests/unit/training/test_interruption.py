@@ -1,6 +1,7 @@
 import contextlib
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -47,10 +48,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_next_step(tmp_path):
     later = Signaller(None)
     parts = fit(config, pictures, tmp_path / "parts", ALONE, [later])
     assert signaller.seen + later.seen == [(epoch, step) for epoch in range(1, 5) for step in range(1, 4)]
-    assert [metrics.train_loss for metrics in parts.history] == [metrics.train_loss for metrics in whole.history]
-    assert [metrics.train_accuracy for metrics in parts.history] == [
-        metrics.train_accuracy for metrics in whole.history
-    ]
+    for learned, expected in zip(parts.history, whole.history, strict=True):
+        assert replace(learned, seconds=0, pictures_per_s=0) == replace(expected, seconds=0, pictures_per_s=0)
     for name in (parts.best_weights.name, "last.safetensors"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

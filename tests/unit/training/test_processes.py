@@ -25,7 +25,8 @@ def start(folder, count, *names):
 def outcomes(tmp_path_factory):
     """{(name, processes): what came out}."""
     found = {}
-    for count, names in ((1, ("supervised", "simsiam")), (2, ("supervised", "simsiam", "stops"))):
+    both = ("supervised", "simsiam", "half")
+    for count, names in ((1, both), (2, (*both, "plain", "stops"))):
         folder = tmp_path_factory.mktemp(f"processes-{count}")
         done = start(folder, count, *names)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -51,9 +52,17 @@ def test_the_plateau_fell_while_it_was_shared(outcomes):
 
 
 def test_a_signal_to_one_process_stops_both_and_nothing_is_lost(outcomes):
-    stopped = outcomes["stops", 2]
+    stopped, whole = outcomes["stops", 2], outcomes["plain", 2]
     assert len(stopped["first"]) == 5
-    assert len(stopped["first"] + stopped["then"]) == 12
+    assert stopped["first"] + stopped["then"] == whole["losses"]
+    for learned, expected in zip(stopped["history"], whole["history"], strict=True):
+        compared = [key for key in expected if key not in ("seconds", "pictures_per_s")]
+        assert [learned[key] for key in compared] == [expected[key] for key in compared]
+
+
+def test_bfloat16_is_shared_with_statistics_in_float32(outcomes):
+    assert outcomes["half", 2]["losses"] == pytest.approx(outcomes["half", 1]["losses"], rel=2e-2)
+    assert outcomes["half", 2]["losses"] != outcomes["plain", 2]["losses"]
 
 
 def test_a_killed_process_is_one_line(tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.errors import DataError, UsageError
-from model_code.training.pictures import load_pictures, load_pretraining_pictures
+from model_code.training.pictures import is_kept_on_device, load_pictures, load_pretraining_pictures
 from model_code.training.pretraining_config import SimSiamConfig
 from tests.unit.training.small_runs import CPU, make_config
 
@@ -155,3 +155,14 @@ def test_pretraining_learns_from_the_unlabelled_pictures_and_asks_those_of_the_s
 def test_pretraining_needs_labels_to_watch(tmp_path):
     with pytest.raises(DataError, match=r"^100 of 100 train pictures of pets have no label"):
         load_pretraining_pictures(make_dataset(tmp_path, labels=[-1] * 100), make_simsiam_config(), CPU)
+
+
+@pytest.mark.parametrize(("free_bytes", "is_resident"), [(10**9, True), (1000, False)])
+def test_pictures_that_leave_too_little_memory_are_streamed(tmp_path, monkeypatch, free_bytes, is_resident):
+    # No CUDA device is needed to ask the rule; the figure of its free memory is all that it reads.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_bytes, free_bytes))
+    dataset, cuda = make_dataset(tmp_path), torch.device("cuda")
+    assert is_kept_on_device(dataset, make_config(), cuda) is is_resident
+    assert is_kept_on_device(dataset, make_config(), CPU)
+    assert not is_kept_on_device(dataset, make_config(engine={"pictures": "streamed"}), CPU)
+    assert is_kept_on_device(dataset, make_config(engine={"pictures": "resident"}), cuda)
