@@ -36,7 +36,8 @@ class PictureInput(nn.Module):
         if self.image_size is not None:
             top, left = ((side - self.image_size) // 2 for side in images_BHWC.shape[1:3])
             images_BHWC = images_BHWC[:, top : top + self.image_size, left : left + self.image_size]
-        images_BCHW = images_BHWC.permute(0, 3, 1, 2).float() / 255
+        images_BCHW = images_BHWC.permute(0, 3, 1, 2)
         if not self.is_channels_last:
             images_BCHW = images_BCHW.contiguous()
-        return (images_BCHW - self.mean_C) / self.std_C
+        # In place: new memory for each of four results would take longer than the arithmetic.
+        return images_BCHW.to(torch.float32, copy=True).div_(255).sub_(self.mean_C).div_(self.std_C)
