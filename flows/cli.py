@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from model_code.errors import DarkroomError, UsageError
+from model_code.errors import DarkroomError, PeerEndedError, UsageError
 from model_code.settings import load_settings, read_rank
 from serving.errors import ServingError
 
@@ -23,6 +23,8 @@ def main() -> None:
     try:
         darkroom()
     except (DarkroomError, ServingError) as error:
+        if isinstance(error, PeerEndedError) and read_rank()[0] > 0:
+            sys.exit(1)  # the first process tells it
         click.echo(f"darkroom: {error}", err=True)
         sys.exit(getattr(error, "exit_status", 1))
     except Exception as error:

@@ -41,6 +41,10 @@ class TrainingError(DarkroomError):
     """Training cannot start or go on: loss not finite, device missing, weights that do not fit."""
 
 
+class PeerEndedError(TrainingError):
+    """Another process of the same training has ended; that one says why."""
+
+
 class TrackingError(DarkroomError):
     """MLflow cannot be reached, or holds no such run."""
 

@@ -292,3 +292,5 @@ class EpochLoop(ABC, Generic[Epoch]):
             )
         for callback in self.callbacks:
             callback.on_resume(tuple(self.history))
+            if self._progress is not None:
+                callback.on_resume_epoch(len(self.history) + 1, self._progress.step, self.steps)

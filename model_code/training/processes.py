@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model_code.errors import TrainingError
+from model_code.errors import PeerEndedError, TrainingError
 from model_code.settings import read_rank
 
 # A process waits for the others as long as a training may last: torchrun ends all of them when one ends badly.
@@ -26,12 +26,12 @@ def exchanging() -> Iterator[None]:
     """Say in one line that another process is gone.
 
     Raises:
-        TrainingError: What the block sends does not arrive.
+        PeerEndedError: What the block sends does not arrive.
     """
     try:
         yield
     except RuntimeError as error:
-        raise TrainingError(
+        raise PeerEndedError(
             "another process of this training has ended; see its own lines, then repeat the command: it goes on from "
             f"the last checkpoint ({str(error).splitlines()[0][:120]})"
         ) from error

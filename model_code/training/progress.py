@@ -29,6 +29,10 @@ class ProgressPrinter(Callback):
         """Say where the run goes on."""
         tqdm.write(f"{self._label}  goes on after epoch {len(history)} of {self._epochs}")
 
+    def on_resume_epoch(self, epoch: int, step: int, steps: int) -> None:
+        """Say where in the epoch."""
+        tqdm.write(f"{self._label}  goes on in epoch {epoch} of {self._epochs} after step {step} of {steps}")
+
     def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """Move the bar, or print a line if the last one is old."""
         if self._is_terminal:

@@ -153,6 +153,9 @@ class Callback:
     def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
         """An interrupted run goes on; these epochs were finished before."""
 
+    def on_resume_epoch(self, epoch: int, step: int, steps: int) -> None:
+        """It goes on in the middle of an epoch, of which so many steps are done; follows `on_resume`."""
+
     def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """A step of an epoch is done; `step` and `epoch` count from 1."""
 

@@ -53,9 +53,11 @@ def test_a_log_file_gets_one_plain_line_for_each_epoch(capsys):
 
 
 def test_resumed_runs_say_so(capsys):
-    ProgressPrinter("tiny", 9).on_resume((make_metrics(1), make_metrics(2)))
+    printer = ProgressPrinter("tiny", 9)
+    printer.on_resume((make_metrics(1), make_metrics(2)))
+    printer.on_resume_epoch(3, 4, 5)
     out, err = capsys.readouterr()
-    assert out == "tiny  goes on after epoch 2 of 9\n"
+    assert out == "tiny  goes on after epoch 2 of 9\ntiny  goes on in epoch 3 of 9 after step 4 of 5\n"
     assert "\r" not in out + err
 
 
