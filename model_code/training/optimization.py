@@ -16,7 +16,7 @@ def build_optimizer(config: TrainingConfig, parameters: Iterable[nn.Parameter]) 
     """Return the optimiser of a config; weight decay acts on every parameter."""
     rate, decay = config.learning_rate, config.weight_decay
     parameters = list(parameters)
-    # One kernel for all parameters; on a CPU it brings nothing here.
+    # One kernel for all parameters.
     is_fused = parameters[0].is_cuda or None
     if config.optimizer == "sgd":
         return SGD(
