@@ -91,6 +91,7 @@ def half(folder: Path, processes: Processes) -> dict[str, object]:
 
 def dies(folder: Path, processes: Processes) -> dict[str, object]:
     """The second process is killed; the first one says so."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends it too, perhaps before it has noticed
     try:
         fit(make_config(), make_pictures(), folder, processes, [Killer(processes, signal.SIGKILL)])
     except TrainingError as error:
