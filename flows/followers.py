@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.experiments import open_experiment
+from flows.experiments.experiment import EpochExperiment
 from model_code.data.cache import open_dataset
 from model_code.settings import load_settings
 from model_code.training.device import choose_device
@@ -29,4 +30,6 @@ def follow_training(config: AnyConfig) -> None:
     dataset = open_dataset(config.dataset, load_settings().cache_dir)
     with join_processes(choose_device(config.device)) as processes:
         assignment: Assignment = processes.tell()
-        open_experiment(config, dataset, processes, assignment.pretrained).follow(assignment.run_dir)
+        experiment = open_experiment(config, dataset, processes, assignment.pretrained)
+        assert isinstance(experiment, EpochExperiment), "open_experiment refuses to share the others"
+        experiment.follow(assignment.run_dir)

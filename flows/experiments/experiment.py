@@ -52,9 +52,40 @@ class Experiment(ABC):
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
         """Do the work and log what only this kind of run logs."""
 
+
+class EpochExperiment(Experiment):
+    """A run of epochs, which several processes can share.
+
+    Args:
+        config: All settings.
+        processes: That train together, and the device of this one.
+        images_NHWC: The pictures to learn from.
+
+    Raises:
+        UsageError: The hardware lacks what the config wants, or the batch cannot be divided.
+    """
+
+    def __init__(self, config: EpochConfig, processes: Processes, images_NHWC: Tensor) -> None:
+        self._processes = processes
+        has_stream = is_streamed(images_NHWC, config.engine.pictures, processes.device)
+        place = "streamed from the host" if has_stream else "resident"
+        shared = f", {processes.count} processes" if processes.count > 1 else ""
+        engine = choose_engine(config, processes).describe()
+        self._engine_line = f"{engine}, {format_size(images_NHWC.nbytes)} of pictures {place}{shared}"
+
+    @property
+    def engine_line(self) -> str:
+        """Precision, memory layout, compilation and place of the pictures."""
+        return self._engine_line
+
+    @abstractmethod
+    def train(self, run_dir: Path, callbacks: Sequence[Callback]) -> TrainingResult[Any]:
+        """Do this process's share of the training."""
+
     def follow(self, run_dir: Path) -> None:
-        """Do this process's share of the training; only of a run that several processes can share."""
-        raise NotImplementedError(run_dir)
+        """Train beside the first process, which alone writes and reports."""
+        with InterruptionWatcher(is_patient=True, is_quiet=True) as watcher:
+            self.train(run_dir, [watcher])
 
 
 @contextmanager
@@ -65,16 +96,3 @@ def follow_epochs(
     with TensorBoardWriter(folder.path) as events, InterruptionWatcher(is_patient=processes.count > 1) as watcher:
         progress = ProgressPrinter(folder.record.config.recipe, epochs)
         yield [progress, tracker, events, watcher], events
-
-
-def describe_engine(config: EpochConfig, processes: Processes, images_NHWC: Tensor) -> str:
-    """Return how a run computes its steps and where its pictures are, for people.
-
-    Raises:
-        UsageError: The hardware lacks what the config wants.
-    """
-    engine = choose_engine(config, processes)
-    has_stream = is_streamed(images_NHWC, config.engine.pictures, processes.device)
-    place = f"{format_size(images_NHWC.nbytes)} of pictures {'streamed from the host' if has_stream else 'resident'}"
-    shared = f", {processes.count} processes" if processes.count > 1 else ""
-    return f"{engine.describe()}, {place}{shared}"

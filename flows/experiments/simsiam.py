@@ -1,29 +1,35 @@
 """Pictures without labels -> a pretrained backbone -> what its features are worth: kNN and a linear layer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from flows.experiments.experiment import Experiment, ExperimentResult, describe_engine, follow_epochs
+from flows.experiments.experiment import EpochExperiment, ExperimentResult, follow_epochs
 from model_code.data.cache import PackedDataset
 from model_code.tracking.run_tracker import RunTracker
-from model_code.training.interruption import InterruptionWatcher
 from model_code.training.pictures import load_pretraining_pictures
-from model_code.training.pretraining import check_pretraining_pictures, evaluate_backbone, pretrain
+from model_code.training.pretraining import (
+    PretrainingResult,
+    check_pretraining_pictures,
+    evaluate_backbone,
+    pretrain,
+)
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.processes import Processes
+from model_code.training.results import Callback
 from model_code.training.run_folder import RunFolder
 
 # Of the spread that features have when they fill the sphere evenly.
 COLLAPSED_SHARE = 0.2
 
 
-class SimSiamExperiment(Experiment):
+class SimSiamExperiment(EpochExperiment):
     """One SimSiam run; the arguments are those of `open_experiment`."""
 
     def __init__(self, config: SimSiamConfig, dataset: PackedDataset, processes: Processes) -> None:
-        self._config, self._processes = config, processes
+        self._config = config
         self._pictures = load_pretraining_pictures(dataset, config, processes.device)
         check_pretraining_pictures(config, self._pictures)
-        self._engine_line = describe_engine(config, processes, self._pictures.images_NHWC)
+        super().__init__(config, processes, self._pictures.images_NHWC)
 
     @property
     def pictures_line(self) -> str:
@@ -34,16 +40,11 @@ class SimSiamExperiment(Experiment):
             f"labelled in the memory, {len(self._pictures.validation)} validation, {tests} test pictures"
         )
 
-    @property
-    def engine_line(self) -> str:
-        """Precision, memory layout, compilation and place of the pictures."""
-        return self._engine_line
-
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
         """Pretrain, then measure the best backbone."""
         config = self._config
         with follow_epochs(folder, tracker, config.epochs, self._processes) as (callbacks, _):
-            training = pretrain(config, self._pictures, folder.path, self._processes, callbacks)
+            training = self.train(folder.path, callbacks)
         report = evaluate_backbone(config, training.best_weights, self._pictures, self._processes.device)
         last, even = training.history[-1], config.embedding_width**-0.5
         print(
@@ -67,7 +68,6 @@ class SimSiamExperiment(Experiment):
         tracker.log_metrics(metrics)
         return ExperimentResult(metrics, training)
 
-    def follow(self, run_dir: Path) -> None:
-        """Pretrain beside the first process."""
-        with InterruptionWatcher(is_patient=True, is_quiet=True) as watcher:
-            pretrain(self._config, self._pictures, run_dir, self._processes, [watcher])
+    def train(self, run_dir: Path, callbacks: Sequence[Callback]) -> PretrainingResult:
+        """Pretrain the backbone."""
+        return pretrain(self._config, self._pictures, run_dir, self._processes, callbacks)

@@ -186,7 +186,7 @@ def _draw_boxes(images_BHWC: Tensor, half_side_B: Tensor, generator: torch.Gener
     """Return a bool mask [B, H, W] of one square for each picture, its centre anywhere."""
     batch, height, width, _ = images_BHWC.shape
     device = images_BHWC.device
-    half_B1 = half_side_B.to(device)[:, None]
+    half_B1 = half_side_B[:, None]
     centre_B1 = torch.rand((2, batch, 1), generator=generator, device=device)
     rows_BH = (torch.arange(height, device=device) + 0.5 - centre_B1[0] * height).abs() < half_B1
     columns_BW = (torch.arange(width, device=device) + 0.5 - centre_B1[1] * width).abs() < half_B1
