@@ -25,19 +25,22 @@ def crop_and_flip(images_BHWC: Tensor, padding_pixels: int, has_flip: bool, gene
     Returns:
         uint8 [B, H, W, C], new storage.
     """
-    batch, height, width, _ = images_BHWC.shape
+    batch, height, width, channels = images_BHWC.shape
     device = images_BHWC.device
-    shifts_2B = torch.randint(0, 2 * padding_pixels + 1, (2, batch), generator=generator, device=device)
-    rows_BH = shifts_2B[0, :, None] + torch.arange(height, device=device)
-    columns_BW = torch.arange(width, device=device).expand(batch, width)
+    tops_B, lefts_B = torch.randint(0, 2 * padding_pixels + 1, (2, batch), generator=generator, device=device)
+    sources_B = torch.arange(batch, device=device)
     if has_flip:
+        # A mirrored window of a picture is a window of the mirrored picture.
         is_mirrored_B = torch.rand(batch, generator=generator, device=device) < 0.5
-        columns_BW = torch.where(is_mirrored_B[:, None], columns_BW.flip(1), columns_BW)
-    columns_BW = columns_BW + shifts_2B[1, :, None]
-    border = (0, 0, padding_pixels, padding_pixels, padding_pixels, padding_pixels)
-    padded = F.pad(images_BHWC, border)
-    index_B = torch.arange(batch, device=device)
-    return padded[index_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
+        images_BHWC = torch.cat([images_BHWC, images_BHWC.flip(2)])
+        sources_B = sources_B + batch * is_mirrored_B
+        lefts_B = torch.where(is_mirrored_B, 2 * padding_pixels - lefts_B, lefts_B)
+    padded = F.pad(images_BHWC, (0, 0, *[padding_pixels] * 4))
+    rows_BH = (sources_B * padded.shape[1] + tops_B)[:, None] + torch.arange(height, device=device)
+    starts_BH = rows_BH * padded.shape[2] + lefts_B[:, None]
+    # Each row of a window is one run of pixels in memory.
+    runs = padded.flatten().unfold(0, width * channels, channels)
+    return runs.index_select(0, starts_BH.flatten()).view(batch, height, width, channels)
 
 
 @torch.no_grad()

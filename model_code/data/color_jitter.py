@@ -101,12 +101,12 @@ def turn_hue(images_NCHW: Tensor, hue_N: Tensor) -> Tensor:
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = high - low
-    # Hue in sixths of the circle: 0 red, 2 green, 4 blue. A grey pixel has none, and needs none.
-    divisor = chroma.clamp(min=torch.finfo(chroma.dtype).tiny)
-    from_green = (blue - red).div_(divisor).add_(2)
-    from_blue = (red - green).div_(divisor).add_(4)
-    sixths = torch.where(high == green, from_green, from_blue)
-    sixths = torch.where(high == red, (green - blue).div_(divisor), sixths).add_(6 * hue_N[:, None, None])
+    # Hue in sixths of the circle: 0 red, 2 green, 4 blue. A grey pixel has none, and needs none. On a CPU, float masks
+    # choose several times as fast as torch.where, and as exactly.
+    is_green, is_red = high.clone().eq_(green), high.clone().eq_(red)
+    sixths = (red - green).lerp_(blue - red, is_green).lerp_(green - blue, is_red)
+    sixths.div_(chroma.clamp(min=torch.finfo(chroma.dtype).tiny))
+    sixths.add_((4 - 2 * is_green).mul_(1 - is_red)).add_(6 * hue_N[:, None, None])
     sixths.sub_(sixths.div(6).floor_().mul_(6))
     torch.addcmul(low, chroma, (sixths - 3).abs_().sub_(1).clamp_(0, 1), out=red)
     torch.addcmul(high, chroma, (sixths - 2).abs_().sub_(1).clamp_(0, 1), value=-1, out=green)

@@ -17,7 +17,7 @@ from model_code.data.view_settings import ViewSettings
 
 CROP_TRIES = 10
 # On a CPU so many pixels at once keep the intermediate results in its cache.
-CPU_CHUNK_PIXELS = 2**16
+CPU_CHUNK_PIXELS = 2**17
 CROP_ASPECT = (3 / 4, 4 / 3)
 # exp(-1 / (2 * sigma^2)) is then 0: no blur at all.
 SIGMA_WITHOUT_BLUR = 0.01
@@ -155,8 +155,8 @@ def from_float(images_NCHW: Tensor, dtype: torch.dtype) -> Tensor:
     # Weights that sum to 1 up to rounding can lead just outside of [0, 1].
     images_NCHW = images_NCHW.clamp(0, 1)
     if dtype == torch.uint8:
-        images_NCHW = images_NCHW.mul_(255).add_(0.5)
-    return images_NCHW.to(dtype).permute(0, 2, 3, 1).contiguous()
+        images_NCHW.mul_(255).add_(0.5)
+    return images_NCHW.permute(0, 2, 3, 1).contiguous().to(dtype)
 
 
 def _central_crop(height: int, width: int, aspects: tuple[float, float]) -> tuple[int, int]:

@@ -53,7 +53,7 @@ def two_views(images_BHWC: Tensor, generator: torch.Generator, settings: ViewSet
     size = settings.image_size
     views_NHWC = images_BHWC.new_empty((2 * count, size, size, 3))
     for chosen in _chunks(colors, size):
-        views = resize_crops(to_float(images_BHWC[chosen % count]), crops.take(chosen), size)
+        views = resize_crops(to_float(images_BHWC.index_select(0, chosen % count)), crops.take(chosen), size)
         views = jitter_colors(views, colors.take(chosen))
         views.lerp_(grayscale(views), is_gray_N[chosen, None, None, None].float())
         # Looking at sigmas is free on a CPU; elsewhere it would wait for the device.

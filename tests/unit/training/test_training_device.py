@@ -1,3 +1,5 @@
+import resource
+
 import pytest
 import torch
 
@@ -25,3 +27,15 @@ def test_equal_seeds_give_equal_numbers():
     assert draws[0] == draws[1]
     assert draws[0] != draws[2]
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_freed_memory_is_used_again():
+    choose_device("cpu")
+    size = 2**26  # bytes; more than malloc keeps by itself
+    faults = []
+    for _ in range(20):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(size, dtype=torch.uint8)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    # The first ones may still find only pieces that are a little too small.
+    assert sum(faults[10:]) < size / resource.getpagesize()
