@@ -25,14 +25,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cross_entropy
 
-import model_code  # noqa: F401 - before torch: it says how torch's threads wait
 from model_code.data.add import add_dataset
 from model_code.data.augmentation import crop_and_flip
 from model_code.data.cache import open_dataset
 from model_code.export.onnx_export import INPUT_NAME, export_onnx
 from model_code.recipes.catalog import build_config
 from model_code.tracking.provenance import read_git_sha, read_versions
-from model_code.training.device import choose_device, describe_device
+from model_code.training.device import choose_device, describe_device, keep_freed_memory
 from model_code.training.supervised import build_model
 
 RUNS = 5
@@ -52,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
+    keep_freed_memory()
     device = choose_device("auto")
     with tempfile.TemporaryDirectory() as scratch:
         rows = [

@@ -20,7 +20,7 @@ from benchmarks.comparison import Comparison, alternate, print_report
 from benchmarks.comparisons import augmentation, epochs, hardware, neighbours, several_runs
 from benchmarks.workload import BATCH, NETWORK
 from model_code.tracking.provenance import read_git_sha, read_versions
-from model_code.training.device import choose_device, describe_device
+from model_code.training.device import choose_device, describe_device, keep_freed_memory
 
 COMPARISONS: dict[str, Callable[[torch.device, Path], Comparison]] = {
     f"supervised augmentation, batch {BATCH}": augmentation.compare_crops,
@@ -63,6 +63,7 @@ def measure(title: str, repeats: int) -> dict[str, Any]:
     """Return the record of one comparison."""
     # The default again: a process that was spawned would spawn DataLoader's workers too.
     multiprocessing.set_start_method("fork", force=True)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as scratch:
         return alternate(title, COMPARISONS[title](choose_device("auto"), Path(scratch)), repeats)
 

@@ -7,7 +7,7 @@ from flows.experiments import open_experiment
 from flows.experiments.experiment import EpochExperiment
 from model_code.data.cache import open_dataset
 from model_code.settings import load_settings
-from model_code.training.device import choose_device
+from model_code.training.device import choose_device, keep_freed_memory
 from model_code.training.processes import join_processes
 from model_code.training.run_folder import AnyConfig
 
@@ -28,6 +28,7 @@ def follow_training(config: AnyConfig) -> None:
         TrainingError: Another process has ended, or the training diverged.
     """
     dataset = open_dataset(config.dataset, load_settings().cache_dir)
+    keep_freed_memory()
     with join_processes(choose_device(config.device)) as processes:
         assignment: Assignment = processes.tell()
         experiment = open_experiment(config, dataset, processes, assignment.pretrained)

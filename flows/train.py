@@ -18,7 +18,7 @@ from model_code.tracking.finished_runs import has_run
 from model_code.tracking.provenance import hash_code
 from model_code.tracking.run_tracker import create_run, track_run
 from model_code.tracking.store import EXPERIMENT, open_store
-from model_code.training.device import choose_device, describe_device
+from model_code.training.device import choose_device, describe_device, keep_freed_memory
 from model_code.training.processes import join_processes
 from model_code.training.run_folder import (
     AnyConfig,
@@ -69,6 +69,7 @@ def train_task(config: AnyConfig, inputs: dict[str, str | None], resume_run_id: 
     settings = load_settings()
     dataset = open_dataset(config.dataset, settings.cache_dir)
     device = choose_device(config.device)
+    keep_freed_memory()
     pretrained = find_pretrained(config, settings)
     source = pretrained.source if pretrained else None
     with hold_device(settings.locks_dir, device.type), join_processes(device) as processes:

@@ -98,8 +98,8 @@ class MetricQueue:
         while self._wait_for_work():
             try:
                 self._send_some()
-            except MLFLOW_ERRORS as error:
-                if is_lasting(error):
+            except Exception as error:  # noqa: BLE001 - what ends the thread is told by `check`
+                if is_lasting(error) or not isinstance(error, MLFLOW_ERRORS):
                     self._error = error
                     return
                 self._note_failure(error)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mlflow.exceptions import MlflowException
-from requests import RequestException
+from requests import HTTPError, RequestException
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
@@ -15,7 +15,9 @@ from model_code.errors import TrackingError
 
 MLFLOW_ERRORS = (MlflowException, RequestException, SQLAlchemyError, OSError)
 # The same request would be refused again. BAD_REQUEST is not here: MLflow calls passing troubles of a database so.
-_LASTING_CODES = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+_LASTING_CODES = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+# Of HTTP: the server was slow, or asks for a pause.
+_PASSING_STATUSES = {408, 429}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Patience:
 
 def is_lasting(error: Exception) -> bool:
     """Whether MLflow answered and repeating the request cannot help, or the fault is on this machine's disk."""
+    if isinstance(error, HTTPError) and error.response is not None:
+        return 400 <= error.response.status_code < 500 and error.response.status_code not in _PASSING_STATUSES
     if isinstance(error, OSError):
         return not isinstance(error, RequestException)
     return isinstance(error, MlflowException) and error.error_code in _LASTING_CODES

@@ -7,6 +7,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from model_code.settings import read_image_sha
+
 LIBRARIES = (
     "darkroom",
     "torch",
@@ -22,7 +24,12 @@ LIBRARIES = (
 
 @cache
 def read_git_sha() -> str:
-    """Return the commit of the running code, `-dirty` added when files differ from it; `unknown` outside git."""
+    """Return the commit of the running code, `-dirty` added when files differ from it; `unknown` outside git.
+
+    In a container it is the commit that the image was built from.
+    """
+    if sha := read_image_sha():
+        return sha
     root = Path(__file__).resolve().parents[2]
     try:
         sha = _git(root, "rev-parse", "HEAD")

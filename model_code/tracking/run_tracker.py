@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Param, RunTag
+from mlflow.entities import Param, Run, RunTag
 
 from model_code.evaluation.figures import draw_confusion, draw_curves
 from model_code.evaluation.metrics import Report
@@ -68,8 +68,9 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
         client.update_run(run_id, status="RUNNING")
         run = client.get_run(run_id)
         epochs = {metric.step for metric in client.get_metric_history(run_id, EVERY_EPOCH)}
+        figures = _read_figures(client, run)
     queue = MetricQueue(client, run_id, record.config.recipe, patience)
-    tracker = RunTracker(record, client, queue, epochs, run.data.metrics, patience)
+    tracker = RunTracker(record, client, queue, epochs, figures, patience)
     try:
         with sample_system(run, queue):
             yield tracker
@@ -77,6 +78,13 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
     except BaseException as error:
         tracker.give_up("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+
+
+def _read_figures(client: MlflowClient, run: Run) -> dict[str, float]:
+    """Return the final figures that MLflow has of a run; they are at step 0, curves of the same name after it."""
+    keys = [key for key in run.data.metrics if not key.startswith("system/")]
+    points = (point for key in keys for point in client.get_metric_history(run.info.run_id, key))
+    return {point.key: point.value for point in points if point.step == 0}
 
 
 class RunTracker(Callback):

@@ -1,5 +1,6 @@
 """What the machine does while a run goes on: processor, memory, disk, network, GPU."""
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from model_code.tracking.metric_queue import MetricQueue
 
 INTERVAL_S = 5.0
 PREFIX = "system/"
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -33,8 +36,13 @@ def sample_system(run: Run, queue: MetricQueue, interval_s: float = INTERVAL_S) 
         is_last = False
         while not is_last:
             is_last = is_over.wait(interval_s)
-            monitor.collect_metrics()
-            queue.put({f"{PREFIX}{key}": value for key, value in monitor.aggregate_metrics().items()}, step)
+            try:
+                monitor.collect_metrics()
+                sample = monitor.aggregate_metrics()
+            except Exception as error:  # noqa: BLE001 - a probe that fails costs a sample, never the training
+                logger.debug("no system metrics this time: %s", error)
+                continue
+            queue.put({f"{PREFIX}{key}": value for key, value in sample.items()}, step)
             for probe in monitor.monitors:
                 probe.clear_metrics()
             step += 1

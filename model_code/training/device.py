@@ -34,15 +34,17 @@ def choose_device(wanted: str) -> torch.device:
             )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", torch.cuda.current_device())
-    keep_freed_memory()
     return torch.device(wanted)
 
 
 def keep_freed_memory() -> None:
     """Let the process reuse the memory of freed tensors instead of giving it back and getting it again, page by page.
 
-    Without it an epoch of a ResNet-18 took 6 to 9 % longer on two cores (docs/benchmarks.md).
+    Without it an epoch of a ResNet-18 took 5 to 10 % longer on two cores (docs/benchmarks.md). It holds for the rest of
+    the process; malloc's own settings in the environment go first.
     """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)

@@ -118,7 +118,7 @@ class GradientStep:
         self._parts = engine.parts
 
     def take(self, count: int, compute: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Learn from a batch; where a CUDA device's memory does not suffice, in more parts from then on.
+        """Learn from a batch; where a CUDA device's memory does not hold its gradients, in more parts from then on.
 
         BatchNorm's running statistics move with each part, and have moved with those of a try that failed.
 
@@ -130,17 +130,31 @@ class GradientStep:
             The mean loss of the whole batch, and the outputs for this process's share, detached.
 
         Raises:
-            TrainingError: Not even the smallest parts fit into memory.
+            TrainingError: Not even the smallest parts fit into memory, or the optimiser does not.
         """
         while True:
             try:
-                return self._learn(count, compute)
+                loss, outputs = self._compute_gradients(count, compute)
+                break
             except torch.OutOfMemoryError as error:
                 reason = str(error)
             # Outside of the handler, which holds on to what the failed try has computed.
             self._divide(count, reason)
+        # Not tried again: the optimiser may have begun to move the weights.
+        try:
+            if self._clip_norm is not None:
+                clip_grad_norm_(self._parameters, self._clip_norm)
+            self._optimizer.step()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                "the device's memory does not hold what the optimiser keeps of each weight; take a smaller network, or "
+                f"give --set engine.pictures=streamed ({str(error).splitlines()[0][:100]})"
+            ) from error
+        return loss, outputs
 
-    def _learn(self, count: int, compute: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _compute_gradients(
+        self, count: int, compute: Callable[[slice], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         engine = self._engine
         self._optimizer.zero_grad(set_to_none=True)
         if engine.compile == "cuda_graphs":
@@ -153,11 +167,7 @@ class GradientStep:
             weighted.backward()
             loss += weighted.detach()
             outputs.append(part_outputs.detach())
-        loss = self._processes.average_gradients(self._parameters, loss)
-        if self._clip_norm is not None:
-            clip_grad_norm_(self._parameters, self._clip_norm)
-        self._optimizer.step()
-        return loss, torch.cat(outputs)
+        return self._processes.average_gradients(self._parameters, loss), torch.cat(outputs)
 
     def _divide(self, count: int, reason: str) -> None:
         """Double the parts for the next try."""

@@ -19,11 +19,11 @@ class EngineSettings(BaseModel):
             steps then take minutes, and runs of the same network and shapes in one process share the code. Short runs
             lose by it.
         pictures: `resident` keeps the pictures on the device; `streamed` keeps them in the host's memory and copies
-            each batch, pinned, while the one before is computed. `auto` streams where the whole data set would take
-            more than half of a CUDA device's free memory.
+            each batch, pinned, while the one before is computed. `auto` streams where the data set, for SimSiam two
+            copies of it, would take more than half of a CUDA device's free memory.
         parts: Into how many parts, one after the other, a batch is divided to save memory; the gradients are those of
-            the whole batch, but BatchNorm sees a part at a time. A run that meets the end of a CUDA device's memory
-            doubles it by itself and says so.
+            the whole batch, but BatchNorm sees a part at a time. A run of one process that meets the end of a CUDA
+            device's memory doubles it by itself and says so.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

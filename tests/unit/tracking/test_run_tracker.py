@@ -256,6 +256,17 @@ def test_final_figures_are_logged_once(store):
     assert client.get_run(folder.record.run_id).data.metrics["test/accuracy"] == 0.8
 
 
+def test_final_figures_beside_a_curve_of_the_same_name_are_logged_once(store):
+    _, client = store
+    folder = start_folder(store, seed=12)
+    client.log_metric(folder.record.run_id, "validation/accuracy", 0.4, step=1)
+    for _ in range(2):
+        with track_run(folder.record, TAGS) as tracker:
+            tracker.log_metrics({"validation/accuracy": 0.4})
+    points = client.get_metric_history(folder.record.run_id, "validation/accuracy")
+    assert sorted((point.step, point.value) for point in points) == [(0, 0.4), (1, 0.4)]
+
+
 class NoStep(Callback):
     def on_step(self, epoch, step, steps, loss):
         raise AssertionError("an epoch is trained again")

@@ -91,6 +91,15 @@ def test_memory_for_less_than_two_pictures_is_one_line_and_loses_nothing(tmp_pat
     assert [metrics.epoch for metrics in fit(config, make_pictures(), tmp_path, ALONE).history] == [1, 2, 3]
 
 
+def test_memory_that_the_optimiser_lacks_is_one_line(tmp_path, monkeypatch):
+    def fill(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "zeros_like", fill)  # AdamW makes its state with the first step
+    with pytest.raises(TrainingError, match=r"does not hold what the optimiser keeps"):
+        fit(make_config(optimizer="adamw", momentum=0), make_pictures(), tmp_path, ALONE)
+
+
 def test_clipping_limits_a_step(tmp_path):
     settings = {"network": "plain", "epochs": 1, "momentum": 0, "weight_decay": 0, "learning_rate": 1.0}
     pictures = make_pictures(train=8)  # one step

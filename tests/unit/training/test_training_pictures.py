@@ -157,6 +157,16 @@ def test_pretraining_needs_labels_to_watch(tmp_path):
         load_pretraining_pictures(make_dataset(tmp_path, labels=[-1] * 100), make_simsiam_config(), CPU)
 
 
+def test_simsiam_needs_room_for_its_pictures_twice(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path)
+    size = sum(split.images_NHWC.nbytes for split in dataset.splits.values())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 * size, 3 * size))
+    kept = [
+        is_kept_on_device(dataset, config, torch.device("cuda")) for config in (make_config(), make_simsiam_config())
+    ]
+    assert kept == [True, False]
+
+
 @pytest.mark.parametrize(("free_bytes", "is_resident"), [(10**9, True), (1000, False)])
 def test_pictures_that_leave_too_little_memory_are_streamed(tmp_path, monkeypatch, free_bytes, is_resident):
     # No CUDA device is needed to ask the rule; the figure of its free memory is all that it reads.
@@ -164,5 +174,6 @@ def test_pictures_that_leave_too_little_memory_are_streamed(tmp_path, monkeypatc
     dataset, cuda = make_dataset(tmp_path), torch.device("cuda")
     assert is_kept_on_device(dataset, make_config(), cuda) is is_resident
     assert is_kept_on_device(dataset, make_config(), CPU)
+    assert is_kept_on_device(dataset, make_simsiam_config(), cuda) is is_resident
     assert not is_kept_on_device(dataset, make_config(engine={"pictures": "streamed"}), CPU)
     assert is_kept_on_device(dataset, make_config(engine={"pictures": "resident"}), cuda)
