@@ -9,10 +9,13 @@ BENCH_VENV := $(VENV)-bench
 BIN := $(VENV)/bin
 DARKROOM := $(BIN)/darkroom
 UV := $(or $(shell command -v uv),.uv/bin/uv)
-CODE := flows model_code serving tests benchmarks
+CODE := flows model_code serving infra tests benchmarks
 ARGS ?=
+TEST_PROCESSES ?= 2
+export DARKROOM_TAG ?= latest
 
-.PHONY: help setup data train-all report quickstart release serve ui predict test check format bench bench-train doctor lock clean
+.PHONY: help setup data train-all report quickstart release serve ui predict images up down logs backup restore \
+	test check format bench bench-train doctor lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,8 +59,30 @@ predict: setup ## Ask the running service (ARGS="picture.jpg")
 ui: setup ## Open MLflow on the runs, at http://127.0.0.1:5000
 	$(DARKROOM) ui $(ARGS)
 
+images: ## Build the containers' images: train, serve, serve-cpu
+	@for target in train serve-cpu $(if $(GPU),serve); do \
+		DOCKER_BUILDKIT=1 docker build --progress=plain --target $$target --tag darkroom-$$target:$(DARKROOM_TAG) \
+			--build-arg GIT_SHA=$$(git describe --always --dirty --abbrev=40 --exclude '*') . ; \
+	done
+
+up: images ## Start the whole stack in containers and print its addresses (GPU=1 with NVIDIA's toolkit)
+	@$(PYTHON) infra/stack.py $(if $(GPU),--gpu) up
+
+down: ## Stop the stack; its volumes stay
+	@$(PYTHON) infra/stack.py down
+
+logs: ## Follow the stack's logs (ARGS="worker" for one of them)
+	@$(PYTHON) infra/stack.py logs $(ARGS)
+
+backup: ## Write the stack's databases and files to TO=FOLDER
+	@$(PYTHON) infra/stack.py backup $(or $(TO),$(error give a new folder: make backup TO=FOLDER))
+
+restore: ## Bring FROM=FOLDER back into an empty stack, and start it
+	@$(PYTHON) infra/stack.py $(if $(GPU),--gpu) restore $(or $(FROM),$(error give a backup: make restore FROM=FOLDER))
+
+# Files in TEST_PROCESSES processes, one thread each: more on a busy core are slower.
 test: setup ## Run the tests
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## Formatting, lint, types, import contracts
 	$(BIN)/ruff format --check $(CODE)
@@ -90,15 +115,13 @@ doctor: setup ## Say what this machine can do, and what is missing
 	$(DARKROOM) doctor
 
 lock: | $(UV) ## Resolve the requirements anew and write the hash-locked files
-	$(UV) pip compile pyproject.toml --extra train --extra serve --extra dev $(LOCK_OPTIONS) --output-file requirements/dev.txt
-	$(UV) pip compile pyproject.toml --extra train $(LOCK_OPTIONS) --constraint requirements/dev.txt --output-file requirements/train.txt
-	$(UV) pip compile pyproject.toml --extra serve $(LOCK_OPTIONS) --constraint requirements/dev.txt --output-file requirements/serve.txt
-	$(UV) pip compile pyproject.toml --extra bench $(LOCK_OPTIONS) --constraint requirements/dev.txt $(SKIP_HELD) --output-file requirements/bench.txt
+	$(LOCK) --upgrade --extra train --extra stack --extra serve --extra cuda --extra dev --output-file requirements/dev.txt
+	$(LOCK) --extra train --extra stack --constraint requirements/dev.txt --output-file requirements/train.txt
+	$(LOCK) --extra serve --constraint requirements/dev.txt --output-file requirements/serve.txt
+	$(LOCK) --extra cuda --constraint requirements/dev.txt $(call SKIP_HELD,serve) --output-file requirements/cuda.txt
+	$(LOCK) --extra build --constraint requirements/dev.txt --output-file requirements/build.txt
+	$(LOCK) --extra bench --constraint requirements/dev.txt $(call SKIP_HELD,dev) --output-file requirements/bench.txt
 
-# Read when the line runs: what dev.txt holds is left out.
-SKIP_HELD := $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements/dev.txt)
-LOCK_OPTIONS := --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade
-
-clean: ## Remove the virtual environments and caches; data, runs and models in .darkroom stay
-	rm -rf $(VENV) $(BENCH_VENV) .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+LOCK := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+# Read when the line runs: what that file holds is left out.
+SKIP_HELD = $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements/$(1).txt)

@@ -13,6 +13,8 @@ for _name, _value in {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # onnxruntime would report its use.
+    "ORT_DISABLE_TELEMETRY": "1",
     # Of torch: a thread that waits for the others spins a little, then sleeps. The default, 300 times as long, made
     # steps 2 to 4 times slower on cores that other work shares; not to spin at all halved the speed of augmentation.
     "GOMP_SPINCOUNT": "1000",
