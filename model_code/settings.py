@@ -19,6 +19,8 @@ class Settings(BaseModel):
         home: DARKROOM_HOME, `./.darkroom` when unset; absolute.
         tracking_uri: MLFLOW_TRACKING_URI, or the SQLite database in `home`.
         has_mlflow_server: Whether the tracking URI is a server's address.
+        webhook_url: DARKROOM_WEBHOOK_URL, which is told of scheduled runs that fail; None without one.
+        service_url: DARKROOM_SERVICE_URL, the prediction service that the hourly check asks; None without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +28,8 @@ class Settings(BaseModel):
     home: Path
     tracking_uri: str
     has_mlflow_server: bool
+    webhook_url: str | None = None
+    service_url: str | None = None
 
     @property
     def data_dir(self) -> Path:
@@ -72,9 +76,16 @@ def load_settings() -> Settings:
         home=home,
         tracking_uri=tracking_uri,
         has_mlflow_server=tracking_uri.startswith(("http://", "https://")),
+        webhook_url=os.environ.get("DARKROOM_WEBHOOK_URL") or None,
+        service_url=os.environ.get("DARKROOM_SERVICE_URL") or None,
     )
 
 
 def read_rank() -> tuple[int, int]:
     """Return this process's rank and how many there are, as torchrun's environment says; (0, 1) without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def read_image_sha() -> str | None:
+    """Return the commit that a container's image was built from, as its environment says; None outside of one."""
+    return os.environ.get("DARKROOM_GIT_SHA") or None

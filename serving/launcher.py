@@ -31,26 +31,29 @@ BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/metrics", "/schema.json"}
 _STOP_TIMEOUT_S = 20
 
 
-def run_server(port: int = DEFAULT_PORT, host: str = DEFAULT_HOST, home: Path | None = None) -> None:
+def run_server(
+    port: int = DEFAULT_PORT, host: str = DEFAULT_HOST, home: Path | None = None, is_patient: bool = False
+) -> None:
     """Serve the released models until Ctrl-C or SIGTERM; requests that have started are finished.
 
     Args:
         port: TCP port; 0 takes a free one.
         host: Address to listen on; `0.0.0.0` for every one.
         home: DARKROOM_HOME; the environment's, or `./.darkroom`, when None.
+        is_patient: Whether to start without a model and answer 503 until the first release.
 
     Raises:
-        StartError: Nothing is released or can be loaded, or the address cannot be listened on.
+        StartError: Nothing is released or can be loaded and it is not patient, or the address cannot be listened on.
     """
     bundles_dir = find_bundles_dir(home)
-    if not list_released(bundles_dir):
+    if not (is_patient or list_released(bundles_dir)):
         raise StartError(f"no model is released in {bundles_dir}; run `darkroom release RECIPE --as cifar10`")
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="darkroom-serving-") as scratch:
         os.environ["DARKROOM_HOME"] = str(bundles_dir.parent)
         _keep_bentoml_here(Path(scratch))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            _serve(listener)
+            _serve(listener, is_patient)
         except KeyboardInterrupt:
             print("stopped")
 
@@ -61,9 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument("--host", default=DEFAULT_HOST)
     parser.add_argument("--home", type=Path, help="DARKROOM_HOME; ./.darkroom by default")
+    parser.add_argument("--wait", action="store_true", help="start without a model and wait for the first release")
     options = parser.parse_args(arguments)
     try:
-        run_server(options.port, options.host, options.home)
+        run_server(options.port, options.host, options.home, options.wait)
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -90,7 +94,7 @@ def _keep_bentoml_here(scratch: Path) -> None:
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 
 
-def _serve(listener: socket.socket) -> None:
+def _serve(listener: socket.socket, is_patient: bool) -> None:
     from bentoml import server_context
 
     from serving import service
@@ -108,7 +112,7 @@ def _serve(listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=_STOP_TIMEOUT_S,
     )
-    server = _AnnouncingServer(config, service.app)
+    server = _AnnouncingServer(config, service.app, is_patient)
     server.run(sockets=[listener])
     if not server.started:
         raise StartError("the service did not start; the lines above say why")
@@ -133,10 +137,11 @@ def keep_unknown_paths_apart(whole: ASGIApp, routes: Starlette) -> ASGIApp:
 
 
 class _AnnouncingServer(uvicorn.Server):
-    """Says when it is ready; stops when there is nothing to serve."""
+    """Says when it is ready; stops when there is nothing to serve, unless it is patient."""
 
-    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+    def __init__(self, config: uvicorn.Config, app: Starlette, is_patient: bool) -> None:
         super().__init__(config)
+        self._is_patient = is_patient
         self.problem = ""
         self._app = app
 
@@ -145,7 +150,7 @@ class _AnnouncingServer(uvicorn.Server):
         if not (self.started and sockets):
             return
         answer = self._app.state.api.models.describe()
-        if not answer.models:
+        if not (answer.models or self._is_patient):
             self.problem = "; ".join(problem.message for problem in answer.problems) or "no model is released"
             self.should_exit = True
             return
@@ -160,6 +165,8 @@ def describe_service(address: str, answer: ModelsAnswer) -> str:
         for model in answer.models
     ]
     lines += [f"  {problem.name}: {problem.message}" for problem in answer.problems]
+    if not (answer.models or answer.problems):
+        lines.append("  no model is released yet; the first one is loaded when it comes")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -44,15 +45,23 @@ class ModelSet:
         bundles_dir: Where releases lie.
     """
 
-    def __init__(self, bundles_dir: Path, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundles_dir: Path,
+        threads: int | None = None,
+        on_change: Callable[[ModelsAnswer], None] | None = None,
+    ) -> None:
         """Start with nothing loaded.
 
         Args:
             bundles_dir: Where releases lie.
             threads: CPU threads of one classification; all that this process may use when None.
+            on_change: Told what is served after each `refresh` that changed it, and after the first.
         """
         self.bundles_dir = bundles_dir
         self._threads = threads
+        self._on_change = on_change
+        self._told: ModelsAnswer | None = None
         # Replaced as a whole, never changed: readers need no lock.
         self._loaded: MappingProxyType[str, Classifier] = MappingProxyType({})
         self._failures: MappingProxyType[str, _Failure] = MappingProxyType({})
@@ -103,6 +112,10 @@ class ModelSet:
             # A folder that is gone is a volume that is not mounted, not a withdrawal of everything.
             if self.bundles_dir.is_dir():
                 self._refresh()
+            answer = self.describe()
+            if self._on_change is not None and answer != self._told:
+                self._on_change(answer)
+                self._told = answer
 
     def watch(self, interval_s: float = POLL_INTERVAL_S) -> None:
         """Call `refresh` every `interval_s` seconds in a thread of its own, until `stop`."""

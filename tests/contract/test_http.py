@@ -4,6 +4,7 @@ import contextlib
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +14,8 @@ from serving.bundle import MODEL_FILE, Pointer, hash_file, write_pointer
 from serving.limits import MAX_BODY_BYTES, MAX_PICTURE_BYTES
 from serving.predictions import ModelsAnswer, PredictAnswer
 from tests.unit.serving.tiny_bundle import COLOURS, encode, make_bundle, paint, paint_bomb, release
+
+NVIDIA_DEVICE = Path("/dev/nvidiactl")
 
 PICTURE = {"Content-Type": "image/png"}
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -303,6 +306,10 @@ def test_probes_and_metrics(client):
     assert client.get("/readyz").status_code == 200
     metrics = client.get("/metrics").text
     assert 'endpoint="/v1/predict",http_response_code="200"' in metrics
+    for model in ModelsAnswer.model_validate_json(client.get("/v1/models").content).models:
+        labels = f'name="{model.name}",precision="fp32",provider="{model.provider}",version="{model.version}"'
+        assert f"darkroom_model_info{{{labels}}} 1.0" in metrics
+    assert f"darkroom_gpu_present {float(NVIDIA_DEVICE.exists())}" in metrics
 
 
 def test_the_page_needs_nothing_from_elsewhere(client):

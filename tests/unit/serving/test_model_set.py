@@ -53,6 +53,15 @@ def test_an_unknown_name_lists_the_known(models):
         models.select("dogs")
 
 
+def test_every_change_is_told_once(tmp_path):
+    told = []
+    models = ModelSet(tmp_path / "bundles", threads=1, on_change=told.append)
+    models.refresh()
+    load(models, "cifar10")
+    models.refresh()
+    assert [[model.name for model in answer.models] for answer in told] == [[], ["cifar10"]]
+
+
 def test_a_new_pointer_is_followed_and_an_old_one_costs_nothing(models):
     load(models, "cifar10")
     first = models.select(None)
