@@ -1,18 +1,13 @@
 """The `darkroom` command. Imports are inside the commands, so that `darkroom --help` answers at once."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from model_code.errors import DarkroomError, PeerEndedError, UsageError
 from model_code.settings import load_settings, read_rank
 from serving.errors import ServingError
-
-if TYPE_CHECKING:
-    from model_code.training.run_folder import AnyConfig
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
 PROFILES = click.Choice(["full", "smoke"])
@@ -23,9 +18,11 @@ def main() -> None:
     try:
         darkroom()
     except (DarkroomError, ServingError) as error:
-        if isinstance(error, PeerEndedError) and read_rank()[0] > 0:
-            sys.exit(1)  # the first process tells it
-        click.echo(f"darkroom: {error}", err=True)
+        rank, count = read_rank()
+        # That another one has ended is told by two, of which one at least is not the one that has.
+        if not (isinstance(error, PeerEndedError) and rank > 1):
+            who = f"process {rank + 1} of {count}: " if count > 1 else ""
+            click.echo(f"darkroom: {who}{error}", err=True)
         sys.exit(getattr(error, "exit_status", 1))
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
@@ -136,9 +133,10 @@ def train(
 
     On N GPUs: torchrun --nproc-per-node N --no-python darkroom train RECIPE
     """
+    from flows.plan import plan_run
     from model_code.data.cache import open_dataset
 
-    config = _build_config(recipe, profile, {"seed": seed, "epochs": epochs, "limit_train": limit_train}, assignments)
+    config = plan_run(recipe, profile, seed, epochs, limit_train, assignments)
     open_dataset(config.dataset, load_settings().cache_dir)  # before anything slow starts
     if read_rank()[0] > 0:
         from flows.followers import follow_training
@@ -170,22 +168,9 @@ def train_all(profile: str, pattern: str, seeds: tuple[int, ...], assignments: t
 
     Recipes whose pictures are not here, or whose pretrained weights cannot be downloaded, are skipped.
     """
-    from model_code.recipes.catalog import has_setting, match_recipes
-    from model_code.training.run_config import parse_assignment
+    from flows.plan import plan_all
 
-    entries = match_recipes(pattern)
-    keys = {assignment: parse_assignment(assignment)[0] for assignment in assignments}
-    for assignment, key in keys.items():
-        if not any(has_setting(entry.name, key) for entry in entries):
-            raise UsageError(f"--set {assignment}: none of these recipes has a setting {key!r}")
-    configs = [
-        _build_config(
-            entry.name, profile, {"seed": seed}, [one for one in assignments if has_setting(entry.name, keys[one])]
-        )
-        for entry in entries
-        for seed in seeds
-        or ((None,) if "seed" in keys.values() else entry.seeds if profile == "full" else entry.seeds[:1])
-    ]
+    configs = plan_all(profile, pattern, seeds, assignments)
     _configure()
     from flows import printing
     from flows.train_all import train_all_flow
@@ -228,11 +213,12 @@ def report(out: Path | None) -> None:
 @darkroom.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
-def serve(port: int, host: str) -> None:
+@click.option("--wait", "is_patient", is_flag=True, help="Start without a model and wait for the first release.")
+def serve(port: int, host: str, is_patient: bool) -> None:
     """Answer predictions over HTTP with the released models."""
     from serving.launcher import run_server
 
-    run_server(port, host)
+    run_server(port, host, is_patient=is_patient)
 
 
 @darkroom.command()
@@ -288,16 +274,26 @@ def quickstart(port: int) -> None:
         sys.exit(1)
 
 
+@darkroom.command()
+def deploy() -> None:
+    """Write work pools, device slots and the deployments of ./prefect.yaml to the server in PREFECT_API_URL."""
+    from flows.deployment import deploy_all
+
+    deploy_all()
+
+
+@darkroom.command()
+@click.option("--every", "every_s", type=click.FloatRange(1), default=30, show_default=True, metavar="SECONDS")
+@click.option("--metrics-port", "port", type=click.IntRange(1, 65535), help="Answer Prometheus there.")
+def heal(every_s: float, port: int | None) -> None:
+    """Start flow runs again whose process died, and skip scheduled ones that piled up, until Ctrl-C."""
+    from flows.healing import keep_healing
+
+    keep_healing(every_s, port)
+
+
 def _configure() -> None:
     """Prepare Prefect, before anything imports it."""
     from flows.orchestration import configure
 
     configure(load_settings())
-
-
-def _build_config(recipe: str, profile: str, options: dict[str, int | None], assignments: Sequence[str]) -> "AnyConfig":
-    from model_code.recipes.catalog import build_config
-    from model_code.training.run_config import parse_assignment
-
-    changes = dict(map(parse_assignment, assignments))
-    return build_config(recipe, profile, changes | {key: value for key, value in options.items() if value is not None})

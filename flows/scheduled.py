@@ -1,0 +1,104 @@
+"""What deployments run: forms that people fill in, or a schedule does -> the flows of this project.
+
+prefect.yaml names these flows and `darkroom deploy` hands them to a Prefect server. A run that was cut off is started
+again (flows/healing.py) and goes on from its checkpoint; one that fails is told to DARKROOM_WEBHOOK_URL.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from flows import printing
+from flows.data import data_flow
+from flows.notification import tell
+from flows.plan import plan_all, plan_run
+from flows.release import release_flow
+from flows.report import report_flow
+from flows.train import train_flow
+from flows.train_all import train_all_flow
+from flows.upkeep import find_problems
+from model_code.errors import DarkroomError, TrainingError
+from model_code.recipes.catalog import RECIPES
+from model_code.registry.versions import RELEASE_NAMES
+from model_code.settings import load_settings
+from serving.bundle import read_bundle, read_pointer
+
+# The same words as the command's options.
+RecipeName = Annotated[str, Field(description="See `darkroom recipes`.", json_schema_extra={"enum": list(RECIPES)})]
+ReleaseName = Annotated[str, Field(description="Registered name.", json_schema_extra={"enum": list(RELEASE_NAMES)})]
+Profile = Annotated[
+    Literal["full", "smoke"], Field(description="full: the documented budget; smoke: minutes on two cores.")
+]
+Settings = Annotated[list[str], Field(description="key=value, as --set takes them.")]
+Seed = Annotated[int | None, Field(description="The recipe's own when empty.", ge=0)]
+Count = Annotated[int | None, Field(description="The recipe's own when empty.", ge=1)]
+
+# Twice more after a failure: what was trained is kept, so a try goes on where the last one ended.
+_KEPT: dict[str, Any] = {"log_prints": True, "on_failure": [tell], "on_crashed": [tell]}
+_RETRIED: dict[str, Any] = _KEPT | {"retries": 2, "retry_delay_seconds": 60}
+
+
+@flow(name="add-data", flow_run_name="add-{name}", **_KEPT)
+def add_data(name: str, sources: list[str] | None = None, download: bool = False, image_size: Count = None) -> None:
+    """Pack pictures that the worker can see, or download the published ones."""
+    printing.print_added(data_flow.fn(name, [Path(source) for source in sources or ()], download, image_size))
+
+
+@flow(name="train-recipe", flow_run_name="train-{recipe}", **_RETRIED)
+def train_recipe(
+    recipe: RecipeName,
+    profile: Profile = "full",
+    seed: Seed = None,
+    epochs: Count = None,
+    limit_train: Count = None,
+    settings: Settings | None = None,
+) -> str:
+    """Train one recipe; an interrupted run of the same settings goes on. Returns the run's id."""
+    result = train_flow.fn(plan_run(recipe, profile, seed, epochs, limit_train, settings or ()))
+    printing.print_result(result)
+    return result.run_id
+
+
+@flow(name="train-every-recipe", **_RETRIED)
+def train_every_recipe(
+    profile: Profile = "smoke", only: str = "*", seeds: list[int] | None = None, settings: Settings | None = None
+) -> None:
+    """Train every recipe whose name matches; what was trained before with the same settings and code is kept."""
+    outcomes = train_all_flow.fn(plan_all(profile, only, seeds or (), settings or ()))
+    printing.print_outcomes(outcomes)
+    failed = [outcome.recipe for outcome in outcomes if outcome.result is None and not outcome.is_skipped]
+    if failed:
+        raise TrainingError(f"{len(failed)} of {len(outcomes)} runs failed: {', '.join(failed)}; their lines say why")
+
+
+@flow(name="release-model", flow_run_name="release-{name}", **_KEPT)
+def release_model(source: str, name: ReleaseName, mode: Literal["enabled", "dry_run"] = "enabled") -> None:
+    """Make a recipe's best run, or one run, the champion of a name."""
+    printing.print_release(release_flow.fn(source, name, mode))
+
+
+@flow(name="retrain", flow_run_name="retrain-{name}", **_RETRIED)
+def retrain(name: ReleaseName, mode: Literal["enabled", "dry_run"] = "dry_run") -> None:
+    """Train the champion's recipe anew on the pictures that are there now, and release it, or show that it could be."""
+    bundles = load_settings().bundles_dir
+    manifest = read_bundle(bundles / name / read_pointer(bundles, name).bundle)
+    result = train_flow.fn(plan_run(manifest.recipe))
+    printing.print_result(result)
+    printing.print_release(release_flow.fn(result.run_id, name, mode))
+
+
+@flow(name="write-report", **_KEPT)
+def write_report() -> None:
+    """Write published figures beside ours."""
+    printing.print_report(report_flow.fn(load_settings().home / "report"))
+
+
+@flow(name="check-health", **_KEPT)
+def check_health() -> None:
+    """Look at the packed pictures, the released models, the service and the disk; fail with what is wrong."""
+    problems = find_problems(load_settings())
+    if problems:
+        raise DarkroomError("; ".join(problems))
+    print("data sets, released models, service and disk are well")

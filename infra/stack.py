@@ -1,0 +1,277 @@
+"""Starts, stops, backs up and restores the containers of compose.yaml: `make up`, `down`, `backup`, `restore`.
+
+Python's standard library and Docker only, so that it runs on a machine where nothing else is installed.
+"""
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ENV_FILE = HERE / ".env"
+PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "darkroom")
+DATABASES = ("mlflow", "prefect")
+# Packed pictures and downloads are not in a backup: they are made again from their source.
+VOLUMES = {"artifacts": (), "home": ("./cache", "./data"), "leases": ()}
+HEALTHY_TIMEOUT_S = 300
+PAGES = {
+    "prediction service": "SERVING_PORT",
+    "MLflow": "MLFLOW_PORT",
+    "Prefect": "PREFECT_PORT",
+    "Prometheus": "PROMETHEUS_PORT",
+    "Grafana": "GRAFANA_PORT",
+}
+
+
+class StackError(Exception):
+    """What went wrong, in one line."""
+
+
+def main() -> int:
+    """Run one command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="infra/stack.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", action="store_true", help="with compose.gpu.yaml")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("up", help="start everything, wait until it is healthy, print the addresses")
+    commands.add_parser("down", help="stop everything; volumes stay")
+    commands.add_parser("logs", help="follow the logs").add_argument("services", nargs="*")
+    for name, help_text in (
+        ("backup", "write databases and files to a new folder"),
+        ("restore", "into an empty stack"),
+    ):
+        commands.add_parser(name, help=help_text).add_argument("folder", type=Path)
+    options = parser.parse_args()
+    stack = Stack(options.gpu)
+    try:
+        match options.command:
+            case "up":
+                stack.up()
+            case "down":
+                stack.compose("down", "--remove-orphans", "--timeout", "60")
+            case "logs":
+                stack.compose("logs", "--follow", "--tail", "200", *options.services)
+            case "backup":
+                stack.back_up(options.folder.resolve())
+            case "restore":
+                stack.restore(options.folder.resolve())
+    except StackError as error:
+        print(f"stack: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(f"stack: {' '.join(map(str, error.cmd[:6]))} … failed; its own lines say why", file=sys.stderr)
+        return 1
+    return 0
+
+
+def write_env() -> dict[str, str]:
+    """Return the settings of the env file; make it, or add what a newer version needs, with fresh secrets."""
+    text = ENV_FILE.read_text(encoding="utf-8") if ENV_FILE.exists() else ""
+    known = _parse(text)
+    for line in (HERE / "env.example").read_text(encoding="utf-8").splitlines(keepends=True):
+        if "=" in line and not line.startswith("#"):
+            text += "" if line.split("=", 1)[0] in known else line.replace("generate", secrets.token_urlsafe(24))
+        elif not known:
+            text += line
+    settings = _parse(text)
+    if settings != known:
+        scratch = ENV_FILE.with_suffix(".new")
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+            stream.write(text)
+        scratch.replace(ENV_FILE)
+        print(f"secrets are in {ENV_FILE}")
+    return settings
+
+
+def _parse(text: str) -> dict[str, str]:
+    lines = (line.strip() for line in text.splitlines())
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+class Stack:
+    """The containers of one machine."""
+
+    def __init__(self, has_gpu: bool) -> None:
+        self._files = ["--file", str(HERE / "compose.yaml")]
+        if has_gpu:
+            self._files += ["--file", str(HERE / "compose.gpu.yaml")]
+        self._command = _find_compose()
+        self._profiles: list[str] = []
+
+    def compose(self, *arguments: str) -> None:
+        """Run Compose on the stack."""
+        self._run(*arguments, stdout=None)
+
+    def _run(self, *arguments: str, stdout: int | None = subprocess.PIPE) -> str:
+        command = [*self._command, "--project-name", PROJECT, "--env-file", str(ENV_FILE), *self._files]
+        command += [*self._profiles, *arguments]
+        return subprocess.run(command, check=True, stdout=stdout, text=True).stdout or ""
+
+    def up(self) -> None:
+        """Start everything, wait until it is healthy, print the addresses."""
+        settings = write_env()
+        has_grafana = self._can_have("grafana/grafana:11.6.0")
+        if has_grafana:
+            self._profiles = ["--profile", "grafana"]
+        start_s = time.monotonic()
+        self.compose("up", "--detach", "--remove-orphans")
+        self._wait_until_healthy()
+        print(f"healthy after {time.monotonic() - start_s:.0f} s")
+        for page, port in PAGES.items():
+            if page != "Grafana" or has_grafana:
+                print(f"  {page:18} http://{_reachable(settings['DARKROOM_BIND'])}:{settings[port]}")
+        print(f"users and passwords: {ENV_FILE}")
+
+    def _can_have(self, image: str) -> bool:
+        """Whether an image that only shows things is here or can be pulled; the stack works without it."""
+        if _docker_succeeds("image", "inspect", image) or _docker_succeeds("pull", "--quiet", image):
+            return True
+        print(f"{image} cannot be pulled: the stack starts without dashboards; `make up` later tries again")
+        return False
+
+    def _wait_until_healthy(self) -> None:
+        deadline_s = time.monotonic() + HEALTHY_TIMEOUT_S
+        waited_for: dict[str, str] = {}
+        while True:
+            states = self._read_states()
+            failed = [name for name, state in states.items() if state.startswith("exited") and state != "exited 0"]
+            if failed:
+                raise StackError(f"{', '.join(failed)} ended; see make logs ARGS={failed[0]}")
+            waiting = {name: state for name, state in states.items() if state not in ("healthy", "running", "exited 0")}
+            if not waiting:
+                return
+            if waiting != waited_for:
+                print("waiting for " + ", ".join(f"{name} ({state})" for name, state in waiting.items()), flush=True)
+                waited_for = waiting
+            if time.monotonic() > deadline_s:
+                raise StackError(f"{', '.join(waiting)} not healthy after {HEALTHY_TIMEOUT_S} s; see `make logs`")
+            time.sleep(1)
+
+    def _read_states(self) -> dict[str, str]:
+        """Return each service's health, or its state where it has no check."""
+        names = self._run("ps", "--quiet", "--all").split()
+        if not names:
+            raise StackError("no container was started")
+        states = {}
+        for container in json.loads(_docker("inspect", *names)):
+            state = container["State"]
+            health = state.get("Health", {}).get("Status")
+            ended = f"exited {state['ExitCode']}" if state["Status"] == "exited" else None
+            states[container["Config"]["Labels"]["com.docker.compose.service"]] = ended or health or state["Status"]
+        return dict(sorted(states.items()))
+
+    def back_up(self, folder: Path) -> None:
+        """Write databases, files and secrets to a new folder; the stack goes on meanwhile.
+
+        Files are copied after the databases that name them, so that none is missing.
+        """
+        scratch = folder.with_name(folder.name + ".part")
+        if folder.exists():
+            raise StackError(f"{folder} is there already; give a folder that is not")
+        if not ENV_FILE.exists():
+            raise StackError("there is no stack here: infra/.env is missing")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True, mode=0o700)
+        for database in DATABASES:
+            with (scratch / f"{database}.dump").open("wb") as stream:
+                self._exec("postgres", "pg_dump", "--username=postgres", "--format=custom", database, stdout=stream)
+            print(f"database {database}", flush=True)
+        for volume, left_out in VOLUMES.items():
+            with (scratch / f"{volume}.tar.gz").open("wb") as stream:
+                excluded = [f"--exclude={path}" for path in left_out]
+                # A file that changes while it is read is a checkpoint, which is written anew with the next epoch.
+                options = ["--warning=no-file-changed", "--warning=no-file-removed", "--ignore-failed-read"]
+                _in_volume(volume, "ro", ["tar", "-C", "/volume", *options, *excluded, "-czf", "-", "."], stdout=stream)
+            print(f"files of {volume}", flush=True)
+        shutil.copyfile(ENV_FILE, scratch / "env")
+        (scratch / "env").chmod(0o600)
+        (scratch / "written").write_text(datetime.now(UTC).isoformat(timespec="seconds") + "\n", encoding="utf-8")
+        scratch.rename(folder)
+        print(f"backup in {folder}; it holds the secrets too: keep it as safe as infra/.env")
+
+    def restore(self, folder: Path) -> None:
+        """Bring a backup back into a stack that has no volumes yet, with the backup's secrets, and start it."""
+        if not (folder / "written").is_file():
+            raise StackError(f"{folder} is not a whole backup")
+        kept = [f"{PROJECT}_{volume}" for volume in ("database", *VOLUMES)]
+        there = [volume for volume in kept if _docker_succeeds("volume", "inspect", volume)]
+        if there:
+            raise StackError(
+                f"volumes {', '.join(there)} are there; a backup goes into an empty stack: `make down`, then "
+                f"`docker volume rm {' '.join(there)}`, which destroys what is in them"
+            )
+        if ENV_FILE.exists():
+            ENV_FILE.rename(ENV_FILE.with_suffix(".before-restore"))
+        shutil.copyfile(folder / "env", ENV_FILE)
+        ENV_FILE.chmod(0o600)
+        write_env()
+        self.compose("up", "--no-start")
+        for volume in VOLUMES:
+            with (folder / f"{volume}.tar.gz").open("rb") as stream:
+                _in_volume(volume, "rw", ["tar", "-C", "/volume", "-xzf", "-"], stdin=stream)
+            print(f"files of {volume}", flush=True)
+        self.compose("up", "--detach", "postgres")
+        self._wait_for_postgres()
+        for database in DATABASES:
+            with (folder / f"{database}.dump").open("rb") as stream:
+                self._exec(
+                    "postgres",
+                    "pg_restore",
+                    "--username=postgres",
+                    "--exit-on-error",
+                    f"--dbname={database}",
+                    stdin=stream,
+                )
+            print(f"database {database}", flush=True)
+        self.up()
+
+    def _wait_for_postgres(self) -> None:
+        deadline_s = time.monotonic() + HEALTHY_TIMEOUT_S
+        while self._read_states().get("postgres") != "healthy":
+            if time.monotonic() > deadline_s:
+                raise StackError("PostgreSQL does not start; see `make logs ARGS=postgres`")
+            time.sleep(1)
+
+    def _exec(self, service: str, *command: str, **streams: object) -> None:
+        container = self._run("ps", "--quiet", service).strip()
+        if not container:
+            raise StackError(f"{service} is not running; `make up` first")
+        subprocess.run(["docker", "exec", "--interactive", container, *command], check=True, **streams)  # type: ignore[call-overload]
+
+
+def _in_volume(volume: str, mode: str, command: list[str], **streams: object) -> None:
+    """Run a command of the train image with a volume at /volume."""
+    mount = f"{PROJECT}_{volume}:/volume:{mode}"
+    tag = os.environ.get("DARKROOM_TAG", "latest")
+    options = ["run", "--rm", "--interactive", "--network=none", "--volume", mount, f"darkroom-train:{tag}"]
+    subprocess.run(["docker", *options, *command], check=True, **streams)  # type: ignore[call-overload]
+
+
+def _find_compose() -> list[str]:
+    if _docker_succeeds("compose", "version"):
+        return ["docker", "compose"]
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    raise SystemExit("stack: neither `docker compose` nor docker-compose is installed")
+
+
+def _docker(*arguments: str) -> str:
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _docker_succeeds(*arguments: str) -> bool:
+    return subprocess.run(["docker", *arguments], check=False, capture_output=True).returncode == 0
+
+
+def _reachable(bind: str) -> str:
+    return "127.0.0.1" if bind == "0.0.0.0" else bind  # noqa: S104
+
+
+if __name__ == "__main__":
+    sys.exit(main())
