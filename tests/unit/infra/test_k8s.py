@@ -11,6 +11,7 @@ import pytest
 import yaml
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.utilities.templating import apply_values
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 
@@ -46,7 +47,9 @@ def fill_in(template, **values):
 
 def make_job(template, **values):
     configuration = fill_in(template, **values)
-    configuration.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="train"))
+    # Of the same name as a pod that is not a training.
+    deployment = DeploymentResponse(id=uuid4(), flow_id=uuid4(), name="serving")
+    configuration.prepare_for_flow_run(FlowRun(flow_id=deployment.flow_id, name="train"), deployment)
     job = configuration.job_manifest
     # Prefect insists on them here, a level too deep, where Kubernetes drops them.
     for misplaced in ("completions", "parallelism"):
@@ -160,7 +163,7 @@ def test_the_service_may_only_ask_for_names():
     egress = [m for m in read_base() if m["kind"] == "NetworkPolicy" and "egress" in m["spec"]]
     selected = {m["metadata"]["name"]: m["spec"]["podSelector"] for m in egress}
     assert selected.pop("dns") == {}
-    assert {"matchLabels": {"app.kubernetes.io/name": "serving"}} not in selected.values()
+    assert {"matchLabels": {"app.kubernetes.io/component": "serving"}} not in selected.values()
     assert {} not in selected.values()
 
 
