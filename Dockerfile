@@ -42,7 +42,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && rm /tmp/requirements.txt
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --quiet --no-deps --no-index /wheels/*.whl
-COPY --chown=root:root prefect.yaml /opt/darkroom/
+COPY prefect.yaml /opt/darkroom/
+COPY infra/k8s/job-template.json /opt/darkroom/infra/k8s/
 WORKDIR /opt/darkroom
 ARG GIT_SHA=unknown
 ENV DARKROOM_GIT_SHA=${GIT_SHA}

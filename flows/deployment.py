@@ -1,18 +1,23 @@
 """Hands prefect.yaml to a Prefect server: work pools, the slots of devices, every deployment."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.workers.base import BaseWorker
 
 from flows.device_slot import name_slot
 from model_code.errors import DarkroomError, UsageError
 
-POOLS = {"darkroom": "process", "darkroom-docker": "docker"}
+POOLS = {"darkroom": "process", "darkroom-docker": "docker", "darkroom-kubernetes": "kubernetes"}
+# Beside prefect.yaml; the other kinds have Prefect's own.
+JOB_TEMPLATES = {"kubernetes": Path("infra/k8s/job-template.json")}
 DEVICES = ("cpu", "cuda")
 FILE = Path("prefect.yaml")
 
@@ -31,7 +36,8 @@ def deploy_all(file: Path = FILE) -> None:
     with get_client(sync_client=True) as client:
         for name, kind in POOLS.items():
             try:
-                client.create_work_pool(WorkPoolCreate(name=name, type=kind))
+                template = _read_template(file.parent, kind)
+                client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
                 print(f"work pool {name}: created", flush=True)
             except ObjectAlreadyExists:
                 print(f"work pool {name}: there already", flush=True)
@@ -45,3 +51,16 @@ def deploy_all(file: Path = FILE) -> None:
     command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
     if subprocess.run(command, check=False).returncode != 0:
         raise DarkroomError("Prefect refused a deployment; the lines above say why")
+
+
+def _read_template(folder: Path, kind: str) -> dict[str, Any]:
+    """Return what a pool's runs are made of, with the form for it."""
+    if kind not in JOB_TEMPLATES:
+        worker = BaseWorker.get_worker_class_from_type(kind)
+        assert worker is not None, "the workers of POOLS are installed"
+        return worker.get_default_base_job_template()
+    file = folder / JOB_TEMPLATES[kind]
+    if not file.is_file():
+        raise UsageError(f"{file} is not there; run `darkroom deploy` where prefect.yaml and infra are")
+    template: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return template
