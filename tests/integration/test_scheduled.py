@@ -1,0 +1,295 @@
+"""Deployments and healing on a real Prefect server, without containers."""
+
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from tests.integration.conftest import COMMAND
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def prefect_home(tmp_path_factory):
+    return tmp_path_factory.mktemp("prefect-server")
+
+
+@pytest.fixture(scope="module")
+def api(prefect_home):
+    """The address of a server with every deployment of prefect.yaml."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/api"
+    environment = os.environ | {"PREFECT_HOME": str(prefect_home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (prefect_home / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    try:
+        deadline_s = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, (prefect_home / "log").read_text()
+                assert time.monotonic() < deadline_s, "Prefect's server does not answer"
+                time.sleep(0.2)
+        deploy(address, prefect_home)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def deploy(address, prefect_home, folder=ROOT):
+    environment = os.environ | {"PREFECT_API_URL": address, "PREFECT_HOME": str(prefect_home)}
+    done = subprocess.run([COMMAND, "deploy"], env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def client(api, monkeypatch):
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setenv("PREFECT_API_URL", api)
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What a webhook was told."""
+    contents = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self):
+            contents.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Hook)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("DARKROOM_WEBHOOK_URL", f"http://127.0.0.1:{server.server_port}")
+    yield contents
+    server.shutdown()
+    server.server_close()
+
+
+def start_run(client, deployment="train-recipe/process"):
+    """A flow run that says that it is running, and has no process."""
+    from prefect.states import Running
+
+    found = client.read_deployment_by_name(deployment)
+    run = client.create_flow_run_from_deployment(found.id, parameters={"recipe": "resnet18_cifar10_exp"})
+    client.set_flow_run_state(run.id, Running(), force=True)
+    return run
+
+
+def after(seconds):
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def test_every_deployment_is_there_with_its_form_and_schedule(client, api, prefect_home):
+    flows = {flow.id: flow.name for flow in client.read_flows()}
+    found = {f"{flows[one.flow_id]}/{one.name}": one for one in client.read_deployments()}
+    assert set(found) == {
+        *("train-recipe/process", "train-recipe/docker", "train-recipe/kubernetes", "train-recipe/weekly"),
+        *("train-every-recipe/nightly", "check-health/hourly", "retrain/on-feedback"),
+        *("add-data/process", "release-model/process", "write-report/process"),
+    }
+    assert [schedule.schedule.cron for schedule in found["train-every-recipe/nightly"].schedules] == ["0 1 * * *"]
+    form = found["train-recipe/process"].parameter_openapi_schema["properties"]
+    assert {"resnet18_cifar10_exp", "simsiam_cifar10"} <= set(form["recipe"]["enum"])
+    assert form["profile"]["enum"] == ["full", "smoke"]
+    nightly = found["train-every-recipe/nightly"]
+    assert nightly.global_concurrency_limit.limit == 1
+    assert nightly.concurrency_options.collision_strategy == "CANCEL_NEW"
+    assert "there already" in deploy(api, prefect_home)
+    assert len(client.read_deployments()) == len(found)
+
+
+def test_deploying_elsewhere_is_one_line(tmp_path, api, prefect_home):
+    environment = os.environ | {"PREFECT_API_URL": api, "PREFECT_HOME": str(prefect_home)}
+    done = subprocess.run(
+        [COMMAND, "deploy"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"darkroom: {tmp_path}/prefect.yaml is not there; run `darkroom deploy` where prefect.yaml is"
+    ]
+
+
+def test_schedules_make_runs(client):
+    """The server's own scheduler; SQLAlchemy 2.1 stopped it without a word."""
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+
+    nightly = DeploymentFilter(name=DeploymentFilterName(any_=["nightly"]))
+    deadline_s = time.monotonic() + 90
+    while not (runs := client.read_flow_runs(deployment_filter=nightly)):
+        assert time.monotonic() < deadline_s, "nothing is scheduled"
+        time.sleep(1)
+    assert all(run.auto_scheduled for run in runs)
+
+
+def test_a_silent_run_starts_again_and_is_crashed_after_its_last_try(client, told):
+    from prefect.states import Running
+
+    from flows.healing import MOST_TRIES, heal
+
+    run = start_run(client)
+    assert heal(client, after(0)) == []
+    assert client.read_flow_run(run.id).state.name == "Running"
+    for tries in range(1, MOST_TRIES + 1):
+        (line,) = heal(client, after(130))
+        found = client.read_flow_run(run.id)
+        assert found.run_count == tries
+        if tries < MOST_TRIES:
+            assert line == f"{run.name}: silent for 120 s, starts again"
+            assert (found.state.name, found.state.type.value) == ("AwaitingRetry", "SCHEDULED")
+            client.set_flow_run_state(run.id, Running(), force=True)
+    assert found.state.name == "Crashed"
+    assert [(post["flow"], post["run_id"], post["state"]) for post in told] == [
+        ("train-recipe", str(run.id), "Crashed")
+    ]
+
+
+def test_a_run_that_lives_is_left_alone(client):
+    from prefect.events import emit_event
+    from prefect.events.worker import EventsWorker
+
+    from flows.healing import HEARTBEAT, heal
+
+    run = start_run(client)
+    at = after(100)
+    emit_event(HEARTBEAT, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"}, occurred=at)
+    EventsWorker.drain_all()
+    deadline_s = time.monotonic() + 30
+    while any(run.name in line for line in heal(client, after(130))):
+        assert time.monotonic() < deadline_s, "the server does not show the event"
+        from prefect.states import Running
+
+        client.set_flow_run_state(run.id, Running(), force=True)
+        time.sleep(1)
+    assert client.read_flow_run(run.id).state.name == "Running"
+    assert any(run.name in line for line in heal(client, at + timedelta(seconds=130)))
+
+
+def test_of_late_runs_the_newest_is_kept(client, prefect_home):
+    from prefect.states import Scheduled
+
+    from flows.healing import heal
+
+    found = client.read_deployment_by_name("check-health/hourly")
+    runs = [
+        client.create_flow_run_from_deployment(found.id, state=Scheduled(scheduled_time=after(-3600 * hours)))
+        for hours in (3, 2, 1)
+    ]
+    with sqlite3.connect(prefect_home / "prefect.db", timeout=30) as database:  # what the scheduler sets
+        ids = [str(run.id) for run in runs]
+        changed = database.execute("UPDATE flow_run SET auto_scheduled = 1 WHERE id IN (?, ?, ?)", ids)
+        assert changed.rowcount == 3
+    heal(client, after(0))
+    states = [client.read_flow_run(run.id).state for run in runs]
+    assert [state.type.value for state in states] == ["CANCELLED", "CANCELLED", "SCHEDULED"]
+    assert states[0].message == "skipped: a newer run of its schedule is due"
+
+
+def test_a_device_is_a_slot_of_the_server(client, tmp_path, capsys):
+    from flows.device_slot import hold_device, name_slot
+
+    with hold_device(tmp_path, "cpu"):
+        assert client.read_global_concurrency_limit_by_name(name_slot("cpu")).active_slots == 1
+        waiting = Thread(target=wait_for_device, args=(tmp_path / "elsewhere",), daemon=True)
+        waiting.start()
+        waiting.join(5)
+        assert waiting.is_alive()
+        assert "another run holds darkroom-cpu; waiting for it" in capsys.readouterr().out
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert client.read_global_concurrency_limit_by_name(name_slot("cpu")).active_slots == 0
+
+
+def wait_for_device(locks_dir):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.device_slot import hold_device
+
+    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}), hold_device(locks_dir, "cpu"):
+        pass
+
+
+def test_a_killed_worker_loses_nothing(client, api, prefect_home, tmp_path):
+    """The worker and what it started are killed in a training; another worker goes on with it after the healing."""
+    from flows.healing import heal
+
+    home = tmp_path / "home"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment |= {"PREFECT_API_URL": api, "PREFECT_HOME": str(prefect_home), "DARKROOM_HOME": str(home)}
+    subprocess.run([COMMAND, "data", "add", "shapes"], env=environment, check=True, capture_output=True)
+    found = client.read_deployment_by_name("train-recipe/process")
+    parameters = {"recipe": "resnet18_cifar10_exp", "epochs": 12, "profile": "smoke", "settings": ["dataset=shapes"]}
+    run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
+    with a_worker(environment) as worker:
+        wait_for(lambda: list(home.glob("checkpoints/*/state.pt")), 120, "a checkpoint")
+        os.killpg(worker.pid, 9)
+    (folder,) = home.glob("checkpoints/*/run.json")
+    assert not (folder.parent / "result.json").exists()
+    assert client.read_flow_run(run.id).state.name == "Running"
+    assert any(f"{client.read_flow_run(run.id).name}: silent" in line for line in heal(client, after(130)))
+
+    def is_over():
+        return client.read_flow_run(run.id).state.is_final()
+
+    with a_worker(environment):
+        wait_for(is_over, 150, "the end of the run")
+    assert client.read_flow_run(run.id).state.name == "Completed"
+    assert [file.parent for file in home.glob("checkpoints/*/result.json")] == [folder.parent]
+    assert count_epochs(home) == dict.fromkeys(range(1, 13), 1)
+
+
+@contextmanager
+def a_worker(environment):
+    command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", "darkroom", "--type", "process"]
+    process = subprocess.Popen(
+        command, env=environment, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 15)
+        process.wait(60)
+
+
+def wait_for(condition, seconds, what):
+    deadline_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline_s, f"{what} does not come"
+        time.sleep(0.5)
+
+
+def count_epochs(home):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("darkroom").experiment_id])
+    assert run.info.status == "FINISHED"
+    return Counter(metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss"))
