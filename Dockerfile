@@ -9,8 +9,7 @@
 # The NVIDIA driver comes from the host. Everything is installed from hash-locked wheels: nothing is compiled.
 
 FROM python:3.11-slim-bookworm AS base
-ARG USER_ID=1000
-RUN useradd --uid ${USER_ID} --user-group --home-dir /home/darkroom --create-home --shell /usr/sbin/nologin darkroom \
+RUN useradd --uid 1000 --user-group --home-dir /home/darkroom --create-home --shell /usr/sbin/nologin darkroom \
     && install --directory --owner darkroom --group darkroom /data /artifacts /leases
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -41,14 +40,14 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && pip install --quiet --require-hashes --no-deps --only-binary :all: --requirement /tmp/requirements.txt \
     && rm /tmp/requirements.txt
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
-    pip install --quiet --no-deps --no-index /wheels/*.whl
+    pip install --quiet --no-cache-dir --no-deps --no-index /wheels/*.whl
 COPY prefect.yaml /opt/darkroom/
 COPY infra/k8s/job-template.json /opt/darkroom/infra/k8s/
 WORKDIR /opt/darkroom
 ARG GIT_SHA=unknown
 ENV DARKROOM_GIT_SHA=${GIT_SHA}
 LABEL org.opencontainers.image.revision=${GIT_SHA}
-USER darkroom
+USER 1000:1000
 VOLUME /data
 # Of a command: the servers and the worker have checks of their own in infra/compose.yaml.
 HEALTHCHECK --interval=1h --timeout=60s CMD ["darkroom", "--version"]
@@ -67,7 +66,7 @@ WORKDIR /opt/darkroom
 ENV PYTHONPATH=/opt/darkroom
 ARG GIT_SHA=unknown
 LABEL org.opencontainers.image.revision=${GIT_SHA}
-USER darkroom
+USER 1000:1000
 VOLUME /data
 EXPOSE 3000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
@@ -76,9 +75,9 @@ CMD ["python", "-P", "-m", "serving.launcher", "--host", "0.0.0.0", "--wait"]
 
 
 FROM serve-cpu AS serve
-USER root
+USER 0:0
 COPY requirements/cuda.txt /tmp/requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --quiet --require-hashes --no-deps --only-binary :all: --requirement /tmp/requirements.txt \
     && rm /tmp/requirements.txt
-USER darkroom
+USER 1000:1000

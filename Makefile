@@ -14,7 +14,7 @@ ARGS ?=
 TEST_PROCESSES ?= 2
 export DARKROOM_TAG ?= latest
 
-.PHONY: help setup data train-all report quickstart release serve ui predict images up down logs backup restore \
+.PHONY: help setup data train-all report quickstart release serve ui predict images up down watch logs backup restore \
 	test check format bench bench-train doctor lock clean
 
 help: ## Show this list
@@ -70,6 +70,9 @@ up: images ## Start the whole stack in containers and print its addresses (GPU=1
 
 down: ## Stop the stack; its volumes stay
 	@$(PYTHON) infra/stack.py down
+
+watch: ## Start containers again that somebody killed by hand
+	@$(PYTHON) infra/stack.py watch
 
 logs: ## Follow the stack's logs (ARGS="worker" for one of them)
 	@$(PYTHON) infra/stack.py logs $(ARGS)

@@ -13,6 +13,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ENV_FILE = HERE / ".env"
@@ -21,6 +22,7 @@ DATABASES = ("mlflow", "prefect")
 # Packed pictures and downloads are not in a backup: they are made again from their source.
 VOLUMES = {"artifacts": (), "home": ("./cache", "./data"), "leases": ()}
 HEALTHY_TIMEOUT_S = 300
+WATCH_INTERVAL_S = 5
 PAGES = {
     "prediction service": "SERVING_PORT",
     "MLflow": "MLFLOW_PORT",
@@ -41,6 +43,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="start everything, wait until it is healthy, print the addresses")
     commands.add_parser("down", help="stop everything; volumes stay")
+    commands.add_parser("watch", help="start again what is killed by hand, until Ctrl-C")
     commands.add_parser("logs", help="follow the logs").add_argument("services", nargs="*")
     for name, help_text in (
         ("backup", "write databases and files to a new folder"),
@@ -55,12 +58,16 @@ def main() -> int:
                 stack.up()
             case "down":
                 stack.compose("down", "--remove-orphans", "--timeout", "60")
+            case "watch":
+                stack.watch()
             case "logs":
                 stack.compose("logs", "--follow", "--tail", "200", *options.services)
             case "backup":
                 stack.back_up(options.folder.resolve())
             case "restore":
                 stack.restore(options.folder.resolve())
+    except KeyboardInterrupt:
+        return 130
     except StackError as error:
         print(f"stack: {error}", file=sys.stderr)
         return 1
@@ -155,16 +162,33 @@ class Stack:
 
     def _read_states(self) -> dict[str, str]:
         """Return each service's health, or its state where it has no check."""
-        names = self._run("ps", "--quiet", "--all").split()
-        if not names:
-            raise StackError("no container was started")
         states = {}
-        for container in json.loads(_docker("inspect", *names)):
+        for container in self._inspect():
             state = container["State"]
             health = state.get("Health", {}).get("Status")
             ended = f"exited {state['ExitCode']}" if state["Status"] == "exited" else None
-            states[container["Config"]["Labels"]["com.docker.compose.service"]] = ended or health or state["Status"]
+            states[_read_service(container)] = ended or health or state["Status"]
         return dict(sorted(states.items()))
+
+    def _inspect(self) -> list[dict[str, Any]]:
+        """Return what Docker knows of each container of the stack."""
+        names = self._run("ps", "--quiet", "--all").split()
+        if not names:
+            raise StackError("no container was started; `make up` first")
+        containers: list[dict[str, Any]] = json.loads(_docker("inspect", *names))
+        return containers
+
+    def watch(self) -> None:
+        """Start containers again that ended although they should run.
+
+        Docker does that itself unless somebody killed or stopped them by hand.
+        """
+        while True:
+            for container in self._inspect():
+                is_kept = container["HostConfig"]["RestartPolicy"]["Name"] == "always"
+                if is_kept and container["State"]["Status"] == "exited" and _docker_succeeds("start", container["Id"]):
+                    print(f"{_read_service(container)} had ended, started again", flush=True)
+            time.sleep(WATCH_INTERVAL_S)
 
     def back_up(self, folder: Path) -> None:
         """Write databases, files and secrets to a new folder; the stack goes on meanwhile.
@@ -251,6 +275,10 @@ def _in_volume(volume: str, mode: str, command: list[str], **streams: object) ->
     tag = os.environ.get("DARKROOM_TAG", "latest")
     options = ["run", "--rm", "--interactive", "--network=none", "--volume", mount, f"darkroom-train:{tag}"]
     subprocess.run(["docker", *options, *command], check=True, **streams)  # type: ignore[call-overload]
+
+
+def _read_service(container: dict[str, Any]) -> str:
+    return str(container["Config"]["Labels"]["com.docker.compose.service"])
 
 
 def _find_compose() -> list[str]:

@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -155,6 +159,18 @@ def test_prometheus_sees_everything(stack):
     assert ask("darkroom_disk_free_bytes")
 
 
+@pytest.fixture(scope="module")
+def watched(stack):
+    """`make watch` beside the tests: Docker itself leaves alone what `docker kill` ended."""
+    process = subprocess.Popen(
+        ["make", f"PYTHON={sys.executable}", "watch"], cwd=stack.folder, env=stack.environment, start_new_session=True
+    )
+    yield
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(30)
+
+
+@pytest.mark.usefixtures("watched")
 @pytest.mark.parametrize("service", sorted(SERVICES))
 def test_a_killed_container_comes_back_and_the_training_ends_well(stack, client, mlflow_client, service):
     before = {one.info.run_id for one in list_runs(mlflow_client)}

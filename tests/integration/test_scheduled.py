@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
+import psutil
 import pytest
 
 from tests.integration.conftest import COMMAND
@@ -171,25 +172,20 @@ def test_a_silent_run_starts_again_and_is_crashed_after_its_last_try(client, tol
     ]
 
 
-def test_a_run_that_lives_is_left_alone(client):
-    from prefect.events import emit_event
-    from prefect.events.worker import EventsWorker
+def test_a_run_that_lives_is_left_alone(client, monkeypatch):
+    from prefect.events.schemas.events import Event, Resource
 
-    from flows.healing import HEARTBEAT, heal
+    from flows import healing
 
+    monkeypatch.setattr(healing, "DEAD_AFTER", timedelta(seconds=10))
     run = start_run(client)
-    at = after(100)
-    emit_event(HEARTBEAT, resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"}, occurred=at)
-    EventsWorker.drain_all()
-    deadline_s = time.monotonic() + 30
-    while any(run.name in line for line in heal(client, after(130))):
-        assert time.monotonic() < deadline_s, "the server does not show the event"
-        from prefect.states import Running
-
-        client.set_flow_run_state(run.id, Running(), force=True)
-        time.sleep(1)
-    assert client.read_flow_run(run.id).state.name == "Running"
-    assert any(run.name in line for line in heal(client, at + timedelta(seconds=130)))
+    time.sleep(11)
+    event = Event(event=healing.HEARTBEAT, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"}))
+    client.request("POST", "/events", json=[event.model_dump(mode="json")])
+    wait_for(lambda: healing._find_alive(client, [run.id], after(-10)), 8, "the event")
+    assert not any(run.name in line for line in healing.heal(client, after(0)))
+    time.sleep(11)
+    assert any(f"{run.name}: silent for 10 s, starts again" in line for line in healing.heal(client, after(0)))
 
 
 def test_of_late_runs_the_newest_is_kept(client, prefect_home):
@@ -249,7 +245,8 @@ def test_a_killed_worker_loses_nothing(client, api, prefect_home, tmp_path):
     run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
     with a_worker(environment) as worker:
         wait_for(lambda: list(home.glob("checkpoints/*/state.pt")), 120, "a checkpoint")
-        os.killpg(worker.pid, 9)
+        for process in [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]:
+            process.kill()
     (folder,) = home.glob("checkpoints/*/run.json")
     assert not (folder.parent / "result.json").exists()
     assert client.read_flow_run(run.id).state.name == "Running"
@@ -260,7 +257,8 @@ def test_a_killed_worker_loses_nothing(client, api, prefect_home, tmp_path):
 
     with a_worker(environment):
         wait_for(is_over, 150, "the end of the run")
-    assert client.read_flow_run(run.id).state.name == "Completed"
+    state = client.read_flow_run(run.id).state
+    assert state.name == "Completed", state.message
     assert [file.parent for file in home.glob("checkpoints/*/result.json")] == [folder.parent]
     assert count_epochs(home) == dict.fromkeys(range(1, 13), 1)
 
