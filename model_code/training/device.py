@@ -40,8 +40,9 @@ def choose_device(wanted: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Let the process reuse the memory of freed tensors instead of giving it back and getting it again, page by page.
 
-    Without it an epoch of a ResNet-18 took 5 to 10 % longer on two cores; with it peak memory is larger where batches differ
-    in size (docs/benchmarks.md). It holds for the rest of the process; malloc's own settings in the environment go first.
+    Without it an epoch of a ResNet-18 took 5 to 10 % longer on two cores; with it peak memory is larger where batches
+    differ in size (docs/benchmarks.md). It holds for the rest of the process; malloc's own settings in the environment
+    go first.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
