@@ -1,22 +1,21 @@
 """Brings back what died without a word: flow runs whose process was killed, and scheduled runs that piled up.
 
-A flow run says every half minute that it lives. One that has been silent for `DEAD_AFTER` is started again, and goes on
-from its checkpoint; after `MOST_TRIES` it is crashed, and told so. Of the runs of one deployment that are late only the
-newest is kept. The slot of a dead run is free when its lease ends (flows/device_slot.py).
+A flow run says every half minute that it lives. One that did and has been silent for `DEAD_AFTER` is started again, and
+goes on from its checkpoint; after `MOST_TRIES` it is crashed, and told so. Of the runs of one deployment that are late
+only the newest is kept. The slot of a dead run is free when its lease ends (flows/device_slot.py).
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import FlowRun
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType
-from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
+from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Crashed, Scheduled
 
@@ -26,7 +25,9 @@ from model_code.settings import load_settings
 
 DEAD_AFTER = timedelta(seconds=120)
 LATE_AFTER = timedelta(minutes=15)
+PENDING_AFTER = timedelta(minutes=15)
 MOST_TRIES = 5
+PROCESS_POOL = "darkroom"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 
 
@@ -63,10 +64,10 @@ def keep_healing(every_s: float, port: int | None = None) -> None:
 
 def heal(client: SyncPrefectClient, now: datetime) -> list[str]:
     """Start dead runs again, or crash them; skip scheduled runs that newer ones overtook. Returns what was done."""
-    started = _read_runs(client, StateType.RUNNING, StateType.PENDING)
-    alive = _find_alive(client, [run.id for run in started], now - DEAD_AFTER)
-    lines = [_revive(client, run) for run in started if run.id not in alive and _began(run) < now - DEAD_AFTER]
-    return lines + _skip_overtaken(client, now)
+    dead = [run for run in _read_runs(client, StateType.RUNNING) if _is_silent(client, run, now)]
+    dead += [run for run in _read_runs(client, StateType.PENDING) if _was_never_begun(run, now)]
+    dead += [run for run in _read_runs(client, StateType.SCHEDULED) if _lost_its_pause(client, run, now)]
+    return [_revive(client, run) for run in dead] + _skip_overtaken(client, now)
 
 
 def _read_runs(client: SyncPrefectClient, *types: StateType) -> list[FlowRun]:
@@ -74,36 +75,42 @@ def _read_runs(client: SyncPrefectClient, *types: StateType) -> list[FlowRun]:
     return client.read_flow_runs(flow_run_filter=wanted, limit=200)
 
 
-def _began(run: FlowRun) -> datetime:
+def _is_silent(client: SyncPrefectClient, run: FlowRun, now: datetime) -> bool:
+    """Whether a run said that it lives, and has not for long; one that never did says nothing about itself."""
+    beats = client.read_events(
+        EventFilter(
+            event=EventNameFilter(name=[HEARTBEAT]),
+            resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+        ),
+        limit=1,
+    ).events
+    return bool(beats) and max(beats[0].occurred, _changed(run)) < now - DEAD_AFTER
+
+
+def _was_never_begun(run: FlowRun, now: datetime) -> bool:
+    """Whether a worker took a run and died; a container or job may take long to start, and is not ours to judge."""
+    return run.work_pool_name == PROCESS_POOL and _changed(run) < now - PENDING_AFTER
+
+
+def _lost_its_pause(client: SyncPrefectClient, run: FlowRun, now: datetime) -> bool:
+    """Whether a run that failed should have tried again in its own process, which is gone."""
+    due = run.next_scheduled_start_time
+    waits_for_itself = run.empirical_policy.retry_type == "in_process"
+    return waits_for_itself and due is not None and due < now - DEAD_AFTER and _is_silent(client, run, now)
+
+
+def _changed(run: FlowRun) -> datetime:
     assert run.state is not None, "read with its state"
     return run.state.timestamp
 
 
-def _find_alive(client: SyncPrefectClient, run_ids: list[UUID], since: datetime) -> set[UUID]:
-    """Return the runs that said since then that they live."""
-    alive = set()
-    for run_id in run_ids:
-        beats = client.read_events(
-            EventFilter(
-                occurred=EventOccurredFilter(since=since),
-                event=EventNameFilter(name=[HEARTBEAT]),
-                resource=EventResourceFilter(id=[f"prefect.flow-run.{run_id}"]),
-            ),
-            limit=1,
-        )
-        if beats.events:
-            alive.add(run_id)
-    return alive
-
-
 def _revive(client: SyncPrefectClient, run: FlowRun) -> str:
-    silence = f"silent for {DEAD_AFTER.total_seconds():.0f} s"
+    # First crashed: from there Prefect gives the run to any worker again, whatever its retries were.
     if run.deployment_id is not None and run.run_count < MOST_TRIES:
-        client.set_flow_run_state(
-            run.id, Scheduled(name="AwaitingRetry", message=f"{silence}: its process died"), force=True
-        )
-        return f"{run.name}: {silence}, starts again"
-    message = f"{silence} after {run.run_count} tries"
+        client.set_flow_run_state(run.id, Crashed(message="silent: its process died"), force=True)
+        client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry", message="its process died"))
+        return f"{run.name}: silent, starts again"
+    message = f"silent after {run.run_count} tries"
     client.set_flow_run_state(run.id, Crashed(message=message), force=True)
     send(client.read_flow(run.flow_id).name, run, "Crashed", message)
     return f"{run.name}: {message}, crashed"

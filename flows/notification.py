@@ -27,5 +27,7 @@ def send(flow_name: str, run: FlowRun, state: str | None, message: str | None) -
     content = {"text": text, "flow": flow_name, "run": run.name, "run_id": str(run.id), "state": state, "url": link}
     try:
         httpx.post(address, json=content, timeout=TIMEOUT_S).raise_for_status()
-    except httpx.HTTPError as error:
-        print(f"the webhook was not told that {flow_name} {run.name} is {state}: {error}", flush=True)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        # Its text holds the address, which is a secret.
+        why = str(error.response.status_code) if isinstance(error, httpx.HTTPStatusError) else type(error).__name__
+        print(f"the webhook was not told that {flow_name} {run.name} is {state}: {why}", flush=True)

@@ -32,6 +32,8 @@ def configure(settings: Settings) -> None:
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        # Who is silent for longer is taken for dead (flows/healing.py).
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     is_embedded = "PREFECT_API_URL" not in os.environ
     if is_embedded:

@@ -16,13 +16,14 @@ from flows.notification import tell
 from flows.plan import plan_all, plan_run
 from flows.release import release_flow
 from flows.report import report_flow
-from flows.train import train_flow
+from flows.train import identify_inputs, train_flow, train_task
 from flows.train_all import train_all_flow
 from flows.upkeep import find_problems
 from model_code.errors import DarkroomError, TrainingError
 from model_code.recipes.catalog import RECIPES
 from model_code.registry.versions import RELEASE_NAMES
 from model_code.settings import load_settings
+from model_code.training.run_folder import open_run_folder
 from serving.bundle import read_bundle, read_pointer
 
 # The same words as the command's options.
@@ -81,10 +82,14 @@ def release_model(source: str, name: ReleaseName, mode: Literal["enabled", "dry_
 
 @flow(name="retrain", flow_run_name="retrain-{name}", **_RETRIED)
 def retrain(name: ReleaseName, mode: Literal["enabled", "dry_run"] = "dry_run") -> None:
-    """Train the champion's recipe anew on the pictures that are there now, and release it, or show that it could be."""
-    bundles = load_settings().bundles_dir
-    manifest = read_bundle(bundles / name / read_pointer(bundles, name).bundle)
-    result = train_flow.fn(plan_run(manifest.recipe))
+    """Train with the champion's settings on the pictures that are there now, and release it, or show that it could be.
+
+    A training of the same settings, pictures and code is kept: a release that failed does not cost another one.
+    """
+    settings = load_settings()
+    champion = read_bundle(settings.bundles_dir / name / read_pointer(settings.bundles_dir, name).bundle)
+    config = open_run_folder(settings.checkpoints_dir, champion.run_id).record.config
+    result = train_task(config, identify_inputs(config))
     printing.print_result(result)
     printing.print_release(release_flow.fn(result.run_id, name, mode))
 

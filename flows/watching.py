@@ -43,17 +43,16 @@ def note_prefect(is_up: bool) -> None:
 
 
 def note_deployments(client: SyncPrefectClient) -> None:
-    """Publish how the last runs of each deployment ended; a deployment without any has no figure."""
+    """Publish how the last runs of each deployment ended; one that never succeeded counts from its creation."""
     flows = {flow.id: flow.name for flow in client.read_flows()}
     for deployment in client.read_deployments():
         name = f"{flows.get(deployment.flow_id, 'unknown')}/{deployment.name}"
         last = _read_last(client, deployment, ENDED)
-        if last is None:
-            continue
-        _last_failed.labels(name).set(last.state_type is not StateType.COMPLETED)
+        _last_failed.labels(name).set(last is not None and last.state_type is not StateType.COMPLETED)
         good = _read_last(client, deployment, (StateType.COMPLETED,))
-        if good is not None and good.end_time is not None:
-            _last_success.labels(name).set(good.end_time.timestamp())
+        since = deployment.created if good is None else good.end_time
+        if since is not None:
+            _last_success.labels(name).set(since.timestamp())
 
 
 def _read_last(

@@ -17,10 +17,13 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ENV_FILE = HERE / ".env"
+STOPPED_FILE = HERE / ".stopped"  # there while the stack is meant to be down
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "darkroom")
+TAG = os.environ.get("DARKROOM_TAG", "latest")
+IMAGES = ("darkroom-train", "darkroom-serve-cpu")
 DATABASES = ("mlflow", "prefect")
 # Packed pictures and downloads are not in a backup: they are made again from their source.
-VOLUMES = {"artifacts": (), "home": ("./cache", "./data"), "leases": ()}
+VOLUMES = {"artifacts": (), "home": ("./cache", "./data")}
 HEALTHY_TIMEOUT_S = 300
 WATCH_INTERVAL_S = 5
 PAGES = {
@@ -43,6 +46,9 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="start everything, wait until it is healthy, print the addresses")
     commands.add_parser("down", help="stop everything; volumes stay")
+    run = commands.add_parser("exec", help="run a command in a container, e.g. exec worker darkroom data list")
+    run.add_argument("service")
+    run.add_argument("words", nargs=argparse.REMAINDER)
     commands.add_parser("watch", help="start again what is killed by hand, until Ctrl-C")
     commands.add_parser("logs", help="follow the logs").add_argument("services", nargs="*")
     for name, help_text in (
@@ -57,7 +63,9 @@ def main() -> int:
             case "up":
                 stack.up()
             case "down":
-                stack.compose("down", "--remove-orphans", "--timeout", "60")
+                stack.down()
+            case "exec":
+                stack.compose("exec", "-T", options.service, *options.words)
             case "watch":
                 stack.watch()
             case "logs":
@@ -80,6 +88,8 @@ def main() -> int:
 def write_env() -> dict[str, str]:
     """Return the settings of the env file; make it, or add what a newer version needs, with fresh secrets."""
     text = ENV_FILE.read_text(encoding="utf-8") if ENV_FILE.exists() else ""
+    if text and not text.endswith("\n"):
+        text += "\n"
     known = _parse(text)
     for line in (HERE / "env.example").read_text(encoding="utf-8").splitlines(keepends=True):
         if "=" in line and not line.startswith("#"):
@@ -109,7 +119,7 @@ class Stack:
         if has_gpu:
             self._files += ["--file", str(HERE / "compose.gpu.yaml")]
         self._command = _find_compose()
-        self._profiles: list[str] = []
+        self._profiles = ["--profile", "grafana"]
 
     def compose(self, *arguments: str) -> None:
         """Run Compose on the stack."""
@@ -122,10 +132,16 @@ class Stack:
 
     def up(self) -> None:
         """Start everything, wait until it is healthy, print the addresses."""
+        if not ENV_FILE.exists() and _docker_succeeds("volume", "inspect", f"{PROJECT}_database"):
+            raise StackError(
+                f"{ENV_FILE} is gone, and new secrets would not open the database that is there; bring it back, from a "
+                f"backup for instance, or remove the volume {PROJECT}_database with all that is in it"
+            )
         settings = write_env()
+        STOPPED_FILE.unlink(missing_ok=True)
         has_grafana = self._can_have("grafana/grafana:11.6.0")
-        if has_grafana:
-            self._profiles = ["--profile", "grafana"]
+        if not has_grafana:
+            self._profiles = []
         start_s = time.monotonic()
         self.compose("up", "--detach", "--remove-orphans")
         self._wait_until_healthy()
@@ -134,6 +150,11 @@ class Stack:
             if page != "Grafana" or has_grafana:
                 print(f"  {page:18} http://{_reachable(settings['DARKROOM_BIND'])}:{settings[port]}")
         print(f"users and passwords: {ENV_FILE}")
+
+    def down(self) -> None:
+        """Stop and remove the containers; volumes stay."""
+        STOPPED_FILE.touch()
+        self.compose("down", "--remove-orphans", "--timeout", "60")
 
     def _can_have(self, image: str) -> bool:
         """Whether an image that only shows things is here or can be pulled; the stack works without it."""
@@ -184,7 +205,7 @@ class Stack:
         Docker does that itself unless somebody killed or stopped them by hand.
         """
         while True:
-            for container in self._inspect():
+            for container in [] if STOPPED_FILE.exists() else self._inspect():
                 is_kept = container["HostConfig"]["RestartPolicy"]["Name"] == "always"
                 if is_kept and container["State"]["Status"] == "exited" and _docker_succeeds("start", container["Id"]):
                     print(f"{_read_service(container)} had ended, started again", flush=True)
@@ -207,11 +228,12 @@ class Stack:
                 self._exec("postgres", "pg_dump", "--username=postgres", "--format=custom", database, stdout=stream)
             print(f"database {database}", flush=True)
         for volume, left_out in VOLUMES.items():
-            with (scratch / f"{volume}.tar.gz").open("wb") as stream:
+            with (scratch / f"{volume}.tar").open("wb") as stream:
                 excluded = [f"--exclude={path}" for path in left_out]
-                # A file that changes while it is read is a checkpoint, which is written anew with the next epoch.
-                options = ["--warning=no-file-changed", "--warning=no-file-removed", "--ignore-failed-read"]
-                _in_volume(volume, "ro", ["tar", "-C", "/volume", *options, *excluded, "-czf", "-", "."], stdout=stream)
+                # 1: a file changed while it was read, a checkpoint, which its run writes anew with the next epoch.
+                _in_volume(
+                    volume, "ro", ["tar", "-C", "/volume", *excluded, "-cf", "-", "."], allowed=(0, 1), stdout=stream
+                )
             print(f"files of {volume}", flush=True)
         shutil.copyfile(ENV_FILE, scratch / "env")
         (scratch / "env").chmod(0o600)
@@ -230,15 +252,22 @@ class Stack:
                 f"volumes {', '.join(there)} are there; a backup goes into an empty stack: `make down`, then "
                 f"`docker volume rm {' '.join(there)}`, which destroys what is in them"
             )
+        missing = [image for image in IMAGES if not _docker_succeeds("image", "inspect", f"{image}:{TAG}")]
+        if missing:
+            raise StackError(f"there is no image {', '.join(missing)} with tag {TAG}; run `make images` first")
         if ENV_FILE.exists():
             ENV_FILE.rename(ENV_FILE.with_suffix(".before-restore"))
         shutil.copyfile(folder / "env", ENV_FILE)
         ENV_FILE.chmod(0o600)
         write_env()
-        self.compose("up", "--no-start")
         for volume in VOLUMES:
-            with (folder / f"{volume}.tar.gz").open("rb") as stream:
-                _in_volume(volume, "rw", ["tar", "-C", "/volume", "-xzf", "-"], stdin=stream)
+            labels = [
+                f"--label=com.docker.compose.{key}={value}" for key, value in (("project", PROJECT), ("volume", volume))
+            ]
+            _docker("volume", "create", *labels, f"{PROJECT}_{volume}")
+            with (folder / f"{volume}.tar").open("rb") as stream:
+                # As root, so that every file belongs to whom it did.
+                _in_volume(volume, "rw", ["tar", "-C", "/volume", "-xpf", "-"], user="0:0", stdin=stream)
             print(f"files of {volume}", flush=True)
         self.compose("up", "--detach", "postgres")
         self._wait_for_postgres()
@@ -253,6 +282,9 @@ class Stack:
                     stdin=stream,
                 )
             print(f"database {database}", flush=True)
+        # Who held a device when the backup was written does not hold it here.
+        freed = "UPDATE concurrency_limit_v2 SET active_slots = 0"
+        self._exec("postgres", "psql", "--quiet", "--username=postgres", "--dbname=prefect", "--command", freed)
         self.up()
 
     def _wait_for_postgres(self) -> None:
@@ -269,12 +301,32 @@ class Stack:
         subprocess.run(["docker", "exec", "--interactive", container, *command], check=True, **streams)  # type: ignore[call-overload]
 
 
-def _in_volume(volume: str, mode: str, command: list[str], **streams: object) -> None:
+def _in_volume(
+    volume: str,
+    mode: str,
+    command: list[str],
+    user: str = "1000:1000",
+    allowed: tuple[int, ...] = (0,),
+    **streams: object,
+) -> None:
     """Run a command of the train image with a volume at /volume."""
     mount = f"{PROJECT}_{volume}:/volume:{mode}"
-    tag = os.environ.get("DARKROOM_TAG", "latest")
-    options = ["run", "--rm", "--interactive", "--network=none", "--volume", mount, f"darkroom-train:{tag}"]
-    subprocess.run(["docker", *options, *command], check=True, **streams)  # type: ignore[call-overload]
+    options = [
+        "run",
+        "--rm",
+        "--interactive",
+        "--network=none",
+        "--user",
+        user,
+        "--volume",
+        mount,
+        f"darkroom-train:{TAG}",
+    ]
+    done = subprocess.run(["docker", *options, *command], check=False, **streams)  # type: ignore[call-overload]
+    if done.returncode not in allowed:
+        raise StackError(
+            f"{command[0]} failed on the volume {volume}, exit status {done.returncode}; its lines say why"
+        )
 
 
 def _read_service(container: dict[str, Any]) -> str:
