@@ -84,8 +84,10 @@ def stack(tmp_path_factory):
     for name in listed.stdout.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     choose_ports(folder / "infra/env.example")
+    author = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    for command in (("init", "--quiet"), ("add", "--all"), (*author, "commit", "--quiet", "--message", "copy")):
+        subprocess.run(["git", *command], cwd=folder, check=True)
     stack = Stack(folder)
     stack.destroy()
     printed = stack.make("up")

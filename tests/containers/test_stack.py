@@ -18,7 +18,7 @@ from tests.containers.conftest import docker
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1500)]
 
 RECIPE = "resnet18_cifar10_exp"
-SERVICES = {"postgres", "mlflow", "prefect", "worker", "healer", "serving", "prometheus"}
+SERVICES = {"postgres", "mlflow", "prefect", "worker", "clerk", "healer", "serving", "prometheus"}
 SMOKE = {"recipe": RECIPE, "profile": "smoke", "settings": ["dataset=shapes"]}
 
 
@@ -138,6 +138,22 @@ def test_nothing_is_open_and_nobody_is_root(stack):
     assert (stack.folder / "infra/.env").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("image", ["darkroom-train", "darkroom-serve-cpu"])
+def test_an_image_says_what_it_is_and_holds_no_secret(stack, image):
+    (inspected,) = json.loads(docker("image", "inspect", f"{image}:test"))
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=stack.folder, check=True, capture_output=True, text=True)
+    assert inspected["Config"]["Labels"]["org.opencontainers.image.revision"] == head.stdout.strip()
+    assert inspected["Config"]["User"] == "1000:1000"
+    assert inspected["Config"]["Healthcheck"]["Test"][0] == "CMD"
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", f"{image}:test")
+    assert not any(value in history + str(inspected) for value in stack.settings.values() if len(value) > 20)
+    found = docker(
+        "run", "--rm", "--entrypoint", "sh", f"{image}:test", "-c", "command -v gcc cc nvcc; ls /opt/darkroom; true"
+    )
+    assert "gcc" not in found
+    assert ".env" not in found
+
+
 def test_prometheus_sees_everything(stack):
     def ask(query):
         answer = httpx.get(f"{stack.url('PROMETHEUS')}/api/v1/query", params={"query": query}).json()
@@ -222,7 +238,8 @@ def cancelled():
 
 def test_a_backup_brings_everything_back(stack, client, mlflow_client, tmp_path):
     def describe():
-        runs = {one.info.run_id: (one.info.status, one.data.metrics) for one in list_runs(mlflow_client)}
+        ended = [one for one in list_runs(mlflow_client) if one.info.status == "FINISHED"]
+        runs = {one.info.run_id: one.data.metrics for one in ended}
         files = {
             run_id: sorted(file.path for file in mlflow_client.list_artifacts(run_id, "checkpoints")) for run_id in runs
         }
@@ -230,9 +247,15 @@ def test_a_backup_brings_everything_back(stack, client, mlflow_client, tmp_path)
         deployments = sorted((one.name, [str(s.schedule) for s in one.schedules]) for one in client.read_deployments())
         return runs, files, (champion.version, champion.run_id), deployments, read_served(stack), predict(stack)
 
+    training = start(client, "train-recipe/process", **SMOKE, seed=300, epochs=400)
+    slot = "darkroom-cpu"
+    wait_for(lambda: client.read_global_concurrency_limit_by_name(slot).active_slots == 1, 120, "a training")
+    time.sleep(10)  # so that checkpoints change while they are copied
+    stack.make("backup", f"TO={tmp_path / 'backup'}")
+    client.set_flow_run_state(training.id, cancelled(), force=True)
+    docker("restart", stack.containers()["worker"])
     before = describe()
     assert len(before[0]) > 1
-    stack.make("backup", f"TO={tmp_path / 'backup'}")
     assert "is there already" in stack.make("backup", f"TO={tmp_path / 'backup'}", check=False)
     assert "are there; a backup goes into an empty stack" in stack.make(
         "restore", f"FROM={tmp_path / 'backup'}", check=False
@@ -242,6 +265,7 @@ def test_a_backup_brings_everything_back(stack, client, mlflow_client, tmp_path)
     stack.make("restore", f"FROM={tmp_path / 'backup'}")
     wait_for(lambda: read_served(stack), 30, "the champion")
     assert describe() == before
+    assert client.read_global_concurrency_limit_by_name(slot).active_slots == 0
 
 
 def test_down_leaves_nothing_listening(stack):
