@@ -41,6 +41,13 @@ def test_what_is_there_stays_and_what_is_new_is_added(stack):
     assert "# Of MLflow's pages and API." in stack.ENV_FILE.read_text()
 
 
+def test_a_line_without_its_end_stays_a_line(stack):
+    stack.ENV_FILE.write_text("DARKROOM_WEBHOOK_URL=https://example.org/secret")
+    settings = stack.write_env()
+    assert settings["DARKROOM_WEBHOOK_URL"] == "https://example.org/secret"
+    assert stack.write_env() == settings
+
+
 def test_every_setting_that_compose_reads_is_in_the_example(stack):
     used = set(re.findall(r"\$\{(\w+)", (INFRA / "compose.yaml").read_text())) - {"DARKROOM_TAG"}
     assert used == set(stack.write_env())
