@@ -298,8 +298,7 @@ def test_a_killed_worker_loses_nothing(client, api, prefect_home, tmp_path):
     run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
     with a_worker(environment) as worker:
         wait_for(lambda: list(home.glob("checkpoints/*/state.pt")), 120, "a checkpoint")
-        for process in [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]:
-            process.kill()
+        kill_tree(worker.pid)
     (folder,) = home.glob("checkpoints/*/run.json")
     assert not (folder.parent / "result.json").exists()
     assert client.read_flow_run(run.id).state.name == "Running"
@@ -326,9 +325,18 @@ def a_worker(environment):
     try:
         yield process
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, 15)
-        process.wait(60)
+        kill_tree(process.pid)
+        process.wait(30)
+
+
+def kill_tree(pid):
+    """Kill a process with all that it started, as the end of its container does."""
+    try:
+        first = psutil.Process(pid)
+        for process in [first, *first.children(recursive=True)]:
+            process.kill()
+    except psutil.NoSuchProcess:
+        pass
 
 
 def wait_for(condition, seconds, what):
