@@ -128,3 +128,7 @@ lock: | $(UV) ## Resolve the requirements anew and write the hash-locked files
 LOCK := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 # Read when the line runs: what that file holds is left out.
 SKIP_HELD = $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements/$(1).txt)
+
+clean: ## Remove the virtual environments and caches; data, runs and models in .darkroom stay
+	rm -rf $(VENV) $(BENCH_VENV) .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
