@@ -13,7 +13,12 @@ from datetime import UTC, datetime, timedelta
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas import FlowRun
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterNextScheduledStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import StateType
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.exceptions import PrefectException
@@ -66,13 +71,18 @@ def heal(client: SyncPrefectClient, now: datetime) -> list[str]:
     """Start dead runs again, or crash them; skip scheduled runs that newer ones overtook. Returns what was done."""
     dead = [run for run in _read_runs(client, StateType.RUNNING) if _is_silent(client, run, now)]
     dead += [run for run in _read_runs(client, StateType.PENDING) if _was_never_begun(run, now)]
-    dead += [run for run in _read_runs(client, StateType.SCHEDULED) if _lost_its_pause(client, run, now)]
-    return [_revive(client, run) for run in dead] + _skip_overtaken(client, now)
+    # Without those of the future, which are more than one answer holds.
+    due = _read_runs(client, StateType.SCHEDULED, FlowRunFilterNextScheduledStartTime(before_=now))
+    lost = [run for run in due if _lost_its_pause(client, run, now)]
+    lines = [_revive(client, run) for run in dead + lost]
+    return lines + _skip_overtaken(client, [run for run in due if run not in lost], now)
 
 
-def _read_runs(client: SyncPrefectClient, *types: StateType) -> list[FlowRun]:
-    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))))
-    return client.read_flow_runs(flow_run_filter=wanted, limit=200)
+def _read_runs(
+    client: SyncPrefectClient, state: StateType, due: FlowRunFilterNextScheduledStartTime | None = None
+) -> list[FlowRun]:
+    wanted = FlowRunFilterState(type=FlowRunFilterStateType(any_=[state]))
+    return client.read_flow_runs(flow_run_filter=FlowRunFilter(state=wanted, next_scheduled_start_time=due), limit=200)
 
 
 def _is_silent(client: SyncPrefectClient, run: FlowRun, now: datetime) -> bool:
@@ -116,9 +126,9 @@ def _revive(client: SyncPrefectClient, run: FlowRun) -> str:
     return f"{run.name}: {message}, crashed"
 
 
-def _skip_overtaken(client: SyncPrefectClient, now: datetime) -> list[str]:
+def _skip_overtaken(client: SyncPrefectClient, scheduled: list[FlowRun], now: datetime) -> list[str]:
     late = defaultdict(list)
-    for run in _read_runs(client, StateType.SCHEDULED):
+    for run in scheduled:
         due = run.next_scheduled_start_time
         if run.auto_scheduled and run.deployment_id is not None and due is not None and due < now - LATE_AFTER:
             late[run.deployment_id].append((due, run))
