@@ -64,7 +64,7 @@ def _examine_torch() -> Finding:
 
 
 def _examine_onnxruntime() -> Finding:
-    from serving.classifier import has_cuda
+    from serving.session import has_cuda
 
     if has_cuda():
         return Finding("ok", "serving device", "CUDAExecutionProvider")

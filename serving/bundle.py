@@ -1,7 +1,10 @@
-"""A bundle: one folder with model.onnx and manifest.json, and the pointer that says which bundle is served.
+"""A bundle: one folder with a model and its manifest, and the pointer that says which bundle is served.
 
-    bundles/<name>/<16 digits of model.onnx's sha256>-<8 of the run's id>/model.onnx, manifest.json
-    bundles/<name>/champion.json        {"version": "3", "bundle": "<folder>"}
+    bundles/<name>/<16 digits of model.onnx's sha256>-<8 of the run's id>[-<other precisions>]/
+        manifest.json       what it is, with the sha256 of every other file (serving/manifest.py)
+        model.onnx          fp32; model.fp16.onnx and model.int8.onnx where they are offered
+        golden.npz          images_NHWC uint8, and the answers of each variant at its release: float32 [N, classes]
+    bundles/<name>/champion.json        which bundle is served, its manifest's sha256, and the change that made it so
 
 The export side writes bundles, the service reads them; both use this file only. Every write is atomic: a
 folder is renamed into place when complete, and the pointer is replaced in one step.
@@ -13,54 +16,44 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.errors import BundleError
+from serving.manifest import GOLDEN_FILE, Manifest
 
-MODEL_FILE = "model.onnx"
+MODEL_FILE = "model.onnx"  # of fp32
 MANIFEST_FILE = "manifest.json"
 POINTER_FILE = "champion.json"
 
 
-class Manifest(BaseModel):
-    """What a served model is, where it came from, and the proof that it equals what was trained.
+class Change(BaseModel):
+    """One move of the alias `champion`, as the ledger keeps it.
 
     Attributes:
-        name: Registered name, e.g. `cifar10`.
-        classes: Labels in the order of the network's outputs.
-        image_size: Height and width that the network reads, pixels.
-        resize_size: Short side before the centre crop, pixels.
-        precision: `fp32`, later `fp16` or `int8`.
-        opset: ONNX operator set.
-        sha256: Of model.onnx, lower-case hexadecimal.
-        size_bytes: Of model.onnx.
-        recipe: Recipe that trained it.
-        run_id: MLflow run that trained it.
-        accuracy_fraction: Test accuracy of the trained network, in [0, 1]; None if it had no test pictures.
-        parity: Measured difference between onnxruntime and PyTorch (see `model_code/export/parity.py`).
-        versions: Library versions that made it.
-        created: ISO 8601 time in UTC.
+        number: Counted from 1 for each registered name.
+        action: `promote` after a release, `rollback` to a version before.
+        from_version: Champion before; None at the first release.
+        to_version: Champion after.
+        at: ISO 8601 time in UTC.
+        by: User and host.
+        why: Reason in a person's or the program's words.
+        verdict: Of the gate, or what was checked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = 1
-    name: str
-    classes: tuple[str, ...]
-    image_size: int
-    resize_size: int
-    precision: str
-    opset: int
-    sha256: str
-    size_bytes: int
-    recipe: str
-    run_id: str
-    accuracy_fraction: float | None
-    parity: dict[str, Any]
-    versions: dict[str, str]
-    created: str
+    number: int
+    action: Literal["promote", "rollback"]
+    from_version: str | None
+    to_version: str
+    at: str
+    by: str
+    why: str
+    verdict: str
 
 
 class Pointer(BaseModel):
@@ -69,12 +62,16 @@ class Pointer(BaseModel):
     Attributes:
         version: Version in the registry, e.g. `3`.
         bundle: Name of the folder beside the pointer.
+        manifest_sha256: Of the bundle's manifest.json.
+        change: What made it the champion.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: str
     bundle: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    manifest_sha256: str
+    change: Change
 
 
 def hash_file(path: Path) -> str:
@@ -83,38 +80,53 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_bundle(bundles_dir: Path, model_file: Path, manifest: Manifest) -> Path:
-    """Copy a model and its manifest into `bundles_dir/<name>/` and return the bundle's folder.
+def name_file(precision: str) -> str:
+    """Return the name of a variant's file in a bundle."""
+    return MODEL_FILE if precision == "fp32" else f"model.{precision}.onnx"
 
-    A bundle of the same model that is there and intact is kept as it is. One process at a time may write bundles of a
-    name; what a killed one left behind is removed.
+
+def write_bundle(bundles_dir: Path, source: Path, manifest: Manifest) -> Path:
+    """Copy the files of a manifest from `source` into `bundles_dir/<name>/` and return the bundle's folder.
+
+    A bundle of the same model of the same run with the same variants that is there and intact is kept as it is. One
+    process at a time may write bundles of a name; what a killed one left behind is removed.
 
     Raises:
-        BundleError: `model_file` is not the file that the manifest describes.
+        BundleError: A file of `source` is not the one that the manifest describes.
         OSError: The disk is full or not writable; no half-written bundle stays.
     """
-    if hash_file(model_file) != manifest.sha256:
-        raise BundleError(f"{model_file} does not have the sha256 of its manifest ({manifest.sha256[:12]}…)")
+    for name, sha256 in manifest.files.items():
+        if hash_file(source / name) != sha256:
+            raise BundleError(f"{source / name} does not have the sha256 of its manifest ({sha256[:12]}…)")
     parent = bundles_dir / manifest.name
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(".new-*"):
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    folder = parent / f"{manifest.sha256[:16]}-{manifest.run_id[:8]}"
+    folder = parent / name_bundle(manifest)
     if _is_intact(folder, manifest):
         return folder
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
     try:
-        shutil.copyfile(model_file, scratch / MODEL_FILE)
+        for name in manifest.files:
+            shutil.copyfile(source / name, scratch / name)
         (scratch / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         scratch.chmod(0o755)
-        for file in (scratch / MODEL_FILE, scratch / MANIFEST_FILE):
+        for file in scratch.iterdir():
             _sync(file)
+        _sync(scratch)
         if folder.exists():
             shutil.rmtree(folder)
         scratch.rename(folder)
+        _sync(parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def name_bundle(manifest: Manifest) -> str:
+    """Return the name of a manifest's folder."""
+    others = [variant.precision for variant in manifest.offered if variant.precision != "fp32"]
+    return "-".join([manifest.fp32.sha256[:16], manifest.run_id[:8], *others])
 
 
 def _is_intact(folder: Path, manifest: Manifest) -> bool:
@@ -123,30 +135,68 @@ def _is_intact(folder: Path, manifest: Manifest) -> bool:
         found = read_bundle(folder)
     except BundleError:
         return False
-    return (found.sha256, found.run_id) == (manifest.sha256, manifest.run_id)
+    return (found.fp32.sha256, found.run_id) == (manifest.fp32.sha256, manifest.run_id)
 
 
-def read_bundle(folder: Path) -> Manifest:
-    """Read a bundle's manifest and check model.onnx against it.
+def read_bundle(folder: Path, manifest_sha256: str | None = None) -> Manifest:
+    """Read a bundle's manifest and check every file against it.
+
+    Args:
+        folder: The bundle.
+        manifest_sha256: What manifest.json must have, where it is known from outside of the folder.
 
     Raises:
-        BundleError: A file is missing, the manifest is not valid, or size or sha256 differ.
+        BundleError: A file is missing, the manifest is not valid, or a sha256 differs.
     """
-    model_file, manifest_file = folder / MODEL_FILE, folder / MANIFEST_FILE
-    for file in (model_file, manifest_file):
-        if not file.is_file():
-            raise BundleError(f"{folder} is not a bundle: {file.name} is missing; release the model again")
+    manifest_file = folder / MANIFEST_FILE
     try:
-        manifest = Manifest.model_validate_json(manifest_file.read_bytes())
+        text = manifest_file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{folder} is not a bundle: {MANIFEST_FILE} is missing; release the model again") from error
+    found_sha256 = hashlib.sha256(text).hexdigest()
+    if manifest_sha256 not in (None, found_sha256):
+        raise _changed(manifest_file, found_sha256, str(manifest_sha256), "registered")
+    try:
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise BundleError(f"{manifest_file} is not a manifest: {error.errors()[0]['msg']}") from error
-    sha256 = hash_file(model_file)
-    if sha256 != manifest.sha256:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
         raise BundleError(
-            f"{model_file} was changed after its release: sha256 {sha256[:12]}…, "
-            f"manifest {manifest.sha256[:12]}…; release the model again"
-        )
+            f"{manifest_file} is not a manifest of this version: {where} {first['msg']}; release the model again"
+        ) from error
+    for name, sha256 in manifest.files.items():
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder} is not a bundle: {name} is missing; release the model again")
+        if (found := hash_file(folder / name)) != sha256:
+            raise _changed(folder / name, found, sha256, "manifest")
     return manifest
+
+
+def _changed(file: Path, found: str, expected: str, where: str) -> BundleError:
+    return BundleError(
+        f"{file} was changed after its release: sha256 {found[:12]}…, {where} {expected[:12]}…; "
+        "release the model again, or `darkroom rollback`"
+    )
+
+
+def read_golden(folder: Path) -> dict[str, npt.NDArray[Any]]:
+    """Return `images_NHWC`, uint8, and each variant's answers by its precision; nothing for a bundle without them."""
+    file = folder / GOLDEN_FILE
+    if not file.exists():
+        return {}
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def read_champion(bundles_dir: Path, name: str) -> tuple[Pointer, Path, Manifest]:
+    """Read the pointer of `name` and check the bundle that it means; its folder comes back between the two.
+
+    Raises:
+        BundleError: Nothing is released under that name, or pointer or bundle are damaged.
+    """
+    pointer = read_pointer(bundles_dir, name)
+    folder = bundles_dir / name / pointer.bundle
+    return pointer, folder, read_bundle(folder, pointer.manifest_sha256)
 
 
 def read_pointer(bundles_dir: Path, name: str) -> Pointer:
@@ -160,8 +210,9 @@ def read_pointer(bundles_dir: Path, name: str) -> Pointer:
         return Pointer.model_validate_json(file.read_bytes())
     except FileNotFoundError as error:
         raise BundleError(f"no model is released as {name}; run `darkroom release RECIPE --as {name}`") from error
-    except ValidationError as error:
-        raise BundleError(f"{file} is damaged; run `darkroom release RECIPE --as {name}`") from error
+    except (ValidationError, IsADirectoryError) as error:
+        remedy = f"run `darkroom release RECIPE --as {name}`"
+        raise BundleError(f"{file} is damaged or of an earlier version; {remedy}") from error
 
 
 def write_pointer(bundles_dir: Path, name: str, pointer: Pointer) -> None:
@@ -174,6 +225,7 @@ def write_pointer(bundles_dir: Path, name: str, pointer: Pointer) -> None:
         Path(scratch).chmod(0o644)
         _sync(Path(scratch))
         Path(scratch).replace(file)
+        _sync(file.parent)
     finally:
         Path(scratch).unlink(missing_ok=True)
 
@@ -184,6 +236,7 @@ def list_released(bundles_dir: Path) -> list[str]:
 
 
 def _sync(file: Path) -> None:
+    """Make a file's content, or the names in a folder, durable."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,41 +1,35 @@
-"""One bundle, ready to classify: an onnxruntime session whose shapes are known to fit its manifest.
+"""One bundle, ready to classify with the fastest of its variants that answers right on this machine.
 
-Shape suffixes: N = pictures in the batch, H = height, W = width, C = colour channels, K = classes.
+Shape suffixes: N = pictures in the batch, K = classes.
 """
 
-import ctypes
 import logging
-import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from serving.bundle import MODEL_FILE, Manifest, read_bundle
+from serving.bundle import read_bundle, read_golden
 from serving.errors import BundleError
+from serving.manifest import Manifest, Variant
 from serving.predictions import ModelIdentity, ServedModel
 from serving.preprocess import decode_picture
-
-INPUT_NAME = "images"
-OUTPUT_NAME = "probabilities"
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-
-# onnxruntime has no common base for its exceptions.
-_SESSION_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
+from serving.session import (
+    CPU,
+    CUDA,
+    check_golden,
+    check_graph,
+    count_cpus,
+    has_cuda,
+    measure_speed,
+    open_session,
+    run_session,
 )
-_LOG_ERRORS_ONLY = 3
+
+# How long each variant is timed when a bundle is loaded, and how many pictures at once.
+_TIMING_S = 0.3
+_TIMING_BATCH = 8
 
 logger = logging.getLogger(__name__)
 
@@ -46,40 +40,75 @@ class Classifier:
     Attributes:
         manifest: The bundle's manifest.
         version: Version in the registry, e.g. `3`.
+        variant: The variant that answers.
         provider: onnxruntime's execution provider that is really active.
+        choice: Why this variant answers, for people.
     """
 
-    def __init__(self, folder: Path, version: str, threads: int | None = None) -> None:
-        """Load a bundle, check it, and classify two blank pictures with it.
+    def __init__(
+        self,
+        folder: Path,
+        version: str,
+        threads: int | None = None,
+        *,
+        precision: str | None = None,
+        manifest_sha256: str | None = None,
+    ) -> None:
+        """Load a bundle, check it, ask it the golden pictures, and choose its fastest variant.
 
         Args:
             folder: The bundle.
             version: Version in the registry that the bundle was released as.
             threads: CPU threads of one classification; `count_cpus()` when None.
+            precision: The variant that is to answer; the fastest when None.
+            manifest_sha256: What manifest.json must have; not compared when None.
 
         Raises:
-            BundleError: The bundle is damaged, onnxruntime cannot run it, or inputs and outputs do not fit
-                the manifest.
+            BundleError: The bundle is damaged, onnxruntime cannot run it, inputs and outputs do not fit the manifest,
+                it answers otherwise than at its release, or it does not offer the precision that is asked for.
         """
-        self.manifest: Manifest = read_bundle(folder)
+        self.manifest: Manifest = read_bundle(folder, manifest_sha256)
         self.version = version
         self._folder = folder
         self._threads = threads or count_cpus()
-        self._session = self._open_session()
-        self.provider: str = self._session.get_providers()[0]
+        self._golden = read_golden(folder)
+        self.provider, sessions, self.choice = self._open_sessions(precision)
+        if len(sessions) > 1:
+            speeds = measure_speed(sessions, self._draw_batch(), _TIMING_S)
+            chosen = max(speeds, key=lambda name: speeds[name])
+            measured = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
+            self.choice = f"{chosen}: fastest here at {_TIMING_BATCH} pictures (pictures/s: {measured}){self.choice}"
+        else:
+            (chosen,) = sessions
+            self.choice = (
+                f"{chosen}: {'asked for' if precision else 'the only variant for ' + self.provider}{self.choice}"
+            )
+        self._session = sessions[chosen]
+        self.variant: Variant = self.manifest.get_variant(chosen)
 
     @property
     def identity(self) -> ModelIdentity:
         """Which model this is, as every answer names it."""
-        manifest = self.manifest
         return ModelIdentity(
-            name=manifest.name, version=self.version, sha256=manifest.sha256, precision=manifest.precision
+            name=self.manifest.name,
+            version=self.version,
+            sha256=self.variant.sha256,
+            precision=self.variant.precision,
         )
 
     def describe(self) -> ServedModel:
         """Return what `GET /v1/models` says about this model."""
-        shared = self.manifest.model_dump(include=set(ServedModel.model_fields))
-        return ServedModel(**shared, version=self.version, provider=self.provider)
+        manifest = self.manifest
+        calibration = manifest.calibration
+        return ServedModel(
+            **self.identity.model_dump(),
+            **manifest.model_dump(
+                include={"classes", "image_size", "accuracy_fraction", "recipe", "run_id", "created"}
+            ),
+            provider=self.provider,
+            choice=self.choice,
+            target_error=None if calibration is None else calibration.thresholds.target_error,
+        )
 
     def decode(self, data: bytes) -> npt.NDArray[np.uint8]:
         """Decode one picture to the size that this model reads.
@@ -114,96 +143,39 @@ class Classifier:
                 f"images of type {images_NHWC.dtype} and shape {images_NHWC.shape}; "
                 f"{self.manifest.name} reads uint8 [N, {size}, {size}, 3]"
             )
-        return _run(self._session, images_NHWC)
+        return run_session(self._session, images_NHWC)
 
-    def _open_session(self) -> onnxruntime.InferenceSession:
-        if has_cuda():
-            try:
-                # Without TF32, whose rounding no comparison with the trained network has seen.
-                session = self._create_session([(CUDA, {"use_tf32": "0"}), CPU])
-                if session.get_providers()[0] == CUDA:
-                    self._check(session)
-                    return session
-                reason = "its CUDA provider did not load"
-            except _SESSION_ERRORS as error:
-                reason = str(error)
-            logger.warning("%s: this machine has a GPU but onnxruntime uses the CPU: %s", self._folder, reason)
-        try:
-            session = self._create_session([CPU])
-            self._check(session)
-        except _SESSION_ERRORS as error:
-            raise BundleError(f"{self._folder / MODEL_FILE}: onnxruntime cannot run it: {error}") from error
+    def _open_sessions(self, precision: str | None) -> tuple[str, dict[str, onnxruntime.InferenceSession], str]:
+        """Return the provider, the checked sessions by precision, and what went wrong with others."""
+        problems: list[str] = []
+        for provider in [CUDA, CPU] if has_cuda() else [CPU]:
+            sessions = {}
+            for variant in self.manifest.offered:
+                if variant.is_offered(provider) and precision in (None, variant.precision):
+                    try:
+                        sessions[variant.precision] = self._open(variant, provider)
+                    except BundleError as error:
+                        problems.append(str(error))
+                        logger.warning("%s", error)
+            if sessions:
+                return provider, sessions, "".join(f"; {problem}" for problem in problems)
+            if provider == CUDA:
+                logger.warning("%s: this machine has a GPU but onnxruntime uses the CPU", self._folder)
+        if problems:
+            raise BundleError("; ".join(problems))
+        offers = ", ".join(variant.precision for variant in self.manifest.offered)
+        raise BundleError(f"{self._folder} offers no {precision or 'variant'} on {CPU}, only {offers or 'nothing'}")
+
+    def _open(self, variant: Variant, provider: str) -> onnxruntime.InferenceSession:
+        file = self._folder / str(variant.file)
+        session = open_session(file, provider, self._threads)
+        check_graph(session, file, self.manifest)
+        check_golden(session, file, variant.precision, self._golden)
         return session
 
-    def _create_session(self, providers: list[Any]) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _LOG_ERRORS_ONLY
-        options.intra_op_num_threads = self._threads
-        # Idle threads that spin would take the cores that decode the next pictures.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return onnxruntime.InferenceSession(self._folder / MODEL_FILE, options, providers=providers)
-
-    def _check(self, session: onnxruntime.InferenceSession) -> None:
-        """Compare inputs and outputs with the manifest, then run one batch: some faults show only there."""
-        size, classes = self.manifest.image_size, len(self.manifest.classes)
-        inputs = [(node.name, node.type) for node in session.get_inputs()]
-        outputs = [(node.name, node.type) for node in session.get_outputs()]
-        if inputs != [(INPUT_NAME, "tensor(uint8)")] or outputs != [(OUTPUT_NAME, "tensor(float)")]:
-            raise BundleError(
-                f"{self._folder / MODEL_FILE} maps {inputs} to {outputs}; the service needs uint8 "
-                f"`{INPUT_NAME}` to float32 `{OUTPUT_NAME}`; export and release the model again"
-            )
-        batch, *shape = session.get_inputs()[0].shape
-        if isinstance(batch, int) or shape != [size, size, 3]:
-            raise BundleError(
-                f"{self._folder / MODEL_FILE} reads {[batch, *shape]}; its manifest says "
-                f"[batch, {size}, {size}, 3] with any batch size; export and release the model again"
-            )
-        probabilities_NK = _run(session, np.zeros((2, size, size, 3), dtype=np.uint8))
-        if probabilities_NK.shape != (2, classes):
-            raise BundleError(
-                f"{self._folder / MODEL_FILE} answers {probabilities_NK.shape} for two pictures; its "
-                f"manifest names {classes} classes; export and release the model again"
-            )
-        sums_N = probabilities_NK.sum(axis=1)
-        if not (np.allclose(sums_N, 1.0, atol=1e-2) and (probabilities_NK >= 0).all()):
-            raise BundleError(
-                f"{self._folder / MODEL_FILE} answers no probabilities (rows sum to {sums_N.tolist()}); "
-                "softmax belongs inside the graph; export and release the model again"
-            )
-
-
-def count_cpus(cgroup_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return how many CPUs this process may use: its affinity, and its container's quota if that is lower."""
-    cpus = len(os.sched_getaffinity(0))
-    try:
-        quota, period = cgroup_file.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cpus
-    if quota == "max":
-        return cpus
-    return max(1, min(cpus, round(int(quota) / int(period))))
-
-
-def _run(session: onnxruntime.InferenceSession, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    probabilities_NK: npt.NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images_NHWC})[0]
-    return probabilities_NK
-
-
-def has_cuda() -> bool:
-    """Return whether the driver shows a GPU that onnxruntime was built for, and load the CUDA libraries if so.
-
-    The driver is asked because onnxruntime prints errors when it tries CUDA without a GPU. Whether a session really
-    runs there is known only from `Classifier.provider`.
-    """
-    if CUDA not in onnxruntime.get_available_providers():
-        return False
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return False
-    onnxruntime.preload_dlls()
-    return True
+    def _draw_batch(self) -> npt.NDArray[np.uint8]:
+        images_NHWC = self._golden.get("images_NHWC")
+        if images_NHWC is None:
+            size = self.manifest.image_size
+            return np.zeros((_TIMING_BATCH, size, size, 3), dtype=np.uint8)
+        return np.ascontiguousarray(np.resize(images_NHWC, (_TIMING_BATCH, *images_NHWC.shape[1:])), dtype=np.uint8)

@@ -114,9 +114,8 @@ def render_predictions(result: PredictResult) -> Table:
     table.add_column("Next", style="dim")
     for prediction in result.predictions:
         others = ", ".join(f"{other.label} {other.probability:.1%}" for other in prediction.top[1:])
-        table.add_row(
-            *map(escape, (prediction.filename or "", prediction.label, f"{prediction.probability:.1%}", others))
-        )
+        label = prediction.label if prediction.is_confident else f"don't know ({prediction.label}?)"
+        table.add_row(*map(escape, (prediction.filename or "", label, f"{prediction.probability:.1%}", others)))
     return table
 
 

@@ -19,7 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Match, Route
 
 from serving.admission import Admission
-from serving.classifier import Classifier, count_cpus
+from serving.classifier import Classifier
 from serving.errors import BadParameterError, NotReadableError, OverloadedError, ServingError, TooLargeError
 from serving.limits import DEFAULT_TOP_K, MAX_REQUEST_PIXELS
 from serving.model_set import ModelSet
@@ -27,6 +27,7 @@ from serving.openapi import describe_api
 from serving.predictions import ErrorAnswer, ErrorDetail, PredictAnswer, rank_classes
 from serving.preprocess import measure_pixels
 from serving.request_body import EncodedPicture, RequestBody
+from serving.session import count_cpus
 
 PAGE_FILE = Path(__file__).parent / "page" / "index.html"
 _MAX_DECODERS = 4
@@ -84,7 +85,7 @@ class PredictionApi:
             model=classifier.identity,
             provider=classifier.provider,
             predictions=tuple(
-                rank_classes(probabilities_K, classifier.manifest.classes, top_k, picture.filename)
+                rank_classes(probabilities_K, classifier.manifest, top_k, picture.filename)
                 for probabilities_K, picture in zip(probabilities_NK, pictures, strict=True)
             ),
         )

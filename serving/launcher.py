@@ -13,7 +13,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import uvicorn
 from starlette.applications import Starlette
@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.bundle import list_released
 from serving.errors import StartError
-from serving.model_set import find_bundles_dir
+from serving.manifest import Precision
+from serving.model_set import PRECISION_VARIABLE, find_bundles_dir
 from serving.predictions import ModelsAnswer
 
 DEFAULT_HOST = "127.0.0.1"
@@ -32,7 +33,11 @@ _STOP_TIMEOUT_S = 20
 
 
 def run_server(
-    port: int = DEFAULT_PORT, host: str = DEFAULT_HOST, home: Path | None = None, is_patient: bool = False
+    port: int = DEFAULT_PORT,
+    host: str = DEFAULT_HOST,
+    home: Path | None = None,
+    is_patient: bool = False,
+    precision: str | None = None,
 ) -> None:
     """Serve the released models until Ctrl-C or SIGTERM; requests that have started are finished.
 
@@ -41,6 +46,7 @@ def run_server(
         host: Address to listen on; `0.0.0.0` for every one.
         home: DARKROOM_HOME; the environment's, or `./.darkroom`, when None.
         is_patient: Whether to start without a model and answer 503 until the first release.
+        precision: The variant that is to answer; the fastest of each model when None.
 
     Raises:
         StartError: Nothing is released or can be loaded and it is not patient, or the address cannot be listened on.
@@ -50,6 +56,7 @@ def run_server(
         raise StartError(f"no model is released in {bundles_dir}; run `darkroom release RECIPE --as cifar10`")
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="darkroom-serving-") as scratch:
         os.environ["DARKROOM_HOME"] = str(bundles_dir.parent)
+        os.environ[PRECISION_VARIABLE] = precision or ""
         _keep_bentoml_here(Path(scratch))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -64,10 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument("--host", default=DEFAULT_HOST)
     parser.add_argument("--home", type=Path, help="DARKROOM_HOME; ./.darkroom by default")
+    parser.add_argument("--precision", choices=get_args(Precision), help="the fastest by default")
     parser.add_argument("--wait", action="store_true", help="start without a model and wait for the first release")
     options = parser.parse_args(arguments)
     try:
-        run_server(options.port, options.host, options.home, options.wait)
+        run_server(options.port, options.host, options.home, options.wait, options.precision)
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -161,7 +169,7 @@ def describe_service(address: str, answer: ModelsAnswer) -> str:
     """Return what is printed when the service is ready: the address, then one line per model and problem."""
     lines = [f"Darkroom serves at {address} (Ctrl-C stops it)"]
     lines += [
-        f"  {model.name} version {model.version}, {model.precision}, {len(model.classes)} classes, {model.provider}"
+        f"  {model.name} version {model.version}, {len(model.classes)} classes, {model.provider}, {model.choice}"
         for model in answer.models
     ]
     lines += [f"  {problem.name}: {problem.message}" for problem in answer.problems]

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.errors import BundleError
 
-FORMAT = 2
+GOLDEN_FILE = "golden.npz"
 Precision = Literal["fp32", "fp16", "int8"]
 Interval = tuple[float, float]
 
@@ -250,7 +250,7 @@ class Manifest(_Frozen):
         opset: ONNX operator set.
         variants: fp32 first.
         calibration: Of the fp32 variant.
-        golden_sha256: Of golden.npz: some pictures with the trained network's answers, asked before serving.
+        golden_sha256: Of golden.npz (see `serving/bundle.py`); None without one.
         recipe: Recipe that trained it.
         run_id: MLflow run that trained it.
         dataset: Packed data set that it was trained on.
@@ -261,7 +261,7 @@ class Manifest(_Frozen):
         created: ISO 8601 time in UTC.
     """
 
-    format: Literal[2] = FORMAT
+    format: Literal[2] = 2
     name: str
     classes: tuple[str, ...]
     image_size: int
@@ -280,6 +280,12 @@ class Manifest(_Frozen):
     created: str
 
     @property
+    def files(self) -> dict[str, str]:
+        """Every file of the bundle but manifest.json itself, with its sha256."""
+        files = {variant.file: variant.sha256 for variant in self.variants if variant.file is not None}
+        return files if self.golden_sha256 is None else {**files, GOLDEN_FILE: self.golden_sha256}
+
+    @property
     def fp32(self) -> Variant:
         """The variant that all others are measured against."""
         return self.get_variant("fp32")
@@ -288,6 +294,13 @@ class Manifest(_Frozen):
     def offered(self) -> tuple[Variant, ...]:
         """The variants whose file is in the bundle."""
         return tuple(variant for variant in self.variants if variant.file is not None)
+
+    def is_confident(self, class_index: int, probability: float) -> bool:
+        """Whether a label of that probability is to be believed, as far as the target error goes."""
+        if self.calibration is None:
+            return True
+        threshold = self.calibration.thresholds.per_class[class_index]
+        return threshold is not None and probability >= threshold
 
     def get_variant(self, precision: str) -> Variant:
         """Return the variant of a precision.

@@ -19,6 +19,8 @@ from serving.errors import BadParameterError, BundleError, NoSuchModelError, Ove
 from serving.predictions import ModelProblem, ModelsAnswer
 
 DEFAULT_NAME = "cifar10"
+# How the launcher tells the service, which BentoML constructs, which variant is to answer.
+PRECISION_VARIABLE = "DARKROOM_PRECISION"
 POLL_INTERVAL_S = 1.0
 RETRY_INTERVAL_S = 10.0
 
@@ -49,6 +51,7 @@ class ModelSet:
         self,
         bundles_dir: Path,
         threads: int | None = None,
+        precision: str | None = None,
         on_change: Callable[[ModelsAnswer], None] | None = None,
     ) -> None:
         """Start with nothing loaded.
@@ -56,10 +59,12 @@ class ModelSet:
         Args:
             bundles_dir: Where releases lie.
             threads: CPU threads of one classification; all that this process may use when None.
+            precision: The variant that is to answer; the fastest of each model when None.
             on_change: Told what is served after each `refresh` that changed it, and after the first.
         """
         self.bundles_dir = bundles_dir
         self._threads = threads
+        self._precision = precision
         self._on_change = on_change
         self._told: ModelsAnswer | None = None
         # Replaced as a whole, never changed: readers need no lock.
@@ -159,13 +164,20 @@ class ModelSet:
                 continue
             failures.pop(name, None)
             self._signatures[name] = signature
-            logger.info("%s: version %s is loaded", name, loaded[name].version)
+            logger.info("%s: version %s is loaded, %s", name, loaded[name].version, loaded[name].choice)
             self._loaded = MappingProxyType(dict(loaded))
         self._loaded, self._failures = MappingProxyType(loaded), MappingProxyType(failures)
 
     def _load(self, name: str) -> Classifier:
         pointer = read_pointer(self.bundles_dir, name)
-        classifier = Classifier(self.bundles_dir / name / pointer.bundle, pointer.version, self._threads)
+        folder = self.bundles_dir / name / pointer.bundle
+        classifier = Classifier(
+            folder,
+            pointer.version,
+            self._threads,
+            precision=self._precision,
+            manifest_sha256=pointer.manifest_sha256,
+        )
         if classifier.manifest.name != name:
             raise BundleError(
                 f"the bundle released as {name} says it is {classifier.manifest.name}; "

@@ -3,11 +3,11 @@
 Shape suffix: K = the classes of the model.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
+
+from serving.manifest import Manifest
 
 
 class ModelIdentity(BaseModel):
@@ -16,7 +16,7 @@ class ModelIdentity(BaseModel):
     Attributes:
         name: Registered name, e.g. `cifar10`.
         version: Version in the registry, e.g. `3`.
-        sha256: Of model.onnx, lower-case hexadecimal.
+        sha256: Of the file of the variant that answers, lower-case hexadecimal.
         precision: `fp32`, `fp16` or `int8`.
     """
 
@@ -44,6 +44,7 @@ class Prediction(BaseModel):
         filename: Name that the client gave the picture; None for a picture sent as the raw body.
         label: Most probable class.
         probability: Of `label`, in [0, 1].
+        is_confident: False where the probability is too low for the label to be believed: show "don't know" instead.
         top: The `top_k` most probable classes, most probable first.
     """
 
@@ -52,6 +53,7 @@ class Prediction(BaseModel):
     filename: str | None
     label: str
     probability: float = Field(ge=0, le=1)
+    is_confident: bool
     top: tuple[LabelProbability, ...]
 
 
@@ -76,6 +78,8 @@ class ServedModel(ModelIdentity):
 
     Attributes:
         provider: onnxruntime's execution provider that is really active.
+        choice: Why this variant answers, as it was measured when the model was loaded.
+        target_error: Share of wrong labels among confident ones that the model was calibrated for; None without that.
         classes: Labels in the order of the network's outputs.
         image_size: Height and width that the network reads, pixels.
         accuracy_fraction: Test accuracy in [0, 1]; None if it was not measured.
@@ -85,6 +89,8 @@ class ServedModel(ModelIdentity):
     """
 
     provider: str
+    choice: str
+    target_error: float | None
     classes: tuple[str, ...]
     image_size: int
     accuracy_fraction: float | None
@@ -129,12 +135,19 @@ class ErrorAnswer(BaseModel):
 
 
 def rank_classes(
-    probabilities_K: npt.NDArray[np.float32], classes: Sequence[str], top_k: int, filename: str | None
+    probabilities_K: npt.NDArray[np.float32], manifest: Manifest, top_k: int, filename: str | None
 ) -> Prediction:
-    """Return the `top_k` most probable classes of one picture; equal ones stay in the order of `classes`."""
+    """Return the `top_k` most probable classes of one picture; equal ones stay in the order of the classes."""
     order = np.argsort(-probabilities_K, kind="stable")[:top_k]
     # float32 softmax may exceed 1 by one rounding step.
     top = tuple(
-        LabelProbability(label=classes[index], probability=min(1.0, float(probabilities_K[index]))) for index in order
+        LabelProbability(label=manifest.classes[index], probability=min(1.0, float(probabilities_K[index])))
+        for index in order
     )
-    return Prediction(filename=filename, label=top[0].label, probability=top[0].probability, top=top)
+    return Prediction(
+        filename=filename,
+        label=top[0].label,
+        probability=top[0].probability,
+        is_confident=manifest.is_confident(int(order[0]), top[0].probability),
+        top=top,
+    )

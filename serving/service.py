@@ -4,11 +4,13 @@
 it under BentoML's supervisor.
 """
 
+import os
+
 import bentoml
 
 from serving.http_api import PredictionApi, create_app
 from serving.metrics import publish_models
-from serving.model_set import ModelSet, find_bundles_dir
+from serving.model_set import PRECISION_VARIABLE, ModelSet, find_bundles_dir
 
 app = create_app()
 
@@ -26,7 +28,9 @@ class Darkroom:
     """Class probabilities of pictures, from the released models."""
 
     def __init__(self) -> None:
-        self._models = ModelSet(find_bundles_dir(), on_change=publish_models)
+        self._models = ModelSet(
+            find_bundles_dir(), precision=os.environ.get(PRECISION_VARIABLE) or None, on_change=publish_models
+        )
         self._models.refresh()
         self._models.watch()
         app.state.api = PredictionApi(self._models)

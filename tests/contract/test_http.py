@@ -10,10 +10,10 @@ import httpx
 import pytest
 from PIL import Image
 
-from serving.bundle import MODEL_FILE, Pointer, hash_file, write_pointer
+from serving.bundle import MODEL_FILE, hash_file
 from serving.limits import MAX_BODY_BYTES, MAX_PICTURE_BYTES
 from serving.predictions import ModelsAnswer, PredictAnswer
-from tests.unit.serving.tiny_bundle import COLOURS, encode, make_bundle, paint, paint_bomb, release
+from tests.unit.serving.tiny_bundle import COLOURS, encode, make_bundle, paint, paint_bomb, point_at, release
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 
@@ -66,7 +66,7 @@ def test_one_picture(client, service):
     }
     assert body["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
     (prediction,) = body["predictions"]
-    assert sorted(prediction) == ["filename", "label", "probability", "top"]
+    assert sorted(prediction) == ["filename", "is_confident", "label", "probability", "top"]
     assert prediction["filename"] is None
     assert prediction["label"] == prediction["top"][0]["label"] == "red"
     assert prediction["probability"] == prediction["top"][0]["probability"] > 0.99
@@ -385,7 +385,7 @@ def test_a_damaged_release_keeps_the_old_one(client, service):
     folder = make_bundle(service.bundles_dir, "steady", softness=9000.0)
     with (folder / MODEL_FILE).open("r+b") as file:
         file.write(b"\xff\xff\xff")
-    write_pointer(service.bundles_dir, "steady", Pointer(version="2", bundle=folder.name))
+    point_at(service.bundles_dir, "steady", "2", folder)
 
     def find_problems():
         return [one["message"] for one in client.get("/v1/models").json()["problems"] if one["name"] == "steady"]

@@ -1,25 +1,27 @@
+import hashlib
 import json
+import re
 
 import pytest
 
 from serving.bundle import (
     MANIFEST_FILE,
     MODEL_FILE,
-    Pointer,
     list_released,
     read_bundle,
+    read_champion,
+    read_golden,
     read_pointer,
     write_bundle,
-    write_pointer,
 )
 from serving.errors import BundleError
-from tests.unit.serving.tiny_bundle import COLOURS, make_bundle, release
+from tests.unit.serving.tiny_bundle import COLOURS, make_bundle, make_two_variants, point_at, release
 
 
 def test_what_was_written_is_read(tmp_path):
     folder = make_bundle(tmp_path, "cifar10")
     manifest = read_bundle(folder)
-    assert folder == tmp_path / "cifar10" / f"{manifest.sha256[:16]}-{manifest.run_id[:8]}"
+    assert folder == tmp_path / "cifar10" / f"{manifest.fp32.sha256[:16]}-{manifest.run_id[:8]}"
     assert manifest.classes == tuple(COLOURS)
     assert sorted(file.name for file in folder.iterdir()) == [MANIFEST_FILE, MODEL_FILE]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -34,8 +36,9 @@ def test_writing_the_same_bundle_again_repairs_it(tmp_path):
 
 def test_a_model_that_is_not_the_manifests_is_refused(tmp_path):
     manifest = read_bundle(make_bundle(tmp_path))
-    other = tmp_path / "other.onnx"
-    other.write_bytes(b"something else")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / MODEL_FILE).write_bytes(b"something else")
     with pytest.raises(BundleError, match="does not have the sha256"):
         write_bundle(tmp_path / "new", other, manifest)
     assert not (tmp_path / "new").exists()
@@ -66,9 +69,12 @@ def test_a_damaged_manifest_is_refused(tmp_path, text):
 
 
 def test_the_pointer_is_replaced_in_one_step(tmp_path):
-    release(tmp_path, version="1")
-    write_pointer(tmp_path, "cifar10", Pointer(version="2", bundle="abc"))
-    assert read_pointer(tmp_path, "cifar10") == Pointer(version="2", bundle="abc")
+    folder = release(tmp_path, version="1")
+    first = read_pointer(tmp_path, "cifar10")
+    point_at(tmp_path, "cifar10", "2", folder)
+    second = read_pointer(tmp_path, "cifar10")
+    assert (first.version, second.version) == ("1", "2")
+    assert second.model_copy(update={"version": "1", "change": first.change}) == first
     assert not list((tmp_path / "cifar10").glob(".new-*"))
 
 
@@ -88,7 +94,8 @@ def test_a_missing_pointer_says_what_to_run(tmp_path):
 @pytest.mark.parametrize("bundle", ["../food/abc", "/etc", "", "..", "a/b"])
 def test_a_pointer_out_of_its_folder_is_refused(tmp_path, bundle):
     release(tmp_path)
-    (tmp_path / "cifar10" / "champion.json").write_text(json.dumps({"version": "1", "bundle": bundle}))
+    file = tmp_path / "cifar10" / "champion.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"bundle": bundle}))
     with pytest.raises(BundleError, match="is damaged"):
         read_pointer(tmp_path, "cifar10")
 
@@ -107,3 +114,39 @@ def test_the_same_model_of_another_run_has_its_own_folder(tmp_path):
     second = make_bundle(tmp_path, manifest={"run_id": "f" * 32})
     assert first != second
     assert read_bundle(first).run_id != read_bundle(second).run_id
+
+
+def test_a_manifest_that_is_not_the_registered_one_is_refused(tmp_path):
+    folder = release(tmp_path)
+    manifest_file = folder / MANIFEST_FILE
+    manifest_file.write_text(manifest_file.read_text().replace("mean_colour", "mean_color"))
+    assert read_bundle(folder).recipe == "mean_color"
+    with pytest.raises(BundleError, match=r"manifest\.json was changed after its release: .* registered"):
+        read_champion(tmp_path, "cifar10")
+
+
+def test_every_file_is_checked(tmp_path):
+    folder = make_two_variants(tmp_path)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "golden.npz",
+        MANIFEST_FILE,
+        "model.int8.onnx",
+        MODEL_FILE,
+    ]
+    assert folder.name.endswith("-int8")
+    for file in folder.iterdir():
+        kept = file.read_bytes()
+        damaged = bytearray(kept)
+        damaged[len(damaged) // 2] ^= 1
+        file.write_bytes(damaged)
+        with pytest.raises(BundleError, match=re.escape(file.name)):
+            read_bundle(folder, hashlib.sha256(kept).hexdigest() if file.name == MANIFEST_FILE else None)
+        file.write_bytes(kept)
+    assert read_golden(folder)["images_NHWC"].dtype == "uint8"
+
+
+def test_a_bundle_of_the_first_format_says_what_to_do(tmp_path):
+    folder = make_bundle(tmp_path)
+    (folder / MANIFEST_FILE).write_text('{"format": 1, "name": "cifar10"}')
+    with pytest.raises(BundleError, match=r"not a manifest of this version: format .* release the model again"):
+        read_bundle(folder)

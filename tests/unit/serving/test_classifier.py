@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from serving.bundle import MODEL_FILE, hash_file
-from serving.classifier import CPU, CUDA, Classifier, count_cpus
+from serving.classifier import Classifier
 from serving.errors import BundleError, NotAPictureError
 from serving.predictions import rank_classes
-from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_bundle, paint, write_model
+from serving.session import CPU, CUDA, count_cpus
+from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_bundle, make_two_variants, paint, write_model
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +101,11 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path):
         Classifier(folder, "1")
 
 
-def test_equal_classes_keep_their_order():
-    prediction = rank_classes(np.array([0.2, 0.4, 0.4], dtype=np.float32), ["a", "b", "c"], 2, "x.png")
-    assert [one.label for one in prediction.top] == ["b", "c"]
-    assert (prediction.label, prediction.filename) == ("b", "x.png")
+def test_equal_classes_keep_their_order(classifier):
+    manifest = classifier.manifest
+    prediction = rank_classes(np.array([0.2, 0.4, 0.4, 0, 0, 0], dtype=np.float32), manifest, 2, "x.png")
+    assert [one.label for one in prediction.top] == ["green", "blue"]
+    assert (prediction.label, prediction.filename, prediction.is_confident) == ("green", "x.png", True)
 
 
 @pytest.mark.parametrize(("text", "limit"), [("50000 100000", 1), ("100000 100000", 1), ("max 100000", None)])
@@ -112,3 +114,59 @@ def test_a_containers_cpu_quota_is_respected(tmp_path, text, limit):
     quota.write_text(text)
     unlimited = count_cpus(tmp_path / "no such file")
     assert count_cpus(quota) == (limit or unlimited)
+
+
+@pytest.mark.parametrize(("repeats", "fastest"), [(0, None), (2000, "fp32")])
+def test_the_fastest_certified_variant_answers_and_says_so(tmp_path, repeats, fastest):
+    """With the same graph either may win; with a graph that does much more for the same answer, only one."""
+    classifier = Classifier(make_two_variants(tmp_path, repeats=repeats), "1", 1)
+    assert classifier.choice.startswith(
+        f"{classifier.identity.precision}: fastest here at 8 pictures (pictures/s: fp32 "
+    )
+    assert fastest in (None, classifier.identity.precision)
+    file = classifier.variant.file
+    assert classifier.identity.sha256 == classifier.manifest.files[file]
+
+
+def test_a_variant_can_be_asked_for(tmp_path):
+    folder = make_two_variants(tmp_path)
+    for precision in ("fp32", "int8"):
+        classifier = Classifier(folder, "1", 1, precision=precision)
+        assert (classifier.identity.precision, classifier.choice) == (precision, f"{precision}: asked for")
+    with pytest.raises(BundleError, match=r"offers no fp16 on CPUExecutionProvider, only fp32, int8"):
+        Classifier(folder, "1", 1, precision="fp16")
+
+
+def test_a_variant_that_was_refused_never_answers(tmp_path):
+    folder = make_two_variants(tmp_path, refusal="its labels differ")
+    assert Classifier(folder, "1", 1).choice == "fp32: the only variant for CPUExecutionProvider"
+    with pytest.raises(BundleError, match="offers no int8"):
+        Classifier(folder, "1", 1, precision="int8")
+
+
+def test_a_variant_that_answers_otherwise_here_than_at_its_release_is_left_out(tmp_path):
+    folder = make_two_variants(tmp_path, golden_error=0.1)
+    classifier = Classifier(folder, "1", 1)
+    assert classifier.identity.precision == "fp32"
+    assert "model.int8.onnx: on this machine 4 golden pictures are answered otherwise" in classifier.choice
+    assert "by up to 0.1 (allowed 0.05)" in classifier.choice
+    with pytest.raises(BundleError, match="golden pictures are answered otherwise"):
+        Classifier(folder, "1", 1, precision="int8")
+
+
+def test_a_label_below_its_class_threshold_is_not_confident(tmp_path):
+    per_class = (0.5, 0.9, None, 0.0, 0.0, 0.0)
+    thresholds = {"target_error": 0.05, "overall": 0.5, "per_class": per_class}
+    thresholds |= {"selections": (), "selections_overall": ()}
+    calibration = {"temperature": 1.5, "reliability": (), "thresholds": thresholds}
+    classifier = Classifier(make_bundle(tmp_path, manifest={"calibration": calibration}), "1")
+    assert classifier.describe().target_error == 0.05
+    for probabilities_K, is_confident in (
+        ([0.5, 0.3, 0.2, 0, 0, 0], True),
+        ([0.49, 0.31, 0.2, 0, 0, 0], False),
+        ([0.2, 0.8, 0, 0, 0, 0], False),
+        ([0, 0, 1, 0, 0, 0], False),
+        ([0, 0, 0, 1, 0, 0], True),
+    ):
+        answer = rank_classes(np.array(probabilities_K, dtype=np.float32), classifier.manifest, 1, None)
+        assert answer.is_confident is is_confident

@@ -59,7 +59,13 @@ class Web:
 
     def add_labels(self, *labels):
         predictions = [
-            {"filename": None, "label": one, "probability": 0.75, "top": [{"label": one, "probability": 0.75}]}
+            {
+                "filename": None,
+                "label": one,
+                "probability": 0.75,
+                "is_confident": one != "unsure",
+                "top": [{"label": one, "probability": 0.75}],
+            }
             for one in labels
         ]
         body = {"model": MODEL, "provider": "CPUExecutionProvider", "predictions": predictions}
@@ -232,10 +238,10 @@ def test_a_server_that_is_no_address_is_refused(server):
 
 
 def test_the_table_names_model_and_pictures(service, folder):
-    service.add_labels("one", "two", "three")
+    service.add_labels("one", "unsure", "three")
     table = render_predictions(predict([str(folder)], service.url))
     assert table.title == "cifar10 version 3, fp32, CPUExecutionProvider"
-    assert list(table.columns[1].cells) == ["one", "two", "three"]
+    assert list(table.columns[1].cells) == ["one", "don't know (unsure?)", "three"]
     assert list(table.columns[2].cells) == ["75.0%"] * 3
     text = io.StringIO()
     Console(file=text, width=160).print(table)

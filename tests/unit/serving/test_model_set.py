@@ -4,10 +4,10 @@ import time
 import pytest
 
 from serving import model_set
-from serving.bundle import MODEL_FILE, Pointer, write_pointer
+from serving.bundle import MODEL_FILE
 from serving.errors import BadParameterError, NoSuchModelError, OverloadedError
 from serving.model_set import ModelSet, find_bundles_dir
-from tests.unit.serving.tiny_bundle import make_bundle, release
+from tests.unit.serving.tiny_bundle import make_bundle, point_at, release
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_new_pointer_is_followed_and_an_old_one_costs_nothing(models):
     models.refresh()
     second = models.select(None)
     assert (first.version, second.version) == ("1", "2")
-    assert second.manifest.sha256 != first.manifest.sha256
+    assert second.identity.sha256 != first.identity.sha256
 
 
 def test_a_damaged_new_bundle_keeps_the_old_model(models):
@@ -79,7 +79,7 @@ def test_a_damaged_new_bundle_keeps_the_old_model(models):
     first = models.select(None)
     folder = make_bundle(models.bundles_dir, softness=9000.0)
     (folder / MODEL_FILE).write_bytes(b"damaged")
-    write_pointer(models.bundles_dir, "cifar10", Pointer(version="2", bundle=folder.name))
+    point_at(models.bundles_dir, "cifar10", "2", folder)
     models.refresh()
     assert models.select(None) is first
     (problem,) = models.describe().problems
