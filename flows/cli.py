@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -185,14 +186,79 @@ def train_all(profile: str, pattern: str, seeds: tuple[int, ...], assignments: t
 @darkroom.command()
 @click.argument("source", metavar="RECIPE|RUN_ID")
 @click.option("--as", "name", required=True, help="Registered name: cifar10, food or shapes.")
-@click.option("--mode", type=click.Choice(["enabled", "dry_run"]), default="enabled", show_default=True)
-def release(source: str, name: str, mode: str) -> None:
-    """Export a run to ONNX, prove it equal, register it and make it champion."""
-    _configure()
-    from flows import printing
-    from flows.release import release_flow
+@click.option(
+    "--mode",
+    type=click.Choice(["enabled", "dry_run", "forced"]),
+    default="enabled",
+    show_default=True,
+    help="dry_run changes nothing; forced promotes whatever the verdict is, and needs --why.",
+)
+@click.option("--why", default="", help="For the ledger.")
+@click.option("--min-gain", type=float, help="Least gain of accuracy over the champion, a fraction; 0 if not given.")
+@click.option("--max-class-drop", type=float, help="Most that a class's recall may fall, a fraction; 0.05.")
+@click.option("--max-latency-ms", type=float, help="Of one picture with the fastest variant; no limit.")
+@click.option("--max-size-mb", type=float, help="Of that variant's file; no limit.")
+def release(
+    source: str,
+    name: str,
+    mode: Literal["enabled", "dry_run", "forced"],
+    why: str,
+    max_size_mb: float | None,
+    **rules: float | None,
+) -> None:
+    """Export a run to ONNX, certify and calibrate it, and make it champion if it is better than the one before.
 
-    printing.print_release(release_flow(source, name, mode))
+    Exit status 1: it is not promoted (of a dry run: it would not be).
+    """
+    from pydantic import ValidationError
+
+    _configure()
+    from model_code.registry.gate import GateRules
+
+    from flows.release import release_flow
+    from flows.release_printing import print_release
+
+    given = {key: value for key, value in rules.items() if value is not None}
+    if max_size_mb is not None:
+        given["max_size_bytes"] = round(max_size_mb * 1e6)
+    try:
+        checked = GateRules.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}") from error
+    released = release_flow(source, name, mode, why, checked)
+    print_release(released)
+    if not released.is_champion:
+        sys.exit(1)
+
+
+@darkroom.command()
+@click.argument("name")
+@click.option("--json", "is_json", is_flag=True, help="One JSON object per line, the oldest first.")
+def history(name: str, is_json: bool) -> None:
+    """Show every move of the champion: who, when, from, to, why, and the gate's verdict."""
+    from flows.release_printing import print_history
+    from flows.rollback import read_changes
+
+    changes = read_changes(name)
+    if is_json:
+        for change in changes:
+            click.echo(change.model_dump_json())
+    else:
+        print_history(name, changes)
+
+
+@darkroom.command()
+@click.argument("name")
+@click.option("--to", metavar="VERSION", help="Any registered version; the champion before this one if not given.")
+@click.option("--why", default="", help="For the ledger.")
+def rollback(name: str, to: str | None, why: str) -> None:
+    """Make the champion before this one the champion again, once its bundle is proven intact."""
+    from flows.rollback import roll_back
+
+    change = roll_back(name, to, why)
+    click.echo(f"{name}: version {change.to_version} is champion (version {change.from_version} before)")
+    click.echo(f"  {change.verdict}")
 
 
 @darkroom.command()
@@ -214,11 +280,12 @@ def report(out: Path | None) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--wait", "is_patient", is_flag=True, help="Start without a model and wait for the first release.")
-def serve(port: int, host: str, is_patient: bool) -> None:
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="The fastest here if not given.")
+def serve(port: int, host: str, is_patient: bool, precision: str | None) -> None:
     """Answer predictions over HTTP with the released models."""
     from serving.launcher import run_server
 
-    run_server(port, host, is_patient=is_patient)
+    run_server(port, host, is_patient=is_patient, precision=precision)
 
 
 @darkroom.command()

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.doctor import Finding
-from flows.summaries import Outcome, ReleaseSummary, ReportSummary
+from flows.summaries import Outcome, ReportSummary
 from model_code.data.add import AddedDataset
 from model_code.data.cache import DatasetSummary
 from model_code.disk import format_size
@@ -23,7 +23,7 @@ _LOG_FILE_WIDTH = 160
 
 def print_recipes(recipes: Sequence[Recipe]) -> None:
     """Print name, published accuracy and first docstring line of each recipe."""
-    table = _new_table("recipe", "published", "pictures", "what it is")
+    table = new_table("recipe", "published", "pictures", "what it is")
     for recipe in recipes:
         table.add_row(recipe.name, _percent(recipe.published_accuracy), recipe.build().dataset, recipe.title)
     _print(table)
@@ -31,7 +31,7 @@ def print_recipes(recipes: Sequence[Recipe]) -> None:
 
 def print_recipe(recipe: Recipe) -> None:
     """Print one recipe's evidence and every setting, as `--set` takes them."""
-    console = _console()
+    console = open_console()
     console.print(f"{recipe.name}\n\n{recipe.evidence}\n", markup=False, highlight=False)
     for key, value in recipe.build().flatten().items():
         if key not in FIXED_SETTINGS:
@@ -42,9 +42,9 @@ def print_datasets(datasets: Sequence[DatasetSummary], cache_dir: Path) -> None:
     """Print what is packed in a cache."""
     if not datasets:
         line = f"no pictures yet in {cache_dir}; start with: darkroom data add shapes"
-        _console().print(line, markup=False, highlight=False, soft_wrap=True)
+        open_console().print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    table = _new_table("data set", "pictures", "classes", "size", "on disk", "checksum", "source")
+    table = new_table("data set", "pictures", "classes", "size", "on disk", "checksum", "source")
     for dataset in datasets:
         if dataset.damage is not None:
             table.add_row(escape(dataset.name), "damaged", "", "", "", "", escape(dataset.damage))
@@ -67,7 +67,7 @@ def print_added(added: AddedDataset) -> None:
     dataset = added.dataset
     counts = ", ".join(f"{len(split.labels_N)} {name}" for name, split in dataset.splits.items())
     verb = "is there already, its source did not change" if added.reused else "packed"
-    console = _console()
+    console = open_console()
     console.print(
         f"{dataset.name} {verb}: {counts} pictures of {dataset.image_size}x{dataset.image_size}, "
         f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]}",
@@ -96,12 +96,12 @@ def print_result(result: RunResult) -> None:
         lines[0] += f"; best epoch {result.best_epoch} of {result.epochs}"
     weights = f", weights sha256 {result.weights_sha256}" if result.weights_sha256 else ""
     lines.append(f"{result.recipe}  run {result.run_id}{weights}")
-    _console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    open_console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_outcomes(outcomes: Sequence[Outcome]) -> None:
     """Print what happened to each run; published figures stand beside full runs only."""
-    table = _new_table("recipe", "seed", "", "budget", "published", "ours", "best epoch", "seconds", "run")
+    table = new_table("recipe", "seed", "", "budget", "published", "ours", "best epoch", "seconds", "run")
     for outcome in outcomes:
         result = outcome.result
         if result is None:
@@ -121,7 +121,7 @@ def print_outcomes(outcomes: Sequence[Outcome]) -> None:
         )
     _print(table)
     if any(outcome.result is not None and outcome.result.profile != "full" for outcome in outcomes):
-        _console().print("Smoke and custom runs show that everything works; their figures compare with nothing.")
+        open_console().print("Smoke and custom runs show that everything works; their figures compare with nothing.")
 
 
 # What people look at first of each kind of run: MLflow name -> name in a table.
@@ -160,31 +160,9 @@ def _describe_figures(result: RunResult, form: str = "{:.4f}") -> str:
     return ", ".join(shown)
 
 
-def print_release(release: ReleaseSummary) -> None:
-    """Print what was released, and the proof."""
-    if release.version is None:
-        head = f"{release.name}: dry run, nothing was registered"
-    else:
-        before = f" (version {release.previous_version} before)" if release.previous_version else ""
-        if release.previous_version == release.version:
-            before = " already"
-        head = f"{release.name}: version {release.version} is champion{before}"
-    if release.profile != "full":
-        head += f"\n  note: a {release.profile} run, not the documented training"
-    tested = "not tested" if release.test_accuracy is None else f"test accuracy {release.test_accuracy:.4f}"
-    _console().print(
-        f"{head}\n  {release.recipe}, run {release.run_id}, {tested}\n"
-        f"  ONNX equals PyTorch on {release.parity_count} {release.parity_split} pictures at batch 1, 7 and 64: every "
-        f"label the same, probabilities within {release.max_difference:.1e}\n  model.onnx sha256 {release.sha256}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
 def print_report(report: ReportSummary) -> None:
     """Print where a report is."""
-    _console().print(
+    open_console().print(
         f"report on {report.run_count} finished runs\n  {report.page}\n  {report.markdown}\n"
         f"  MLflow run {report.run_id} in darkroom-reports",
         markup=False,
@@ -196,7 +174,7 @@ def print_report(report: ReportSummary) -> None:
 def print_findings(findings: Sequence[Finding]) -> None:
     """Print what the machine can do."""
     colours = {"ok": "green", "note": "yellow", "missing": "red"}
-    table = _new_table("", "what", "found")
+    table = new_table("", "what", "found")
     for finding in findings:
         table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.what, escape(finding.found))
     _print(table)
@@ -206,16 +184,18 @@ def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{fraction:.1%}"
 
 
-def _new_table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """Return an empty table in the style of all."""
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = True
     return table
 
 
-def _console() -> Console:
+def open_console() -> Console:
+    """Return where to print: as wide as the terminal, or as a log file is."""
     console = Console()
     return console if console.is_terminal else Console(width=_LOG_FILE_WIDTH)
 
 
 def _print(table: Table) -> None:
-    _console().print(table)
+    open_console().print(table)

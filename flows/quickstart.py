@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.data import data_flow
-from flows.printing import print_added, print_outcomes, print_release
+from flows.printing import print_added, print_outcomes
 from flows.release import release_flow
+from flows.release_printing import print_release
 from flows.train_all import train_all_flow
 from model_code.data.cache import PackedDataset
 from model_code.errors import DarkroomError

@@ -14,17 +14,19 @@ from flows import printing
 from flows.data import data_flow
 from flows.notification import tell
 from flows.plan import plan_all, plan_run
-from flows.release import release_flow
+from flows.release import Mode, release_flow
+from flows.release_printing import print_release
 from flows.report import report_flow
+from flows.rollback import roll_back
 from flows.train import identify_inputs, train_flow, train_task
 from flows.train_all import train_all_flow
 from flows.upkeep import find_problems
-from model_code.errors import DarkroomError, TrainingError
+from model_code.errors import DarkroomError, ReleaseError, TrainingError
 from model_code.recipes.catalog import RECIPES
 from model_code.registry.versions import RELEASE_NAMES
 from model_code.settings import load_settings
 from model_code.training.run_folder import open_run_folder
-from serving.bundle import read_bundle, read_pointer
+from serving.bundle import read_champion
 
 # The same words as the command's options.
 RecipeName = Annotated[str, Field(description="See `darkroom recipes`.", json_schema_extra={"enum": list(RECIPES)})]
@@ -75,9 +77,19 @@ def train_every_recipe(
 
 
 @flow(name="release-model", flow_run_name="release-{name}", **_KEPT)
-def release_model(source: str, name: ReleaseName, mode: Literal["enabled", "dry_run"] = "enabled") -> None:
-    """Make a recipe's best run, or one run, the champion of a name."""
-    printing.print_release(release_flow.fn(source, name, mode))
+def release_model(source: str, name: ReleaseName, mode: Mode = "enabled", why: str = "") -> None:
+    """Make a recipe's best run, or one run, the champion of a name, if the gate finds it better."""
+    released = release_flow.fn(source, name, mode, why)
+    print_release(released)
+    if not released.is_champion:
+        raise ReleaseError(f"{name}: not promoted; the lines above say why")
+
+
+@flow(name="roll-back-model", flow_run_name="roll-back-{name}", **_KEPT)
+def roll_back_model(name: ReleaseName, why: str, to: str | None = None) -> None:
+    """Make the champion before this one, or another version, the champion again."""
+    change = roll_back(name, to, why)
+    print(f"{name}: version {change.to_version} is champion (version {change.from_version} before)")
 
 
 @flow(name="retrain", flow_run_name="retrain-{name}", **_RETRIED)
@@ -87,11 +99,11 @@ def retrain(name: ReleaseName, mode: Literal["enabled", "dry_run"] = "dry_run") 
     A training of the same settings, pictures and code is kept: a release that failed does not cost another one.
     """
     settings = load_settings()
-    champion = read_bundle(settings.bundles_dir / name / read_pointer(settings.bundles_dir, name).bundle)
+    _, _, champion = read_champion(settings.bundles_dir, name)
     config = open_run_folder(settings.checkpoints_dir, champion.run_id).record.config
     result = train_task(config, identify_inputs(config))
     printing.print_result(result)
-    printing.print_release(release_flow.fn(result.run_id, name, mode))
+    print_release(release_flow.fn(result.run_id, name, mode, "trained again on schedule"))
 
 
 @flow(name="write-report", **_KEPT)

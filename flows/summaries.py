@@ -1,42 +1,37 @@
 """What flows return: small, checked and serialisable, so that Prefect can keep it across runs."""
 
+from model_code.registry.gate import Verdict
 from pydantic import BaseModel, ConfigDict
 
 from model_code.training.run_folder import RunResult
+from serving.bundle import Change
+from serving.manifest import Manifest
 
 
 class ReleaseSummary(BaseModel):
-    """One released model.
+    """What came of a release.
 
     Attributes:
-        name: Registered name.
-        version: In the registry; None for a dry run.
-        previous_version: That was champion before; None if there was none.
-        run_id: MLflow run that trained it.
-        recipe: Recipe name.
+        mode: `enabled`, `dry_run` or `forced`.
         profile: Of the run: `full`, `smoke` or `custom`.
-        sha256: Of model.onnx.
-        test_accuracy: In [0, 1]; None without test pictures.
-        max_difference: Largest difference of a probability between onnxruntime and PyTorch.
-        parity_split: Which pictures were compared: `test`, or `validation` where there are no test pictures.
-        parity_count: How many, at each batch size.
-        bundle: Folder with model.onnx and manifest.json.
+        manifest: Of the bundle.
+        champion_before: Version; None if there was none.
+        version: In the registry; None for a dry run.
+        verdict: Of the gate; None where the same bundle is champion already.
+        undone: The rollback that took the alias from this version, if there was one: it is not promoted again.
+        is_champion: Whether the version is champion now; of a dry run, whether it would be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    version: str | None
-    previous_version: str | None
-    run_id: str
-    recipe: str
+    mode: str
     profile: str
-    sha256: str
-    test_accuracy: float | None
-    max_difference: float
-    parity_split: str
-    parity_count: int
-    bundle: str
+    manifest: Manifest
+    champion_before: str | None
+    version: str | None = None
+    verdict: Verdict | None = None
+    undone: Change | None = None
+    is_champion: bool = False
 
 
 class ReportSummary(BaseModel):

@@ -8,7 +8,7 @@ from flows.doctor import ENOUGH_DISK_BYTES
 from model_code.data.cache import list_datasets
 from model_code.disk import format_size
 from model_code.settings import Settings
-from serving.bundle import list_released, read_bundle, read_pointer
+from serving.bundle import list_released, read_champion
 from serving.errors import BundleError
 
 TIMEOUT_S = 10.0
@@ -22,8 +22,7 @@ def find_problems(settings: Settings) -> list[str]:
     served = {}
     for name in list_released(settings.bundles_dir):
         try:
-            pointer = read_pointer(settings.bundles_dir, name)
-            read_bundle(settings.bundles_dir / name / pointer.bundle)
+            pointer, _, _ = read_champion(settings.bundles_dir, name)
             served[name] = pointer.version
         except BundleError as error:
             problems.append(f"released model {name}: {error}")

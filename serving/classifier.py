@@ -149,7 +149,7 @@ class Classifier:
         """Return the provider, the checked sessions by precision, and what went wrong with others."""
         problems: list[str] = []
         for provider in [CUDA, CPU] if has_cuda() else [CPU]:
-            sessions = {}
+            sessions: dict[str, onnxruntime.InferenceSession] = {}
             for variant in self.manifest.offered:
                 if variant.is_offered(provider) and precision in (None, variant.precision):
                     try:

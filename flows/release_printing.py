@@ -1,0 +1,84 @@
+"""What release, history and rollback print."""
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+
+from flows.printing import new_table, open_console
+from flows.summaries import ReleaseSummary
+from serving.bundle import Change
+from serving.manifest import Calibration, Certificate, Variant
+
+
+def print_release(release: ReleaseSummary) -> None:
+    """Print what was decided and why, and the proof of each variant."""
+    manifest = release.manifest
+    lines = [_describe_decision(release)]
+    if release.verdict is not None:
+        lines.append(release.verdict.summary)
+    if release.profile != "full":
+        lines.append(f"note: a {release.profile} run, not the documented training")
+    lines.append(f"{manifest.recipe}, run {manifest.run_id}")
+    lines += [_describe_certificate(variant, one) for variant in manifest.variants for one in variant.certificates]
+    if manifest.calibration is not None:
+        lines += _describe_calibration(manifest.calibration)
+    open_console().print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _describe_decision(release: ReleaseSummary) -> str:
+    name, before = release.manifest.name, release.champion_before
+    kept = "there is no champion" if before is None else f"version {before} stays champion"
+    if release.version is None:
+        would = "would become champion" if release.is_champion else f"would not be promoted: {kept}"
+        return f"{name}: dry run, nothing was registered; it {would}"
+    if release.is_champion and release.version == before:
+        return f"{name}: version {release.version} is champion already"
+    if release.is_champion:
+        forced = ", forced" if release.mode == "forced" else ""
+        return f"{name}: version {release.version} is champion{forced}" + (
+            f" (version {before} before)" if before else ""
+        )
+    if release.undone is not None:
+        undone = release.undone
+        return (
+            f"{name}: version {release.version} was rolled back by {undone.by} at {undone.at} ({undone.why}) and is "
+            f"not promoted again, {kept}; --mode forced --why REASON promotes it"
+        )
+    return f"{name}: version {release.version} is registered but not promoted, {kept}"
+
+
+def _describe_certificate(variant: Variant, certificate: Certificate) -> str:
+    device = certificate.provider.removesuffix("ExecutionProvider")
+    sizes = ", ".join(str(batch.batch_size) for batch in certificate.batches)
+    text = (
+        f"{variant.precision} on {device}: {certificate.top1_agreement:.2%} of {certificate.count} {certificate.split} "
+        f"labels as PyTorch at batch {sizes}, probabilities within {certificate.max_difference:.1e}, accuracy "
+        f"{certificate.accuracy:.4f} of {certificate.torch_accuracy:.4f}"
+    )
+    for timing in variant.timings:
+        if timing.provider == certificate.provider:
+            text += f", {timing.batches[-1].pictures_per_s:,.0f} pictures/s at batch {timing.batches[-1].batch_size}"
+    return text if certificate.refusal is None else f"{text}; not offered: {certificate.refusal}"
+
+
+def _describe_calibration(calibration: Calibration) -> list[str]:
+    known, selection = calibration.reliability[-1], calibration.thresholds.selections[-1]
+    lines = [
+        f"temperature {calibration.temperature:.3f}: calibration error (ECE) on {known.split} "
+        f"{known.ece_before:.4f} -> {known.ece_after:.4f}"
+    ]
+    target = f"{calibration.thresholds.target_error:.0%} wrong"
+    if selection.answered == 0:
+        return [*lines, f"no threshold leaves as few as {target}: every label is marked as uncertain"]
+    share, wrong = selection.answered / selection.count, selection.wrong / selection.answered
+    return [*lines, f"thresholds for {target}: {share:.1%} of {selection.split} labels are certain, {wrong:.2%} wrong"]
+
+
+def print_history(name: str, changes: Sequence[Change]) -> None:
+    """Print every move of the champion, the newest first."""
+    table = new_table("when", "by", "what", "from", "to", "why", "verdict")
+    for change in reversed(changes):
+        cells = (change.at, change.by, change.action, change.from_version or "-", change.to_version)
+        table.add_row(*map(escape, (*cells, change.why, change.verdict)))
+    open_console().print(f"{name}: version {changes[-1].to_version} is champion", markup=False, highlight=False)
+    open_console().print(table)

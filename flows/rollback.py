@@ -1,0 +1,68 @@
+"""Undoing a release: the champion before takes over again, once its bundle is proven intact.
+
+No Prefect here: who undoes a release is in a hurry.
+"""
+
+from model_code.disk import hold_lock
+from model_code.errors import ReleaseError
+from model_code.registry.ledger import complete, find_previous, move_champion
+from model_code.registry.versions import check_release_name, fetch_bundle, get_version
+from model_code.settings import load_settings
+from model_code.tracking.store import open_store
+from serving.bundle import Change
+from serving.classifier import Classifier
+
+
+def read_changes(name: str) -> tuple[Change, ...]:
+    """Return every move of a name's champion, the oldest first.
+
+    Raises:
+        ReleaseError: Nothing was ever released under that name.
+    """
+    check_release_name(name)
+    settings = load_settings()
+    client = open_store(settings)
+    with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"reading the history of {name}"):
+        changes = complete(client, settings.bundles_dir, name)
+    if not changes:
+        raise ReleaseError(f"nothing was ever released as {name}; run `darkroom release RECIPE --as {name}`")
+    return changes
+
+
+def roll_back(name: str, to: str | None = None, why: str = "") -> Change:
+    """Make an earlier version of `name` the champion; running services follow within seconds.
+
+    Args:
+        name: Registered name.
+        to: Version; the champion before this one when None.
+        why: For the ledger.
+
+    Raises:
+        ReleaseError: There is nothing to go back to, or the bundle of that version does not verify; nothing changes.
+    """
+    check_release_name(name)
+    settings = load_settings()
+    client = open_store(settings)
+    with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"rolling {name} back"):
+        changes = complete(client, settings.bundles_dir, name)
+        current = changes[-1].to_version if changes else None
+        target = to or find_previous(changes)
+        if target is None:
+            first = f"version {current} is its first champion" if current else "nothing was ever released as it"
+            raise ReleaseError(
+                f"{name} cannot go back: {first}; `darkroom history {name}` shows all, --to VERSION takes any"
+            )
+        version = get_version(client, name, target)
+        folder = fetch_bundle(client, settings.bundles_dir, version)
+        classifier = Classifier(folder, target)
+        return move_champion(
+            client,
+            settings.bundles_dir,
+            name,
+            action="rollback",
+            before=current,
+            version=target,
+            bundle=folder.name,
+            why=why or "no reason given",
+            verdict=f"{len(classifier.manifest.files)} files verified, answers as at its release; {classifier.choice}",
+        )

@@ -1,0 +1,196 @@
+"""The ledger: every move of the alias `champion`, appended to a file beside the bundles and written on the versions.
+
+    bundles/<name>/ledger.jsonl         one `Change` per line, in order; lines are only ever added
+    version tag change.<number>         the same on the version that became champion, to make the file anew from
+
+How a move survives a kill between any two steps: the pointer carries its change and is replaced in one step, which is
+the move. Alias, tag and line follow, the line last; `complete` does what is missing, and each later command begins
+with it.
+"""
+
+import getpass
+import os
+import socket
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from mlflow import MlflowClient
+from pydantic import ValidationError
+
+from model_code.disk import flush_folder, writing_to
+from model_code.errors import ReleaseError
+from model_code.registry.versions import CHAMPION, get_champion, list_versions
+from serving.bundle import MANIFEST_FILE, Change, Pointer, hash_file, read_pointer, write_pointer
+from serving.errors import BundleError
+
+LEDGER_FILE = "ledger.jsonl"
+_TAG = "change."
+
+
+def read_ledger(bundles_dir: Path, name: str) -> tuple[Change, ...]:
+    """Return every change of a name, the oldest first; a last line that a power cut tore is left out.
+
+    Raises:
+        ReleaseError: A line is damaged.
+    """
+    file = bundles_dir / name / LEDGER_FILE
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    except FileNotFoundError:
+        return ()
+    try:
+        changes = tuple(Change.model_validate_json(line) for line in lines if line.endswith("\n"))
+    except ValidationError as error:
+        raise ReleaseError(
+            f"{file} is damaged; move it away and run `darkroom history {name}`: it is made anew from the registry"
+        ) from error
+    return changes
+
+
+def move_champion(
+    client: MlflowClient,
+    bundles_dir: Path,
+    name: str,
+    *,
+    action: Literal["promote", "rollback"],
+    before: str | None,
+    version: str,
+    bundle: str,
+    why: str,
+    verdict: str,
+) -> Change:
+    """Make a registered version the champion, and write down who did it and why.
+
+    The caller holds the lock of the name, has called `complete`, and has checked the bundle.
+
+    Args:
+        client: Of the registry.
+        bundles_dir: Where bundles and pointers lie.
+        name: Registered name.
+        action: `promote` or `rollback`.
+        before: Champion until now.
+        version: That becomes champion.
+        bundle: Its folder's name under `bundles_dir/<name>`.
+        why: In words.
+        verdict: Of the gate, or what was checked.
+    """
+    change = Change(
+        number=_count(read_ledger(bundles_dir, name)) + 1,
+        action=action,
+        from_version=before,
+        to_version=version,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        by=f"{_read_user()}@{socket.gethostname()}",
+        why=why,
+        verdict=verdict,
+    )
+    folder = bundles_dir / name / bundle
+    pointer = Pointer(version=version, bundle=bundle, manifest_sha256=hash_file(folder / MANIFEST_FILE), change=change)
+    write_pointer(bundles_dir, name, pointer)
+    complete(client, bundles_dir, name)
+    return change
+
+
+def complete(client: MlflowClient, bundles_dir: Path, name: str) -> tuple[Change, ...]:
+    """Do what is left of a move that was interrupted after its pointer was written; return the whole ledger.
+
+    The caller holds the lock of the name. What other homes wrote into the same registry is added to the file here.
+    """
+    changes = read_ledger(bundles_dir, name)
+    try:
+        pointer = read_pointer(bundles_dir, name)
+    except BundleError:
+        pointer = None  # whoever reads it says so; the next move writes it anew
+    if pointer is not None and pointer.change.number > _count(changes):
+        client.set_registered_model_alias(name, CHAMPION, pointer.version)
+        tag = f"{_TAG}{pointer.change.number}"
+        client.set_model_version_tag(name, pointer.version, tag, pointer.change.model_dump_json())
+    missing = [change for change in _read_tags(client, name) if change.number > _count(changes)]
+    if missing:
+        _append(bundles_dir / name / LEDGER_FILE, missing)
+    return (*changes, *missing)
+
+
+def find_champion(client: MlflowClient, name: str, changes: tuple[Change, ...]) -> str | None:
+    """Return the version that is champion; None before the first release.
+
+    Args:
+        client: Of the registry.
+        name: Registered name.
+        changes: What `complete` returned.
+
+    Raises:
+        ReleaseError: The alias in the registry is not where the ledger's last change put it.
+    """
+    found = get_champion(client, name)
+    alias = None if found is None else str(found.version)
+    if changes and alias != changes[-1].to_version:
+        raise ReleaseError(
+            f"the registry says that {name}'s champion is {'no version' if alias is None else f'version {alias}'}, the "
+            f"ledger says version {changes[-1].to_version}: the alias was moved by other means; `darkroom rollback "
+            f"{name} --to VERSION` makes one of them the champion in both"
+        )
+    return alias
+
+
+def find_previous(changes: tuple[Change, ...]) -> str | None:
+    """Return the version that a rollback goes back to: the champion before the last promotion that still counts.
+
+    A rollback takes the promotions after its version away, so that rolling back twice goes back by two.
+    """
+    counting: list[str] = []
+    for change in changes:
+        if change.action == "rollback" and change.to_version in counting:
+            del counting[counting.index(change.to_version) + 1 :]
+        elif counting[-1:] != [change.to_version]:
+            counting.append(change.to_version)
+    return counting[-2] if len(counting) > 1 else None
+
+
+def find_rollback_of(changes: tuple[Change, ...], version: str) -> Change | None:
+    """Return the rollback that took the alias away from a version, if that is the last that happened to it."""
+    for change in reversed(changes):
+        if change.to_version == version:
+            return None
+        if change.from_version == version:
+            return change if change.action == "rollback" else None
+    return None
+
+
+def _read_tags(client: MlflowClient, name: str) -> tuple[Change, ...]:
+    changes = [
+        Change.model_validate_json(value)
+        for version in list_versions(client, name)
+        for key, value in version.tags.items()
+        if key.startswith(_TAG)
+    ]
+    return tuple(sorted(changes, key=lambda change: change.number))
+
+
+def _append(file: Path, changes: Sequence[Change]) -> None:
+    """Add lines; a torn one before them, which was never complete, is cut off."""
+    content = "".join(change.model_dump_json() + "\n" for change in changes).encode()
+    with writing_to(file.parent, len(content), f"saving {file.name}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "r+b") as stream:
+            whole = stream.read().rfind(b"\n") + 1
+            stream.seek(whole)
+            stream.truncate()
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        flush_folder(file.parent)
+
+
+def _count(changes: tuple[Change, ...]) -> int:
+    return changes[-1].number if changes else 0
+
+
+def _read_user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())

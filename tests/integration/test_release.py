@@ -1,0 +1,233 @@
+"""Releases for real: gate, ledger, rollback, what is refused, and kills at random moments.
+
+DARKROOM_KILLS=50 kills as often as the project promises to survive; two keep the whole suite short.
+"""
+
+import itertools
+import json
+import os
+import random
+import re
+import subprocess
+import time
+
+import pytest
+
+from model_code.registry.ledger import find_champion, read_ledger
+from model_code.settings import load_settings
+from model_code.tracking.store import open_store
+from model_code.training.run_folder import RUN_FILE
+from serving.bundle import MODEL_FILE, read_champion, read_pointer
+from serving.classifier import Classifier
+from tests.integration.conftest import COMMAND
+
+KILLS = int(os.environ.get("DARKROOM_KILLS", "2"))
+NAME = "shapes"
+TRAIN = ("train", "resnet18_cifar10_exp3", "--set", "dataset=shapes", "--set", "batch_size=50", "--seed", 3)
+RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
+
+
+@pytest.fixture(scope="module")
+def runs(home):
+    """(run that has hardly learned, run that has learned more), by id."""
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    subprocess.run([COMMAND, "data", "add", NAME], env=environment, check=True, capture_output=True)
+    found = []
+    for budget in (("--limit-train", 100, "--epochs", 1), ("--limit-train", 1000, "--epochs", 3)):
+        command = [COMMAND, *map(str, (*TRAIN, *budget))]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        found.append(RUN_LINE.search(done.stdout).group(1))
+    return found
+
+
+@pytest.fixture(scope="module")
+def bundles_dir(home):
+    return home / "bundles"
+
+
+def get_client():
+    return open_store(load_settings())
+
+
+def list_moves(bundles_dir):
+    return [(change.action, change.from_version, change.to_version) for change in read_ledger(bundles_dir, NAME)]
+
+
+def test_the_gate_the_ledger_and_the_way_back(darkroom, runs, bundles_dir):
+    weak, strong = runs
+    dry = darkroom("release", weak, "--as", NAME, "--mode", "dry_run")
+    assert dry.status == 0, dry.err
+    assert "it would become champion" in dry.out
+    assert not (bundles_dir / NAME).exists()
+    assert darkroom("history", NAME).status == 1
+
+    first = darkroom("release", weak, "--as", NAME)
+    assert first.status == 0, first.err
+    assert "version 1 is champion" in first.out
+    assert "no champion to compare with" in first.out
+    again = darkroom("release", weak, "--as", NAME)
+    assert (again.status, "version 1 is champion already" in again.out) == (0, True)
+
+    better = darkroom("release", strong, "--as", NAME, "--why", "it learned more")
+    assert better.status == 0, better.err
+    assert "version 2 is champion (version 1 before)" in better.out
+    worse = darkroom("release", weak, "--as", NAME)
+    assert worse.status == 1
+    assert "version 1 is registered but not promoted, version 2 stays champion" in worse.out
+    assert "is too small, wanted are more than 0" in worse.out
+    version = get_client().get_model_version(NAME, "1")
+    assert json.loads(version.tags["verdict.json"])["is_promoted"] is False
+    assert "not promoted" in version.tags["verdict"]
+    assert list_moves(bundles_dir) == [("promote", None, "1"), ("promote", "1", "2")]
+
+    undone = darkroom("rollback", NAME, "--why", "customers complained")
+    assert undone.status == 0, undone.err
+    assert "version 1 is champion (version 2 before)" in undone.out
+    assert read_pointer(bundles_dir, NAME).version == "1"
+    assert find_champion(get_client(), NAME, read_ledger(bundles_dir, NAME)) == "1"
+    refused = darkroom("release", strong, "--as", NAME)
+    assert refused.status == 1
+    assert "version 2 was rolled back by" in refused.out
+    assert "customers complained" in refused.out
+    assert darkroom("rollback", NAME).status == 1
+
+    unreasoned = darkroom("release", strong, "--as", NAME, "--mode", "forced")
+    assert (unreasoned.status, "--why" in unreasoned.err) == (2, True)
+    forced = darkroom("release", strong, "--as", NAME, "--mode", "forced", "--why", "they were wrong")
+    assert "version 2 is champion, forced (version 1 before)" in forced.out
+    history = darkroom("history", NAME)
+    for text in ("version 2 is champion", "they were wrong", "customers complained", "it learned more"):
+        assert text in history.out.replace("\n", " ")
+    lines = [json.loads(line) for line in darkroom("history", NAME, "--json").out.splitlines()]
+    assert [line["to_version"] for line in lines] == ["1", "2", "1", "2"]
+
+
+def test_the_bundle_says_what_was_measured(runs, bundles_dir):
+    pointer, folder, manifest = read_champion(bundles_dir, NAME)
+    assert manifest.run_id == runs[1]
+    by_precision = {variant.precision: variant for variant in manifest.variants}
+    assert set(by_precision) >= {"fp32", "int8"}
+    for variant in manifest.variants:
+        for certificate in variant.certificates:
+            assert [batch.batch_size for batch in certificate.batches] == [1, 7, 64, 256]
+            assert (certificate.split, certificate.count) == ("test", 1000)
+            assert certificate.sha256 == variant.sha256
+    assert by_precision["fp32"].certificates[0].max_difference <= 1e-4
+    assert {one.split for one in manifest.calibration.reliability} == {"validation", "test"}
+    assert Classifier(folder, pointer.version).variant.precision in by_precision
+    artifacts = {file.path for file in get_client().list_artifacts(runs[1], "release/shapes-version-2")}
+    assert artifacts == {f"release/shapes-version-2/{file}" for file in ("card.md", "validation.png", "test.png")}
+
+
+@pytest.mark.parametrize("setting", ["mean", "classes"])
+def test_a_network_that_is_not_the_one_that_was_tested_is_refused(
+    darkroom, runs, home, bundles_dir, setting, monkeypatch
+):
+    """Another normalisation, or other labels, than in the training: PyTorch and ONNX agree, and both are wrong."""
+    file = home / "checkpoints" / runs[1] / RUN_FILE
+    kept, before = file.read_text(), list_moves(bundles_dir)
+    if setting == "mean":
+        record = json.loads(kept)
+        record["config"]["mean"] = [5.0, 5.0, 5.0]
+        file.write_text(json.dumps(record))
+    else:
+        from flows import export
+
+        swap = export.predict_logits
+        monkeypatch.setattr(export, "predict_logits", lambda *given: swap(*given)[:, [1, 0, *range(2, 10)]])
+    try:
+        done = darkroom("release", runs[1], "--as", NAME, "--mode", "forced", "--why", "planted")
+    finally:
+        file.write_text(kept)
+    assert done.status == 1
+    assert "are not those of the training any more; train again" in done.err
+    assert list_moves(bundles_dir) == before
+
+
+def test_a_changed_bundle_is_not_gone_back_to_but_fetched_anew(darkroom, runs, bundles_dir):
+    version = get_client().get_model_version(NAME, "1")
+    file = bundles_dir / NAME / version.tags["bundle"] / MODEL_FILE
+    good = file.read_bytes()
+    file.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])
+    done = darkroom("rollback", NAME, "--to", "1")
+    assert done.status == 0, done.err
+    assert "was changed after its release" in done.err
+    assert file.read_bytes() == good
+    unknown = darkroom("rollback", NAME, "--to", "77")
+    assert (unknown.status, "shapes has no version 77; registered: 1, 2" in unknown.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--max-latency-ms", "0.0001"), "the latency at batch 1 is"),
+        (("--max-size-mb", "0.1"), "the file has"),
+        (("--min-gain", "0.9"), "wanted are at least +90.00"),
+    ],
+)
+def test_limits_of_the_command_refuse(darkroom, runs, option, message):
+    done = darkroom("release", runs[1], "--as", NAME, "--mode", "dry_run", *option)
+    assert done.status == 1, done.err
+    assert message in done.out
+
+
+def test_an_impossible_limit_is_one_line(darkroom, runs):
+    done = darkroom("release", runs[1], "--as", NAME, "--min-gain", "2")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert "--min-gain 2.0: Input should be less than 1" in done.err
+
+
+def test_of_two_releases_at_once_one_wins_and_the_other_says_so(start_darkroom, runs, bundles_dir):
+    before = read_pointer(bundles_dir, NAME).change.number
+    processes = [start_darkroom("release", run, "--as", NAME) for run in (runs[1], runs[1])]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert sorted(process.returncode for process in processes) in ([0, 0], [1, 1]), printed
+    assert sum("waiting for another process that does the same" in text for text in printed) == 1
+    after = read_pointer(bundles_dir, NAME)
+    assert after.change.number - before in (0, 1)
+    assert sum("champion already" in text or "was rolled back" in text for text in printed) >= 1
+
+
+def test_kills_at_random_moments_leave_a_champion_and_a_true_ledger(runs, home, bundles_dir):
+    commands = [
+        ["release", runs[0], "--as", NAME, "--mode", "forced", "--why", "kill"],
+        ["rollback", NAME, "--why", "kill"],
+        ["release", runs[1], "--as", NAME, "--mode", "forced", "--why", "kill"],
+        ["rollback", NAME, "--to", "1", "--why", "kill"],
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    draw, taken_s, kills, number = random.Random(KILLS), {}, 0, 0
+    while kills < KILLS:
+        command = commands[number % len(commands)]
+        number += 1
+        began_s = time.monotonic()
+        process = subprocess.Popen(
+            [COMMAND, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        # The first of each kind says how long it takes.
+        whole_s = taken_s.get(command[0])
+        try:
+            process.communicate(timeout=None if whole_s is None else draw.uniform(0.5, 1) * whole_s)
+            taken_s[command[0]] = time.monotonic() - began_s
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+        check_champion(bundles_dir)
+    done = subprocess.run([COMMAND, "history", NAME], env=environment, capture_output=True, text=True, check=True)
+    assert f"version {read_pointer(bundles_dir, NAME).version} is champion" in done.stdout
+    changes = check_champion(bundles_dir)
+    assert changes[-1] == read_pointer(bundles_dir, NAME).change
+    assert find_champion(get_client(), NAME, changes) == changes[-1].to_version
+
+
+def check_champion(bundles_dir):
+    """The pointer leads to a bundle that answers; no line of the ledger contradicts another; return them."""
+    pointer, folder, _ = read_champion(bundles_dir, NAME)
+    assert Classifier(folder, pointer.version, manifest_sha256=pointer.manifest_sha256).choice
+    changes = read_ledger(bundles_dir, NAME)
+    assert [change.number for change in changes] == list(range(1, len(changes) + 1))
+    for earlier, later in itertools.pairwise(changes):
+        assert later.from_version == earlier.to_version
+    assert pointer.change in changes or pointer.change.number == len(changes) + 1
+    return changes

@@ -1,0 +1,195 @@
+import pytest
+
+from model_code.errors import ReleaseError
+from model_code.registry import ledger
+from model_code.registry.ledger import (
+    LEDGER_FILE,
+    complete,
+    find_champion,
+    find_previous,
+    find_rollback_of,
+    move_champion,
+    read_ledger,
+)
+from model_code.registry.versions import CHAMPION, get_champion, register_version
+from serving.bundle import Change, read_champion, read_pointer
+
+
+@pytest.fixture
+def name(request):
+    """A registered name of each test's own."""
+    return request.node.name.removeprefix("test_")[:40]
+
+
+@pytest.fixture
+def register(client, make_bundle, name):
+    """Register another bundle; (version, bundle's name) come back."""
+
+    def register():
+        folder, manifest = make_bundle(name)
+        return register_version(client, folder, manifest), folder.name
+
+    return register
+
+
+@pytest.fixture
+def move(client, bundles_dir, name):
+    def move(version, action="promote", why="because"):
+        changes = complete(client, bundles_dir, name)
+        before = changes[-1].to_version if changes else None
+        return move_champion(
+            *(client, bundles_dir, name),
+            action=action,
+            before=before,
+            version=version[0],
+            bundle=version[1],
+            why=why,
+            verdict="well",
+        )
+
+    return move
+
+
+def test_every_move_is_written_in_four_places(client, bundles_dir, name, register, move):
+    first, second = register(), register()
+    changes = (move(first), move(second), move(first, "rollback", "it was worse"))
+    assert [(each.number, each.action, each.from_version, each.to_version) for each in changes] == [
+        *((1, "promote", None, "1"), (2, "promote", "1", "2"), (3, "rollback", "2", "1"))
+    ]
+    assert changes[2].why == "it was worse"
+    assert "@" in changes[0].by
+    assert changes[0].at.endswith("+00:00")
+    assert read_ledger(bundles_dir, name) == changes
+    pointer, folder, _ = read_champion(bundles_dir, name)
+    assert (pointer.version, pointer.change, folder.name) == ("1", changes[2], first[1])
+    assert str(get_champion(client, name).version) == "1"
+    assert find_champion(client, name, changes) == "1"
+    tags = {key: value for version in "12" for key, value in client.get_model_version(name, version).tags.items()}
+    assert [Change.model_validate_json(tags[f"change.{number}"]) for number in (1, 2, 3)] == list(changes)
+
+
+def test_lines_are_only_added(bundles_dir, name, register, move):
+    file = bundles_dir / name / LEDGER_FILE
+    before = b""
+    for _ in range(3):
+        move(register())
+        content = file.read_bytes()
+        assert content.startswith(before)
+        assert len(content) > len(before)
+        before = content
+
+
+def test_a_lost_ledger_is_made_anew_from_the_registry(client, bundles_dir, name, register, move):
+    versions = [register() for _ in range(3)]
+    changes = tuple(move(version) for version in versions)
+    content = (bundles_dir / name / LEDGER_FILE).read_bytes()
+    (bundles_dir / name / LEDGER_FILE).unlink()
+    assert read_ledger(bundles_dir, name) == ()
+    assert complete(client, bundles_dir, name) == changes
+    assert (bundles_dir / name / LEDGER_FILE).read_bytes() == content
+
+
+class _KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", ["alias", "tag", "line"])
+def test_a_move_that_was_cut_off_is_completed(client, bundles_dir, name, register, move, monkeypatch, step):
+    first, second = register(), register()
+    move(first)
+
+    def die(*_):
+        raise _KilledError
+
+    with monkeypatch.context() as patch:
+        if step == "line":
+            patch.setattr(ledger, "_append", die)
+        else:
+            method = {"alias": "set_registered_model_alias", "tag": "set_model_version_tag"}[step]
+            patch.setattr(type(client), method, die)
+        with pytest.raises(_KilledError):
+            move(second)
+    assert read_pointer(bundles_dir, name).version == "2"
+    assert [change.to_version for change in read_ledger(bundles_dir, name)] == ["1"]
+    changes = complete(client, bundles_dir, name)
+    assert [change.to_version for change in changes] == ["1", "2"]
+    assert read_ledger(bundles_dir, name) == changes
+    assert find_champion(client, name, changes) == "2"
+    assert complete(client, bundles_dir, name) == changes
+
+
+def test_a_torn_line_is_not_a_change(bundles_dir, name, register, move):
+    first, second = register(), register()
+    change = move(first)
+    file = bundles_dir / name / LEDGER_FILE
+    with file.open("ab") as stream:
+        stream.write(b'{"number": 2, "act')
+    assert read_ledger(bundles_dir, name) == (change,)
+    other = move(second)
+    assert read_ledger(bundles_dir, name) == (change, other)
+
+
+def test_a_damaged_line_is_told(bundles_dir, name, register, move):
+    move(register())
+    file = bundles_dir / name / LEDGER_FILE
+    file.write_text("nonsense\n" + file.read_text())
+    with pytest.raises(ReleaseError, match=r"ledger\.jsonl is damaged; move it away and run `darkroom history"):
+        read_ledger(bundles_dir, name)
+
+
+def test_an_alias_that_was_moved_by_other_means_is_told(client, bundles_dir, name, register, move):
+    first, second = register(), register()
+    move(first)
+    client.set_registered_model_alias(name, CHAMPION, second[0])
+    changes = complete(client, bundles_dir, name)
+    with pytest.raises(ReleaseError, match=r"champion is version 2, the ledger says version 1: the alias was moved by"):
+        find_champion(client, name, changes)
+    client.delete_registered_model_alias(name, CHAMPION)
+    with pytest.raises(ReleaseError, match=r"champion is no version, the ledger says version 1"):
+        find_champion(client, name, changes)
+
+
+def test_what_another_home_wrote_is_taken_over(client, bundles_dir, name, register, move, tmp_path):
+    first, second = register(), register()
+    move(first)
+    assert len(complete(client, tmp_path, name)) == 1
+    theirs = move(second)
+    assert complete(client, tmp_path, name)[-1] == theirs
+    assert (tmp_path / name / LEDGER_FILE).read_bytes() == (bundles_dir / name / LEDGER_FILE).read_bytes()
+
+
+def tell(*moves):
+    """Changes out of versions; a version in brackets is gone back to."""
+    changes, before = [], None
+    for number, to in enumerate(moves, start=1):
+        action, version = ("rollback", to[0]) if isinstance(to, list) else ("promote", to)
+        fields = {"from_version": before, "to_version": version, "at": "", "by": "", "why": "", "verdict": ""}
+        changes.append(Change(number=number, action=action, **fields))
+        before = version
+    return tuple(changes)
+
+
+@pytest.mark.parametrize(
+    ("moves", "previous"),
+    [
+        ((), None),
+        (("1",), None),
+        (("1", "2"), "1"),
+        (("1", "2", "3"), "2"),
+        (("1", "2", "3", ["2"]), "1"),
+        (("1", "2", "3", ["2"], ["1"]), None),
+        (("1", "2", ["1"], "3"), "1"),
+        (("1", "2", "3", ["1"], "2"), "1"),
+        (("1", ["7"]), "1"),
+    ],
+)
+def test_a_rollback_goes_to_the_champion_before(moves, previous):
+    assert find_previous(tell(*moves)) == previous
+
+
+def test_what_was_rolled_back_is_known():
+    assert find_rollback_of(tell("1", "2", ["1"]), "2").number == 3
+    assert find_rollback_of(tell("1", "2", ["1"], "3"), "2").number == 3
+    assert find_rollback_of(tell("1", "2", ["1"], "2"), "2") is None
+    assert find_rollback_of(tell("1", "2"), "1") is None
+    assert find_rollback_of(tell("1", "2"), "9") is None
