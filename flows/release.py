@@ -104,7 +104,7 @@ def release_flow(
         if mode == "dry_run":
             return summary
         bundle = write_bundle(settings.bundles_dir, Path(scratch), exported.manifest)
-        version = register_task(bundle, verdict)
+        version = register_task(bundle, verdict, run.profile)
         summary = summary.model_copy(update={"version": version, "undone": find_rollback_of(changes, version)})
         if mode != "forced" and (not verdict.is_promoted or summary.undone is not None):
             return summary.model_copy(update={"is_champion": False})
@@ -205,14 +205,14 @@ def judge_task(exported: Exported, champion: Champion | None, rules: GateRules) 
 
 
 @task(name="register", retries=2, retry_delay_seconds=2)
-def register_task(bundle: Path, verdict: Verdict) -> str:
+def register_task(bundle: Path, verdict: Verdict, profile: str) -> str:
     """Enter a bundle into the registry, with its verdict and its card; return its version."""
     client = open_store(load_settings())
     manifest = read_bundle(bundle)
     version = register_version(client, bundle, manifest)
-    write_verdict(client, manifest.name, version, verdict, summarise(manifest, verdict))
+    write_verdict(client, manifest.name, version, verdict, summarise(manifest, verdict, profile))
     folder = f"release/{manifest.name}-version-{version}"
-    client.log_text(manifest.run_id, write_card(manifest, verdict, version), f"{folder}/card.md")
+    client.log_text(manifest.run_id, write_card(manifest, verdict, version, profile), f"{folder}/card.md")
     for reliability in manifest.calibration.reliability if manifest.calibration else ():
         client.log_figure(manifest.run_id, draw_reliability(reliability), f"{folder}/{reliability.split}.png")
     return version

@@ -1,4 +1,4 @@
-"""Figures of one run: learning curves, confusion matrix, and the grid of labelled test pictures.
+"""Figures of one run: learning curves, confusion matrix, reliability, and the grid of labelled test pictures.
 
 Every function returns a matplotlib figure that belongs to nobody else: save it and let it go.
 """
@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from serving.manifest import Reliability, ReliabilityBin
 
 GRID_SIDE = 8
 RIGHT_COLOUR, WRONG_COLOUR = "#1a7f37", "#c62828"
+BAR_COLOUR = "#4a7fb5"
 
 
 def draw_curves(
@@ -90,3 +94,65 @@ def draw_prediction_grid(
             color=RIGHT_COLOUR if prediction == label else WRONG_COLOUR,
         )
     return figure
+
+
+def draw_reliability(reliability: Reliability) -> Figure:
+    """Draw how often labels are right against how probable they were said to be, without and with the temperature.
+
+    Above, the share of right labels in each bin of the largest probability, drawn over its mean; on the diagonal a
+    model can be believed. Red lines are labels less often right than said, green ones more often. Below, the pictures
+    in each bin, on a logarithmic scale, because most pictures lie in the last bin.
+    """
+    figure = Figure(figsize=(8.4, 5.2), layout="constrained")
+    figure.suptitle(f"reliability on {reliability.count:,} {reliability.split} pictures")
+    sides = (
+        ("without the temperature", reliability.ece_before, reliability.bins_before),
+        ("with it", reliability.ece_after, reliability.bins_after),
+    )
+    most_pictures = max(10, *(2 * found.count for _, _, bins in sides for found in bins))
+    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
+    for column, (title, error, bins) in enumerate(sides):
+        above, below = axes[:, column]
+        above.set_title(f"{title}: ECE {error:.4f}")
+        _draw_bins(above, [found for found in bins if found.count])
+        below.bar(
+            [found.low for found in bins],
+            [found.count for found in bins],
+            width=[found.high - found.low for found in bins],
+            align="edge",
+            color=BAR_COLOUR,
+            edgecolor="white",
+        )
+        below.set_yscale("symlog", linthresh=1)
+        below.set_ylim(0, most_pictures)
+        below.grid(alpha=0.3)
+        below.set_xlabel("largest probability")
+    axes[0, 0].set_ylabel("share of right labels")
+    axes[1, 0].set_ylabel("pictures")
+    axes[0, 0].legend(loc="upper left")
+    return figure
+
+
+def _draw_bins(axis: Axes, bins: Sequence[ReliabilityBin]) -> None:
+    """Draw accuracy over confidence of the bins that have pictures."""
+    axis.bar(
+        [found.low for found in bins],
+        [found.accuracy for found in bins],
+        width=[found.high - found.low for found in bins],
+        align="edge",
+        color=BAR_COLOUR,
+        edgecolor="white",
+        alpha=0.45,
+    )
+    for label, colour, some in (
+        ("less right than said", WRONG_COLOUR, [found for found in bins if found.accuracy < found.confidence]),
+        ("more right than said", RIGHT_COLOUR, [found for found in bins if found.accuracy >= found.confidence]),
+    ):
+        confidences = [found.confidence for found in some]
+        accuracies = [found.accuracy for found in some]
+        axis.vlines(confidences, accuracies, confidences, colors=colour, linewidth=1.5, label=label)
+        axis.plot(confidences, accuracies, "o", color=colour, markersize=4)
+    axis.plot([0, 1], [0, 1], linestyle="--", color="black", linewidth=1, label="as right as said")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.03)
+    axis.grid(alpha=0.3)

@@ -362,7 +362,7 @@ def _judge_budgets(latency_ms: float | None, size_bytes: int | None, rules: Gate
         if latency_ms is None:
             refusals.append(f"the latency at batch 1 was not measured, {allowed}")
         elif latency_ms > rules.max_latency_ms:
-            refusals.append(f"the latency at batch 1 is {latency_ms:.4g} ms, {allowed}")
+            refusals.append(f"the latency at batch 1 is {latency_ms:.6g} ms, {allowed}")
     if rules.max_size_bytes is not None:
         allowed = f"allowed are {rules.max_size_bytes:,} bytes"
         if size_bytes is None:

@@ -1,20 +1,10 @@
 """A report as Markdown; its figures are PNG files in `figures/` beside it."""
 
+from model_code.markdown_text import escape, join_cells
 from model_code.report.document import Block, Cell, Document, Heading, Paragraph, Picture, Table
 
 FIGURES_FOLDER = "figures"
 SHORT_ID = 8
-_ESCAPES = str.maketrans(
-    {
-        "\\": "\\\\",
-        "|": "\\|",
-        "*": "\\*",
-        "`": "\\`",
-        "<": "&lt;",
-        "\n": " ",
-        "\r": " ",
-    }
-)
 
 
 def render_markdown(document: Document) -> str:
@@ -24,11 +14,6 @@ def render_markdown(document: Document) -> str:
         parts.append(f"## {escape(section.title)}")
         parts += [_render(block) for block in section.blocks]
     return "\n\n".join(parts) + "\n"
-
-
-def escape(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line."""
-    return text.translate(_ESCAPES).replace("](", "]\\(")
 
 
 def _escape_alt(text: str) -> str:
@@ -46,14 +31,10 @@ def _render(block: Block) -> str:
 
 
 def _render_table(table: Table) -> str:
-    lines = [f"*{escape(table.caption)}*", "", _join([escape(column) for column in table.columns])]
-    lines.append(_join(["---"] * len(table.columns)))
-    lines += [_join([_render_cell(cell) for cell in row]) for row in table.rows]
+    lines = [f"*{escape(table.caption)}*", "", join_cells([escape(column) for column in table.columns])]
+    lines.append(join_cells(["---"] * len(table.columns)))
+    lines += [join_cells([_render_cell(cell) for cell in row]) for row in table.rows]
     return "\n".join(lines)
-
-
-def _join(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _render_cell(cell: Cell) -> str:

@@ -12,7 +12,9 @@ from model_code.evaluation.figures import (
     draw_confusion,
     draw_curves,
     draw_prediction_grid,
+    draw_reliability,
 )
+from serving.manifest import Reliability, ReliabilityBin
 
 
 def save(figure):
@@ -135,3 +137,48 @@ def test_figures_belong_to_nobody_else():
     draw_grid(1)
     draw_curves("t", {"loss": {"train": {1: 1.0}}})
     assert pyplot.get_fignums() == before
+
+
+def make_bins(*found):
+    """Four bins; each given as (count, confidence, accuracy)."""
+    return tuple(
+        ReliabilityBin(low=index / 4, high=(index + 1) / 4, count=count, confidence=confidence, accuracy=accuracy)
+        for index, (count, confidence, accuracy) in enumerate(found)
+    )
+
+
+def test_reliability_has_a_panel_before_and_one_after():
+    before = make_bins((0, 0, 0), (10, 0.45, 0.3), (90, 0.7, 0.5), (1900, 0.97, 1.0))
+    after = make_bins((5, 0.2, 0.2), (20, 0.4, 0.45), (100, 0.6, 0.55), (1875, 0.95, 0.94))
+    reliability = Reliability(
+        split="test", count=2000, ece_before=0.0321, ece_after=0.0123, bins_before=before, bins_after=after
+    )
+    figure = draw_reliability(reliability)
+    assert figure.get_suptitle() == "reliability on 2,000 test pictures"
+    left, right, left_counts, right_counts = figure.axes
+    assert [axis.get_title() for axis in (left, right)] == [
+        "without the temperature: ECE 0.0321",
+        "with it: ECE 0.0123",
+    ]
+    # A bin without pictures has no accuracy, so none is drawn.
+    assert [bar.get_height() for bar in left.patches] == [0.3, 0.5, 1.0]
+    assert [bar.get_x() for bar in left.patches] == [0.25, 0.5, 0.75]
+    assert [bar.get_height() for bar in right.patches] == [0.2, 0.45, 0.55, 0.94]
+    assert [bar.get_height() for bar in left_counts.patches] == [0, 10, 90, 1900]
+    assert [bar.get_height() for bar in right_counts.patches] == [5, 20, 100, 1875]
+    short, fair, diagonal = left.lines
+    assert list(zip(short.get_xdata(), short.get_ydata(), strict=True)) == [(0.45, 0.3), (0.7, 0.5)]
+    assert list(zip(fair.get_xdata(), fair.get_ydata(), strict=True)) == [(0.97, 1.0)]
+    assert (to_hex(short.get_color()), to_hex(fair.get_color())) == (WRONG_COLOUR, RIGHT_COLOUR)
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [0, 1]
+    size, colours = save(figure)
+    assert size == (420, 260)
+    assert colours > 64
+
+
+def test_reliability_without_pictures_can_be_drawn():
+    empty = make_bins(*[(0, 0, 0)] * 4)
+    nothing = Reliability(split="validation", count=0, ece_before=0, ece_after=0, bins_before=empty, bins_after=empty)
+    figure = draw_reliability(nothing)
+    assert not figure.axes[0].patches
+    save(figure)
