@@ -249,6 +249,13 @@ def test_p_of_classes_is_corrected_by_holm():
     assert [refusal[:11] for refusal in verdict.refusals] == ["a got worse", "b got worse"]
 
 
+def test_a_larger_p_is_not_corrected_below_a_smaller_one():
+    answers = join_classes((80, 0, 5, 0), (80, 1, 7, 0), (80, 90, 0, 0))
+    verdict = judge_answers(*answers, classes=("a", "b", "c"))
+    assert [change.p_value for change in verdict.classes] == pytest.approx([1 / 32, 9 / 256, 1])
+    assert [change.adjusted_p_value for change in verdict.classes] == pytest.approx([3 / 32, 3 / 32, 1])
+
+
 def test_a_class_without_pictures_is_not_judged():
     labels_N, challenger_N, champion_N = plant(170, 20, 0, 10, classes=2)
     verdict = judge_answers(labels_N, challenger_N, champion_N, classes=("cat", "dog", "emu"))
