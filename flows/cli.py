@@ -213,10 +213,9 @@ def release(
     from pydantic import ValidationError
 
     _configure()
-    from model_code.registry.gate import GateRules
-
     from flows.release import release_flow
     from flows.release_printing import print_release
+    from model_code.registry.gate import GateRules
 
     given = {key: value for key, value in rules.items() if value is not None}
     if max_size_mb is not None:

@@ -10,22 +10,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from prefect import task
+from torch import Tensor, nn
+
+from model_code.data.cache import PackedDataset, open_dataset
+from model_code.errors import ReleaseError
 from model_code.evaluation.calibration import (
     LabelledAnswers,
     choose_thresholds,
     fit_temperature,
     measure_reliability,
 )
-from model_code.export.certificate import certify, check_certificate, find_providers
-from model_code.export.variants import make_fp16, make_int8
-from prefect import task
-from serving.timing import time_variant
-from torch import Tensor, nn
-
-from model_code.data.cache import PackedDataset, open_dataset
-from model_code.errors import ReleaseError
 from model_code.evaluation.metrics import predict_logits
+from model_code.export.certificate import certify, find_providers
+from model_code.export.certificate import check as check_certificate
 from model_code.export.onnx_export import OPSET, export_onnx
+from model_code.export.variants import make_fp16, make_int8
 from model_code.settings import load_settings
 from model_code.tracking.finished_runs import FinishedRun
 from model_code.tracking.provenance import read_git_sha, read_versions
@@ -36,6 +36,7 @@ from model_code.training.supervised import load_model
 from serving.bundle import hash_file, name_file
 from serving.manifest import GOLDEN_FILE, Calibration, Manifest, Precision, Variant
 from serving.session import CPU, CUDA, count_cpus, open_session, run_session
+from serving.timing import time_variant
 
 TARGET_ERROR = 0.05
 CALIBRATION_PICTURES = 512
@@ -90,8 +91,7 @@ def export_task(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -
     make_int8(scratch / name_file("fp32"), scratch / name_file("int8"), _draw(pictures.train))
     made.append(("int8", [CPU]))
     variants = [
-        _certify(scratch, precision, providers, expected_NK, split, final, dataset.image_size)
-        for precision, providers in made
+        _certify(scratch, precision, providers, expected_NK, split, final, dataset) for precision, providers in made
     ]
     _save_golden(scratch, variants, final.images_NHWC)
     manifest = Manifest(
@@ -169,12 +169,21 @@ def _certify(
     expected_NK: npt.NDArray[np.float32],
     split: str,
     final: Pictures,
-    image_size: int,
+    dataset: PackedDataset,
 ) -> Variant:
     """Measure one variant; what is outside of its limits stays out of the bundle, fp32 stops the release."""
     file = scratch / name_file(precision)
     certificates = tuple(
-        certify(precision, file, expected_NK, final.images_NHWC.numpy(), final.labels_N.numpy(), split, provider)
+        certify(
+            precision,
+            file,
+            expected_NK,
+            final.images_NHWC.numpy(),
+            final.labels_N.numpy(),
+            split,
+            provider,
+            dataset.classes,
+        )
         for provider in providers
     )
     if precision == "fp32":
@@ -187,7 +196,7 @@ def _certify(
         sha256=hash_file(file),
         size_bytes=file.stat().st_size,
         certificates=certificates,
-        timings=tuple(time_variant(file, provider, image_size) for provider in providers),
+        timings=tuple(time_variant(file, provider, dataset.image_size) for provider in providers),
     )
 
 

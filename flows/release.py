@@ -9,8 +9,6 @@ from typing import Literal
 
 import numpy as np
 from mlflow import MlflowClient
-from model_code.registry.card import summarise, write_card
-from model_code.registry.gate import GateRules, Verdict, judge
 from prefect import flow, task
 
 from flows.export import Exported, export_task
@@ -20,6 +18,8 @@ from model_code.disk import hold_lock
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.evaluation.figures import draw_reliability
 from model_code.recipes.catalog import RECIPES
+from model_code.registry.card import summarise, write_card
+from model_code.registry.gate import GateRules, Verdict, judge
 from model_code.registry.ledger import complete, find_champion, find_rollback_of, move_champion
 from model_code.registry.versions import (
     check_release_name,

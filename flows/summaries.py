@@ -1,8 +1,8 @@
 """What flows return: small, checked and serialisable, so that Prefect can keep it across runs."""
 
-from model_code.registry.gate import Verdict
 from pydantic import BaseModel, ConfigDict
 
+from model_code.registry.gate import Verdict
 from model_code.training.run_folder import RunResult
 from serving.bundle import Change
 from serving.manifest import Manifest

@@ -146,3 +146,21 @@ def test_what_is_served_sees_the_middle_twice_as_the_test_did(tmp_path, images):
     bordered = images.clone()
     bordered[:, :4] = bordered[:, 28:] = bordered[:, :, :4] = bordered[:, :, 28:] = 0
     assert np.abs(answers - ask_onnx(start(tmp_path / "model.onnx"), bordered)).max() == 0
+
+
+def test_the_temperature_is_inside_the_graph(exported, images, tmp_path):
+    model, file = exported
+    export_onnx(model, 32, tmp_path / "warm.onnx", temperature=2.5)
+    with torch.no_grad():
+        expected = torch.softmax(model(images) / 2.5, dim=1).numpy()
+    answers = ask_onnx(start(tmp_path / "warm.onnx"), images)
+    assert np.abs(answers - expected).max() < 1e-5
+    assert np.abs(answers - ask_onnx(start(file), images)).max() > 0.01
+    nodes, more = (onnx.load(str(path)).graph.node for path in (file, tmp_path / "warm.onnx"))
+    assert len(more) == len(nodes) + 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_divides_nothing_is_refused(tmp_path, temperature):
+    with pytest.raises(ValueError, match="a number above 0 is allowed"):
+        export_onnx(make_model("tiny", side=12), 12, tmp_path / "model.onnx", temperature)
