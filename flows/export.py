@@ -22,8 +22,7 @@ from model_code.evaluation.calibration import (
     measure_reliability,
 )
 from model_code.evaluation.metrics import predict_logits
-from model_code.export.certificate import certify, find_providers
-from model_code.export.certificate import check as check_certificate
+from model_code.export.certificate import certify, check_certificate, find_providers
 from model_code.export.onnx_export import OPSET, export_onnx
 from model_code.export.variants import make_fp16, make_int8
 from model_code.settings import load_settings

@@ -138,11 +138,13 @@ def choose_task(source: str, name: str) -> FinishedRun:
         usable = [run for run in runs if _is_usable(settings, run)]
         if usable:
             return usable[0]
-        why = (
-            f"none of its {len(runs)} finished runs has its checkpoint and its pictures here"
-            if runs
-            else "it has no finished run"
-        )
+        elsewhere = sorted({run.dataset for run in find_finished_runs(client, source, "*")})
+        if runs:
+            why = f"none of its {len(runs)} finished runs has its checkpoint and its pictures here"
+        elif elsewhere:
+            why = f"its finished runs are on {', '.join(elsewhere)} and not on {pattern} pictures"
+        else:
+            why = "it has no finished run"
         raise ReleaseError(f"{source} cannot be released as {name}: {why}; train it first: darkroom train {source}")
     if not RUN_ID.fullmatch(source):
         raise UsageError(f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (32 hexadecimal digits)")

@@ -20,7 +20,7 @@ from model_code.export.onnx_export import INPUT_NAME, OUTPUT_NAME
 from model_code.tracking.provenance import read_versions
 from serving.bundle import hash_file
 from serving.manifest import BatchCertificate, Certificate, Precision
-from serving.session import CPU, CUDA, count_cpus, has_cuda, open_session
+from serving.session import CPU, CUDA, SESSION_ERRORS, count_cpus, has_cuda, open_session
 
 BATCH_SIZES = (1, 7, 64, 256)
 _OTHER_GRAPH_FRACTION = 0.5  # of the pictures answered otherwise, from which on rounding explains nothing
@@ -60,13 +60,13 @@ def find_providers() -> tuple[str, ...]:
     """Return onnxruntime's execution providers that really run graphs here: the CPU, and CUDA where it loads."""
     if not has_cuda():
         return (CPU,)
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]), helper.make_tensor_value_info("y", 1, [1])
-    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "probe", [value[0]], [value[1]])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "probe", [x], [y])
     probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     try:
         session = open_session(probe.SerializeToString(), CUDA, threads=1)
         session.run(None, {"x": np.ones(1, dtype=np.float32)})
-    except Exception:  # noqa: BLE001  # onnxruntime's exceptions have no common base; all mean that CUDA does not run
+    except SESSION_ERRORS:
         return (CPU,)
     return (CPU, CUDA) if session.get_providers()[0] == CUDA else (CPU,)
 
@@ -137,7 +137,7 @@ def certify(
     )
 
 
-def check(certificate: Certificate) -> None:
+def check_certificate(certificate: Certificate) -> None:
     """Refuse a release whose variant is outside its limits.
 
     Raises:

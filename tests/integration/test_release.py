@@ -10,8 +10,11 @@ import random
 import re
 import subprocess
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from model_code.registry.ledger import find_champion, read_ledger
 from model_code.settings import load_settings
@@ -22,18 +25,35 @@ from serving.classifier import Classifier
 from tests.integration.conftest import COMMAND
 
 KILLS = int(os.environ.get("DARKROOM_KILLS", "2"))
-NAME = "shapes"
-TRAIN = ("train", "resnet18_cifar10_exp3", "--set", "dataset=shapes", "--set", "batch_size=50", "--seed", 3)
+NAME, DATASET, SIDE, TEST_PICTURES = "food", "food-colours", 16, 400
+TRAIN = ("train", "resnet18_cifar10_exp3", "--set", f"dataset={DATASET}", "--set", "batch_size=20", "--seed", 3)
 RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
 
 
+def draw_colours(folder: Path) -> None:
+    """Write pictures of four colours, most of which can be told apart."""
+    generator = np.random.default_rng(0)
+    colours = {"tomato": (170, 90, 90), "lettuce": (90, 170, 90), "plum": (90, 90, 170), "grey bread": (130, 130, 130)}
+    for split, count in (("train", 100), ("test", TEST_PICTURES // len(colours))):
+        for label, colour in colours.items():
+            (folder / split / label).mkdir(parents=True)
+            for number in range(count):
+                mean = np.array(colour) + generator.normal(0, 22, 3)
+                pixels = mean + generator.normal(0, 20, (SIDE, SIDE, 3))
+                picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                picture.save(folder / split / label / f"{number}.png")
+
+
 @pytest.fixture(scope="module")
-def runs(home):
+def runs(home, tmp_path_factory):
     """(run that has hardly learned, run that has learned more), by id."""
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    subprocess.run([COMMAND, "data", "add", NAME], env=environment, check=True, capture_output=True)
+    folder = tmp_path_factory.mktemp("colours")
+    draw_colours(folder)
+    adding = [COMMAND, "data", "add", DATASET, "--from", str(folder), "--image-size", str(SIDE)]
+    subprocess.run(adding, env=environment, check=True, capture_output=True)
     found = []
-    for budget in (("--limit-train", 100, "--epochs", 1), ("--limit-train", 1000, "--epochs", 3)):
+    for budget in (("--limit-train", 40, "--epochs", 1), ("--epochs", 4)):
         command = [COMMAND, *map(str, (*TRAIN, *budget))]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         found.append(RUN_LINE.search(done.stdout).group(1))
@@ -110,13 +130,13 @@ def test_the_bundle_says_what_was_measured(runs, bundles_dir):
     for variant in manifest.variants:
         for certificate in variant.certificates:
             assert [batch.batch_size for batch in certificate.batches] == [1, 7, 64, 256]
-            assert (certificate.split, certificate.count) == ("test", 1000)
+            assert (certificate.split, certificate.count) == ("test", TEST_PICTURES)
             assert certificate.sha256 == variant.sha256
     assert by_precision["fp32"].certificates[0].max_difference <= 1e-4
     assert {one.split for one in manifest.calibration.reliability} == {"validation", "test"}
     assert Classifier(folder, pointer.version).variant.precision in by_precision
-    artifacts = {file.path for file in get_client().list_artifacts(runs[1], "release/shapes-version-2")}
-    assert artifacts == {f"release/shapes-version-2/{file}" for file in ("card.md", "validation.png", "test.png")}
+    artifacts = {file.path for file in get_client().list_artifacts(runs[1], f"release/{NAME}-version-2")}
+    assert artifacts == {f"release/{NAME}-version-2/{file}" for file in ("card.md", "validation.png", "test.png")}
 
 
 @pytest.mark.parametrize("setting", ["mean", "classes"])
@@ -134,7 +154,7 @@ def test_a_network_that_is_not_the_one_that_was_tested_is_refused(
         from flows import export
 
         swap = export.predict_logits
-        monkeypatch.setattr(export, "predict_logits", lambda *given: swap(*given)[:, [1, 0, *range(2, 10)]])
+        monkeypatch.setattr(export, "predict_logits", lambda *given: swap(*given)[:, [1, 0, *range(2, 4)]])
     try:
         done = darkroom("release", runs[1], "--as", NAME, "--mode", "forced", "--why", "planted")
     finally:
@@ -154,7 +174,13 @@ def test_a_changed_bundle_is_not_gone_back_to_but_fetched_anew(darkroom, runs, b
     assert "was changed after its release" in done.err
     assert file.read_bytes() == good
     unknown = darkroom("rollback", NAME, "--to", "77")
-    assert (unknown.status, "shapes has no version 77; registered: 1, 2" in unknown.err) == (1, True)
+    assert (unknown.status, "food has no version 77; registered: 1, 2" in unknown.err) == (1, True)
+
+
+def test_runs_on_other_pictures_are_named(darkroom, runs):
+    done = darkroom("release", "resnet18_cifar10_exp3", "--as", "cifar10")
+    assert done.status == 1
+    assert "its finished runs are on food-colours and not on cifar10 pictures" in done.err
 
 
 @pytest.mark.parametrize(

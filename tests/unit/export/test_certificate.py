@@ -10,7 +10,7 @@ from torch import nn
 from model_code.errors import ReleaseError
 from model_code.evaluation.metrics import predict_logits
 from model_code.export import certificate as certificate_file
-from model_code.export.certificate import BATCH_SIZES, LIMITS, certify, check, find_providers
+from model_code.export.certificate import BATCH_SIZES, LIMITS, certify, check_certificate, find_providers
 from model_code.export.onnx_export import OPSET, export_onnx
 from model_code.models.picture_input import PictureInput
 from model_code.tracking.provenance import read_versions
@@ -93,7 +93,7 @@ def judge(monkeypatch, compare, model):
 
 def test_a_model_equals_its_own_export(compare, model, pictures):
     certificate = compare(model, model)
-    check(certificate)
+    check_certificate(certificate)
     assert certificate.refusal is None
     assert tuple(batch.batch_size for batch in certificate.batches) == BATCH_SIZES == (1, 7, 64, 256)
     for batch in certificate.batches:
@@ -127,7 +127,7 @@ def test_another_normalisation_is_refused_and_named(compare, model):
         r"\(allowed 0\.0001\).*: \d+% of the pictures are answered otherwise, so its normalisation or its weights are "
         r"others; nothing was released$",
     ):
-        check(certificate)
+        check_certificate(certificate)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -137,7 +137,7 @@ def test_swapped_classes_are_refused_and_named(compare, model, precision):
     with pytest.raises(
         ReleaseError, match="its classes are in another order, the answers for bee stand where cat belongs; nothing"
     ):
-        check(certificate)
+        check_certificate(certificate)
 
 
 def test_classes_in_a_circle_are_named_by_number_without_names(compare, model):
@@ -165,7 +165,7 @@ def test_nan_is_refused_and_named(compare, model, broken, precision, is_broken, 
     assert certificate.top1_agreement == 0.0
     assert Certificate.model_validate_json(certificate.model_dump_json()) == certificate
     with pytest.raises(ReleaseError, match=f"at batch 1 {whose} answers to 300 of 300 pictures are NaN, no numbers"):
-        check(certificate)
+        check_certificate(certificate)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_one_other_label_is_refused_however_small_the_difference(compare, model,
     assert certificate.max_difference < 1e-4
     assert certificate.top1_agreement == pytest.approx((COUNT - 1) / COUNT)
     with pytest.raises(ReleaseError, match=r"at batch 1 99\.6667% of 300 labels agree \(wanted 100%\)"):
-        check(certificate)
+        check_certificate(certificate)
 
 
 def make_answers(count, differing=0, wrong=0):
