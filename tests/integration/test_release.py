@@ -208,7 +208,7 @@ def test_of_two_releases_at_once_one_wins_and_the_other_says_so(start_darkroom, 
     processes = [start_darkroom("release", run, "--as", NAME) for run in (runs[1], runs[1])]
     printed = [process.communicate(timeout=300)[0] for process in processes]
     assert sorted(process.returncode for process in processes) in ([0, 0], [1, 1]), printed
-    assert sum("waiting for another process that does the same" in text for text in printed) == 1
+    assert sum(f"releasing {NAME}: waiting for another process" in text for text in printed) == 1
     after = read_pointer(bundles_dir, NAME)
     assert after.change.number - before in (0, 1)
     assert sum("champion already" in text or "was rolled back" in text for text in printed) >= 1
