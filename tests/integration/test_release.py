@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from model_code.registry.ledger import find_champion, read_ledger
+from model_code.registry.versions import list_versions
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
 from model_code.training.run_folder import RUN_FILE
@@ -245,6 +246,7 @@ def test_kills_at_random_moments_leave_a_champion_and_a_true_ledger(runs, home, 
     changes = check_champion(bundles_dir)
     assert changes[-1] == read_pointer(bundles_dir, NAME).change
     assert find_champion(get_client(), NAME, changes) == changes[-1].to_version
+    assert sorted(version.run_id for version in list_versions(get_client(), NAME)) == sorted(runs)
 
 
 def check_champion(bundles_dir):

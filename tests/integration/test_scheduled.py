@@ -124,7 +124,7 @@ def test_every_deployment_is_there_with_its_form_and_schedule(client, api, prefe
     assert set(found) == {
         *("train-recipe/process", "train-recipe/docker", "train-recipe/kubernetes", "train-recipe/weekly"),
         *("train-every-recipe/nightly", "check-health/hourly", "retrain/on-feedback"),
-        *("add-data/process", "release-model/process", "write-report/process"),
+        *("add-data/process", "release-model/process", "roll-back-model/process", "write-report/process"),
     }
     assert [schedule.schedule.cron for schedule in found["train-every-recipe/nightly"].schedules] == ["0 1 * * *"]
     form = found["train-recipe/process"].parameter_openapi_schema["properties"]

