@@ -4,7 +4,7 @@ Shape suffixes: N = pictures in the request, H = height, W = width, C = colour c
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Match, Route
 
 from serving.admission import Admission
+from serving.batching import Batcher
 from serving.classifier import Classifier
 from serving.errors import BadParameterError, NotReadableError, OverloadedError, ServingError, TooLargeError
 from serving.limits import DEFAULT_TOP_K, MAX_REQUEST_PIXELS
@@ -45,24 +46,39 @@ _HTTP_CODES = {404: "no_such_route", 405: "method_not_allowed"}
 class PredictionApi:
     """The routes over one set of models, with the threads that do their work.
 
-    Decoding runs on a few threads, classification on one: onnxruntime spreads a batch over the cores itself.
+    Decoding runs on a few threads, classification in batches on one: onnxruntime spreads a batch over the cores itself.
 
     Attributes:
         models: The loaded models.
         admission: How much is being worked on.
     """
 
-    def __init__(self, models: ModelSet, admission: Admission | None = None) -> None:
+    def __init__(
+        self,
+        models: ModelSet,
+        admission: Admission | None = None,
+        on_batch: Callable[[int], None] | None = None,
+        on_answer: Callable[[PredictAnswer], None] | None = None,
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            models: The loaded models.
+            admission: How much is worked on at once; the usual limits when None.
+            on_batch: Told how many pictures each batch has.
+            on_answer: Told each answer, before it is sent.
+        """
         self.models = models
+        self._on_answer = on_answer
         self.admission = admission or Admission()
         self._decoders = ThreadPoolExecutor(min(_MAX_DECODERS, count_cpus()), thread_name_prefix="decode")
-        self._classifiers = ThreadPoolExecutor(1, thread_name_prefix="classify")
+        self._batcher = Batcher(on_batch=on_batch)
 
     def close(self) -> None:
         """End the threads, also those of the models; work that has not started is dropped."""
         self.models.stop()
         self._decoders.shutdown(wait=True, cancel_futures=True)
-        self._classifiers.shutdown(wait=True, cancel_futures=True)
+        self._batcher.close()
 
     async def predict(self, request: Request) -> Response:
         """Answer `POST /v1/predict`."""
@@ -80,7 +96,7 @@ class PredictionApi:
                 if await request.is_disconnected():
                     raise ClientDisconnect
                 images_NHWC = await self._decode(classifier, pictures)
-                probabilities_NK = await self._classify(classifier, images_NHWC)
+                probabilities_NK = await self._batcher.classify(classifier, images_NHWC)
         answer = PredictAnswer(
             model=classifier.identity,
             provider=classifier.provider,
@@ -89,6 +105,8 @@ class PredictionApi:
                 for probabilities_K, picture in zip(probabilities_NK, pictures, strict=True)
             ),
         )
+        if self._on_answer is not None:
+            self._on_answer(answer)
         return _answer_json(answer)
 
     async def list_models(self, _: Request) -> Response:
@@ -112,10 +130,6 @@ class PredictionApi:
             for future in futures:
                 future.cancel()
         return np.stack(images)
-
-    async def _classify(self, classifier: Classifier, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._classifiers, classifier.classify, images_NHWC)
 
 
 def create_app() -> Starlette:

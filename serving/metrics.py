@@ -1,4 +1,4 @@
-"""Figures for Prometheus beside the counts of requests that BentoML keeps: which models answer, and on what.
+"""Figures for Prometheus beside the counts of requests that BentoML keeps: which models answer, on what, and what.
 
 Import it only once BentoML's environment is set (`serving/launcher.py`).
 """
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import bentoml
 
-from serving.predictions import ModelsAnswer
+from serving.limits import MAX_PICTURES
+from serving.predictions import ModelsAnswer, PredictAnswer
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 
@@ -20,7 +21,25 @@ _model_info = bentoml.metrics.Gauge(
 _has_gpu = bentoml.metrics.Gauge(
     "darkroom_gpu_present", "Whether this machine shows the process an NVIDIA device", multiprocess_mode="mostrecent"
 )
+_swaps = bentoml.metrics.Counter(
+    "darkroom_model_swaps_total", "Releases that were loaded, or refused", labelnames=["name", "outcome"]
+)
+_batch_pictures = bentoml.metrics.Histogram(
+    "darkroom_batch_pictures", "Pictures of one batch on the device", buckets=(1, 2, 4, 8, 16, 32, MAX_PICTURES)
+)
+_predictions = bentoml.metrics.Counter(
+    "darkroom_predictions_total",
+    "Pictures by their most probable class, and whether it is to be believed",
+    labelnames=["name", "version", "label", "confident"],
+)
+_probability = bentoml.metrics.Histogram(
+    "darkroom_prediction_probability",
+    "Probability of the most probable class",
+    labelnames=["name", "version"],
+    buckets=tuple(step / 20 for step in range(1, 21)),
+)
 _published: set[tuple[str, str, str, str]] = set()
+_seen: set[tuple[str, str, str]] = set()
 
 
 def publish_models(answer: ModelsAnswer) -> None:
@@ -32,3 +51,22 @@ def publish_models(answer: ModelsAnswer) -> None:
     for labels in current:
         _model_info.labels(*labels).set(1)
     _published.update(current)
+    outcomes = {(model.name, "loaded", model.version) for model in answer.models}
+    outcomes |= {(problem.name, "refused", problem.message) for problem in answer.problems}
+    for name, outcome, _ in outcomes - _seen:
+        _swaps.labels(name, outcome).inc()
+    _seen.clear()
+    _seen.update(outcomes)
+
+
+def count_batch(pictures: int) -> None:
+    """Count one batch on the device."""
+    _batch_pictures.observe(pictures)
+
+
+def count_answer(answer: PredictAnswer) -> None:
+    """Count the predictions of one answer."""
+    name, version = answer.model.name, answer.model.version
+    for prediction in answer.predictions:
+        _predictions.labels(name, version, prediction.label, str(prediction.is_confident).lower()).inc()
+        _probability.labels(name, version).observe(prediction.probability)

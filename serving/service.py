@@ -9,7 +9,7 @@ import os
 import bentoml
 
 from serving.http_api import PredictionApi, create_app
-from serving.metrics import publish_models
+from serving.metrics import count_answer, count_batch, publish_models
 from serving.model_set import PRECISION_VARIABLE, ModelSet, find_bundles_dir
 
 app = create_app()
@@ -33,7 +33,7 @@ class Darkroom:
         )
         self._models.refresh()
         self._models.watch()
-        app.state.api = PredictionApi(self._models)
+        app.state.api = PredictionApi(self._models, on_batch=count_batch, on_answer=count_answer)
 
     def __is_ready__(self) -> bool:
         return bool(self._models.names)

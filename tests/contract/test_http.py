@@ -309,7 +309,21 @@ def test_probes_and_metrics(client):
     for model in ModelsAnswer.model_validate_json(client.get("/v1/models").content).models:
         labels = f'name="{model.name}",precision="fp32",provider="{model.provider}",version="{model.version}"'
         assert f"darkroom_model_info{{{labels}}} 1.0" in metrics
+    assert 'darkroom_model_swaps_total{name="cifar10",outcome="loaded"}' in metrics
     assert f"darkroom_gpu_present {float(NVIDIA_DEVICE.exists())}" in metrics
+
+
+def test_predictions_and_batches_are_counted(client):
+    def read(start):
+        lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(start)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    red = 'darkroom_predictions_total{confident="true",label="red",name="cifar10",version="3"}'
+    names = (red, "darkroom_batch_pictures_sum", "darkroom_batch_pictures_count")
+    probability = 'darkroom_prediction_probability_count{name="cifar10",version="3"}'
+    before = [read(name) for name in (*names, probability)]
+    assert post_form(client, *[(f"{number}.png", paint("red")) for number in range(5)]).status_code == 200
+    assert [read(name) - old for name, old in zip((*names, probability), before, strict=True)] == [5, 5, 1, 5]
 
 
 def test_the_page_needs_nothing_from_elsewhere(client):
@@ -393,6 +407,7 @@ def test_a_damaged_release_keeps_the_old_one(client, service):
     wait_for(find_problems)
     assert "was changed after its release" in find_problems()[0]
     assert post(client, paint(), model="steady").json()["model"]["version"] == "1"
+    assert 'darkroom_model_swaps_total{name="steady",outcome="refused"} 1.0' in client.get("/metrics").text
 
 
 def test_unknown_paths_leave_nothing_behind(client):
