@@ -78,10 +78,10 @@ logs: ## Follow the stack's logs (ARGS="worker" for one of them)
 	@$(PYTHON) infra/stack.py logs $(ARGS)
 
 backup: ## Write the stack's databases and files to TO=FOLDER
-	@$(PYTHON) infra/stack.py backup $(or $(TO),$(error give a new folder: make backup TO=FOLDER))
+	@$(PYTHON) infra/stack.py backup "$(or $(TO),$(error give a new folder: make backup TO=FOLDER))"
 
 restore: images ## Bring FROM=FOLDER back into an empty stack, and start it
-	@$(PYTHON) infra/stack.py $(if $(GPU),--gpu) restore $(or $(FROM),$(error give a backup: make restore FROM=FOLDER))
+	@$(PYTHON) infra/stack.py $(if $(GPU),--gpu) restore "$(or $(FROM),$(error give a backup: make restore FROM=FOLDER))"
 
 # Files in TEST_PROCESSES processes, one thread each: more on a busy core are slower.
 test: setup ## Run the tests

@@ -1,7 +1,6 @@
 """Hands prefect.yaml to a Prefect server: work pools, the slots of devices, every deployment."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.base import BaseWorker
 
 from flows.device_slot import name_slot
+from flows.prefect_server import get_server_address, naming_the_address, naming_the_password
 from model_code.errors import DarkroomError, UsageError
 
 POOLS = {"darkroom": "process", "darkroom-docker": "docker", "darkroom-kubernetes": "kubernetes"}
@@ -26,14 +26,14 @@ def deploy_all(file: Path = FILE) -> None:
     """Create what is missing and update every deployment; pools and slots that are there stay as they are.
 
     Raises:
-        UsageError: The file is not there, or no server is named.
+        UsageError: The file is not there, no server is named, or it does not answer or wants another password.
         DarkroomError: Prefect refused a deployment; its own lines say why.
     """
     if not file.is_file():
         raise UsageError(f"{file.resolve()} is not there; run `darkroom deploy` where prefect.yaml is")
-    if "PREFECT_API_URL" not in os.environ:
-        raise UsageError("PREFECT_API_URL is not set; name the Prefect server, e.g. http://127.0.0.1:4200/api")
-    with get_client(sync_client=True) as client:
+    get_server_address()
+    with naming_the_password(), naming_the_address(), get_client(sync_client=True) as client:
+        client.hello()
         for name, kind in POOLS.items():
             try:
                 template = _read_template(file.parent, kind)

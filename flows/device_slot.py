@@ -6,18 +6,20 @@ training lives, so that the slot of a dead one is free after `LEASE_S`.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 from prefect.client.orchestration import get_client
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
 from model_code.disk import take_lock
 from model_code.errors import BusyError
 
-SECONDS_BETWEEN_TRIES = 1.0
+SECONDS_BETWEEN_TRIES = 2.0
 SECONDS_BETWEEN_LINES = 60.0
 LEASE_S = 120.0
 
@@ -30,38 +32,55 @@ def name_slot(device: str) -> str:
 @contextmanager
 def hold_device(locks_dir: Path, device: str) -> Iterator[None]:
     """Wait until no other Darkroom process trains on `device`, then hold it while the block runs."""
-    with _hold_slot(device), _hold_lock(locks_dir, device):
+    slot, lock = name_slot(device), locks_dir / f"device-{device}.lock"
+    with ExitStack() as held:
+        if _is_limited(slot):
+            _enter(held, lambda: _take_slot(slot))
+        _enter(held, lambda: take_lock(lock, f"another training uses {device}; waiting for it"))
         yield
 
 
-@contextmanager
-def _hold_slot(device: str) -> Iterator[None]:
-    slot = name_slot(device)
+def _is_limited(slot: str) -> bool:
     try:
         with get_client(sync_client=True) as client:
-            limit = client.read_global_concurrency_limit_by_name(slot)
+            client.read_global_concurrency_limit_by_name(slot)
     except ObjectNotFound:
-        yield
-        return
-    if limit.active_slots >= limit.limit:
-        print(f"another run holds {slot}; waiting for it", flush=True)
-    # A server that does not answer for a while must not end a training: the lock still keeps others away.
-    with concurrency(slot, lease_duration=LEASE_S, strict=True, raise_on_lease_renewal_failure=False):
-        yield
+        return False
+    return True
+
+
+def _enter(held: ExitStack, take: Callable[[], AbstractContextManager[None]]) -> None:
+    """Try until it is not busy; a line says now and then what is waited for."""
+    next_line_s = time.monotonic()
+    while True:
+        try:
+            held.enter_context(take())
+        except BusyError as busy:
+            if time.monotonic() >= next_line_s:
+                print(busy, flush=True)
+                next_line_s = time.monotonic() + SECONDS_BETWEEN_LINES
+            time.sleep(SECONDS_BETWEEN_TRIES)
+        else:
+            return
 
 
 @contextmanager
-def _hold_lock(locks_dir: Path, device: str) -> Iterator[None]:
-    lock = locks_dir / f"device-{device}.lock"
-    next_line_s = time.monotonic()
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(take_lock(lock, f"another training uses {device}; waiting for it"))
-                break
-            except BusyError as busy:
-                if time.monotonic() >= next_line_s:
-                    print(busy, flush=True)
-                    next_line_s = time.monotonic() + SECONDS_BETWEEN_LINES
-                time.sleep(SECONDS_BETWEEN_TRIES)
-        yield
+def _take_slot(slot: str) -> Iterator[None]:
+    """Hold a slot of the server, or refuse at once: Prefect itself would wait for up to half a minute between tries.
+
+    Raises:
+        BusyError: Others hold it.
+    """
+    try:
+        # A server that does not answer for a while must not end a training: the lock still keeps others away.
+        with concurrency(
+            slot, max_retries=0, lease_duration=LEASE_S, strict=True, raise_on_lease_renewal_failure=False
+        ):
+            yield
+    except ConcurrencySlotAcquisitionError as error:
+        if (
+            isinstance(error.__cause__, httpx.HTTPStatusError)
+            and error.__cause__.response.status_code == httpx.codes.LOCKED
+        ):
+            raise BusyError(f"another run holds {slot}; waiting for it") from error
+        raise

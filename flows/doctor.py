@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from model_code.disk import format_size
-from model_code.settings import load_settings
+from model_code.settings import load_settings, read_image_sha
 
 ENOUGH_DISK_BYTES = 5_000_000_000
 LIBRARIES = ("torch", "torchvision", "mlflow", "prefect", "bentoml", "onnx", "onnxruntime-gpu", "numpy", "pillow")
@@ -37,9 +37,10 @@ def examine_machine() -> list[Finding]:
         Finding(
             "ok", "processor", f"{len(os.sched_getaffinity(0))} cores, {format_size(_count_memory_bytes())} memory"
         ),
-        *(_examine_library(name) for name in LIBRARIES),
     ]
-    if all(finding.level == "ok" for finding in findings):
+    libraries = [_examine_library(name) for name in LIBRARIES]
+    findings += libraries
+    if not any(finding.level == "missing" for finding in libraries):
         findings += [_examine_torch(), _examine_onnxruntime()]
     return [*findings, _examine_disk(), *_examine_state()]
 
@@ -52,6 +53,8 @@ def _examine_library(name: str) -> Finding:
     try:
         return Finding("ok", name, version(name))
     except PackageNotFoundError:
+        if name == "bentoml" and read_image_sha() is not None:
+            return Finding("note", name, "not in this image: the service has one of its own")
         return Finding("missing", name, "not installed; run `make setup`")
 
 

@@ -25,7 +25,9 @@ from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Crashed, Scheduled
 
 from flows.notification import send
+from flows.prefect_server import get_server_address, naming_the_password
 from flows.watching import note_deployments, note_prefect, serve_figures
+from model_code.errors import UsageError
 from model_code.settings import load_settings
 
 DEAD_AFTER = timedelta(seconds=120)
@@ -45,14 +47,21 @@ def keep_healing(every_s: float, port: int | None = None) -> None:
     Args:
         every_s: Between two looks.
         port: Where Prometheus asks for figures (`flows/watching.py`); None answers nobody.
+
+    Raises:
+        UsageError: No server is named, it wants another password, or the port is taken.
     """
+    address = get_server_address()
     if port is not None:
-        serve_figures(port, load_settings().home)
+        try:
+            serve_figures(port, load_settings().home)
+        except OSError as error:
+            raise UsageError(f"--metrics-port {port}: {error.strerror}; give a free one") from error
     answers_since: datetime | None = None
     while True:
         now = datetime.now(UTC)
         try:
-            with get_client(sync_client=True) as client:
+            with naming_the_password(), get_client(sync_client=True) as client:
                 client.hello()
                 note_prefect(is_up=True)
                 answers_since = answers_since or now
@@ -63,7 +72,7 @@ def keep_healing(every_s: float, port: int | None = None) -> None:
         except (httpx.HTTPError, PrefectException) as error:
             answers_since = None
             note_prefect(is_up=False)
-            print(f"Prefect does not answer ({error}); looking again in {every_s:.0f} s", flush=True)
+            print(f"Prefect does not answer at {address} ({error}); looking again in {every_s:.0f} s", flush=True)
         time.sleep(every_s)
 
 

@@ -4,6 +4,7 @@ Call `configure` before anything imports prefect: it reads its settings at impor
 """
 
 import atexit
+import logging
 import os
 import socket
 import subprocess
@@ -41,10 +42,12 @@ def configure(settings: Settings) -> None:
             "PREFECT_HOME": str(home),
             # The first start makes the database.
             "PREFECT_API_REQUEST_TIMEOUT": "180",
-            # The command prints its own lines; an error is shown once, by the command.
             "PREFECT_LOGGING_LEVEL": "CRITICAL",
             "PREFECT_LOGGING_TO_API_ENABLED": "false",
         }
+    # The command prints its own lines; an error is shown once, by the command. A server's pages have the rest.
+    for logger in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(logger).propagate = False
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if is_embedded:

@@ -4,10 +4,14 @@ prefect.yaml names these flows and `darkroom deploy` hands them to a Prefect ser
 again (flows/healing.py) and goes on from its checkpoint; one that fails is told to DARKROOM_WEBHOOK_URL.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 from pydantic import Field
 
 from flows import printing
@@ -21,7 +25,7 @@ from flows.rollback import roll_back
 from flows.train import identify_inputs, train_flow, train_task
 from flows.train_all import train_all_flow
 from flows.upkeep import find_problems
-from model_code.errors import DarkroomError, ReleaseError, TrainingError
+from model_code.errors import DarkroomError, DataError, DownloadError, ReleaseError, TrainingError, UsageError
 from model_code.recipes.catalog import RECIPES
 from model_code.registry.versions import RELEASE_NAMES
 from model_code.settings import load_settings
@@ -38,9 +42,24 @@ Settings = Annotated[list[str], Field(description="key=value, as --set takes the
 Seed = Annotated[int | None, Field(description="The recipe's own when empty.", ge=0)]
 Count = Annotated[int | None, Field(description="The recipe's own when empty.", ge=1)]
 
-# Twice more after a failure: what was trained is kept, so a try goes on where the last one ended.
+# Twice more after a failure: what was trained is kept, so a try goes on where the last one ended. Not after what only a
+# person can mend (`_failing_for_good`): "Retry" in Prefect's pages goes on when that is done.
 _KEPT: dict[str, Any] = {"log_prints": True, "on_failure": [tell], "on_crashed": [tell]}
 _RETRIED: dict[str, Any] = _KEPT | {"retries": 2, "retry_delay_seconds": 60}
+
+
+@contextmanager
+def _failing_for_good() -> Iterator[None]:
+    """Let Prefect not try again what fails for a wrong setting or for missing pictures."""
+    try:
+        yield
+    except (UsageError, DataError) as error:
+        context = FlowRunContext.get()
+        if context is not None and context.flow_run is not None and not isinstance(error, DownloadError):
+            with get_client(sync_client=True) as client:
+                policy = client.read_flow_run(context.flow_run.id).empirical_policy
+                client.update_flow_run(context.flow_run.id, empirical_policy=policy.model_copy(update={"retries": 0}))
+        raise
 
 
 @flow(name="add-data", flow_run_name="add-{name}", **_KEPT)
@@ -50,6 +69,7 @@ def add_data(name: str, sources: list[str] | None = None, download: bool = False
 
 
 @flow(name="train-recipe", flow_run_name="train-{recipe}", **_RETRIED)
+@_failing_for_good()
 def train_recipe(
     recipe: RecipeName,
     profile: Profile = "full",
@@ -64,7 +84,8 @@ def train_recipe(
     return result.run_id
 
 
-@flow(name="train-every-recipe", **_RETRIED)
+@flow(name="train-every-recipe", flow_run_name="train-every-recipe-{profile}", **_RETRIED)
+@_failing_for_good()
 def train_every_recipe(
     profile: Profile = "smoke", only: str = "*", seeds: list[int] | None = None, settings: Settings | None = None
 ) -> None:
@@ -93,6 +114,7 @@ def roll_back_model(name: ReleaseName, why: str, to: str | None = None) -> None:
 
 
 @flow(name="retrain", flow_run_name="retrain-{name}", **_RETRIED)
+@_failing_for_good()
 def retrain(name: ReleaseName, mode: Literal["enabled", "dry_run"] = "dry_run") -> None:
     """Train with the champion's settings on the pictures that are there now, and release it, or show that it could be.
 
@@ -106,15 +128,15 @@ def retrain(name: ReleaseName, mode: Literal["enabled", "dry_run"] = "dry_run") 
     print_release(release_flow.fn(result.run_id, name, mode, "trained again on schedule"))
 
 
-@flow(name="write-report", **_KEPT)
+@flow(name="write-report", flow_run_name="write-report", **_KEPT)
 def write_report() -> None:
     """Write published figures beside ours."""
     printing.print_report(report_flow.fn(load_settings().home / "report"))
 
 
-@flow(name="check-health", **_KEPT)
+@flow(name="check-health", flow_run_name="check-health", **_KEPT)
 def check_health() -> None:
-    """Look at the packed pictures, the released models, the service and the disk; fail with what is wrong."""
+    """Look at the pictures that are there or needed, released models, service and disk; fail with what is wrong."""
     problems = find_problems(load_settings())
     if problems:
         raise DarkroomError("; ".join(problems))

@@ -1,13 +1,15 @@
 """What the hourly check looks at: packed pictures, released models, the service that answers, the disk."""
 
 import shutil
+from collections import defaultdict
 
 import httpx
 
 from flows.doctor import ENOUGH_DISK_BYTES
-from model_code.data.cache import list_datasets
+from model_code.data.cache import format_remedy, is_added, list_datasets
 from model_code.disk import format_size
 from model_code.settings import Settings
+from model_code.training.run_folder import list_interrupted
 from serving.bundle import list_released, read_champion
 from serving.errors import BundleError
 
@@ -20,12 +22,22 @@ def find_problems(settings: Settings) -> list[str]:
         f"data set {dataset.name}: {dataset.damage}" for dataset in list_datasets(settings.cache_dir) if dataset.damage
     ]
     served = {}
+    needed = defaultdict(list)
     for name in list_released(settings.bundles_dir):
         try:
-            pointer, _, _ = read_champion(settings.bundles_dir, name)
+            pointer, _, manifest = read_champion(settings.bundles_dir, name)
             served[name] = pointer.version
+            needed[manifest.dataset].append(f"released model {name}")
         except BundleError as error:
             problems.append(f"released model {name}: {error}")
+    for folder in list_interrupted(settings.checkpoints_dir):
+        needed[folder.record.config.dataset].append(f"interrupted run {folder.path.name}")
+    problems += [
+        f"data set {name} is not in {settings.cache_dir}, but {', '.join(users)} came from it; "
+        f"add it with {format_remedy(name)}"
+        for name, users in needed.items()
+        if not is_added(name, settings.cache_dir)
+    ]
     if settings.service_url is not None and served:
         problems += _ask_service(settings.service_url, served)
     free_bytes = shutil.disk_usage(settings.home).free

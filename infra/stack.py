@@ -4,13 +4,18 @@ Python's standard library and Docker only, so that it runs on a machine where no
 """
 
 import argparse
+import errno
+import fcntl
 import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,12 +23,17 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ENV_FILE = HERE / ".env"
 STOPPED_FILE = HERE / ".stopped"  # there while the stack is meant to be down
+LOCK_FILE = HERE / ".lock"  # held while `up`, `down` or `restore` works, so that `watch` keeps out of it
 PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "darkroom")
 TAG = os.environ.get("DARKROOM_TAG", "latest")
 IMAGES = ("darkroom-train", "darkroom-serve-cpu")
 DATABASES = ("mlflow", "prefect")
-# Packed pictures and downloads are not in a backup: they are made again from their source.
+# Packed pictures and downloads are not in a backup, only what they were: they are made again from their source.
 VOLUMES = {"artifacts": (), "home": ("./cache", "./data")}
+PICTURES_FILE = "pictures.json"
+PRINT_MANIFESTS = (
+    "for file in /volume/cache/*/manifest.json; do if [ -f $file ]; then tr -d '\\n' < $file; echo; fi; done"
+)
 HEALTHY_TIMEOUT_S = 300
 WATCH_INTERVAL_S = 5
 PAGES = {
@@ -61,11 +71,13 @@ def main() -> int:
     try:
         match options.command:
             case "up":
-                stack.up()
+                with _alone():
+                    stack.up()
             case "down":
-                stack.down()
+                with _alone():
+                    stack.down()
             case "exec":
-                stack.compose("exec", "-T", options.service, *options.words)
+                return stack.execute(options.service, options.words)
             case "watch":
                 stack.watch()
             case "logs":
@@ -73,7 +85,8 @@ def main() -> int:
             case "backup":
                 stack.back_up(options.folder.resolve())
             case "restore":
-                stack.restore(options.folder.resolve())
+                with _alone():
+                    stack.restore(options.folder.resolve())
     except KeyboardInterrupt:
         return 130
     except StackError as error:
@@ -126,7 +139,9 @@ class Stack:
         self._run(*arguments, stdout=None)
 
     def _run(self, *arguments: str, stdout: int | None = subprocess.PIPE) -> str:
-        command = [*self._command, "--project-name", PROJECT, "--env-file", str(ENV_FILE), *self._files]
+        # Compose wants every setting also where none is used, as for `down`.
+        settings = ENV_FILE if ENV_FILE.exists() else HERE / "env.example"
+        command = [*self._command, "--project-name", PROJECT, "--env-file", str(settings), *self._files]
         command += [*self._profiles, *arguments]
         return subprocess.run(command, check=True, stdout=stdout, text=True).stdout or ""
 
@@ -142,6 +157,7 @@ class Stack:
         has_grafana = self._can_have("grafana/grafana:11.6.0")
         if not has_grafana:
             self._profiles = []
+        check_ports(settings, [port for page, port in PAGES.items() if page != "Grafana" or has_grafana])
         start_s = time.monotonic()
         self.compose("up", "--detach", "--remove-orphans")
         self._wait_until_healthy()
@@ -205,11 +221,23 @@ class Stack:
         Docker does that itself unless somebody killed or stopped them by hand.
         """
         while True:
-            for container in [] if STOPPED_FILE.exists() else self._inspect():
-                is_kept = container["HostConfig"]["RestartPolicy"]["Name"] == "always"
-                if is_kept and container["State"]["Status"] == "exited" and _docker_succeeds("start", container["Id"]):
-                    print(f"{_read_service(container)} had ended, started again", flush=True)
+            try:
+                with _alone(is_patient=False):
+                    self._start_ended()
+            except BlockingIOError:
+                pass  # `up` stops containers to make them anew
             time.sleep(WATCH_INTERVAL_S)
+
+    def _start_ended(self) -> None:
+        for container in [] if STOPPED_FILE.exists() else self._inspect():
+            is_kept = container["HostConfig"]["RestartPolicy"]["Name"] == "always"
+            if is_kept and container["State"]["Status"] == "exited" and _docker_succeeds("start", container["Id"]):
+                print(f"{_read_service(container)} had ended, started again", flush=True)
+
+    def execute(self, service: str, words: list[str]) -> int:
+        """Run a command in a container; returns its exit status."""
+        container = _find_running(service)
+        return subprocess.run(["docker", "exec", "--interactive", container, *words], check=False).returncode
 
     def back_up(self, folder: Path) -> None:
         """Write databases, files and secrets to a new folder; the stack goes on meanwhile.
@@ -217,29 +245,40 @@ class Stack:
         Files are copied after the databases that name them, so that none is missing.
         """
         scratch = folder.with_name(folder.name + ".part")
-        if folder.exists():
-            raise StackError(f"{folder} is there already; give a folder that is not")
         if not ENV_FILE.exists():
             raise StackError("there is no stack here: infra/.env is missing")
+        _find_running("postgres")
         shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True, mode=0o700)
+        os.umask(0o077)  # it holds secrets
+        try:
+            if folder.exists():
+                raise StackError(f"{folder} is there already; give a folder that is not")
+            scratch.mkdir(parents=True)
+            self._write_backup(scratch)
+            scratch.rename(folder)
+        except OSError as error:
+            raise StackError(f"{folder} cannot be written: {error.strerror}; give a folder that can be") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        print(f"backup in {folder}; it holds the secrets too: keep it as safe as infra/.env")
+
+    def _write_backup(self, scratch: Path) -> None:
         for database in DATABASES:
             with (scratch / f"{database}.dump").open("wb") as stream:
                 self._exec("postgres", "pg_dump", "--username=postgres", "--format=custom", database, stdout=stream)
             print(f"database {database}", flush=True)
         for volume, left_out in VOLUMES.items():
             with (scratch / f"{volume}.tar").open("wb") as stream:
-                excluded = [f"--exclude={path}" for path in left_out]
-                # 1: a file changed while it was read, a checkpoint, which its run writes anew with the next epoch.
-                _in_volume(
-                    volume, "ro", ["tar", "-C", "/volume", *excluded, "-cf", "-", "."], allowed=(0, 1), stdout=stream
-                )
+                options = [f"--exclude={path}" for path in left_out]
+                # And 1: a checkpoint changed while it was read; its run writes it anew with the next epoch.
+                options += ["--warning=no-file-changed", "--warning=no-file-removed"]
+                command = ["tar", "-C", "/volume", *options, "-cf", "-", "."]
+                _in_volume(volume, "ro", command, allowed=(0, 1), stdout=stream)
             print(f"files of {volume}", flush=True)
+        manifests = _in_volume("home", "ro", ["sh", "-c", PRINT_MANIFESTS], stdout=subprocess.PIPE)
+        (scratch / PICTURES_FILE).write_text(json.dumps(read_pictures(manifests), indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(ENV_FILE, scratch / "env")
-        (scratch / "env").chmod(0o600)
         (scratch / "written").write_text(datetime.now(UTC).isoformat(timespec="seconds") + "\n", encoding="utf-8")
-        scratch.rename(folder)
-        print(f"backup in {folder}; it holds the secrets too: keep it as safe as infra/.env")
 
     def restore(self, folder: Path) -> None:
         """Bring a backup back into a stack that has no volumes yet, with the backup's secrets, and start it."""
@@ -285,7 +324,15 @@ class Stack:
         # Who held a device when the backup was written does not hold it here.
         freed = "UPDATE concurrency_limit_v2 SET active_slots = 0"
         self._exec("postgres", "psql", "--quiet", "--username=postgres", "--dbname=prefect", "--command", freed)
-        self.up()
+        pictures = folder / PICTURES_FILE
+        packed = json.loads(pictures.read_text(encoding="utf-8")) if pictures.exists() else []
+        try:
+            self.up()
+            for one in packed:
+                if one["name"] == "shapes":
+                    self._exec("worker", "darkroom", "data", "add", "shapes", f"--image-size={one['image_size']}")
+        finally:
+            print(describe_pictures(packed), end="", flush=True)
 
     def _wait_for_postgres(self) -> None:
         deadline_s = time.monotonic() + HEALTHY_TIMEOUT_S
@@ -295,10 +342,87 @@ class Stack:
             time.sleep(1)
 
     def _exec(self, service: str, *command: str, **streams: object) -> None:
-        container = self._run("ps", "--quiet", service).strip()
-        if not container:
-            raise StackError(f"{service} is not running; `make up` first")
-        subprocess.run(["docker", "exec", "--interactive", container, *command], check=True, **streams)  # type: ignore[call-overload]
+        command = ("docker", "exec", "--interactive", _find_running(service), *command)
+        subprocess.run(command, check=True, **streams)  # type: ignore[call-overload]
+
+
+@contextmanager
+def _alone(is_patient: bool = True) -> Iterator[None]:
+    """Wait until no other `stack.py` starts or stops containers here, then keep others out; BlockingIOError if not."""
+    with LOCK_FILE.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX if is_patient else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def check_ports(settings: dict[str, str], names: list[str]) -> None:
+    """Refuse ports that somebody else listens on, before anything is started.
+
+    Raises:
+        StackError: One is taken, is given twice, or is no port.
+    """
+    ours = _list_published()
+    seen: dict[str, str] = {}
+    for name in names:
+        port, bind = settings[name], settings["DARKROOM_BIND"]
+        if not (port.isdecimal() and 0 < int(port) < 65536):
+            raise StackError(f"{name}={port} is no port; give 1 to 65535 in {ENV_FILE}")
+        if port in seen:
+            raise StackError(f"{name} and {seen[port]} are both {port}; change one in {ENV_FILE}")
+        seen[port] = name
+        if port in ours:
+            continue
+        try:
+            socket.create_server((bind, int(port))).close()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                why = "is taken by another program"
+                raise StackError(f"port {port} {why}; change {name} in {ENV_FILE}, then `make up`") from error
+
+
+def _list_published() -> set[str]:
+    """Return the ports that this stack's containers hold now."""
+    running = _docker("ps", "--quiet", "--filter", f"label=com.docker.compose.project={PROJECT}").split()
+    containers = json.loads(_docker("inspect", *running)) if running else []
+    bindings = [ports or [] for one in containers for ports in one["NetworkSettings"]["Ports"].values()]
+    return {binding["HostPort"] for published in bindings for binding in published}
+
+
+def _find_running(service: str) -> str:
+    """Return the container of a service.
+
+    Raises:
+        StackError: It does not run.
+    """
+    labels = {"com.docker.compose.project": PROJECT, "com.docker.compose.service": service}
+    filters = [f"--filter=label={key}={value}" for key, value in labels.items()]
+    found = _docker("ps", "--quiet", *filters).split()
+    if not found:
+        raise StackError(f"{service} is not running; `make up` first")
+    return found[0]
+
+
+def read_pictures(manifests: str) -> list[dict[str, Any]]:
+    """Return what the packed data sets were, from their manifests, one in a line; without damaged ones."""
+    found = []
+    for line in manifests.splitlines():
+        try:
+            manifest = json.loads(line)
+            found.append({key: manifest[key] for key in ("name", "image_size", "source", "checksum")})
+        except (ValueError, KeyError, TypeError):
+            print("a damaged data set is not in the list of pictures", flush=True)
+    return found
+
+
+def describe_pictures(packed: list[dict[str, Any]]) -> str:
+    """Return the lines that say what has to be added again after a restore; `shapes` is drawn by `restore`."""
+    missing = [one for one in packed if one["name"] != "shapes"]
+    if not missing:
+        return ""
+    lines = ["packed pictures are not in a backup; add them again, then start what has failed without them:"]
+    for one in missing:
+        command = f"python3 infra/stack.py exec worker darkroom data add {one['name']} --image-size {one['image_size']}"
+        lines.append(f"  {command} --from …   # was {one['source']}")
+    return "\n".join(lines) + "\n"
 
 
 def _in_volume(
@@ -308,8 +432,8 @@ def _in_volume(
     user: str = "1000:1000",
     allowed: tuple[int, ...] = (0,),
     **streams: object,
-) -> None:
-    """Run a command of the train image with a volume at /volume."""
+) -> str:
+    """Run a command of the train image with a volume at /volume; returns what it printed into a pipe."""
     mount = f"{PROJECT}_{volume}:/volume:{mode}"
     options = [
         "run",
@@ -322,11 +446,12 @@ def _in_volume(
         mount,
         f"darkroom-train:{TAG}",
     ]
-    done = subprocess.run(["docker", *options, *command], check=False, **streams)  # type: ignore[call-overload]
+    done = subprocess.run(["docker", *options, *command], check=False, text=True, **streams)  # type: ignore[call-overload]
     if done.returncode not in allowed:
         raise StackError(
             f"{command[0]} failed on the volume {volume}, exit status {done.returncode}; its lines say why"
         )
+    return done.stdout or ""
 
 
 def _read_service(container: dict[str, Any]) -> str:

@@ -160,15 +160,19 @@ def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
 
 def find_interrupted(checkpoints_dir: Path, wanted: RunRecord) -> RunFolder | None:
     """Return the newest incomplete run like `wanted` (its run id apart) that nobody works on, or None."""
+    for folder in list_interrupted(checkpoints_dir):
+        if folder.record.model_copy(update={"run_id": wanted.run_id}) == wanted and not folder.is_busy:
+            return folder
+    return None
+
+
+def list_interrupted(checkpoints_dir: Path) -> Iterator[RunFolder]:
+    """Yield the runs without a result, those that are worked on too, the newest first; not those of other versions."""
     files = sorted(checkpoints_dir.glob(f"*/{RUN_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
         if (file.parent / RESULT_FILE).exists():
             continue
         try:
-            record = RunRecord.model_validate_json(file.read_bytes())
+            yield RunFolder(file.parent, RunRecord.model_validate_json(file.read_bytes()))
         except ValidationError:
             continue
-        folder = RunFolder(file.parent, record)
-        if record.model_copy(update={"run_id": wanted.run_id}) == wanted and not folder.is_busy:
-            return folder
-    return None

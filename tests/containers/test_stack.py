@@ -251,7 +251,9 @@ def test_a_backup_brings_everything_back(stack, client, mlflow_client, tmp_path)
     slot = "darkroom-cpu"
     wait_for(lambda: client.read_global_concurrency_limit_by_name(slot).active_slots == 1, 120, "a training")
     time.sleep(10)  # so that checkpoints change while they are copied
-    stack.make("backup", f"TO={tmp_path / 'backup'}")
+    printed = stack.make("backup", f"TO={tmp_path / 'backup'}")
+    assert "changed as we read it" not in printed
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "backup").iterdir()} == {0o600}
     client.set_flow_run_state(training.id, cancelled(), force=True)
     docker("restart", stack.containers()["worker"])
     before = describe()
@@ -262,7 +264,8 @@ def test_a_backup_brings_everything_back(stack, client, mlflow_client, tmp_path)
     )
     stack.destroy()
     (stack.folder / "infra/.env").unlink()
-    stack.make("restore", f"FROM={tmp_path / 'backup'}")
+    assert "shapes packed" in stack.make("restore", f"FROM={tmp_path / 'backup'}")
+    run(client, "check-health/hourly")
     wait_for(lambda: read_served(stack), 30, "the champion")
     assert describe() == before
     assert client.read_global_concurrency_limit_by_name(slot).active_slots == 0

@@ -270,7 +270,7 @@ def test_a_device_is_a_slot_of_the_server(client, tmp_path, capsys):
         waiting.join(5)
         assert waiting.is_alive()
         assert "another run holds darkroom-cpu; waiting for it" in capsys.readouterr().out
-    waiting.join(60)
+    waiting.join(10)  # Prefect itself would try again after up to half a minute
     assert not waiting.is_alive()
     assert client.read_global_concurrency_limit_by_name(name_slot("cpu")).active_slots == 0
 
@@ -284,14 +284,141 @@ def wait_for_device(locks_dir):
         pass
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [(["nonsense=3"], "has no setting 'nonsense'"), (["dataset=shapes"], "data set 'shapes' is not in")],
+)
+def test_what_only_a_person_can_mend_fails_at_once(client, told, tmp_path, monkeypatch, settings, reason):
+    from flows.scheduled import train_recipe
+
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    state = train_recipe.with_options(retry_delay_seconds=0)(
+        "resnet18_cifar10_exp", "smoke", settings=settings, return_state=True
+    )
+    assert state.name == "Failed"
+    assert reason in state.message
+    assert client.read_flow_run(state.state_details.flow_run_id).run_count == 1
+    assert len(told) == 1
+
+
+def test_what_may_mend_itself_is_tried_again(client, told, monkeypatch):
+    from flows import scheduled
+    from model_code.errors import DownloadError
+
+    def fail(*_):
+        raise DownloadError("the line is dead")
+
+    monkeypatch.setattr(scheduled, "plan_run", fail)
+    state = scheduled.train_recipe.with_options(retry_delay_seconds=0)("resnet18_cifar10_exp", return_state=True)
+    assert client.read_flow_run(state.state_details.flow_run_id).run_count == 3
+
+
+def test_a_run_that_failed_for_missing_pictures_goes_on_when_they_are_there(client, api, prefect_home, tmp_path):
+    """As "Retry" does in Prefect's pages."""
+    from prefect.states import Scheduled
+
+    environment = make_environment(api, prefect_home, tmp_path / "home")
+    found = client.read_deployment_by_name("train-recipe/process")
+    parameters = {"recipe": "resnet18_cifar10_exp", "epochs": 1, "profile": "smoke", "settings": ["dataset=shapes"]}
+    run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
+    with a_worker(environment):
+        wait_for(lambda: has_state(client, run, "Failed"), 200, "the failure")
+        assert "data set 'shapes' is not in" in client.read_flow_run(run.id).state.message
+        subprocess.run([COMMAND, "data", "add", "shapes"], env=environment, check=True, capture_output=True)
+        client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry"))
+        wait_for(lambda: has_state(client, run, "Completed"), 200, "the end of the second try")
+
+
+def has_state(client, run, name):
+    return client.read_flow_run(run.id).state.name == name
+
+
+def make_environment(api, prefect_home, home):
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment |= {"PREFECT_API_URL": api, "PREFECT_HOME": str(prefect_home), "DARKROOM_HOME": str(home)}
+    return environment | {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+
+
+def test_an_error_of_a_command_is_one_line_beside_a_server_too(api, prefect_home, tmp_path):
+    environment = make_environment(api, prefect_home, tmp_path)
+    command = [COMMAND, "data", "add", "pets", "--from", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"darkroom: no such file or folder: {tmp_path}/nowhere; give a folder, a zip or a tar that exists"
+    ]
+
+
+@pytest.fixture
+def refusing():
+    """The port of a server that answers 401 to everybody."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(401)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("command", ["deploy", "heal"])
+@pytest.mark.parametrize(
+    ("password", "what"), [({}, "is not set"), ({"PREFECT_API_AUTH_STRING": "admin:wrong"}, "is wrong")]
+)
+def test_a_wrong_password_is_one_line(refusing, tmp_path, command, password, what):
+    address = f"http://127.0.0.1:{refusing}/api"
+    status, lines = try_server(command, tmp_path, PREFECT_API_URL=address, **password)
+    assert status == 2
+    (line,) = lines
+    assert line.startswith(f"darkroom: Prefect at {address} answers 401: PREFECT_API_AUTH_STRING {what}; ")
+
+
+def test_a_wrong_address_is_one_line(api, tmp_path):
+    for wrong in ("http://127.0.0.1:9/api", api.removesuffix("/api")):
+        status, (line,) = try_server("deploy", tmp_path, PREFECT_API_URL=wrong)
+        assert status == 2
+        assert line.startswith(f"darkroom: no Prefect answers at PREFECT_API_URL={wrong}; ")
+
+
+def test_healing_needs_a_server_and_a_free_port(refusing, tmp_path):
+    assert try_server("heal", tmp_path) == (
+        2,
+        ["darkroom: PREFECT_API_URL is not set; name the Prefect server, e.g. http://127.0.0.1:4200/api"],
+    )
+    address = f"http://127.0.0.1:{refusing}/api"
+    assert try_server("heal", tmp_path, f"--metrics-port={refusing}", PREFECT_API_URL=address) == (
+        2,
+        [f"darkroom: --metrics-port {refusing}: Address already in use; give a free one"],
+    )
+
+
+def try_server(command, home, *options, **environment):
+    """The exit status and the lines of errors of a command that asks a Prefect server."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+    done = subprocess.run(
+        [COMMAND, command, *options],
+        env=inherited | {"PREFECT_HOME": str(home)} | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stderr.splitlines()
+
+
 def test_a_killed_worker_loses_nothing(client, api, prefect_home, tmp_path):
     """The worker and what it started are killed in a training; another worker goes on with it after the healing."""
     from flows.healing import heal
 
     home = tmp_path / "home"
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    environment |= {"PREFECT_API_URL": api, "PREFECT_HOME": str(prefect_home), "DARKROOM_HOME": str(home)}
-    environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
+    environment = make_environment(api, prefect_home, home)
     subprocess.run([COMMAND, "data", "add", "shapes"], env=environment, check=True, capture_output=True)
     found = client.read_deployment_by_name("train-recipe/process")
     parameters = {"recipe": "resnet18_cifar10_exp", "epochs": 12, "profile": "smoke", "settings": ["dataset=shapes"]}

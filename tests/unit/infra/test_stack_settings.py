@@ -2,7 +2,9 @@ import importlib.util
 import json
 import re
 import shutil
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,40 @@ def stack(tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """A docker without Compose that writes down what it is asked; runs the containers of the file `running`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (tmp_path / "running").touch()
+    for name, body in {
+        "docker": f"""
+echo "docker $*" >> {tmp_path}/asked
+case $1 in
+compose) exit 1 ;;
+ps) cat {tmp_path}/running ;;
+exec) exit 7 ;;
+esac""",
+        "docker-compose": f'echo "docker-compose $*" >> {tmp_path}/asked',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return tmp_path
+
+
+@pytest.fixture
+def run(stack, docker, monkeypatch, capfd):
+    """Run infra/stack.py; returns its exit status and the lines of its errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stack.py", *map(str, arguments)])
+        status = stack.main()
+        return status, capfd.readouterr().err.splitlines()
+
+    return run
 
 
 def test_secrets_are_strong_all_different_and_for_one_person(stack):
@@ -77,3 +113,105 @@ def test_the_dashboard_shows_figures_that_exist():
     code = "".join(file.read_text() for folder in ("flows", "serving") for file in (INFRA.parent / folder).glob("*.py"))
     for figure in set(re.findall(r"darkroom_\w+", asked + rules)):
         assert f'"{figure}"' in code, figure
+
+
+def test_a_command_in_a_container_ends_as_it_does(run, docker):
+    assert run("exec", "worker", "false") == (1, ["stack: worker is not running; `make up` first"])
+    (docker / "running").write_text("1a2b\n")
+    assert run("exec", "worker", "darkroom", "train", "--help") == (7, [])
+    assert (docker / "asked").read_text().splitlines()[-1] == "docker exec --interactive 1a2b darkroom train --help"
+
+
+def test_the_stack_can_be_stopped_without_its_settings(run, stack, docker):
+    assert run("down") == (0, [])
+    assert f"--env-file {stack.HERE / 'env.example'} " in (docker / "asked").read_text()
+
+
+@pytest.mark.parametrize("folder", ["file/backup", "/proc/backup"])
+def test_a_backup_that_cannot_be_written_is_one_line(run, stack, docker, folder):
+    stack.write_env()
+    (docker / "running").write_text("1a2b\n")
+    (docker / "file").touch()
+    status, lines = run("backup", docker / folder)
+    assert status == 1
+    assert len(lines) == 1
+    assert lines[0].startswith(f"stack: {docker / folder} cannot be written: ")
+
+
+def test_a_backup_that_fails_leaves_nothing(run, stack, docker):
+    stack.write_env()
+    assert run("backup", docker / "new") == (1, ["stack: postgres is not running; `make up` first"])
+    (docker / "running").write_text("1a2b\n")
+    status, _ = run("backup", docker / "new")
+    assert status == 1
+    assert list(docker.glob("new*")) == []
+
+
+def test_make_takes_folders_with_spaces():
+    makefile = INFRA.parent
+    for target, name in (("backup", "TO"), ("restore", "FROM")):
+        done = subprocess.run(
+            ["make", "--dry-run", target, f"{name}=/a b/c"], cwd=makefile, capture_output=True, text=True, check=True
+        )
+        assert f'{target} "/a b/c"' in done.stdout
+
+
+def test_taken_ports_are_named_before_anything_starts(stack, docker):
+    settings = stack.write_env()
+    names = ["MLFLOW_PORT", "PREFECT_PORT"]
+    with socket.create_server(("127.0.0.1", 0)) as other, socket.create_server(("127.0.0.1", 0)) as free:
+        taken = str(other.getsockname()[1])
+        settings |= {"MLFLOW_PORT": str(free.getsockname()[1]), "PREFECT_PORT": taken}
+        free.close()
+        message = f"port {taken} is taken by another program; change PREFECT_PORT in {stack.ENV_FILE}, then `make up`"
+        with pytest.raises(stack.StackError, match=re.escape(message)):
+            stack.check_ports(settings, names)
+        stack.check_ports(settings, ["MLFLOW_PORT"])
+        stack._list_published = lambda: {taken}  # by this stack itself
+        stack.check_ports(settings, names)
+    for port, why in ((settings["MLFLOW_PORT"], "are both"), ("80000", "is no port"), ("", "is no port")):
+        with pytest.raises(stack.StackError, match=f"PREFECT_PORT.*{why}"):
+            stack.check_ports(settings | {"PREFECT_PORT": port}, names)
+
+
+def test_watching_pauses_while_the_stack_is_changed(stack, docker, monkeypatch):
+    watched = stack.Stack(has_gpu=False)
+    rounds = []
+
+    def sleep(_):
+        rounds.append((docker / "asked").read_text().count("docker ps"))
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(stack.time, "sleep", sleep)
+    monkeypatch.setattr(watched, "_inspect", lambda: stack._docker("ps") and [])
+    with stack._alone(), pytest.raises(KeyboardInterrupt):
+        watched.watch()
+    rounds.clear()
+    assert "docker ps" not in (docker / "asked").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        watched.watch()
+    assert rounds == [1, 2]
+
+
+def test_a_backup_says_which_pictures_there_were(stack, capsys):
+    manifest = {"name": "cifar10", "image_size": 32, "source": "c.tgz", "checksum": "1a", "classes": []}
+    packed = stack.read_pictures(
+        "\n".join([json.dumps(manifest), "{damaged", json.dumps(manifest | {"name": "shapes"})])
+    )
+    assert [one["name"] for one in packed] == ["cifar10", "shapes"]
+    assert stack.describe_pictures(packed).splitlines()[1:] == [
+        "  python3 infra/stack.py exec worker darkroom data add cifar10 --image-size 32 --from …   # was c.tgz"
+    ]
+    assert stack.describe_pictures(packed[1:]) == ""
+
+
+def test_manifests_are_printed_one_in_a_line(stack, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "cache" / name).mkdir(parents=True)
+        (tmp_path / "cache" / name / "manifest.json").write_text(f'{{\n  "name": "{name}"\n}}\n')
+    command = stack.PRINT_MANIFESTS.replace("/volume", str(tmp_path))
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["one", "two"]
+    shutil.rmtree(tmp_path / "cache")
+    assert subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout == ""
