@@ -1,30 +1,38 @@
 """The release flow: best run of a recipe -> certified bundle -> registered version -> judged -> champion."""
 
+import logging
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from mlflow import MlflowClient
 from prefect import flow, task
 
 from flows.export import Exported, export_task
 from flows.summaries import ReleaseSummary
 from model_code.data.cache import open_dataset
-from model_code.disk import hold_lock
+from model_code.disk import hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.evaluation.figures import draw_reliability
 from model_code.recipes.catalog import RECIPES
 from model_code.registry.card import summarise, write_card
 from model_code.registry.gate import GateRules, Verdict, judge
-from model_code.registry.ledger import complete, find_champion, find_rollback_of, move_champion
+from model_code.registry.ledger import check_reason, complete, find_champion, find_rollback_of, move_champion
 from model_code.registry.versions import (
+    BUNDLE_TAG,
     check_release_name,
     fetch_bundle,
+    find_bundle_version,
+    get_champion,
     get_version,
+    list_manifests,
     register_version,
     write_verdict,
 )
@@ -34,10 +42,14 @@ from model_code.tracking.store import open_store
 from model_code.training.run_folder import open_run_folder
 from serving.bundle import Change, name_bundle, read_bundle, write_bundle
 from serving.classifier import Classifier
+from serving.errors import BundleError
 from serving.manifest import Manifest
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+BATCH = 64
 Mode = Literal["enabled", "dry_run", "forced"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,7 @@ def release_flow(
         UsageError: No reason is given for a forced release, or source or name mean nothing.
         ReleaseError: There is nothing to release, or what was exported is not what was trained.
     """
+    check_reason(why)
     if mode == "forced" and not why:
         raise UsageError('a forced release needs a reason for the ledger: --why "..."')
     settings = load_settings()
@@ -85,11 +98,9 @@ def release_flow(
         tempfile.TemporaryDirectory() as scratch,
     ):
         client = open_store(settings)
-        # Held only for moments, so that a rollback does not wait until a release has measured.
-        champion_lock = settings.locks_dir / f"champion-{name}.lock"
-        with hold_lock(champion_lock, f"reading the champion of {name}"):
+        with _holding_champion(settings, name):
             changes = complete(client, settings.bundles_dir, name)
-        champion = _open_champion(client, settings, name, changes, mode)
+            champion = _open_champion(client, settings, name, changes, mode)
         exported = export_task(run, name, folder, Path(scratch))
         summary = ReleaseSummary(
             mode=mode,
@@ -99,31 +110,58 @@ def release_flow(
         )
         if champion is not None and champion.folder.name == name_bundle(exported.manifest):
             return summary.model_copy(update={"version": champion.version, "is_champion": True})
-        verdict = judge_task(exported, champion, rules or GateRules())
-        summary = summary.model_copy(update={"verdict": verdict, "is_champion": verdict.is_promoted})
+        verdict = judge_task(exported, Path(scratch), champion, rules or GateRules(), mode)
+        known = find_bundle_version(client, name, name_bundle(exported.manifest))
+        undone = None if known is None else find_rollback_of(changes, str(known.version))
+        is_promoted = mode == "forced" or (verdict.is_promoted and undone is None)
+        summary = summary.model_copy(update={"verdict": verdict, "undone": undone, "is_champion": is_promoted})
         if mode == "dry_run":
             return summary
-        bundle = write_bundle(settings.bundles_dir, Path(scratch), exported.manifest)
+        with _holding_champion(settings, name), writing_to(settings.bundles_dir, 0, f"releasing {name}"):
+            bundle = write_bundle(settings.bundles_dir, Path(scratch), list_manifests(client, name))
         version = register_task(bundle, verdict, run.profile)
-        summary = summary.model_copy(update={"version": version, "undone": find_rollback_of(changes, version)})
-        if mode != "forced" and (not verdict.is_promoted or summary.undone is not None):
-            return summary.model_copy(update={"is_champion": False})
-        with hold_lock(champion_lock, f"promoting version {version} of {name}"):
-            now = complete(client, settings.bundles_dir, name)
-            if now != changes and mode != "forced":
-                raise ReleaseError(_describe_race(name, version, now[-1]))
-            move_champion(
-                client,
-                settings.bundles_dir,
-                name,
-                action="promote",
-                before=now[-1].to_version if now else None,
-                version=version,
-                bundle=bundle.name,
-                why=why or f"darkroom release {source}",
-                verdict=verdict.summary,
-            )
-    return summary.model_copy(update={"is_champion": True})
+        if is_promoted:
+            with _holding_champion(settings, name):
+                _promote(client, settings, name, version, changes, mode, why or f"darkroom release {source}", verdict)
+    return summary.model_copy(update={"version": version})
+
+
+@contextmanager
+def _holding_champion(settings: Settings, name: str) -> Iterator[None]:
+    """Hold what rollbacks need too, for moments only: a rollback does not wait until a release has measured."""
+    with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"reading or moving the champion of {name}"):
+        yield
+
+
+def _promote(
+    client: MlflowClient,
+    settings: Settings,
+    name: str,
+    version: str,
+    changes: tuple[Change, ...],
+    mode: Mode,
+    why: str,
+    verdict: Verdict,
+) -> None:
+    """Make a version champion, unless another one has become it since `changes` were read."""
+    now = complete(client, settings.bundles_dir, name)
+    if now != changes and mode != "forced":
+        raise ReleaseError(
+            f"version {now[-1].to_version} became champion of {name} ({now[-1].action} by {now[-1].by} at "
+            f"{now[-1].at}) while version {version} was measured against the one before; nothing was promoted: "
+            "repeat the command"
+        )
+    champion = get_champion(client, name)
+    move_champion(
+        client,
+        settings.bundles_dir,
+        name,
+        action="promote",
+        before=None if champion is None else str(champion.version),
+        version=get_version(client, name, version),
+        why=why,
+        verdict=f"forced; {verdict.summary}" if mode == "forced" else verdict.summary,
+    )
 
 
 @task(name="choose run")
@@ -166,44 +204,64 @@ def _is_usable(settings: Settings, run: FinishedRun) -> bool:
 
 
 @task(name="compare with the champion")
-def judge_task(exported: Exported, champion: Champion | None, rules: GateRules) -> Verdict:
-    """Let the champion label the challenger's pictures, and judge."""
-    manifest = exported.manifest
-    champion_N = None
+def judge_task(exported: Exported, folder: Path, champion: Champion | None, rules: GateRules, mode: Mode) -> Verdict:
+    """Let champion and challenger label the same pictures, each with the variant that it would be served with here.
+
+    A forced release goes on without the comparison where the two cannot be compared.
+    """
+    challenger = Classifier(folder, "challenger")
+    champion_N, champion_ms = None, None
     if champion is not None:
-        if set(champion.manifest.classes) != set(manifest.classes):
-            raise ReleaseError(
-                f"version {champion.version} of {manifest.name} answers {len(champion.manifest.classes)} classes, run "
-                f"{manifest.run_id} {len(manifest.classes)}, not the same ones: they cannot be compared; "
-                "--mode forced --why REASON releases without"
-            )
-        if champion.manifest.image_size != manifest.image_size:
-            raise ReleaseError(
-                f"version {champion.version} of {manifest.name} reads pictures of {champion.manifest.image_size} "
-                f"pixels, run {manifest.run_id} of {manifest.image_size}: they cannot be compared; "
-                "--mode forced --why REASON releases without"
-            )
-        classifier = Classifier(champion.folder, champion.version, precision="fp32")
-        own_N = np.concatenate(
-            [
-                classifier.classify(images_NHWC).argmax(axis=1)
-                for images_NHWC in np.array_split(exported.images_NHWC, max(1, len(exported.images_NHWC) // 64))
-            ]
-        )
-        champion_N = np.array([manifest.classes.index(label) for label in champion.manifest.classes])[own_N]
-    latency_ms, size_bytes = _measure_fastest(manifest)
+        try:
+            _check_comparable(champion, exported.manifest)
+            served = Classifier(champion.folder, champion.version)
+        except (BundleError, ReleaseError) as error:
+            if mode != "forced":
+                raise ReleaseError(f"{error}; --mode forced --why REASON releases without a comparison") from error
+            champion = None
+        else:
+            to_challenger_K = [exported.manifest.classes.index(label) for label in champion.manifest.classes]
+            champion_N = np.array(to_challenger_K)[_label(served, exported.images_NHWC)]
+            champion_ms = _find_latency(served)
     return judge(
         labels_N=exported.labels_N,
-        challenger_N=exported.predicted_N,
+        challenger_N=_label(challenger, exported.images_NHWC),
         champion_N=champion_N,
-        classes=manifest.classes,
+        classes=exported.manifest.classes,
         split=exported.split,
         champion_version=None if champion is None else champion.version,
         rules=rules,
-        latency_ms=latency_ms,
-        champion_latency_ms=None if champion is None else _measure_fastest(champion.manifest)[0],
-        size_bytes=size_bytes,
+        latency_ms=_find_latency(challenger),
+        champion_latency_ms=champion_ms,
+        size_bytes=challenger.variant.size_bytes,
     )
+
+
+def _check_comparable(champion: Champion, manifest: Manifest) -> None:
+    old = champion.manifest
+    if set(old.classes) != set(manifest.classes):
+        raise ReleaseError(
+            f"version {champion.version} of {manifest.name} answers {len(old.classes)} classes, run {manifest.run_id} "
+            f"{len(manifest.classes)}, not the same ones: they cannot be compared"
+        )
+    if old.image_size != manifest.image_size:
+        raise ReleaseError(
+            f"version {champion.version} of {manifest.name} reads pictures of {old.image_size} pixels, run "
+            f"{manifest.run_id} of {manifest.image_size}: they cannot be compared"
+        )
+
+
+def _label(classifier: Classifier, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    parts = np.array_split(images_NHWC, -(-len(images_NHWC) // BATCH))
+    return np.concatenate([classifier.classify(part_NHWC).argmax(axis=1) for part_NHWC in parts])
+
+
+def _find_latency(classifier: Classifier) -> float | None:
+    """Return the median of one picture with the variant that is served, ms, as it was measured at its release."""
+    for timing in classifier.variant.timings:
+        if timing.provider == classifier.provider:
+            return next((batch.median_ms for batch in timing.batches if batch.batch_size == 1), None)
+    return None
 
 
 @task(name="register", retries=2, retry_delay_seconds=2)
@@ -228,32 +286,16 @@ def _open_champion(
         number = find_champion(client, name, changes)
         if number is None:
             return None
-        folder = fetch_bundle(client, settings.bundles_dir, get_version(client, name, number))
+        version = get_version(client, name, number)
+        if BUNDLE_TAG not in version.tags:
+            _log.warning("version %s of %s is from an earlier Darkroom and is not compared with", number, name)
+            return None
+        folder = fetch_bundle(client, settings.bundles_dir, version)
     except ReleaseError:
         if mode == "forced":
             return None
         raise
     return Champion(number, read_bundle(folder), folder)
-
-
-def _describe_race(name: str, version: str, last: Change) -> str:
-    return (
-        f"version {last.to_version} became champion of {name} ({last.action} by {last.by} at {last.at}) while version "
-        f"{version} was measured against the one before; nothing was promoted: repeat the command"
-    )
-
-
-def _measure_fastest(manifest: Manifest) -> tuple[float | None, int | None]:
-    """Return the lowest median of one picture over the offered variants, ms, and the size of that variant's file."""
-    timed = [
-        (batch.median_ms, variant.size_bytes)
-        for variant in manifest.offered
-        for timing in variant.timings
-        if variant.is_offered(timing.provider)
-        for batch in timing.batches
-        if batch.batch_size == 1
-    ]
-    return min(timed, default=(None, None))
 
 
 def _check_is_classifier(what: str, kind: str) -> None:

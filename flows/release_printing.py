@@ -20,6 +20,9 @@ def print_release(release: ReleaseSummary) -> None:
         lines.append(f"note: a {release.profile} run, not the documented training")
     lines.append(f"{manifest.recipe}, run {manifest.run_id}")
     lines += [_describe_certificate(variant, one) for variant in manifest.variants for one in variant.certificates]
+    lines += [
+        f"{variant.precision} is not offered: {variant.problem}" for variant in manifest.variants if variant.problem
+    ]
     if manifest.calibration is not None:
         lines += _describe_calibration(manifest.calibration)
     open_console().print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -4,9 +4,9 @@ No Prefect here: who undoes a release is in a hurry.
 """
 
 from model_code.disk import hold_lock
-from model_code.errors import ReleaseError
-from model_code.registry.ledger import complete, find_previous, move_champion
-from model_code.registry.versions import check_release_name, fetch_bundle, get_version
+from model_code.errors import ReleaseError, UsageError
+from model_code.registry.ledger import check_reason, complete, find_previous, move_champion
+from model_code.registry.versions import MANIFEST_TAG, check_release_name, fetch_bundle, get_champion, get_version
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
 from serving.bundle import Change
@@ -39,8 +39,10 @@ def roll_back(name: str, to: str | None = None, why: str = "") -> Change:
 
     Raises:
         ReleaseError: There is nothing to go back to, or the bundle of that version does not verify; nothing changes.
+        UsageError: A version that was never champion needs a reason.
     """
     check_release_name(name)
+    check_reason(why)
     settings = load_settings()
     client = open_store(settings)
     with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"rolling {name} back"):
@@ -53,16 +55,22 @@ def roll_back(name: str, to: str | None = None, why: str = "") -> Change:
                 f"{name} cannot go back: {first}; `darkroom history {name}` shows all, --to VERSION takes any"
             )
         version = get_version(client, name, target)
+        champion = get_champion(client, name)
+        if target == current and champion is not None and str(champion.version) == target:
+            raise ReleaseError(f"version {target} of {name} is champion already; `darkroom history {name}` shows all")
+        if not why and target not in {change.to_version for change in changes}:
+            raise UsageError(
+                f'version {target} of {name} was never champion: give a reason for the ledger, --why "..."'
+            )
         folder = fetch_bundle(client, settings.bundles_dir, version)
-        classifier = Classifier(folder, target)
+        classifier = Classifier(folder, target, manifest_sha256=version.tags[MANIFEST_TAG])
         return move_champion(
             client,
             settings.bundles_dir,
             name,
             action="rollback",
             before=current,
-            version=target,
-            bundle=folder.name,
+            version=version,
             why=why or "no reason given",
-            verdict=f"{len(classifier.manifest.files)} files verified, answers as at its release; {classifier.choice}",
+            verdict=f"{len(classifier.manifest.files) + 1} files verified; {classifier.choice}",
         )

@@ -15,6 +15,8 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +42,7 @@ class Change(BaseModel):
         to_version: Champion after.
         at: ISO 8601 time in UTC.
         by: User and host.
-        why: Reason in a person's or the program's words.
+        why: Reason in a person's or the program's words, at most 1,000 characters.
         verdict: Of the gate, or what was checked.
     """
 
@@ -52,7 +54,7 @@ class Change(BaseModel):
     to_version: str
     at: str
     by: str
-    why: str
+    why: str = Field(max_length=1000)
     verdict: str
 
 
@@ -85,31 +87,39 @@ def name_file(precision: str) -> str:
     return MODEL_FILE if precision == "fp32" else f"model.{precision}.onnx"
 
 
-def write_bundle(bundles_dir: Path, source: Path, manifest: Manifest) -> Path:
-    """Copy the files of a manifest from `source` into `bundles_dir/<name>/` and return the bundle's folder.
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json beside the files that it describes."""
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
-    A bundle of the same model of the same run with the same variants that is there and intact is kept as it is. One
-    process at a time may write bundles of a name; what a killed one left behind is removed.
+
+def write_bundle(bundles_dir: Path, source: Path, trusted: Collection[str] = ()) -> Path:
+    """Copy a bundle from `source` into `bundles_dir/<name>/` and return its folder.
+
+    A bundle of the same model of the same run with the same variants that is there is kept if it is intact and its
+    manifest is trusted; else it is replaced. One process at a time may write bundles of a name; what a killed one left
+    behind is removed.
+
+    Args:
+        bundles_dir: Where bundles lie.
+        source: Folder with manifest.json and the files that it names.
+        trusted: sha256 of manifests that are known from outside of the folder.
 
     Raises:
         BundleError: A file of `source` is not the one that the manifest describes.
         OSError: The disk is full or not writable; no half-written bundle stays.
     """
-    for name, sha256 in manifest.files.items():
-        if hash_file(source / name) != sha256:
-            raise BundleError(f"{source / name} does not have the sha256 of its manifest ({sha256[:12]}…)")
+    manifest = read_bundle(source)
     parent = bundles_dir / manifest.name
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(".new-*"):
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        shutil.rmtree(stale)
     folder = parent / name_bundle(manifest)
-    if _is_intact(folder, manifest):
+    if _is_intact(folder, trusted):
         return folder
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
     try:
-        for name in manifest.files:
+        for name in (MANIFEST_FILE, *manifest.files):
             shutil.copyfile(source / name, scratch / name)
-        (scratch / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         scratch.chmod(0o755)
         for file in scratch.iterdir():
             _sync(file)
@@ -129,13 +139,12 @@ def name_bundle(manifest: Manifest) -> str:
     return "-".join([manifest.fp32.sha256[:16], manifest.run_id[:8], *others])
 
 
-def _is_intact(folder: Path, manifest: Manifest) -> bool:
-    """Whether a folder holds the same model of the same run; it may be served at this moment, so it is not touched."""
+def _is_intact(folder: Path, trusted: Collection[str]) -> bool:
+    """Whether a folder holds what was registered; it may be served at this moment, so it is not touched."""
     try:
-        found = read_bundle(folder)
-    except BundleError:
+        return hash_file(folder / MANIFEST_FILE) in trusted and bool(read_bundle(folder))
+    except (BundleError, OSError):
         return False
-    return (found.fp32.sha256, found.run_id) == (manifest.fp32.sha256, manifest.run_id)
 
 
 def read_bundle(folder: Path, manifest_sha256: str | None = None) -> Manifest:
@@ -153,6 +162,8 @@ def read_bundle(folder: Path, manifest_sha256: str | None = None) -> Manifest:
         text = manifest_file.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{folder} is not a bundle: {MANIFEST_FILE} is missing; release the model again") from error
+    except OSError as error:
+        raise BundleError(f"{manifest_file} cannot be read: {error.strerror or error}") from error
     found_sha256 = hashlib.sha256(text).hexdigest()
     if manifest_sha256 not in (None, found_sha256):
         raise _changed(manifest_file, found_sha256, str(manifest_sha256), "registered")
@@ -167,7 +178,11 @@ def read_bundle(folder: Path, manifest_sha256: str | None = None) -> Manifest:
     for name, sha256 in manifest.files.items():
         if not (folder / name).is_file():
             raise BundleError(f"{folder} is not a bundle: {name} is missing; release the model again")
-        if (found := hash_file(folder / name)) != sha256:
+        try:
+            found = hash_file(folder / name)
+        except OSError as error:
+            raise BundleError(f"{folder / name} cannot be read: {error.strerror or error}") from error
+        if found != sha256:
             raise _changed(folder / name, found, sha256, "manifest")
     return manifest
 
@@ -179,13 +194,24 @@ def _changed(file: Path, found: str, expected: str, where: str) -> BundleError:
     )
 
 
-def read_golden(folder: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return `images_NHWC`, uint8, and each variant's answers by its precision; nothing for a bundle without them."""
-    file = folder / GOLDEN_FILE
-    if not file.exists():
+def read_golden(folder: Path, manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
+    """Return `images_NHWC`, uint8, and each variant's answers by its precision; nothing for a bundle without them.
+
+    Raises:
+        BundleError: Pictures, or the answers of a variant that is offered, are missing.
+    """
+    if manifest.golden_sha256 is None:
         return {}
-    with np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
+    file = folder / GOLDEN_FILE
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            golden = dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{file} cannot be read: {error}; release the model again") from error
+    missing = {"images_NHWC", *(variant.precision for variant in manifest.offered)}.difference(golden)
+    if missing:
+        raise BundleError(f"{file} lacks {', '.join(sorted(missing))}; release the model again")
+    return golden
 
 
 def read_champion(bundles_dir: Path, name: str) -> tuple[Pointer, Path, Manifest]:
@@ -218,7 +244,7 @@ def read_pointer(bundles_dir: Path, name: str) -> Pointer:
 def write_pointer(bundles_dir: Path, name: str, pointer: Pointer) -> None:
     """Point `name` at a bundle, in one atomic step."""
     file = bundles_dir / name / POINTER_FILE
-    descriptor, scratch = tempfile.mkstemp(prefix=".new-", dir=file.parent)
+    descriptor, scratch = tempfile.mkstemp(prefix=".pointer-", dir=file.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             json.dump(pointer.model_dump(), stream)

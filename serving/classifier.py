@@ -43,6 +43,7 @@ class Classifier:
         variant: The variant that answers.
         provider: onnxruntime's execution provider that is really active.
         choice: Why this variant answers, for people.
+        problems: Of the variants that do not work here.
     """
 
     def __init__(
@@ -71,18 +72,17 @@ class Classifier:
         self.version = version
         self._folder = folder
         self._threads = threads or count_cpus()
-        self._golden = read_golden(folder)
-        self.provider, sessions, self.choice = self._open_sessions(precision)
+        self._golden = read_golden(folder, self.manifest)
+        self.provider, sessions, self.problems = self._open_sessions(precision)
         if len(sessions) > 1:
             speeds = measure_speed(sessions, self._draw_batch(), _TIMING_S)
             chosen = max(speeds, key=lambda name: speeds[name])
             measured = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
-            self.choice = f"{chosen}: fastest here at {_TIMING_BATCH} pictures (pictures/s: {measured}){self.choice}"
+            why = f"fastest here at {_TIMING_BATCH} pictures (pictures/s: {measured})"
         else:
             (chosen,) = sessions
-            self.choice = (
-                f"{chosen}: {'asked for' if precision else 'the only variant for ' + self.provider}{self.choice}"
-            )
+            why = "asked for" if precision else f"the only variant that is offered for {self.provider} and works here"
+        self.choice = "; ".join([f"{chosen}: {why}", *self.problems])
         self._session = sessions[chosen]
         self.variant: Variant = self.manifest.get_variant(chosen)
 
@@ -145,25 +145,32 @@ class Classifier:
             )
         return run_session(self._session, images_NHWC)
 
-    def _open_sessions(self, precision: str | None) -> tuple[str, dict[str, onnxruntime.InferenceSession], str]:
-        """Return the provider, the checked sessions by precision, and what went wrong with others."""
+    def _open_sessions(
+        self, precision: str | None
+    ) -> tuple[str, dict[str, onnxruntime.InferenceSession], tuple[str, ...]]:
+        """Return the provider, the checked sessions by precision, and what went wrong with others.
+
+        Where fp32, which the others are measured against, does not work, the others are not trusted either.
+        """
         problems: list[str] = []
         for provider in [CUDA, CPU] if has_cuda() else [CPU]:
             sessions: dict[str, onnxruntime.InferenceSession] = {}
+            failed = set()
             for variant in self.manifest.offered:
                 if variant.is_offered(provider) and precision in (None, variant.precision):
                     try:
                         sessions[variant.precision] = self._open(variant, provider)
                     except BundleError as error:
+                        failed.add(variant.precision)
                         problems.append(str(error))
                         logger.warning("%s", error)
-            if sessions:
-                return provider, sessions, "".join(f"; {problem}" for problem in problems)
+            if sessions and "fp32" not in failed:
+                return provider, sessions, tuple(problems)
             if provider == CUDA:
                 logger.warning("%s: this machine has a GPU but onnxruntime uses the CPU", self._folder)
         if problems:
             raise BundleError("; ".join(problems))
-        offers = ", ".join(variant.precision for variant in self.manifest.offered)
+        offers = ", ".join(variant.precision for variant in self.manifest.offered if variant.is_offered(CPU))
         raise BundleError(f"{self._folder} offers no {precision or 'variant'} on {CPU}, only {offers or 'nothing'}")
 
     def _open(self, variant: Variant, provider: str) -> onnxruntime.InferenceSession:

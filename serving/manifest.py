@@ -12,6 +12,7 @@ from serving.errors import BundleError
 GOLDEN_FILE = "golden.npz"
 Precision = Literal["fp32", "fp16", "int8"]
 Interval = tuple[float, float]
+FILE_NAME = r"^[A-Za-z0-9][\w.-]*$"
 
 
 class _Frozen(BaseModel):
@@ -131,6 +132,7 @@ class Variant(_Frozen):
         size_bytes: Of the file.
         certificates: One per provider that was present at the release.
         timings: One per provider that was present at the release.
+        problem: Why it could not be made or measured; None where it was.
     """
 
     precision: Precision
@@ -139,6 +141,7 @@ class Variant(_Frozen):
     size_bytes: int
     certificates: tuple[Certificate, ...]
     timings: tuple[Timing, ...] = ()
+    problem: str | None = None
 
     def is_offered(self, provider: str) -> bool:
         """Whether the variant may answer on a provider: fp32 on each, others only where they were certified."""
@@ -262,7 +265,7 @@ class Manifest(_Frozen):
     """
 
     format: Literal[2] = 2
-    name: str
+    name: str = Field(pattern=FILE_NAME)
     classes: tuple[str, ...]
     image_size: int
     resize_size: int
@@ -271,7 +274,7 @@ class Manifest(_Frozen):
     calibration: Calibration | None
     golden_sha256: str | None
     recipe: str
-    run_id: str
+    run_id: str = Field(pattern=FILE_NAME)
     dataset: str
     data_checksum: str
     git_sha: str

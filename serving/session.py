@@ -39,17 +39,18 @@ SESSION_ERRORS: tuple[type[Exception], ...] = (
 _LOG_ERRORS_ONLY = 3
 
 
-def open_session(file: Path, provider: str, threads: int) -> onnxruntime.InferenceSession:
-    """Load an ONNX file.
+def open_session(model: Path | bytes, provider: str, threads: int) -> onnxruntime.InferenceSession:
+    """Load a model.
 
     Args:
-        file: ONNX.
+        model: ONNX file, or its bytes.
         provider: Execution provider that is to run it.
         threads: Of the CPU.
 
     Raises:
         BundleError: The provider does not become active, or cannot run the graph.
     """
+    what = model if isinstance(model, Path) else "the model"
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _LOG_ERRORS_ONLY
     options.intra_op_num_threads = threads
@@ -58,17 +59,24 @@ def open_session(file: Path, provider: str, threads: int) -> onnxruntime.Inferen
     # Without TF32, whose rounding no comparison with the trained network has seen.
     providers: list[Any] = [(CUDA, {"use_tf32": "0"}), CPU] if provider == CUDA else [provider]
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=providers)
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
     except SESSION_ERRORS as error:
-        raise BundleError(f"{file}: onnxruntime cannot run it on {provider}: {error}") from error
+        raise BundleError(f"{what}: onnxruntime cannot run it on {provider}: {error}") from error
     if session.get_providers()[0] != provider:
-        raise BundleError(f"{file}: onnxruntime's {provider} did not load")
+        raise BundleError(f"{what}: onnxruntime's {provider} did not load")
     return session
 
 
 def run_session(session: onnxruntime.InferenceSession, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Return the class probabilities of a batch, float32 [N, K], of uint8 [N, H, W, C]."""
-    probabilities_NK: npt.NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images_NHWC})[0]
+    """Return the class probabilities of a batch, float32 [N, K], of uint8 [N, H, W, C].
+
+    Raises:
+        BundleError: onnxruntime cannot run the batch.
+    """
+    try:
+        probabilities_NK: npt.NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images_NHWC})[0]
+    except SESSION_ERRORS as error:
+        raise BundleError(f"onnxruntime cannot run a batch of {len(images_NHWC)}: {error}") from error
     return probabilities_NK
 
 
@@ -92,10 +100,7 @@ def check_graph(session: onnxruntime.InferenceSession, file: Path, manifest: Man
             f"{file} reads {[batch, *shape]}; its manifest says "
             f"[batch, {size}, {size}, 3] with any batch size; export and release the model again"
         )
-    try:
-        probabilities_NK = run_session(session, np.zeros((2, size, size, 3), dtype=np.uint8))
-    except SESSION_ERRORS as error:
-        raise BundleError(f"{file}: onnxruntime cannot run it: {error}") from error
+    probabilities_NK = run_session(session, np.zeros((2, size, size, 3), dtype=np.uint8))
     if probabilities_NK.shape != (2, classes):
         raise BundleError(
             f"{file} answers {probabilities_NK.shape} for two pictures; its "
@@ -123,9 +128,9 @@ def check_golden(
     Raises:
         BundleError: They differ by more than `GOLDEN_TOLERANCE`.
     """
-    expected_NK = golden.get(precision)
-    if expected_NK is None:
+    if not golden:
         return
+    expected_NK = golden[precision]
     answered_NK = run_session(session, golden["images_NHWC"])
     difference = float(np.abs(answered_NK - expected_NK).max())
     if not difference <= GOLDEN_TOLERANCE[precision]:

@@ -16,15 +16,16 @@ from tqdm import tqdm
 
 from model_code.errors import ReleaseError
 from model_code.evaluation.calibration import measure_interval
-from model_code.export.onnx_export import INPUT_NAME, OUTPUT_NAME
 from model_code.tracking.provenance import read_versions
 from serving.bundle import hash_file
+from serving.errors import BundleError
 from serving.manifest import BatchCertificate, Certificate, Precision
-from serving.session import CPU, CUDA, SESSION_ERRORS, count_cpus, has_cuda, open_session
+from serving.session import CPU, CUDA, SESSION_ERRORS, count_cpus, has_cuda, open_session, run_session
 
 BATCH_SIZES = (1, 7, 64, 256)
 _OTHER_GRAPH_FRACTION = 0.5  # of the pictures answered otherwise, from which on rounding explains nothing
 _ORDER_PICTURES = 500
+_NOT_RUNNING: tuple[type[Exception], ...] = (BundleError, *SESSION_ERRORS)
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -66,9 +67,9 @@ def find_providers() -> tuple[str, ...]:
     try:
         session = open_session(probe.SerializeToString(), CUDA, threads=1)
         session.run(None, {"x": np.ones(1, dtype=np.float32)})
-    except SESSION_ERRORS:
+    except _NOT_RUNNING:
         return (CPU,)
-    return (CPU, CUDA) if session.get_providers()[0] == CUDA else (CPU,)
+    return (CPU, CUDA)
 
 
 def certify(
@@ -94,7 +95,7 @@ def certify(
         classes: Names for the refusal; their numbers when None.
 
     Raises:
-        ReleaseError: The provider is not active.
+        BundleError: onnxruntime cannot run the variant on the provider.
         ValueError: There are no pictures, or the lengths differ.
     """
     if not 0 < len(labels_N) == len(images_NHWC) == len(expected_NK):
@@ -103,8 +104,6 @@ def certify(
             "equal and above 0"
         )
     session = open_session(model_file, provider, count_cpus())
-    if session.get_providers()[0] != provider:
-        raise ReleaseError(f"onnxruntime cannot run on {provider} here; certify on one of {find_providers()}")
     batches = []
     refusal = None
     description = f"certifying {precision} on {provider.removesuffix('ExecutionProvider')}"
@@ -156,7 +155,7 @@ def _ask(
     answers = []
     for start in range(0, len(images_NHWC), batch_size):
         batch_NHWC = images_NHWC[start : start + batch_size]
-        answers.append(session.run([OUTPUT_NAME], {INPUT_NAME: batch_NHWC})[0])
+        answers.append(run_session(session, batch_NHWC))
         progress.update(len(batch_NHWC))
     return np.concatenate(answers)
 

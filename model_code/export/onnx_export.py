@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from serving.session import INPUT_NAME, OUTPUT_NAME
+
 OPSET = 20
-INPUT_NAME, OUTPUT_NAME = "images", "probabilities"
 
 
 class _Divide(nn.Module):

@@ -23,7 +23,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
-from model_code.export.onnx_export import INPUT_NAME
+from serving.session import INPUT_NAME
 
 CALIBRATION_COUNT = 512
 _CALIBRATION_BATCH = 32

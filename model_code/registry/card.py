@@ -215,7 +215,7 @@ def _describe_certificates(manifest: Manifest) -> str:
     """Return onnxruntime against PyTorch: every variant on every provider that was present."""
     columns = (
         *("variant", "provider", "pictures", "PyTorch", "onnxruntime", "agreement"),
-        *("largest difference of a probability", "verdict"),
+        *("largest difference of a probability", "mean difference", "verdict"),
     )
     rows = [
         (
@@ -226,6 +226,7 @@ def _describe_certificates(manifest: Manifest) -> str:
             _format_share(found.accuracy, found.accuracy_interval),
             _format_share(found.top1_agreement, found.agreement_interval, 5),
             f"{found.max_difference:.2g}",
+            f"{max(batch.mean_difference for batch in found.batches):.2g}",
             "within the limits" if found.refusal is None else f"refused: {escape(found.refusal)}",
         )
         for variant in manifest.variants
@@ -234,7 +235,9 @@ def _describe_certificates(manifest: Manifest) -> str:
     batches = sorted({b.batch_size for v in manifest.variants for c in v.certificates for b in c.batches})
     tested = f"The worst of the batch sizes {', '.join(map(str, batches))}; intervals are 95 % Clopper-Pearson."
     files = [
-        f"{variant.precision}: {variant.size_bytes:,} bytes, sha256 `{variant.sha256}`, "
+        f"{variant.precision}: not offered, {escape(variant.problem)}"
+        if variant.problem is not None
+        else f"{variant.precision}: {variant.size_bytes:,} bytes, sha256 `{variant.sha256}`, "
         + ("not offered" if variant.file is None else f"`{variant.file}`, opset {manifest.opset}")
         for variant in manifest.variants
     ]
@@ -242,7 +245,7 @@ def _describe_certificates(manifest: Manifest) -> str:
 
 
 def _describe_speed(manifest: Manifest) -> str:
-    columns = ("variant", "on", "batch", "median ms", "p99 ms", "pictures/s", "peak memory", "offered")
+    columns = ("variant", "on", "batch", "median ms", "p99 ms", "pictures/s", "host memory", "offered")
     rows = [
         row
         for variant, provider in _list_measured(manifest)

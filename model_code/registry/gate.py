@@ -11,6 +11,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
+from model_code.evaluation.calibration import measure_interval
+
 RESAMPLES = 20_000
 _SEED = 20_260_101
 
@@ -229,14 +231,6 @@ def judge(
         size_bytes=size_bytes,
         rules=rules,
     )
-
-
-def measure_interval(right: int, count: int) -> Interval:
-    """Return the 95 % Clopper-Pearson interval of right / count, fractions; (0, 1) for no pictures."""
-    if count == 0:
-        return 0.0, 1.0
-    interval = stats.binomtest(right, count).proportion_ci(0.95, method="exact")
-    return float(interval.low), float(interval.high)
 
 
 def measure_chance(gained: int, lost: int, alternative: str = "two-sided") -> float:

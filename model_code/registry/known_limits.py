@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from model_code.registry.gate import ClassChange, Verdict, measure_interval
+from model_code.evaluation.calibration import measure_interval
+from model_code.registry.gate import ClassChange, Verdict
 from serving.manifest import Calibration, Manifest
 
 FEW_PICTURES = 50

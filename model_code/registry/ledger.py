@@ -9,6 +9,7 @@ with it.
 """
 
 import getpass
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -17,16 +18,29 @@ from pathlib import Path
 from typing import Literal
 
 from mlflow import MlflowClient
-from pydantic import ValidationError
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from model_code.disk import flush_folder, writing_to
-from model_code.errors import ReleaseError
-from model_code.registry.versions import CHAMPION, get_champion, list_versions
-from serving.bundle import MANIFEST_FILE, Change, Pointer, hash_file, read_pointer, write_pointer
+from model_code.errors import ReleaseError, UsageError
+from model_code.registry.versions import (
+    BUNDLE_TAG,
+    CHAMPION,
+    MANIFEST_TAG,
+    fetch_bundle,
+    get_champion,
+    get_version,
+    list_versions,
+)
+from serving.bundle import Change, Pointer, read_pointer, write_pointer
 from serving.errors import BundleError
 
 LEDGER_FILE = "ledger.jsonl"
+LONGEST_REASON = 1000
+_LONGEST_VERDICT = 4000
 _TAG = "change."
+
+_log = logging.getLogger(__name__)
 
 
 def read_ledger(bundles_dir: Path, name: str) -> tuple[Change, ...]:
@@ -37,12 +51,15 @@ def read_ledger(bundles_dir: Path, name: str) -> tuple[Change, ...]:
     """
     file = bundles_dir / name / LEDGER_FILE
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        *lines, _torn = file.read_bytes().split(b"\n")
     except FileNotFoundError:
         return ()
     try:
-        changes = tuple(Change.model_validate_json(line) for line in lines if line.endswith("\n"))
-    except ValidationError as error:
+        changes = tuple(Change.model_validate_json(line) for line in lines)
+        numbers = [change.number for change in changes]
+        if numbers != sorted(set(numbers)):
+            raise ValueError(f"numbers {numbers}")
+    except ValueError as error:
         raise ReleaseError(
             f"{file} is damaged; move it away and run `darkroom history {name}`: it is made anew from the registry"
         ) from error
@@ -56,14 +73,13 @@ def move_champion(
     *,
     action: Literal["promote", "rollback"],
     before: str | None,
-    version: str,
-    bundle: str,
+    version: ModelVersion,
     why: str,
     verdict: str,
 ) -> Change:
     """Make a registered version the champion, and write down who did it and why.
 
-    The caller holds the lock of the name, has called `complete`, and has checked the bundle.
+    The caller holds the lock of the name, has called `complete`, and has the version's bundle here and checked.
 
     Args:
         client: Of the registry.
@@ -72,45 +88,63 @@ def move_champion(
         action: `promote` or `rollback`.
         before: Champion until now.
         version: That becomes champion.
-        bundle: Its folder's name under `bundles_dir/<name>`.
-        why: In words.
+        why: In words, as `check_reason` allows.
         verdict: Of the gate, or what was checked.
+
+    Raises:
+        ReleaseError: The version is champion, but the registry could not be told.
     """
     change = Change(
         number=_count(read_ledger(bundles_dir, name)) + 1,
         action=action,
         from_version=before,
-        to_version=version,
+        to_version=str(version.version),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         by=f"{_read_user()}@{socket.gethostname()}",
         why=why,
-        verdict=verdict,
+        verdict=verdict[:_LONGEST_VERDICT],
     )
-    folder = bundles_dir / name / bundle
-    pointer = Pointer(version=version, bundle=bundle, manifest_sha256=hash_file(folder / MANIFEST_FILE), change=change)
-    write_pointer(bundles_dir, name, pointer)
-    complete(client, bundles_dir, name)
+    _point(bundles_dir, version, change)
+    try:
+        complete(client, bundles_dir, name)
+    except MlflowException as error:
+        raise ReleaseError(
+            f"version {change.to_version} of {name} is champion and served, but the registry could not be told "
+            f"({error}); `darkroom history {name}` tells it"
+        ) from error
     return change
+
+
+def check_reason(why: str) -> None:
+    """Refuse a reason that the ledger cannot hold.
+
+    Raises:
+        UsageError: It is too long.
+    """
+    if len(why) > LONGEST_REASON:
+        raise UsageError(f"a reason of {len(why)} characters; --why takes at most {LONGEST_REASON}")
 
 
 def complete(client: MlflowClient, bundles_dir: Path, name: str) -> tuple[Change, ...]:
     """Do what is left of a move that was interrupted after its pointer was written; return the whole ledger.
 
-    The caller holds the lock of the name. What other homes wrote into the same registry is added to the file here.
+    What other homes wrote into the same registry is added to the file here, and a pointer that is lost, damaged or
+    behind the ledger is written anew. The caller holds the lock of the name.
     """
-    changes = read_ledger(bundles_dir, name)
-    try:
-        pointer = read_pointer(bundles_dir, name)
-    except BundleError:
-        pointer = None  # whoever reads it says so; the next move writes it anew
-    if pointer is not None and pointer.change.number > _count(changes):
+    changes, registered = read_ledger(bundles_dir, name), _read_tags(client, name)
+    pointer = _find_pointer(bundles_dir, name)
+    if pointer is not None and pointer.change.number > max(_count(changes), _count(registered)):
         client.set_registered_model_alias(name, CHAMPION, pointer.version)
         tag = f"{_TAG}{pointer.change.number}"
         client.set_model_version_tag(name, pointer.version, tag, pointer.change.model_dump_json())
-    missing = [change for change in _read_tags(client, name) if change.number > _count(changes)]
+        registered = (*registered, pointer.change)
+    missing = [change for change in registered if change.number > _count(changes)]
     if missing:
         _append(bundles_dir / name / LEDGER_FILE, missing)
-    return (*changes, *missing)
+    changes = (*changes, *missing)
+    if changes and (pointer is None or pointer.change != changes[-1]):
+        _heal_pointer(client, bundles_dir, name, changes[-1])
+    return changes
 
 
 def find_champion(client: MlflowClient, name: str, changes: tuple[Change, ...]) -> str | None:
@@ -167,6 +201,36 @@ def _read_tags(client: MlflowClient, name: str) -> tuple[Change, ...]:
         if key.startswith(_TAG)
     ]
     return tuple(sorted(changes, key=lambda change: change.number))
+
+
+def _find_pointer(bundles_dir: Path, name: str) -> Pointer | None:
+    try:
+        return read_pointer(bundles_dir, name)
+    except BundleError:
+        return None
+
+
+def _heal_pointer(client: MlflowClient, bundles_dir: Path, name: str, last: Change) -> None:
+    """Let the pointer follow the ledger; without the bundle it stays as it is, and whoever reads it says so."""
+    try:
+        version = get_version(client, name, last.to_version)
+        fetch_bundle(client, bundles_dir, version)
+    except ReleaseError as error:
+        _log.warning("%s: the pointer does not follow the ledger's version %s: %s", name, last.to_version, error)
+    else:
+        _log.warning("%s: the pointer is written anew, for version %s", name, last.to_version)
+        _point(bundles_dir, version, last)
+
+
+def _point(bundles_dir: Path, version: ModelVersion, change: Change) -> None:
+    pointer = Pointer(
+        version=str(version.version),
+        bundle=version.tags[BUNDLE_TAG],
+        manifest_sha256=version.tags[MANIFEST_TAG],
+        change=change,
+    )
+    with writing_to(bundles_dir, 0, f"pointing at version {version.version} of {version.name}"):
+        write_pointer(bundles_dir, version.name, pointer)
 
 
 def _append(file: Path, changes: Sequence[Change]) -> None:

@@ -1,6 +1,7 @@
 """Registered versions of a model, in MLflow: each holds its whole bundle."""
 
 import logging
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,11 +15,12 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 
+from model_code.disk import writing_to
 from model_code.errors import ReleaseError, UsageError
 from model_code.registry.gate import Verdict
 from serving.bundle import MANIFEST_FILE, MODEL_FILE, hash_file, name_bundle, read_bundle, write_bundle
 from serving.errors import BundleError
-from serving.manifest import Manifest
+from serving.manifest import FILE_NAME, Manifest
 
 _log = logging.getLogger(__name__)
 
@@ -116,8 +118,20 @@ def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
         return None
 
 
+def find_bundle_version(client: MlflowClient, name: str, bundle: str) -> ModelVersion | None:
+    """Return the newest version whose bundle has that folder name, or None."""
+    return next((one for one in reversed(list_versions(client, name)) if one.tags.get(BUNDLE_TAG) == bundle), None)
+
+
+def list_manifests(client: MlflowClient, name: str) -> set[str]:
+    """Return the sha256 of the manifest of every version."""
+    return {one.tags[MANIFEST_TAG] for one in list_versions(client, name) if MANIFEST_TAG in one.tags}
+
+
 def fetch_bundle(client: MlflowClient, bundles_dir: Path, version: ModelVersion) -> Path:
     """Return the folder of a version's bundle: the one that is here and intact, or a copy out of the registry.
+
+    The caller holds the lock of the name.
 
     Args:
         client: Of the registry.
@@ -128,22 +142,21 @@ def fetch_bundle(client: MlflowClient, bundles_dir: Path, version: ModelVersion)
         ReleaseError: The version has no bundle of this format, or the registry's copy is damaged as well.
     """
     what = f"version {version.version} of {version.name}"
-    try:
-        name, manifest_sha256 = version.tags[BUNDLE_TAG], version.tags[MANIFEST_TAG]
-    except KeyError as error:
-        raise ReleaseError(f"{what} was not registered by this version of Darkroom; release its run again") from error
+    name, manifest_sha256 = version.tags.get(BUNDLE_TAG, ""), version.tags.get(MANIFEST_TAG, "")
+    if not (re.fullmatch(FILE_NAME, name) and manifest_sha256):
+        raise ReleaseError(f"{what} was not registered by this version of Darkroom; release its run again")
     folder = bundles_dir / version.name / name
     try:
         read_bundle(folder, manifest_sha256)
     except BundleError as problem:
         _log.warning("%s is fetched from the registry: %s", what, problem)
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, writing_to(bundles_dir, 0, f"fetching {what}"):
             _download(client, version, Path(scratch))
             try:
                 manifest = read_bundle(Path(scratch), manifest_sha256)
-                if name_bundle(manifest) != name:
-                    raise BundleError(f"its manifest belongs to {name_bundle(manifest)}")
-                return write_bundle(bundles_dir, Path(scratch), manifest)
+                if (manifest.name, name_bundle(manifest)) != (version.name, name):
+                    raise BundleError(f"its manifest is that of {manifest.name}/{name_bundle(manifest)}")
+                return write_bundle(bundles_dir, Path(scratch), {manifest_sha256})
             except BundleError as error:
                 raise ReleaseError(f"{what} cannot be verified: {problem}; in the registry: {error}") from error
     return folder

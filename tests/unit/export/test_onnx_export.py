@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from model_code.export.onnx_export import INPUT_NAME, OPSET, OUTPUT_NAME, export_onnx
+from model_code.export.onnx_export import OPSET, export_onnx
 from model_code.training.checkpoints import save_weights
 from model_code.training.supervised import build_model, load_model
+from serving.session import INPUT_NAME, OUTPUT_NAME
 from tests.unit.training.small_runs import draw_pictures, make_config
 
 CLASSES = 10

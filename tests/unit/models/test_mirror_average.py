@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from model_code.export.onnx_export import INPUT_NAME, OUTPUT_NAME, export_onnx
+from model_code.export.onnx_export import export_onnx
 from model_code.models.mirror_average import MirrorAverage
+from serving.session import INPUT_NAME, OUTPUT_NAME
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

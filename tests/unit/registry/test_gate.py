@@ -5,7 +5,8 @@ import pytest
 from pydantic import ValidationError
 from scipy.stats import binomtest, bootstrap
 
-from model_code.registry.gate import GateRules, Verdict, judge, measure_chance, measure_interval, resample
+from model_code.evaluation.calibration import measure_interval
+from model_code.registry.gate import GateRules, Verdict, judge, measure_chance, resample
 
 TEN = tuple(f"class {index}" for index in range(10))
 

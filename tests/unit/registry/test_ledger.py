@@ -1,9 +1,13 @@
-import pytest
+import re
 
-from model_code.errors import ReleaseError
+import pytest
+from mlflow.exceptions import MlflowException
+
+from model_code.errors import ReleaseError, UsageError
 from model_code.registry import ledger
 from model_code.registry.ledger import (
     LEDGER_FILE,
+    check_reason,
     complete,
     find_champion,
     find_previous,
@@ -11,23 +15,23 @@ from model_code.registry.ledger import (
     move_champion,
     read_ledger,
 )
-from model_code.registry.versions import CHAMPION, get_champion, register_version
+from model_code.registry.versions import CHAMPION, get_champion, get_version, register_version
 from serving.bundle import Change, read_champion, read_pointer
 
 
 @pytest.fixture
 def name(request):
     """A registered name of each test's own."""
-    return request.node.name.removeprefix("test_")[:40]
+    return re.sub(r"\W", "-", request.node.name.removeprefix("test_"), flags=re.ASCII)
 
 
 @pytest.fixture
 def register(client, make_bundle, name):
-    """Register another bundle; (version, bundle's name) come back."""
+    """Register another bundle; its version comes back."""
 
     def register():
         folder, manifest = make_bundle(name)
-        return register_version(client, folder, manifest), folder.name
+        return get_version(client, name, register_version(client, folder, manifest))
 
     return register
 
@@ -37,15 +41,8 @@ def move(client, bundles_dir, name):
     def move(version, action="promote", why="because"):
         changes = complete(client, bundles_dir, name)
         before = changes[-1].to_version if changes else None
-        return move_champion(
-            *(client, bundles_dir, name),
-            action=action,
-            before=before,
-            version=version[0],
-            bundle=version[1],
-            why=why,
-            verdict="well",
-        )
+        fields = {"action": action, "before": before, "why": why, "verdict": "well"}
+        return move_champion(client, bundles_dir, name, version=version, **fields)
 
     return move
 
@@ -61,7 +58,7 @@ def test_every_move_is_written_in_four_places(client, bundles_dir, name, registe
     assert changes[0].at.endswith("+00:00")
     assert read_ledger(bundles_dir, name) == changes
     pointer, folder, _ = read_champion(bundles_dir, name)
-    assert (pointer.version, pointer.change, folder.name) == ("1", changes[2], first[1])
+    assert (pointer.version, pointer.change, folder.name) == ("1", changes[2], first.tags["bundle"])
     assert str(get_champion(client, name).version) == "1"
     assert find_champion(client, name, changes) == "1"
     tags = {key: value for version in "12" for key, value in client.get_model_version(name, version).tags.items()}
@@ -129,6 +126,73 @@ def test_a_torn_line_is_not_a_change(bundles_dir, name, register, move):
     assert read_ledger(bundles_dir, name) == (change, other)
 
 
+@pytest.mark.parametrize("why", ["two\u2028lines", "next\u0085line", "a\nb", '"quoted" \\u2028'])
+def test_any_reason_is_one_line(bundles_dir, name, register, move, why):
+    changes = (move(register(), why=why), move(register()))
+    assert read_ledger(bundles_dir, name) == changes
+    assert changes[0].why == why
+
+
+def test_a_reason_has_an_end():
+    check_reason("x" * 1000)
+    with pytest.raises(UsageError, match="a reason of 1001 characters; --why takes at most 1000"):
+        check_reason("x" * 1001)
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged", "behind"])
+def test_a_pointer_follows_the_ledger(client, bundles_dir, name, register, move, damage):
+    move(register())
+    file = bundles_dir / name / "champion.json"
+    old = file.read_bytes()
+    change = move(register())
+    if damage == "lost":
+        file.unlink()
+    else:
+        file.write_bytes(old if damage == "behind" else b"{")
+    complete(client, bundles_dir, name)
+    pointer, _, _ = read_champion(bundles_dir, name)
+    assert (pointer.version, pointer.change) == ("2", change)
+
+
+def test_of_two_homes_that_move_at_once_the_registry_has_one(
+    client, bundles_dir, name, register, move, tmp_path, monkeypatch
+):
+    first, second, third = register(), register(), register()
+    move(first)
+    complete(client, tmp_path, name)
+
+    def die(*_):
+        raise _KilledError
+
+    fields = {"action": "promote", "before": "1", "why": "theirs", "verdict": "well"}
+    with monkeypatch.context() as patch:
+        patch.setattr(type(client), "set_registered_model_alias", die)
+        with pytest.raises(_KilledError):
+            move_champion(client, tmp_path, name, version=second, **fields)
+    theirs = move(third)
+    assert complete(client, tmp_path, name)[-1] == theirs
+    assert [change.number for change in read_ledger(tmp_path, name)] == [1, 2]
+    assert read_pointer(tmp_path, name).version == "3"
+    assert str(get_champion(client, name).version) == "3"
+
+
+def test_a_registry_that_is_away_after_the_move_is_told(client, bundles_dir, name, register, move, monkeypatch):
+    first, second = register(), register()
+    move(first)
+
+    def fail(*_):
+        raise MlflowException("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(client), "set_registered_model_alias", fail)
+        with pytest.raises(
+            ReleaseError, match=r"version 2 of .* is champion and served, but the registry could not be"
+        ):
+            move(second)
+    assert read_pointer(bundles_dir, name).version == "2"
+    assert complete(client, bundles_dir, name)[-1].to_version == "2"
+
+
 def test_a_damaged_line_is_told(bundles_dir, name, register, move):
     move(register())
     file = bundles_dir / name / LEDGER_FILE
@@ -140,7 +204,7 @@ def test_a_damaged_line_is_told(bundles_dir, name, register, move):
 def test_an_alias_that_was_moved_by_other_means_is_told(client, bundles_dir, name, register, move):
     first, second = register(), register()
     move(first)
-    client.set_registered_model_alias(name, CHAMPION, second[0])
+    client.set_registered_model_alias(name, CHAMPION, second.version)
     changes = complete(client, bundles_dir, name)
     with pytest.raises(ReleaseError, match=r"champion is version 2, the ledger says version 1: the alias was moved by"):
         find_champion(client, name, changes)

@@ -106,6 +106,25 @@ def test_a_damaged_bundle_is_fetched_anew(client, make_bundle, bundles_dir):
     assert read_bundle(folder) == manifest
 
 
+def test_a_manifest_that_was_changed_here_is_not_believed(client, make_bundle, bundles_dir):
+    folder, manifest = make_bundle("swapped")
+    registered = get_version(client, "swapped", register_version(client, folder, manifest))
+    text = (folder / MANIFEST_FILE).read_text()
+    (folder / MANIFEST_FILE).write_text(
+        text.replace('"red"', '"x"').replace('"green"', '"red"').replace('"x"', '"green"')
+    )
+    assert read_bundle(fetch_bundle(client, bundles_dir, registered)) == manifest
+
+
+@pytest.mark.parametrize("tag", ["../../escaped", ""])
+def test_a_bundle_tag_that_leaves_its_folder_is_refused(client, make_bundle, bundles_dir, tag):
+    folder, manifest = make_bundle("tagged")
+    number = register_version(client, folder, manifest)
+    client.set_model_version_tag("tagged", number, "bundle", tag)
+    with pytest.raises(ReleaseError, match="was not registered by this version of Darkroom"):
+        fetch_bundle(client, bundles_dir, get_version(client, "tagged", number))
+
+
 def test_a_bundle_that_is_damaged_everywhere_is_refused(client, make_bundle, bundles_dir):
     folder, manifest = make_bundle("lost")
     registered = get_version(client, "lost", register_version(client, folder, manifest))

@@ -2,11 +2,13 @@ import hashlib
 import json
 import re
 
+import numpy as np
 import pytest
 
 from serving.bundle import (
     MANIFEST_FILE,
     MODEL_FILE,
+    hash_file,
     list_released,
     read_bundle,
     read_champion,
@@ -35,12 +37,10 @@ def test_writing_the_same_bundle_again_repairs_it(tmp_path):
 
 
 def test_a_model_that_is_not_the_manifests_is_refused(tmp_path):
-    manifest = read_bundle(make_bundle(tmp_path))
-    other = tmp_path / "other"
-    other.mkdir()
+    other = make_bundle(tmp_path)
     (other / MODEL_FILE).write_bytes(b"something else")
-    with pytest.raises(BundleError, match="does not have the sha256"):
-        write_bundle(tmp_path / "new", other, manifest)
+    with pytest.raises(BundleError, match="was changed after its release"):
+        write_bundle(tmp_path / "new", other)
     assert not (tmp_path / "new").exists()
 
 
@@ -100,13 +100,46 @@ def test_a_pointer_out_of_its_folder_is_refused(tmp_path, bundle):
         read_pointer(tmp_path, "cifar10")
 
 
-def test_an_intact_bundle_is_never_touched(tmp_path):
+def test_a_bundle_whose_manifest_is_known_is_never_touched(tmp_path):
     folder = make_bundle(tmp_path)
+    known = {hash_file(folder / MANIFEST_FILE)}
     before = {file.name: file.stat().st_ino for file in folder.iterdir()}
-    assert (
-        make_bundle(tmp_path, manifest={"created": "2030-01-01T00:00:00+00:00", "versions": {"torch": "9"}}) == folder
-    )
+    later = {"created": "2030-01-01T00:00:00+00:00", "versions": {"torch": "9"}}
+    assert make_bundle(tmp_path, manifest=later, trusted=known) == folder
     assert {file.name: file.stat().st_ino for file in folder.iterdir()} == before
+
+
+def test_a_manifest_that_was_changed_where_it_lies_is_replaced(tmp_path):
+    """Its files fit it, but it says something else: the classes in another order."""
+    folder = make_bundle(tmp_path)
+    known, kept = {hash_file(folder / MANIFEST_FILE)}, (folder / MANIFEST_FILE).read_text()
+    swapped = kept.replace('"red"', '"x"').replace('"green"', '"red"').replace('"x"', '"green"')
+    (folder / MANIFEST_FILE).write_text(swapped)
+    assert read_bundle(folder).classes[:2] == ("green", "red")
+    assert make_bundle(tmp_path, trusted=known) == folder
+    assert read_bundle(folder).classes[:2] == ("red", "green")
+
+
+@pytest.mark.parametrize("name", ["../escaped", "a/b", ""])
+def test_a_name_that_leaves_its_folder_is_refused(tmp_path, name):
+    folder = make_bundle(tmp_path)
+    text = (folder / MANIFEST_FILE).read_text()
+    (folder / MANIFEST_FILE).write_text(text.replace('"name": "cifar10"', f'"name": "{name}"'))
+    with pytest.raises(BundleError, match="name String should match pattern"):
+        write_bundle(tmp_path / "new", folder)
+
+
+def test_golden_pictures_must_cover_what_is_offered(tmp_path):
+    folder = make_two_variants(tmp_path)
+    manifest = read_bundle(folder)
+    with np.load(folder / "golden.npz") as golden:
+        np.savez(folder / "golden.npz", **{name: golden[name] for name in ("images_NHWC", "fp32")})
+    with pytest.raises(BundleError, match=r"golden\.npz lacks int8"):
+        read_golden(folder, manifest)
+    (folder / "golden.npz").write_bytes(b"no archive")
+    with pytest.raises(BundleError, match=r"golden\.npz cannot be read"):
+        read_golden(folder, manifest)
+    assert read_golden(folder, manifest.model_copy(update={"golden_sha256": None})) == {}
 
 
 def test_the_same_model_of_another_run_has_its_own_folder(tmp_path):
@@ -142,7 +175,7 @@ def test_every_file_is_checked(tmp_path):
         with pytest.raises(BundleError, match=re.escape(file.name)):
             read_bundle(folder, hashlib.sha256(kept).hexdigest() if file.name == MANIFEST_FILE else None)
         file.write_bytes(kept)
-    assert read_golden(folder)["images_NHWC"].dtype == "uint8"
+    assert read_golden(folder, read_bundle(folder))["images_NHWC"].dtype == "uint8"
 
 
 def test_a_bundle_of_the_first_format_says_what_to_do(tmp_path):

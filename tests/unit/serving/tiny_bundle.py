@@ -19,6 +19,7 @@ from serving.bundle import (
     hash_file,
     name_file,
     write_bundle,
+    write_manifest,
     write_pointer,
 )
 from serving.manifest import GOLDEN_FILE, BatchCertificate, Certificate, Manifest, Variant
@@ -143,7 +144,7 @@ def make_two_variants(bundles_dir: Path, *, manifest=None, refusal=None, golden_
     return folder
 
 
-def make_bundle(bundles_dir: Path, name="cifar10", *, manifest=None, source=None, **model_options) -> Path:
+def make_bundle(bundles_dir: Path, name="cifar10", *, manifest=None, source=None, trusted=(), **model_options) -> Path:
     """Write a bundle; `manifest` overrides single fields of it, `source` is a folder that has its files already."""
     bundles_dir.mkdir(parents=True, exist_ok=True)
     scratch = bundles_dir / ".unreleased"
@@ -168,7 +169,8 @@ def make_bundle(bundles_dir: Path, name="cifar10", *, manifest=None, source=None
         "versions": {},
         "created": "2026-01-02T03:04:05Z",
     }
-    folder = write_bundle(bundles_dir, source or scratch, Manifest(**(fields | (manifest or {}))))
+    write_manifest(source or scratch, Manifest(**(fields | (manifest or {}))))
+    folder = write_bundle(bundles_dir, source or scratch, trusted)
     shutil.rmtree(scratch)
     return folder
 
