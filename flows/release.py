@@ -27,6 +27,7 @@ from model_code.registry.gate import GateRules, Verdict, judge
 from model_code.registry.ledger import check_reason, complete, find_champion, find_rollback_of, move_champion
 from model_code.registry.versions import (
     BUNDLE_TAG,
+    VERDICT_TAG,
     check_release_name,
     fetch_bundle,
     find_bundle_version,
@@ -119,7 +120,7 @@ def release_flow(
             return summary
         with _holding_champion(settings, name), writing_to(settings.bundles_dir, 0, f"releasing {name}"):
             bundle = write_bundle(settings.bundles_dir, Path(scratch), list_manifests(client, name))
-        version = register_task(bundle, verdict, run.profile)
+        version = register_task(bundle, verdict, run.profile, is_promoted)
         if is_promoted:
             with _holding_champion(settings, name):
                 _promote(client, settings, name, version, changes, mode, why or f"darkroom release {source}", verdict)
@@ -265,11 +266,16 @@ def _find_latency(classifier: Classifier) -> float | None:
 
 
 @task(name="register", retries=2, retry_delay_seconds=2)
-def register_task(bundle: Path, verdict: Verdict, profile: str) -> str:
-    """Enter a bundle into the registry, with its verdict and its card; return its version."""
+def register_task(bundle: Path, verdict: Verdict, profile: str, is_promoted: bool) -> str:
+    """Enter a bundle into the registry, with its verdict and its card; return its version.
+
+    A version that has a verdict keeps it until another one promotes it.
+    """
     client = open_store(load_settings())
     manifest = read_bundle(bundle)
     version = register_version(client, bundle, manifest)
+    if VERDICT_TAG in get_version(client, manifest.name, version).tags and not is_promoted:
+        return version
     write_verdict(client, manifest.name, version, verdict, summarise(manifest, verdict, profile))
     folder = f"release/{manifest.name}-version-{version}"
     client.log_text(manifest.run_id, write_card(manifest, verdict, version, profile), f"{folder}/card.md")

@@ -173,3 +173,8 @@ def test_a_label_below_its_class_threshold_is_not_confident(tmp_path):
     ):
         answer = rank_classes(np.array(probabilities_K, dtype=np.float32), classifier.manifest, 1, None)
         assert answer.is_confident is is_confident
+
+
+def test_without_a_working_fp32_no_other_variant_is_trusted(tmp_path):
+    with pytest.raises(BundleError, match=r"model\.onnx: on this machine 4 golden pictures are answered otherwise"):
+        Classifier(make_two_variants(tmp_path, fp32_golden_error=0.1), "1", 1)

@@ -112,7 +112,9 @@ def make_certificate(model_file: Path, precision: str, refusal=None) -> Certific
     )
 
 
-def make_two_variants(bundles_dir: Path, *, manifest=None, refusal=None, golden_error=0.0, **int8_options) -> Path:
+def make_two_variants(
+    bundles_dir: Path, *, manifest=None, refusal=None, golden_error=0.0, fp32_golden_error=0.0, **int8_options
+) -> Path:
     """Write a bundle with an fp32 and an int8 file, and with golden pictures that are answered for real.
 
     Args:
@@ -120,6 +122,7 @@ def make_two_variants(bundles_dir: Path, *, manifest=None, refusal=None, golden_
         manifest: Overrides single fields of the manifest.
         refusal: Of the int8 certificate.
         golden_error: Is added to the int8 variant's golden answers.
+        fp32_golden_error: The same of fp32.
         int8_options: Of the int8 file's `write_model`.
     """
     source = bundles_dir / ".int8"
@@ -133,6 +136,7 @@ def make_two_variants(bundles_dir: Path, *, manifest=None, refusal=None, golden_
         for precision, file in (("fp32", fp32_file), ("int8", int8_file))
     }
     answers["int8"] = answers["int8"] + np.float32(golden_error)
+    answers["fp32"] = answers["fp32"] + np.float32(fp32_golden_error)
     np.savez(source / GOLDEN_FILE, images_NHWC=images_NHWC, **answers)
     certificates = (make_certificate(int8_file, "int8", refusal),)
     fields = {

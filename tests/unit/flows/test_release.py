@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flows.export import Exported
+from flows.release import Champion, judge_task
+from model_code.errors import ReleaseError
+from model_code.registry.gate import GateRules
+from serving.bundle import read_bundle
+from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_two_variants
+
+
+def paint_all(count=4):
+    """Pictures of every colour, and their labels."""
+    labels_N = np.repeat(np.arange(len(COLOURS)), count)
+    colours_KC = np.array(list(COLOURS.values()), dtype=np.uint8)
+    return np.tile(colours_KC[labels_N][:, None, None], (1, IMAGE_SIZE, IMAGE_SIZE, 1)), labels_N
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """(what is released, its folder)"""
+    folder = make_two_variants(tmp_path / "challenger", manifest={"run_id": "c" * 32})
+    return Exported(read_bundle(folder), "test", *paint_all()), folder
+
+
+def make_champion(folder: Path, **fields) -> Champion:
+    bundle = make_two_variants(folder, manifest=fields)
+    return Champion("7", read_bundle(bundle), bundle)
+
+
+def judge(exported, champion, mode="enabled"):
+    return judge_task.fn(*exported, champion, GateRules(), mode)
+
+
+def test_classes_are_compared_by_their_names(exported, tmp_path):
+    """The champion's graph is the same, so that with two names exchanged it is wrong about exactly these."""
+    same = judge(exported, make_champion(tmp_path))
+    assert (same.challenger_accuracy, same.champion_accuracy, same.gained, same.lost) == (1, 1, 0, 0)
+    names = ("green", "red", *tuple(COLOURS)[2:])
+    swapped = judge(exported, make_champion(tmp_path / "swapped", classes=names))
+    assert (swapped.champion_version, swapped.gained, swapped.lost) == ("7", 8, 0)
+    assert {change.label for change in swapped.classes if change.gained} == {"red", "green"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"classes": ("red", "green", "blue", "yellow", "black", "grey")}, "not the same ones"),
+        ({"image_size": 9}, "reads pictures of 9 pixels"),
+    ],
+)
+def test_what_cannot_be_compared_is_released_by_force_only(exported, tmp_path, fields, message):
+    champion = make_champion(tmp_path, **fields)
+    with pytest.raises(ReleaseError, match=f"{message}.*--mode forced --why REASON releases without a comparison"):
+        judge(exported, champion)
+    forced = judge(exported, champion, "forced")
+    assert (forced.champion_version, forced.is_promoted, forced.difference) == (None, True, None)
+
+
+def test_a_champion_that_does_not_work_here_is_replaced_by_force_only(exported, tmp_path):
+    bundle = make_two_variants(tmp_path, golden_error=0.5, fp32_golden_error=0.5)
+    champion = Champion("7", read_bundle(bundle), bundle)
+    with pytest.raises(ReleaseError, match="golden pictures are answered otherwise than at the release"):
+        judge(exported, champion)
+    assert judge(exported, champion, "forced").champion_version is None
