@@ -15,10 +15,10 @@ TEST_PROCESSES ?= 2
 export DARKROOM_TAG ?= latest
 
 .PHONY: help setup data train-all report quickstart release serve ui predict images up down watch logs backup restore \
-	test check format bench bench-train doctor lock clean
+	test check format bench bench-train bench-variants doctor lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## Install everything into .venv, from the hash-locked requirements
 
@@ -102,6 +102,9 @@ bench: setup ## Measure packing, training and prediction on this machine
 
 bench-train: $(BENCH_VENV)/.installed ## Measure training beside the articles' loops, torchvision, kornia and lightly
 	$(BENCH_VENV)/bin/python -m benchmarks.training $(ARGS)
+
+bench-variants: setup ## Measure int8 beside fp32 on this machine's CPU
+	$(BIN)/python -m benchmarks.variants $(ARGS)
 
 # A layer over $(VENV), which stays as it is locked: only what it lacks is installed.
 $(BENCH_VENV)/.installed: requirements/bench.txt $(VENV)/.installed | $(UV)

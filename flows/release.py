@@ -102,7 +102,8 @@ def release_flow(
         with _holding_champion(settings, name):
             changes = complete(client, settings.bundles_dir, name)
             champion = _open_champion(client, settings, name, changes, mode)
-        exported = export_task(run, name, folder, Path(scratch))
+        with writing_to(Path(scratch), 0, f"exporting run {run.run_id}"):
+            exported = export_task(run, name, folder, Path(scratch))
         summary = ReleaseSummary(
             mode=mode,
             profile=run.profile,

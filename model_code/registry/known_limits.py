@@ -116,6 +116,12 @@ def _list_probabilities(calibration: Calibration | None) -> Iterator[str]:
 
 
 def _list_variants(manifest: Manifest) -> Iterator[str]:
+    others: list[str] = [variant.precision for variant in manifest.offered if variant.precision != "fp32"]
+    if others and manifest.calibration is not None:
+        yield (
+            f"Calibration errors and thresholds were measured with fp32; where {_name(others)} answers, probabilities "
+            "differ by what its certificate says."
+        )
     for variant in manifest.offered:
         for certificate in variant.certificates:
             if certificate.refusal is None and certificate.top1_agreement < 1:
