@@ -212,11 +212,12 @@ def release(
     """
     from pydantic import ValidationError
 
-    _configure()
-    from flows.release import release_flow
-    from flows.release_printing import print_release
     from model_code.registry.gate import GateRules
+    from model_code.registry.names import check_release_name
 
+    check_release_name(name)
+    if mode == "forced" and not why:
+        raise UsageError('a forced release needs a reason for the ledger: --why "..."')
     given = {key: value for key, value in rules.items() if value is not None}
     if max_size_mb is not None:
         given["max_size_bytes"] = round(max_size_mb * 1e6)
@@ -224,7 +225,12 @@ def release(
         checked = GateRules.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {first['msg']}") from error
+        option = str(first["loc"][0]).replace("size_bytes", "size_mb").replace("_", "-")
+        raise UsageError(f"--{option} {first['input']}: {first['msg']}") from error
+    _configure()
+    from flows.release import release_flow
+    from flows.release_printing import print_release
+
     released = release_flow(source, name, mode, why, checked)
     print_release(released)
     if not released.is_champion:
@@ -236,6 +242,9 @@ def release(
 @click.option("--json", "is_json", is_flag=True, help="One JSON object per line, the oldest first.")
 def history(name: str, is_json: bool) -> None:
     """Show every move of the champion: who, when, from, to, why, and the gate's verdict."""
+    from model_code.registry.names import check_release_name
+
+    check_release_name(name)
     from flows.release_printing import print_history
     from flows.rollback import read_changes
 
@@ -253,6 +262,9 @@ def history(name: str, is_json: bool) -> None:
 @click.option("--why", default="", help="For the ledger.")
 def rollback(name: str, to: str | None, why: str) -> None:
     """Make the champion before this one the champion again, once its bundle is proven intact."""
+    from model_code.registry.names import check_release_name
+
+    check_release_name(name)
     from flows.rollback import roll_back
 
     change = roll_back(name, to, why)

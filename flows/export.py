@@ -106,6 +106,8 @@ def export_task(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -
         golden_sha256=hash_file(scratch / GOLDEN_FILE),
         recipe=run.recipe,
         run_id=run.run_id,
+        settings=config.model_dump(mode="json", exclude={"recipe", "kind", "dataset"}),
+        pictures={"train": len(pictures.train), "validation": len(pictures.validation), split: len(final)},
         dataset=dataset.name,
         data_checksum=dataset.checksum,
         git_sha=read_git_sha(),
@@ -195,6 +197,7 @@ def _certify(
 ) -> Variant:
     """Measure one variant; what is outside of its limits stays out of the bundle, fp32 stops the release."""
     file = scratch / name_file(precision)
+    print(f"{dataset.name}: certifying {precision} on {len(final)} {split} pictures", flush=True)
     certificates = tuple(
         certify(
             precision,

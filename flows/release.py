@@ -25,10 +25,10 @@ from model_code.recipes.catalog import RECIPES
 from model_code.registry.card import summarise, write_card
 from model_code.registry.gate import GateRules, Verdict, judge
 from model_code.registry.ledger import check_reason, complete, find_champion, find_rollback_of, move_champion
+from model_code.registry.names import check_release_name
 from model_code.registry.versions import (
     BUNDLE_TAG,
     VERDICT_TAG,
-    check_release_name,
     fetch_bundle,
     find_bundle_version,
     get_champion,

@@ -15,7 +15,10 @@ def print_release(release: ReleaseSummary) -> None:
     manifest = release.manifest
     lines = [_describe_decision(release)]
     if release.verdict is not None:
-        lines.append(release.verdict.summary)
+        lines.append(release.verdict.measured if release.undone else release.verdict.summary)
+        guessed = 1 / len(manifest.classes)
+        if release.verdict.challenger_interval[0] <= guessed:
+            lines.append(f"note: not proven better than guessing, which is right in {guessed:.4f} of the cases")
     if release.profile != "full":
         lines.append(f"note: a {release.profile} run, not the documented training")
     lines.append(f"{manifest.recipe}, run {manifest.run_id}")

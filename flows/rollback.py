@@ -3,14 +3,19 @@
 No Prefect here: who undoes a release is in a hurry.
 """
 
+import logging
+
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError, UsageError
-from model_code.registry.ledger import check_reason, complete, find_previous, move_champion
-from model_code.registry.versions import MANIFEST_TAG, check_release_name, fetch_bundle, get_champion, get_version
+from model_code.registry.ledger import check_reason, complete, find_champion, find_previous, move_champion
+from model_code.registry.names import check_release_name
+from model_code.registry.versions import MANIFEST_TAG, fetch_bundle, get_champion, get_version
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
 from serving.bundle import Change
 from serving.classifier import Classifier
+
+_log = logging.getLogger(__name__)
 
 
 def read_changes(name: str) -> tuple[Change, ...]:
@@ -24,6 +29,10 @@ def read_changes(name: str) -> tuple[Change, ...]:
     client = open_store(settings)
     with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"reading the history of {name}"):
         changes = complete(client, settings.bundles_dir, name)
+        try:
+            find_champion(client, name, changes)
+        except ReleaseError as error:
+            _log.warning("%s", error)
     if not changes:
         raise ReleaseError(f"nothing was ever released as {name}; run `darkroom release RECIPE --as {name}`")
     return changes
@@ -48,11 +57,17 @@ def roll_back(name: str, to: str | None = None, why: str = "") -> Change:
     with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"rolling {name} back"):
         changes = complete(client, settings.bundles_dir, name)
         current = changes[-1].to_version if changes else None
+        if to is None:
+            find_champion(client, name, changes)
         target = to or find_previous(changes)
         if target is None:
-            first = f"version {current} is its first champion" if current else "nothing was ever released as it"
+            why_not = (
+                f"before version {current} there is no champion that was not rolled back"
+                if current
+                else "nothing was ever released as it"
+            )
             raise ReleaseError(
-                f"{name} cannot go back: {first}; `darkroom history {name}` shows all, --to VERSION takes any"
+                f"{name} cannot go back: {why_not}; `darkroom history {name}` shows all, --to VERSION takes any"
             )
         version = get_version(client, name, target)
         champion = get_champion(client, name)

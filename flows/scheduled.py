@@ -27,7 +27,7 @@ from flows.train_all import train_all_flow
 from flows.upkeep import find_problems
 from model_code.errors import DarkroomError, DataError, DownloadError, ReleaseError, TrainingError, UsageError
 from model_code.recipes.catalog import RECIPES
-from model_code.registry.versions import RELEASE_NAMES
+from model_code.registry.names import RELEASE_NAMES
 from model_code.settings import load_settings
 from model_code.training.run_folder import open_run_folder
 from serving.bundle import read_champion

@@ -190,7 +190,7 @@ def read_bundle(folder: Path, manifest_sha256: str | None = None) -> Manifest:
 def _changed(file: Path, found: str, expected: str, where: str) -> BundleError:
     return BundleError(
         f"{file} was changed after its release: sha256 {found[:12]}…, {where} {expected[:12]}…; "
-        "release the model again, or `darkroom rollback`"
+        "`darkroom rollback NAME --to VERSION` fetches it from the registry"
     )
 
 
@@ -237,7 +237,7 @@ def read_pointer(bundles_dir: Path, name: str) -> Pointer:
     except FileNotFoundError as error:
         raise BundleError(f"no model is released as {name}; run `darkroom release RECIPE --as {name}`") from error
     except (ValidationError, IsADirectoryError) as error:
-        remedy = f"run `darkroom release RECIPE --as {name}`"
+        remedy = f"`darkroom history {name}` writes it anew"
         raise BundleError(f"{file} is damaged or of an earlier version; {remedy}") from error
 
 

@@ -3,7 +3,7 @@
 The export side fills a `Manifest`, the service reads it; it lies in the bundle as manifest.json.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -256,6 +256,8 @@ class Manifest(_Frozen):
         golden_sha256: Of golden.npz (see `serving/bundle.py`); None without one.
         recipe: Recipe that trained it.
         run_id: MLflow run that trained it.
+        settings: Of the training, by name.
+        pictures: How many of each split the training used.
         dataset: Packed data set that it was trained on.
         data_checksum: Of that data set.
         git_sha: Commit of the code that released it; `unknown` outside of a repository.
@@ -275,6 +277,8 @@ class Manifest(_Frozen):
     golden_sha256: str | None
     recipe: str
     run_id: str = Field(pattern=FILE_NAME)
+    settings: dict[str, Any] = {}
+    pictures: dict[str, int] = {}
     dataset: str
     data_checksum: str
     git_sha: str

@@ -88,7 +88,11 @@ def _describe_verdict(verdict: Verdict) -> str:
         ("difference", _format_difference(verdict), f"above 0, at least {100 * rules.min_gain:g} points"),
         ("pictures gained / lost", _format_changes(verdict), ""),
         ("McNemar p", "-" if verdict.p_value is None else f"{verdict.p_value:.2g}", f"below {rules.alpha:g}"),
-        ("recall of a class", _format_worst_drop(verdict), f"falls by at most {100 * rules.max_class_drop:g} points"),
+        (
+            "recall of a class",
+            _format_worst_drop(verdict),
+            f"falls by at most {100 * rules.max_class_drop:g} points, or p is at least {rules.alpha:g}",
+        ),
         ("latency at batch 1", _format_latency(verdict.latency_ms), latency),
         ("the same of the champion", _format_latency(verdict.champion_latency_ms), ""),
         ("size", _NOT_MEASURED if verdict.size_bytes is None else f"{verdict.size_bytes:,} bytes", size),
@@ -112,7 +116,10 @@ def _format_worst_drop(verdict: Verdict) -> str:
     if verdict.difference is None:
         return "no champion"
     worst = max(verdict.classes, key=lambda change: change.drop)
-    return f"{escape(worst.label)}: {-100 * worst.drop + 0.0:+.2f} points" if worst.drop > 0 else "none fell"
+    if worst.drop <= 0:
+        return "none fell"
+    chance = _format_number(worst.adjusted_p_value, ".2g")
+    return f"{escape(worst.label)}: {-100 * worst.drop + 0.0:+.2f} points (p = {chance} after Holm)"
 
 
 def _format_latency(latency_ms: float | None) -> str:
@@ -126,14 +133,23 @@ def _describe_data(manifest: Manifest, verdict: Verdict) -> str:
             f"sha256: `{manifest.data_checksum}`",
             f"read as: short side resized to {manifest.resize_size}, the middle {manifest.image_size} x "
             f"{manifest.image_size} pixels, RGB",
-            f"measured on: {_count_pictures(verdict)}",
+            f"learned from {manifest.pictures.get('train', 0)} pictures, best epoch chosen by "
+            f"{manifest.pictures.get('validation', 0)}, measured on: {_count_pictures(verdict)}",
             f"{len(manifest.classes)} classes: {escape(', '.join(manifest.classes))}",
         ]
     )
 
 
 def _describe_recipe(manifest: Manifest, profile: str) -> str:
-    return _list([f"recipe: {escape(manifest.recipe)}", f"profile: {escape(profile)}", f"run: `{manifest.run_id}`"])
+    settings = ", ".join(f"{name}={value}" for name, value in sorted(manifest.settings.items()) if value is not None)
+    return _list(
+        [
+            f"recipe: {escape(manifest.recipe)}",
+            f"profile: {escape(profile)}",
+            f"settings: {escape(settings)}",
+            f"run: `{manifest.run_id}`",
+        ]
+    )
 
 
 def _describe_accuracy(manifest: Manifest, verdict: Verdict) -> str:

@@ -138,6 +138,10 @@ def complete(client: MlflowClient, bundles_dir: Path, name: str) -> tuple[Change
         tag = f"{_TAG}{pointer.change.number}"
         client.set_model_version_tag(name, pointer.version, tag, pointer.change.model_dump_json())
         registered = (*registered, pointer.change)
+    tagged = {change.number: change for change in registered}
+    for change in changes:
+        if tagged.get(change.number, change) != change:
+            _log.warning("%s: line %d of %s is not what the registry has", name, change.number, LEDGER_FILE)
     missing = [change for change in registered if change.number > _count(changes)]
     if missing:
         _append(bundles_dir / name / LEDGER_FILE, missing)

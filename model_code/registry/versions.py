@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 
 from model_code.disk import writing_to
-from model_code.errors import ReleaseError, UsageError
+from model_code.errors import ReleaseError
 from model_code.registry.gate import Verdict
 from serving.bundle import MANIFEST_FILE, MODEL_FILE, hash_file, name_bundle, read_bundle, write_bundle
 from serving.errors import BundleError
@@ -26,8 +26,6 @@ _log = logging.getLogger(__name__)
 
 CHAMPION = "champion"
 BUNDLE_TAG, MANIFEST_TAG, VERDICT_TAG = "bundle", "manifest_sha256", "verdict.json"
-# What a released name may be -> the data sets (a shell pattern) whose runs it takes.
-RELEASE_NAMES = {"cifar10": "cifar10", "food": "food*", "shapes": "shapes"}
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -160,17 +158,6 @@ def fetch_bundle(client: MlflowClient, bundles_dir: Path, version: ModelVersion)
             except BundleError as error:
                 raise ReleaseError(f"{what} cannot be verified: {problem}; in the registry: {error}") from error
     return folder
-
-
-def check_release_name(name: str) -> str:
-    """Return the pattern of the data set names that `name` takes.
-
-    Raises:
-        UsageError: No model has that name.
-    """
-    if name not in RELEASE_NAMES:
-        raise UsageError(f"{name!r} is not a registered name: choose one of {', '.join(RELEASE_NAMES)}")
-    return RELEASE_NAMES[name]
 
 
 def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> None:

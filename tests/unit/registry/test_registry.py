@@ -7,10 +7,9 @@ import onnxruntime
 import pytest
 
 from model_code.errors import ReleaseError, UsageError
+from model_code.registry.names import RELEASE_NAMES, check_release_name
 from model_code.registry.versions import (
     CHAMPION,
-    RELEASE_NAMES,
-    check_release_name,
     fetch_bundle,
     get_champion,
     get_version,
