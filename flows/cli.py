@@ -304,15 +304,37 @@ def serve(port: int, host: str, is_patient: bool, precision: str | None) -> None
 @click.option("--server", default="http://127.0.0.1:3000", show_default=True)
 @click.option("--model", help="Registered name; needed when several are served.")
 @click.option("--top-k", type=int, help="Classes to show for each picture.")
-def predict(sources: tuple[str, ...], server: str, model: str | None, top_k: int | None) -> None:
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+    help="json: one object per line.",
+)
+def predict(sources: tuple[str, ...], server: str, model: str | None, top_k: int | None, form: str) -> None:
     """Ask a running service about pictures, folders of pictures, or URLs (fetched here, not by the service)."""
+    import json
+
     from rich.console import Console
 
+    from serving.client import list_records, render_predictions, write_csv
     from serving.client import predict as ask
-    from serving.client import render_predictions
 
-    result = ask(list(sources), server=server, model=model, top_k=top_k)
-    if result.predictions:
+    with Console(stderr=True).status("asking about the first pictures") as status:
+        result = ask(
+            list(sources),
+            server=server,
+            model=model,
+            top_k=top_k,
+            on_progress=lambda done: status.update(f"{done} pictures done"),
+        )
+    if form == "csv":
+        write_csv(result, sys.stdout)
+    elif form == "json":
+        for record in list_records(result):
+            click.echo(json.dumps(record))
+    elif result.predictions:
         Console().print(render_predictions(result))
     for problem in result.problems:
         click.echo(f"darkroom: {problem.source}: {problem.message}", err=True)

@@ -1,10 +1,11 @@
 """The client of the prediction service: pictures in, predictions out, one clear line for whatever fails."""
 
+import csv
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Protocol
+from typing import Any, Protocol, TextIO
 
 import httpx
 from pydantic import ValidationError
@@ -56,6 +57,7 @@ def predict(
     *,
     timeout_s: float = TIMEOUT_S,
     sleep: _Sleep = time.sleep,
+    on_progress: Callable[[int], None] | None = None,
 ) -> PredictResult:
     """Classify pictures on a server.
 
@@ -66,6 +68,7 @@ def predict(
         top_k: Classes per picture; the server's choice when None.
         timeout_s: For one request, seconds.
         sleep: Waits before another try when the server is overloaded, seconds.
+        on_progress: Told how many pictures are done, after each request.
 
     Returns:
         A prediction or a problem for every picture.
@@ -94,6 +97,8 @@ def predict(
                     problems.append(answer)
                 else:
                     answers.append(answer)
+            if on_progress is not None:
+                on_progress(sum(len(answer.predictions) for answer in answers) + len(problems))
     return PredictResult(
         model=answers[-1].model if answers else None,
         provider=answers[-1].provider if answers else None,
@@ -117,6 +122,31 @@ def render_predictions(result: PredictResult) -> Table:
         label = prediction.label if prediction.is_confident else f"don't know ({prediction.label}?)"
         table.add_row(*map(escape, (prediction.filename or "", label, f"{prediction.probability:.1%}", others)))
     return table
+
+
+def list_records(result: PredictResult) -> list[dict[str, Any]]:
+    """Return a flat record for each answered picture: what `--format json` and `csv` print."""
+    assert result.model is not None or not result.predictions, "who answered is known"
+    shared = {} if result.model is None else {"model": result.model.name, "version": result.model.version}
+    return [
+        {
+            "source": prediction.filename,
+            "label": prediction.label,
+            "probability": prediction.probability,
+            "is_confident": prediction.is_confident,
+            **shared,
+            "top": {one.label: one.probability for one in prediction.top},
+        }
+        for prediction in result.predictions
+    ]
+
+
+def write_csv(result: PredictResult, stream: TextIO) -> None:
+    """Write a line for each answered picture, after one with the names; without `top`."""
+    names = ("source", "label", "probability", "is_confident", "model", "version")
+    writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(list_records(result))
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 import threading
@@ -6,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from rich.console import Console
 
-from serving.client import predict, render_predictions
+from serving.client import list_records, predict, render_predictions, write_csv
 from serving.errors import ClientError
 from serving.limits import MAX_PICTURE_BYTES
 from tests.unit.serving.tiny_bundle import paint
@@ -246,3 +247,25 @@ def test_the_table_names_model_and_pictures(service, folder):
     text = io.StringIO()
     Console(file=text, width=160).print(table)
     assert "deeper/c.webp" in text.getvalue()
+
+
+def test_records_are_flat_and_csv_holds_all(service, folder):
+    service.add_labels("one", "unsure", "comma, quoted")
+    done = []
+    result = predict([str(folder)], service.url, on_progress=done.append)
+    assert done == [3]
+    assert list_records(result)[1] == {
+        "source": result.predictions[1].filename,
+        "label": "unsure",
+        "probability": 0.75,
+        "is_confident": False,
+        "model": "cifar10",
+        "version": "3",
+        "top": {"unsure": 0.75},
+    }
+    text = io.StringIO()
+    write_csv(result, text)
+    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert [row["label"] for row in rows] == ["one", "unsure", "comma, quoted"]
+    assert rows[2]["source"] == result.predictions[2].filename
+    assert list(rows[0]) == ["source", "label", "probability", "is_confident", "model", "version"]
