@@ -15,7 +15,7 @@ TEST_PROCESSES ?= 2
 export DARKROOM_TAG ?= latest
 
 .PHONY: help setup data train-all report quickstart release serve ui predict images up down watch logs backup restore \
-	test check format bench bench-train bench-variants doctor lock clean
+	test check format bench bench-train bench-serve bench-variants doctor lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ bench: setup ## Measure packing, training and prediction on this machine
 
 bench-train: $(BENCH_VENV)/.installed ## Measure training beside the articles' loops, torchvision, kornia and lightly
 	$(BENCH_VENV)/bin/python -m benchmarks.training $(ARGS)
+
+bench-serve: setup ## Measure the service beside FastAPI with onnxruntime: ARGS="--home HOME --picture FILE"
+	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 bench-variants: setup ## Measure int8 beside fp32 on this machine's CPU
 	$(BIN)/python -m benchmarks.variants $(ARGS)

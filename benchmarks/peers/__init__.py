@@ -1,0 +1,1 @@
+"""What people would write themselves instead of our service: servers of the same model, measured beside it."""
