@@ -10,6 +10,7 @@ import time
 import httpx
 
 from serving.bundle import MODEL_FILE
+from serving.launcher import _listen
 from tests.contract.conftest import ROOT
 from tests.unit.serving.tiny_bundle import release
 
@@ -80,3 +81,11 @@ def test_it_starts_again_after_a_kill_and_is_unready_without_a_model(tmp_path, s
         assert client.get("/readyz").status_code == 503
         assert client.get("/livez").status_code == 200
     assert second.stop(signal.SIGTERM) == 0
+
+
+def test_answers_do_not_wait_for_acknowledgements():
+    """asyncio sees no TCP in a socket of create_server and would leave Nagle's algorithm on: 40 ms for each answer."""
+    with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
