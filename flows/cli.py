@@ -9,6 +9,7 @@ import click
 from model_code.errors import DarkroomError, PeerEndedError, UsageError
 from model_code.settings import load_settings, read_rank
 from serving.errors import ServingError
+from serving.launcher import serve
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
 PROFILES = click.Choice(["full", "smoke"])
@@ -287,16 +288,7 @@ def report(out: Path | None) -> None:
     printing.print_report(report_flow(folder))
 
 
-@darkroom.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=3000, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--wait", "is_patient", is_flag=True, help="Start without a model and wait for the first release.")
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="The fastest here if not given.")
-def serve(port: int, host: str, is_patient: bool, precision: str | None) -> None:
-    """Answer predictions over HTTP with the released models."""
-    from serving.launcher import run_server
-
-    run_server(port, host, is_patient=is_patient, precision=precision)
+darkroom.add_command(serve)
 
 
 @darkroom.command()

@@ -15,7 +15,8 @@ def print_release(release: ReleaseSummary) -> None:
     manifest = release.manifest
     lines = [_describe_decision(release)]
     if release.verdict is not None:
-        lines.append(release.verdict.measured if release.undone else release.verdict.summary)
+        is_passed_over = release.undone is not None and release.verdict.is_promoted
+        lines.append(release.verdict.measured if is_passed_over else release.verdict.summary)
         guessed = 1 / len(manifest.classes)
         if release.verdict.challenger_interval[0] <= guessed:
             lines.append(f"note: not proven better than guessing, which is right in {guessed:.4f} of the cases")
@@ -36,6 +37,8 @@ def _describe_decision(release: ReleaseSummary) -> str:
     kept = "there is no champion" if before is None else f"version {before} stays champion"
     if release.version is None:
         would = "would become champion" if release.is_champion else f"would not be promoted: {kept}"
+        if release.undone is not None:
+            would += f"; it {_describe_rollback(release.undone)}"
         return f"{name}: dry run, nothing was registered; it {would}"
     if release.is_champion and release.version == before:
         return f"{name}: version {release.version} is champion already"
@@ -45,12 +48,15 @@ def _describe_decision(release: ReleaseSummary) -> str:
             f" (version {before} before)" if before else ""
         )
     if release.undone is not None:
-        undone = release.undone
         return (
-            f"{name}: version {release.version} was rolled back by {undone.by} at {undone.at} ({undone.why}) and is "
-            f"not promoted again, {kept}; --mode forced --why REASON promotes it"
+            f"{name}: version {release.version} {_describe_rollback(release.undone)} and is not promoted again, "
+            f"{kept}; --mode forced --why REASON promotes it"
         )
     return f"{name}: version {release.version} is registered but not promoted, {kept}"
+
+
+def _describe_rollback(undone: Change) -> str:
+    return f"was rolled back by {undone.by} at {undone.at} ({undone.why})"
 
 
 def _describe_certificate(variant: Variant, certificate: Certificate) -> str:

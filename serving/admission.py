@@ -1,25 +1,29 @@
 """How much work the service takes on; what is over that is refused at once, with a time to try again."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serving.errors import OverloadedError
-from serving.limits import MAX_HELD_BYTES, MAX_WAITING_REQUESTS
+from serving.limits import MAX_HELD_BYTES, MAX_WAIT_S, MAX_WAITING_PICTURES
 
 
 class Admission:
-    """Counts bytes held and requests waiting; used from the event loop only, so it needs no lock.
+    """Counts bytes held and pictures waiting; used from the event loop only, so it needs no lock.
 
     Attributes:
         held_bytes: Of all bodies that are being read or classified now.
-        waiting_requests: Whose pictures wait for decoding or classification, or are in it.
+        waiting_pictures: Those that wait for decoding or classification, or are in it.
     """
 
-    def __init__(self, max_bytes: int = MAX_HELD_BYTES, max_requests: int = MAX_WAITING_REQUESTS) -> None:
+    def __init__(
+        self, max_bytes: int = MAX_HELD_BYTES, max_pictures: int = MAX_WAITING_PICTURES, max_wait_s: float = MAX_WAIT_S
+    ) -> None:
         self._max_bytes = max_bytes
-        self._max_requests = max_requests
+        self._max_pictures = max_pictures
+        self._max_wait_s = max_wait_s
         self.held_bytes = 0
-        self.waiting_requests = 0
+        self.waiting_pictures = 0
 
     @contextmanager
     def hold(self) -> Iterator["Holding"]:
@@ -31,19 +35,27 @@ class Admission:
             self.held_bytes -= holding.size_bytes
 
     @contextmanager
-    def wait(self) -> Iterator[None]:
-        """Take one place among the waiting requests, given back at the end of the block.
+    def wait(self, pictures: int, pictures_per_s: float | None = None) -> Iterator[None]:
+        """Take a request's places in the queue, given back at the end of the block.
+
+        Args:
+            pictures: Of the request.
+            pictures_per_s: How fast the queue moves; None while that is not known.
 
         Raises:
-            OverloadedError: Every place is taken.
+            OverloadedError: There are too many pictures before these, or they take too long.
         """
-        if self.waiting_requests >= self._max_requests:
-            raise OverloadedError(f"{self.waiting_requests} requests are waiting; try again")
-        self.waiting_requests += 1
+        before = self.waiting_pictures
+        wait_s = before / pictures_per_s if pictures_per_s else 0.0
+        if before and (before + pictures > self._max_pictures or wait_s > self._max_wait_s):
+            raise OverloadedError(
+                f"{before} pictures are waiting, {wait_s:.1f} s of work; try again", max(1, math.ceil(wait_s))
+            )
+        self.waiting_pictures += pictures
         try:
             yield
         finally:
-            self.waiting_requests -= 1
+            self.waiting_pictures -= pictures
 
     def take(self, size_bytes: int) -> None:
         """Count bytes as held.

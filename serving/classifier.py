@@ -53,6 +53,7 @@ class Classifier:
         threads: int | None = None,
         *,
         precision: str | None = None,
+        requires_cuda: bool = False,
         manifest_sha256: str | None = None,
     ) -> None:
         """Load a bundle, check it, ask it the golden pictures, and choose its fastest variant.
@@ -62,18 +63,19 @@ class Classifier:
             version: Version in the registry that the bundle was released as.
             threads: CPU threads of one classification; `count_cpus()` when None.
             precision: The variant that is to answer; the fastest when None.
+            requires_cuda: Whether the CPU may not answer instead of a GPU.
             manifest_sha256: What manifest.json must have; not compared when None.
 
         Raises:
             BundleError: The bundle is damaged, onnxruntime cannot run it, inputs and outputs do not fit the manifest,
-                it answers otherwise than at its release, or it does not offer the precision that is asked for.
+                it answers otherwise than at its release, or it does not offer the precision or device asked for.
         """
         self.manifest: Manifest = read_bundle(folder, manifest_sha256)
         self.version = version
         self._folder = folder
         self._threads = threads or count_cpus()
         self._golden = read_golden(folder, self.manifest)
-        self.provider, sessions, self.problems = self._open_sessions(precision)
+        self.provider, sessions, self.problems = self._open_sessions(precision, requires_cuda)
         if len(sessions) > 1:
             speeds = measure_speed(sessions, self._draw_batch(), _TIMING_S)
             chosen = max(speeds, key=lambda name: speeds[name])
@@ -146,14 +148,18 @@ class Classifier:
         return run_session(self._session, images_NHWC)
 
     def _open_sessions(
-        self, precision: str | None
+        self, precision: str | None, requires_cuda: bool
     ) -> tuple[str, dict[str, onnxruntime.InferenceSession], tuple[str, ...]]:
         """Return the provider, the checked sessions by precision, and what went wrong with others.
 
         Where fp32, which the others are measured against, does not work, the others are not trusted either.
         """
         problems: list[str] = []
-        for provider in [CUDA, CPU] if has_cuda() else [CPU]:
+        is_cuda_here = has_cuda()
+        if requires_cuda and not is_cuda_here:
+            problems.append("--require-cuda: onnxruntime finds no GPU; `darkroom doctor` says what is missing")
+        providers = [provider for provider, is_used in ((CUDA, is_cuda_here), (CPU, not requires_cuda)) if is_used]
+        for provider in providers:
             sessions: dict[str, onnxruntime.InferenceSession] = {}
             failed = set()
             for variant in self.manifest.offered:

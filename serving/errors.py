@@ -20,6 +20,13 @@ class NotAPictureError(ServingError):
     code = "not_a_picture"
 
 
+class UnauthorizedError(ServingError):
+    """The request brings no API key, or a wrong one."""
+
+    status = 401
+    code = "unauthorized"
+
+
 class NoSuchModelError(ServingError):
     """No model of that name is loaded; the message lists those that are."""
 

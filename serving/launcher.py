@@ -1,35 +1,71 @@
-"""Starts the service in this process and says where it listens and what it serves.
+"""The command that serves: its options, the address it listens on, what BentoML is told before it is imported.
 
-    python -m serving.launcher --port 3000
+    python -m serving.launcher --port 3000          the same as `darkroom serve --port 3000`
 
-One process, so that nothing is left holding the port when it is killed.
+One process, so that nothing is left holding the port when it is killed. Imports that take time are inside the
+functions: the `darkroom` command has this one among its own.
 """
 
-import argparse
-import logging
 import os
+import re
 import signal
 import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import uvicorn
-from starlette.applications import Starlette
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+import click
 
-from serving.bundle import list_released
 from serving.errors import StartError
 from serving.manifest import Precision
-from serving.model_set import PRECISION_VARIABLE, find_bundles_dir
-from serving.predictions import ModelsAnswer
+from serving.options import ServiceOptions
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 3000
-BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/metrics", "/schema.json"}
-_STOP_TIMEOUT_S = 20
+
+
+def _check_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise click.BadParameter(f"{origin!r} is no origin; give scheme and host only, as https://example.org")
+    return origins
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True)
+@click.option("--host", default=DEFAULT_HOST, show_default=True)
+@click.option("--home", type=click.Path(path_type=Path), help="DARKROOM_HOME; ./.darkroom if not given.")
+@click.option("--wait", "is_patient", is_flag=True, help="Start without a model and wait for the first release.")
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="The fastest here if not given.")
+@click.option("--require-cuda", is_flag=True, help="Refuse to answer on the CPU.")
+@click.option(
+    "--api-keys",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with one key per line; each request must bring one.",
+)
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    callback=_check_origins,
+    help="Web page that may call, as https://example.org; repeatable.",
+)
+def serve(
+    port: int,
+    host: str,
+    home: Path | None,
+    is_patient: bool,
+    precision: Precision | None,
+    require_cuda: bool,
+    api_keys: Path | None,
+    allow_origin: tuple[str, ...],
+) -> None:
+    """Answer predictions over HTTP with the released models."""
+    options = ServiceOptions(
+        precision=precision, requires_cuda=require_cuda, api_keys_file=api_keys, allowed_origins=allow_origin
+    )
+    run_server(port, host, home, is_patient, options)
 
 
 def run_server(
@@ -37,7 +73,7 @@ def run_server(
     host: str = DEFAULT_HOST,
     home: Path | None = None,
     is_patient: bool = False,
-    precision: str | None = None,
+    options: ServiceOptions | None = None,
 ) -> None:
     """Serve the released models until Ctrl-C or SIGTERM; requests that have started are finished.
 
@@ -46,40 +82,28 @@ def run_server(
         host: Address to listen on; `0.0.0.0` for every one.
         home: DARKROOM_HOME; the environment's, or `./.darkroom`, when None.
         is_patient: Whether to start without a model and answer 503 until the first release.
-        precision: The variant that is to answer; the fastest of each model when None.
+        options: How the service is to behave.
 
     Raises:
         StartError: Nothing is released or can be loaded and it is not patient, or the address cannot be listened on.
     """
+    from serving.bundle import list_released
+    from serving.model_set import find_bundles_dir
+
     bundles_dir = find_bundles_dir(home)
     if not (is_patient or list_released(bundles_dir)):
         raise StartError(f"no model is released in {bundles_dir}; run `darkroom release RECIPE --as cifar10`")
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="darkroom-serving-") as scratch:
         os.environ["DARKROOM_HOME"] = str(bundles_dir.parent)
-        os.environ[PRECISION_VARIABLE] = precision or ""
+        (options or ServiceOptions()).publish()
         _keep_bentoml_here(Path(scratch))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            _serve(listener, is_patient)
+            from serving.server import run_service  # only now: it imports BentoML
+
+            run_service(listener, is_patient)
         except KeyboardInterrupt:
             print("stopped")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run `python -m serving.launcher`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m serving.launcher", description="Serve the released models.")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
-    parser.add_argument("--host", default=DEFAULT_HOST)
-    parser.add_argument("--home", type=Path, help="DARKROOM_HOME; ./.darkroom by default")
-    parser.add_argument("--precision", choices=get_args(Precision), help="the fastest by default")
-    parser.add_argument("--wait", action="store_true", help="start without a model and wait for the first release")
-    options = parser.parse_args(arguments)
-    try:
-        run_server(options.port, options.host, options.home, options.wait, options.precision)
-    except StartError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -106,88 +130,17 @@ def _keep_bentoml_here(scratch: Path) -> None:
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 
 
-def _serve(listener: socket.socket, is_patient: bool) -> None:
-    from bentoml import server_context
-
-    from serving import service
-
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("serving").setLevel(logging.INFO)
-    # The decorator makes the class a bentoml.Service, which type checkers do not see.
-    darkroom: Any = service.Darkroom
-    # The labels of BentoML's metrics.
-    server_context.service_name = server_context.bento_name = darkroom.name
-    config = uvicorn.Config(
-        keep_unknown_paths_apart(darkroom.to_asgi(), service.app),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_STOP_TIMEOUT_S,
-    )
-    server = _AnnouncingServer(config, service.app, is_patient)
-    server.run(sockets=[listener])
-    if not server.started:
-        raise StartError("the service did not start; the lines above say why")
-    if server.problem:
-        raise StartError(server.problem)
-
-
-def keep_unknown_paths_apart(whole: ASGIApp, routes: Starlette) -> ASGIApp:
-    """Send paths that nothing answers past BentoML's metrics, which would keep a label for each of them forever.
-
-    Args:
-        whole: The service as BentoML builds it.
-        routes: Our own routes; they refuse what they do not know.
-    """
-    known = {route.path for route in routes.routes if isinstance(route, Route)} | BENTOML_PATHS
-
-    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
-        is_known = scope["type"] != "http" or scope["path"] in known
-        await (whole if is_known else routes)(scope, receive, send)
-
-    return dispatch
-
-
-class _AnnouncingServer(uvicorn.Server):
-    """Says when it is ready; stops when there is nothing to serve, unless it is patient."""
-
-    def __init__(self, config: uvicorn.Config, app: Starlette, is_patient: bool) -> None:
-        super().__init__(config)
-        self._is_patient = is_patient
-        self.problem = ""
-        self._app = app
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if not (self.started and sockets):
-            return
-        answer = self._app.state.api.models.describe()
-        if not (answer.models or self._is_patient):
-            self.problem = "; ".join(problem.message for problem in answer.problems) or "no model is released"
-            self.should_exit = True
-            return
-        print(describe_service(format_address(sockets[0]), answer), flush=True)
-
-
-def describe_service(address: str, answer: ModelsAnswer) -> str:
-    """Return what is printed when the service is ready: the address, then one line per model and problem."""
-    lines = [f"Darkroom serves at {address} (Ctrl-C stops it)"]
-    lines += [
-        f"  {model.name} version {model.version}, {len(model.classes)} classes, {model.provider}, {model.choice}"
-        for model in answer.models
-    ]
-    lines += [f"  {problem.name}: {problem.message}" for problem in answer.problems]
-    if not (answer.models or answer.problems):
-        lines.append("  no model is released yet; the first one is loaded when it comes")
-    return "\n".join(lines)
-
-
-def format_address(listener: socket.socket) -> str:
-    """Return the URL at which this machine reaches a listening socket."""
-    host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def main() -> int:
+    """Run `python -m serving.launcher`; returns the exit status."""
+    try:
+        serve(prog_name="python -m serving.launcher", standalone_mode=False)
+    except StartError as error:
+        click.echo(f"error: {error}", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ MAX_BODY_BYTES = 64_000_000
 MAX_REQUEST_PIXELS = 100_000_000
 # Bytes of all requests that are being read or classified at one moment.
 MAX_HELD_BYTES = 256_000_000
-# Requests that wait for their pictures to be decoded and classified.
-MAX_WAITING_REQUESTS = 64
+# Pictures that wait to be decoded and classified, and how long the last of them may have to wait.
+MAX_WAITING_PICTURES = 1024
+MAX_WAIT_S = 5.0
+# From the last byte of a request to its answer.
+ANSWER_TIMEOUT_S = 60.0
 BODY_TIMEOUT_S = 60.0
 DEFAULT_TOP_K = 5

@@ -1,4 +1,4 @@
-"""Figures for Prometheus beside the counts of requests that BentoML keeps: which models answer, on what, and what.
+"""Figures for Prometheus: requests, batches, which models answer on what, and what they answer.
 
 Import it only once BentoML's environment is set (`serving/launcher.py`).
 """
@@ -12,10 +12,19 @@ from serving.predictions import ModelsAnswer, PredictAnswer
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 
+_requests = bentoml.metrics.Counter(
+    "darkroom_requests_total", "Answered requests by route and HTTP status", labelnames=["route", "status"]
+)
+_request_seconds = bentoml.metrics.Histogram(
+    "darkroom_request_seconds",
+    "From the request's headers to the last byte of its answer",
+    labelnames=["route"],
+    buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
 _model_info = bentoml.metrics.Gauge(
     "darkroom_model_info",
     "1 for each model that answers now, 0 for one that did",
-    labelnames=["name", "version", "precision", "provider"],
+    labelnames=["name", "version", "sha256", "precision", "provider"],
     multiprocess_mode="mostrecent",
 )
 _has_gpu = bentoml.metrics.Gauge(
@@ -38,14 +47,20 @@ _probability = bentoml.metrics.Histogram(
     labelnames=["name", "version"],
     buckets=tuple(step / 20 for step in range(1, 21)),
 )
-_published: set[tuple[str, str, str, str]] = set()
+_published: set[tuple[str, ...]] = set()
 _seen: set[tuple[str, str, str]] = set()
+
+
+def count_request(route: str, status: int, seconds: float) -> None:
+    """Count one answered request."""
+    _requests.labels(route, str(status)).inc()
+    _request_seconds.labels(route).observe(seconds)
 
 
 def publish_models(answer: ModelsAnswer) -> None:
     """Publish what `GET /v1/models` answers now; what was published before and is not there any more becomes 0."""
     _has_gpu.set(NVIDIA_DEVICE.exists())
-    current = {(model.name, model.version, model.precision, model.provider) for model in answer.models}
+    current = {(model.name, model.version, model.sha256, model.precision, model.provider) for model in answer.models}
     for labels in _published - current:
         _model_info.labels(*labels).set(0)
     for labels in current:

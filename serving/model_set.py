@@ -19,8 +19,6 @@ from serving.errors import BadParameterError, BundleError, NoSuchModelError, Ove
 from serving.predictions import ModelProblem, ModelsAnswer
 
 DEFAULT_NAME = "cifar10"
-# How the launcher tells the service, which BentoML constructs, which variant is to answer.
-PRECISION_VARIABLE = "DARKROOM_PRECISION"
 POLL_INTERVAL_S = 1.0
 RETRY_INTERVAL_S = 10.0
 
@@ -52,6 +50,7 @@ class ModelSet:
         bundles_dir: Path,
         threads: int | None = None,
         precision: str | None = None,
+        requires_cuda: bool = False,
         on_change: Callable[[ModelsAnswer], None] | None = None,
     ) -> None:
         """Start with nothing loaded.
@@ -60,11 +59,13 @@ class ModelSet:
             bundles_dir: Where releases lie.
             threads: CPU threads of one classification; all that this process may use when None.
             precision: The variant that is to answer; the fastest of each model when None.
+            requires_cuda: Whether a model that would run on the CPU is refused.
             on_change: Told what is served after each `refresh` that changed it, and after the first.
         """
         self.bundles_dir = bundles_dir
         self._threads = threads
         self._precision = precision
+        self._requires_cuda = requires_cuda
         self._on_change = on_change
         self._told: ModelsAnswer | None = None
         # Replaced as a whole, never changed: readers need no lock.
@@ -176,6 +177,7 @@ class ModelSet:
             pointer.version,
             self._threads,
             precision=self._precision,
+            requires_cuda=self._requires_cuda,
             manifest_sha256=pointer.manifest_sha256,
         )
         if classifier.manifest.name != name:

@@ -4,15 +4,16 @@
 it under BentoML's supervisor.
 """
 
-import os
-
 import bentoml
 
-from serving.http_api import PredictionApi, create_app
-from serving.metrics import count_answer, count_batch, publish_models
-from serving.model_set import PRECISION_VARIABLE, ModelSet, find_bundles_dir
+from serving.http_api import create_app
+from serving.metrics import count_answer, count_batch, count_request, publish_models
+from serving.model_set import ModelSet, find_bundles_dir
+from serving.options import read_options
+from serving.prediction_api import PredictionApi
 
-app = create_app()
+options = read_options()
+app = create_app(options, on_request=count_request)
 
 
 # The timeout covers receiving and classifying the largest request; bodies have a shorter one of their own.
@@ -29,7 +30,10 @@ class Darkroom:
 
     def __init__(self) -> None:
         self._models = ModelSet(
-            find_bundles_dir(), precision=os.environ.get(PRECISION_VARIABLE) or None, on_change=publish_models
+            find_bundles_dir(),
+            precision=options.precision,
+            requires_cuda=options.requires_cuda,
+            on_change=publish_models,
         )
         self._models.refresh()
         self._models.watch()

@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[2]
 class Service:
     """The real service in a process of its own, on a free loopback port."""
 
-    def __init__(self, home):
+    def __init__(self, home, *arguments):
         self.bundles_dir = home / "bundles"
         self.log = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving.launcher", "--port", "0", "--home", str(home)],
+            [sys.executable, "-m", "serving.launcher", "--port", "0", "--home", str(home), *map(str, arguments)],
             cwd=ROOT,
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
@@ -69,8 +69,8 @@ def start_service():
     """Start services that a test stops, kills or breaks."""
     running = []
 
-    def start(home):
-        running.append(Service(home))
+    def start(home, *arguments):
+        running.append(Service(home, *arguments))
         return running[-1]
 
     yield start

@@ -305,12 +305,28 @@ def test_probes_and_metrics(client):
     assert client.get("/livez").status_code == 200
     assert client.get("/readyz").status_code == 200
     metrics = client.get("/metrics").text
-    assert 'endpoint="/v1/predict",http_response_code="200"' in metrics
+    assert 'darkroom_requests_total{route="/v1/predict",status="200"}' in metrics
+    assert 'darkroom_request_seconds_count{route="/v1/predict"}' in metrics
     for model in ModelsAnswer.model_validate_json(client.get("/v1/models").content).models:
-        labels = f'name="{model.name}",precision="fp32",provider="{model.provider}",version="{model.version}"'
-        assert f"darkroom_model_info{{{labels}}} 1.0" in metrics
+        labels = f'name="{model.name}",precision="fp32",provider="{model.provider}",sha256="{model.sha256}"'
+        assert f'darkroom_model_info{{{labels},version="{model.version}"}} 1.0' in metrics
     assert 'darkroom_model_swaps_total{name="cifar10",outcome="loaded"}' in metrics
     assert f"darkroom_gpu_present {float(NVIDIA_DEVICE.exists())}" in metrics
+
+
+def test_paths_that_nothing_answers_make_no_labels(client):
+    for path in ("/v1/nothing", "/a?b=c", "/{path:path}"):
+        assert client.get(path).status_code == 404
+    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith("darkroom_requests_total")]
+    routes = {line.split('route="')[1].split('"')[0] for line in lines}
+    assert "other" in routes <= {"other", "/", "/v1/predict", "/v1/models", "/openapi.json", "/docs.json"}
+
+
+def test_every_answer_carries_the_security_headers(client):
+    for response in (client.get("/"), client.get("/v1/models"), client.get("/nothing"), post(client, b"no picture")):
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["referrer-policy"] == "no-referrer"
+        assert "server" not in response.headers
 
 
 def test_predictions_and_batches_are_counted(client):

@@ -6,8 +6,9 @@ import httpx
 import pytest
 
 from serving.admission import Admission
-from serving.http_api import PredictionApi, create_app
+from serving.http_api import create_app
 from serving.model_set import ModelSet
+from serving.prediction_api import PredictionApi
 from serving.request_body import RequestBody
 from tests.unit.serving.tiny_bundle import paint, release
 
@@ -20,7 +21,7 @@ def app(tmp_path):
     models = ModelSet(tmp_path / "bundles", threads=1)
     models.refresh()
     created = create_app()
-    created.state.api = PredictionApi(models, Admission(max_bytes=1000, max_requests=1))
+    created.state.api = PredictionApi(models, Admission(max_bytes=1000, max_pictures=1))
     yield created
     created.state.api.close()
 
@@ -36,13 +37,13 @@ def ask(app, content, headers=PICTURE):
 
 def test_a_full_queue_says_when_to_come_back(app):
     admission = app.state.api.admission
-    with admission.wait():
+    with admission.wait(1):
         response = ask(app, paint())
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "overloaded"
     assert response.headers["retry-after"] == "1"
     assert ask(app, paint()).status_code == 200
-    assert (admission.held_bytes, admission.waiting_requests) == (0, 0)
+    assert (admission.held_bytes, admission.waiting_pictures) == (0, 0)
 
 
 def test_too_many_bytes_at_once_say_when_to_come_back(app):

@@ -1,0 +1,72 @@
+"""Layers around the routes: headers that every answer carries, and what is counted of every request."""
+
+import time
+from collections.abc import Callable, Collection
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_OTHER_PATHS = "other"
+
+
+class SecurityHeaders:
+    """Adds `SECURITY_HEADERS` to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+class RequestCounter:
+    """Tells the route, the HTTP status and the seconds of every request, once its answer is sent."""
+
+    def __init__(self, app: ASGIApp, paths: Collection[str], on_request: Callable[[str, int, float], None]) -> None:
+        """Wrap an application.
+
+        Args:
+            app: What answers.
+            paths: Told by their names; every other path is `other`, so that nobody can make up labels.
+            on_request: Is told.
+        """
+        self._app = app
+        self._paths = frozenset(paths)
+        self._on_request = on_request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start_s = time.perf_counter()
+        status = 500  # of an error that the layers around this one answer
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        finally:
+            route = scope["path"] if scope["path"] in self._paths else _OTHER_PATHS
+            self._on_request(route, status, time.perf_counter() - start_s)

@@ -1,0 +1,53 @@
+"""What the service is told when it starts.
+
+The launcher puts it into the environment, because it is BentoML that constructs the service; who runs
+`bentoml serve` sets the variable with JSON of the same fields.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.manifest import Precision
+
+OPTIONS_VARIABLE = "DARKROOM_SERVICE_OPTIONS"
+
+
+class ServiceOptions(BaseModel):
+    """How the service is to behave; the defaults are those of one person at one machine.
+
+    Attributes:
+        precision: The variant that is to answer; the fastest of each model when None.
+        requires_cuda: Whether a model that would run on the CPU is refused.
+        registry: Address of an MLflow server whose champions are fetched; None for the releases on this machine.
+        api_keys_file: One key per line, of which each request under /v1 must bring one; None for no keys.
+        allowed_origins: Web pages of other origins that may call the service, e.g. `https://example.org`.
+        log_share: Share of the answered requests that is written to the request log, in [0, 1].
+        keeps_pictures: Whether the log keeps the pictures of these requests too.
+        takes_feedback: Whether `POST /v1/feedback` keeps right labels, and the pictures that come with them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Precision | None = None
+    requires_cuda: bool = False
+    registry: str | None = None
+    api_keys_file: Path | None = None
+    allowed_origins: tuple[str, ...] = ()
+    log_share: float = Field(0.0, ge=0, le=1)
+    keeps_pictures: bool = False
+    takes_feedback: bool = False
+
+    def publish(self) -> None:
+        """Put them where `read_options` finds them in this process and in those that it starts."""
+        os.environ[OPTIONS_VARIABLE] = self.model_dump_json()
+
+
+def read_options() -> ServiceOptions:
+    """Return the published options; the defaults where nothing is published.
+
+    Raises:
+        pydantic.ValidationError: The variable holds something else.
+    """
+    return ServiceOptions.model_validate_json(os.environ.get(OPTIONS_VARIABLE) or "{}")

@@ -1,0 +1,93 @@
+"""Who may call: API keys, pages of other origins, and machines without the GPU that is asked for."""
+
+import time
+
+import httpx
+import pytest
+
+from serving.session import has_cuda
+from tests.contract.test_launcher import launch
+from tests.unit.serving.tiny_bundle import paint, release
+
+PICTURE = {"Content-Type": "image/png"}
+FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
+
+
+def ask(url, **headers):
+    return httpx.post(f"{url}/v1/predict", content=paint(), headers=PICTURE | headers, trust_env=False)
+
+
+def test_without_a_key_of_the_file_nothing_is_answered(tmp_path, start_service):
+    release(tmp_path / "bundles")
+    keys = tmp_path / "keys.txt"
+    keys.write_text(f"# of the web shop\n{FIRST}\n\n{SECOND}\n")
+    url = start_service(tmp_path, "--api-keys", keys).url
+    refused = ask(url)
+    assert refused.status_code == 401
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert refused.json()["error"]["code"] == "unauthorized"
+    assert httpx.get(f"{url}/v1/models", trust_env=False).status_code == 401
+    assert ask(url, Authorization=f"Bearer {FIRST}x").status_code == 401
+    assert ask(url, Authorization=f"Basic {FIRST}").status_code == 401
+    assert ask(url, Authorization="Bearer # of the web shop").status_code == 401
+    assert ask(url, Authorization=f"Bearer {FIRST}").status_code == 200
+    assert ask(url, **{"X-API-Key": SECOND}).status_code == 200
+    for path in ("/", "/livez", "/readyz", "/metrics", "/openapi.json"):
+        assert httpx.get(f"{url}{path}", trust_env=False).status_code == 200
+
+    keys.write_text(f"{SECOND}\n")
+    assert ask(url, Authorization=f"Bearer {FIRST}").status_code == 401
+    assert ask(url, Authorization=f"Bearer {SECOND}").status_code == 200
+    keys.write_text("")
+    time.sleep(0.01)
+    assert ask(url, Authorization=f"Bearer {SECOND}").status_code == 200, "an empty file locks nobody out"
+    assert ask(url).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("# none\n", "has no API key"), ("short\n", "key 1 of"), ("\udcff", "cannot be read")]
+)
+def test_a_file_without_good_keys_is_one_clear_line(tmp_path, text, message):
+    release(tmp_path / "bundles")
+    keys = tmp_path / "keys.txt"
+    keys.write_text(text, errors="surrogateescape")
+    outcome = launch(tmp_path, "--port", "0", "--api-keys", str(keys))
+    assert (outcome.returncode, outcome.stderr.count("\n")) == (1, 1), outcome.stderr
+    assert message in outcome.stderr
+
+
+def test_only_pages_of_listed_origins_may_call(tmp_path, start_service):
+    release(tmp_path / "bundles")
+    url = start_service(tmp_path, "--allow-origin", "https://shop.example").url
+    allowed = ask(url, Origin="https://shop.example")
+    assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
+    assert "access-control-allow-origin" not in ask(url, Origin="https://elsewhere.example").headers
+    asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+    preflight = httpx.options(f"{url}/v1/predict", headers=asked, trust_env=False)
+    assert preflight.headers["access-control-allow-origin"] == "https://shop.example"
+
+
+def test_an_origin_with_a_path_is_wrong_usage(tmp_path):
+    outcome = launch(tmp_path, "--allow-origin", "https://shop.example/page")
+    assert outcome.returncode == 2
+    assert "'https://shop.example/page' is no origin" in outcome.stderr
+
+
+@pytest.mark.skipif(has_cuda(), reason="this machine has a GPU")
+def test_where_a_gpu_is_required_the_cpu_does_not_answer(tmp_path):
+    release(tmp_path / "bundles")
+    outcome = launch(tmp_path, "--port", "0", "--require-cuda")
+    assert outcome.returncode == 1
+    assert outcome.stderr.splitlines()[-1] == (
+        "error: --require-cuda: onnxruntime finds no GPU; `darkroom doctor` says what is missing"
+    )
+
+
+@pytest.mark.skipif(has_cuda(), reason="this machine has a GPU")
+def test_a_patient_service_without_the_required_gpu_is_not_ready(tmp_path, start_service):
+    release(tmp_path / "bundles")
+    url = start_service(tmp_path, "--require-cuda", "--wait").url
+    assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 503
+    (problem,) = httpx.get(f"{url}/v1/models", trust_env=False).json()["problems"]
+    assert "--require-cuda" in problem["message"]
+    assert ask(url).status_code == 503
