@@ -274,6 +274,23 @@ def rollback(name: str, to: str | None, why: str) -> None:
 
 
 @darkroom.command()
+@click.argument("name")
+@click.argument("version", required=False)
+@click.option("--none", "is_ended", is_flag=True, help="No challenger any more.")
+def challenge(name: str, version: str | None, is_ended: bool) -> None:
+    """Let a registered version look at the pictures that NAME's champion answers, and count where they agree.
+
+    Who asks gets the champion's answer only; GET /v1/models and /metrics show the agreement.
+    """
+    if (version is None) != is_ended:
+        raise UsageError(f"give either a version of {name}, see `darkroom history {name}`, or --none")
+    from flows.challenge import challenge as set_challenger
+
+    set_challenger(name, version)
+    click.echo(f"{name}: " + ("no challenger" if version is None else f"version {version} is challenger"))
+
+
+@darkroom.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report.md and report.html.")
 def report(out: Path | None) -> None:
     """Write every published figure beside ours, verdicts on the open questions and all curves.

@@ -27,7 +27,6 @@ from model_code.registry.gate import GateRules, Verdict, judge
 from model_code.registry.ledger import check_reason, complete, find_champion, find_rollback_of, move_champion
 from model_code.registry.names import check_release_name
 from model_code.registry.versions import (
-    BUNDLE_TAG,
     VERDICT_TAG,
     fetch_bundle,
     find_bundle_version,
@@ -45,6 +44,7 @@ from serving.bundle import Change, name_bundle, read_bundle, write_bundle
 from serving.classifier import Classifier
 from serving.errors import BundleError
 from serving.manifest import Manifest
+from serving.registry import BUNDLE_TAG
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 BATCH = 64

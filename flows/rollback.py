@@ -9,11 +9,12 @@ from model_code.disk import hold_lock
 from model_code.errors import ReleaseError, UsageError
 from model_code.registry.ledger import check_reason, complete, find_champion, find_previous, move_champion
 from model_code.registry.names import check_release_name
-from model_code.registry.versions import MANIFEST_TAG, fetch_bundle, get_champion, get_version
+from model_code.registry.versions import fetch_bundle, get_champion, get_version
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
 from serving.bundle import Change
 from serving.classifier import Classifier
+from serving.registry import MANIFEST_TAG
 
 _log = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@
         model.onnx          fp32; model.fp16.onnx and model.int8.onnx where they are offered
         golden.npz          images_NHWC uint8, and the answers of each variant at its release: float32 [N, classes]
     bundles/<name>/champion.json        which bundle is served, its manifest's sha256, and the change that made it so
+    bundles/<name>/challenger.json      which bundle looks at the same pictures unseen, if one does
 
 The export side writes bundles, the service reads them; both use this file only. Every write is atomic: a
 folder is renamed into place when complete, and the pointer is replaced in one step.
@@ -30,6 +31,7 @@ from serving.manifest import GOLDEN_FILE, Manifest
 MODEL_FILE = "model.onnx"  # of fp32
 MANIFEST_FILE = "manifest.json"
 POINTER_FILE = "champion.json"
+CHALLENGER_FILE = "challenger.json"
 
 
 class Change(BaseModel):
@@ -58,14 +60,13 @@ class Change(BaseModel):
     verdict: str
 
 
-class Pointer(BaseModel):
-    """Which bundle of a name is served.
+class BundleReference(BaseModel):
+    """A bundle of a name, as it was registered.
 
     Attributes:
         version: Version in the registry, e.g. `3`.
         bundle: Name of the folder beside the pointer.
         manifest_sha256: Of the bundle's manifest.json.
-        change: What made it the champion.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +74,15 @@ class Pointer(BaseModel):
     version: str
     bundle: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     manifest_sha256: str
+
+
+class Pointer(BundleReference):
+    """Which bundle of a name is served.
+
+    Attributes:
+        change: What made it the champion.
+    """
+
     change: Change
 
 
@@ -241,13 +251,40 @@ def read_pointer(bundles_dir: Path, name: str) -> Pointer:
         raise BundleError(f"{file} is damaged or of an earlier version; {remedy}") from error
 
 
+def read_challenger(bundles_dir: Path, name: str) -> BundleReference:
+    """Read which bundle of `name` looks at the same pictures unseen.
+
+    Raises:
+        BundleError: There is none, or its pointer is damaged.
+    """
+    file = bundles_dir / name / CHALLENGER_FILE
+    try:
+        return BundleReference.model_validate_json(file.read_bytes())
+    except FileNotFoundError as error:
+        raise BundleError(f"{name} has no challenger; `darkroom challenge {name} VERSION` sets one") from error
+    except (ValidationError, IsADirectoryError) as error:
+        raise BundleError(f"{file} is damaged; `darkroom challenge {name} VERSION` writes it anew") from error
+
+
 def write_pointer(bundles_dir: Path, name: str, pointer: Pointer) -> None:
     """Point `name` at a bundle, in one atomic step."""
-    file = bundles_dir / name / POINTER_FILE
+    _write_json(bundles_dir / name / POINTER_FILE, pointer)
+
+
+def write_challenger(bundles_dir: Path, name: str, challenger: BundleReference | None) -> None:
+    """Set which bundle looks at the same pictures unseen, in one atomic step; None for no one."""
+    file = bundles_dir / name / CHALLENGER_FILE
+    if challenger is None:
+        file.unlink(missing_ok=True)
+    else:
+        _write_json(file, challenger)
+
+
+def _write_json(file: Path, content: BaseModel) -> None:
     descriptor, scratch = tempfile.mkstemp(prefix=".pointer-", dir=file.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(pointer.model_dump(), stream)
+            json.dump(content.model_dump(), stream)
         Path(scratch).chmod(0o644)
         _sync(Path(scratch))
         Path(scratch).replace(file)

@@ -73,6 +73,7 @@ class Classifier:
         self.manifest: Manifest = read_bundle(folder, manifest_sha256)
         self.version = version
         self._folder = folder
+        self._manifest_sha256 = manifest_sha256
         self._threads = threads or count_cpus()
         self._golden = read_golden(folder, self.manifest)
         self.provider, sessions, self.problems = self._open_sessions(precision, requires_cuda)
@@ -97,6 +98,10 @@ class Classifier:
             sha256=self.variant.sha256,
             precision=self.variant.precision,
         )
+
+    def is_from(self, folder: Path, version: str, manifest_sha256: str) -> bool:
+        """Whether this was loaded from that bundle, as that version, and compared with that sha256."""
+        return (self._folder, self.version, self._manifest_sha256) == (folder, version, manifest_sha256)
 
     def describe(self) -> ServedModel:
         """Return what `GET /v1/models` says about this model."""

@@ -72,6 +72,12 @@ class BundleError(ServingError):
     code = "bad_bundle"
 
 
+class RegistryError(ServingError):
+    """The MLflow registry cannot be asked, or what it has cannot be fetched."""
+
+    code = "registry"
+
+
 class NotReadableError(ServingError):
     """The request's body is not what its headers say it is."""
 

@@ -113,7 +113,7 @@ async def _predict(request: Request) -> Response:
 
 async def _list_models(request: Request) -> Response:
     api: PredictionApi = request.app.state.api
-    return _answer_json(api.models.describe())
+    return _answer_json(api.describe())
 
 
 async def _show_page(_: Request) -> Response:

@@ -25,6 +25,12 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 3000
 
 
+def _check_address(_: click.Context, __: click.Parameter, address: str | None) -> str | None:
+    if address is not None and not re.fullmatch(r"https?://[^\s/]+\S*", address):
+        raise click.BadParameter(f"{address!r} is no address; give one such as http://127.0.0.1:5000")
+    return address
+
+
 def _check_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:
     for origin in origins:
         if not re.fullmatch(r"https?://[^/\s]+", origin):
@@ -39,6 +45,16 @@ def _check_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ..
 @click.option("--wait", "is_patient", is_flag=True, help="Start without a model and wait for the first release.")
 @click.option("--precision", type=click.Choice(get_args(Precision)), help="The fastest here if not given.")
 @click.option("--require-cuda", is_flag=True, help="Refuse to answer on the CPU.")
+@click.option(
+    "--registry", metavar="URL", callback=_check_address, help="MLflow server whose champions are fetched and followed."
+)
+@click.option(
+    "--shadow-share",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of the requests that a challenger looks at too.",
+)
 @click.option(
     "--api-keys",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -58,12 +74,19 @@ def serve(
     is_patient: bool,
     precision: Precision | None,
     require_cuda: bool,
+    registry: str | None,
+    shadow_share: float,
     api_keys: Path | None,
     allow_origin: tuple[str, ...],
 ) -> None:
     """Answer predictions over HTTP with the released models."""
     options = ServiceOptions(
-        precision=precision, requires_cuda=require_cuda, api_keys_file=api_keys, allowed_origins=allow_origin
+        precision=precision,
+        requires_cuda=require_cuda,
+        registry=registry,
+        shadow_share=shadow_share,
+        api_keys_file=api_keys,
+        allowed_origins=allow_origin,
     )
     run_server(port, host, home, is_patient, options)
 
@@ -91,11 +114,12 @@ def run_server(
     from serving.model_set import find_bundles_dir
 
     bundles_dir = find_bundles_dir(home)
-    if not (is_patient or list_released(bundles_dir)):
+    options = options or ServiceOptions()
+    if not (is_patient or options.registry or list_released(bundles_dir)):
         raise StartError(f"no model is released in {bundles_dir}; run `darkroom release RECIPE --as cifar10`")
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="darkroom-serving-") as scratch:
         os.environ["DARKROOM_HOME"] = str(bundles_dir.parent)
-        (options or ServiceOptions()).publish()
+        options.publish()
         _keep_bentoml_here(Path(scratch))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:

@@ -8,7 +8,8 @@ from pathlib import Path
 import bentoml
 
 from serving.limits import MAX_PICTURES
-from serving.predictions import ModelsAnswer, PredictAnswer
+from serving.model_set import REGISTRY_PROBLEM
+from serving.predictions import ChallengerState, ModelsAnswer, PredictAnswer
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 
@@ -32,6 +33,14 @@ _has_gpu = bentoml.metrics.Gauge(
 )
 _swaps = bentoml.metrics.Counter(
     "darkroom_model_swaps_total", "Releases that were loaded, or refused", labelnames=["name", "outcome"]
+)
+_registry_answers = bentoml.metrics.Gauge(
+    "darkroom_registry_answers", "Whether the followed registry answered the last time", multiprocess_mode="mostrecent"
+)
+_comparisons = bentoml.metrics.Counter(
+    "darkroom_shadow_predictions_total",
+    "Pictures that champion and challenger have labelled, alike or not",
+    labelnames=["name", "champion", "challenger", "agrees"],
 )
 _batch_pictures = bentoml.metrics.Histogram(
     "darkroom_batch_pictures", "Pictures of one batch on the device", buckets=(1, 2, 4, 8, 16, 32, MAX_PICTURES)
@@ -67,7 +76,10 @@ def publish_models(answer: ModelsAnswer) -> None:
         _model_info.labels(*labels).set(1)
     _published.update(current)
     outcomes = {(model.name, "loaded", model.version) for model in answer.models}
-    outcomes |= {(problem.name, "refused", problem.message) for problem in answer.problems}
+    outcomes |= {
+        (problem.name, "refused", problem.message) for problem in answer.problems if problem.name != REGISTRY_PROBLEM
+    }
+    _registry_answers.set(all(problem.name != REGISTRY_PROBLEM for problem in answer.problems))
     for name, outcome, _ in outcomes - _seen:
         _swaps.labels(name, outcome).inc()
     _seen.clear()
@@ -77,6 +89,12 @@ def publish_models(answer: ModelsAnswer) -> None:
 def count_batch(pictures: int) -> None:
     """Count one batch on the device."""
     _batch_pictures.observe(pictures)
+
+
+def count_comparison(name: str, state: ChallengerState, champion: str, alike: int, different: int) -> None:
+    """Count what a challenger thought of some pictures."""
+    _comparisons.labels(name, champion, state.version, "true").inc(alike)
+    _comparisons.labels(name, champion, state.version, "false").inc(different)
 
 
 def count_answer(answer: PredictAnswer) -> None:

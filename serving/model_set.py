@@ -1,7 +1,8 @@
 """The released models that are loaded now, kept in step with the pointers under DARKROOM_HOME/bundles.
 
 A new release is loaded and checked beside the one that serves, and takes over only when it works. Requests
-that have started keep the classifier that they started with.
+that have started keep the classifier that they started with. The one before stays loaded: going back to it takes no
+time. A challenger, which looks at the same pictures unseen, is loaded in the same way.
 """
 
 import logging
@@ -13,12 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from serving.bundle import POINTER_FILE, list_released, read_pointer
+from serving.bundle import (
+    CHALLENGER_FILE,
+    POINTER_FILE,
+    BundleReference,
+    list_released,
+    read_challenger,
+    read_pointer,
+)
 from serving.classifier import Classifier
 from serving.errors import BadParameterError, BundleError, NoSuchModelError, OverloadedError
 from serving.predictions import ModelProblem, ModelsAnswer
+from serving.registry import RegistryFollower
 
 DEFAULT_NAME = "cifar10"
+# Beside the names of models among the problems.
+REGISTRY_PROBLEM = "registry"
 POLL_INTERVAL_S = 1.0
 RETRY_INTERVAL_S = 10.0
 
@@ -31,9 +42,14 @@ def find_bundles_dir(home: Path | None = None) -> Path:
     return root.expanduser().resolve() / "bundles"
 
 
+_Signature = tuple[int, int, int]
+# A name, and the file that points to one of its bundles.
+_Slot = tuple[str, str]
+
+
 @dataclass(frozen=True)
 class _Failure:
-    signature: tuple[int, int, int]
+    signature: _Signature
     message: str
     retry_at_s: float
 
@@ -51,6 +67,7 @@ class ModelSet:
         threads: int | None = None,
         precision: str | None = None,
         requires_cuda: bool = False,
+        registry: RegistryFollower | None = None,
         on_change: Callable[[ModelsAnswer], None] | None = None,
     ) -> None:
         """Start with nothing loaded.
@@ -60,18 +77,22 @@ class ModelSet:
             threads: CPU threads of one classification; all that this process may use when None.
             precision: The variant that is to answer; the fastest of each model when None.
             requires_cuda: Whether a model that would run on the CPU is refused.
+            registry: Brings releases here; None where they are made on this machine.
             on_change: Told what is served after each `refresh` that changed it, and after the first.
         """
         self.bundles_dir = bundles_dir
         self._threads = threads
         self._precision = precision
         self._requires_cuda = requires_cuda
+        self._registry = registry
         self._on_change = on_change
         self._told: ModelsAnswer | None = None
         # Replaced as a whole, never changed: readers need no lock.
         self._loaded: MappingProxyType[str, Classifier] = MappingProxyType({})
-        self._failures: MappingProxyType[str, _Failure] = MappingProxyType({})
-        self._signatures: dict[str, tuple[int, int, int]] = {}
+        self._challengers: MappingProxyType[str, Classifier] = MappingProxyType({})
+        self._failures: MappingProxyType[_Slot, _Failure] = MappingProxyType({})
+        self._before: dict[str, Classifier] = {}
+        self._signatures: dict[_Slot, _Signature] = {}
         self._refreshing = threading.Lock()
         self._stopping = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -86,9 +107,13 @@ class ModelSet:
         return ModelsAnswer(
             models=tuple(classifier.describe() for _, classifier in sorted(self._loaded.items())),
             problems=tuple(
-                ModelProblem(name=name, message=failure.message) for name, failure in sorted(self._failures.items())
+                ModelProblem(name=name, message=message) for name, message in sorted(self._list_problems().items())
             ),
         )
+
+    def get_challenger(self, name: str) -> Classifier | None:
+        """Return the loaded challenger of a name, or None."""
+        return self._challengers.get(name)
 
     def select(self, name: str | None) -> Classifier:
         """Return the model of that name; without a name, the only one, or `cifar10` among several.
@@ -115,6 +140,8 @@ class ModelSet:
     def refresh(self) -> None:
         """Load what was released since the last call, drop what was withdrawn, keep what works."""
         with self._refreshing:
+            if self._registry is not None:
+                self._registry.sync({name for name, _ in self._failures})
             # A folder that is gone is a volume that is not mounted, not a withdrawal of everything.
             if self.bundles_dir.is_dir():
                 self._refresh()
@@ -141,37 +168,65 @@ class ModelSet:
             except OSError as error:
                 logger.warning("cannot read %s: %s", self.bundles_dir, error)
 
+    def _list_problems(self) -> dict[str, str]:
+        problems = {
+            name if file == POINTER_FILE else f"{name} (challenger)": failure.message
+            for (name, file), failure in self._failures.items()
+        }
+        if self._registry is not None:
+            problems |= self._registry.failures
+            if self._registry.problem:
+                problems[REGISTRY_PROBLEM] = self._registry.problem
+        return problems
+
     def _refresh(self) -> None:
-        loaded, failures = dict(self._loaded), dict(self._failures)
         released = list_released(self.bundles_dir)
-        for name in set(loaded).union(failures).difference(released):
-            logger.info("%s is withdrawn", name)
-            loaded.pop(name, None)
-            failures.pop(name, None)
-            self._signatures.pop(name, None)
-        for name in released:
-            signature = self._read_signature(name)
-            if signature == self._signatures.get(name):
+        champions, challengers, failures = dict(self._loaded), dict(self._challengers), dict(self._failures)
+        challenging = [name for name in released if (self.bundles_dir / name / CHALLENGER_FILE).exists()]
+        slots = [(name, POINTER_FILE) for name in released] + [(name, CHALLENGER_FILE) for name in challenging]
+        for name, file in set(self._signatures).union(failures).difference(slots):
+            logger.info("%s is withdrawn", name if file == POINTER_FILE else f"the challenger of {name}")
+            (champions if file == POINTER_FILE else challengers).pop(name, None)
+            self._before.pop(name, None)
+            failures.pop((name, file), None)
+            self._signatures.pop((name, file), None)
+        for slot in slots:
+            name, file = slot
+            signature = self._read_signature(slot)
+            if signature == self._signatures.get(slot):
                 continue
-            failure = failures.get(name)
+            failure = failures.get(slot)
             if failure and failure.signature == signature and time.monotonic() < failure.retry_at_s:
                 continue
+            loaded = champions if file == POINTER_FILE else challengers
             try:
-                loaded[name] = self._load(name)
+                classifier = self._load(slot)
             except (BundleError, OSError) as error:
                 if not failure or failure.message != str(error):
                     logger.warning("%s: not loaded: %s", name, error)
-                failures[name] = _Failure(signature, str(error), time.monotonic() + RETRY_INTERVAL_S)
+                failures[slot] = _Failure(signature, str(error), time.monotonic() + RETRY_INTERVAL_S)
                 continue
-            failures.pop(name, None)
-            self._signatures[name] = signature
-            logger.info("%s: version %s is loaded, %s", name, loaded[name].version, loaded[name].choice)
-            self._loaded = MappingProxyType(dict(loaded))
-        self._loaded, self._failures = MappingProxyType(loaded), MappingProxyType(failures)
+            if file == POINTER_FILE and name in champions:
+                self._before[name] = champions[name]
+            loaded[name] = classifier
+            failures.pop(slot, None)
+            self._signatures[slot] = signature
+            what = "version" if file == POINTER_FILE else "challenger version"
+            logger.info("%s: %s %s is loaded, %s", name, what, classifier.version, classifier.choice)
+            # At once: other models may take long to load.
+            self._loaded = MappingProxyType(dict(champions))
+        self._loaded, self._challengers = MappingProxyType(champions), MappingProxyType(challengers)
+        self._failures = MappingProxyType(failures)
 
-    def _load(self, name: str) -> Classifier:
-        pointer = read_pointer(self.bundles_dir, name)
+    def _load(self, slot: _Slot) -> Classifier:
+        name, file = slot
+        read = read_pointer if file == POINTER_FILE else read_challenger
+        pointer: BundleReference = read(self.bundles_dir, name)
         folder = self.bundles_dir / name / pointer.bundle
+        for known in (self._before.get(name), self._challengers.get(name), self._loaded.get(name)):
+            # It was verified when it was loaded, and does not change in memory.
+            if known is not None and known.is_from(folder, pointer.version, pointer.manifest_sha256):
+                return known
         classifier = Classifier(
             folder,
             pointer.version,
@@ -187,9 +242,10 @@ class ModelSet:
             )
         return classifier
 
-    def _read_signature(self, name: str) -> tuple[int, int, int]:
+    def _read_signature(self, slot: _Slot) -> _Signature:
+        name, file = slot
         try:
-            status = (self.bundles_dir / name / POINTER_FILE).stat()
+            status = (self.bundles_dir / name / file).stat()
         except OSError:
             return (0, 0, 0)
         return (status.st_mtime_ns, status.st_ino, status.st_size)

@@ -21,6 +21,7 @@ class ServiceOptions(BaseModel):
         precision: The variant that is to answer; the fastest of each model when None.
         requires_cuda: Whether a model that would run on the CPU is refused.
         registry: Address of an MLflow server whose champions are fetched; None for the releases on this machine.
+        shadow_share: Share of the requests that a challenger, where there is one, looks at too, in [0, 1].
         api_keys_file: One key per line, of which each request under /v1 must bring one; None for no keys.
         allowed_origins: Web pages of other origins that may call the service, e.g. `https://example.org`.
         log_share: Share of the answered requests that is written to the request log, in [0, 1].
@@ -33,6 +34,7 @@ class ServiceOptions(BaseModel):
     precision: Precision | None = None
     requires_cuda: bool = False
     registry: str | None = None
+    shadow_share: float = Field(0.1, ge=0, le=1)
     api_keys_file: Path | None = None
     allowed_origins: tuple[str, ...] = ()
     log_share: float = Field(0.0, ge=0, le=1)

@@ -18,10 +18,11 @@ from serving.classifier import Classifier
 from serving.errors import BadParameterError, OverloadedError, ServingError, TooLargeError
 from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_REQUEST_PIXELS
 from serving.model_set import ModelSet
-from serving.predictions import PredictAnswer, rank_classes
+from serving.predictions import ModelsAnswer, PredictAnswer, rank_classes
 from serving.preprocess import measure_pixels
 from serving.request_body import EncodedPicture, RequestBody
 from serving.session import count_cpus
+from serving.shadow import OnComparison, Shadow
 
 _MAX_DECODERS = 4
 
@@ -42,6 +43,8 @@ class PredictionApi:
         admission: Admission | None = None,
         on_batch: Callable[[int], None] | None = None,
         on_answer: Callable[[PredictAnswer], None] | None = None,
+        shadow_share: float = 0.0,
+        on_comparison: OnComparison | None = None,
     ) -> None:
         """Start the threads.
 
@@ -50,6 +53,8 @@ class PredictionApi:
             admission: How much is worked on at once; the usual limits when None.
             on_batch: Told how many pictures each batch has.
             on_answer: Told each answer, before it is sent.
+            shadow_share: Share of the requests that challengers look at too.
+            on_comparison: Told what `serving.shadow.Shadow` compared.
         """
         self.models = models
         self._on_answer = on_answer
@@ -57,12 +62,22 @@ class PredictionApi:
         self._decoder_count = min(_MAX_DECODERS, count_cpus())
         self._decoders = ThreadPoolExecutor(self._decoder_count, thread_name_prefix="decode")
         self._batcher = Batcher(on_batch=on_batch)
+        self._shadow = Shadow(models, shadow_share, self._classify, on_comparison)
 
     def close(self) -> None:
         """End the threads, also those of the models; work that has not started is dropped."""
         self.models.stop()
         self._decoders.shutdown(wait=True, cancel_futures=True)
         self._batcher.close()
+
+    def describe(self) -> ModelsAnswer:
+        """Return the loaded models, what is known of their challengers, and what could not be loaded."""
+        answer = self.models.describe()
+        served = tuple(
+            model.model_copy(update={"challenger": self._shadow.describe(self.models.select(model.name))})
+            for model in answer.models
+        )
+        return answer.model_copy(update={"models": served})
 
     async def predict(self, request: Request) -> PredictAnswer:
         """Answer `POST /v1/predict`.
@@ -82,6 +97,7 @@ class PredictionApi:
                 raise
             with self.admission.wait(len(pictures), self._batcher.pictures_per_s):
                 probabilities_NK = await self._classify(classifier, pictures)
+        self._shadow.offer(classifier, pictures, probabilities_NK)
         answer = PredictAnswer(
             model=classifier.identity,
             provider=classifier.provider,

@@ -73,6 +73,26 @@ class PredictAnswer(BaseModel):
     predictions: tuple[Prediction, ...]
 
 
+class ChallengerState(BaseModel):
+    """A model that looks at some of the pictures unseen.
+
+    Attributes:
+        version: Version in the registry.
+        sha256: Of the file of the variant that looks, lower-case hexadecimal.
+        precision: `fp32`, `fp16` or `int8`.
+        count: Pictures that both have labelled since both are loaded.
+        agreement_fraction: Share of them with the same label, in [0, 1]; None without pictures.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    sha256: str
+    precision: str
+    count: int
+    agreement_fraction: float | None
+
+
 class ServedModel(ModelIdentity):
     """A loaded model.
 
@@ -86,6 +106,7 @@ class ServedModel(ModelIdentity):
         recipe: Recipe that trained it.
         run_id: MLflow run that trained it.
         created: ISO 8601 time in UTC.
+        challenger: What looks at its pictures unseen; None for nothing.
     """
 
     provider: str
@@ -97,6 +118,7 @@ class ServedModel(ModelIdentity):
     recipe: str
     run_id: str
     created: str
+    challenger: ChallengerState | None = None
 
 
 class ModelProblem(BaseModel):

@@ -7,10 +7,11 @@ it under BentoML's supervisor.
 import bentoml
 
 from serving.http_api import create_app
-from serving.metrics import count_answer, count_batch, count_request, publish_models
+from serving.metrics import count_answer, count_batch, count_comparison, count_request, publish_models
 from serving.model_set import ModelSet, find_bundles_dir
 from serving.options import read_options
 from serving.prediction_api import PredictionApi
+from serving.registry import RegistryFollower
 
 options = read_options()
 app = create_app(options, on_request=count_request)
@@ -29,15 +30,23 @@ class Darkroom:
     """Class probabilities of pictures, from the released models."""
 
     def __init__(self) -> None:
+        bundles_dir = find_bundles_dir()
         self._models = ModelSet(
-            find_bundles_dir(),
+            bundles_dir,
             precision=options.precision,
             requires_cuda=options.requires_cuda,
+            registry=RegistryFollower(options.registry, bundles_dir) if options.registry else None,
             on_change=publish_models,
         )
         self._models.refresh()
         self._models.watch()
-        app.state.api = PredictionApi(self._models, on_batch=count_batch, on_answer=count_answer)
+        app.state.api = PredictionApi(
+            self._models,
+            on_batch=count_batch,
+            on_answer=count_answer,
+            shadow_share=options.shadow_share,
+            on_comparison=count_comparison,
+        )
 
     def __is_ready__(self) -> bool:
         return bool(self._models.names)

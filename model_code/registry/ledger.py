@@ -23,17 +23,10 @@ from mlflow.exceptions import MlflowException
 
 from model_code.disk import flush_folder, writing_to
 from model_code.errors import ReleaseError, UsageError
-from model_code.registry.versions import (
-    BUNDLE_TAG,
-    CHAMPION,
-    MANIFEST_TAG,
-    fetch_bundle,
-    get_champion,
-    get_version,
-    list_versions,
-)
+from model_code.registry.versions import fetch_bundle, get_champion, get_version, list_versions
 from serving.bundle import Change, Pointer, read_pointer, write_pointer
 from serving.errors import BundleError
+from serving.registry import BUNDLE_TAG, CHAMPION, MANIFEST_TAG
 
 LEDGER_FILE = "ledger.jsonl"
 LONGEST_REASON = 1000

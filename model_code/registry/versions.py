@@ -21,11 +21,11 @@ from model_code.registry.gate import Verdict
 from serving.bundle import MANIFEST_FILE, MODEL_FILE, hash_file, name_bundle, read_bundle, write_bundle
 from serving.errors import BundleError
 from serving.manifest import FILE_NAME, Manifest
+from serving.registry import BUNDLE_TAG, CHALLENGER, CHAMPION, MANIFEST_TAG
 
 _log = logging.getLogger(__name__)
 
-CHAMPION = "champion"
-BUNDLE_TAG, MANIFEST_TAG, VERDICT_TAG = "bundle", "manifest_sha256", "verdict.json"
+VERDICT_TAG = "verdict.json"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -114,6 +114,14 @@ def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
         if error.error_code not in _MISSING:
             raise
         return None
+
+
+def set_challenger(client: MlflowClient, name: str, version: str | None) -> None:
+    """Give a version the alias `challenger`; None takes it away."""
+    if version is None:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    else:
+        client.set_registered_model_alias(name, CHALLENGER, version)
 
 
 def find_bundle_version(client: MlflowClient, name: str, bundle: str) -> ModelVersion | None:

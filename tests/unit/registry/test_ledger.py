@@ -15,8 +15,9 @@ from model_code.registry.ledger import (
     move_champion,
     read_ledger,
 )
-from model_code.registry.versions import CHAMPION, get_champion, get_version, register_version
+from model_code.registry.versions import get_champion, get_version, register_version
 from serving.bundle import Change, read_champion, read_pointer
+from serving.registry import CHAMPION
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from PIL import Image
 
 from model_code.disk import write_atomically
 from model_code.errors import DataError, DiskFullError, TrackingError
-from model_code.registry.versions import CHAMPION
 from model_code.report.collection import collect_runs
 from model_code.report.contents import Origin, build_document, describe_origin
 from model_code.report.files import EXPERIMENT, log_report, write_report
 from model_code.report.markdown import render_markdown
 from model_code.report.page import render_page
 from model_code.report.published import ARTICLES
+from serving.registry import CHAMPION
 from tests.unit.report.synthetic_runs import enter_every_kind, make_collection, make_run
 from tests.unit.tracking.small_store import make_settings, open_small_store
 

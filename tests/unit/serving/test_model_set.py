@@ -4,7 +4,14 @@ import time
 import pytest
 
 from serving import model_set
-from serving.bundle import MODEL_FILE
+from serving.bundle import (
+    MODEL_FILE,
+    BundleReference,
+    hash_file,
+    read_challenger,
+    read_pointer,
+    write_challenger,
+)
 from serving.errors import BadParameterError, NoSuchModelError, OverloadedError
 from serving.model_set import ModelSet, find_bundles_dir
 from tests.unit.serving.tiny_bundle import make_bundle, point_at, release
@@ -160,3 +167,57 @@ def test_the_home_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("DARKROOM_HOME")
     monkeypatch.chdir(tmp_path)
     assert find_bundles_dir() == tmp_path / ".darkroom" / "bundles"
+
+
+def test_going_back_takes_the_model_that_is_still_loaded(models):
+    load(models, "cifar10")
+    first = models.select(None)
+    first_folder = models.bundles_dir / "cifar10" / read_pointer(models.bundles_dir, "cifar10").bundle
+    release(models.bundles_dir, version="2", softness=9000.0)
+    models.refresh()
+    assert models.select(None).version == "2"
+    (first_folder / MODEL_FILE).unlink()
+    point_at(models.bundles_dir, "cifar10", "1", first_folder)
+    models.refresh()
+    assert models.select(None) is first
+
+
+def challenge(models, version="2", **options):
+    folder = make_bundle(models.bundles_dir, **{"softness": 9000.0, **options})
+    reference = BundleReference(
+        version=version, bundle=folder.name, manifest_sha256=hash_file(folder / "manifest.json")
+    )
+    write_challenger(models.bundles_dir, "cifar10", reference)
+    return folder
+
+
+def test_a_challenger_is_loaded_beside_the_champion_and_dropped(models):
+    load(models, "cifar10")
+    champion = models.select(None)
+    assert models.get_challenger("cifar10") is None
+    challenge(models)
+    models.refresh()
+    challenger = models.get_challenger("cifar10")
+    assert (challenger.version, models.select(None)) == ("2", champion)
+    point_at(models.bundles_dir, "cifar10", "2", models.bundles_dir / "cifar10" / challenger_bundle(models))
+    models.refresh()
+    assert models.select(None) is challenger, "it is verified and loaded already"
+    write_challenger(models.bundles_dir, "cifar10", None)
+    models.refresh()
+    assert models.get_challenger("cifar10") is None
+    assert models.select(None) is challenger
+
+
+def challenger_bundle(models):
+    return read_challenger(models.bundles_dir, "cifar10").bundle
+
+
+def test_a_damaged_challenger_harms_nobody_and_is_named(models):
+    load(models, "cifar10")
+    folder = challenge(models)
+    (folder / MODEL_FILE).write_bytes(b"damaged")
+    models.refresh()
+    assert models.get_challenger("cifar10") is None
+    assert models.select(None).version == "1"
+    (problem,) = models.describe().problems
+    assert (problem.name, "was changed" in problem.message) == ("cifar10 (challenger)", True)

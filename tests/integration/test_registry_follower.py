@@ -1,0 +1,104 @@
+"""A service that follows the champions of a real MLflow server, on a machine that has nothing else."""
+
+import httpx
+import pytest
+
+from model_code.registry.versions import register_version, set_challenger
+from model_code.tracking.provenance import read_versions
+from model_code.tracking.store import EXPERIMENT, open_store
+from serving.bundle import MODEL_FILE, list_released, read_bundle
+from serving.registry import BUNDLE_TAG, CHAMPION, RegistryFollower
+from tests.contract.conftest import start_service  # noqa: F401
+from tests.contract.test_swaps import wait_for
+from tests.integration.mlflow_server import Server
+from tests.unit.serving.tiny_bundle import make_bundle, paint
+from tests.unit.tracking.small_store import make_settings, mlflow_given_back
+
+PICTURE = {"Content-Type": "image/png"}
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = Server(tmp_path)
+    server.run()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def client(server, tmp_path):
+    with mlflow_given_back():
+        yield open_store(make_settings(tmp_path / "trainer", server.url))
+
+
+@pytest.fixture
+def register(client, tmp_path):
+    """Register a bundle; its version comes back."""
+
+    def register(softness, name="cifar10"):
+        run = client.create_run(client.get_experiment_by_name(EXPERIMENT).experiment_id)
+        fields = {"run_id": run.info.run_id, "versions": read_versions()}
+        folder = make_bundle(tmp_path / "trainer" / "bundles", name, softness=softness, manifest=fields)
+        return register_version(client, folder, read_bundle(folder))
+
+    return register
+
+
+def test_champions_are_fetched_verified_and_kept_without_the_registry(
+    server,
+    client,
+    register,
+    tmp_path,
+    start_service,  # noqa: F811
+):
+    first, second = register(4000.0), register(9000.0)
+    client.set_registered_model_alias("cifar10", CHAMPION, first)
+    home = tmp_path / "serving"
+    service = start_service(home, "--registry", server.url)
+
+    def read_models():
+        return httpx.get(f"{service.url}/v1/models", trust_env=False).json()
+
+    def ask():
+        return httpx.post(f"{service.url}/v1/predict", content=paint(), headers=PICTURE, trust_env=False).json()
+
+    assert ask()["model"]["version"] == first
+    client.set_registered_model_alias("cifar10", CHAMPION, second)
+    wait_for(lambda: ask()["model"]["version"] == second)
+
+    set_challenger(client, "cifar10", first)
+    wait_for(lambda: (read_models()["models"][0]["challenger"] or {}).get("version") == first)
+    set_challenger(client, "cifar10", None)
+    wait_for(lambda: read_models()["models"][0]["challenger"] is None)
+
+    server.kill()
+    wait_for(lambda: [problem["name"] for problem in read_models()["problems"]] == ["registry"])
+    assert ask()["model"]["version"] == second
+    assert "darkroom_registry_answers 0.0" in httpx.get(f"{service.url}/metrics", trust_env=False).text
+    service.stop()
+    again = start_service(home, "--registry", server.url)
+    assert httpx.get(f"{again.url}/v1/models", trust_env=False).json()["models"][0]["version"] == second
+
+
+def test_what_is_damaged_in_the_registry_is_refused_by_name(server, client, register, tmp_path):
+    version = register(4000.0)
+    client.set_registered_model_alias("cifar10", CHAMPION, version)
+    stored = next((tmp_path / "artifacts").rglob(MODEL_FILE))
+    stored.write_bytes(stored.read_bytes()[:-1] + b"x")
+    other = register(4000.0, "foreign")
+    client.set_registered_model_alias("foreign", CHAMPION, other)
+    client.delete_model_version_tag("foreign", other, BUNDLE_TAG)
+    follower = RegistryFollower(server.url, tmp_path / "serving" / "bundles")
+    follower.sync()
+    assert follower.problem == ""
+    assert set(follower.failures) == {"cifar10", "foreign"}
+    assert "was changed after its release" in follower.failures["cifar10"]
+    assert "was not registered by Darkroom" in follower.failures["foreign"]
+    assert list_released(tmp_path / "serving" / "bundles") == []
+    assert [file.name for file in (tmp_path / "serving").iterdir()] == ["bundles"], "nothing half fetched stays"
+
+
+def test_an_address_that_is_no_registry_is_one_line(tmp_path):
+    follower = RegistryFollower("http://127.0.0.1:9", tmp_path / "bundles")
+    follower.sync()
+    assert follower.problem.startswith("the registry http://127.0.0.1:9 does not answer: ")
