@@ -57,11 +57,13 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         scratch = Path(folder)
-        contenders = describe_contenders(options.only, home, bundle, picture, options.python, scratch)
+        contenders = describe_contenders(options.only, home, bundle, picture, str(options.python.absolute()), scratch)
         report["starts_s"] = measure_starts(contenders, scratch, options.repeats)
         services = {}
         for name, contender in contenders.items():
             services[name] = running.enter_context(start(contender, scratch))
+            # What is made with the first requests is not measured.
+            load(services[name].address, contender.body, 1, 1)
             services[name].pause()
         report["loads"] = measure_loads(services, options.connections, options.repeats, options.seconds)
         image_HWC = decode_picture(picture, manifest.image_size, manifest.resize_size)
@@ -88,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--requests", type=int, default=REQUESTS, help="of the endurance")
     parser.add_argument(
         "--python",
+        type=Path,
         default=sys.executable,
         help="of the environment that ours and MLflow run in, without what other contenders brought (uvloop)",
     )

@@ -11,7 +11,7 @@ from benchmarks.services.figures import format_summary
 
 def print_report(report: dict[str, Any]) -> None:
     """Print machine and versions, and a table of each subject that was measured."""
-    console = Console(width=140)
+    console = Console(width=160)
     facts = report["machine"] | report["versions"]
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()), highlight=False)
     title = f"{report['model']}, commit {report['git_sha']}, n = {report['repeats']}, medians (least to most)"
