@@ -103,8 +103,9 @@ bench: setup ## Measure packing, training and prediction on this machine
 bench-train: $(BENCH_VENV)/.installed ## Measure training beside the articles' loops, torchvision, kornia and lightly
 	$(BENCH_VENV)/bin/python -m benchmarks.training $(ARGS)
 
-bench-serve: setup ## Measure the service beside FastAPI with onnxruntime: ARGS="--home HOME --picture FILE"
-	$(BIN)/python -m benchmarks.serving $(ARGS)
+# Ours runs as it is locked: LitServe brings uvloop into the layer, which uvicorn would take.
+bench-serve: $(BENCH_VENV)/.installed ## Measure the service beside FastAPI, LitServe, MLflow: ARGS="--home HOME --picture FILE"
+	$(BENCH_VENV)/bin/python -m benchmarks.serving --python $(BIN)/python $(ARGS)
 
 bench-variants: setup ## Measure int8 beside fp32 on this machine's CPU
 	$(BIN)/python -m benchmarks.variants $(ARGS)

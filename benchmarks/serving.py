@@ -1,173 +1,154 @@
-"""The service beside what people write themselves: `make bench-serve ARGS="--home HOME --picture FILE"`.
+"""The service beside what people use and write themselves: `make bench-serve ARGS="--home HOME --picture FILE"`.
 
 The champion of a name answers one picture over and over, to `wrk` (Debian's package) on the same machine. Contenders
-take turns at each number of connections: ours with fp32 and with int8, FastAPI with onnxruntime. onnxruntime alone,
-without HTTP, is the limit.
+take turns at each number of connections; the others are stopped meanwhile. onnxruntime alone, without HTTP, is the
+limit of requests with many pictures. `--endurance` measures memory over 100,000 requests, and 1,000 connections.
 """
 
 import argparse
 import json
-import re
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.services.batches import measure_batches
+from benchmarks.services.contenders import NAMES, OURS, Contender, Service, describe_contenders, start
+from benchmarks.services.endurance import REQUESTS, endure
+from benchmarks.services.figures import summarise
+from benchmarks.services.http_load import count_refused, load
+from benchmarks.services.tables import print_report
 from benchmarks.training import describe_machine
 from model_code.tracking.provenance import read_git_sha, read_versions
 from serving.bundle import read_champion
 from serving.preprocess import decode_picture
-from serving.session import CPU, count_cpus, measure_speed, open_session
 
 CONNECTIONS = (1, 16, 64, 256)
-PORTS = {"ours, fp32": 3971, "ours, int8": 3972, "FastAPI + onnxruntime, fp32": 3973}
-_SCRIPT = """
-local file = io.open("{picture}", "rb")
-wrk.method, wrk.body = "POST", file:read("*a")
-wrk.headers["Content-Type"] = "application/octet-stream"
-"""
+LIBRARIES = ("bentoml", "fastapi", "litserve", "uvicorn", "uvloop")
 
 
 def main() -> None:
-    """Measure everything, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--home", type=Path, required=True, help="DARKROOM_HOME with a released model")
-    parser.add_argument("--name", default="cifar10")
-    parser.add_argument("--picture", type=Path, required=True, help="of the size that the model reads")
-    parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    """Measure everything, print the tables, write the JSON."""
+    parser = build_parser()
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         parser.error("wrk is not installed: apt-get install wrk")
-    _, folder, manifest = read_champion(options.home / "bundles", options.name)
-    figures: dict[str, dict[int, list[dict[str, float]]]] = {}
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script, ExitStack() as servers:
-        script.write(_SCRIPT.format(picture=options.picture.resolve()))
-        script.flush()
-        addresses = {name: servers.enter_context(serve(name, options.home, folder)) for name in PORTS}
-        for connections in options.connections:
-            for repeat in range(options.repeats):
-                for name, address in addresses.items():
-                    found = load(address, script.name, connections, options.seconds)
-                    figures.setdefault(name, {}).setdefault(connections, []).append(found)
-                    print(f"{connections} connections  {repeat + 1}/{options.repeats}  {name}: {found}", flush=True)
-    image_HWC = decode_picture(options.picture.read_bytes(), manifest.image_size, manifest.resize_size)
-    report = {
+    ours = next((name for name in OURS if name in options.only), None)
+    if options.endurance and ours is None:
+        parser.error(f"--endurance is about ours: --only {' or '.join(OURS)}")
+    # Else what was started would outlive this process.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    home, picture = options.home.resolve(), options.picture.read_bytes()
+    _, bundle, manifest = read_champion(home / "bundles", options.name)
+    report: dict[str, Any] = {
         "machine": describe_machine(),
         "git_sha": read_git_sha(),
-        "versions": read_versions(),
+        "versions": read_versions() | read_contender_versions(),
         "model": manifest.recipe,
-        "served": figures,
-        "onnxruntime_alone": measure_limit(folder, image_HWC),
+        "repeats": options.repeats,
+        "seconds": options.seconds,
+        "endurance": None,
     }
-    print_table(report, options.repeats)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        scratch = Path(folder)
+        contenders = describe_contenders(options.only, home, bundle, picture, str(options.python.absolute()), scratch)
+        report["starts_s"] = measure_starts(contenders, scratch, options.repeats)
+        services = {}
+        for name, contender in contenders.items():
+            services[name] = running.enter_context(start(contender, scratch))
+            # What is made with the first requests is not measured.
+            load(services[name].address, contender.body, 1, 1)
+            services[name].pause()
+        report["loads"] = measure_loads(services, options.connections, options.repeats, options.seconds)
+        image_HWC = decode_picture(picture, manifest.image_size, manifest.resize_size)
+        report["batches"] = measure_batches(services, bundle, picture, image_HWC, options.repeats, options.seconds)
+        if options.endurance and ours is not None:
+            with start(contenders[ours], scratch) as service:
+                report["endurance"] = endure(service, options.requests, options.seconds)
+    print_report(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def serve(name: str, home: Path, folder: Path) -> Iterator[str]:
-    """Start a contender and return the address that it predicts at."""
-    port = PORTS[name]
-    if name.startswith("ours"):
-        precision = name.rsplit(" ", 1)[1]
-        command = ["-m", "serving.launcher", "--home", str(home), "--port", str(port), "--precision", precision]
-        path, ready = "/v1/predict", "/readyz"
-    else:
-        command = ["-m", "benchmarks.peers.fastapi_onnxruntime", str(folder / "model.onnx"), str(port)]
-        path, ready = "/predict", "/openapi.json"
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}{ready}", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}{path}"
-    finally:
-        process.terminate()
-        process.wait()
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--home", type=Path, required=True, help="DARKROOM_HOME with a released model")
+    parser.add_argument("--name", default="cifar10")
+    parser.add_argument("--picture", type=Path, required=True, help="of the size that the model reads")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
+    parser.add_argument("--endurance", action="store_true", help="of ours, the first that is chosen")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help="of the endurance")
+    parser.add_argument(
+        "--python",
+        type=Path,
+        default=sys.executable,
+        help="of the environment that ours and MLflow run in, without what other contenders brought (uvloop)",
+    )
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    return parser
 
 
-def load(address: str, script: str, connections: int, seconds: int) -> dict[str, float]:
-    """Return requests/s, median and 99th percentile in ms, and what was not answered with 2xx."""
-    command = [
-        "wrk",
-        "--latency",
-        "--timeout",
-        "10s",
-        "-t1",
-        f"-c{connections}",
-        f"-d{seconds}s",
-        "-s",
-        script,
-        address,
-    ]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    errors = sum(map(int, re.findall(r"(?:Non-2xx or 3xx responses: |connect |read |write |timeout )(\d+)", printed)))
-    return {
-        "requests_per_s": float(re.search(r"Requests/sec:\s+([\d.]+)", printed)[1]),  # type: ignore[index]
-        "p50_ms": _read_ms(printed, "50%"),
-        "p99_ms": _read_ms(printed, "99%"),
-        "errors": errors,
-    }
+def measure_starts(contenders: dict[str, Contender], scratch: Path, repeats: int) -> dict[str, dict[str, Any]]:
+    """Start every contender so many times, in turn, nothing else running; return the seconds to readiness by title."""
+    seconds: dict[str, list[float]] = {}
+    for repeat in range(repeats):
+        for contender in contenders.values():
+            with start(contender, scratch) as service:
+                seconds.setdefault(contender.title, []).append(service.start_s)
+            print(f"start  {repeat + 1}/{repeats}  {contender.title}: {service.start_s:.2f} s", flush=True)
+    return {title: summarise(values) for title, values in seconds.items()}
 
 
-def measure_limit(folder: Path, image_HWC: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Return the pictures per second of onnxruntime without HTTP, for each variant at batch 1 and 64."""
-    limits = {}
-    for precision, file in (("fp32", "model.onnx"), ("int8", "model.int8.onnx")):
-        if (folder / file).exists():
-            session = open_session(folder / file, CPU, count_cpus())
-            for batch in (1, 64):
-                images_NHWC = np.repeat(image_HWC[None], batch, axis=0)
-                measure_speed({precision: session}, images_NHWC, 0.5)
-                limits[f"{precision}, batch {batch}"] = measure_speed({precision: session}, images_NHWC, 3)[precision]
-    return limits
+def measure_loads(
+    services: dict[str, Service], connections: list[int], repeats: int, seconds: int
+) -> list[dict[str, Any]]:
+    """Load the services in turn at each number of connections.
+
+    Returns:
+        For each number and contender the summaries of `requests_per_s`, `p50_ms` and `p99_ms` (see `http_load.load`),
+        `statuses`, `refused` (requests without a 2xx) and, where FastAPI is there, `times_fastapi` in requests/s.
+    """
+    rows = []
+    for number in connections:
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in services}
+        for repeat in range(repeats):
+            for name, service in services.items():
+                with service.awake():
+                    found[name].append(load(service.address, service.contender.body, number, seconds))
+                said = f"{found[name][-1]['requests_per_s']:,.0f} 2xx/s"
+                print(f"{number} connections  {repeat + 1}/{repeats}  {service.contender.title}: {said}", flush=True)
+        for name, service in services.items():
+            row: dict[str, Any] = {"connections": number, "contender": service.contender.title}
+            for figure in ("requests_per_s", "p50_ms", "p99_ms"):
+                row[figure] = summarise([one[figure] for one in found[name]])
+            row["statuses"] = dict(sum((Counter(one["statuses"]) for one in found[name]), Counter[str]()))
+            row["refused"] = sum(map(count_refused, found[name]))
+            rows.append(row)
+            if "fastapi" in services:
+                fastapi = summarise([one["requests_per_s"] for one in found["fastapi"]])
+                row["times_fastapi"] = row["requests_per_s"]["median"] / fastapi["median"]
+    return rows
 
 
-def print_table(report: dict[str, Any], repeats: int) -> None:
-    """Print medians and spread."""
-    console = Console(width=140)
-    console.print(", ".join(f"{name} {value}" for name, value in (report["machine"] | report["versions"]).items()))
-    columns = ("connections", "contender", "requests/s (least to most)", "p50 ms", "p99 ms", "not 2xx")
-    table = Table(*columns, box=box.SIMPLE_HEAD, title=f"{report['model']}, commit {report['git_sha']}, n = {repeats}")
-    for connections in next(iter(report["served"].values())):
-        for name, found in report["served"].items():
-            rates, p50s, p99s = (
-                [one[key] for one in found[connections]] for key in ("requests_per_s", "p50_ms", "p99_ms")
-            )
-            table.add_row(
-                str(connections),
-                name,
-                f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})",
-                f"{statistics.median(p50s):,.1f}",
-                f"{statistics.median(p99s):,.1f}",
-                str(sum(one["errors"] for one in found[connections])),
-            )
-    console.print(table)
-    for what, speed in report["onnxruntime_alone"].items():
-        console.print(f"onnxruntime alone, {what}: {speed:,.0f} pictures/s")
-
-
-def _read_ms(printed: str, percentile: str) -> float:
-    number, unit = re.search(rf"{percentile}\s+([\d.]+)(us|ms|s|m)\b", printed).groups()  # type: ignore[union-attr]
-    return float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}[unit]
+def read_contender_versions() -> dict[str, str]:
+    """Return the versions of wrk and of what the contenders are made of; absent ones are left out."""
+    versions = {"wrk": subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split()[1]}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 if __name__ == "__main__":

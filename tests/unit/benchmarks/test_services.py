@@ -1,0 +1,35 @@
+"""What the service's benchmark reads and sends."""
+
+import pytest
+
+from benchmarks.services.batches import build_multipart
+from benchmarks.services.endurance import summarise_probes
+from benchmarks.services.figures import format_summary, summarise
+from benchmarks.services.http_load import count_refused, read_figures
+
+SAID = """unable to say something
+{"statuses": {"200": 300, "503": 40, "201": 100}, "failures": 2, "seconds": 2.0, "p50_ms": 1.5, "p99_ms": 9.0}"""
+
+
+def test_the_rate_is_that_of_good_answers():
+    found = read_figures(SAID)
+    assert found["requests_per_s"] == 200
+    assert count_refused(found) == 42
+
+
+def test_every_picture_is_in_the_body():
+    body = build_multipart(b"a picture", 64)
+    assert body.content_type.startswith("multipart/form-data; boundary=")
+    assert body.data.count(b"a picture") == 64
+    assert body.data.count(b'name="image"') == 64
+
+
+def test_latencies_are_summarised_by_status():
+    summaries = summarise_probes([("200", 1.0), ("503", 5.0), ("200", 3.0)])
+    assert summaries["200"] == {"n": 2, "p50_ms": 2.0, "p99_ms": pytest.approx(2.98)}
+    assert summaries["503"]["n"] == 1
+
+
+def test_a_spread_is_shown_where_there_is_one():
+    assert format_summary(summarise([3.0, 1.0, 1200.0])) == "3 (1 to 1,200)"
+    assert format_summary(summarise([2.25]), 1) == "2.2"
