@@ -16,7 +16,7 @@ from serving.admission import Admission
 from serving.batching import Batcher
 from serving.classifier import Classifier
 from serving.errors import BadParameterError, OverloadedError, ServingError, TooLargeError
-from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_REQUEST_PIXELS
+from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_PICTURES, MAX_REQUEST_PIXELS
 from serving.model_set import ModelSet
 from serving.predictions import ModelsAnswer, PredictAnswer, rank_classes
 from serving.preprocess import measure_pixels
@@ -63,6 +63,14 @@ class PredictionApi:
         self._decoders = ThreadPoolExecutor(self._decoder_count, thread_name_prefix="decode")
         self._batcher = Batcher(on_batch=on_batch)
         self._shadow = Shadow(models, shadow_share, self._classify, on_comparison)
+
+    def describe_threads(self) -> str:
+        """Return how the work is spread over this machine, in words."""
+        cpus = count_cpus()
+        return (
+            f"{cpus} CPUs: a batch of up to {MAX_PICTURES} pictures on {cpus} threads, decoding on "
+            f"{self._decoder_count}; one process"
+        )
 
     def close(self) -> None:
         """End the threads, also those of the models; work that has not started is dropped."""

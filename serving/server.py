@@ -88,6 +88,7 @@ class _AnnouncingServer(uvicorn.Server):
             self.should_exit = True
             return
         print(describe_service(format_address(sockets[0]), answer), flush=True)
+        print(f"  {self._app.state.api.describe_threads()}", flush=True)
 
 
 def describe_service(address: str, answer: ModelsAnswer) -> str:
