@@ -26,6 +26,8 @@ from serving.options import ServiceOptions
 from serving.prediction_api import PredictionApi
 from serving.predictions import ErrorAnswer, ErrorDetail
 
+# What BentoML answers when it is asked with GET; everything else about them comes here.
+BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/metrics", "/schema.json"}
 PAGE_FILE = Path(__file__).parent / "page" / "index.html"
 _PAGE_HEADERS = {
     "Content-Security-Policy": (
@@ -130,6 +132,8 @@ async def _refuse_path(request: Request) -> Response:
         if match is Match.PARTIAL:
             allowed = ", ".join(sorted(route.methods))
             raise HTTPException(405, f"{request.url.path} answers {allowed}", {"Allow": allowed})
+    if request.url.path in BENTOML_PATHS:
+        raise HTTPException(405, f"{request.url.path} answers GET, HEAD", {"Allow": "GET, HEAD"})
     raise HTTPException(404, f"nothing is at {request.url.path}; GET /openapi.json lists what is")
 
 

@@ -15,3 +15,5 @@ MAX_WAIT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 BODY_TIMEOUT_S = 60.0
 DEFAULT_TOP_K = 5
+# Bytes of a request's address and headers, more or less: what arrives in one piece is read as a whole.
+MAX_HEAD_BYTES = 65_536

@@ -9,11 +9,18 @@ from serving.predictions import ErrorAnswer, ModelsAnswer, PredictAnswer
 
 _REFUSALS = {
     "400": "Not a picture, or a malformed body",
+    "401": "No API key, or an unknown one, where the service asks for one",
     "404": "No such model",
     "408": "The body did not arrive in time",
     "413": "Too many bytes, pixels or pictures",
     "415": "Wrong content type",
     "422": "Bad parameter",
+}
+# The service asks for a key only where it is started with some.
+_SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"key": []}]
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 
 
@@ -36,15 +43,20 @@ def describe_api() -> dict[str, Any]:
                 "get": {
                     "operationId": "listModels",
                     "summary": "The loaded models, and the releases that could not be loaded",
-                    "responses": {"200": _answer("Loaded models", "ModelsAnswer")},
+                    "security": _SECURITY,
+                    "responses": {
+                        "200": _answer("Loaded models", "ModelsAnswer"),
+                        "401": _answer(_REFUSALS["401"], "ErrorAnswer"),
+                    },
                 }
             },
             "/livez": {"get": _describe_probe("isAlive", "The process is alive")},
             "/readyz": {"get": _describe_probe("isReady", "A model is loaded", "No model is loaded")},
             "/metrics": {"get": _describe_probe("readMetrics", "Metrics in Prometheus text format")},
             "/": {"get": _describe_probe("showPage", "A page to try the service with a picture", kind="text/html")},
+            "/openapi.json": {"get": _describe_probe("describe", "This description", kind="application/json")},
         },
-        "components": {"schemas": definitions["$defs"]},
+        "components": {"schemas": definitions["$defs"], "securitySchemes": _KEYS},
     }
 
 
@@ -56,7 +68,12 @@ def _describe_predict() -> dict[str, Any]:
         "minItems": 1,
         "maxItems": MAX_PICTURES,
     }
-    form = {"type": "object", "required": ["image"], "properties": {"image": picture_list}}
+    form = {
+        "type": "object",
+        "required": ["image"],
+        "properties": {"image": picture_list},
+        "additionalProperties": False,
+    }
     responses = {"200": _answer("One prediction per picture, in the order they were sent", "PredictAnswer")}
     responses |= {status: _answer(text, "ErrorAnswer") for status, text in _REFUSALS.items()}
     for status, text in (("429", "Too many requests"), ("503", "Overloaded, or no model is loaded yet")):
@@ -65,6 +82,7 @@ def _describe_predict() -> dict[str, Any]:
     return {
         "operationId": "predict",
         "summary": "Classify one picture, or up to 64 in one batch",
+        "security": _SECURITY,
         "parameters": [
             {
                 "name": "model",
@@ -93,7 +111,10 @@ def _describe_predict() -> dict[str, Any]:
 
 def _describe_probe(operation: str, yes: str, no: str | None = None, kind: str = "text/plain") -> dict[str, Any]:
     responses: dict[str, Any] = {
-        "200": {"description": yes, "content": {kind: {"schema": {"type": "string"}}}},
+        "200": {
+            "description": yes,
+            "content": {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}}},
+        },
     }
     if no:
         responses["503"] = {"description": no}

@@ -5,6 +5,7 @@ Import it only once BentoML's environment is set (`serving/launcher.py`).
 
 import logging
 import socket
+import warnings
 from typing import Any
 
 import uvicorn
@@ -14,9 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import service
 from serving.errors import StartError
+from serving.http_api import BENTOML_PATHS
+from serving.http_protocol import BoundedHttp
 from serving.predictions import ModelsAnswer
 
-BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/metrics", "/schema.json"}
 _STOP_TIMEOUT_S = 20
 
 
@@ -32,12 +34,17 @@ def run_service(listener: socket.socket, is_patient: bool) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("serving").setLevel(logging.INFO)
+    # The answer says what is wrong with a picture; Python would keep each different warning about one forever.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="PIL")
     # The decorator makes the class a bentoml.Service, which type checkers do not see.
     darkroom: Any = service.Darkroom
     # The labels of BentoML's metrics.
     server_context.service_name = server_context.bento_name = darkroom.name
     config = uvicorn.Config(
         separate_paths(darkroom.to_asgi(), service.app),
+        http=BoundedHttp,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

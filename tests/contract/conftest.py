@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[2]
 class Service:
     """The real service in a process of its own, on a free loopback port."""
 
-    def __init__(self, home, *arguments):
+    def __init__(self, home, *arguments, module="serving.launcher", **variables):
         self.bundles_dir = home / "bundles"
         self.log = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving.launcher", "--port", "0", "--home", str(home), *map(str, arguments)],
+            [sys.executable, "-m", module, "--port", "0", "--home", str(home), *map(str, arguments)],
             cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONUNBUFFERED": "1"} | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -288,6 +288,14 @@ def test_predict_answers_only_post(client, method):
         assert refusal(response) == (405, "method_not_allowed")
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
+def test_probes_answer_only_get(client, path):
+    response = client.post(path, content=b"a")
+    assert refusal(response) == (405, "method_not_allowed")
+    assert response.headers["allow"] == "GET, HEAD"
+    assert client.head(path).status_code == 200
+
+
 def test_an_unknown_path(client):
     assert refusal(client.get("/v2/predict")) == (404, "no_such_route")
 

@@ -1,0 +1,73 @@
+"""The service does what its OpenAPI description says: requests generated from it, good and bad, for every operation."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import httpx
+
+from tests.contract.conftest import ROOT
+from tests.unit.serving.tiny_bundle import COLOURS, release
+
+SETTINGS = """
+seed = 20260102
+hooks = "generated_pictures.py"
+continue-on-failure = true
+
+[generation]
+deterministic = true
+max-examples = 100
+database = "none"
+
+[checks]
+enabled = true
+positive_data_acceptance.expected-statuses = [200]
+negative_data_rejection.expected-statuses = [400, 404, 405, 408, 413, 415, 422]
+"""
+
+
+def read_description(url):
+    """Return the description, with what only a service with certain models can say: their names and classes."""
+    document = httpx.get(f"{url}/openapi.json", trust_env=False).raise_for_status().json()
+    schemas = {one["name"]: one["schema"] for one in document["paths"]["/v1/predict"]["post"]["parameters"]}
+    schemas["top_k"]["maximum"] = len(COLOURS)
+    schemas["model"]["enum"] = ["cifar10", "food"]
+    return document
+
+
+def check_description(url, folder, *options):
+    (folder / "openapi.json").write_text(json.dumps(read_description(url)))
+    (folder / "schemathesis.toml").write_text(SETTINGS)
+    shutil.copy(ROOT / "tests" / "contract" / "generated_pictures.py", folder)
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml", "run", "openapi.json"]
+    outcome = subprocess.run(
+        [*command, "--url", url, *options],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    tested, generated = re.search(r"Tested: (\d+)", outcome.stdout), re.search(r"(\d+) generated", outcome.stdout)
+    return int(tested[1]), int(generated[1])
+
+
+def test_the_service_does_what_its_description_says(service, tmp_path):
+    tested, generated = check_description(service.url, tmp_path)
+    assert tested == len(read_description(service.url)["paths"])
+    assert generated > 200
+
+
+def test_refusals_without_a_key_are_described_too(tmp_path, start_service):
+    release(tmp_path / "bundles", "cifar10", "3")
+    (tmp_path / "keys").write_text("a key of this test that is long enough\n")
+    service = start_service(tmp_path, "--api-keys", tmp_path / "keys")
+    assert httpx.get(f"{service.url}/v1/models", trust_env=False).status_code == 401
+    names = ("status_code", "content_type", "response_schema", "response_headers")
+    checks = ["not_a_server_error", *(f"{name}_conformance" for name in names)]
+    check_description(service.url, tmp_path, "--checks", ",".join(checks), "--max-examples", "20")
