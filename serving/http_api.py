@@ -25,6 +25,7 @@ from serving.openapi import describe_api
 from serving.options import ServiceOptions
 from serving.prediction_api import PredictionApi
 from serving.predictions import ErrorAnswer, ErrorDetail
+from serving.request_body import RequestBody
 
 # What BentoML answers when it is asked with GET; everything else about them comes here.
 BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/metrics", "/schema.json"}
@@ -95,7 +96,7 @@ def _with_key(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[R
             try:
                 keys.check(request.headers)
             except UnauthorizedError:
-                request.state.is_body_read = request.method == "GET"
+                request.state.is_body_read = await RequestBody(request).discard()
                 raise
         return await endpoint(request)
 

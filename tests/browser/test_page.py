@@ -56,6 +56,28 @@ def test_several_pictures_are_looked_at_together(page, url, tmp_path):
     assert {address.split("/")[2] for address in page.requested if address.startswith("http")} == {url.split("/")[2]}
 
 
+def test_a_service_with_keys_asks_for_one(page, start_service, tmp_path):  # noqa: F811
+    release(tmp_path / "bundles")
+    keys = tmp_path / "keys.txt"
+    keys.write_text("a-key-of-the-service\n")
+    page.open(start_service(tmp_path, "--api-keys", keys).url)
+    wait_for(page, "document.getElementById('problem')?.textContent", "This server wants an API key.")
+
+    def use(key):
+        page.read(f"document.getElementById('key').value = '{key}'")
+        page.read("document.getElementById('access').requestSubmit()")
+
+    use("something-else-entirely")
+    wait_for(page, "document.getElementById('problem').textContent", "This key is not one of this server's.")
+    use("a-key-of-the-service")
+    wait_for(page, "document.getElementById('about').textContent.startsWith('cifar10 version 1')", True)
+    assert page.read("document.getElementById('access').hidden") is True
+    picture = tmp_path / "red.png"
+    picture.write_bytes(paint("red"))
+    page.choose_files("#file", [picture])
+    wait_for(page, f"{TITLES}.join().split(',')[0]", "red")
+
+
 def test_pasted_pictures_are_looked_at_too(page, url):
     page.open(url)
     wait_for(page, "document.getElementById('about')?.textContent.startsWith('cifar10 version 3')", True)
