@@ -14,6 +14,8 @@ MAX_WAIT_S = 5.0
 # From the last byte of a request to its answer.
 ANSWER_TIMEOUT_S = 60.0
 BODY_TIMEOUT_S = 60.0
+# From the first byte of a connection or request to the end of its headers.
+HEAD_TIMEOUT_S = 20.0
 DEFAULT_TOP_K = 5
 # Bytes of a request's address and headers, more or less: what arrives in one piece is read as a whole.
 MAX_HEAD_BYTES = 65_536
