@@ -4,8 +4,9 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from serving.feedback_api import FeedbackRequest
 from serving.limits import DEFAULT_TOP_K, MAX_PICTURE_BYTES, MAX_PICTURES
-from serving.predictions import ErrorAnswer, ModelsAnswer, PredictAnswer
+from serving.predictions import ErrorAnswer, FeedbackAnswer, ModelsAnswer, PredictAnswer
 
 _REFUSALS = {
     "400": "Not a picture, or a malformed body",
@@ -20,7 +21,10 @@ _REFUSALS = {
 def describe_api() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of every route that is meant for users."""
     _, definitions = models_json_schema(
-        [(model, "serialization") for model in (PredictAnswer, ModelsAnswer, ErrorAnswer)],
+        [
+            *((model, "serialization") for model in (PredictAnswer, ModelsAnswer, FeedbackAnswer, ErrorAnswer)),
+            (FeedbackRequest, "validation"),
+        ],
         ref_template="#/components/schemas/{model}",
     )
     return {
@@ -32,6 +36,7 @@ def describe_api() -> dict[str, Any]:
         },
         "paths": {
             "/v1/predict": {"post": _describe_predict()},
+            "/v1/feedback": {"post": _describe_feedback()},
             "/v1/models": {
                 "get": {
                     "operationId": "listModels",
@@ -85,6 +90,32 @@ def _describe_predict() -> dict[str, Any]:
                 "image/*": raw_picture,
                 "application/octet-stream": raw_picture,
                 "multipart/form-data": {"schema": form},
+            },
+        },
+        "responses": responses,
+    }
+
+
+def _describe_feedback() -> dict[str, Any]:
+    text = {"type": "string"}
+    form = {
+        "type": "object",
+        "required": ["image", "label"],
+        "properties": {"image": {"type": "string", "format": "binary"}, "label": text, "model": text},
+    }
+    responses = {"200": _answer("The label is stored", "FeedbackAnswer")}
+    responses |= {status: _answer(text, "ErrorAnswer") for status, text in _REFUSALS.items()}
+    responses["404"] = _answer("No such model, no such picture, or the service takes no feedback", "ErrorAnswer")
+    responses["503"] = _answer("Overloaded, or no model is loaded yet", "ErrorAnswer")
+    responses["507"] = _answer("The label cannot be stored: the limit is reached, or the disk full", "ErrorAnswer")
+    return {
+        "operationId": "giveFeedback",
+        "summary": "Store the true label of a picture, or of one that the request log keeps",
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": form},
+                "application/json": {"schema": {"$ref": "#/components/schemas/FeedbackRequest"}},
             },
         },
         "responses": responses,

@@ -4,7 +4,7 @@ Shape suffixes: N = pictures in the request, H = height, W = width, C = colour c
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -17,6 +17,7 @@ from serving.batching import Batcher
 from serving.classifier import Classifier
 from serving.errors import BadParameterError, OverloadedError, ServingError, TooLargeError
 from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_REQUEST_PIXELS
+from serving.manifest import Manifest
 from serving.model_set import ModelSet
 from serving.predictions import PredictAnswer, rank_classes
 from serving.preprocess import measure_pixels
@@ -41,7 +42,7 @@ class PredictionApi:
         models: ModelSet,
         admission: Admission | None = None,
         on_batch: Callable[[int], None] | None = None,
-        on_answer: Callable[[PredictAnswer], None] | None = None,
+        on_answer: Callable[[Manifest, PredictAnswer, Sequence[EncodedPicture]], None] | None = None,
     ) -> None:
         """Start the threads.
 
@@ -49,7 +50,7 @@ class PredictionApi:
             models: The loaded models.
             admission: How much is worked on at once; the usual limits when None.
             on_batch: Told how many pictures each batch has.
-            on_answer: Told each answer, before it is sent.
+            on_answer: Told whose answer each is, the answer and its pictures, before it is sent; it must not wait.
         """
         self.models = models
         self._on_answer = on_answer
@@ -80,25 +81,30 @@ class PredictionApi:
             except ServingError:
                 request.state.is_body_read = await body.discard()
                 raise
-            with self.admission.wait(len(pictures), self._batcher.pictures_per_s):
-                probabilities_NK = await self._classify(classifier, pictures)
+            probabilities_NK = await self.classify(classifier, pictures)
         answer = PredictAnswer(
             model=classifier.identity,
             provider=classifier.provider,
             predictions=tuple(
-                rank_classes(probabilities_K, classifier.manifest, top_k, picture.filename)
+                rank_classes(probabilities_K, classifier.manifest, top_k, picture.filename, picture.sha256)
                 for probabilities_K, picture in zip(probabilities_NK, pictures, strict=True)
             ),
         )
         if self._on_answer is not None:
-            self._on_answer(answer)
+            self._on_answer(classifier.manifest, answer, pictures)
         return answer
 
-    async def _classify(self, classifier: Classifier, pictures: list[EncodedPicture]) -> npt.NDArray[np.float32]:
+    async def classify(self, classifier: Classifier, pictures: list[EncodedPicture]) -> npt.NDArray[np.float32]:
+        """Return the class probabilities of some pictures, float32 [N, K], when their turn has come.
+
+        Raises:
+            ServingError: A picture does not decode, or there is too much to do.
+        """
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                images_NHWC = await self._decode(classifier, pictures)
-                return await self._batcher.classify(classifier, images_NHWC)
+            with self.admission.wait(len(pictures), self._batcher.pictures_per_s):
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    images_NHWC = await self._decode(classifier, pictures)
+                    return await self._batcher.classify(classifier, images_NHWC)
         except TimeoutError as error:
             raise OverloadedError(f"not answered within {ANSWER_TIMEOUT_S:g} seconds; try again", 5) from error
 
@@ -130,6 +136,7 @@ def _decode_part(
     for position, picture in enumerate(pictures, start=start + 1):
         try:
             images.append(classifier.decode(picture.data))
+            _ = picture.sha256  # computed here, on a thread, and kept
         except ServingError as error:
             if picture.filename is None:
                 raise
