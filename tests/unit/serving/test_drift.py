@@ -133,18 +133,19 @@ def test_scores_are_told_once_in_a_while_and_after_the_last_prediction(manifest)
     told = []
 
     async def predict():
-        watch = DriftWatch(lambda *score: told.append(score), interval_s=0.05)
-        for _ in range(50):
-            watch.add(manifest, answer_of([0.2] * 8))
+        watch = DriftWatch(lambda *score: told.append(score), interval_s=0.2)
+        for _ in range(10):
+            watch.add(manifest, answer_of([0.2] * 40))
+            await asyncio.sleep(0.001)
         watch.add(manifest, answer_of([0.2], version="2"))
         assert told == []
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.4)
         ((name, version, score),) = told
         assert (name, version) == ("cifar10", "1")
         assert score > 0.25
         watch.keep([ModelIdentity(name="cifar10", version="2", sha256="0", precision="fp32")])
         assert told[1:] == [("cifar10", "1", None)]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
         assert len(told) == 2
 
     asyncio.run(predict())
