@@ -352,6 +352,22 @@ def predict(sources: tuple[str, ...], server: str, model: str | None, top_k: int
 
 
 @darkroom.command()
+@click.argument("source", metavar="IMAGE")
+@click.argument("label")
+@click.option("--server", default="http://127.0.0.1:3000", show_default=True)
+@click.option("--model", help="Registered name; needed when several are served.")
+def feedback(source: str, label: str, server: str, model: str | None) -> None:
+    """Tell a running service the true LABEL of a picture, for the next training.
+
+    The service must have been started with --feedback.
+    """
+    from serving.client import send_feedback
+
+    answer = send_feedback(source, label, server, model)
+    click.echo(f"{source} is kept as {answer.label} for {answer.model}, {answer.count} pictures with feedback")
+
+
+@darkroom.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 def ui(port: int) -> None:
     """Open MLflow on the runs and registered models."""

@@ -18,9 +18,11 @@ from flows import printing
 from flows.data import data_flow
 from flows.notification import tell
 from flows.plan import plan_all, plan_run
+from flows.prediction_watch import tell_causes
 from flows.release import Mode, release_flow
 from flows.release_printing import print_release
 from flows.report import report_flow
+from flows.retraining import add_feedback, join_reasons, note_reason
 from flows.rollback import roll_back
 from flows.train import identify_inputs, train_flow, train_task
 from flows.train_all import train_all_flow
@@ -29,6 +31,7 @@ from model_code.errors import DarkroomError, DataError, DownloadError, ReleaseEr
 from model_code.recipes.catalog import RECIPES
 from model_code.registry.names import RELEASE_NAMES
 from model_code.settings import load_settings
+from model_code.tracking.store import open_store
 from model_code.training.run_folder import open_run_folder
 from serving.bundle import read_champion
 
@@ -115,17 +118,36 @@ def roll_back_model(name: ReleaseName, why: str, to: str | None = None) -> None:
 
 @flow(name="retrain", flow_run_name="retrain-{name}", **_RETRIED)
 @_failing_for_good()
-def retrain(name: ReleaseName, mode: Literal["enabled", "dry_run"] = "dry_run") -> None:
+def retrain(
+    name: ReleaseName, mode: Literal["enabled", "dry_run"] = "dry_run", why: str = "trained again by hand"
+) -> None:
     """Train with the champion's settings on the pictures that are there now, and release it, or show that it could be.
 
-    A training of the same settings, pictures and code is kept: a release that failed does not cost another one.
+    Feedback is added to the training pictures where that is possible. A training of the same settings, pictures and
+    code is kept: a release that failed does not cost another one. Why it ran is on the run's page and in the ledger.
     """
     settings = load_settings()
     _, _, champion = read_champion(settings.bundles_dir, name)
     config = open_run_folder(settings.checkpoints_dir, champion.run_id).record.config
+    reason = join_reasons(why, add_feedback(settings, name, config.dataset))
+    print(f"{name} is trained again: {reason}")
     result = train_task(config, identify_inputs(config))
     printing.print_result(result)
-    print_release(release_flow.fn(result.run_id, name, mode, "trained again on schedule"))
+    if result.run_id == champion.run_id:
+        print(f"nothing was trained: settings, pictures and code are those of the champion, run {champion.run_id}")
+    elif not note_reason(open_store(settings), result.run_id, reason):
+        print(f"nothing was trained: run {result.run_id} has the same settings, pictures and code")
+    print_release(release_flow.fn(result.run_id, name, mode, reason))
+
+
+@flow(name="watch-predictions", flow_run_name="watch-predictions", **_KEPT)
+def watch_predictions(
+    max_drift: Annotated[float, Field(description="Population stability index; 0.25 is a large shift.", gt=0)] = 0.25,
+    enough_feedback: Annotated[int, Field(description="New pictures with true labels.", ge=1)] = 200,
+) -> None:
+    """Raise an event for each released model whose predictions drift, or that enough feedback came in for."""
+    for line in tell_causes(load_settings(), max_drift, enough_feedback):
+        print(line)
 
 
 @flow(name="write-report", flow_run_name="write-report", **_KEPT)

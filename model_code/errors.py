@@ -53,5 +53,9 @@ class ReleaseError(DarkroomError):
     """A model is refused for release, or there is nothing to release."""
 
 
+class ServiceError(DarkroomError):
+    """The prediction service does not answer what it is asked."""
+
+
 class BusyError(DarkroomError):
     """Another Darkroom process holds what this one needs."""

@@ -7,7 +7,7 @@ paths only.
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from model_code.errors import UsageError
 
@@ -20,7 +20,8 @@ class Settings(BaseModel):
         tracking_uri: MLFLOW_TRACKING_URI, or the SQLite database in `home`.
         has_mlflow_server: Whether the tracking URI is a server's address.
         webhook_url: DARKROOM_WEBHOOK_URL, which is told of scheduled runs that fail; None without one.
-        service_url: DARKROOM_SERVICE_URL, the prediction service that the hourly check asks; None without one.
+        service_url: DARKROOM_SERVICE_URL, the prediction service that the scheduled checks ask; None without one.
+        service_key: DARKROOM_API_KEY, for a service that wants a key; None without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +31,7 @@ class Settings(BaseModel):
     has_mlflow_server: bool
     webhook_url: str | None = None
     service_url: str | None = None
+    service_key: str | None = Field(default=None, repr=False)
 
     @property
     def data_dir(self) -> Path:
@@ -57,6 +59,11 @@ class Settings(BaseModel):
         return self.home / "bundles"
 
     @property
+    def feedback_dir(self) -> Path:
+        """True labels that the service was told, one folder per registered name (`serving/feedback.py`)."""
+        return self.home / "feedback"
+
+    @property
     def locks_dir(self) -> Path:
         """Lock files: one per device, one per registered name."""
         return self.home / "locks"
@@ -78,6 +85,7 @@ def load_settings() -> Settings:
         has_mlflow_server=tracking_uri.startswith(("http://", "https://")),
         webhook_url=os.environ.get("DARKROOM_WEBHOOK_URL") or None,
         service_url=os.environ.get("DARKROOM_SERVICE_URL") or None,
+        service_key=os.environ.get("DARKROOM_API_KEY") or None,
     )
 
 

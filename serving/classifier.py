@@ -4,6 +4,7 @@ Shape suffixes: N = pictures in the batch, K = classes.
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -131,11 +132,12 @@ class Classifier:
             target_error=None if calibration is None else calibration.thresholds.target_error,
         )
 
-    def decode(self, data: bytes) -> npt.NDArray[np.uint8]:
+    def decode(self, data: bytes, take_pixels: Callable[[int], None] | None = None) -> npt.NDArray[np.uint8]:
         """Decode one picture to the size that this model reads.
 
         Args:
             data: The encoded file.
+            take_pixels: Told how many pixels it has before they are decoded; it may refuse by raising.
 
         Returns:
             uint8 [image_size, image_size, 3].
@@ -144,7 +146,8 @@ class Classifier:
             NotAPictureError: The bytes are empty, truncated or not a picture.
             TooLargeError: The picture has too many pixels.
         """
-        return decode_picture(data, self.manifest.image_size, self.manifest.resize_size)
+        manifest = self.manifest
+        return decode_picture(data, manifest.image_size, manifest.resize_size, take_pixels=take_pixels)
 
     def classify(self, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the class probabilities of a batch.

@@ -1,9 +1,12 @@
 """The client of the prediction service: pictures in, predictions out, one clear line for whatever fails."""
 
 import csv
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import Any, Protocol, TextIO
 
@@ -15,10 +18,11 @@ from rich.table import Table
 from serving.client_sources import SourcePicture, SourceProblem, read_sources
 from serving.errors import ClientError
 from serving.limits import MAX_BODY_BYTES, MAX_PICTURES
-from serving.predictions import ErrorAnswer, ModelIdentity, PredictAnswer, Prediction
+from serving.predictions import ErrorAnswer, FeedbackAnswer, ModelIdentity, PredictAnswer, Prediction
 from serving.request_body import FIELD_NAME
 
 DEFAULT_SERVER = "http://127.0.0.1:3000"
+KEY_VARIABLE = "DARKROOM_API_KEY"
 TIMEOUT_S = 120.0
 _MAX_TRIES = 4
 _MAX_WAIT_S = 10.0
@@ -76,21 +80,10 @@ def predict(
     Raises:
         ClientError: No server answers there, it is not Darkroom, or it refuses the model or `top_k`.
     """
-    if not server.lower().startswith(("http://", "https://")):
-        raise ClientError(f"server {server!r} is not an address; give one such as --server {DEFAULT_SERVER}")
     parameters = {key: str(value) for key, value in (("model", model), ("top_k", top_k)) if value is not None}
     answers: list[PredictAnswer] = []
     problems: list[SourceProblem] = []
-    try:
-        host = httpx.URL(server).host
-    except httpx.InvalidURL as error:
-        raise ClientError(
-            f"server {server!r} is not an address ({error}); give one such as {DEFAULT_SERVER}"
-        ) from error
-    # A proxy of the environment cannot reach this machine's own loopback.
-    is_local = host in ("127.0.0.1", "localhost", "::1")
-    with httpx.Client(base_url=server, timeout=timeout_s, params=parameters, trust_env=not is_local) as client:
-        connection = _Connection(client, server, sleep)
+    with _connect(server, timeout_s, parameters, sleep) as connection:
         for group in _group(sources, problems):
             for answer in connection.classify(group):
                 if isinstance(answer, SourceProblem):
@@ -105,6 +98,39 @@ def predict(
         predictions=tuple(prediction for answer in answers for prediction in answer.predictions),
         problems=tuple(problems),
     )
+
+
+def send_feedback(
+    source: str,
+    label: str,
+    server: str = DEFAULT_SERVER,
+    model: str | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    sleep: _Sleep = time.sleep,
+) -> FeedbackAnswer:
+    """Tell a server the true label of one picture.
+
+    Args:
+        source: A file or an http(s) address, which is fetched here.
+        label: One of the model's classes.
+        server: Address of the service.
+        model: Registered name; the server's choice when None.
+        timeout_s: For one request, seconds.
+        sleep: Waits before another try when the server is overloaded, seconds.
+
+    Raises:
+        ClientError: The picture cannot be read, no server answers there, or it refuses.
+    """
+    (picture, *others) = [*read_sources([source])]
+    if isinstance(picture, SourceProblem):
+        raise ClientError(f"{source}: {picture.message}")
+    if others:
+        raise ClientError(f"{source} holds {1 + len(others)} pictures; give feedback on one at a time")
+    texts = {"label": label} | ({} if model is None else {"model": model})
+    files = [(FIELD_NAME, (PurePath(picture.source).name, picture.data, "application/octet-stream"))]
+    with _connect(server, timeout_s, {}, sleep) as connection:
+        return connection.send_feedback(files, texts)
 
 
 def render_predictions(result: PredictResult) -> Table:
@@ -149,6 +175,34 @@ def write_csv(result: PredictResult, stream: TextIO) -> None:
     writer.writerows(list_records(result))
 
 
+@contextmanager
+def _connect(server: str, timeout_s: float, parameters: dict[str, str], sleep: _Sleep) -> Iterator["_Connection"]:
+    """Open a client of a server; DARKROOM_API_KEY is its key where it wants one.
+
+    Raises:
+        ClientError: That is not an address.
+    """
+    if not server.lower().startswith(("http://", "https://")):
+        raise ClientError(f"server {server!r} is not an address; give one such as --server {DEFAULT_SERVER}")
+    try:
+        host = httpx.URL(server).host
+    except httpx.InvalidURL as error:
+        raise ClientError(
+            f"server {server!r} is not an address ({error}); give one such as {DEFAULT_SERVER}"
+        ) from error
+    key = os.environ.get(KEY_VARIABLE)
+    # A proxy of the environment cannot reach this machine's own loopback.
+    is_local = host in ("127.0.0.1", "localhost", "::1")
+    with httpx.Client(
+        base_url=server,
+        timeout=timeout_s,
+        params=parameters,
+        headers={"X-API-Key": key} if key else {},
+        trust_env=not is_local,
+    ) as client:
+        yield _Connection(client, server, sleep)
+
+
 @dataclass(frozen=True)
 class _Connection:
     client: httpx.Client
@@ -157,7 +211,7 @@ class _Connection:
 
     def classify(self, group: list[SourcePicture]) -> Iterator[PredictAnswer | SourceProblem]:
         """Send a group as one request; if one picture spoils it, send each alone to learn which."""
-        response = self._post(group)
+        response = self._insist(partial(self._send, group))
         if response.status_code in _ABOUT_ONE_PICTURE and len(group) > 1:
             for picture in group:
                 yield from self.classify([picture])
@@ -169,10 +223,19 @@ class _Connection:
             raise ClientError(f"{self.server} refused: {self._read_error(response)}")
         yield self._read_answer(response, group)
 
-    def _post(self, group: list[SourcePicture]) -> httpx.Response:
+    def send_feedback(self, files: list[tuple[str, tuple[str, bytes, str]]], texts: dict[str, str]) -> FeedbackAnswer:
+        response = self._insist(partial(self.client.post, "/v1/feedback", files=files, data=texts))
+        if response.status_code != httpx.codes.OK:
+            raise ClientError(f"{self.server} refused: {self._read_error(response)}")
+        try:
+            return FeedbackAnswer.model_validate_json(response.content)
+        except ValidationError as error:
+            raise ClientError(f"what answers at {self.server} is not Darkroom; check --server URL") from error
+
+    def _insist(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         for tries_left in reversed(range(_MAX_TRIES)):
             try:
-                response = self._send(group)
+                response = send()
             except httpx.ConnectError as error:
                 raise ClientError(
                     f"no server at {self.server}; start one with `darkroom serve`, or give --server URL"

@@ -34,6 +34,20 @@ class NoSuchModelError(ServingError):
     code = "no_such_model"
 
 
+class FeedbackOffError(ServingError):
+    """The service was started without `--feedback`."""
+
+    status = 404
+    code = "feedback_off"
+
+
+class NoSuchPictureError(ServingError):
+    """Feedback names a picture that the service did not keep."""
+
+    status = 404
+    code = "no_such_picture"
+
+
 class TooLargeError(ServingError):
     """More bytes, pixels or parts than the service accepts."""
 
@@ -64,6 +78,13 @@ class OverloadedError(ServingError):
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class NotStoredError(ServingError):
+    """Feedback cannot be stored: its limit is reached, the disk is full, or the folder cannot be written."""
+
+    status = 507
+    code = "not_stored"
 
 
 class BundleError(ServingError):

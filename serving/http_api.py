@@ -14,12 +14,15 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Match, Route
 
 from serving.api_keys import ApiKeys
+from serving.drift import DriftWatch
 from serving.errors import (
+    FeedbackOffError,
     NotReadableError,
     OverloadedError,
     ServingError,
     UnauthorizedError,
 )
+from serving.feedback_api import FeedbackApi
 from serving.http_layers import RequestCounter, SecurityHeaders
 from serving.openapi import describe_api
 from serving.options import ServiceOptions
@@ -44,6 +47,9 @@ def create_app(
 ) -> Starlette:
     """Return the routes; `app.state.api` must hold a `PredictionApi` before the first request.
 
+    `app.state.drift` may hold a `DriftWatch`, `app.state.feedback` a `FeedbackApi`, `app.state.log` a `RequestLog`,
+    which is closed with the app.
+
     Args:
         options: Who may call.
         on_request: Told the route, the HTTP status and the seconds of each request.
@@ -67,6 +73,7 @@ def create_app(
         middleware=middleware,
         routes=[
             Route("/v1/predict", _with_key(_predict), methods=["POST"]),
+            Route("/v1/feedback", _with_key(_take_feedback), methods=["POST"]),
             Route("/v1/models", _with_key(_list_models), methods=["GET"]),
             Route("/", _show_page, methods=["GET"]),
             Route("/openapi.json", _show_openapi, methods=["GET"]),
@@ -85,6 +92,9 @@ def create_app(
     if on_request is not None:
         paths = {route.path for route in app.routes if isinstance(route, Route) and "{" not in route.path}
         app.user_middleware.insert(0, Middleware(RequestCounter, paths=paths, on_request=on_request))
+    app.state.drift = None
+    app.state.feedback = None
+    app.state.log = None
     app.state.keys = ApiKeys(options.api_keys_file) if options.api_keys_file else None
     return app
 
@@ -106,6 +116,9 @@ def _with_key(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[R
 @asynccontextmanager
 async def _close_at_end(app: Starlette) -> AsyncIterator[None]:
     yield
+    for other in (app.state.feedback, app.state.log):
+        if other is not None:
+            other.close()
     app.state.api.close()
 
 
@@ -116,7 +129,17 @@ async def _predict(request: Request) -> Response:
 
 async def _list_models(request: Request) -> Response:
     api: PredictionApi = request.app.state.api
-    return _answer_json(api.describe())
+    drift: DriftWatch | None = request.app.state.drift
+    answer = api.describe()
+    return _answer_json(answer if drift is None else drift.describe(answer))
+
+
+async def _take_feedback(request: Request) -> Response:
+    feedback: FeedbackApi | None = request.app.state.feedback
+    if feedback is None:
+        request.state.is_body_read = await RequestBody(request).discard()
+        raise FeedbackOffError("this service takes no feedback; start it with `darkroom serve --feedback`")
+    return _answer_json(await feedback.take(request))
 
 
 async def _show_page(_: Request) -> Response:

@@ -67,6 +67,16 @@ def _check_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ..
     callback=_check_origins,
     help="Web page that may call, as https://example.org; repeatable.",
 )
+@click.option(
+    "--log-requests",
+    "log_share",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="SHARE",
+    help="Write this share of the answers to DARKROOM_HOME/requests, 0 to 1.",
+)
+@click.option("--keep-pictures", is_flag=True, help="Keep the pictures of these requests too.")
+@click.option("--feedback", is_flag=True, help="Take true labels at /v1/feedback, into DARKROOM_HOME/feedback.")
 def serve(
     port: int,
     host: str,
@@ -78,8 +88,13 @@ def serve(
     shadow_share: float,
     api_keys: Path | None,
     allow_origin: tuple[str, ...],
+    log_share: float,
+    keep_pictures: bool,
+    feedback: bool,
 ) -> None:
     """Answer predictions over HTTP with the released models."""
+    if keep_pictures and not log_share:
+        raise click.UsageError("--keep-pictures keeps those of logged requests: give --log-requests SHARE too")
     options = ServiceOptions(
         precision=precision,
         requires_cuda=require_cuda,
@@ -87,6 +102,9 @@ def serve(
         shadow_share=shadow_share,
         api_keys_file=api_keys,
         allowed_origins=allow_origin,
+        log_share=log_share,
+        keeps_pictures=keep_pictures,
+        takes_feedback=feedback,
     )
     run_server(port, host, home, is_patient, options)
 

@@ -3,6 +3,7 @@
 Import it only once BentoML's environment is set (`serving/launcher.py`).
 """
 
+import math
 from pathlib import Path
 
 import bentoml
@@ -56,6 +57,20 @@ _probability = bentoml.metrics.Histogram(
     labelnames=["name", "version"],
     buckets=tuple(step / 20 for step in range(1, 21)),
 )
+_drift_score = bentoml.metrics.Gauge(
+    "darkroom_drift_score",
+    "Population stability index of the last predictions beside the pictures that calibrated the model",
+    labelnames=["name", "version"],
+    multiprocess_mode="mostrecent",
+)
+_feedback = bentoml.metrics.Counter(
+    "darkroom_feedback_total",
+    "True labels that were given, by whether the model says the same",
+    labelnames=["name", "agrees"],
+)
+_log_dropped = bentoml.metrics.Counter(
+    "darkroom_request_log_dropped_total", "Pictures that the request log should have written and did not"
+)
 _published: set[tuple[str, ...]] = set()
 _seen: set[tuple[str, str, str]] = set()
 
@@ -103,3 +118,18 @@ def count_answer(answer: PredictAnswer) -> None:
     for prediction in answer.predictions:
         _predictions.labels(name, version, prediction.label, str(prediction.is_confident).lower()).inc()
         _probability.labels(name, version).observe(prediction.probability)
+
+
+def publish_drift(name: str, version: str, score: float | None) -> None:
+    """Publish a model's drift; None for one that does not answer any more, whose figure becomes NaN."""
+    _drift_score.labels(name, version).set(math.nan if score is None else score)
+
+
+def count_feedback(name: str, agrees: bool) -> None:
+    """Count one true label, and whether the model agrees with it."""
+    _feedback.labels(name, str(agrees).lower()).inc()
+
+
+def count_dropped(pictures: int) -> None:
+    """Count pictures that the request log left out."""
+    _log_dropped.inc(pictures)

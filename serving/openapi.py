@@ -4,8 +4,9 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from serving.feedback_api import FeedbackRequest
 from serving.limits import DEFAULT_TOP_K, MAX_PICTURE_BYTES, MAX_PICTURES
-from serving.predictions import ErrorAnswer, ModelsAnswer, PredictAnswer
+from serving.predictions import ErrorAnswer, FeedbackAnswer, ModelsAnswer, PredictAnswer
 
 _REFUSALS = {
     "400": "Not a picture, or a malformed body",
@@ -27,7 +28,10 @@ _KEYS = {
 def describe_api() -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of every route that is meant for users."""
     _, definitions = models_json_schema(
-        [(model, "serialization") for model in (PredictAnswer, ModelsAnswer, ErrorAnswer)],
+        [
+            *((model, "serialization") for model in (PredictAnswer, ModelsAnswer, FeedbackAnswer, ErrorAnswer)),
+            (FeedbackRequest, "validation"),
+        ],
         ref_template="#/components/schemas/{model}",
     )
     return {
@@ -39,6 +43,7 @@ def describe_api() -> dict[str, Any]:
         },
         "paths": {
             "/v1/predict": {"post": _describe_predict()},
+            "/v1/feedback": {"post": _describe_feedback()},
             "/v1/models": {
                 "get": {
                     "operationId": "listModels",
@@ -76,9 +81,7 @@ def _describe_predict() -> dict[str, Any]:
     }
     responses = {"200": _answer("One prediction per picture, in the order they were sent", "PredictAnswer")}
     responses |= {status: _answer(text, "ErrorAnswer") for status, text in _REFUSALS.items()}
-    for status, text in (("429", "Too many requests"), ("503", "Overloaded, or no model is loaded yet")):
-        wait = {"description": "Seconds to wait before the next try", "schema": {"type": "integer"}}
-        responses[status] = _answer(text, "ErrorAnswer") | {"headers": {"Retry-After": wait}}
+    responses |= _describe_overload()
     return {
         "operationId": "predict",
         "summary": "Classify one picture, or up to 64 in one batch",
@@ -107,6 +110,40 @@ def _describe_predict() -> dict[str, Any]:
         },
         "responses": responses,
     }
+
+
+def _describe_feedback() -> dict[str, Any]:
+    text = {"type": "string"}
+    form = {
+        "type": "object",
+        "required": ["image", "label"],
+        "properties": {"image": {"type": "string", "format": "binary"}, "label": text, "model": text},
+        "additionalProperties": False,
+    }
+    responses = {"200": _answer("The label is stored", "FeedbackAnswer")}
+    responses |= {status: _answer(text, "ErrorAnswer") for status, text in _REFUSALS.items()}
+    responses["404"] = _answer("No such model, no such picture, or the service takes no feedback", "ErrorAnswer")
+    responses |= _describe_overload()
+    responses["507"] = _answer("The label cannot be stored: the limit is reached, or the disk full", "ErrorAnswer")
+    return {
+        "operationId": "giveFeedback",
+        "summary": "Store the true label of a picture, or of one that the request log keeps",
+        "security": _SECURITY,
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": form},
+                "application/json": {"schema": {"$ref": "#/components/schemas/FeedbackRequest"}},
+            },
+        },
+        "responses": responses,
+    }
+
+
+def _describe_overload() -> dict[str, Any]:
+    wait = {"description": "Seconds to wait before the next try", "schema": {"type": "integer"}}
+    answer = _answer("Overloaded, or no model is loaded yet", "ErrorAnswer")
+    return {"503": answer | {"headers": {"Retry-After": wait}}}
 
 
 def _describe_probe(operation: str, yes: str, no: str | None = None, kind: str = "text/plain") -> dict[str, Any]:

@@ -24,8 +24,8 @@ class ServiceOptions(BaseModel):
         shadow_share: Share of the requests that a challenger, where there is one, looks at too, in [0, 1].
         api_keys_file: One key per line, of which each request under /v1 must bring one; None for no keys.
         allowed_origins: Web pages of other origins that may call the service, e.g. `https://example.org`.
-        log_share: Share of the answered requests that is written to the request log, in [0, 1].
-        keeps_pictures: Whether the log keeps the pictures of these requests too.
+        log_share: Share of the answered pictures that is written to the request log, in [0, 1].
+        keeps_pictures: Whether the log keeps the pictures themselves too.
         takes_feedback: Whether `POST /v1/feedback` keeps right labels, and the pictures that come with them.
     """
 

@@ -46,6 +46,8 @@ class Prediction(BaseModel):
         probability: Of `label`, in [0, 1].
         is_confident: False where the probability is too low for the label to be believed: show "don't know" instead.
         top: The `top_k` most probable classes, most probable first.
+        picture_sha256: Of the file as it was sent, lower-case hexadecimal: `POST /v1/feedback` knows the picture by it.
+            None in the answers of earlier services.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,6 +57,7 @@ class Prediction(BaseModel):
     probability: float = Field(ge=0, le=1)
     is_confident: bool
     top: tuple[LabelProbability, ...]
+    picture_sha256: str | None = None
 
 
 class PredictAnswer(BaseModel):
@@ -107,6 +110,8 @@ class ServedModel(ModelIdentity):
         run_id: MLflow run that trained it.
         created: ISO 8601 time in UTC.
         challenger: What looks at its pictures unseen; None for nothing.
+        drift_score: How far the last predictions are from the pictures that the model was measured on: the population
+            stability index of `serving/drift.py`, 0.1 small, 0.25 large; None without enough of them.
     """
 
     provider: str
@@ -119,6 +124,7 @@ class ServedModel(ModelIdentity):
     run_id: str
     created: str
     challenger: ChallengerState | None = None
+    drift_score: float | None = None
 
 
 class ModelProblem(BaseModel):
@@ -139,6 +145,24 @@ class ModelsAnswer(BaseModel):
     problems: tuple[ModelProblem, ...]
 
 
+class FeedbackAnswer(BaseModel):
+    """Answer to `POST /v1/feedback`.
+
+    Attributes:
+        picture_sha256: Of the picture, lower-case hexadecimal.
+        label: Its true label, as it is stored now.
+        model: Registered name that it was given for.
+        count: Pictures with feedback for that name, this one included.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    picture_sha256: str
+    label: str
+    model: str
+    count: int
+
+
 class ErrorDetail(BaseModel):
     """What went wrong: a stable machine-readable code, and one line for a person."""
 
@@ -157,7 +181,11 @@ class ErrorAnswer(BaseModel):
 
 
 def rank_classes(
-    probabilities_K: npt.NDArray[np.float32], manifest: Manifest, top_k: int, filename: str | None
+    probabilities_K: npt.NDArray[np.float32],
+    manifest: Manifest,
+    top_k: int,
+    filename: str | None,
+    picture_sha256: str | None = None,
 ) -> Prediction:
     """Return the `top_k` most probable classes of one picture; equal ones stay in the order of the classes."""
     order = np.argsort(-probabilities_K, kind="stable")[:top_k]
@@ -172,4 +200,5 @@ def rank_classes(
         probability=top[0].probability,
         is_confident=manifest.is_confident(int(order[0]), top[0].probability),
         top=top,
+        picture_sha256=picture_sha256,
     )

@@ -8,6 +8,7 @@ Shape suffixes: H = height, W = width, C = the three colour channels, red first.
 
 import io
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,11 @@ _UNDECODABLE = (
 
 
 def decode_picture(
-    data: bytes, image_size: int, resize_size: int | None = None, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    image_size: int,
+    resize_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    take_pixels: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode one picture and bring it to the size that the network reads.
 
@@ -56,6 +61,7 @@ def decode_picture(
         image_size: Height and width of the result, pixels.
         resize_size: Short side before the crop, pixels; `image_size` when None.
         max_pixels: Most pixels that are decoded, checked before any pixel is.
+        take_pixels: Told how many pixels the picture has before they are decoded; it may refuse by raising.
 
     Returns:
         uint8 [image_size, image_size, 3].
@@ -71,6 +77,8 @@ def decode_picture(
                 raise TooLargeError(
                     f"the picture has {opened.width}x{opened.height} pixels; at most {max_pixels:,} are decoded"
                 )
+            if take_pixels is not None:
+                take_pixels(opened.width * opened.height)
             # A line of 1 x 60,000 pixels is small as it comes and gigantic once its short side is 256.
             if max(opened.size) * resize_size**2 > max_pixels * min(opened.size):
                 raise TooLargeError(
@@ -99,17 +107,6 @@ def _turn_upright(picture: Image.Image) -> Image.Image:
     orientation = picture.getexif().get(_ORIENTATION)
     method = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return picture if method is None else picture.transpose(method)
-
-
-def measure_pixels(data: bytes) -> int:
-    """Return width times height as a picture's header states them; 0 where there is no such header."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            return opened.width * opened.height
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return MAX_PIXELS + 1
-    except _UNDECODABLE:
-        return 0
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -1,12 +1,15 @@
-"""The body of `POST /v1/predict` -> encoded pictures, in memory, within limits, whatever the client sends.
+"""The body of a request -> encoded pictures and texts, in memory, within limits, whatever the client sends.
 
 Limits are enforced while bytes arrive, so an endless body costs no more than a large one. A picture is only
 ever the bytes that were sent: a form field that holds a URL or a path is refused.
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -23,6 +26,7 @@ from serving.errors import (
 from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_PICTURE_BYTES, MAX_PICTURES
 
 FIELD_NAME = "image"
+MAX_TEXT_BYTES = 4096
 _MAX_HEADER_BYTES = 16_384
 _MAX_PART_HEADERS = 16
 _DISCARD_TIMEOUT_S = 5.0
@@ -39,6 +43,11 @@ class EncodedPicture:
 
     data: bytes
     filename: str | None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file, lower-case hexadecimal; computed once, at some milliseconds for a large one."""
+        return hashlib.sha256(self.data).hexdigest()
 
 
 class RequestBody:
@@ -74,11 +83,46 @@ class RequestBody:
             OverloadedError: `hold_bytes` refused.
             starlette.requests.ClientDisconnect: The client went away.
         """
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._read(hold_bytes)
-        except TimeoutError as error:
-            raise SlowBodyError(f"the body did not arrive within {self._timeout_s:g} seconds") from error
+        async with self._within_time():
+            return await self._read(hold_bytes)
+
+    @property
+    def media_type(self) -> str:
+        """The content type in lower case, without its options; empty where there is none."""
+        return parse_options_header(self._request.headers.get("content-type"))[0].decode("latin-1")
+
+    async def read_form(
+        self, texts: tuple[str, ...], hold_bytes: Callable[[int], None]
+    ) -> tuple[EncodedPicture, dict[str, str]]:
+        """Read a form of one picture and some texts.
+
+        Args:
+            texts: Names of the text fields that it may have.
+            hold_bytes: Called with the size of each chunk before it is kept.
+
+        Returns:
+            The picture, and those of the texts that came, by name.
+
+        Raises:
+            ServingError: As `read_pictures`.
+            starlette.requests.ClientDisconnect: The client went away.
+        """
+        async with self._within_time():
+            form = await self._read_form(hold_bytes, MAX_PICTURE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
+        (picture,) = form.finish()
+        return picture, form.texts
+
+    async def read_text(self, hold_bytes: Callable[[int], None]) -> bytes:
+        """Read a short body as it is, such as JSON.
+
+        Raises:
+            TooLargeError: It is not short.
+            SlowBodyError: It did not arrive in time.
+            OverloadedError: `hold_bytes` refused.
+            starlette.requests.ClientDisconnect: The client went away.
+        """
+        async with self._within_time():
+            return b"".join([chunk async for chunk in self._stream(MAX_TEXT_BYTES, "a text body", hold_bytes)])
 
     async def discard(self) -> bool:
         """Read on for a moment after a refusal: closing at once resets the connection unanswered.
@@ -97,17 +141,32 @@ class RequestBody:
             return False
         return self._is_complete
 
+    @asynccontextmanager
+    async def _within_time(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                yield
+        except TimeoutError as error:
+            raise SlowBodyError(f"the body did not arrive within {self._timeout_s:g} seconds") from error
+
+    async def _read_form(
+        self, hold_bytes: Callable[[int], None], max_bytes: int, texts: tuple[str, ...], max_pictures: int
+    ) -> "_PictureForm":
+        _, options = parse_options_header(self._request.headers.get("content-type"))
+        form = _PictureForm(options.get(b"boundary", b""), texts, max_pictures)
+        what = "the pictures of one request" if max_pictures > 1 else "a form with one picture"
+        async for chunk in self._stream(max_bytes, what, hold_bytes):
+            form.feed(chunk)
+        return form
+
     async def _read(self, hold_bytes: Callable[[int], None]) -> list[EncodedPicture]:
         headers = self._request.headers
         encoding = headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise WrongTypeError(f"content-encoding {encoding!r}; send the picture as it is")
-        media_type, options = parse_options_header(headers.get("content-type"))
+        media_type, _ = parse_options_header(headers.get("content-type"))
         if media_type == b"multipart/form-data":
-            form = _PictureForm(options.get(b"boundary", b""))
-            async for chunk in self._stream(MAX_BODY_BYTES, "the pictures of one request", hold_bytes):
-                form.feed(chunk)
-            return form.finish()
+            return (await self._read_form(hold_bytes, MAX_BODY_BYTES, (), MAX_PICTURES)).finish()
         if not _is_picture_type(media_type):
             raise WrongTypeError(
                 f"content type {media_type.decode('latin-1') or 'missing'!r}; send one picture as image/* or "
@@ -150,15 +209,19 @@ def _is_picture_type(media_type: bytes) -> bool:
 @dataclass
 class _Part:
     headers: dict[bytes, bytes] = field(default_factory=dict)
+    text_name: str | None = None
     filename: str = ""
     data: bytearray = field(default_factory=bytearray)
 
 
 class _PictureForm:
-    """Collects the file parts called `image`, and refuses every other part as soon as its head is read."""
+    """Collects file parts called `image` and the texts it was told of; refuses others as soon as their head is read."""
 
-    def __init__(self, boundary: bytes) -> None:
+    def __init__(self, boundary: bytes, texts: tuple[str, ...], max_pictures: int) -> None:
         self._pictures: list[EncodedPicture] = []
+        self.texts: dict[str, str] = {}
+        self._text_names = texts
+        self._max_pictures = max_pictures
         self._part = _Part()
         self._header_name = bytearray()
         self._header_value = bytearray()
@@ -192,13 +255,18 @@ class _PictureForm:
         if not self._is_complete:
             raise NotReadableError("the multipart body ends before its last boundary")
         if not self._pictures:
-            raise BadParameterError(f"the form holds no picture; send 1 to {MAX_PICTURES} files called `{FIELD_NAME}`")
+            wanted = "one file" if self._max_pictures == 1 else f"1 to {self._max_pictures} files"
+            raise BadParameterError(f"the form holds no picture; send {wanted} called `{FIELD_NAME}`")
         return self._pictures
 
     def _begin_part(self) -> None:
-        if len(self._pictures) == MAX_PICTURES:
-            raise TooLargeError(f"more than {MAX_PICTURES} pictures in one request; send them in several")
+        if len(self._pictures) + len(self.texts) == self._max_pictures + len(self._text_names):
+            self._refuse_more()
         self._part = _Part()
+
+    def _refuse_more(self) -> None:
+        what = "one picture" if self._max_pictures == 1 else f"{self._max_pictures} pictures"
+        raise TooLargeError(f"more than {what} in one request; send them in several")
 
     def _add_header_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
@@ -223,8 +291,16 @@ class _PictureForm:
     def _check_headers(self) -> None:
         _, options = parse_options_header(self._part.headers.get(b"content-disposition"))
         name = options.get(b"name", b"").decode("utf-8", "replace")
+        if name in self._text_names and b"filename" not in options:
+            if name in self.texts:
+                raise BadParameterError(f"form field `{name}` came twice; send it once")
+            self._part.text_name = name
+            return
         if name != FIELD_NAME:
-            raise BadParameterError(f"form field {name!r}; the only field is `{FIELD_NAME}`")
+            texts = "".join(f", and the text `{text}`" for text in self._text_names)
+            raise BadParameterError(f"form field {name[:40]!r}; the only file is `{FIELD_NAME}`{texts}")
+        if len(self._pictures) == self._max_pictures:
+            self._refuse_more()
         if b"filename" not in options:
             raise BadParameterError(
                 f"form field `{FIELD_NAME}` must be a file; a text, a path or a URL is never followed"
@@ -236,10 +312,18 @@ class _PictureForm:
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         self._part.data += data[start:end]
+        if self._part.text_name is not None and len(self._part.data) > MAX_TEXT_BYTES:
+            raise TooLargeError(f"form field `{self._part.text_name}` may have {MAX_TEXT_BYTES:,} bytes; more came")
         if len(self._part.data) > MAX_PICTURE_BYTES:
             raise TooLargeError(f"{self._part.filename!r}: a picture may have {MAX_PICTURE_BYTES:,} bytes; more came")
 
     def _end_part(self) -> None:
+        if self._part.text_name is not None:
+            try:
+                self.texts[self._part.text_name] = self._part.data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise BadParameterError(f"form field `{self._part.text_name}` is not UTF-8 text") from error
+            return
         if not self._part.data:
             raise NotAPictureError(f"{self._part.filename!r} is empty; send a picture")
         self._pictures.append(EncodedPicture(bytes(self._part.data), self._part.filename))

@@ -4,14 +4,32 @@
 it under BentoML's supervisor.
 """
 
+from collections.abc import Sequence
+
 import bentoml
 
+from serving.drift import DriftWatch
+from serving.feedback import FEEDBACK_FOLDER, FeedbackStore
+from serving.feedback_api import FeedbackApi
 from serving.http_api import create_app
-from serving.metrics import count_answer, count_batch, count_comparison, count_request, publish_models
+from serving.manifest import Manifest
+from serving.metrics import (
+    count_answer,
+    count_batch,
+    count_comparison,
+    count_dropped,
+    count_feedback,
+    count_request,
+    publish_drift,
+    publish_models,
+)
 from serving.model_set import ModelSet, find_bundles_dir
 from serving.options import read_options
 from serving.prediction_api import PredictionApi
+from serving.predictions import ModelsAnswer, PredictAnswer
 from serving.registry import RegistryFollower
+from serving.request_body import EncodedPicture
+from serving.request_log import PICTURES_FOLDER, REQUESTS_FOLDER, RequestLog
 
 options = read_options()
 app = create_app(options, on_request=count_request)
@@ -31,22 +49,45 @@ class Darkroom:
 
     def __init__(self) -> None:
         bundles_dir = find_bundles_dir()
+        requests_dir = bundles_dir.parent / REQUESTS_FOLDER
+        self._drift = DriftWatch(publish_drift)
+        self._log = (
+            RequestLog(requests_dir, options.log_share, options.keeps_pictures, on_drop=count_dropped)
+            if options.log_share
+            else None
+        )
         self._models = ModelSet(
             bundles_dir,
             precision=options.precision,
             requires_cuda=options.requires_cuda,
             registry=RegistryFollower(options.registry, bundles_dir) if options.registry else None,
-            on_change=publish_models,
+            on_change=self._publish,
         )
         self._models.refresh()
         self._models.watch()
-        app.state.api = PredictionApi(
+        api = PredictionApi(
             self._models,
             on_batch=count_batch,
-            on_answer=count_answer,
+            on_answer=self._observe,
             shadow_share=options.shadow_share,
             on_comparison=count_comparison,
         )
+        app.state.api = api
+        app.state.drift = self._drift
+        app.state.log = self._log
+        if options.takes_feedback:
+            store = FeedbackStore(bundles_dir.parent / FEEDBACK_FOLDER)
+            app.state.feedback = FeedbackApi(api, store, requests_dir / PICTURES_FOLDER, count_feedback)
+
+    def _publish(self, answer: ModelsAnswer) -> None:
+        publish_models(answer)
+        self._drift.keep(answer.models)
+
+    def _observe(self, manifest: Manifest, answer: PredictAnswer, pictures: Sequence[EncodedPicture]) -> None:
+        count_answer(answer)
+        self._drift.add(manifest, answer)
+        if self._log is not None:
+            self._log.add(answer, pictures)
 
     def __is_ready__(self) -> bool:
         return bool(self._models.names)

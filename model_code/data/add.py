@@ -109,6 +109,7 @@ def add_dataset(
                 image_size=size,
                 source_fingerprint=fingerprint,
                 cache_dir=cache_dir,
+                source_paths=() if download else sources,
                 is_progress_shown=progress,
                 check_source=check_unchanged,
             )

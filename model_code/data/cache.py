@@ -50,7 +50,10 @@ class SplitManifest(_FrozenModel):
 
 
 class CacheManifest(_FrozenModel):
-    """What manifest.json says about one packed data set; `splits` need not have "train" (see `PackedDataset`)."""
+    """What manifest.json says about one packed data set; `splits` need not have "train" (see `PackedDataset`).
+
+    `source_paths` are absolute; empty for what was drawn or downloaded, and in the manifests of earlier versions.
+    """
 
     format_version: Literal[1]
     name: str
@@ -61,6 +64,7 @@ class CacheManifest(_FrozenModel):
     checksum: str
     source: str
     source_fingerprint: str
+    source_paths: tuple[str, ...] = ()
     skipped: tuple[SkippedPicture, ...]
 
 

@@ -63,6 +63,7 @@ def pack_dataset(
     image_size: int,
     source_fingerprint: str,
     cache_dir: Path,
+    source_paths: Sequence[Path] = (),
     is_progress_shown: bool = True,
     check_source: Callable[[], None] = lambda: None,
 ) -> PackedDataset:
@@ -74,6 +75,7 @@ def pack_dataset(
         image_size: Height and width of the packed pictures, pixels.
         source_fingerprint: Recorded, to tell later whether the source changed.
         cache_dir: The folder of all packed data sets; made when missing.
+        source_paths: Recorded, to pack the same again.
         is_progress_shown: Whether to show progress.
         check_source: Called before the new version counts; what it raises keeps the old one.
 
@@ -108,7 +110,7 @@ def pack_dataset(
                     for split, content in sorted(source.splits.items())
                 }
             check_source()
-            _commit(folder, scratch, _describe(name, source, image_size, source_fingerprint, written))
+            _commit(folder, scratch, _describe(name, source, image_size, source_fingerprint, source_paths, written))
         finally:
             _remove_leftovers(name, cache_dir)
     return open_dataset(name, cache_dir)
@@ -119,6 +121,7 @@ def _describe(
     source: PictureSource,
     image_size: int,
     source_fingerprint: str,
+    source_paths: Sequence[Path],
     written: dict[str, _WrittenSplit],
 ) -> CacheManifest:
     checksum = compute_checksum(
@@ -137,6 +140,7 @@ def _describe(
         checksum=checksum,
         source=source.description,
         source_fingerprint=source_fingerprint,
+        source_paths=tuple(str(path.resolve()) for path in source_paths),
         skipped=tuple(picture for one in written.values() for picture in one.skipped) + tuple(ignored),
     )
 

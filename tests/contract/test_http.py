@@ -1,6 +1,7 @@
 """Every promise of the HTTP contract, asked of the real service over a real connection."""
 
 import contextlib
+import hashlib
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -66,8 +67,9 @@ def test_one_picture(client, service):
     }
     assert body["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
     (prediction,) = body["predictions"]
-    assert sorted(prediction) == ["filename", "is_confident", "label", "probability", "top"]
+    assert sorted(prediction) == ["filename", "is_confident", "label", "picture_sha256", "probability", "top"]
     assert prediction["filename"] is None
+    assert prediction["picture_sha256"] == hashlib.sha256(paint("red")).hexdigest()
     assert prediction["label"] == prediction["top"][0]["label"] == "red"
     assert prediction["probability"] == prediction["top"][0]["probability"] > 0.99
     assert len(prediction["top"]) == 5
@@ -327,7 +329,9 @@ def test_paths_that_nothing_answers_make_no_labels(client):
         assert client.get(path).status_code == 404
     lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith("darkroom_requests_total")]
     routes = {line.split('route="')[1].split('"')[0] for line in lines}
-    assert "other" in routes <= {"other", "/", "/v1/predict", "/v1/models", "/openapi.json", "/docs.json"}
+    assert (
+        "other" in routes <= {"other", "/", "/v1/predict", "/v1/feedback", "/v1/models", "/openapi.json", "/docs.json"}
+    )
 
 
 def test_every_answer_carries_the_security_headers(client):
@@ -366,7 +370,7 @@ def test_openapi_describes_the_contract(client, path):
     predict = document["paths"]["/v1/predict"]["post"]
     assert set(predict["responses"]) >= {"200", "400", "404", "413", "415", "422", "429", "503"}
     assert [one["name"] for one in predict["parameters"]] == ["model", "top_k"]
-    assert set(document["paths"]) >= {"/v1/predict", "/v1/models", "/livez", "/readyz", "/metrics", "/"}
+    assert set(document["paths"]) >= {"/v1/predict", "/v1/feedback", "/v1/models", "/livez", "/readyz", "/metrics", "/"}
 
     def find_references(node):
         if isinstance(node, dict):
@@ -445,4 +449,4 @@ def test_many_large_pictures_in_one_request(client):
     assert post(client, large).status_code == 200
     answer = post_form(client, *[(f"{number}.png", large) for number in range(3)])
     assert refusal(answer) == (413, "too_large")
-    assert "108,000,000 pixels" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"].startswith("3 pictures of more than 100,000,000 pixels together")

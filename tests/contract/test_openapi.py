@@ -26,6 +26,11 @@ database = "none"
 enabled = true
 positive_data_acceptance.expected-statuses = [200]
 negative_data_rejection.expected-statuses = [400, 404, 405, 408, 413, 415, 422]
+
+[[operations]]
+include-path = "/v1/feedback"
+# 404: of a picture that the log does not keep.
+checks.positive_data_acceptance.expected-statuses = [200, 404]
 """
 
 
@@ -35,6 +40,10 @@ def read_description(url):
     schemas = {one["name"]: one["schema"] for one in document["paths"]["/v1/predict"]["post"]["parameters"]}
     schemas["top_k"]["maximum"] = len(COLOURS)
     schemas["model"]["enum"] = ["cifar10", "food"]
+    form = document["paths"]["/v1/feedback"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    for properties in (form["properties"], document["components"]["schemas"]["FeedbackRequest"]["properties"]):
+        properties["label"] = {"enum": list(COLOURS)}
+        properties["model"] = {"enum": ["cifar10", "food"]}
     return document
 
 
@@ -57,7 +66,10 @@ def check_description(url, folder, *options):
     return int(tested[1]), int(generated[1])
 
 
-def test_the_service_does_what_its_description_says(service, tmp_path):
+def test_the_service_does_what_its_description_says(tmp_path, start_service):
+    for name in ("cifar10", "food"):
+        release(tmp_path / "bundles", name)
+    service = start_service(tmp_path, "--feedback")
     tested, generated = check_description(service.url, tmp_path)
     assert tested == len(read_description(service.url)["paths"])
     assert generated > 200

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from tests.integration.conftest import COMMAND
+from tests.unit.serving.tiny_bundle import paint, release
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,6 +125,7 @@ def test_every_deployment_is_there_with_its_form_and_schedule(client, api, prefe
     assert set(found) == {
         *("train-recipe/process", "train-recipe/docker", "train-recipe/kubernetes", "train-recipe/weekly"),
         *("train-every-recipe/nightly", "check-health/hourly", "retrain/on-feedback"),
+        "watch-predictions/every-ten-minutes",
         *("add-data/process", "release-model/process", "roll-back-model/process", "write-report/process"),
     }
     assert [schedule.schedule.cron for schedule in found["train-every-recipe/nightly"].schedules] == ["0 1 * * *"]
@@ -282,6 +284,66 @@ def wait_for_device(locks_dir):
 
     with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}), hold_device(locks_dir, "cpu"):
         pass
+
+
+def test_feedback_and_drift_start_trainings_that_say_why(client, tmp_path, monkeypatch):
+    """The server answers each event with one run; the same cause again starts none."""
+    from flows.scheduled import watch_predictions
+
+    release(tmp_path / "bundles")
+    for number in range(3):
+        picture = tmp_path / f"feedback/cifar10/red/{number}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(paint())
+    models = {"models": [{"name": "cifar10", "version": "1", "drift_score": 0.4}], "problems": []}
+    with answering(models) as (address, keys):
+        monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+        monkeypatch.setenv("DARKROOM_SERVICE_URL", address)
+        monkeypatch.setenv("DARKROOM_API_KEY", "0123456789abcdef")
+        for _ in range(2):
+            assert watch_predictions(enough_feedback=3, return_state=True).is_completed()
+    assert keys == ["0123456789abcdef"] * 2
+    runs = wait_for(lambda: len(found := list_runs(client, "on-feedback")) > 1 and found, 60, "the second training")
+    assert {run.parameters["name"] for run in runs} == {"cifar10"}
+    assert sorted(run.parameters["why"] for run in runs) == [
+        "people gave the true labels of 3 more pictures to cifar10, 3 are enough",
+        "the predictions of cifar10 version 1 drift: their confidence is 0.40 away from that on the pictures it was "
+        "measured on, 0.25 is allowed",
+    ]
+    time.sleep(5)
+    assert len(list_runs(client, "on-feedback")) == 2
+    for run in runs:
+        client.delete_flow_run(run.id)
+
+
+def list_runs(client, deployment):
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+
+    return client.read_flow_runs(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[deployment])))
+
+
+@contextmanager
+def answering(content):
+    """A service that answers every GET with the same, and keeps the keys that it was shown."""
+    keys = []
+
+    class Service(BaseHTTPRequestHandler):
+        def do_GET(self):
+            keys.append(self.headers["X-API-Key"])
+            body = json.dumps(content).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Service)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", keys
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.parametrize(

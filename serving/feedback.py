@@ -1,0 +1,183 @@
+"""True labels that people gave, as pictures in class folders: what the next training can be given.
+
+    <home>/feedback/<model name>/<label>/<sha256>.<png, jpg, ...>
+
+`darkroom data add NAME --from` reads the folder of a model as it is. A picture has one label: another one moves it.
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Collection
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from serving.errors import BadParameterError, NotStoredError
+from serving.preprocess import FORMATS
+
+FEEDBACK_FOLDER = "feedback"
+MAX_FEEDBACK_BYTES = 2_000_000_000
+_SUFFIXES = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "TIFF": ".tif",
+    "PPM": ".ppm",
+}
+# Of pictures that are being written, beside the models' folders.
+_SCRATCH_FOLDER = ".scratch"
+_MOST_NAME_BYTES = 255
+# How long a measured size counts, with what was added since: measuring reads every file's size.
+_MEASURE_INTERVAL_S = 60.0
+
+
+class FeedbackStore:
+    """The feedback of every model under one home; safe to call from several threads and processes.
+
+    Attributes:
+        folder: Where everything lies.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = MAX_FEEDBACK_BYTES) -> None:
+        """Make nothing on disk yet.
+
+        Args:
+            folder: `feedback` under DARKROOM_HOME.
+            max_bytes: Of all models' pictures together.
+        """
+        self.folder = folder
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._size_bytes = 0
+        self._measured_s = -math.inf
+
+    def save(self, name: str, label: str, labels: Collection[str], sha256: str, data: bytes) -> int:
+        """Store a picture under its true label, durably; the label that it had before is forgotten.
+
+        Args:
+            name: Registered name of the model.
+            label: One of `labels`.
+            labels: All that the model knows.
+            sha256: Of `data`, lower-case hexadecimal.
+            data: The encoded picture, which decodes.
+
+        Returns:
+            How many pictures have feedback for this model now.
+
+        Raises:
+            BadParameterError: The label is not one of the model's, or cannot be the name of a folder.
+            NotStoredError: The limit is reached, or the system refuses to write.
+        """
+        if label not in labels:
+            raise BadParameterError(f"label {label[:80]!r} is none of {name}'s classes; they are {name_some(labels)}")
+        root = self.folder / name
+        target = find_label_folder(root, label) / f"{sha256}{find_suffix(data)}"
+        with self._lock:
+            try:
+                before = [
+                    path
+                    for other in labels
+                    if other != label and is_folder_name(other) and (path := root / other / target.name).is_file()
+                ]
+                if target.is_file():
+                    pass
+                elif before:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    before[0].replace(target)
+                else:
+                    self._check_room(name, len(data))
+                    self._write(target, data)
+                for path in before:
+                    path.unlink(missing_ok=True)
+                    # A data set refuses a class folder without pictures.
+                    with suppress(OSError):
+                        path.parent.rmdir()
+                return count_pictures(root)
+            except OSError as error:
+                raise NotStoredError(
+                    f"feedback cannot be written below {self.folder}: {error.strerror or error}; "
+                    "who runs the service must free some space or make the folder writable"
+                ) from error
+
+    def _check_room(self, name: str, needed_bytes: int) -> None:
+        if time.monotonic() - self._measured_s > _MEASURE_INTERVAL_S:
+            self._size_bytes = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+            self._measured_s = time.monotonic()
+        if self._size_bytes + needed_bytes > self._max_bytes:
+            raise NotStoredError(
+                f"feedback takes {self._size_bytes:,} bytes and may take {self._max_bytes:,}; who runs the service "
+                f"must train with what is in {self.folder / name} and then remove it"
+            )
+
+    def _write(self, target: Path, data: bytes) -> None:
+        scratch = self.folder / _SCRATCH_FOLDER / f"{target.name}-{os.getpid()}"
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with scratch.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch.replace(target)
+            _flush_folder(target.parent)
+        finally:
+            scratch.unlink(missing_ok=True)
+        self._size_bytes += len(data)
+
+
+def count_pictures(root: Path) -> int:
+    """Return how many pictures a model's class folders hold; 0 without any."""
+    if not root.is_dir():
+        return 0
+    count = 0
+    with os.scandir(root) as folders:
+        for folder in folders:
+            if folder.is_dir():
+                with os.scandir(folder) as files:
+                    count += sum(file.is_file() and not file.name.startswith(".") for file in files)
+    return count
+
+
+def find_label_folder(root: Path, label: str) -> Path:
+    """Return the folder of a label, directly below `root`.
+
+    Raises:
+        BadParameterError: The label cannot be the name of a folder.
+    """
+    if not is_folder_name(label):
+        raise BadParameterError(f"label {label[:80]!r} cannot be the name of a folder, so no feedback is stored for it")
+    return root / label
+
+
+def is_folder_name(label: str) -> bool:
+    """Whether a label names a folder in its parent, and not a hidden one, which a data set would pass over."""
+    return not (
+        label.startswith(".") or {"/", "\\", "\0"} & set(label) or not 0 < len(os.fsencode(label)) <= _MOST_NAME_BYTES
+    )
+
+
+def find_suffix(data: bytes) -> str:
+    """Return the file name's ending for an encoded picture that decodes, by its content."""
+    with Image.open(BytesIO(data), formats=FORMATS) as picture:
+        return _SUFFIXES.get(picture.format or "", ".png")
+
+
+def name_some(labels: Collection[str], most: int = 20) -> str:
+    """Return some labels for a message, and how many more there are."""
+    shown = ", ".join(sorted(labels)[:most])
+    return f"{shown} and {len(labels) - most} more" if len(labels) > most else shown
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+"""True labels that people gave make the next model better, and the ledger says why it was trained."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model_code.registry.ledger import read_ledger
+from model_code.settings import load_settings
+from model_code.tracking.store import open_store
+from serving.bundle import read_champion
+from serving.feedback import FeedbackStore
+from tests.unit.serving.tiny_bundle import encode
+
+NAME, DATASET, SIDE = "food", "food-feedback", 16
+COLOURS = {"tomato": (170, 90, 90), "lettuce": (90, 170, 90), "plum": (90, 90, 170), "grey bread": (130, 130, 130)}
+
+
+def draw(generator, colour):
+    mean = np.array(colour) + generator.normal(0, 22, 3)
+    pixels = mean + generator.normal(0, 20, (SIDE, SIDE, 3))
+    return encode(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+
+
+@pytest.fixture
+def champion(darkroom, home, tmp_path):
+    """A model that learned from very few pictures."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 10), ("test", 100)):
+        for label, colour in COLOURS.items():
+            folder = tmp_path / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                (folder / f"{number}.png").write_bytes(draw(generator, colour))
+    darkroom("data", "add", DATASET, "--from", tmp_path, "--image-size", SIDE)
+    options = ("--set", f"dataset={DATASET}", "--set", "batch_size=20", "--epochs", 4, "--seed", 3)
+    trained = darkroom("train", "resnet18_cifar10_exp3", *options)
+    assert trained.status == 0, trained.err
+    run_id = trained.out.split("run ")[1][:32]
+    released = darkroom("release", run_id, "--as", NAME, "--mode", "forced", "--why", "for the test")
+    assert released.status == 0, released.err
+    return run_id
+
+
+def test_feedback_is_trained_on_and_the_ledger_says_why(champion, home):
+    from flows.scheduled import retrain
+
+    generator = np.random.default_rng(1)
+    store = FeedbackStore(home / "feedback")
+    for label, colour in COLOURS.items():
+        for _ in range(75):
+            data = draw(generator, colour)
+            store.save(NAME, label, tuple(COLOURS), hashlib.sha256(data).hexdigest(), data)
+    why = "people gave the true labels of 300 more pictures to food, 200 are enough"
+    assert retrain(NAME, "enabled", why, return_state=True).is_completed()
+    reason = f"{why}; with 300 pictures of feedback among the training pictures, data "
+    pointer, _, manifest = read_champion(home / "bundles", NAME)
+    assert manifest.run_id != champion
+    assert pointer.change.why.startswith(reason)
+    assert read_ledger(home / "bundles", NAME)[-1].why == pointer.change.why
+    tags = open_store(load_settings()).get_run(manifest.run_id).data.tags
+    assert tags["retrained_because"] == pointer.change.why
+    # Without anything new there is nothing to train.
+    checkpoints = sorted((home / "checkpoints").iterdir())
+    assert retrain(NAME, "dry_run", "drift", return_state=True).is_completed()
+    assert sorted((home / "checkpoints").iterdir()) == checkpoints
+    assert read_champion(home / "bundles", NAME)[0] == pointer
