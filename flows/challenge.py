@@ -2,6 +2,7 @@
 
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError
+from model_code.registry.ledger import end_challenge
 from model_code.registry.names import check_release_name
 from model_code.registry.versions import fetch_bundle, get_version, set_challenger
 from model_code.settings import load_settings
@@ -27,14 +28,12 @@ def challenge(name: str, version: str | None) -> None:
     with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"setting the challenger of {name}"):
         champion = read_pointer(settings.bundles_dir, name)
         if version is None:
-            write_challenger(settings.bundles_dir, name, None)
-        elif version == champion.version:
+            end_challenge(client, settings.bundles_dir, name)
+            return
+        if version == champion.version:
             raise ReleaseError(f"version {version} is the champion of {name}; a challenger is another version")
-        else:
-            registered = get_version(client, name, version)
-            folder = fetch_bundle(client, settings.bundles_dir, registered)
-            reference = BundleReference(
-                version=version, bundle=folder.name, manifest_sha256=registered.tags[MANIFEST_TAG]
-            )
-            write_challenger(settings.bundles_dir, name, reference)
+        registered = get_version(client, name, version)
+        folder = fetch_bundle(client, settings.bundles_dir, registered)
+        reference = BundleReference(version=version, bundle=folder.name, manifest_sha256=registered.tags[MANIFEST_TAG])
+        write_challenger(settings.bundles_dir, name, reference)
         set_challenger(client, name, version)

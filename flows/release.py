@@ -2,8 +2,9 @@
 
 import logging
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -27,12 +28,11 @@ from model_code.registry.gate import GateRules, Verdict, judge
 from model_code.registry.ledger import check_reason, complete, find_champion, find_rollback_of, move_champion
 from model_code.registry.names import check_release_name
 from model_code.registry.versions import (
-    VERDICT_TAG,
     fetch_bundle,
     find_bundle_version,
     get_champion,
     get_version,
-    list_manifests,
+    list_versions,
     register_version,
     write_verdict,
 )
@@ -96,7 +96,7 @@ def release_flow(
     folder = open_run_folder(settings.checkpoints_dir, run.run_id)
     with (
         hold_lock(settings.locks_dir / f"release-{name}.lock", f"releasing {name}"),
-        tempfile.TemporaryDirectory() as scratch,
+        _making_scratch(settings, name) as scratch,
     ):
         client = open_store(settings)
         with _holding_champion(settings, name):
@@ -113,19 +113,50 @@ def release_flow(
         if champion is not None and champion.folder.name == name_bundle(exported.manifest):
             return summary.model_copy(update={"version": champion.version, "is_champion": True})
         verdict = judge_task(exported, Path(scratch), champion, rules or GateRules(), mode)
-        known = find_bundle_version(client, name, name_bundle(exported.manifest))
-        undone = None if known is None else find_rollback_of(changes, str(known.version))
+        versions = list_versions(client, name)
+        undone = find_rollback_of(changes, [str(one.version) for one in versions if one.run_id == run.run_id])
         is_promoted = mode == "forced" or (verdict.is_promoted and undone is None)
         summary = summary.model_copy(update={"verdict": verdict, "undone": undone, "is_champion": is_promoted})
         if mode == "dry_run":
             return summary
-        with _holding_champion(settings, name), writing_to(settings.bundles_dir, 0, f"releasing {name}"):
-            bundle = write_bundle(settings.bundles_dir, Path(scratch), list_manifests(client, name))
-        version = register_task(bundle, verdict, run.profile, is_promoted)
+        with _holding_champion(settings, name):
+            bundle = _keep_bundle(client, settings, name, exported.manifest, Path(scratch))
+        was_champion = {change.to_version for change in changes}
+        version = register_task(bundle, verdict, run.profile, is_promoted, was_champion)
         if is_promoted:
             with _holding_champion(settings, name):
                 _promote(client, settings, name, version, changes, mode, why or f"darkroom release {source}", verdict)
     return summary.model_copy(update={"version": version})
+
+
+@contextmanager
+def _making_scratch(settings: Settings, name: str) -> Iterator[str]:
+    """Make a folder for what is exported; what a killed release of the name left behind is removed first."""
+    prefix = f".release-{name}-"
+    with writing_to(settings.home, 0, f"releasing {name}"):
+        settings.home.mkdir(parents=True, exist_ok=True)
+        for stale in settings.home.glob(f"{prefix}*"):
+            shutil.rmtree(stale)
+        scratch = tempfile.mkdtemp(prefix=prefix, dir=settings.home)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _keep_bundle(client: MlflowClient, settings: Settings, name: str, manifest: Manifest, scratch: Path) -> Path:
+    """Return the folder of what is released: as it was registered, if it was, else as it was exported now.
+
+    Two manifests of the same models would be two versions in one folder.
+    """
+    known = find_bundle_version(client, name, name_bundle(manifest))
+    if known is not None:
+        try:
+            return fetch_bundle(client, settings.bundles_dir, known)
+        except ReleaseError as error:
+            _log.warning("%s; it is registered anew", error)
+    with writing_to(settings.bundles_dir, 0, f"releasing {name}"):
+        return write_bundle(settings.bundles_dir, scratch)
 
 
 @contextmanager
@@ -267,15 +298,17 @@ def _find_latency(classifier: Classifier) -> float | None:
 
 
 @task(name="register", retries=2, retry_delay_seconds=2)
-def register_task(bundle: Path, verdict: Verdict, profile: str, is_promoted: bool) -> str:
+def register_task(
+    bundle: Path, verdict: Verdict, profile: str, is_promoted: bool, was_champion: Collection[str]
+) -> str:
     """Enter a bundle into the registry, with its verdict and its card; return its version.
 
-    A version that has a verdict keeps it until another one promotes it.
+    A version that was champion keeps the verdict that made it so until another one does.
     """
     client = open_store(load_settings())
     manifest = read_bundle(bundle)
     version = register_version(client, bundle, manifest)
-    if VERDICT_TAG in get_version(client, manifest.name, version).tags and not is_promoted:
+    if version in was_champion and not is_promoted:
         return version
     write_verdict(client, manifest.name, version, verdict, summarise(manifest, verdict, profile))
     folder = f"release/{manifest.name}-version-{version}"
@@ -295,8 +328,10 @@ def _open_champion(
             return None
         version = get_version(client, name, number)
         if BUNDLE_TAG not in version.tags:
-            _log.warning("version %s of %s is from an earlier Darkroom and is not compared with", number, name)
-            return None
+            raise ReleaseError(
+                f"version {number}, the champion of {name}, was not registered by this version of Darkroom: nothing "
+                "can be compared with it; --mode forced --why REASON releases without a comparison"
+            )
         folder = fetch_bundle(client, settings.bundles_dir, version)
     except ReleaseError:
         if mode == "forced":

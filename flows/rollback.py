@@ -4,6 +4,10 @@ No Prefect here: who undoes a release is in a hurry.
 """
 
 import logging
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError, UsageError
@@ -12,9 +16,10 @@ from model_code.registry.names import check_release_name
 from model_code.registry.versions import fetch_bundle, get_champion, get_version
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
-from serving.bundle import Change
+from serving.bundle import Change, read_bundle
 from serving.classifier import Classifier
-from serving.registry import MANIFEST_TAG
+from serving.errors import BundleError
+from serving.registry import BUNDLE_TAG, MANIFEST_TAG
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +52,9 @@ def roll_back(name: str, to: str | None = None, why: str = "") -> Change:
         to: Version; the champion before this one when None.
         why: For the ledger.
 
+    Returns:
+        The move; the last one, if the champion is meant and only its damaged bundle had to be fetched anew.
+
     Raises:
         ReleaseError: There is nothing to go back to, or the bundle of that version does not verify; nothing changes.
         UsageError: A version that was never champion needs a reason.
@@ -73,7 +81,7 @@ def roll_back(name: str, to: str | None = None, why: str = "") -> Change:
         version = get_version(client, name, target)
         champion = get_champion(client, name)
         if target == current and champion is not None and str(champion.version) == target:
-            raise ReleaseError(f"version {target} of {name} is champion already; `darkroom history {name}` shows all")
+            return _repair(client, settings.bundles_dir, version, changes[-1])
         if not why and target not in {change.to_version for change in changes}:
             raise UsageError(
                 f'version {target} of {name} was never champion: give a reason for the ledger, --why "..."'
@@ -90,3 +98,15 @@ def roll_back(name: str, to: str | None = None, why: str = "") -> Change:
             why=why or "no reason given",
             verdict=f"{len(classifier.manifest.files) + 1} files verified; {classifier.choice}",
         )
+
+
+def _repair(client: MlflowClient, bundles_dir: Path, version: ModelVersion, last: Change) -> Change:
+    """Fetch the champion's bundle anew if it is damaged; there is nothing else to do for a version that is champion."""
+    try:
+        read_bundle(bundles_dir / version.name / version.tags.get(BUNDLE_TAG, ""), version.tags.get(MANIFEST_TAG))
+    except BundleError as problem:
+        fetch_bundle(client, bundles_dir, version)
+        return last.model_copy(update={"verdict": f"its bundle is fetched from the registry: {problem}"})
+    raise ReleaseError(
+        f"version {version.version} of {version.name} is champion already; `darkroom history {version.name}` shows all"
+    )

@@ -1,6 +1,6 @@
 """A bundle: one folder with a model and its manifest, and the pointer that says which bundle is served.
 
-    bundles/<name>/<16 digits of model.onnx's sha256>-<8 of the run's id>[-<other precisions>]/
+    bundles/<name>/<16 digits of the models' sha256>-<8 of the run's id>[-<other precisions>]/
         manifest.json       what it is, with the sha256 of every other file (serving/manifest.py)
         model.onnx          fp32; model.fp16.onnx and model.int8.onnx where they are offered
         golden.npz          images_NHWC uint8, and the answers of each variant at its release: float32 [N, classes]
@@ -102,7 +102,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def write_bundle(bundles_dir: Path, source: Path, trusted: Collection[str] = ()) -> Path:
+def write_bundle(
+    bundles_dir: Path, source: Path, trusted: Collection[str] = (), folder_name: str | None = None
+) -> Path:
     """Copy a bundle from `source` into `bundles_dir/<name>/` and return its folder.
 
     A bundle of the same model of the same run with the same variants that is there is kept if it is intact and its
@@ -113,6 +115,7 @@ def write_bundle(bundles_dir: Path, source: Path, trusted: Collection[str] = ())
         bundles_dir: Where bundles lie.
         source: Folder with manifest.json and the files that it names.
         trusted: sha256 of manifests that are known from outside of the folder.
+        folder_name: Of a bundle that was registered under it; `name_bundle` of its manifest when None.
 
     Raises:
         BundleError: A file of `source` is not the one that the manifest describes.
@@ -123,7 +126,7 @@ def write_bundle(bundles_dir: Path, source: Path, trusted: Collection[str] = ())
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(".new-*"):
         shutil.rmtree(stale)
-    folder = parent / name_bundle(manifest)
+    folder = parent / (folder_name or name_bundle(manifest))
     if _is_intact(folder, trusted):
         return folder
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
@@ -144,9 +147,11 @@ def write_bundle(bundles_dir: Path, source: Path, trusted: Collection[str] = ())
 
 
 def name_bundle(manifest: Manifest) -> str:
-    """Return the name of a manifest's folder."""
+    """Return the name of a manifest's folder: the same for the same models of the same run, whatever was measured."""
     others = [variant.precision for variant in manifest.offered if variant.precision != "fp32"]
-    return "-".join([manifest.fp32.sha256[:16], manifest.run_id[:8], *others])
+    models = "".join(variant.sha256 for variant in manifest.offered)
+    sha256 = hashlib.sha256(models.encode()).hexdigest() if others else models
+    return "-".join([sha256[:16], manifest.run_id[:8], *others])
 
 
 def _is_intact(folder: Path, trusted: Collection[str]) -> bool:

@@ -22,7 +22,6 @@ from serving.bundle import (
     Change,
     Pointer,
     list_released,
-    name_bundle,
     read_bundle,
     read_challenger,
     read_pointer,
@@ -157,11 +156,9 @@ class RegistryFollower:
                 logger.info("%s: version %s is fetched from %s", name, wanted.version, self.address)
                 self._download(client, name, wanted.version, Path(scratch))
                 manifest = read_bundle(Path(scratch), wanted.manifest_sha256)
-                if (manifest.name, name_bundle(manifest)) != (name, wanted.bundle):
-                    raise BundleError(
-                        f"version {wanted.version} of {name} holds {manifest.name}/{name_bundle(manifest)}"
-                    ) from None
-                write_bundle(self._bundles_dir, Path(scratch), {wanted.manifest_sha256})
+                if manifest.name != name:
+                    raise BundleError(f"version {wanted.version} of {name} holds {manifest.name}") from None
+                write_bundle(self._bundles_dir, Path(scratch), {wanted.manifest_sha256}, wanted.bundle)
 
     def _download(self, client: httpx.Client, name: str, version: str, folder: Path) -> None:
         address = self._ask(client, f"{_API}/model-versions/get-download-uri", name=name, version=version)

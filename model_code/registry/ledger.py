@@ -12,7 +12,7 @@ import getpass
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -23,8 +23,16 @@ from mlflow.exceptions import MlflowException
 
 from model_code.disk import flush_folder, writing_to
 from model_code.errors import ReleaseError, UsageError
-from model_code.registry.versions import fetch_bundle, get_champion, get_version, list_versions
-from serving.bundle import Change, Pointer, read_pointer, write_pointer
+from model_code.registry.versions import fetch_bundle, get_champion, get_version, list_versions, set_challenger
+from serving.bundle import (
+    POINTER_FILE,
+    Change,
+    Pointer,
+    read_challenger,
+    read_pointer,
+    write_challenger,
+    write_pointer,
+)
 from serving.errors import BundleError
 from serving.registry import BUNDLE_TAG, CHAMPION, MANIFEST_TAG
 
@@ -85,7 +93,8 @@ def move_champion(
         verdict: Of the gate, or what was checked.
 
     Raises:
-        ReleaseError: The version is champion, but the registry could not be told.
+        ReleaseError: The version is champion, but the registry could not be told; or another home made another
+            version the champion at the same moment.
     """
     change = Change(
         number=_count(read_ledger(bundles_dir, name)) + 1,
@@ -99,13 +108,30 @@ def move_champion(
     )
     _point(bundles_dir, version, change)
     try:
-        complete(client, bundles_dir, name)
+        last = complete(client, bundles_dir, name)[-1]
     except MlflowException as error:
         raise ReleaseError(
             f"version {change.to_version} of {name} is champion and served, but the registry could not be told "
             f"({error}); `darkroom history {name}` tells it"
         ) from error
+    if last != change:
+        raise ReleaseError(
+            f"version {last.to_version} became champion of {name} ({last.action} by {last.by} at {last.at}) at the "
+            f"same moment as version {change.to_version}, which did not; repeat the command"
+        )
+    end_challenge(client, bundles_dir, name, change.to_version)
     return change
+
+
+def end_challenge(client: MlflowClient, bundles_dir: Path, name: str, version: str | None = None) -> None:
+    """Let a name have no challenger; where a version is given, only if that is the challenger."""
+    try:
+        challenger: str | None = read_challenger(bundles_dir, name).version
+    except BundleError:
+        challenger = None
+    if version is None or version == challenger:
+        write_challenger(bundles_dir, name, None)
+        set_challenger(client, name, None)
 
 
 def check_reason(why: str) -> None:
@@ -127,6 +153,12 @@ def complete(client: MlflowClient, bundles_dir: Path, name: str) -> tuple[Change
     changes, registered = read_ledger(bundles_dir, name), _read_tags(client, name)
     pointer = _find_pointer(bundles_dir, name)
     if pointer is not None and pointer.change.number > max(_count(changes), _count(registered)):
+        known = [str(version.version) for version in list_versions(client, name)]
+        if pointer.version not in known:
+            raise ReleaseError(
+                f"version {pointer.version} of {name} is served and not in the registry, which has {', '.join(known)}: "
+                f"it was deleted there; remove {bundles_dir / name / POINTER_FILE} to go on with the ledger's champion"
+            )
         client.set_registered_model_alias(name, CHAMPION, pointer.version)
         tag = f"{_TAG}{pointer.change.number}"
         client.set_model_version_tag(name, pointer.version, tag, pointer.change.model_dump_json())
@@ -174,30 +206,32 @@ def find_previous(changes: tuple[Change, ...]) -> str | None:
     counting: list[str] = []
     for change in changes:
         if change.action == "rollback" and change.to_version in counting:
-            del counting[counting.index(change.to_version) + 1 :]
+            del counting[len(counting) - counting[::-1].index(change.to_version) :]
         elif counting[-1:] != [change.to_version]:
             counting.append(change.to_version)
     return counting[-2] if len(counting) > 1 else None
 
 
-def find_rollback_of(changes: tuple[Change, ...], version: str) -> Change | None:
-    """Return the rollback that took the alias away from a version, if that is the last that happened to it."""
+def find_rollback_of(changes: tuple[Change, ...], versions: Collection[str]) -> Change | None:
+    """Return the rollback that took the alias away from one of these, if that is the last that happened to them."""
     for change in reversed(changes):
-        if change.to_version == version:
+        if change.to_version in versions:
             return None
-        if change.from_version == version:
+        if change.from_version in versions:
             return change if change.action == "rollback" else None
     return None
 
 
 def _read_tags(client: MlflowClient, name: str) -> tuple[Change, ...]:
+    """Return what the versions say, in order; of two homes' changes with one number the later one, in every home."""
     changes = [
         Change.model_validate_json(value)
         for version in list_versions(client, name)
         for key, value in version.tags.items()
         if key.startswith(_TAG)
     ]
-    return tuple(sorted(changes, key=lambda change: change.number))
+    by_number = {change.number: change for change in sorted(changes, key=lambda one: (one.at, one.to_version))}
+    return tuple(change for _, change in sorted(by_number.items()))
 
 
 def _find_pointer(bundles_dir: Path, name: str) -> Pointer | None:

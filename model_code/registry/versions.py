@@ -18,7 +18,7 @@ from mlflow.models import infer_signature
 from model_code.disk import writing_to
 from model_code.errors import ReleaseError
 from model_code.registry.gate import Verdict
-from serving.bundle import MANIFEST_FILE, MODEL_FILE, hash_file, name_bundle, read_bundle, write_bundle
+from serving.bundle import MANIFEST_FILE, MODEL_FILE, hash_file, read_bundle, write_bundle
 from serving.errors import BundleError
 from serving.manifest import FILE_NAME, Manifest
 from serving.registry import BUNDLE_TAG, CHALLENGER, CHAMPION, MANIFEST_TAG
@@ -129,11 +129,6 @@ def find_bundle_version(client: MlflowClient, name: str, bundle: str) -> ModelVe
     return next((one for one in reversed(list_versions(client, name)) if one.tags.get(BUNDLE_TAG) == bundle), None)
 
 
-def list_manifests(client: MlflowClient, name: str) -> set[str]:
-    """Return the sha256 of the manifest of every version."""
-    return {one.tags[MANIFEST_TAG] for one in list_versions(client, name) if MANIFEST_TAG in one.tags}
-
-
 def fetch_bundle(client: MlflowClient, bundles_dir: Path, version: ModelVersion) -> Path:
     """Return the folder of a version's bundle: the one that is here and intact, or a copy out of the registry.
 
@@ -156,15 +151,16 @@ def fetch_bundle(client: MlflowClient, bundles_dir: Path, version: ModelVersion)
         read_bundle(folder, manifest_sha256)
     except BundleError as problem:
         _log.warning("%s is fetched from the registry: %s", what, problem)
-        with tempfile.TemporaryDirectory() as scratch, writing_to(bundles_dir, 0, f"fetching {what}"):
-            _download(client, version, Path(scratch))
+        with tempfile.TemporaryDirectory() as scratch:
             try:
+                _download(client, version, Path(scratch))
                 manifest = read_bundle(Path(scratch), manifest_sha256)
-                if (manifest.name, name_bundle(manifest)) != (version.name, name):
-                    raise BundleError(f"its manifest is that of {manifest.name}/{name_bundle(manifest)}")
-                return write_bundle(bundles_dir, Path(scratch), {manifest_sha256})
-            except BundleError as error:
+                if manifest.name != version.name:
+                    raise BundleError(f"its manifest is that of {manifest.name}")
+            except (BundleError, MlflowException, OSError) as error:
                 raise ReleaseError(f"{what} cannot be verified: {problem}; in the registry: {error}") from error
+            with writing_to(bundles_dir, 0, f"fetching {what}"):
+                return write_bundle(bundles_dir, Path(scratch), {manifest_sha256}, name)
     return folder
 
 

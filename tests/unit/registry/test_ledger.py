@@ -9,15 +9,24 @@ from model_code.registry.ledger import (
     LEDGER_FILE,
     check_reason,
     complete,
+    end_challenge,
     find_champion,
     find_previous,
     find_rollback_of,
     move_champion,
     read_ledger,
 )
-from model_code.registry.versions import get_champion, get_version, register_version
-from serving.bundle import Change, read_champion, read_pointer
-from serving.registry import CHAMPION
+from model_code.registry.versions import get_champion, get_version, register_version, set_challenger
+from serving.bundle import (
+    BundleReference,
+    Change,
+    read_challenger,
+    read_champion,
+    read_pointer,
+    write_challenger,
+)
+from serving.errors import BundleError
+from serving.registry import BUNDLE_TAG, CHAMPION, MANIFEST_TAG
 
 
 @pytest.fixture
@@ -177,6 +186,106 @@ def test_of_two_homes_that_move_at_once_the_registry_has_one(
     assert str(get_champion(client, name).version) == "3"
 
 
+def test_two_homes_that_move_in_the_same_moment_agree_in_the_end(
+    client, bundles_dir, name, register, move, tmp_path, monkeypatch
+):
+    """Both have read the ledger before either writes: two changes have the number 2."""
+    first, second, third = register(), register(), register()
+    move(first)
+    complete(client, tmp_path, name)
+    read_tags, calls = ledger._read_tags, []
+
+    def read_before_the_other_writes(*given):
+        found = read_tags(*given)
+        calls.append(found)
+        if len(calls) == 1:
+            with monkeypatch.context() as patch:
+                patch.setattr(ledger, "_read_tags", read_tags)
+                fields = {"action": "promote", "before": "1", "why": "theirs", "verdict": "well"}
+                move_champion(client, tmp_path, name, version=second, **fields)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_read_tags", read_before_the_other_writes)
+        fields = {"action": "promote", "before": "1", "why": "ours", "verdict": "well"}
+        ours = move_champion(client, bundles_dir, name, version=third, **fields)
+    tags = [key for version in "123" for key in client.get_model_version(name, version).tags if key == "change.2"]
+    assert len(tags) == 2, "the collision"
+    anew = tmp_path / "third home"
+    changes = complete(client, anew, name)
+    assert [change.number for change in changes] == [1, 2]
+    assert complete(client, anew, name) == changes
+    assert find_champion(client, name, changes) == "3" == ours.to_version
+
+
+def test_a_move_that_another_home_was_faster_with_is_told(
+    client, bundles_dir, name, register, move, tmp_path, monkeypatch
+):
+    first, second, third = register(), register(), register()
+    move(first)
+    complete(client, tmp_path, name)
+    point, theirs = ledger._point, []
+
+    def be_overtaken(*given):
+        if not theirs:
+            theirs.append(None)
+            fields = {"action": "promote", "before": "1", "why": "theirs", "verdict": "well"}
+            theirs[0] = move_champion(client, tmp_path, name, version=second, **fields)
+        point(*given)
+
+    monkeypatch.setattr(ledger, "_point", be_overtaken)
+    with pytest.raises(
+        ReleaseError, match=r"version 2 became champion of .* at the same moment as version 3, which did"
+    ):
+        move(third)
+    assert read_ledger(bundles_dir, name)[-1] == theirs[0]
+    assert read_pointer(bundles_dir, name).version == "2"
+
+
+def test_a_challenger_that_wins_is_none_any_more(client, bundles_dir, name, register, move):
+    first, second, third = register(), register(), register()
+    move(first)
+
+    def challenge(version):
+        reference = BundleReference(
+            version=str(version.version), bundle=version.tags[BUNDLE_TAG], manifest_sha256=version.tags[MANIFEST_TAG]
+        )
+        write_challenger(bundles_dir, name, reference)
+        set_challenger(client, name, str(version.version))
+
+    challenge(second)
+    move(third)
+    assert read_challenger(bundles_dir, name).version == "2"
+    move(second)
+    with pytest.raises(BundleError, match="has no challenger"):
+        read_challenger(bundles_dir, name)
+    assert set(client.get_registered_model(name).aliases) == {CHAMPION}
+    end_challenge(client, bundles_dir, name)  # nothing to end
+
+
+def test_a_served_version_that_was_deleted_in_the_registry_is_named(
+    client, bundles_dir, name, register, move, monkeypatch
+):
+    first, second = register(), register()
+    move(first)
+
+    def die(*_):
+        raise _KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(client), "set_registered_model_alias", die)
+        with pytest.raises(_KilledError):
+            move(second)
+    client.delete_model_version(name, str(second.version))
+    with pytest.raises(
+        ReleaseError, match=r"version 2 of .* is served and not in the registry, which has 1: .* remove "
+    ):
+        complete(client, bundles_dir, name)
+    (bundles_dir / name / "champion.json").unlink()
+    assert complete(client, bundles_dir, name)[-1].to_version == "1"
+    assert read_pointer(bundles_dir, name).version == "1"
+
+
 def test_a_registry_that_is_away_after_the_move_is_told(client, bundles_dir, name, register, move, monkeypatch):
     first, second = register(), register()
     move(first)
@@ -246,6 +355,7 @@ def tell(*moves):
         (("1", "2", ["1"], "3"), "1"),
         (("1", "2", "3", ["1"], "2"), "1"),
         (("1", ["7"]), "1"),
+        (("1", "2", "1", "3", ["1"]), "2"),
     ],
 )
 def test_a_rollback_goes_to_the_champion_before(moves, previous):
@@ -253,8 +363,10 @@ def test_a_rollback_goes_to_the_champion_before(moves, previous):
 
 
 def test_what_was_rolled_back_is_known():
-    assert find_rollback_of(tell("1", "2", ["1"]), "2").number == 3
-    assert find_rollback_of(tell("1", "2", ["1"], "3"), "2").number == 3
-    assert find_rollback_of(tell("1", "2", ["1"], "2"), "2") is None
-    assert find_rollback_of(tell("1", "2"), "1") is None
-    assert find_rollback_of(tell("1", "2"), "9") is None
+    assert find_rollback_of(tell("1", "2", ["1"]), ["2"]).number == 3
+    assert find_rollback_of(tell("1", "2", ["1"], "3"), ["2"]).number == 3
+    assert find_rollback_of(tell("1", "2", ["1"], "2"), ["2"]) is None
+    assert find_rollback_of(tell("1", "2"), ["1"]) is None
+    assert find_rollback_of(tell("1", "2"), ["9"]) is None
+    assert find_rollback_of(tell("1", "2", ["1"], "3"), ["2", "3"]) is None, "two versions of one run"
+    assert find_rollback_of(tell("1", "3", "2", ["1"]), ["2", "3"]).number == 4

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -68,14 +69,46 @@ def test_a_damaged_manifest_is_refused(tmp_path, text):
         read_bundle(folder)
 
 
-def test_the_pointer_is_replaced_in_one_step(tmp_path):
+def test_a_pointer_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    folder = release(tmp_path, version="1")
+    first = read_pointer(tmp_path, "cifar10")
+
+    def write_half(content, stream):
+        stream.write('{"version": ')
+        stream.flush()
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(json, "dump", write_half)
+    with pytest.raises(OSError, match="the disk is full"):
+        point_at(tmp_path, "cifar10", "2", folder)
+    assert read_pointer(tmp_path, "cifar10") == first
+    assert sorted(file.name for file in (tmp_path / "cifar10").iterdir()) == sorted([folder.name, "champion.json"])
+
+
+def test_a_bundle_that_is_written_in_part_is_not_there(tmp_path, monkeypatch):
+    source = make_two_variants(tmp_path / "source")
+    copies, copy = [], shutil.copyfile
+
+    def copy_some(*given):
+        copies.append(given)
+        if len(copies) == 3:
+            raise OSError("the disk is full")
+        return copy(*given)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_some)
+    with pytest.raises(OSError, match="the disk is full"):
+        write_bundle(tmp_path / "target", source)
+    assert list((tmp_path / "target" / "cifar10").iterdir()) == []
+
+
+def test_the_pointer_moves_and_leaves_nothing_behind(tmp_path):
     folder = release(tmp_path, version="1")
     first = read_pointer(tmp_path, "cifar10")
     point_at(tmp_path, "cifar10", "2", folder)
     second = read_pointer(tmp_path, "cifar10")
     assert (first.version, second.version) == ("1", "2")
     assert second.model_copy(update={"version": "1", "change": first.change}) == first
-    assert not list((tmp_path / "cifar10").glob(".new-*"))
+    assert sorted(file.name for file in (tmp_path / "cifar10").iterdir()) == sorted([folder.name, "champion.json"])
 
 
 def test_names_with_a_pointer_are_listed(tmp_path):

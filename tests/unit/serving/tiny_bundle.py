@@ -113,7 +113,14 @@ def make_certificate(model_file: Path, precision: str, refusal=None) -> Certific
 
 
 def make_two_variants(
-    bundles_dir: Path, *, manifest=None, refusal=None, golden_error=0.0, fp32_golden_error=0.0, **int8_options
+    bundles_dir: Path,
+    *,
+    manifest=None,
+    refusal=None,
+    golden_error=0.0,
+    fp32_golden_error=0.0,
+    fp32_repeats=0,
+    **int8_options,
 ) -> Path:
     """Write a bundle with an fp32 and an int8 file, and with golden pictures that are answered for real.
 
@@ -123,12 +130,13 @@ def make_two_variants(
         refusal: Of the int8 certificate.
         golden_error: Is added to the int8 variant's golden answers.
         fp32_golden_error: The same of fp32.
+        fp32_repeats: Of fp32's `write_model`.
         int8_options: Of the int8 file's `write_model`.
     """
     source = bundles_dir / ".int8"
     source.mkdir(parents=True)
     fp32_file, int8_file = source / MODEL_FILE, source / name_file("int8")
-    write_model(fp32_file)
+    write_model(fp32_file, repeats=fp32_repeats)
     write_model(int8_file, **int8_options)
     images_NHWC = np.random.default_rng(0).integers(0, 256, (4, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     answers = {
