@@ -35,6 +35,12 @@ _has_gpu = bentoml.metrics.Gauge(
 _swaps = bentoml.metrics.Counter(
     "darkroom_model_swaps_total", "Releases that were loaded, or refused", labelnames=["name", "outcome"]
 )
+_refused = bentoml.metrics.Gauge(
+    "darkroom_release_refused",
+    "1 while what is released under a name is not what answers, because it cannot be loaded",
+    labelnames=["name"],
+    multiprocess_mode="mostrecent",
+)
 _registry_answers = bentoml.metrics.Gauge(
     "darkroom_registry_answers", "Whether the followed registry answered the last time", multiprocess_mode="mostrecent"
 )
@@ -94,6 +100,9 @@ def publish_models(answer: ModelsAnswer) -> None:
     outcomes |= {
         (problem.name, "refused", problem.message) for problem in answer.problems if problem.name != REGISTRY_PROBLEM
     }
+    refused = {name for name, outcome, _ in outcomes if outcome == "refused"}
+    for name in refused | {name for name, outcome, _ in _seen if outcome == "refused"}:
+        _refused.labels(name).set(name in refused)
     _registry_answers.set(all(problem.name != REGISTRY_PROBLEM for problem in answer.problems))
     for name, outcome, _ in outcomes - _seen:
         _swaps.labels(name, outcome).inc()

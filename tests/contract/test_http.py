@@ -435,7 +435,11 @@ def test_a_damaged_release_keeps_the_old_one(client, service):
     wait_for(find_problems)
     assert "was changed after its release" in find_problems()[0]
     assert post(client, paint(), model="steady").json()["model"]["version"] == "1"
-    assert 'darkroom_model_swaps_total{name="steady",outcome="refused"} 1.0' in client.get("/metrics").text
+    metrics = client.get("/metrics").text
+    assert 'darkroom_model_swaps_total{name="steady",outcome="refused"} 1.0' in metrics
+    assert 'darkroom_release_refused{name="steady"} 1.0' in metrics
+    release(service.bundles_dir, "steady", "3", softness=9500.0)
+    wait_for(lambda: 'darkroom_release_refused{name="steady"} 0.0' in client.get("/metrics").text)
 
 
 def test_unknown_paths_leave_nothing_behind(client):
