@@ -368,7 +368,7 @@ def test_openapi_describes_the_contract(client, path):
     document = client.get(path).json()
     assert document["openapi"].startswith("3.1")
     predict = document["paths"]["/v1/predict"]["post"]
-    assert set(predict["responses"]) >= {"200", "400", "404", "413", "415", "422", "429", "503"}
+    assert set(predict["responses"]) >= {"200", "400", "401", "404", "413", "415", "422", "503"}
     assert [one["name"] for one in predict["parameters"]] == ["model", "top_k"]
     assert set(document["paths"]) >= {"/v1/predict", "/v1/feedback", "/v1/models", "/livez", "/readyz", "/metrics", "/"}
 
