@@ -4,7 +4,6 @@ Shape suffixes: N = pictures, H = height, W = width, C = colour channels, K = cl
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.limits import MAX_PICTURES
-
-# Of the newest batch in the running mean of the speed.
-_SPEED_WEIGHT = 0.2
 
 
 class Model(Protocol):
@@ -35,18 +31,8 @@ class _Job:
     answer: "asyncio.Future[npt.NDArray[np.float32]]"
 
 
-@dataclass(frozen=True)
-class _Classified:
-    parts: list[npt.NDArray[np.float32]]
-    seconds: float
-
-
 class Batcher:
-    """A queue in front of one device; used from one event loop.
-
-    Attributes:
-        pictures_per_s: How fast the last batches were classified; None before the first.
-    """
+    """A queue in front of one device; used from one event loop."""
 
     def __init__(self, max_pictures: int = MAX_PICTURES, on_batch: Callable[[int], None] | None = None) -> None:
         """Start with an empty queue.
@@ -58,7 +44,6 @@ class Batcher:
         self._max_pictures = max_pictures
         self._on_batch = on_batch
         self._waiting: deque[_Job] = deque()
-        self.pictures_per_s: float | None = None
         self._is_busy = False
         self._device = ThreadPoolExecutor(1, thread_name_prefix="classify")
 
@@ -110,7 +95,7 @@ class Batcher:
         self._waiting = left
         return taken
 
-    def _finish(self, jobs: list[_Job], done: "asyncio.Future[_Classified]") -> None:
+    def _finish(self, jobs: list[_Job], done: "asyncio.Future[list[npt.NDArray[np.float32]]]") -> None:
         error = None if done.cancelled() else done.exception()
         # The device first: it does not wait until the answers are handed out.
         self._start()
@@ -122,24 +107,14 @@ class Batcher:
             elif error is not None:
                 job.answer.set_exception(error)
             else:
-                job.answer.set_result(done.result().parts[index])
-        if error is None and not done.cancelled():
-            self._count(sum(len(job.images_NHWC) for job in jobs), done.result().seconds)
-
-    def _count(self, pictures: int, seconds: float) -> None:
-        speed = pictures / max(seconds, 1e-6)
-        before = self.pictures_per_s
-        self.pictures_per_s = speed if before is None else before + _SPEED_WEIGHT * (speed - before)
-        if self._on_batch is not None:
-            self._on_batch(pictures)
+                job.answer.set_result(done.result()[index])
+        if self._on_batch is not None and error is None and not done.cancelled():
+            self._on_batch(sum(len(job.images_NHWC) for job in jobs))
 
 
-def _classify(jobs: list[_Job]) -> _Classified:
-    start_s = time.perf_counter()
+def _classify(jobs: list[_Job]) -> list[npt.NDArray[np.float32]]:
     if len(jobs) == 1:
-        parts = [jobs[0].model.classify(jobs[0].images_NHWC)]
-    else:
-        probabilities_NK = jobs[0].model.classify(np.concatenate([job.images_NHWC for job in jobs]))
-        ends = np.cumsum([len(job.images_NHWC) for job in jobs])
-        parts = np.split(probabilities_NK, ends[:-1])
-    return _Classified(parts, time.perf_counter() - start_s)
+        return [jobs[0].model.classify(jobs[0].images_NHWC)]
+    probabilities_NK = jobs[0].model.classify(np.concatenate([job.images_NHWC for job in jobs]))
+    ends = np.cumsum([len(job.images_NHWC) for job in jobs])
+    return np.split(probabilities_NK, ends[:-1])

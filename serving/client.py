@@ -41,15 +41,17 @@ class PredictResult:
     """What came of all sources.
 
     Attributes:
-        model: Which model answered; None when no picture was answered.
+        model: Which model answered last; None when no picture was answered.
         provider: onnxruntime's execution provider of the server; None when no picture was answered.
         predictions: One per answered picture, in the order of the sources; `filename` is the source.
+        models: Which model made each of them: it may be replaced meanwhile.
         problems: One per source without a prediction.
     """
 
     model: ModelIdentity | None
     provider: str | None
     predictions: tuple[Prediction, ...]
+    models: tuple[ModelIdentity, ...]
     problems: tuple[SourceProblem, ...]
 
 
@@ -96,6 +98,7 @@ def predict(
         model=answers[-1].model if answers else None,
         provider=answers[-1].provider if answers else None,
         predictions=tuple(prediction for answer in answers for prediction in answer.predictions),
+        models=tuple(answer.model for answer in answers for _ in answer.predictions),
         problems=tuple(problems),
     )
 
@@ -152,18 +155,17 @@ def render_predictions(result: PredictResult) -> Table:
 
 def list_records(result: PredictResult) -> list[dict[str, Any]]:
     """Return a flat record for each answered picture: what `--format json` and `csv` print."""
-    assert result.model is not None or not result.predictions, "who answered is known"
-    shared = {} if result.model is None else {"model": result.model.name, "version": result.model.version}
     return [
         {
             "source": prediction.filename,
             "label": prediction.label,
             "probability": prediction.probability,
             "is_confident": prediction.is_confident,
-            **shared,
+            "model": model.name,
+            "version": model.version,
             "top": {one.label: one.probability for one in prediction.top},
         }
-        for prediction in result.predictions
+        for prediction, model in zip(result.predictions, result.models, strict=True)
     ]
 
 

@@ -122,12 +122,15 @@ class DriftWatch:
         self._interval_s = interval_s
         self._is_due = False
         self._windows: dict[_Key, DriftWindow] = {}
+        self._served: frozenset[_Key] = frozenset()
 
     def add(self, manifest: Manifest, answer: PredictAnswer) -> None:
         """Count the predictions of one answer; costs the same however many came before."""
         if manifest.calibration is None or not manifest.calibration.reliability:
             return
         key = (answer.model.name, answer.model.version)
+        if key not in self._served:
+            return  # asked before the model was replaced
         window = self._windows.get(key)
         if window is None:
             # On test if there is one: those pictures chose neither weights nor temperature.
@@ -145,7 +148,7 @@ class DriftWatch:
 
     def keep(self, models: Collection[ModelIdentity]) -> None:
         """Forget the models that do not answer any more."""
-        served = {(model.name, model.version) for model in models}
+        served = self._served = frozenset((model.name, model.version) for model in models)
         # A copy: the event loop may add a model meanwhile.
         windows = dict(self._windows)
         gone = [key for key in windows if key not in served]
@@ -162,5 +165,5 @@ class DriftWatch:
         self._is_due = False
         assert self._on_score is not None, "nobody else asks for it"
         for (name, version), window in self._windows.items():
-            if (score := window.score) is not None:
+            if (name, version) in self._served and (score := window.score) is not None:
                 self._on_score(name, version, score)

@@ -21,6 +21,8 @@ from serving.preprocess import FORMATS
 
 FEEDBACK_FOLDER = "feedback"
 MAX_FEEDBACK_BYTES = 2_000_000_000
+# Of one model: its folders are counted with each picture.
+MAX_FEEDBACK_PICTURES = 100_000
 _SUFFIXES = {
     "JPEG": ".jpg",
     "MPO": ".jpg",
@@ -91,6 +93,8 @@ class FeedbackStore:
                 elif before:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     before[0].replace(target)
+                    _flush_folder(target.parent)
+                    _flush_folder(root)
                 else:
                     self._check_room(name, len(data))
                     self._write(target, data)
@@ -107,6 +111,11 @@ class FeedbackStore:
                 ) from error
 
     def _check_room(self, name: str, needed_bytes: int) -> None:
+        if count_pictures(self.folder / name) >= MAX_FEEDBACK_PICTURES:
+            raise NotStoredError(
+                f"{name} has {MAX_FEEDBACK_PICTURES:,} pictures with feedback, as many as it may; who runs the service "
+                f"must train with what is in {self.folder / name} and then remove it"
+            )
         if time.monotonic() - self._measured_s > _MEASURE_INTERVAL_S:
             self._size_bytes = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
             self._measured_s = time.monotonic()
@@ -127,6 +136,7 @@ class FeedbackStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch.replace(target)
             _flush_folder(target.parent)
+            _flush_folder(target.parent.parent)
         finally:
             scratch.unlink(missing_ok=True)
         self._size_bytes += len(data)

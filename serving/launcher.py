@@ -26,7 +26,7 @@ DEFAULT_PORT = 3000
 
 
 def _check_address(_: click.Context, __: click.Parameter, address: str | None) -> str | None:
-    if address is not None and not re.fullmatch(r"https?://[^\s/]+\S*", address):
+    if address is not None and not re.fullmatch(r"https?://[^\s/:@]+(:\d{1,5})?(/\S*)?", address):
         raise click.BadParameter(f"{address!r} is no address; give one such as http://127.0.0.1:5000")
     return address
 
@@ -133,6 +133,11 @@ def run_server(
 
     bundles_dir = find_bundles_dir(home)
     options = options or ServiceOptions()
+    if options.registry and any(bundles_dir.glob("*/ledger.jsonl")):
+        raise StartError(
+            f"{bundles_dir} has releases of its own, which a registry's would replace; leave --registry out, "
+            "or give --home of a folder for this service alone"
+        )
     if not (is_patient or options.registry or list_released(bundles_dir)):
         raise StartError(f"no model is released in {bundles_dir}; run `darkroom release RECIPE --as cifar10`")
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="darkroom-serving-") as scratch:

@@ -6,6 +6,8 @@ MAX_PICTURES = 64
 MAX_BODY_BYTES = 64_000_000
 # Pixels of all pictures of one request, as their headers state them: a small file can hold many.
 MAX_REQUEST_PIXELS = 100_000_000
+# Pixels that all threads decode at one moment: 16 bytes of memory for each, where a picture is transparent and turned.
+MAX_DECODED_PIXELS = 50_000_000
 # Bytes of all requests that are being read or classified at one moment.
 MAX_HELD_BYTES = 256_000_000
 # Pictures that wait to be decoded and classified, and how long the last of them may have to wait.

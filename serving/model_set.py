@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -111,6 +111,11 @@ class ModelSet:
             ),
         )
 
+    @property
+    def champions(self) -> Mapping[str, Classifier]:
+        """The loaded models by name, as they are at this moment."""
+        return self._loaded
+
     def get_challenger(self, name: str) -> Classifier | None:
         """Return the loaded challenger of a name, or None."""
         return self._challengers.get(name)
@@ -137,10 +142,14 @@ class ModelSet:
             raise OverloadedError("no model is loaded yet; GET /v1/models says why", retry_after_s=5)
         raise BadParameterError(f"several models are loaded: say which with model=NAME; loaded: {names}")
 
-    def refresh(self) -> None:
-        """Load what was released since the last call, drop what was withdrawn, keep what works."""
+    def refresh(self, asks_registry: bool = True) -> None:
+        """Load what was released since the last call, drop what was withdrawn, keep what works.
+
+        Args:
+            asks_registry: Whether the registry, if one is followed, is asked first, if it is time to.
+        """
         with self._refreshing:
-            if self._registry is not None:
+            if self._registry is not None and asks_registry:
                 self._registry.sync({name for name, _ in self._failures})
             # A folder that is gone is a volume that is not mounted, not a withdrawal of everything.
             if self.bundles_dir.is_dir():
@@ -167,6 +176,9 @@ class ModelSet:
                 self.refresh()
             except OSError as error:
                 logger.warning("cannot read %s: %s", self.bundles_dir, error)
+            except Exception:
+                # The thread must outlive what nobody foresaw: without it no release is followed any more.
+                logger.exception("following the releases failed; it goes on")
 
     def _list_problems(self) -> dict[str, str]:
         problems = {
@@ -187,7 +199,8 @@ class ModelSet:
         for name, file in set(self._signatures).union(failures).difference(slots):
             logger.info("%s is withdrawn", name if file == POINTER_FILE else f"the challenger of {name}")
             (champions if file == POINTER_FILE else challengers).pop(name, None)
-            self._before.pop(name, None)
+            if file == POINTER_FILE:
+                self._before.pop(name, None)
             failures.pop((name, file), None)
             self._signatures.pop((name, file), None)
         for slot in slots:
@@ -206,7 +219,7 @@ class ModelSet:
                     logger.warning("%s: not loaded: %s", name, error)
                 failures[slot] = _Failure(signature, str(error), time.monotonic() + RETRY_INTERVAL_S)
                 continue
-            if file == POINTER_FILE and name in champions:
+            if file == POINTER_FILE and champions.get(name) not in (None, classifier):
                 self._before[name] = champions[name]
             loaded[name] = classifier
             failures.pop(slot, None)

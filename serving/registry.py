@@ -7,10 +7,12 @@ and then lies under DARKROOM_HOME/bundles like any release: without the registry
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,12 +38,23 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 BUNDLE_TAG, MANIFEST_TAG = "bundle", "manifest_sha256"
 POLL_INTERVAL_S = 5.0
 MAX_VERSION_BYTES = 4_000_000_000
+MAX_FETCH_S = 900.0
+# After a version that could not be fetched; doubled with each further failure.
+FIRST_RETRY_S, LAST_RETRY_S = 10.0, 600.0
+_SCRATCH_PREFIX = ".fetched-"
 _API = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _SCHEME = "mlflow-artifacts:/"
 _TIMEOUT = httpx.Timeout(30.0, connect=3.0)
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Retry:
+    version: str | None
+    at_s: float
+    wait_s: float
 
 
 class RegistryFollower:
@@ -66,6 +79,7 @@ class RegistryFollower:
         self.address = address.rstrip("/")
         self.problem = ""
         self.failures: dict[str, str] = {}
+        self._retries: dict[str, _Retry] = {}
         self._bundles_dir = bundles_dir
         self._interval_s = interval_s
         self._next_s = 0.0
@@ -81,12 +95,15 @@ class RegistryFollower:
         if time.monotonic() < self._next_s:
             return
         try:
+            self._remove_stale()
             with self._connect() as client:
                 for name, aliases in self._list_names(client):
                     self._follow(client, name, aliases, name in damaged)
             problem = ""
         except (RegistryError, OSError) as error:
             problem = str(error)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            problem = f"the registry {self.address} answers what MLflow does not: {error!r}"
         if problem and problem != self.problem:
             logger.warning("the models stay as they are: %s", problem)
         if self.problem and not problem:
@@ -97,13 +114,20 @@ class RegistryFollower:
     def _follow(self, client: httpx.Client, name: str, aliases: dict[str, str], is_damaged: bool) -> None:
         for alias, what in ((CHAMPION, name), (CHALLENGER, f"{name} ({CHALLENGER})")):
             version = aliases.get(alias)
+            retry = self._retries.get(what)
+            if retry is not None and retry.version == version and time.monotonic() < retry.at_s:
+                continue
             try:
                 self._point(client, name, alias, version, is_damaged)
                 self.failures.pop(what, None)
-            except (BundleError, RegistryError) as error:
+                self._retries.pop(what, None)
+            except (BundleError, RegistryError, OSError) as error:
                 if self.failures.get(what) != str(error):
                     logger.warning("%s: version %s is not fetched: %s", what, version, error)
                 self.failures[what] = str(error)
+                is_again = retry is not None and retry.version == version
+                wait_s = min(2 * retry.wait_s, LAST_RETRY_S) if retry is not None and is_again else FIRST_RETRY_S
+                self._retries[what] = _Retry(version, time.monotonic() + wait_s, wait_s)
 
     def _point(self, client: httpx.Client, name: str, alias: str, version: str | None, is_damaged: bool) -> None:
         """Make what an alias means known here; a champion that lost its alias stays."""
@@ -112,13 +136,13 @@ class RegistryFollower:
             if alias == CHALLENGER and known is not None:
                 write_challenger(self._bundles_dir, name, None)
             return
-        if known is not None and known.version == version and not is_damaged:
-            return
         tags = self._read_tags(client, name, version)
         bundle, manifest_sha256 = tags.get(BUNDLE_TAG, ""), tags.get(MANIFEST_TAG, "")
         if not (re.fullmatch(FILE_NAME, bundle) and manifest_sha256):
             raise RegistryError(f"version {version} of {name} was not registered by Darkroom; release its run again")
         wanted = BundleReference(version=version, bundle=bundle, manifest_sha256=manifest_sha256)
+        if known == wanted and not is_damaged:
+            return
         self._fetch(client, name, wanted)
         if known == wanted:
             return
@@ -152,10 +176,13 @@ class RegistryFollower:
             read_bundle(self._bundles_dir / name / wanted.bundle, wanted.manifest_sha256)
         except BundleError:
             self._bundles_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".fetched-", dir=self._bundles_dir.parent) as scratch:
+            with tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=self._bundles_dir.parent) as scratch:
                 logger.info("%s: version %s is fetched from %s", name, wanted.version, self.address)
                 self._download(client, name, wanted.version, Path(scratch))
-                manifest = read_bundle(Path(scratch), wanted.manifest_sha256)
+                try:
+                    manifest = read_bundle(Path(scratch), wanted.manifest_sha256)
+                except BundleError as error:
+                    raise BundleError(str(error).replace(scratch, "in the registry")) from None
                 if manifest.name != name:
                     raise BundleError(f"version {wanted.version} of {name} holds {manifest.name}") from None
                 write_bundle(self._bundles_dir, Path(scratch), {wanted.manifest_sha256}, wanted.bundle)
@@ -168,7 +195,7 @@ class RegistryFollower:
                 f"version {version} of {name} lies at {root}; only what the MLflow server hands out itself can be "
                 "fetched: start it with --serve-artifacts"
             )
-        left_bytes = MAX_VERSION_BYTES
+        left_bytes, end_s = MAX_VERSION_BYTES, time.monotonic() + MAX_FETCH_S
         for path in self._list_files(client, PurePosixPath(root.removeprefix(_SCHEME).lstrip("/"))):
             if not re.fullmatch(FILE_NAME, path.name):
                 continue
@@ -182,6 +209,8 @@ class RegistryFollower:
                     left_bytes -= len(chunk)
                     if left_bytes < 0:
                         raise RegistryError(f"version {version} of {name} has more than {MAX_VERSION_BYTES:,} bytes")
+                    if time.monotonic() > end_s:
+                        raise RegistryError(f"version {version} of {name} did not come within {MAX_FETCH_S:g} seconds")
                     file.write(chunk)
 
     def _list_files(self, client: httpx.Client, folder: PurePosixPath) -> Iterator[PurePosixPath]:
@@ -219,6 +248,11 @@ class RegistryFollower:
             if not isinstance(found, dict):
                 raise RegistryError(f"{self.address} is not an MLflow server")
             return found
+
+    def _remove_stale(self) -> None:
+        """Remove what a fetch left behind that was killed."""
+        for stale in self._bundles_dir.parent.glob(f"{_SCRATCH_PREFIX}*"):
+            shutil.rmtree(stale, ignore_errors=True)
 
     def _connect(self) -> httpx.Client:
         is_local = httpx.URL(self.address).host in ("127.0.0.1", "localhost", "::1")

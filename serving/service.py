@@ -63,7 +63,10 @@ class Darkroom:
             registry=RegistryFollower(options.registry, bundles_dir) if options.registry else None,
             on_change=self._publish,
         )
-        self._models.refresh()
+        # What is here answers at once; a registry is asked before only where nothing is.
+        self._models.refresh(asks_registry=False)
+        if not self._models.names:
+            self._models.refresh()
         self._models.watch()
         api = PredictionApi(
             self._models,

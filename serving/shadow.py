@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.classifier import Classifier
-from serving.errors import ServingError
+from serving.errors import OverloadedError, ServingError
 from serving.model_set import ModelSet
 from serving.predictions import ChallengerState
 from serving.request_body import EncodedPicture
@@ -62,8 +62,9 @@ class Shadow:
     def describe(self, champion: Classifier) -> ChallengerState | None:
         """Return the challenger of a champion and how often they agreed; None without one."""
         challenger = self._models.get_challenger(champion.manifest.name)
-        if challenger is None:
-            return None
+        return None if challenger is None else self._describe(champion, challenger)
+
+    def _describe(self, champion: Classifier, challenger: Classifier) -> ChallengerState:
         count, agreeing = self._counts.get(_name_pair(champion, challenger), (0, 0))
         return ChallengerState(
             version=challenger.version,
@@ -82,6 +83,8 @@ class Shadow:
     ) -> None:
         try:
             others_NK = await self._classify(challenger, pictures)
+        except OverloadedError:
+            return  # those who asked go first
         except ServingError as error:
             logger.warning("%s: challenger version %s: %s", champion.manifest.name, challenger.version, error)
             return
@@ -93,8 +96,8 @@ class Shadow:
         # Only what is compared now is kept.
         self._counts = {known: counts for known, counts in self._counts.items() if known[0] != pair[0]}
         self._counts[pair] = (count + len(pictures), agreeing + alike)
-        state = self.describe(champion)
-        if self._on_comparison is not None and state is not None:
+        if self._on_comparison is not None:
+            state = self._describe(champion, challenger)
             self._on_comparison(pair[0], state, champion.version, alike, len(pictures) - alike)
 
 

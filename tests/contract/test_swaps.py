@@ -13,7 +13,7 @@ from PIL import Image
 
 from serving.bundle import MODEL_FILE
 from serving.classifier import Classifier
-from tests.unit.serving.tiny_bundle import encode, make_bundle, point_at
+from tests.unit.serving.tiny_bundle import encode, make_bundle, make_two_variants, point_at
 
 SWAPS = int(os.environ.get("DARKROOM_SWAPS", "4"))
 CORRUPTED = max(1, SWAPS // 6)
@@ -69,12 +69,19 @@ def test_no_request_fails_and_every_answer_is_of_one_model(tmp_path, start_servi
 
 
 def refuse_a_corrupted_one(client, bundles_dir, number):
-    folder = make_bundle(bundles_dir, softness=50_000.0 + number)
-    with (folder / MODEL_FILE).open("r+b") as file:
-        file.seek(200)
-        file.write(b"\xff\xff\xff")
+    """Each second one is whole, and answers its golden pictures otherwise than at its release."""
+    if number % 4:
+        folder, why = (
+            make_two_variants(bundles_dir, fp32_golden_error=0.5, softness=50_000.0 + number),
+            "golden pictures",
+        )
+    else:
+        folder, why = make_bundle(bundles_dir, softness=50_000.0 + number), "was changed after"
+        with (folder / MODEL_FILE).open("r+b") as file:
+            file.seek(200)
+            file.write(b"\xff\xff\xff")
     point_at(bundles_dir, "cifar10", str(1000 + number), folder)
-    wait_for(lambda: "was changed after" in str(client.get("/v1/models").json()["problems"]))
+    wait_for(lambda: why in str(client.get("/v1/models").json()["problems"]))
 
 
 def wait_for(condition, timeout_s=20.0):

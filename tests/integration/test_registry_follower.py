@@ -1,5 +1,8 @@
 """A service that follows the champions of a real MLflow server, on a machine that has nothing else."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import httpx
 import pytest
 
@@ -9,9 +12,10 @@ from model_code.tracking.store import EXPERIMENT, open_store
 from serving.bundle import MODEL_FILE, list_released, read_bundle
 from serving.registry import BUNDLE_TAG, CHAMPION, RegistryFollower
 from tests.contract.conftest import start_service  # noqa: F401
+from tests.contract.test_launcher import launch
 from tests.contract.test_swaps import wait_for
 from tests.integration.mlflow_server import Server
-from tests.unit.serving.tiny_bundle import make_bundle, paint
+from tests.unit.serving.tiny_bundle import make_bundle, paint, release
 from tests.unit.tracking.small_store import make_settings, mlflow_given_back
 
 PICTURE = {"Content-Type": "image/png"}
@@ -88,8 +92,14 @@ def test_what_is_damaged_in_the_registry_is_refused_by_name(server, client, regi
     other = register(4000.0, "foreign")
     client.set_registered_model_alias("foreign", CHAMPION, other)
     client.delete_model_version_tag("foreign", other, BUNDLE_TAG)
-    follower = RegistryFollower(server.url, tmp_path / "serving" / "bundles")
+    follower = RegistryFollower(server.url, tmp_path / "serving" / "bundles", interval_s=0)
+    fetched, download = [], follower._download
+    follower._download = lambda *given: (fetched.append(given), download(*given))
     follower.sync()
+    told = dict(follower.failures)
+    follower.sync()
+    assert follower.failures == told
+    assert len(fetched) == 1, "not again at once"
     assert follower.problem == ""
     assert set(follower.failures) == {"cifar10", "foreign"}
     assert "was changed after its release" in follower.failures["cifar10"]
@@ -102,3 +112,33 @@ def test_an_address_that_is_no_registry_is_one_line(tmp_path):
     follower = RegistryFollower("http://127.0.0.1:9", tmp_path / "bundles")
     follower.sync()
     assert follower.problem.startswith("the registry http://127.0.0.1:9 does not answer: ")
+
+
+def test_what_is_no_mlflow_is_one_problem(tmp_path):
+    class Nonsense(BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = b'{"registered_models": {"x": 1}}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Nonsense) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        follower = RegistryFollower(f"http://127.0.0.1:{other.server_port}", tmp_path / "bundles")
+        follower.sync()
+        other.shutdown()
+        thread.join()
+    assert "answers what MLflow does not" in follower.problem
+
+
+def test_a_home_with_releases_of_its_own_follows_no_registry(tmp_path):
+    release(tmp_path / "bundles")
+    (tmp_path / "bundles" / "cifar10" / "ledger.jsonl").touch()
+    outcome = launch(tmp_path, "--registry", "http://127.0.0.1:9")
+    assert outcome.returncode == 1
+    assert "has releases of its own, which a registry's would replace" in outcome.stderr

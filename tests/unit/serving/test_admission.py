@@ -32,10 +32,36 @@ def test_a_request_that_finds_nobody_waiting_is_always_taken():
 
 
 def test_who_would_wait_too_long_is_told_how_long():
-    admission = Admission(max_wait_s=2.0)
+    """Ten pictures a second, however they are made up: slow decoding counts as slow classification does."""
+    now_s = 0.0
+    admission = Admission(max_wait_s=2.0, clock=lambda: now_s)
+    for _ in range(3):
+        with admission.wait(100):
+            now_s += 10.0
+    assert admission.pictures_per_s == pytest.approx(10.0)
+    with (
+        admission.wait(20),
+        admission.wait(1),
+        pytest.raises(OverloadedError, match=r"21 pictures .* 2\.1 s") as refused,
+    ):
+        admission.wait(1).__enter__()
+    assert refused.value.retry_after_s == 3
+
+
+def test_time_without_pictures_does_not_count():
+    now_s = 0.0
+    admission = Admission(clock=lambda: now_s)
     with admission.wait(100):
-        with admission.wait(1, pictures_per_s=50.0):
-            pass
-        with pytest.raises(OverloadedError, match=r"100 pictures are waiting, 10\.0 s of work") as refused:
-            admission.wait(1, pictures_per_s=10.0).__enter__()
-        assert refused.value.retry_after_s == 10
+        now_s += 10.0
+    now_s += 1000.0
+    with admission.wait(100):
+        now_s += 10.0
+    assert admission.pictures_per_s == pytest.approx(10.0)
+
+
+def test_a_single_picture_in_a_moment_says_little():
+    now_s = 0.0
+    admission = Admission(clock=lambda: now_s)
+    with admission.wait(1):
+        now_s += 0.001
+    assert admission.pictures_per_s is None

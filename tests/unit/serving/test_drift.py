@@ -133,7 +133,11 @@ def test_scores_are_told_once_in_a_while_and_after_the_last_prediction(manifest)
     told = []
 
     async def predict():
+        first, second = (
+            ModelIdentity(name="cifar10", version=version, sha256="0", precision="fp32") for version in "12"
+        )
         watch = DriftWatch(lambda *score: told.append(score), interval_s=0.2)
+        watch.keep([first, second])
         for _ in range(10):
             watch.add(manifest, answer_of([0.2] * 40))
             await asyncio.sleep(0.001)
@@ -143,8 +147,9 @@ def test_scores_are_told_once_in_a_while_and_after_the_last_prediction(manifest)
         ((name, version, score),) = told
         assert (name, version) == ("cifar10", "1")
         assert score > 0.25
-        watch.keep([ModelIdentity(name="cifar10", version="2", sha256="0", precision="fp32")])
+        watch.keep([second])
         assert told[1:] == [("cifar10", "1", None)]
+        watch.add(manifest, answer_of([0.2] * 400))  # a request that began before the swap
         await asyncio.sleep(0.3)
         assert len(told) == 2
 
@@ -156,6 +161,7 @@ def test_without_calibration_there_is_no_score(manifest):
 
     async def predict():
         watch = DriftWatch(lambda *score: told.append(score), interval_s=0.01)
+        watch.keep([ModelIdentity(name="cifar10", version="1", sha256="0", precision="fp32")])
         watch.add(manifest.model_copy(update={"calibration": None}), answer_of([0.2] * 500))
         await asyncio.sleep(0.05)
 

@@ -11,6 +11,7 @@ from serving.bundle import (
     read_challenger,
     read_pointer,
     write_challenger,
+    write_pointer,
 )
 from serving.errors import BadParameterError, NoSuchModelError, OverloadedError
 from serving.model_set import ModelSet, find_bundles_dir
@@ -206,6 +207,19 @@ def test_a_challenger_is_loaded_beside_the_champion_and_dropped(models):
     models.refresh()
     assert models.get_challenger("cifar10") is None
     assert models.select(None) is challenger
+    point_at(models.bundles_dir, "cifar10", "2", models.bundles_dir / "cifar10" / challenger._folder.name)
+    models.refresh()  # the same once more
+    shutil.rmtree(champion._folder)
+    point_back(models.bundles_dir, champion)
+    models.refresh()
+    assert models.select(None) is champion, "the one before is still loaded"
+
+
+def point_back(bundles_dir, classifier):
+    pointer = read_pointer(bundles_dir, "cifar10")
+    fields = {"version": classifier.version, "bundle": classifier._folder.name}
+    fields |= {"manifest_sha256": classifier._manifest_sha256}
+    write_pointer(bundles_dir, "cifar10", pointer.model_copy(update=fields))
 
 
 def challenger_bundle(models):
@@ -221,3 +235,24 @@ def test_a_damaged_challenger_harms_nobody_and_is_named(models):
     assert models.select(None).version == "1"
     (problem,) = models.describe().problems
     assert (problem.name, "was changed" in problem.message) == ("cifar10 (challenger)", True)
+
+
+def test_following_goes_on_after_what_nobody_foresaw(models, monkeypatch, caplog):
+    failures = []
+
+    def fail(_):
+        failures.append(None)
+        raise KeyError("surprise")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_set, "list_released", fail)
+        models.bundles_dir.mkdir()
+        models.watch(interval_s=0.01)
+        try:
+            deadline_s = time.monotonic() + 10
+            while len(failures) < 3 and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+            assert len(failures) >= 3
+        finally:
+            models.stop()
+    assert "following the releases failed; it goes on" in caplog.text
