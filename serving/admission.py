@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from serving.errors import OverloadedError
-from serving.limits import MAX_HELD_BYTES, MAX_WAIT_S, MAX_WAITING_PICTURES
+from serving.limits import LARGE_BODY_BYTES, MAX_HELD_BYTES, MAX_WAIT_S, MAX_WAITING_PICTURES
 
+_LARGE_SHARE = 0.75
 # What the speed of the queue is learned from: so much time, or so many pictures in less.
 _MEASURE_S = 0.5
 _MEASURE_PICTURES = 64
@@ -84,12 +85,13 @@ class Admission:
         self._start_s, self._done = self._clock(), 0
 
     def take(self, size_bytes: int) -> None:
-        """Count bytes as held.
+        """Count bytes as held; a quarter of the room is for small bodies, so that large, slow ones cannot fill it.
 
         Raises:
             OverloadedError: Together with the other requests they are too many.
         """
-        if self.held_bytes + size_bytes > self._max_bytes:
+        share = _LARGE_SHARE if size_bytes > LARGE_BODY_BYTES else 1
+        if self.held_bytes + size_bytes > share * self._max_bytes:
             raise OverloadedError("the requests being read are too large together; try again")
         self.held_bytes += size_bytes
 

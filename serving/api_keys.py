@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 class ApiKeys:
     """The keys of a file: one per line, blank lines and those that start with # do not count.
 
-    The file is read anew when it changes; what cannot be read leaves the keys as they were.
+    The file is read anew when it changes. While it cannot be read the keys stay as they were; one without a good key
+    lets nobody in: who takes keys away must not find that they still work.
     """
 
     def __init__(self, file: Path) -> None:
@@ -28,7 +29,10 @@ class ApiKeys:
         """
         self._file = file
         self._signature = self._read_signature()
-        self._hashes = self._read_hashes()
+        try:
+            self._hashes = _hash_keys(self._file, self._read_lines())
+        except OSError as error:
+            raise StartError(f"the API keys in {self._file} cannot be read: {error}") from error
 
     def check(self, headers: Headers) -> None:
         """Look for a key in `Authorization: Bearer KEY` or `X-API-Key: KEY`.
@@ -53,10 +57,13 @@ class ApiKeys:
             return
         self._signature = signature
         try:
-            self._hashes = self._read_hashes()
+            self._hashes = _hash_keys(self._file, self._read_lines())
             logger.info("%s: %d keys", self._file, len(self._hashes))
+        except OSError as error:
+            logger.warning("the API keys stay as they were: %s cannot be read: %s", self._file, error)
         except StartError as error:
-            logger.warning("the API keys stay as they were: %s", error)
+            self._hashes = ()
+            logger.warning("no request is answered until this is mended: %s", error)
 
     def _read_signature(self) -> tuple[int, int]:
         try:
@@ -65,21 +72,21 @@ class ApiKeys:
             return (0, 0)
         return (status.st_mtime_ns, status.st_ino)
 
-    def _read_hashes(self) -> tuple[bytes, ...]:
-        try:
-            lines = [line.strip() for line in self._file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise StartError(f"the API keys in {self._file} cannot be read: {error}") from error
-        keys = [line for line in lines if line and not line.startswith("#")]
-        if not keys:
-            raise StartError(f"{self._file} has no API key; write one per line, e.g. from `openssl rand -hex 32`")
-        short = [number for number, key in enumerate(keys, start=1) if len(key) < MIN_KEY_CHARACTERS]
-        if short:
+    def _read_lines(self) -> list[str]:
+        return self._file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+
+
+def _hash_keys(file: Path, lines: list[str]) -> tuple[bytes, ...]:
+    keys = [key for line in lines if (key := line.strip()) and not key.startswith("#")]
+    if not keys:
+        raise StartError(f"{file} has no API key; write one per line, e.g. from `openssl rand -hex 32`")
+    for number, key in enumerate(keys, start=1):
+        if len(key) < MIN_KEY_CHARACTERS or not (key.isascii() and key.isprintable()) or " " in key:
             raise StartError(
-                f"key {short[0]} of {self._file} has fewer than {MIN_KEY_CHARACTERS} characters; "
+                f"key {number} of {file} is not {MIN_KEY_CHARACTERS} or more letters, digits and signs without spaces; "
                 "write one per line, e.g. from `openssl rand -hex 32`"
             )
-        return tuple(_hash(key) for key in keys)
+    return tuple(_hash(key) for key in keys)
 
 
 def _hash(key: str) -> bytes:

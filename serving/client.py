@@ -163,6 +163,8 @@ def list_records(result: PredictResult) -> list[dict[str, Any]]:
             "is_confident": prediction.is_confident,
             "model": model.name,
             "version": model.version,
+            "sha256": model.sha256,
+            "precision": model.precision,
             "top": {one.label: one.probability for one in prediction.top},
         }
         for prediction, model in zip(result.predictions, result.models, strict=True)
@@ -192,7 +194,9 @@ def _connect(server: str, timeout_s: float, parameters: dict[str, str], sleep: _
         raise ClientError(
             f"server {server!r} is not an address ({error}); give one such as {DEFAULT_SERVER}"
         ) from error
-    key = os.environ.get(KEY_VARIABLE)
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and (key.isprintable() or not key)):
+        raise ClientError(f"{KEY_VARIABLE} has characters that no key has; set it to one line of the service's file")
     # A proxy of the environment cannot reach this machine's own loopback.
     is_local = host in ("127.0.0.1", "localhost", "::1")
     with httpx.Client(
@@ -221,6 +225,8 @@ class _Connection:
         if response.status_code in _ABOUT_ONE_PICTURE:
             yield SourceProblem(group[0].source, self._read_error(response))
             return
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            raise ClientError(f"{self.server} refused: {self._read_error(response)}; set {KEY_VARIABLE} to a key")
         if response.status_code != httpx.codes.OK:
             raise ClientError(f"{self.server} refused: {self._read_error(response)}")
         yield self._read_answer(response, group)

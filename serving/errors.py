@@ -87,6 +87,12 @@ class NotStoredError(ServingError):
     code = "not_stored"
 
 
+class NoModelError(OverloadedError):
+    """No model is loaded yet."""
+
+    code = "no_model"
+
+
 class BundleError(ServingError):
     """A model bundle is missing, incomplete, or its files do not match its manifest."""
 

@@ -127,7 +127,8 @@ class FeedbackStore:
 
     def _write(self, target: Path, data: bytes) -> None:
         scratch = self.folder / _SCRATCH_FOLDER / f"{target.name}-{os.getpid()}"
-        scratch.parent.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        scratch.parent.mkdir(exist_ok=True)
         try:
             with scratch.open("wb") as stream:
                 stream.write(data)

@@ -1,5 +1,6 @@
 """The HTTP contract: routes, who may call them, and error bodies."""
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
 from serving.api_keys import ApiKeys
 from serving.drift import DriftWatch
@@ -23,7 +25,7 @@ from serving.errors import (
     UnauthorizedError,
 )
 from serving.feedback_api import FeedbackApi
-from serving.http_layers import RequestCounter, SecurityHeaders
+from serving.http_layers import CutOff, RequestCounter, SecurityHeaders
 from serving.openapi import describe_api
 from serving.options import ServiceOptions
 from serving.prediction_api import PredictionApi
@@ -39,6 +41,8 @@ _PAGE_HEADERS = {
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
 }
+logger = logging.getLogger(__name__)
+
 _HTTP_CODES = {404: "no_such_route", 405: "method_not_allowed"}
 
 
@@ -58,7 +62,7 @@ def create_app(
         StartError: The API keys cannot be read.
     """
     options = options or ServiceOptions()
-    middleware = [Middleware(SecurityHeaders)]
+    middleware = [Middleware(SecurityHeaders), Middleware(CutOff, answer=_answer_stopping)]
     if options.allowed_origins:
         middleware.append(
             Middleware(
@@ -165,6 +169,8 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServingError):
         raise error
     headers = {}
+    if error.status >= 500 and not isinstance(error, OverloadedError):
+        logger.warning("%s %s: %s", request.method, request.url.path, error)
     if isinstance(error, OverloadedError):
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, UnauthorizedError):
@@ -188,6 +194,12 @@ async def _answer_http_error(_: Request, error: Exception) -> Response:
 
 async def _answer_nobody(_: Request, __: Exception) -> Response:
     return _refuse(NotReadableError.status, NotReadableError.code, "the connection was closed early", None)
+
+
+async def _answer_stopping(scope: Scope, receive: Receive, send: Send) -> None:
+    headers = {"Retry-After": "5", "Connection": "close"}
+    answer = _refuse(OverloadedError.status, OverloadedError.code, "the service is stopping; try again", headers)
+    await answer(scope, receive, send)
 
 
 def _refuse(status: int, code: str, message: str, headers: dict[str, str] | None) -> Response:

@@ -1,5 +1,6 @@
 """Layers around the routes: headers that every answer carries, and what is counted of every request."""
 
+import asyncio
 import time
 from collections.abc import Callable, Collection
 
@@ -34,6 +35,36 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+class CutOff:
+    """Answers 503 to a request that the end of the process cuts off before its answer has begun."""
+
+    def __init__(self, app: ASGIApp, answer: ASGIApp) -> None:
+        """Wrap an application.
+
+        Args:
+            app: What answers.
+            answer: What answers instead.
+        """
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        has_begun = False
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        except asyncio.CancelledError:
+            if scope["type"] != "http" or has_begun:
+                raise
+            await self._answer(scope, receive, send)
 
 
 class RequestCounter:

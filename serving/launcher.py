@@ -58,7 +58,7 @@ def _check_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ..
 @click.option(
     "--api-keys",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File with one key per line; each request must bring one.",
+    help="File with one key of 16 or more characters per line; each request must bring one.",
 )
 @click.option(
     "--allow-origin",
@@ -161,7 +161,7 @@ def _listen(host: str, port: int) -> socket.socket:
         # create_server words its own text around the system's; a name that does not resolve has a negative number.
         number = (isinstance(error, OSError) and error.errno) or 0
         reason = os.strerror(number) if number > 0 else str(error)
-        raise StartError(f"cannot listen on {host}:{port}: {reason}; choose another with --port") from error
+        raise StartError(f"cannot listen on {host}:{port}: {reason}; choose another with --port or --host") from error
     # What it accepts inherits this. asyncio sets it only where it sees TCP, which create_server's sockets do not say:
     # without it the second half of an answer waits up to 40 ms until the client has acknowledged the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -4,6 +4,7 @@ MAX_PICTURE_BYTES = 10_000_000
 MAX_PICTURES = 64
 # One request may hold 64 small pictures or six of the largest.
 MAX_BODY_BYTES = 64_000_000
+LARGE_BODY_BYTES = 1_000_000
 # Pixels of all pictures of one request, as their headers state them: a small file can hold many.
 MAX_REQUEST_PIXELS = 100_000_000
 # Pixels that all threads decode at one moment: 16 bytes of memory for each, where a picture is transparent and turned.

@@ -23,7 +23,7 @@ from serving.bundle import (
     read_pointer,
 )
 from serving.classifier import Classifier
-from serving.errors import BadParameterError, BundleError, NoSuchModelError, OverloadedError
+from serving.errors import BadParameterError, BundleError, NoModelError, NoSuchModelError
 from serving.predictions import ModelProblem, ModelsAnswer
 from serving.registry import RegistryFollower
 
@@ -126,7 +126,7 @@ class ModelSet:
         Raises:
             NoSuchModelError: No model of that name is loaded.
             BadParameterError: No name was given and it is not clear which model is meant.
-            OverloadedError: No name was given and nothing is loaded yet.
+            NoModelError: No name was given and nothing is loaded yet.
         """
         loaded = self._loaded
         names = ", ".join(sorted(loaded)) or "none"
@@ -139,7 +139,9 @@ class ModelSet:
         if DEFAULT_NAME in loaded:
             return loaded[DEFAULT_NAME]
         if not loaded:
-            raise OverloadedError("no model is loaded yet; GET /v1/models says why", retry_after_s=5)
+            raise NoModelError(
+                "no model is loaded yet: GET /v1/models says why, or that nothing is released", retry_after_s=5
+            )
         raise BadParameterError(f"several models are loaded: say which with model=NAME; loaded: {names}")
 
     def refresh(self, asks_registry: bool = True) -> None:

@@ -94,7 +94,7 @@ def decode_picture(
             if picture.size != decoded_size:
                 whole_size = whole_size[::-1]
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLargeError(f"the picture is too large: {error}") from error
+        raise TooLargeError(f"the picture has more than {max_pixels:,} pixels; no more are decoded") from error
     except UnidentifiedImageError as error:
         raise NotAPictureError(f"{len(data)} bytes that are no picture; send one of {', '.join(FORMATS)}") from error
     except _UNDECODABLE as error:
@@ -112,6 +112,9 @@ def _turn_upright(picture: Image.Image) -> Image.Image:
 def _as_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB":
         return picture.copy()
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        # Pillow would make everything above 255 white. Files with such modes have 16 bits.
+        return Image.fromarray((np.asarray(picture).clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

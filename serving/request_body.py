@@ -68,7 +68,7 @@ class RequestBody:
         """Read the pictures, in the order they were sent.
 
         Args:
-            hold_bytes: Called with the size of each chunk before it is kept.
+            hold_bytes: Called with the announced size, and with that of what comes beyond it, before it is kept.
 
         Returns:
             1 to 64 pictures; none is empty.
@@ -98,7 +98,7 @@ class RequestBody:
 
         Args:
             texts: Names of the text fields that it may have.
-            hold_bytes: Called with the size of each chunk before it is kept.
+            hold_bytes: Called with the announced size, and with that of what comes beyond it, before it is kept.
 
         Returns:
             The picture, and those of the texts that came, by name.
@@ -155,8 +155,12 @@ class RequestBody:
         _, options = parse_options_header(self._request.headers.get("content-type"))
         form = _PictureForm(options.get(b"boundary", b""), texts, max_pictures)
         what = "the pictures of one request" if max_pictures > 1 else "a form with one picture"
-        async for chunk in self._stream(max_bytes, what, hold_bytes):
-            form.feed(chunk)
+        try:
+            async for chunk in self._stream(max_bytes, what, hold_bytes):
+                form.feed(chunk)
+        except BaseException:
+            form.release()
+            raise
         return form
 
     async def _read(self, hold_bytes: Callable[[int], None]) -> list[EncodedPicture]:
@@ -184,13 +188,17 @@ class RequestBody:
         announced = self._request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > max_bytes:
             raise TooLargeError(f"{message}; {int(announced):,} were announced")
-        received = 0
+        # All at once, before the first byte: bodies that would not fit together are not read in vain.
+        received, held = 0, int(announced) if announced.isdecimal() else 0
+        hold_bytes(held)
         while not self._is_complete:
             chunk = await self._receive()
             received += len(chunk)
             if received > max_bytes:
                 raise TooLargeError(f"{message}; more came")
-            hold_bytes(len(chunk))
+            if received > held:
+                hold_bytes(received - held)
+                held = received
             yield chunk
 
     async def _receive(self) -> bytes:
@@ -251,13 +259,24 @@ class _PictureForm:
         except FormParserError as error:
             raise NotReadableError(f"the multipart body is malformed: {error}") from error
 
+    def release(self) -> None:
+        """Let go of what was read: form and parser hold each other, which would keep it until they are collected."""
+        self._parser.callbacks = {}
+        self._pictures, self._part = [], _Part()
+
     def finish(self) -> list[EncodedPicture]:
+        try:
+            self._check()
+            return self._pictures
+        finally:
+            self.release()
+
+    def _check(self) -> None:
         if not self._is_complete:
             raise NotReadableError("the multipart body ends before its last boundary")
         if not self._pictures:
             wanted = "one file" if self._max_pictures == 1 else f"1 to {self._max_pictures} files"
             raise BadParameterError(f"the form holds no picture; send {wanted} called `{FIELD_NAME}`")
-        return self._pictures
 
     def _begin_part(self) -> None:
         if len(self._pictures) + len(self.texts) == self._max_pictures + len(self._text_names):
@@ -298,7 +317,9 @@ class _PictureForm:
             return
         if name != FIELD_NAME:
             texts = "".join(f", and the text `{text}`" for text in self._text_names)
-            raise BadParameterError(f"form field {name[:40]!r}; the only file is `{FIELD_NAME}`{texts}")
+            raise BadParameterError(
+                f"form field {name[:40]!r}; the only file is `{FIELD_NAME}`{texts}; parameters belong into the address"
+            )
         if len(self._pictures) == self._max_pictures:
             self._refuse_more()
         if b"filename" not in options:

@@ -152,7 +152,7 @@ class RequestLog:
     def _write(self, day: str, entries: list[_Entry]) -> None:
         written: list[_Entry] = []
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._size_bytes is None:
                 self._size_bytes = sum(size for _, size, _ in self._list_files())
             for entry in entries:

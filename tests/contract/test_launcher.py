@@ -43,7 +43,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path):
         outcome = launch(tmp_path, "--port", str(port))
     assert outcome.returncode == 1
     assert outcome.stderr.splitlines() == [
-        f"error: cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port"
+        f"error: cannot listen on 127.0.0.1:{port}: Address already in use; choose another with --port or --host"
     ]
 
 

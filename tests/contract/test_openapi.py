@@ -77,7 +77,7 @@ def test_the_service_does_what_its_description_says(tmp_path, start_service):
 
 def test_refusals_without_a_key_are_described_too(tmp_path, start_service):
     release(tmp_path / "bundles", "cifar10", "3")
-    (tmp_path / "keys").write_text("a key of this test that is long enough\n")
+    (tmp_path / "keys").write_text("a-key-of-this-test-that-is-long-enough\n")
     service = start_service(tmp_path, "--api-keys", tmp_path / "keys")
     assert httpx.get(f"{service.url}/v1/models", trust_env=False).status_code == 401
     names = ("status_code", "content_type", "response_schema", "response_headers")

@@ -73,3 +73,23 @@ def test_a_slow_body_is_given_up(app, monkeypatch):
     response = ask(app, drip())
     assert response.status_code == 408
     assert response.json()["error"]["code"] == "timeout"
+
+
+def test_a_request_that_the_end_of_the_process_cuts_off_is_told(app):
+    async def run():
+        transport = httpx.ASGITransport(app)
+
+        async def drip():
+            yield paint()[:10]
+            await asyncio.sleep(30)
+
+        async with httpx.AsyncClient(transport=transport, base_url="http://darkroom") as client:
+            asking = asyncio.create_task(client.post("/v1/predict", content=drip(), headers=PICTURE))
+            await asyncio.sleep(0.2)
+            asking.cancel()
+            return await asking
+
+    response = asyncio.run(run())
+    assert response.status_code == 503
+    assert response.json()["error"]["message"] == "the service is stopping; try again"
+    assert response.headers["retry-after"] == "5"

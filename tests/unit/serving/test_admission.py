@@ -2,6 +2,7 @@ import pytest
 
 from serving.admission import Admission
 from serving.errors import OverloadedError
+from serving.limits import LARGE_BODY_BYTES
 
 
 def test_bytes_are_given_back():
@@ -65,3 +66,12 @@ def test_a_single_picture_in_a_moment_says_little():
     with admission.wait(1):
         now_s += 0.001
     assert admission.pictures_per_s is None
+
+
+def test_large_bodies_leave_room_for_small_ones():
+    admission = Admission(max_bytes=8 * LARGE_BODY_BYTES)
+    with admission.hold() as large, admission.hold() as another, admission.hold() as small:
+        large.take(6 * LARGE_BODY_BYTES)
+        with pytest.raises(OverloadedError):
+            another.take(LARGE_BODY_BYTES + 1)
+        small.take(LARGE_BODY_BYTES)

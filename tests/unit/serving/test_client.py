@@ -261,6 +261,8 @@ def test_records_are_flat_and_csv_holds_all(service, folder):
         "is_confident": False,
         "model": "cifar10",
         "version": "3",
+        "sha256": result.models[1].sha256,
+        "precision": result.models[1].precision,
         "top": {"unsure": 0.75},
     }
     text = io.StringIO()

@@ -35,6 +35,7 @@ def test_pictures_lie_in_class_folders(tmp_path):
     assert file.read_bytes() == data
     assert {path.name for path in (tmp_path / "feedback/cifar10").iterdir()} == set(LABELS)
     assert count_pictures(tmp_path / "feedback/cifar10") == len(LABELS) + 1
+    assert (tmp_path / "feedback").stat().st_mode & 0o777 == 0o700, "pictures of other people"
 
 
 @pytest.mark.parametrize(

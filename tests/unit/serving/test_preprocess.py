@@ -128,3 +128,16 @@ def test_a_jpeg_of_under_a_megapixel_is_decoded_whole(monkeypatch):
     decoded = decode_picture(data, 32)
     monkeypatch.setattr(preprocess, "LARGE_PIXELS", 10**9)
     assert np.array_equal(decoded, decode_picture(data, 32))
+
+
+def test_sixteen_bits_are_shades_and_not_white():
+    shades = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    eight = decode_picture(encode(Image.fromarray(shades)), 8)
+    sixteen = decode_picture(encode(Image.fromarray(shades.astype(np.uint16) * 257)), 8)
+    assert np.array_equal(sixteen, eight)
+    assert np.array_equal(eight[:, :, 0], shades)
+
+
+def test_a_bomb_is_refused_with_our_own_limit():
+    with pytest.raises(TooLargeError, match=r"^the picture has more than 50,000,000 pixels; no more are decoded"):
+        decode_picture(paint_bomb(60_000, 60_000), 8)

@@ -42,6 +42,7 @@ def test_a_line_says_what_was_answered(tmp_path):
     (picture,) = make_pictures(1)
     log_all(log, [picture])
     (line,) = read_lines(tmp_path / "requests")
+    assert (tmp_path / "requests").stat().st_mode & 0o777 == 0o700, "pictures of other people"
     assert abs((datetime.now(UTC) - datetime.fromisoformat(line.pop("time"))).total_seconds()) < 30
     assert line == {
         "picture_sha256": hashlib.sha256(picture.data).hexdigest(),
