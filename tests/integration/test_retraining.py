@@ -24,16 +24,23 @@ def draw(generator, colour):
 
 
 @pytest.fixture
-def champion(darkroom, home, tmp_path):
+def own_home(tmp_path, monkeypatch):
+    """Other tests release models of the same name in the shared one."""
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def champion(darkroom, own_home, tmp_path):
     """A model that is nearly always wrong: each class was trained on the colour of another."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 10), ("test", 100)):
         for label, other in zip(COLOURS, [*list(COLOURS)[1:], *list(COLOURS)[:1]], strict=True):
-            folder = tmp_path / split / label
+            folder = tmp_path / "pictures" / split / label
             folder.mkdir(parents=True)
             for number in range(count):
                 (folder / f"{number}.png").write_bytes(draw(generator, COLOURS[other if split == "train" else label]))
-    darkroom("data", "add", DATASET, "--from", tmp_path, "--image-size", SIDE)
+    darkroom("data", "add", DATASET, "--from", tmp_path / "pictures", "--image-size", SIDE)
     options = ("--set", f"dataset={DATASET}", "--set", "batch_size=20", "--epochs", 4, "--seed", 3)
     trained = darkroom("train", "resnet18_cifar10_exp3", *options)
     assert trained.status == 0, trained.err
@@ -43,11 +50,11 @@ def champion(darkroom, home, tmp_path):
     return run_id
 
 
-def test_feedback_is_trained_on_and_the_ledger_says_why(champion, home):
+def test_feedback_is_trained_on_and_the_ledger_says_why(champion, own_home):
     from flows.scheduled import retrain
 
     generator = np.random.default_rng(1)
-    store = FeedbackStore(home / "feedback")
+    store = FeedbackStore(own_home / "feedback")
     for label, colour in COLOURS.items():
         for _ in range(75):
             data = draw(generator, colour)
@@ -55,14 +62,14 @@ def test_feedback_is_trained_on_and_the_ledger_says_why(champion, home):
     why = "people gave the true labels of 300 more pictures to food, 200 are enough"
     assert retrain(NAME, "enabled", why, return_state=True).is_completed()
     reason = f"{why}; with 300 pictures of feedback among the training pictures, data "
-    pointer, _, manifest = read_champion(home / "bundles", NAME)
+    pointer, _, manifest = read_champion(own_home / "bundles", NAME)
     assert manifest.run_id != champion
     assert pointer.change.why.startswith(reason)
-    assert read_ledger(home / "bundles", NAME)[-1].why == pointer.change.why
+    assert read_ledger(own_home / "bundles", NAME)[-1].why == pointer.change.why
     tags = open_store(load_settings()).get_run(manifest.run_id).data.tags
     assert tags["retrained_because"] == pointer.change.why
     # Without anything new there is nothing to train.
-    checkpoints = sorted((home / "checkpoints").iterdir())
+    checkpoints = sorted((own_home / "checkpoints").iterdir())
     assert retrain(NAME, "dry_run", "drift", return_state=True).is_completed()
-    assert sorted((home / "checkpoints").iterdir()) == checkpoints
-    assert read_champion(home / "bundles", NAME)[0] == pointer
+    assert sorted((own_home / "checkpoints").iterdir()) == checkpoints
+    assert read_champion(own_home / "bundles", NAME)[0] == pointer
