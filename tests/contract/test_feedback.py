@@ -104,6 +104,14 @@ def test_a_picture_that_is_not_kept(asked, sha256):
     assert "--keep-pictures" in response.json()["error"]["message"]
 
 
+def test_a_kept_picture_that_was_changed_is_not_taken(asked, home):
+    file = home / "requests/pictures" / ("ab" * 32)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(paint("green"))
+    response = asked.post("/v1/feedback", json={"picture_sha256": file.name, "label": "red", "model": "food"})
+    assert refusal(response) == (404, "no_such_picture")
+
+
 @pytest.mark.parametrize("sha256", ["../../bundles/cifar10/champion.json", "", "A" * 64, "0" * 63, "0" * 64 + "\n"])
 def test_a_hash_is_never_a_path(asked, sha256):
     response = asked.post("/v1/feedback", json={"picture_sha256": sha256, "label": "red", "model": "food"})
