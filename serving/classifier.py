@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from serving.bound_session import bind_on_cuda
 from serving.bundle import read_bundle, read_golden
 from serving.errors import BundleError
 from serving.manifest import Manifest, Variant
@@ -32,18 +33,7 @@ from serving.session import (
 _TIMING_S = 0.3
 _TIMING_BATCH = 8
 
-# On a GPU the first batch of each size is slow, because cuDNN looks for its fastest algorithms: batches are filled up
-# to these sizes, each of which is run once before the model serves. On a CPU the first batch is as fast as the next.
-BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-
 logger = logging.getLogger(__name__)
-
-
-def fill_batch(images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the pictures with black ones behind them up to the next of `BATCH_BUCKETS`; larger batches as they are."""
-    wanted = next((bucket for bucket in BATCH_BUCKETS if bucket >= len(images_NHWC)), len(images_NHWC))
-    filling = np.zeros((wanted - len(images_NHWC), *images_NHWC.shape[1:]), dtype=np.uint8)
-    return np.concatenate([images_NHWC, filling]) if len(filling) else images_NHWC
 
 
 class Classifier:
@@ -100,9 +90,15 @@ class Classifier:
         self.choice = "; ".join([f"{chosen}: {why}", *self.problems])
         self._session = sessions[chosen]
         self.variant: Variant = self.manifest.get_variant(chosen)
-        if self.provider == CUDA:
-            for batch_size in BATCH_BUCKETS:
-                self.classify(np.repeat(self._draw_batch()[:1], batch_size, axis=0))
+        # On a GPU the first batch of each size is slow, because cuDNN looks for its fastest algorithms: binding runs
+        # them all before the model serves. On a CPU the first batch is as fast as the next.
+        self._bound = (
+            bind_on_cuda(
+                folder / str(self.variant.file), sessions[chosen], self.manifest, self._threads, self._draw_batch()
+            )
+            if self.provider == CUDA
+            else None
+        )
 
     @property
     def identity(self) -> ModelIdentity:
@@ -167,9 +163,7 @@ class Classifier:
                 f"images of type {images_NHWC.dtype} and shape {images_NHWC.shape}; "
                 f"{self.manifest.name} reads uint8 [N, {size}, {size}, 3]"
             )
-        if self.provider != CUDA:
-            return run_session(self._session, images_NHWC)
-        return run_session(self._session, fill_batch(images_NHWC))[: len(images_NHWC)]
+        return run_session(self._session, images_NHWC) if self._bound is None else self._bound.run(images_NHWC)
 
     def _open_sessions(
         self, precision: str | None, requires_cuda: bool

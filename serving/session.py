@@ -39,13 +39,16 @@ SESSION_ERRORS: tuple[type[Exception], ...] = (
 _LOG_ERRORS_ONLY = 3
 
 
-def open_session(model: Path | bytes, provider: str, threads: int) -> onnxruntime.InferenceSession:
+def open_session(
+    model: Path | bytes, provider: str, threads: int, has_graphs: bool = False
+) -> onnxruntime.InferenceSession:
     """Load a model.
 
     Args:
         model: ONNX file, or its bytes.
         provider: Execution provider that is to run it.
         threads: Of the CPU.
+        has_graphs: Whether CUDA records graphs (`serving/bound_session.py`).
 
     Raises:
         BundleError: The provider does not become active, or cannot run the graph.
@@ -57,7 +60,8 @@ def open_session(model: Path | bytes, provider: str, threads: int) -> onnxruntim
     # Idle threads that spin would take the cores that decode the next pictures.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Without TF32, whose rounding no comparison with the trained network has seen.
-    providers: list[Any] = [(CUDA, {"use_tf32": "0"}), CPU] if provider == CUDA else [provider]
+    of_cuda = {"use_tf32": "0", "enable_cuda_graph": str(int(has_graphs))}
+    providers: list[Any] = [(CUDA, of_cuda), CPU] if provider == CUDA else [provider]
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers)
     except SESSION_ERRORS as error:
@@ -67,14 +71,18 @@ def open_session(model: Path | bytes, provider: str, threads: int) -> onnxruntim
     return session
 
 
-def run_session(session: onnxruntime.InferenceSession, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def run_session(
+    session: onnxruntime.InferenceSession,
+    images_NHWC: npt.NDArray[np.uint8],
+    options: onnxruntime.RunOptions | None = None,
+) -> npt.NDArray[np.float32]:
     """Return the class probabilities of a batch, float32 [N, K], of uint8 [N, H, W, C].
 
     Raises:
         BundleError: onnxruntime cannot run the batch.
     """
     try:
-        probabilities_NK: npt.NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images_NHWC})[0]
+        probabilities_NK: npt.NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images_NHWC}, options)[0]
     except SESSION_ERRORS as error:
         raise BundleError(f"onnxruntime cannot run a batch of {len(images_NHWC)}: {error}") from error
     return probabilities_NK

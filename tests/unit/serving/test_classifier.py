@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serving.bundle import MODEL_FILE, hash_file
-from serving.classifier import Classifier, fill_batch
+from serving.classifier import Classifier
 from serving.errors import BundleError, NotAPictureError
 from serving.predictions import rank_classes
 from serving.session import CPU, CUDA, count_cpus
@@ -179,12 +179,3 @@ def test_a_label_below_its_class_threshold_is_not_confident(tmp_path):
 def test_without_a_working_fp32_no_other_variant_is_trusted(tmp_path):
     with pytest.raises(BundleError, match=r"model\.onnx: on this machine 4 golden pictures are answered otherwise"):
         Classifier(make_two_variants(tmp_path, fp32_golden_error=0.1), "1", 1)
-
-
-@pytest.mark.parametrize(("pictures", "filled"), [(1, 1), (3, 4), (33, 64), (64, 64), (100, 100)])
-def test_a_batch_is_filled_up_to_a_size_that_was_warmed_up(pictures, filled):
-    images_NHWC = np.full((pictures, 2, 2, 3), 7, dtype=np.uint8)
-    batch_NHWC = fill_batch(images_NHWC)
-    assert (len(batch_NHWC), batch_NHWC.dtype) == (filled, np.uint8)
-    assert (batch_NHWC[:pictures] == 7).all()
-    assert (batch_NHWC[pictures:] == 0).all()
