@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from benchmarks.services.figures import summarise
 from benchmarks.services.http_load import count_refused, load
 from benchmarks.services.tables import print_report
 from benchmarks.training import describe_machine
-from model_code.tracking.provenance import read_git_sha, read_versions
+from model_code.tracking.provenance import find_versions, read_git_sha, read_versions
 from serving.bundle import read_champion
 from serving.preprocess import decode_picture
 
@@ -142,13 +141,8 @@ def measure_loads(
 
 def read_contender_versions() -> dict[str, str]:
     """Return the versions of wrk and of what the contenders are made of; absent ones are left out."""
-    versions = {"wrk": subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split()[1]}
-    for library in LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return versions
+    wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split()[1]
+    return {"wrk": wrk} | find_versions(LIBRARIES)
 
 
 if __name__ == "__main__":

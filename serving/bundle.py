@@ -135,12 +135,12 @@ def write_bundle(
             shutil.copyfile(source / name, scratch / name)
         scratch.chmod(0o755)
         for file in scratch.iterdir():
-            _sync(file)
-        _sync(scratch)
+            flush(file)
+        flush(scratch)
         if folder.exists():
             shutil.rmtree(folder)
         scratch.rename(folder)
-        _sync(parent)
+        flush(parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
@@ -291,9 +291,9 @@ def _write_json(file: Path, content: BaseModel) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             json.dump(content.model_dump(), stream)
         Path(scratch).chmod(0o644)
-        _sync(Path(scratch))
+        flush(Path(scratch))
         Path(scratch).replace(file)
-        _sync(file.parent)
+        flush(file.parent)
     finally:
         Path(scratch).unlink(missing_ok=True)
 
@@ -303,7 +303,7 @@ def list_released(bundles_dir: Path) -> list[str]:
     return sorted(file.parent.name for file in bundles_dir.glob(f"*/{POINTER_FILE}"))
 
 
-def _sync(file: Path) -> None:
+def flush(file: Path) -> None:
     """Make a file's content, or the names in a folder, durable."""
     descriptor = os.open(file, os.O_RDONLY)
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from serving.bundle import flush
 from serving.errors import BadParameterError, NotStoredError
 from serving.preprocess import FORMATS
 
@@ -93,8 +94,8 @@ class FeedbackStore:
                 elif before:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     before[0].replace(target)
-                    _flush_folder(target.parent)
-                    _flush_folder(root)
+                    flush(target.parent)
+                    flush(root)
                 else:
                     self._check_room(name, len(data))
                     self._write(target, data)
@@ -136,8 +137,8 @@ class FeedbackStore:
                 os.fsync(stream.fileno())
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch.replace(target)
-            _flush_folder(target.parent)
-            _flush_folder(target.parent.parent)
+            flush(target.parent)
+            flush(target.parent.parent)
         finally:
             scratch.unlink(missing_ok=True)
         self._size_bytes += len(data)
@@ -184,11 +185,3 @@ def name_some(labels: Collection[str], most: int = 20) -> str:
     """Return some labels for a message, and how many more there are."""
     shown = ", ".join(sorted(labels)[:most])
     return f"{shown} and {len(labels) - most} more" if len(labels) > most else shown
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

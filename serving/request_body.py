@@ -108,9 +108,8 @@ class RequestBody:
             starlette.requests.ClientDisconnect: The client went away.
         """
         async with self._within_time():
-            form = await self._read_form(hold_bytes, MAX_PICTURE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
-        (picture,) = form.finish()
-        return picture, form.texts
+            (picture,), given = await self._read_form(hold_bytes, MAX_PICTURE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
+        return picture, given
 
     async def read_text(self, hold_bytes: Callable[[int], None]) -> bytes:
         """Read a short body as it is, such as JSON.
@@ -151,17 +150,16 @@ class RequestBody:
 
     async def _read_form(
         self, hold_bytes: Callable[[int], None], max_bytes: int, texts: tuple[str, ...], max_pictures: int
-    ) -> "_PictureForm":
+    ) -> tuple[list[EncodedPicture], dict[str, str]]:
         _, options = parse_options_header(self._request.headers.get("content-type"))
         form = _PictureForm(options.get(b"boundary", b""), texts, max_pictures)
         what = "the pictures of one request" if max_pictures > 1 else "a form with one picture"
         try:
             async for chunk in self._stream(max_bytes, what, hold_bytes):
                 form.feed(chunk)
-        except BaseException:
+            return form.finish(), form.texts
+        finally:
             form.release()
-            raise
-        return form
 
     async def _read(self, hold_bytes: Callable[[int], None]) -> list[EncodedPicture]:
         headers = self._request.headers
@@ -170,7 +168,8 @@ class RequestBody:
             raise WrongTypeError(f"content-encoding {encoding!r}; send the picture as it is")
         media_type, _ = parse_options_header(headers.get("content-type"))
         if media_type == b"multipart/form-data":
-            return (await self._read_form(hold_bytes, MAX_BODY_BYTES, (), MAX_PICTURES)).finish()
+            pictures, _ = await self._read_form(hold_bytes, MAX_BODY_BYTES, (), MAX_PICTURES)
+            return pictures
         if not _is_picture_type(media_type):
             raise WrongTypeError(
                 f"content type {media_type.decode('latin-1') or 'missing'!r}; send one picture as image/* or "
@@ -265,18 +264,12 @@ class _PictureForm:
         self._pictures, self._part = [], _Part()
 
     def finish(self) -> list[EncodedPicture]:
-        try:
-            self._check()
-            return self._pictures
-        finally:
-            self.release()
-
-    def _check(self) -> None:
         if not self._is_complete:
             raise NotReadableError("the multipart body ends before its last boundary")
         if not self._pictures:
             wanted = "one file" if self._max_pictures == 1 else f"1 to {self._max_pictures} files"
             raise BadParameterError(f"the form holds no picture; send {wanted} called `{FIELD_NAME}`")
+        return self._pictures
 
     def _begin_part(self) -> None:
         if len(self._pictures) + len(self.texts) == self._max_pictures + len(self._text_names):

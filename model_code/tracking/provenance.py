@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,8 +42,13 @@ def read_git_sha() -> str:
 
 def read_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that results depend on; absent ones are left out."""
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
+    return {"python": platform.python_version()} | find_versions(LIBRARIES)
+
+
+def find_versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Return the versions of some libraries; absent ones are left out."""
+    versions = {}
+    for library in libraries:
         try:
             versions[library] = version(library)
         except PackageNotFoundError:
