@@ -1,12 +1,10 @@
 """What an automatic training does beyond an ordinary one: it takes the feedback in, and says why it ran."""
 
-import shlex
-from pathlib import Path
-
 from mlflow import MlflowClient
 
 from flows.data import data_flow
-from model_code.data.cache import read_manifest
+from model_code.data.cache import open_dataset
+from model_code.data.sources.feedback import FEEDBACK_SUFFIX
 from model_code.errors import DataError, UsageError
 from model_code.registry.ledger import LONGEST_REASON
 from model_code.settings import Settings
@@ -15,35 +13,34 @@ from serving.feedback import count_pictures
 REASON_TAG = "retrained_because"
 
 
-def add_feedback(settings: Settings, name: str, dataset: str) -> str:
-    """Pack a data set anew with the feedback of a model among its training pictures, where its sources are known.
+def add_feedback(settings: Settings, name: str, dataset: str) -> tuple[str, str]:
+    """Pack the feedback of a model with the training pictures of a data set, as a data set of its own.
 
     Args:
         settings: Where everything lies.
         name: Registered name of the model.
-        dataset: That it was trained on.
+        dataset: That it was trained on, with earlier feedback or without.
 
     Returns:
-        What came of it, for the reason of the training; empty without feedback.
+        The data set to train on, and what came of the feedback, for the reason of the training: empty without any.
     """
     folder = settings.feedback_dir / name
+    base = dataset.removesuffix(FEEDBACK_SUFFIX)
     count = count_pictures(folder)
     if not count:
-        return ""
-    manifest = read_manifest(dataset, settings.cache_dir)
-    sources = [Path(path) for path in manifest.source_paths if Path(path) != folder]
-    missing = [path for path in sources if not path.exists()]
-    remedy = f"`darkroom data add {dataset} --from ORIGINAL --from {shlex.quote(str(folder))}`"
-    left_out = f"{count} pictures with feedback are not among the training pictures of {dataset}"
-    if missing:
-        return f"{left_out}: {missing[0]} is not here any more; add them with {remedy}"
-    if not sources:
-        return f"{left_out}: it is not known which files it was packed from; add them with {remedy}, if they are files"
+        return base, ""
     try:
-        added = data_flow.fn(dataset, [*sources, folder], image_size=manifest.image_size)
+        added = data_flow.fn(base + FEEDBACK_SUFFIX, [folder])
     except (DataError, UsageError) as error:
-        return f"{left_out}: {error}"
-    return f"with {count} pictures of feedback among the training pictures, data {added.dataset.checksum[:12]}"
+        return dataset, f"{count} pictures with feedback are left out: {error}"
+    used = len(added.dataset.splits["train"].labels_N) - len(
+        open_dataset(base, settings.cache_dir).splits["train"].labels_N
+    )
+    skipped = [f"{len(added.skipped)} left out ({one.name}: {one.reason})" for one in added.skipped[:1]]
+    if not used:
+        return base, ", ".join([f"none of {count} pictures with feedback can be used", *skipped])
+    data = f"with {used} pictures of feedback among the training pictures, data {added.dataset.checksum[:12]}"
+    return added.dataset.name, ", ".join([data, *skipped])
 
 
 def join_reasons(*parts: str) -> str:

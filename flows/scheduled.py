@@ -28,7 +28,7 @@ from flows.train import identify_inputs, train_flow, train_task
 from flows.train_all import train_all_flow
 from flows.upkeep import find_problems
 from model_code.errors import DarkroomError, DataError, DownloadError, ReleaseError, TrainingError, UsageError
-from model_code.recipes.catalog import RECIPES
+from model_code.recipes.catalog import RECIPES, change_dataset
 from model_code.registry.names import RELEASE_NAMES
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
@@ -123,13 +123,16 @@ def retrain(
 ) -> None:
     """Train with the champion's settings on the pictures that are there now, and release it, or show that it could be.
 
-    Feedback is added to the training pictures where that is possible. A training of the same settings, pictures and
-    code is kept: a release that failed does not cost another one. Why it ran is on the run's page and in the ledger.
+    Feedback is added to the training pictures: DATASET-with-feedback beside DATASET, which stays as it is. A training
+    of the same settings, pictures and code is kept: a release that failed does not cost another one. Why it ran is on
+    the run's page and in the ledger.
     """
     settings = load_settings()
     _, _, champion = read_champion(settings.bundles_dir, name)
     config = open_run_folder(settings.checkpoints_dir, champion.run_id).record.config
-    reason = join_reasons(why, add_feedback(settings, name, config.dataset))
+    dataset, feedback = add_feedback(settings, name, config.dataset)
+    config = change_dataset(config, dataset)
+    reason = join_reasons(why, feedback)
     print(f"{name} is trained again: {reason}")
     result = train_task(config, identify_inputs(config))
     printing.print_result(result)

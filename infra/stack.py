@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -407,7 +408,8 @@ def read_pictures(manifests: str) -> list[dict[str, Any]]:
     for line in manifests.splitlines():
         try:
             manifest = json.loads(line)
-            found.append({key: manifest[key] for key in ("name", "image_size", "source", "checksum")})
+            one = {key: manifest[key] for key in ("name", "image_size", "source", "checksum")}
+            found.append(one | {"source_paths": manifest.get("source_paths", [])})
         except (ValueError, KeyError, TypeError):
             print("a damaged data set is not in the list of pictures", flush=True)
     return found
@@ -421,7 +423,8 @@ def describe_pictures(packed: list[dict[str, Any]]) -> str:
     lines = ["packed pictures are not in a backup; add them again, then start what has failed without them:"]
     for one in missing:
         command = f"python3 infra/stack.py exec worker darkroom data add {one['name']} --image-size {one['image_size']}"
-        lines.append(f"  {command} --from …   # was {one['source']}")
+        paths = " ".join(f"--from {shlex.quote(path)}" for path in one.get("source_paths", []))
+        lines.append(f"  {command} {paths or '--from …'}   # was {one['source']}")
     return "\n".join(lines) + "\n"
 
 

@@ -115,7 +115,7 @@ class FeedbackStore:
         if count_pictures(self.folder / name) >= MAX_FEEDBACK_PICTURES:
             raise NotStoredError(
                 f"{name} has {MAX_FEEDBACK_PICTURES:,} pictures with feedback, as many as it may; who runs the service "
-                f"must train with what is in {self.folder / name} and then remove it"
+                f"must remove some from {self.folder / name}"
             )
         if time.monotonic() - self._measured_s > _MEASURE_INTERVAL_S:
             self._size_bytes = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
@@ -123,7 +123,7 @@ class FeedbackStore:
         if self._size_bytes + needed_bytes > self._max_bytes:
             raise NotStoredError(
                 f"feedback takes {self._size_bytes:,} bytes and may take {self._max_bytes:,}; who runs the service "
-                f"must train with what is in {self.folder / name} and then remove it"
+                f"must remove some from {self.folder / name}"
             )
 
     def _write(self, target: Path, data: bytes) -> None:

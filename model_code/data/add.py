@@ -17,6 +17,7 @@ from model_code.data.download import download_cifar10
 from model_code.data.fingerprint import fingerprint_paths
 from model_code.data.packing import pack_dataset
 from model_code.data.sources.detect import open_source
+from model_code.data.sources.feedback import FEEDBACK_SUFFIX, add_feedback_to
 from model_code.data.sources.pictures import PixelSplit
 from model_code.data.sources.shapes import DRAWING_VERSION, generate_shapes
 from model_code.disk import hold_lock
@@ -62,13 +63,14 @@ def add_dataset(
 
     Args:
         name: `cifar10` (its ten classes are required), `shapes` (drawn, no source), `food11` (any of its three
-            layouts), `imagenet-val` (folders named by wnid), or any other name for class folders.
+            layouts), `imagenet-val` (folders named by wnid), or any other name for class folders. With
+            `-with-feedback` at its end what is packed without that, and more training pictures from a folder.
         sources: Folders, zips or tars; several are merged, unless they are CIFAR-10's archive or Kaggle's layout.
         cache_dir: The folder of all packed data sets.
         data_dir: Where downloads are kept.
         download: Fetch the published archive instead of `sources`; only for `cifar10`.
         image_size: Height and width of the packed pictures, pixels; when None 32 for cifar10 and shapes, 256 for
-            food11 and imagenet-val, 64 for others.
+            food11 and imagenet-val, that of what feedback is added to, 64 for others.
         progress: Whether to show progress.
 
     Raises:
@@ -78,10 +80,11 @@ def add_dataset(
         DiskFullError: The disk is full; nothing is lost.
     """
     check_arguments(name, sources, download, image_size)
-    size = image_size or DEFAULT_IMAGE_SIZES.get(name, OTHER_IMAGE_SIZE)
+    base = open_dataset(name.removesuffix(FEEDBACK_SUFFIX), cache_dir) if name.endswith(FEEDBACK_SUFFIX) else None
+    size = image_size or (base.image_size if base else DEFAULT_IMAGE_SIZES.get(name, OTHER_IMAGE_SIZE))
     with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
         paths = [download_cifar10(data_dir, is_progress_shown=progress)] if download else list(sources)
-        version = DRAWING_VERSION if name == "shapes" else 0
+        version = base.checksum if base else DRAWING_VERSION if name == "shapes" else 0
         settings = (name, size, _PACKING_VERSION, version)
         fingerprint = fingerprint_paths(paths, *settings)
         reusable = _find_reusable(name, cache_dir, fingerprint)
@@ -89,13 +92,17 @@ def add_dataset(
             return AddedDataset(reusable, True, read_manifest(name, cache_dir).skipped)
 
         def check_unchanged() -> None:
-            if fingerprint_paths(paths, *settings) != fingerprint:
+            # Feedback comes in at any time; what is not read now is read the next time.
+            if base is None and fingerprint_paths(paths, *settings) != fingerprint:
                 raise DataError(
                     f"{', '.join(map(str, paths))} changed while it was read; run {format_remedy(name)} again"
                 )
 
         with ExitStack() as stack:
-            source = generate_shapes(size) if name == "shapes" else open_source(name, paths, stack)
+            if base is not None:
+                source = add_feedback_to(base, paths[0])
+            else:
+                source = generate_shapes(size) if name == "shapes" else open_source(name, paths, stack)
             for split in source.splits.values():
                 if isinstance(split, PixelSplit) and split.images_NHWC.shape[1] != size:
                     native = split.images_NHWC.shape[1]
@@ -125,6 +132,8 @@ def check_arguments(name: str, sources: Sequence[Path], download: bool, image_si
     check_dataset_name(name)
     if name == "shapes" and (sources or download):
         raise UsageError("shapes is drawn, not read; use `darkroom data add shapes` without --from and --download")
+    if name.endswith(FEEDBACK_SUFFIX) and len(sources) != 1:
+        raise UsageError(f"{name} needs one folder with feedback; use {format_remedy(name)}")
     if download and name != "cifar10":
         raise UsageError(f"{name} cannot be downloaded, only cifar10 can; use `darkroom data add {name} --from PATH`")
     if download and sources:

@@ -33,7 +33,6 @@ from model_code.data.cache import (
 from model_code.data.decoding import DecodedChunk, count_workers, decode_pictures
 from model_code.data.progress import show_progress
 from model_code.data.sources.pictures import (
-    EncodedPicture,
     EncodedSplit,
     PictureSource,
     PixelSplit,
@@ -189,12 +188,16 @@ def _write_split(
         if isinstance(content, PixelSplit):
             labels_N = content.labels_N
             _write_header(file, len(content), image_size)
-            for start in range(0, len(content), 1024):
+            for start in range(0, len(labels_N), 1024):
                 images_NHWC = content.images_NHWC[start : start + 1024]
                 file.write(np.ascontiguousarray(images_NHWC).data)
                 advance(len(images_NHWC))
+            if content.more is not None:
+                # Whoever gave them cannot be asked to repair them: any number is skipped.
+                more_N, skipped = _write_decoded(file, split, content.more, image_size, advance, len(labels_N), 1.0)
+                labels_N = np.concatenate([labels_N, more_N])
         else:
-            labels_N, skipped = _write_decoded(file, split, content.pictures, image_size, advance)
+            labels_N, skipped = _write_decoded(file, split, content, image_size, advance)
         _flush_file(file)
         pixels_sha256 = _hash_pixels(file, image_size)
     count_per_class = {name: int((labels_N == label).sum()) for label, name in enumerate(classes)}
@@ -216,55 +219,63 @@ def _write_split(
 def _write_decoded(
     file: IO[bytes],
     split: str,
-    pictures: Sequence[EncodedPicture],
+    content: EncodedSplit,
     image_size: int,
     advance: Callable[[int], None],
+    first_row: int = 0,
+    max_skipped_fraction: float = MAX_SKIPPED_FRACTION,
 ) -> tuple[npt.NDArray[np.int64], list[SkippedPicture]]:
     """Write pixels at the place of their picture, in any order; then close the gaps of skipped ones.
 
-    Plain writes, not a writable memory map: on a full disk a map kills the process instead of raising.
+    The first picture goes to `first_row` of the split. Plain writes, not a writable memory map: on a full disk a map
+    kills the process instead of raising.
     """
-    header_bytes = _write_header(file, len(pictures), image_size)
+    pictures = content.pictures
     row_bytes = 3 * image_size * image_size
+    start_bytes = _write_header(file, first_row + len(pictures), image_size) + first_row * row_bytes
     reasons: dict[int, str] = {}
     for chunk in decode_pictures(pictures, image_size, count_workers(len(pictures))):
-        _write_chunk(file, chunk, header_bytes, row_bytes)
+        _write_chunk(file, chunk, start_bytes, row_bytes)
+        if content.left_out:
+            for position, image_HWC in zip(chunk.positions, chunk.images_KHWC, strict=True):
+                if hashlib.sha256(image_HWC).digest() in content.left_out:
+                    reasons[position] = "is one of the pictures that are kept for validation and test"
         reasons.update({chunk.positions[index]: reason for index, reason in chunk.failures})
         advance(len(chunk.positions))
     skipped = [
         SkippedPicture(name=f"{pictures[position].archive.path.name}/{pictures[position].member}", reason=reason)
         for position, reason in sorted(reasons.items())
     ]
-    if len(skipped) > MAX_SKIPPED_FRACTION * len(pictures):
+    if len(skipped) > max_skipped_fraction * len(pictures):
         raise DataError(
             f"{len(skipped)} of {len(pictures)} {split} pictures do not decode, more than "
-            f"{MAX_SKIPPED_FRACTION:.0%} are not skipped: {name_some((one.name for one in skipped), 3)}; "
+            f"{max_skipped_fraction:.0%} are not skipped: {name_some((one.name for one in skipped), 3)}; "
             "repair or remove them"
         )
     kept = [position for position in range(len(pictures)) if position not in reasons]
     if skipped:
-        _close_gaps(file, kept, header_bytes, row_bytes)
-        _write_header(file, len(kept), image_size)
+        _close_gaps(file, kept, start_bytes, row_bytes)
+        _write_header(file, first_row + len(kept), image_size)
     return np.array([pictures[position].label for position in kept], dtype=np.int64), skipped
 
 
-def _write_chunk(file: IO[bytes], chunk: DecodedChunk, header_bytes: int, row_bytes: int) -> None:
+def _write_chunk(file: IO[bytes], chunk: DecodedChunk, start_bytes: int, row_bytes: int) -> None:
     start = 0
     for end in range(1, len(chunk.positions) + 1):
         if end == len(chunk.positions) or chunk.positions[end] != chunk.positions[end - 1] + 1:
-            file.seek(header_bytes + chunk.positions[start] * row_bytes)
+            file.seek(start_bytes + chunk.positions[start] * row_bytes)
             file.write(chunk.images_KHWC[start:end].data)
             start = end
 
 
-def _close_gaps(file: IO[bytes], kept: Sequence[int], header_bytes: int, row_bytes: int) -> None:
+def _close_gaps(file: IO[bytes], kept: Sequence[int], start_bytes: int, row_bytes: int) -> None:
     for target, position in enumerate(kept):
         if target != position:
-            file.seek(header_bytes + position * row_bytes)
+            file.seek(start_bytes + position * row_bytes)
             row = file.read(row_bytes)
-            file.seek(header_bytes + target * row_bytes)
+            file.seek(start_bytes + target * row_bytes)
             file.write(row)
-    file.truncate(header_bytes + len(kept) * row_bytes)
+    file.truncate(start_bytes + len(kept) * row_bytes)
 
 
 def _write_header(file: IO[bytes], count: int, image_size: int) -> int:

@@ -144,6 +144,14 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
     return config.model_copy(update={"profile": "custom"})
 
 
+def change_dataset(config: AnyConfig, dataset: str) -> AnyConfig:
+    """Return the config of the same run on other pictures; a documented run is a custom one then."""
+    if dataset == config.dataset:
+        return config
+    profile = "custom" if config.profile == "full" else config.profile
+    return config.model_copy(update={"dataset": dataset, "profile": profile})
+
+
 def describe_budget(config: RunConfig) -> str:
     """Return what a run's figures may be compared with.
 

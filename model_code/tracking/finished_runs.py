@@ -34,13 +34,13 @@ class FinishedRun:
     test_accuracy: float | None
 
 
-def find_finished_runs(client: MlflowClient, recipe: str, dataset_pattern: str) -> list[FinishedRun]:
+def find_finished_runs(client: MlflowClient, recipe: str, *dataset_patterns: str) -> list[FinishedRun]:
     """Return the finished runs of a recipe, full ones first, then by validation accuracy, highest first.
 
     Args:
         client: Of the store.
         recipe: Exact recipe name.
-        dataset_pattern: Shell pattern; only runs on data sets whose name matches.
+        dataset_patterns: Shell patterns; only runs on data sets whose name matches one of them.
     """
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs(
@@ -48,7 +48,11 @@ def find_finished_runs(client: MlflowClient, recipe: str, dataset_pattern: str) 
         f"tags.recipe = '{recipe}' AND attributes.status = 'FINISHED' AND metrics.`validation/best_accuracy` >= 0",
         order_by=["metrics.`validation/best_accuracy` DESC"],
     )
-    found = [_read(run) for run in runs if fnmatchcase(run.data.tags.get("dataset", ""), dataset_pattern)]
+    found = [
+        _read(run)
+        for run in runs
+        if any(fnmatchcase(run.data.tags.get("dataset", ""), pattern) for pattern in dataset_patterns)
+    ]
     return sorted(found, key=lambda run: run.profile != "full")
 
 

@@ -173,6 +173,39 @@ def test_prometheus_sees_everything(stack):
     assert ask("darkroom_disk_free_bytes")
 
 
+def test_feedback_starts_a_training_that_says_why(stack, client):
+    """The service writes only once it is told to; what it writes, the worker trains with."""
+
+    def give(number):
+        picture = io.BytesIO()
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(picture, "PNG")
+        form = {"files": {"image": picture.getvalue()}, "data": {"label": "circle"}}
+        return httpx.post(f"{stack.url('SERVING')}/v1/feedback", **form)
+
+    assert (give(0).status_code, give(0).json()["error"]["code"]) == (404, "feedback_off")
+    env_file = stack.folder / "infra/.env"
+    text = env_file.read_text()
+    for before, after in (("SERVING_OPTIONS=", "SERVING_OPTIONS=--feedback"), ("SERVING_HOME=ro", "SERVING_HOME=rw")):
+        assert f"\n{before}\n" in text
+        text = text.replace(f"\n{before}\n", f"\n{after}\n")
+    env_file.write_text(text)
+    stack.make("up")
+    wait_for(lambda: read_served(stack) == {"shapes": "1"}, 30, "the champion")
+    assert [give(number).json()["count"] for number in range(3)] == [1, 2, 3]
+    run(client, "watch-predictions/every-ten-minutes", enough_feedback=3)
+    deployment = client.read_deployment_by_name("retrain/on-feedback").id
+
+    def find_retraining():
+        return [one for one in client.read_flow_runs(limit=50) if one.deployment_id == deployment]
+
+    (training,) = wait_for(find_retraining, 120, "the training that the event starts")
+    assert training.parameters["why"].startswith("people gave the true labels of 3 more pictures to shapes")
+    finish(client, training)
+    log = "\n".join(line.message for line in client.read_logs(limit=200) if line.flow_run_id == training.id)
+    assert "with 3 pictures of feedback among the training pictures" in log
+    assert predict(stack)["model"]["version"] == "1"  # the form's mode is dry_run
+
+
 @pytest.fixture(scope="module")
 def watched(stack):
     """`make watch` beside the tests: Docker itself leaves alone what `docker kill` ended."""

@@ -138,7 +138,8 @@ def test_the_bundle_says_what_was_measured(runs, bundles_dir):
     assert by_precision["fp32"].certificates[0].max_difference <= 1e-4
     assert {one.split for one in manifest.calibration.reliability} == {"validation", "test"}
     offered = {variant.precision for variant in manifest.offered}
-    assert Classifier(folder, pointer.version).variant.precision in offered == set(by_precision)
+    assert "fp32" in offered
+    assert Classifier(folder, pointer.version).variant.precision in offered
     artifacts = {file.path for file in get_client().list_artifacts(runs[1], f"release/{NAME}-version-2")}
     assert artifacts == {f"release/{NAME}-version-2/{file}" for file in ("card.md", "validation.png", "test.png")}
 
@@ -184,7 +185,7 @@ def test_a_changed_bundle_is_not_gone_back_to_but_fetched_anew(darkroom, runs, b
 def test_runs_on_other_pictures_are_named(darkroom, runs):
     done = darkroom("release", "resnet18_cifar10_exp3", "--as", "cifar10")
     assert done.status == 1
-    assert "its finished runs are on food-colours and not on cifar10 pictures" in done.err
+    assert "its finished runs are on food-colours and not on cifar10 or cifar10-with-feedback pictures" in done.err
 
 
 @pytest.mark.parametrize(

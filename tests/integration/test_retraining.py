@@ -13,7 +13,7 @@ from serving.bundle import read_champion
 from serving.feedback import FeedbackStore
 from tests.unit.serving.tiny_bundle import encode
 
-NAME, DATASET, SIDE = "food", "food-feedback", 16
+NAME, DATASET, SIDE = "food", "food-colours", 16
 COLOURS = {"tomato": (170, 90, 90), "lettuce": (90, 170, 90), "plum": (90, 90, 170), "grey bread": (130, 130, 130)}
 
 
@@ -25,16 +25,19 @@ def draw(generator, colour):
 
 @pytest.fixture
 def own_home(tmp_path, monkeypatch):
-    """Other tests release models of the same name in the shared one."""
+    """Other tests release models of the same name in the shared one; other sessions left trainings with Prefect."""
+    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: str(tmp_path / "results")}):
+        yield tmp_path / "home"
 
 
 @pytest.fixture
 def champion(darkroom, own_home, tmp_path):
     """A model that is nearly always wrong: each class was trained on the colour of another."""
     generator = np.random.default_rng(0)
-    for split, count in (("train", 10), ("test", 100)):
+    for split, count in (("train", 40), ("test", 100)):
         for label, other in zip(COLOURS, [*list(COLOURS)[1:], *list(COLOURS)[:1]], strict=True):
             folder = tmp_path / "pictures" / split / label
             folder.mkdir(parents=True)
@@ -53,18 +56,18 @@ def champion(darkroom, own_home, tmp_path):
 def test_feedback_is_trained_on_and_the_ledger_says_why(champion, own_home):
     from flows.scheduled import retrain
 
-    # Other pictures each time: Prefect may remember a training of the same ones from another session of tests.
-    generator = np.random.default_rng()
+    generator = np.random.default_rng(1)
     store = FeedbackStore(own_home / "feedback")
     for label, colour in COLOURS.items():
-        for _ in range(75):
+        for _ in range(150):
             data = draw(generator, colour)
             store.save(NAME, label, tuple(COLOURS), hashlib.sha256(data).hexdigest(), data)
-    why = "people gave the true labels of 300 more pictures to food, 200 are enough"
+    why = "people gave the true labels of 600 more pictures to food, 200 are enough"
     assert retrain(NAME, "enabled", why, return_state=True).is_completed()
-    reason = f"{why}; with 300 pictures of feedback among the training pictures, data "
+    reason = f"{why}; with 600 pictures of feedback among the training pictures, data "
     pointer, _, manifest = read_champion(own_home / "bundles", NAME)
     assert manifest.run_id != champion
+    assert manifest.dataset == f"{DATASET}-with-feedback"
     assert pointer.change.why.startswith(reason)
     assert read_ledger(own_home / "bundles", NAME)[-1].why == pointer.change.why
     tags = open_store(load_settings()).get_run(manifest.run_id).data.tags

@@ -47,9 +47,15 @@ class EncodedPicture:
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """Pictures to read and decode, in the order in which the split keeps them."""
+    """Pictures to read and decode.
+
+    Attributes:
+        pictures: In the order in which the split keeps them.
+        left_out: SHA-256 of the pixels, once decoded to the packed size, of pictures that the split must not have.
+    """
 
     pictures: tuple[EncodedPicture, ...]
+    left_out: frozenset[bytes] = frozenset()
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -57,13 +63,20 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class PixelSplit:
-    """Pictures that come as pixels: uint8 [N, H, W, 3] and their int64 labels [N]."""
+    """Pictures that come as pixels.
+
+    Attributes:
+        images_NHWC: uint8.
+        labels_N: Class indices.
+        more: What comes after them and has to be read.
+    """
 
     images_NHWC: npt.NDArray[np.uint8]
     labels_N: npt.NDArray[np.int64]
+    more: EncodedSplit | None = None
 
     def __len__(self) -> int:
-        return len(self.labels_N)
+        return len(self.labels_N) + (0 if self.more is None else len(self.more))
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,8 @@ from tests.unit.serving.tiny_bundle import paint
 def settings(tmp_path, monkeypatch):
     made = Settings(home=tmp_path / "home", tracking_uri="sqlite://", has_mlflow_server=False)
 
-    def pack(name, sources, image_size):
-        return add_dataset(
-            name,
-            sources,
-            cache_dir=made.cache_dir,
-            data_dir=made.data_dir,
-            image_size=image_size,
-            progress=False,
-        )
+    def pack(name, sources):
+        return add_dataset(name, sources, cache_dir=made.cache_dir, data_dir=made.data_dir, progress=False)
 
     monkeypatch.setattr(retraining.data_flow, "fn", pack)
     return made
@@ -39,44 +32,52 @@ def add(settings, folder, name="food-tiny"):
     add_dataset(name, [folder], cache_dir=settings.cache_dir, data_dir=settings.data_dir, image_size=16, progress=False)
 
 
-def count_train(settings, name="food-tiny"):
-    return len(open_dataset(name, settings.cache_dir).splits["train"].labels_N)
-
-
-def test_feedback_is_packed_with_the_pictures_that_were_there(settings, tmp_path):
+def test_feedback_is_packed_beside_the_set_that_was_there(settings, tmp_path):
     add(settings, paint_folder(tmp_path / "original", ["red", "green"]))
+    # Its files are not needed any more.
+    (tmp_path / "original").rename(tmp_path / "elsewhere")
     paint_folder(settings.feedback_dir / "food", ["green"], count=2, offset=100)
-    reason = add_feedback(settings, "food", "food-tiny")
-    assert reason.startswith("with 2 pictures of feedback among the training pictures, data ")
-    assert count_train(settings) == 8
-    assert open_dataset("food-tiny", settings.cache_dir).image_size == 16
-    assert add_feedback(settings, "food", "food-tiny") == reason
+    first = add_feedback(settings, "food", "food-tiny")
+    packed = open_dataset("food-tiny-with-feedback", settings.cache_dir)
+    assert first == (
+        packed.name,
+        f"with 2 pictures of feedback among the training pictures, data {packed.checksum[:12]}",
+    )
+    assert len(packed.splits["train"].labels_N) == 8
+    assert len(open_dataset("food-tiny", settings.cache_dir).splits["train"].labels_N) == 6
+    # The next model was trained with feedback: it starts from the same set, and none counts twice.
+    assert add_feedback(settings, "food", packed.name) == first
     paint_folder(settings.feedback_dir / "food", ["red"], count=1, offset=200)
-    assert add_feedback(settings, "food", "food-tiny").startswith("with 3 pictures")
-    assert count_train(settings) == 9
+    dataset, reason = add_feedback(settings, "food", packed.name)
+    assert (dataset, reason[:15]) == (packed.name, "with 3 pictures")
 
 
-def test_without_feedback_nothing_is_said_or_packed(settings, tmp_path):
+def test_without_feedback_the_set_itself_is_trained_on(settings, tmp_path):
     add(settings, paint_folder(tmp_path / "original", ["red", "green"]))
-    assert add_feedback(settings, "food", "food-tiny") == ""
-    assert count_train(settings) == 6
+    assert add_feedback(settings, "food", "food-tiny") == ("food-tiny", "")
+    assert add_feedback(settings, "food", "food-tiny-with-feedback") == ("food-tiny", "")
+    assert not (settings.cache_dir / "food-tiny-with-feedback").exists()
 
 
-def test_where_it_cannot_be_added_the_reason_says_how(settings, tmp_path):
-    paint_folder(settings.feedback_dir / "food", ["green"])
-    original = paint_folder(tmp_path / "original", ["red", "green"])
-    add(settings, original)
-    remedy = f"`darkroom data add food-tiny --from ORIGINAL --from {settings.feedback_dir / 'food'}`"
-    original.rename(tmp_path / "elsewhere")
-    reason = add_feedback(settings, "food", "food-tiny")
-    assert f"{original} is not here any more" in reason
-    assert reason.endswith(remedy)
-    add_dataset("shapes", cache_dir=settings.cache_dir, data_dir=settings.data_dir, progress=False)
-    assert "it is not known which files it was packed from" in add_feedback(settings, "food", "shapes")
-    (tmp_path / "elsewhere").rename(original)
-    paint_folder(settings.feedback_dir / "food", ["blue"], count=0)
-    assert "class 'blue' has no pictures" in add_feedback(settings, "food", "food-tiny")
-    assert count_train(settings) == 6
+def test_what_cannot_be_used_is_said(settings, tmp_path):
+    add(settings, paint_folder(tmp_path / "original", ["red", "green"]))
+    broken = settings.feedback_dir / "food/red/broken.png"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no")
+    left_out = ", 1 left out (food/red/broken.png: 2 bytes that are no picture; "
+    dataset, reason = add_feedback(settings, "food", "food-tiny")
+    assert dataset == "food-tiny"
+    assert reason.startswith(f"none of 1 pictures with feedback can be used{left_out}")
+    paint_folder(settings.feedback_dir / "food", ["green"], count=1)
+    dataset, reason = add_feedback(settings, "food", "food-tiny")
+    assert dataset == "food-tiny-with-feedback"
+    assert reason.startswith("with 1 pictures of feedback among ")
+    assert left_out in reason
+    paint_folder(settings.feedback_dir / "food", ["blue"], count=1)
+    dataset, reason = add_feedback(settings, "food", "food-tiny")
+    assert dataset == "food-tiny"
+    assert reason.startswith("3 pictures with feedback are left out: ")
+    assert "blue/0.png is not in a folder of one of food-tiny's classes" in reason
 
 
 def test_a_reason_fits_the_ledger():

@@ -200,8 +200,11 @@ def test_a_backup_says_which_pictures_there_were(stack, capsys):
         "\n".join([json.dumps(manifest), "{damaged", json.dumps(manifest | {"name": "shapes"})])
     )
     assert [one["name"] for one in packed] == ["cifar10", "shapes"]
-    assert stack.describe_pictures(packed).splitlines()[1:] == [
-        "  python3 infra/stack.py exec worker darkroom data add cifar10 --image-size 32 --from …   # was c.tgz"
+    command = "  python3 infra/stack.py exec worker darkroom data add cifar10 --image-size 32"
+    assert stack.describe_pictures(packed).splitlines()[1:] == [f"{command} --from …   # was c.tgz"]
+    (known,) = stack.read_pictures(json.dumps(manifest | {"source_paths": ["/pictures/c.tgz", "/b d"]}))
+    assert stack.describe_pictures([known]).splitlines()[1:] == [
+        f"{command} --from /pictures/c.tgz --from '/b d'   # was c.tgz"
     ]
     assert stack.describe_pictures(packed[1:]) == ""
 

@@ -6,7 +6,7 @@ import pytest
 
 from model_code.errors import UsageError
 from model_code.models.networks import check_image_size
-from model_code.recipes.catalog import RECIPES, build_config, describe_budget, get_recipe, match_recipes
+from model_code.recipes.catalog import RECIPES, build_config, change_dataset, describe_budget, get_recipe, match_recipes
 from model_code.training.config import TrainingConfig
 
 DECAY = (0.3, 0.6, 0.9)
@@ -142,6 +142,21 @@ def test_budgets_of_custom_runs_name_what_differs_from_the_documented_run():
     assert describe_budget(inner) == "custom: views.hue=0.2, linear.epochs=20"
     from_smoke = build_config("resnet18_cifar10_exp", "smoke", {"epochs": 1})
     assert describe_budget(from_smoke) == "custom: limit_train=640, limit_test=200, epochs=1"
+
+
+@pytest.mark.parametrize(
+    ("profile", "changed", "budget"),
+    [
+        ("full", "custom", "custom: dataset=cifar10-with-feedback"),
+        ("smoke", "smoke", "smoke on cifar10-with-feedback"),
+    ],
+)
+def test_a_run_on_other_pictures_is_not_the_documented_one(profile, changed, budget):
+    config = build_config("resnet18_cifar10_exp", profile)
+    elsewhere = change_dataset(config, "cifar10-with-feedback")
+    assert (elsewhere.profile, describe_budget(elsewhere)) == (changed, budget)
+    assert elsewhere.model_copy(update={"profile": profile, "dataset": config.dataset}) == config
+    assert change_dataset(config, "cifar10") == config
 
 
 def test_recipes_on_whose_difference_a_claim_rests_have_three_seeds():

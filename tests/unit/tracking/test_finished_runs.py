@@ -52,6 +52,7 @@ def test_the_best_finished_run_of_the_recipe_is_found(client, add_run):
     )
     assert [run.validation_accuracy for run in find_finished_runs(client, "exp", "cifar10")] == [0.90, 0.80, 0.101]
     assert [run.dataset for run in find_finished_runs(client, "exp", "food*")] == ["food11"]
+    assert [run.dataset for run in find_finished_runs(client, "exp", "my-*", "food*")] == ["my-cifar10", "food11"]
 
 
 def test_a_full_run_comes_before_better_ones_with_other_budgets(client, add_run):

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from model_code.data.cache import list_datasets, open_dataset, read_manifest
+from model_code.data.sources import feedback
+from model_code.errors import DataError, UsageError
+
+
+@pytest.fixture
+def base(add, write_tree, class_files):
+    return add("x", write_tree(class_files()), image_size=16).dataset
+
+
+def read_colours(split):
+    return [tuple(map(int, image_HWC[0, 0])) for image_HWC in split.images_NHWC]
+
+
+def test_training_pictures_are_more_and_the_rest_is_as_it_was(add, tmp_path, write_tree, encode, base):
+    given = write_tree({"dog/b.png": encode((1, 2, 3)), "cat/a.png": encode((4, 5, 6), size=40)}, "feedback")
+    extended = add("x-with-feedback", given).dataset
+    assert (extended.name, extended.classes, extended.image_size) == ("x-with-feedback", ("cat", "dog"), 16)
+    train = extended.splits["train"]
+    assert read_colours(train) == [*read_colours(base.splits["train"]), (4, 5, 6), (1, 2, 3)]
+    assert list(train.labels_N) == [*base.splits["train"].labels_N, 0, 1]
+    assert np.array_equal(extended.splits["test"].images_NHWC, base.splits["test"].images_NHWC)
+    assert read_manifest("x-with-feedback", tmp_path / "cache").source_paths == (str(given),)
+    # Whoever trains on the set itself goes on with the same pictures.
+    assert open_dataset("x", tmp_path / "cache").checksum == base.checksum
+
+
+def test_it_is_reused_until_feedback_or_the_set_itself_changes(add, write_tree, encode, class_files, base):
+    given = write_tree({"cat/a.png": encode((4, 5, 6))}, "feedback")
+    assert not add("x-with-feedback", given).reused
+    assert add("x-with-feedback", given).reused
+    write_tree({"dog/b.png": encode((1, 2, 3))}, "feedback")
+    more = add("x-with-feedback", given)
+    assert not more.reused
+    assert len(more.dataset.splits["train"].labels_N) == len(base.splits["train"].labels_N) + 2
+    add("x", write_tree(class_files(per_class=5), "other"), image_size=16)
+    assert len(add("x-with-feedback", given).dataset.splits["train"].labels_N) == 10 + 2
+
+
+def test_held_out_and_broken_pictures_are_left_out(add, write_tree, encode, base):
+    (tested,) = {read_colours(base.splits["test"])[4]}
+    given = {"cat/broken.png": b"no", "cat/good.png": encode((4, 5, 6)), "cat/tested.png": encode(tested)}
+    added = add("x-with-feedback", write_tree(given | {"cat/notes.txt": b""}, "feedback"))
+    assert read_colours(added.dataset.splits["train"])[6:] == [(4, 5, 6)]
+    assert [(one.name, one.reason.split(";")[0]) for one in added.skipped] == [
+        ("feedback/cat/broken.png", "2 bytes that are no picture"),
+        ("feedback/cat/tested.png", "is one of the pictures that are kept for validation and test"),
+        ("feedback/cat/notes.txt", "this file type is not read"),
+    ]
+
+
+def test_a_picture_that_moves_while_it_is_read_is_left_out(add, write_tree, encode, base, monkeypatch):
+    given = write_tree({"cat/a.png": encode((4, 5, 6)), "dog/b.png": encode((1, 2, 3))}, "feedback")
+
+    class Moving(feedback._FeedbackFolder):
+        def read(self, name):
+            (given / "cat/a.png").unlink(missing_ok=True)
+            return super().read(name)
+
+    monkeypatch.setattr(feedback, "_FeedbackFolder", Moving)
+    added = add("x-with-feedback", given)
+    assert read_colours(added.dataset.splits["train"])[6:] == [(1, 2, 3)]
+    assert [one.name for one in added.skipped] == ["feedback/cat/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"bird/a.png": b""}, r"bird/a\.png is not in a folder of one of x's classes: cat, dog$"),
+        ({"cat/deep/a.png": b""}, r"cat/deep/a\.png is not in a folder"),
+        ({"a.png": b""}, r"a\.png is not in a folder"),
+        ({"cat/a.txt": b""}, r"feedback: no pictures found; give a folder with a folder for each class$"),
+    ],
+)
+def test_what_is_no_feedback_is_refused(add, tmp_path, write_tree, base, files, message):
+    with pytest.raises(DataError, match=message):
+        add("x-with-feedback", write_tree(files, "feedback"))
+    assert [one.name for one in list_datasets(tmp_path / "cache")] == ["x"]
+
+
+def test_arguments_that_cannot_work(add, tmp_path, write_tree, encode, base):
+    given = write_tree({"cat/a.png": encode()}, "feedback")
+    with pytest.raises(UsageError, match=r"^x-with-feedback needs one folder with feedback; use `darkroom data add"):
+        add("x-with-feedback", given, given)
+    with pytest.raises(UsageError, match=r"^image size 32 is not possible: .* has 16x16 pixels; give image size 16$"):
+        add("x-with-feedback", given, image_size=32)
+    with pytest.raises(DataError, match=r"^data set 'y' is not in .*; add it with `darkroom data add y --from PATH`$"):
+        add("y-with-feedback", given)
+    (tmp_path / "nothing").touch()
+    with pytest.raises(DataError, match=r"nothing is no folder"):
+        add("x-with-feedback", tmp_path / "nothing")
