@@ -244,7 +244,7 @@ def judge_task(exported: Exported, folder: Path, champion: Champion | None, rule
     A forced release goes on without the comparison where the two cannot be compared.
     """
     challenger = Classifier(folder, "challenger")
-    champion_N, champion_ms = None, None
+    champion_N, champion_ms, champion_precision = None, None, None
     if champion is not None:
         try:
             _check_comparable(champion, exported.manifest)
@@ -257,6 +257,7 @@ def judge_task(exported: Exported, folder: Path, champion: Champion | None, rule
             to_challenger_K = [exported.manifest.classes.index(label) for label in champion.manifest.classes]
             champion_N = np.array(to_challenger_K)[_label(served, exported.images_NHWC)]
             champion_ms = _find_latency(served)
+            champion_precision = served.variant.precision
     return judge(
         labels_N=exported.labels_N,
         challenger_N=_label(challenger, exported.images_NHWC),
@@ -268,6 +269,8 @@ def judge_task(exported: Exported, folder: Path, champion: Champion | None, rule
         latency_ms=_find_latency(challenger),
         champion_latency_ms=champion_ms,
         size_bytes=challenger.variant.size_bytes,
+        precision=challenger.variant.precision,
+        champion_precision=champion_precision,
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
 from model_code.evaluation.calibration import measure_interval
+from serving.manifest import Precision
 
 RESAMPLES = 20_000
 _SEED = 20_260_101
@@ -101,6 +102,8 @@ class Verdict(_Frozen):
         latency_ms: Median at batch 1 of the challenger's fastest offered variant; None if not measured.
         champion_latency_ms: The same of the champion, for the record; it decides nothing.
         size_bytes: Of that variant's file; None if not given.
+        precision: Of that variant, whose labels were judged; None if not given.
+        champion_precision: Of the champion's variant that it was compared with; None if not given.
         rules: What it was judged by.
     """
 
@@ -121,20 +124,23 @@ class Verdict(_Frozen):
     latency_ms: float | None
     champion_latency_ms: float | None
     size_bytes: int | None
+    precision: Precision | None = None
+    champion_precision: Precision | None = None
     rules: GateRules
 
     @property
     def measured(self) -> str:
         """The comparison in words and numbers, without the decision."""
         pictures = f"on {self.count} {self.split} picture{'s' * (self.count != 1)}"
+        own, other = (f" as {one}" if one else "" for one in (self.precision, self.champion_precision))
         if self.difference is None or self.difference_interval is None or self.p_value is None:
             low, high = self.challenger_interval
             interval = f"(95 % interval {low:.4f} to {high:.4f})"
-            return f"{self.challenger_accuracy:.4f} {interval} {pictures}, no champion to compare with"
+            return f"{self.challenger_accuracy:.4f}{own} {interval} {pictures}, no champion to compare with"
         ends = [_format_points(end, self.count) for end in self.difference_interval]
         return (
-            f"{self.challenger_accuracy:.4f} against {self.champion_accuracy:.4f} of version {self.champion_version} "
-            f"{pictures}: {_format_points(self.difference, self.count, '+')} points "
+            f"{self.challenger_accuracy:.4f}{own} against {self.champion_accuracy:.4f} of version "
+            f"{self.champion_version}{other} {pictures}: {_format_points(self.difference, self.count, '+')} points "
             f"({100 * self.rules.confidence:g} % interval {ends[0]} to {ends[1]}, McNemar p = {self.p_value:.2g})"
         )
 
@@ -161,6 +167,8 @@ def judge(
     latency_ms: float | None = None,
     champion_latency_ms: float | None = None,
     size_bytes: int | None = None,
+    precision: Precision | None = None,
+    champion_precision: Precision | None = None,
 ) -> Verdict:
     """Decide whether a challenger becomes champion, by what both label the same pictures.
 
@@ -192,6 +200,8 @@ def judge(
         latency_ms: Median at batch 1 of the challenger's fastest offered variant.
         champion_latency_ms: The same of the champion.
         size_bytes: Of the challenger's variant.
+        precision: Of the challenger's variant.
+        champion_precision: Of the champion's.
 
     Raises:
         ValueError: There are no pictures, the lengths differ, a label has no class, or a champion lacks its version
@@ -229,6 +239,8 @@ def judge(
         latency_ms=latency_ms,
         champion_latency_ms=champion_latency_ms,
         size_bytes=size_bytes,
+        precision=precision,
+        champion_precision=champion_precision,
         rules=rules,
     )
 

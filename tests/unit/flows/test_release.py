@@ -3,11 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flows import release
 from flows.export import Exported
 from flows.release import Champion, judge_task
 from model_code.errors import ReleaseError
 from model_code.registry.gate import GateRules
 from serving.bundle import read_bundle
+from serving.classifier import Classifier
 from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_two_variants
 
 
@@ -42,6 +44,14 @@ def test_classes_are_compared_by_their_names(exported, tmp_path):
     swapped = judge(exported, make_champion(tmp_path / "swapped", classes=names))
     assert (swapped.champion_version, swapped.gained, swapped.lost) == ("7", 8, 0)
     assert {change.label for change in swapped.classes if change.gained} == {"red", "green"}
+
+
+def test_a_verdict_names_the_variants_whose_labels_it_judged(exported, tmp_path, monkeypatch):
+    chosen = {"challenger": "int8", "7": "fp32"}
+    monkeypatch.setattr(release, "Classifier", lambda *given: Classifier(*given, precision=chosen[given[1]]))
+    verdict = judge(exported, make_champion(tmp_path))
+    assert verdict.measured.startswith("1.0000 as int8 against 1.0000 of version 7 as fp32 on 24 test pictures: ")
+    assert judge(exported, None).measured.startswith("1.0000 as int8 (95 % interval ")
 
 
 @pytest.mark.parametrize(
