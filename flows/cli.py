@@ -87,12 +87,14 @@ def data() -> None:
 @click.option(
     "--image-size",
     type=int,
-    help="Height and width in pixels; 32 for cifar10 and shapes, 256 for food11 and imagenet-val, else 64.",
+    help="Height and width in pixels; 32 for cifar10 and shapes, 256 for food11 and imagenet-val, else 64 or, for "
+    "NAME-with-feedback, that of NAME.",
 )
 def data_add(name: str, sources: tuple[Path, ...], download: bool, image_size: int | None) -> None:
     """Pack pictures: NAME is cifar10, shapes (drawn here), food11, imagenet-val, or any name for class folders.
 
-    food11 is read in any of its three layouts; imagenet-val is for evaluation only.
+    food11 is read in any of its three layouts; imagenet-val is for evaluation only. NAME-with-feedback is the packed
+    NAME with more training pictures, from class folders.
     """
     from model_code.data.add import check_arguments
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from model_code.data.cache import open_dataset
+from model_code.data.cache import FEEDBACK_SUFFIX, open_dataset
 from model_code.errors import DarkroomError, TrainingError
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import Settings
@@ -36,8 +36,8 @@ def find_pretrained(config: AnyConfig, settings: Settings) -> Pretrained | None:
     """Return what a config starts from; None when it starts from nothing.
 
     `recipe:NAME` is the run of that recipe with the best validation accuracy among those that have the same network,
-    learned from the same pictures, held the same ones out, and whose weights are here and intact. A full run starts
-    only from a full one and a smoke run only from a smoke run.
+    learned from the same pictures (with feedback or without), held the same ones out, and whose weights are here and
+    intact. A full run starts only from a full one and a smoke run only from a smoke run.
 
     Raises:
         TrainingError: There is no such file, or no such run.
@@ -49,13 +49,15 @@ def find_pretrained(config: AnyConfig, settings: Settings) -> Pretrained | None:
     if not source.startswith(RECIPE_PREFIX):
         return Pretrained(source, hash_pretrained(source))
     name = get_recipe(source.removeprefix(RECIPE_PREFIX)).name
-    checksum = open_dataset(config.dataset, settings.cache_dir).checksum
-    runs = find_finished_runs(open_store(settings), name, config.dataset)
+    dataset = open_dataset(config.dataset, settings.cache_dir)
+    # What is held out is the same with feedback and without.
+    checksums = {dataset.checksum} if dataset.base is None else {dataset.checksum, dataset.base.checksum}
+    runs = find_finished_runs(open_store(settings), name, config.dataset.removesuffix(FEEDBACK_SUFFIX))
     allowed = ALLOWED_PROFILES[config.profile]
     for profile in allowed:
         for run in runs:
             found = _open(settings, run.run_id) if run.profile == profile else None
-            if found is not None and _fits(found, config, checksum):
+            if found is not None and _fits(found, config, checksums):
                 result = found.result
                 assert result is not None, "_fits looked at it"
                 return Pretrained(str(found.path / str(result.best_weights)), result.weights_sha256, run.run_id)
@@ -74,11 +76,11 @@ def _open(settings: Settings, run_id: str) -> RunFolder | None:
         return None
 
 
-def _fits(folder: RunFolder, config: TrainingConfig, checksum: str) -> bool:
+def _fits(folder: RunFolder, config: TrainingConfig, checksums: set[str]) -> bool:
     """Whether a run's weights can be started from without seeing what is held out now."""
     record = folder.record
     same = ("network", "split_seed", "validation_fraction")
-    if record.data_checksum != checksum or any(
+    if record.data_checksum not in checksums or any(
         getattr(record.config, one, None) != getattr(config, one) for one in same
     ):
         return False

@@ -18,7 +18,7 @@ from prefect import flow, task
 
 from flows.export import Exported, export_task
 from flows.summaries import ReleaseSummary
-from model_code.data.cache import open_dataset
+from model_code.data.cache import FEEDBACK_SUFFIX, open_dataset
 from model_code.disk import hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.evaluation.figures import draw_reliability
@@ -200,13 +200,12 @@ def _promote(
 @task(name="choose run")
 def choose_task(source: str, name: str) -> FinishedRun:
     """Return the run that `source`, a recipe or a run id, means for a released name."""
-    patterns = check_release_name(name)
-    taken = " or ".join(patterns)
+    pattern = check_release_name(name)
     settings = load_settings()
     client = open_store(settings)
     if source in RECIPES:
         _check_is_classifier(source, RECIPES[source].build().kind)
-        runs = find_finished_runs(client, source, *patterns)
+        runs = find_finished_runs(client, source, pattern)
         usable = [run for run in runs if _is_usable(settings, run)]
         if usable:
             return usable[0]
@@ -214,7 +213,7 @@ def choose_task(source: str, name: str) -> FinishedRun:
         if runs:
             why = f"none of its {len(runs)} finished runs has its checkpoint and its pictures here"
         elif elsewhere:
-            why = f"its finished runs are on {', '.join(elsewhere)} and not on {taken} pictures"
+            why = f"its finished runs are on {', '.join(elsewhere)} and not on {pattern} pictures"
         else:
             why = "it has no finished run"
         raise ReleaseError(f"{source} cannot be released as {name}: {why}; train it first: darkroom train {source}")
@@ -222,8 +221,8 @@ def choose_task(source: str, name: str) -> FinishedRun:
         raise UsageError(f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (32 hexadecimal digits)")
     run = get_finished_run(client, source)
     _check_is_classifier(f"run {source} of {run.recipe}", run.kind)
-    if not any(fnmatchcase(run.dataset, pattern) for pattern in patterns):
-        raise ReleaseError(f"run {source} was trained on {run.dataset}; --as {name} takes runs on {taken} pictures")
+    if not fnmatchcase(run.dataset.removesuffix(FEEDBACK_SUFFIX), pattern):
+        raise ReleaseError(f"run {source} was trained on {run.dataset}; --as {name} takes runs on {pattern} pictures")
     return run
 
 

@@ -1,16 +1,22 @@
 """What an automatic training does beyond an ordinary one: it takes the feedback in, and says why it ran."""
 
 from mlflow import MlflowClient
+from prefect import task
 
 from flows.data import data_flow
-from model_code.data.cache import open_dataset
-from model_code.data.sources.feedback import FEEDBACK_SUFFIX
+from model_code.data.cache import FEEDBACK_SUFFIX
 from model_code.errors import DataError, UsageError
 from model_code.registry.ledger import LONGEST_REASON
-from model_code.settings import Settings
+from model_code.settings import Settings, load_settings
 from serving.feedback import count_pictures
 
 REASON_TAG = "retrained_because"
+
+
+@task(name="add feedback", persist_result=True)
+def add_feedback_task(name: str, dataset: str) -> tuple[str, str]:
+    """Add it once for a flow run: one that is tried again goes on with the same pictures."""
+    return add_feedback(load_settings(), name, dataset)
 
 
 def add_feedback(settings: Settings, name: str, dataset: str) -> tuple[str, str]:
@@ -32,10 +38,10 @@ def add_feedback(settings: Settings, name: str, dataset: str) -> tuple[str, str]
     try:
         added = data_flow.fn(base + FEEDBACK_SUFFIX, [folder])
     except (DataError, UsageError) as error:
-        return dataset, f"{count} pictures with feedback are left out: {error}"
-    used = len(added.dataset.splits["train"].labels_N) - len(
-        open_dataset(base, settings.cache_dir).splits["train"].labels_N
-    )
+        new = "" if dataset == base else " new since the last training"
+        return dataset, f"pictures with feedback{new} are left out: {error}"
+    assert added.dataset.base is not None, "that is what was packed"
+    used = len(added.dataset.splits["train"].labels_N) - added.dataset.base.train_count
     skipped = [f"{len(added.skipped)} left out ({one.name}: {one.reason})" for one in added.skipped[:1]]
     if not used:
         return base, ", ".join([f"none of {count} pictures with feedback can be used", *skipped])

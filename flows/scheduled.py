@@ -22,7 +22,7 @@ from flows.prediction_watch import tell_causes
 from flows.release import Mode, release_flow
 from flows.release_printing import print_release
 from flows.report import report_flow
-from flows.retraining import add_feedback, join_reasons, note_reason
+from flows.retraining import add_feedback_task, join_reasons, note_reason
 from flows.rollback import roll_back
 from flows.train import identify_inputs, train_flow, train_task
 from flows.train_all import train_all_flow
@@ -130,7 +130,7 @@ def retrain(
     settings = load_settings()
     _, _, champion = read_champion(settings.bundles_dir, name)
     config = open_run_folder(settings.checkpoints_dir, champion.run_id).record.config
-    dataset, feedback = add_feedback(settings, name, config.dataset)
+    dataset, feedback = add_feedback_task(name, config.dataset)
     config = change_dataset(config, dataset)
     reason = join_reasons(why, feedback)
     print(f"{name} is trained again: {reason}")

@@ -417,7 +417,8 @@ def read_pictures(manifests: str) -> list[dict[str, Any]]:
 
 def describe_pictures(packed: list[dict[str, Any]]) -> str:
     """Return the lines that say what has to be added again after a restore; `shapes` is drawn by `restore`."""
-    missing = [one for one in packed if one["name"] != "shapes"]
+    # One that feedback was added to comes after what it was added to.
+    missing = sorted((one for one in packed if one["name"] != "shapes"), key=lambda one: str(one["name"]))
     if not missing:
         return ""
     lines = ["packed pictures are not in a backup; add them again, then start what has failed without them:"]

@@ -101,7 +101,7 @@ class FeedbackStore:
                     self._write(target, data)
                 for path in before:
                     path.unlink(missing_ok=True)
-                    # A data set refuses a class folder without pictures.
+                    # Class folders that are packed as they are may not be empty.
                     with suppress(OSError):
                         path.parent.rmdir()
                 return count_pictures(root)

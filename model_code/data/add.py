@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_code.data.cache import (
+    FEEDBACK_SUFFIX,
     PackedDataset,
     SkippedPicture,
     check_dataset_name,
@@ -17,7 +18,7 @@ from model_code.data.download import download_cifar10
 from model_code.data.fingerprint import fingerprint_paths
 from model_code.data.packing import pack_dataset
 from model_code.data.sources.detect import open_source
-from model_code.data.sources.feedback import FEEDBACK_SUFFIX, add_feedback_to
+from model_code.data.sources.feedback import add_feedback_to
 from model_code.data.sources.pictures import PixelSplit
 from model_code.data.sources.shapes import DRAWING_VERSION, generate_shapes
 from model_code.disk import hold_lock
@@ -132,6 +133,8 @@ def check_arguments(name: str, sources: Sequence[Path], download: bool, image_si
     check_dataset_name(name)
     if name == "shapes" and (sources or download):
         raise UsageError("shapes is drawn, not read; use `darkroom data add shapes` without --from and --download")
+    if name.endswith(FEEDBACK_SUFFIX * 2):
+        raise UsageError(f"{name} would hold feedback twice; use {format_remedy(name.removesuffix(FEEDBACK_SUFFIX))}")
     if name.endswith(FEEDBACK_SUFFIX) and len(sources) != 1:
         raise UsageError(f"{name} needs one folder with feedback; use {format_remedy(name)}")
     if download and name != "cifar10":

@@ -25,6 +25,8 @@ from model_code.errors import DataError, UsageError
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
+# NAME-with-feedback is NAME with more training pictures (`sources/feedback.py`).
+FEEDBACK_SUFFIX = "-with-feedback"
 _NAME_PATTERN = r"[a-z0-9][a-z0-9_-]*"
 _PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -49,10 +51,18 @@ class SplitManifest(_FrozenModel):
     labels_bytes: int
 
 
+class BaseDataset(_FrozenModel):
+    """The data set that feedback was added to; the first `train_count` of the training pictures are its own."""
+
+    checksum: str
+    train_count: Annotated[int, Field(ge=1)]
+
+
 class CacheManifest(_FrozenModel):
     """What manifest.json says about one packed data set; `splits` need not have "train" (see `PackedDataset`).
 
     `source_paths` are absolute; empty for what was drawn or downloaded, and in the manifests of earlier versions.
+    `base` is there where feedback was added.
     """
 
     format_version: Literal[1]
@@ -65,6 +75,7 @@ class CacheManifest(_FrozenModel):
     source: str
     source_fingerprint: str
     source_paths: tuple[str, ...] = ()
+    base: BaseDataset | None = None
     skipped: tuple[SkippedPicture, ...]
 
 
@@ -99,6 +110,7 @@ class PackedDataset:
         checksum: SHA-256 over classes, sizes, pixels and labels of all splits, hexadecimal.
         source: Where it came from, for people.
         path: Its folder in the cache.
+        base: What feedback was added to; None without any.
     """
 
     name: str
@@ -108,6 +120,7 @@ class PackedDataset:
     checksum: str
     source: str
     path: Path
+    base: BaseDataset | None = None
 
 
 @dataclass(frozen=True)
@@ -249,6 +262,7 @@ def _map_dataset(manifest: CacheManifest, cache_dir: Path) -> PackedDataset:
         checksum=manifest.checksum,
         source=manifest.source,
         path=path,
+        base=manifest.base,
     )
 
 

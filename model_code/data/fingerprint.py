@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from model_code.errors import DataError
@@ -42,8 +43,10 @@ def _describe(path: Path) -> Iterator[str]:
     with os.scandir(path) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
     for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _describe(Path(entry.path))
-        else:
-            status = entry.stat(follow_symlinks=False)
-            yield f"{entry.path} {status.st_size} {status.st_mtime_ns}"
+        # What is gone since it was listed is a change like any other.
+        with suppress(FileNotFoundError):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _describe(Path(entry.path))
+            else:
+                status = entry.stat(follow_symlinks=False)
+                yield f"{entry.path} {status.st_size} {status.st_mtime_ns}"

@@ -140,6 +140,7 @@ def _describe(
         source=source.description,
         source_fingerprint=source_fingerprint,
         source_paths=tuple(str(path.resolve()) for path in source_paths),
+        base=source.base,
         skipped=tuple(picture for one in written.values() for picture in one.skipped) + tuple(ignored),
     )
 
@@ -239,7 +240,7 @@ def _write_decoded(
         if content.left_out:
             for position, image_HWC in zip(chunk.positions, chunk.images_KHWC, strict=True):
                 if hashlib.sha256(image_HWC).digest() in content.left_out:
-                    reasons[position] = "is one of the pictures that are kept for validation and test"
+                    reasons[position] = "is one of the data set's own pictures"
         reasons.update({chunk.positions[index]: reason for index, reason in chunk.failures})
         advance(len(chunk.positions))
     skipped = [

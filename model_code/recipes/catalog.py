@@ -131,25 +131,27 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
     Raises:
         UsageError: No such recipe or setting, or a value outside its range.
     """
-    documented = _build_documented(get_recipe(name), profile)
-    config = override(documented, changes or {})
-    neutral: dict[str, Any] = {"seed": True, "device": True, "engine": NEUTRAL_ENGINE}
+    config = override(_build_documented(get_recipe(name), profile), changes or {})
+    return config.model_copy(update={"profile": _find_profile(config, profile)})
+
+
+def _find_profile(config: AnyConfig, profile: str) -> str:
+    """Return `profile` where a config is what its recipe documents under it, else `custom`."""
+    documented = _build_documented(get_recipe(config.recipe), profile)
+    neutral: dict[str, Any] = {"profile": True, "seed": True, "device": True, "engine": NEUTRAL_ENGINE}
     before, after = (getattr(one, "pretrained_weights", None) for one in (documented, config))
     if before == "torchvision" and after is not None and not after.startswith(RECIPE_PREFIX):
         neutral["pretrained_weights"] = True
     if profile == "smoke":
         neutral["dataset"] = True
-    if config.model_dump(exclude=neutral) == documented.model_dump(exclude=neutral):
-        return config
-    return config.model_copy(update={"profile": "custom"})
+    return profile if config.model_dump(exclude=neutral) == documented.model_dump(exclude=neutral) else "custom"
 
 
 def change_dataset(config: AnyConfig, dataset: str) -> AnyConfig:
-    """Return the config of the same run on other pictures; a documented run is a custom one then."""
-    if dataset == config.dataset:
-        return config
-    profile = "custom" if config.profile == "full" else config.profile
-    return config.model_copy(update={"dataset": dataset, "profile": profile})
+    """Return the config of the same run on other pictures, where a documented run is a custom one."""
+    changed = config.model_copy(update={"dataset": dataset})
+    profile = _find_profile(changed, "smoke" if config.profile == "smoke" else "full")
+    return changed.model_copy(update={"profile": profile})
 
 
 def describe_budget(config: RunConfig) -> str:

@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
+from model_code.data.cache import FEEDBACK_SUFFIX
 from model_code.errors import ReleaseError, TrackingError
 from model_code.tracking.store import EXPERIMENT
 
@@ -34,13 +35,13 @@ class FinishedRun:
     test_accuracy: float | None
 
 
-def find_finished_runs(client: MlflowClient, recipe: str, *dataset_patterns: str) -> list[FinishedRun]:
+def find_finished_runs(client: MlflowClient, recipe: str, dataset_pattern: str) -> list[FinishedRun]:
     """Return the finished runs of a recipe, full ones first, then by validation accuracy, highest first.
 
     Args:
         client: Of the store.
         recipe: Exact recipe name.
-        dataset_patterns: Shell patterns; only runs on data sets whose name matches one of them.
+        dataset_pattern: Shell pattern; only runs on data sets whose name matches, with feedback or without.
     """
     experiment = client.get_experiment_by_name(EXPERIMENT)
     runs = client.search_runs(
@@ -51,7 +52,7 @@ def find_finished_runs(client: MlflowClient, recipe: str, *dataset_patterns: str
     found = [
         _read(run)
         for run in runs
-        if any(fnmatchcase(run.data.tags.get("dataset", ""), pattern) for pattern in dataset_patterns)
+        if fnmatchcase(run.data.tags.get("dataset", "").removesuffix(FEEDBACK_SUFFIX), dataset_pattern)
     ]
     return sorted(found, key=lambda run: run.profile != "full")
 

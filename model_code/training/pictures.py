@@ -239,12 +239,17 @@ def to_device(split: PackedSplit, indices: Indices, device: torch.device, is_res
 def _divide(
     dataset: PackedDataset, train: PackedSplit, config: TrainingConfig | SimSiamConfig
 ) -> tuple[Indices, Indices]:
-    """Return which training pictures are learned from and which are held out: none where the set has validation."""
-    chosen = take(train, config.limit_train, config.split_seed)
+    """Return which training pictures are learned from and which are held out: none where the set has validation.
+
+    Feedback is learned from, all of it: what is held out, and a smaller training set, are those of the set without it.
+    """
+    count = len(train.labels_N) if dataset.base is None else dataset.base.train_count
+    feedback = np.arange(count, len(train.labels_N))
+    chosen = take(PackedSplit(train.images_NHWC[:count], train.labels_N[:count]), config.limit_train, config.split_seed)
     if "validation" in dataset.splits:
-        return chosen, chosen[:0]
+        return np.concatenate([chosen, feedback]), chosen[:0]
     kept, held_out = split_stratified(train.labels_N[chosen], config.validation_fraction, config.split_seed)
-    return chosen[kept], chosen[held_out]
+    return np.concatenate([chosen[kept], feedback]), chosen[held_out]
 
 
 def _load_validation(

@@ -185,13 +185,15 @@ def test_feedback_starts_a_training_that_says_why(stack, client):
     assert (give(0).status_code, give(0).json()["error"]["code"]) == (404, "feedback_off")
     env_file = stack.folder / "infra/.env"
     text = env_file.read_text()
-    for before, after in (("SERVING_OPTIONS=", "SERVING_OPTIONS=--feedback"), ("SERVING_HOME=ro", "SERVING_HOME=rw")):
-        assert f"\n{before}\n" in text
-        text = text.replace(f"\n{before}\n", f"\n{after}\n")
+    for name, before, after in (("OPTIONS", "", "--feedback --log-requests=1"), ("HOME", "ro", "rw")):
+        assert f"\nSERVING_{name}={before}\n" in text
+        text = text.replace(f"\nSERVING_{name}={before}\n", f"\nSERVING_{name}={after}\n")
     env_file.write_text(text)
     stack.make("up")
     wait_for(lambda: read_served(stack) == {"shapes": "1"}, 30, "the champion")
     assert [give(number).json()["count"] for number in range(3)] == [1, 2, 3]
+    predict(stack)
+    wait_for(lambda: list_home(stack, "requests"), 30, "the log of requests")
     run(client, "watch-predictions/every-ten-minutes", enough_feedback=3)
     deployment = client.read_deployment_by_name("retrain/on-feedback").id
 
@@ -206,6 +208,10 @@ def test_feedback_starts_a_training_that_says_why(stack, client):
     assert predict(stack)["model"]["version"] == "1"  # the form's mode is dry_run
 
 
+def list_home(stack, folder):
+    return docker("exec", stack.containers()["worker"], "find", f"/data/{folder}", "-type", "f").split()
+
+
 @pytest.fixture(scope="module")
 def watched(stack):
     """`make watch` beside the tests: Docker itself leaves alone what `docker kill` ended."""
@@ -213,7 +219,7 @@ def watched(stack):
         ["make", f"PYTHON={sys.executable}", "watch"], cwd=stack.folder, env=stack.environment, start_new_session=True
     )
     yield
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGTERM)
     process.wait(30)
 
 

@@ -137,9 +137,10 @@ def test_the_bundle_says_what_was_measured(runs, bundles_dir):
             assert certificate.sha256 == variant.sha256
     assert by_precision["fp32"].certificates[0].max_difference <= 1e-4
     assert {one.split for one in manifest.calibration.reliability} == {"validation", "test"}
-    offered = {variant.precision for variant in manifest.offered}
-    assert "fp32" in offered
-    assert Classifier(folder, pointer.version).variant.precision in offered
+    # Whether a network as small as this stays within int8's limits depends on the machine that trained it.
+    within = {name for name, one in by_precision.items() if all(proof.refusal is None for proof in one.certificates)}
+    assert {variant.precision for variant in manifest.offered} == within >= {"fp32"}
+    assert Classifier(folder, pointer.version).variant.precision in within
     artifacts = {file.path for file in get_client().list_artifacts(runs[1], f"release/{NAME}-version-2")}
     assert artifacts == {f"release/{NAME}-version-2/{file}" for file in ("card.md", "validation.png", "test.png")}
 
@@ -185,7 +186,7 @@ def test_a_changed_bundle_is_not_gone_back_to_but_fetched_anew(darkroom, runs, b
 def test_runs_on_other_pictures_are_named(darkroom, runs):
     done = darkroom("release", "resnet18_cifar10_exp3", "--as", "cifar10")
     assert done.status == 1
-    assert "its finished runs are on food-colours and not on cifar10 or cifar10-with-feedback pictures" in done.err
+    assert "its finished runs are on food-colours and not on cifar10 pictures" in done.err
 
 
 @pytest.mark.parametrize(

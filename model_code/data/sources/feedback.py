@@ -8,7 +8,7 @@ The data set itself stays as it is, so that whoever trains on it goes on with th
 import hashlib
 from pathlib import Path
 
-from model_code.data.cache import PackedDataset
+from model_code.data.cache import BaseDataset, PackedDataset
 from model_code.data.sources.archives import FolderArchive
 from model_code.data.sources.pictures import (
     EncodedPicture,
@@ -20,11 +20,16 @@ from model_code.data.sources.pictures import (
 )
 from model_code.errors import DataError
 
-FEEDBACK_SUFFIX = "-with-feedback"
-
 
 class _FeedbackFolder(FolderArchive):
     """A folder whose pictures may move while it is read: people correct labels at any time."""
+
+    def _walk(self, folder: Path, prefix: str, files: dict[str, None], folders: set[str]) -> None:
+        try:
+            super()._walk(folder, prefix, files, folders)
+        except FileNotFoundError:
+            if not prefix:
+                raise
 
     def read(self, name: str) -> bytes:
         """Return the bytes of one file; none, which do not decode, where it is not there any more."""
@@ -37,7 +42,9 @@ class _FeedbackFolder(FolderArchive):
 
 
 def add_feedback_to(base: PackedDataset, folder: Path) -> PictureSource:
-    """Return a packed data set with more training pictures; those that it is validated or tested on are left out.
+    """Return a packed data set with more training pictures; copies of those that it has are left out.
+
+    What is held out of its training pictures for validation is not known yet: no copy of any can be learned from.
 
     Args:
         base: What is packed.
@@ -55,28 +62,29 @@ def add_feedback_to(base: PackedDataset, folder: Path) -> PictureSource:
     archive = _FeedbackFolder(folder)
     pictures, ignored = [], []
     for member in archive.files:
-        label, _, file = member.rpartition("/")
-        if label not in base.classes:
+        label = member.rpartition("/")[0]
+        if not is_picture_name(member):
+            ignored.append(f"{folder.name}/{member}")
+        elif label in base.classes:
+            pictures.append(EncodedPicture(archive, member, base.classes.index(label)))
+        else:
             raise DataError(
                 f"{folder / member} is not in a folder of one of {base.name}'s classes: {name_some(base.classes, 10)}"
             )
-        if is_picture_name(file):
-            pictures.append(EncodedPicture(archive, member, base.classes.index(label)))
-        else:
-            ignored.append(f"{folder.name}/{member}")
     if not pictures:
         raise DataError(f"{folder}: no pictures found; give a folder with a folder for each class")
     kept = {name: PixelSplit(split.images_NHWC, split.labels_N) for name, split in base.splits.items()}
-    held_out = frozenset(
+    own = frozenset(
         hashlib.sha256(image_HWC).digest()
-        for name in ("validation", "test")
-        if name in kept
-        for image_HWC in kept[name].images_NHWC
+        for name, split in kept.items()
+        if name != "unlabelled"
+        for image_HWC in split.images_NHWC
     )
-    more = EncodedSplit(tuple(pictures), held_out)
+    more = EncodedSplit(tuple(pictures), own)
     return PictureSource(
         description=f"{base.source}, with feedback from {folder.name}",
         classes=base.classes,
         splits=kept | {"train": PixelSplit(train.images_NHWC, train.labels_N, more)},
         ignored=tuple(ignored),
+        base=BaseDataset(checksum=base.checksum, train_count=len(train.labels_N)),
     )

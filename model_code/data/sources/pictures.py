@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from model_code.data.cache import BaseDataset
 from model_code.data.sources.archives import Archive
 from model_code.errors import DataError
 
@@ -89,12 +90,14 @@ class PictureSource:
         splits: "train", "validation", "test" and "unlabelled" (all labels -1), those that there are; "train" is there
             unless the set is for evaluation only (`imagenet-val`). "test" may be unlabelled.
         ignored: Files in class folders whose type is not read.
+        base: The packed data set that this adds feedback to; None without any.
     """
 
     description: str
     classes: tuple[str, ...]
     splits: Mapping[str, EncodedSplit | PixelSplit]
     ignored: tuple[str, ...] = ()
+    base: BaseDataset | None = None
 
 
 def is_picture_name(name: str) -> bool:

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,7 +11,7 @@ from model_code.errors import DataError, UsageError
 
 @pytest.fixture
 def base(add, write_tree, class_files):
-    return add("x", write_tree(class_files()), image_size=16).dataset
+    return add("x", write_tree(class_files(splits=("train", "test", "val"))), image_size=16).dataset
 
 
 def read_colours(split):
@@ -40,15 +43,16 @@ def test_it_is_reused_until_feedback_or_the_set_itself_changes(add, write_tree, 
     assert len(add("x-with-feedback", given).dataset.splits["train"].labels_N) == 10 + 2
 
 
-def test_held_out_and_broken_pictures_are_left_out(add, write_tree, encode, base):
-    (tested,) = {read_colours(base.splits["test"])[4]}
-    given = {"cat/broken.png": b"no", "cat/good.png": encode((4, 5, 6)), "cat/tested.png": encode(tested)}
-    added = add("x-with-feedback", write_tree(given | {"cat/notes.txt": b""}, "feedback"))
+def test_broken_pictures_and_copies_are_left_out(add, write_tree, encode, base):
+    copies = {f"cat/{split}.png": encode(read_colours(base.splits[split])[4]) for split in base.splits}
+    given = {"cat/broken.png": b"no", "cat/good.png": encode((4, 5, 6)), **copies}
+    added = add("x-with-feedback", write_tree(given | {"cat/notes.txt": b"", "notes.txt": b""}, "feedback"))
     assert read_colours(added.dataset.splits["train"])[6:] == [(4, 5, 6)]
     assert [(one.name, one.reason.split(";")[0]) for one in added.skipped] == [
         ("feedback/cat/broken.png", "2 bytes that are no picture"),
-        ("feedback/cat/tested.png", "is one of the pictures that are kept for validation and test"),
+        *((f"feedback/{name}", "is one of the data set's own pictures") for name in sorted(copies)),
         ("feedback/cat/notes.txt", "this file type is not read"),
+        ("feedback/notes.txt", "this file type is not read"),
     ]
 
 
@@ -64,6 +68,23 @@ def test_a_picture_that_moves_while_it_is_read_is_left_out(add, write_tree, enco
     added = add("x-with-feedback", given)
     assert read_colours(added.dataset.splits["train"])[6:] == [(1, 2, 3)]
     assert [one.name for one in added.skipped] == ["feedback/cat/a.png"]
+
+
+def test_a_folder_that_is_removed_while_it_is_listed_is_passed_over(add, write_tree, encode, base, monkeypatch):
+    """The last picture of a label moves to another one: its folder goes too."""
+    given = write_tree({"cat/a.png": encode((4, 5, 6)), "dog/b.png": encode((1, 2, 3))}, "feedback")
+    scan, removed = os.scandir, []
+
+    def scan_and_remove(folder):
+        if Path(folder) == given / "cat":
+            removed.append(folder)
+            raise FileNotFoundError(folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scan_and_remove)
+    added = add("x-with-feedback", given)
+    assert read_colours(added.dataset.splits["train"])[6:] == [(1, 2, 3)]
+    assert len(removed) == 2  # the fingerprint and the list
 
 
 @pytest.mark.parametrize(
@@ -85,6 +106,8 @@ def test_arguments_that_cannot_work(add, tmp_path, write_tree, encode, base):
     given = write_tree({"cat/a.png": encode()}, "feedback")
     with pytest.raises(UsageError, match=r"^x-with-feedback needs one folder with feedback; use `darkroom data add"):
         add("x-with-feedback", given, given)
+    with pytest.raises(UsageError, match=r"^x-with-feedback-with-feedback would hold feedback twice; use `darkroom "):
+        add("x-with-feedback-with-feedback", given)
     with pytest.raises(UsageError, match=r"^image size 32 is not possible: .* has 16x16 pixels; give image size 16$"):
         add("x-with-feedback", given, image_size=32)
     with pytest.raises(DataError, match=r"^data set 'y' is not in .*; add it with `darkroom data add y --from PATH`$"):

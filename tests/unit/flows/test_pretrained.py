@@ -10,6 +10,7 @@ from model_code.tracking.run_tracker import create_run
 from model_code.tracking.store import EXPERIMENT
 from model_code.training.run_folder import RunRecord, RunResult, create_run_folder
 from serving.bundle import hash_file
+from tests.unit.serving.tiny_bundle import paint
 from tests.unit.tracking.small_store import open_small_store
 
 SOURCE, TUNED = "simsiam_cifar10", "simsiam_cifar10_finetuned"
@@ -97,6 +98,20 @@ def test_a_custom_run_takes_a_smoke_run_last(store, add_run):
     assert find(store, "custom") == custom
     with pytest.raises(TrainingError, match=r"^simsiam_cifar10_finetuned starts from simsiam_cifar10, which has no"):
         find(store, "full")
+
+
+def test_a_run_with_feedback_starts_from_one_without(store, add_run, tmp_path):
+    settings, _ = store
+    (tmp_path / "circle").mkdir()
+    (tmp_path / "circle/1.png").write_bytes(paint())
+    folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir}
+    extended = add_dataset("shapes-with-feedback", [tmp_path], **folders, progress=False).dataset
+    on_base = add_run(0.3)
+    add_run(0.9, data_checksum="f" * 64)
+    assert find(store, dataset=extended.name) == on_base
+    on_extended = add_run(0.4, changes={"dataset": extended.name}, data_checksum=extended.checksum)
+    assert find(store, dataset=extended.name) == on_extended
+    assert find(store) == on_base
 
 
 def test_runs_that_do_not_fit_are_passed_over(store, add_run):

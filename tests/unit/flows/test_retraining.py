@@ -1,12 +1,13 @@
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from flows import retraining
 from flows.retraining import REASON_TAG, add_feedback, join_reasons, note_reason
 from model_code.data.add import add_dataset
 from model_code.data.cache import open_dataset
 from model_code.settings import Settings
-from tests.unit.serving.tiny_bundle import paint
+from tests.unit.serving.tiny_bundle import encode
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def paint_folder(folder, names, count=3, offset=0):
     for name in names:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            (folder / name / f"{offset + number}.png").write_bytes(paint(name, size=(9 + number, 9)))
+            picture = Image.new("RGB", (9, 9), (offset + number, len(name), 0))
+            (folder / name / f"{offset + number}.png").write_bytes(encode(picture))
     return folder
 
 
@@ -68,7 +70,7 @@ def test_what_cannot_be_used_is_said(settings, tmp_path):
     dataset, reason = add_feedback(settings, "food", "food-tiny")
     assert dataset == "food-tiny"
     assert reason.startswith(f"none of 1 pictures with feedback can be used{left_out}")
-    paint_folder(settings.feedback_dir / "food", ["green"], count=1)
+    paint_folder(settings.feedback_dir / "food", ["green"], count=1, offset=100)
     dataset, reason = add_feedback(settings, "food", "food-tiny")
     assert dataset == "food-tiny-with-feedback"
     assert reason.startswith("with 1 pictures of feedback among ")
@@ -76,8 +78,11 @@ def test_what_cannot_be_used_is_said(settings, tmp_path):
     paint_folder(settings.feedback_dir / "food", ["blue"], count=1)
     dataset, reason = add_feedback(settings, "food", "food-tiny")
     assert dataset == "food-tiny"
-    assert reason.startswith("3 pictures with feedback are left out: ")
+    assert reason.startswith("pictures with feedback are left out: ")
     assert "blue/0.png is not in a folder of one of food-tiny's classes" in reason
+    dataset, reason = add_feedback(settings, "food", "food-tiny-with-feedback")
+    assert dataset == "food-tiny-with-feedback"
+    assert reason.startswith("pictures with feedback new since the last training are left out: ")
 
 
 def test_a_reason_fits_the_ledger():

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -106,6 +107,27 @@ def test_compose_takes_the_files(stack, files):
         assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+def test_the_service_takes_options_from_the_settings(stack):
+    def read_service():
+        stack.write_env()
+        command = ["docker-compose", "--env-file", stack.ENV_FILE, "--file", INFRA / "compose.yaml", "config"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return yaml.safe_load(done.stdout)["services"]["serving"]
+
+    served = read_service()
+    dockerfile = (INFRA.parent / "Dockerfile").read_text()
+    (start,) = re.findall(r'^CMD (\["python", "-P".*\])$', dockerfile, re.MULTILINE)
+    assert shlex.split(served["command"].replace("=", " ")) == json.loads(start)
+    assert served["volumes"] == ["home:/data:ro"]
+    text = stack.ENV_FILE.read_text()
+    text = text.replace("SERVING_OPTIONS=", "SERVING_OPTIONS=--feedback --log-requests=0.05")
+    stack.ENV_FILE.write_text(text.replace("SERVING_HOME=ro", "SERVING_HOME=rw"))
+    changed = read_service()
+    assert changed["command"] == f"{served['command'].rstrip()} --feedback --log-requests=0.05"
+    assert changed["volumes"] == ["home:/data:rw"]
+
+
 def test_the_dashboard_shows_figures_that_exist():
     dashboard = json.loads((INFRA / "grafana/dashboards/darkroom.json").read_text())
     asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
@@ -207,6 +229,9 @@ def test_a_backup_says_which_pictures_there_were(stack, capsys):
         f"{command} --from /pictures/c.tgz --from '/b d'   # was c.tgz"
     ]
     assert stack.describe_pictures(packed[1:]) == ""
+    extended = {"name": "cifar10-with-feedback", "source_paths": ["/data/feedback/cifar10"]}
+    lines = stack.describe_pictures([known | extended, known]).splitlines()[1:]
+    assert [line.split(" data add ")[1].split()[0] for line in lines] == ["cifar10", "cifar10-with-feedback"]
 
 
 def test_manifests_are_printed_one_in_a_line(stack, tmp_path):

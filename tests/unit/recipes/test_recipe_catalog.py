@@ -156,7 +156,9 @@ def test_a_run_on_other_pictures_is_not_the_documented_one(profile, changed, bud
     elsewhere = change_dataset(config, "cifar10-with-feedback")
     assert (elsewhere.profile, describe_budget(elsewhere)) == (changed, budget)
     assert elsewhere.model_copy(update={"profile": profile, "dataset": config.dataset}) == config
-    assert change_dataset(config, "cifar10") == config
+    assert change_dataset(elsewhere, "cifar10") == change_dataset(config, "cifar10") == config
+    own = build_config("resnet18_cifar10_exp", profile, {"epochs": 7})
+    assert change_dataset(change_dataset(own, "shapes"), "cifar10") == own
 
 
 def test_recipes_on_whose_difference_a_claim_rests_have_three_seeds():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_code.data.cache import PackedDataset, PackedSplit
+from model_code.data.cache import BaseDataset, PackedDataset, PackedSplit
 from model_code.errors import DataError, UsageError
 from model_code.training.pictures import is_kept_on_device, load_pictures, load_pretraining_pictures
 from model_code.training.pretraining_config import SimSiamConfig
@@ -60,6 +60,25 @@ def test_the_split_depends_on_its_own_seed_only(tmp_path):
     assert list_numbers(first.validation) == list_numbers(same.validation)
     assert list_numbers(first.validation) != list_numbers(other.validation)
     assert first.test is None
+
+
+@pytest.mark.parametrize("limit", [None, 40])
+def test_feedback_is_learned_from_and_the_rest_is_divided_as_without_it(tmp_path, limit):
+    plain = make_dataset(tmp_path)
+    before = load_pictures(plain, make_config(limit_train=limit), CPU)
+    train = plain.splits["train"]
+    more = PackedSplit(
+        np.concatenate([train.images_NHWC, train.images_NHWC[:7] + np.uint8(100)]),
+        np.concatenate([train.labels_N, [0, 1, 1, 2, 2, 2, 3]]),
+    )
+    extended = replace(
+        plain, splits=plain.splits | {"train": more}, base=BaseDataset(checksum=plain.checksum, train_count=100)
+    )
+    after = load_pictures(extended, make_config(limit_train=limit), CPU)
+    assert list_numbers(after.train) == [*list_numbers(before.train), *range(100, 107)]
+    assert list_numbers(after.validation) == list_numbers(before.validation)
+    own = with_split(extended, "validation", [3, 30])
+    assert list_numbers(load_pictures(own, make_config(), CPU).train) == list(range(107))
 
 
 def test_validation_pictures_of_the_set_itself_are_used(tmp_path):
