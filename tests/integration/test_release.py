@@ -258,6 +258,7 @@ def test_an_int8_that_was_calibrated_on_noise_is_not_offered(darkroom, runs, bun
     assert "refused: at batch 1" in card
 
 
+@pytest.mark.timeout(900 + 60 * KILLS)
 def test_kills_at_random_moments_leave_a_champion_and_a_true_ledger(runs, home, bundles_dir):
     commands = [
         ["release", runs[0], "--as", NAME, "--mode", "forced", "--why", "kill"],

@@ -44,6 +44,7 @@ def read_results(own_home: Path) -> list[RunResult]:
     ]
 
 
+@pytest.mark.timeout(900 + 60 * KILLS)
 def test_a_training_killed_at_random_moments_ends_like_one_that_was_not(own_home):
     command = [COMMAND, *TRAIN, "--epochs", "5", "--seed", "7"]
     began_s = time.monotonic()
