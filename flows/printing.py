@@ -67,9 +67,10 @@ def print_added(added: AddedDataset) -> None:
     dataset = added.dataset
     counts = ", ".join(f"{len(split.labels_N)} {name}" for name, split in dataset.splits.items())
     verb = "is there already, its source did not change" if added.reused else "packed"
+    feedback = "" if dataset.base is None else f", {dataset.count_feedback()} of them feedback"
     console = open_console()
     console.print(
-        f"{dataset.name} {verb}: {counts} pictures of {dataset.image_size}x{dataset.image_size}, "
+        f"{dataset.name} {verb}: {counts} pictures{feedback} of {dataset.image_size}x{dataset.image_size}, "
         f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]}",
         markup=False,
         highlight=False,

@@ -2,6 +2,8 @@
 
 from mlflow import MlflowClient
 from prefect import task
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
 
 from flows.data import data_flow
 from model_code.data.cache import FEEDBACK_SUFFIX
@@ -34,17 +36,14 @@ def add_feedback(settings: Settings, name: str, dataset: str) -> tuple[str, str]
     base = dataset.removesuffix(FEEDBACK_SUFFIX)
     count = count_pictures(folder)
     if not count:
-        return base, ""
+        return base, "" if dataset == base else "without feedback, of which there is none any more"
     try:
         added = data_flow.fn(base + FEEDBACK_SUFFIX, [folder])
     except (DataError, UsageError) as error:
         new = "" if dataset == base else " new since the last training"
         return dataset, f"pictures with feedback{new} are left out: {error}"
-    assert added.dataset.base is not None, "that is what was packed"
-    used = len(added.dataset.splits["train"].labels_N) - added.dataset.base.train_count
+    used = added.dataset.count_feedback()
     skipped = [f"{len(added.skipped)} left out ({one.name}: {one.reason})" for one in added.skipped[:1]]
-    if not used:
-        return base, ", ".join([f"none of {count} pictures with feedback can be used", *skipped])
     data = f"with {used} pictures of feedback among the training pictures, data {added.dataset.checksum[:12]}"
     return added.dataset.name, ", ".join([data, *skipped])
 
@@ -54,14 +53,31 @@ def join_reasons(*parts: str) -> str:
     return "; ".join(part for part in parts if part)[:LONGEST_REASON]
 
 
-def note_reason(client: MlflowClient, run_id: str, why: str) -> bool:
-    """Write on a run why it was trained; one that has a reason keeps it.
+def note_reason(client: MlflowClient, run_id: str, why: str, since_ms: int) -> bool:
+    """Write on a run why it was trained, unless it had ended before anybody asked for it.
+
+    Args:
+        client: Of the store.
+        run_id: Of the training.
+        why: The reason.
+        since_ms: When it was asked for, ms since 1970.
 
     Returns:
-        Whether this is its reason.
+        Whether it was trained since.
     """
-    tags = client.get_run(run_id).data.tags
-    if REASON_TAG not in tags:
-        client.set_tag(run_id, REASON_TAG, why)
-        client.set_tag(run_id, "mlflow.note.content", f"Trained again: {why}")
-    return tags.get(REASON_TAG, why) == why
+    if client.get_run(run_id).info.end_time < since_ms:
+        return False
+    client.set_tag(run_id, REASON_TAG, why)
+    client.set_tag(run_id, "mlflow.note.content", f"Trained again: {why}")
+    return True
+
+
+def read_start_ms() -> int:
+    """Return when the flow run of this process started the first time, ms since 1970."""
+    context = FlowRunContext.get()
+    assert context is not None, "a flow asks"
+    assert context.flow_run is not None, "a flow asks"
+    with get_client(sync_client=True) as client:
+        started = client.read_flow_run(context.flow_run.id).start_time
+    assert started is not None, "it runs"
+    return int(started.timestamp() * 1000)

@@ -22,7 +22,7 @@ from flows.prediction_watch import tell_causes
 from flows.release import Mode, release_flow
 from flows.release_printing import print_release
 from flows.report import report_flow
-from flows.retraining import add_feedback_task, join_reasons, note_reason
+from flows.retraining import add_feedback_task, join_reasons, note_reason, read_start_ms
 from flows.rollback import roll_back
 from flows.train import identify_inputs, train_flow, train_task
 from flows.train_all import train_all_flow
@@ -138,7 +138,7 @@ def retrain(
     printing.print_result(result)
     if result.run_id == champion.run_id:
         print(f"nothing was trained: settings, pictures and code are those of the champion, run {champion.run_id}")
-    elif not note_reason(open_store(settings), result.run_id, reason):
+    elif not note_reason(open_store(settings), result.run_id, reason, read_start_ms()):
         print(f"nothing was trained: run {result.run_id} has the same settings, pictures and code")
     print_release(release_flow.fn(result.run_id, name, mode, reason))
 

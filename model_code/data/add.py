@@ -136,7 +136,7 @@ def check_arguments(name: str, sources: Sequence[Path], download: bool, image_si
     if name.endswith(FEEDBACK_SUFFIX * 2):
         raise UsageError(f"{name} would hold feedback twice; use {format_remedy(name.removesuffix(FEEDBACK_SUFFIX))}")
     if name.endswith(FEEDBACK_SUFFIX) and len(sources) != 1:
-        raise UsageError(f"{name} needs one folder with feedback; use {format_remedy(name)}")
+        raise UsageError(f"{name} needs one folder, {len(sources)} were given; use {format_remedy(name)}")
     if download and name != "cifar10":
         raise UsageError(f"{name} cannot be downloaded, only cifar10 can; use `darkroom data add {name} --from PATH`")
     if download and sources:

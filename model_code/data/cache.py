@@ -122,6 +122,10 @@ class PackedDataset:
     path: Path
     base: BaseDataset | None = None
 
+    def count_feedback(self) -> int:
+        """Return how many training pictures, the last, are feedback."""
+        return 0 if self.base is None else len(self.splits["train"].labels_N) - self.base.train_count
+
 
 @dataclass(frozen=True)
 class DatasetSummary:

@@ -196,6 +196,11 @@ def _write_split(
             if content.more is not None:
                 # Whoever gave them cannot be asked to repair them: any number is skipped.
                 more_N, skipped = _write_decoded(file, split, content.more, image_size, advance, len(labels_N), 1.0)
+                if not len(more_N):
+                    raise DataError(
+                        f"{len(skipped)} pictures were to be added and none can be: {skipped[0].name}: "
+                        f"{skipped[0].reason}"
+                    )
                 labels_N = np.concatenate([labels_N, more_N])
         else:
             labels_N, skipped = _write_decoded(file, split, content, image_size, advance)

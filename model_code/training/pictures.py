@@ -243,7 +243,7 @@ def _divide(
 
     Feedback is learned from, all of it: what is held out, and a smaller training set, are those of the set without it.
     """
-    count = len(train.labels_N) if dataset.base is None else dataset.base.train_count
+    count = len(train.labels_N) - dataset.count_feedback()
     feedback = np.arange(count, len(train.labels_N))
     chosen = take(PackedSplit(train.images_NHWC[:count], train.labels_N[:count]), config.limit_train, config.split_seed)
     if "validation" in dataset.splits:

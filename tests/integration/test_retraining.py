@@ -77,3 +77,4 @@ def test_feedback_is_trained_on_and_the_ledger_says_why(champion, own_home):
     assert retrain(NAME, "dry_run", "drift", return_state=True).is_completed()
     assert sorted((own_home / "checkpoints").iterdir()) == checkpoints
     assert read_champion(own_home / "bundles", NAME)[0] == pointer
+    assert open_store(load_settings()).get_run(manifest.run_id).data.tags == tags

@@ -69,7 +69,8 @@ def add_feedback_to(base: PackedDataset, folder: Path) -> PictureSource:
             pictures.append(EncodedPicture(archive, member, base.classes.index(label)))
         else:
             raise DataError(
-                f"{folder / member} is not in a folder of one of {base.name}'s classes: {name_some(base.classes, 10)}"
+                f"{folder} holds {member}, which is not a picture in a folder of a class; give the folder that holds "
+                f"those of {base.name}'s classes: {name_some(base.classes, 10)}"
             )
     if not pictures:
         raise DataError(f"{folder}: no pictures found; give a folder with a folder for each class")

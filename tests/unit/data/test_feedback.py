@@ -25,6 +25,7 @@ def test_training_pictures_are_more_and_the_rest_is_as_it_was(add, tmp_path, wri
     train = extended.splits["train"]
     assert read_colours(train) == [*read_colours(base.splits["train"]), (4, 5, 6), (1, 2, 3)]
     assert list(train.labels_N) == [*base.splits["train"].labels_N, 0, 1]
+    assert (base.count_feedback(), extended.count_feedback()) == (0, 2)
     assert np.array_equal(extended.splits["test"].images_NHWC, base.splits["test"].images_NHWC)
     assert read_manifest("x-with-feedback", tmp_path / "cache").source_paths == (str(given),)
     # Whoever trains on the set itself goes on with the same pictures.
@@ -90,9 +91,17 @@ def test_a_folder_that_is_removed_while_it_is_listed_is_passed_over(add, write_t
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"bird/a.png": b""}, r"bird/a\.png is not in a folder of one of x's classes: cat, dog$"),
-        ({"cat/deep/a.png": b""}, r"cat/deep/a\.png is not in a folder"),
-        ({"a.png": b""}, r"a\.png is not in a folder"),
+        (
+            {"bird/a.png": b""},
+            r"feedback holds bird/a\.png, which is not a picture in a folder of a class; give the folder that holds "
+            r"those of x's classes: cat, dog$",
+        ),
+        ({"cat/deep/a.png": b""}, r"feedback holds cat/deep/a\.png, which is not"),
+        ({"a.png": b""}, r"feedback holds a\.png, which is not"),
+        (
+            {"cat/a.png": b"no", "dog/b.png": b"no"},
+            r"^2 pictures were to be added and none can be: feedback/cat/a\.png: ",
+        ),
         ({"cat/a.txt": b""}, r"feedback: no pictures found; give a folder with a folder for each class$"),
     ],
 )
@@ -104,7 +113,7 @@ def test_what_is_no_feedback_is_refused(add, tmp_path, write_tree, base, files, 
 
 def test_arguments_that_cannot_work(add, tmp_path, write_tree, encode, base):
     given = write_tree({"cat/a.png": encode()}, "feedback")
-    with pytest.raises(UsageError, match=r"^x-with-feedback needs one folder with feedback; use `darkroom data add"):
+    with pytest.raises(UsageError, match=r"^x-with-feedback needs one folder, 2 were given; use `darkroom data add"):
         add("x-with-feedback", given, given)
     with pytest.raises(UsageError, match=r"^x-with-feedback-with-feedback would hold feedback twice; use `darkroom "):
         add("x-with-feedback-with-feedback", given)

@@ -57,7 +57,8 @@ def test_feedback_is_packed_beside_the_set_that_was_there(settings, tmp_path):
 def test_without_feedback_the_set_itself_is_trained_on(settings, tmp_path):
     add(settings, paint_folder(tmp_path / "original", ["red", "green"]))
     assert add_feedback(settings, "food", "food-tiny") == ("food-tiny", "")
-    assert add_feedback(settings, "food", "food-tiny-with-feedback") == ("food-tiny", "")
+    reason = "without feedback, of which there is none any more"
+    assert add_feedback(settings, "food", "food-tiny-with-feedback") == ("food-tiny", reason)
     assert not (settings.cache_dir / "food-tiny-with-feedback").exists()
 
 
@@ -66,20 +67,21 @@ def test_what_cannot_be_used_is_said(settings, tmp_path):
     broken = settings.feedback_dir / "food/red/broken.png"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"no")
-    left_out = ", 1 left out (food/red/broken.png: 2 bytes that are no picture; "
+    broken_picture = "food/red/broken.png: 2 bytes that are no picture; "
     dataset, reason = add_feedback(settings, "food", "food-tiny")
     assert dataset == "food-tiny"
-    assert reason.startswith(f"none of 1 pictures with feedback can be used{left_out}")
+    assert reason.startswith("pictures with feedback are left out: 1 pictures were to be added and none can be: ")
+    assert broken_picture in reason
     paint_folder(settings.feedback_dir / "food", ["green"], count=1, offset=100)
     dataset, reason = add_feedback(settings, "food", "food-tiny")
     assert dataset == "food-tiny-with-feedback"
     assert reason.startswith("with 1 pictures of feedback among ")
-    assert left_out in reason
+    assert f", 1 left out ({broken_picture}" in reason
     paint_folder(settings.feedback_dir / "food", ["blue"], count=1)
     dataset, reason = add_feedback(settings, "food", "food-tiny")
     assert dataset == "food-tiny"
     assert reason.startswith("pictures with feedback are left out: ")
-    assert "blue/0.png is not in a folder of one of food-tiny's classes" in reason
+    assert "holds blue/0.png, which is not a picture in a folder of a class; " in reason
     dataset, reason = add_feedback(settings, "food", "food-tiny-with-feedback")
     assert dataset == "food-tiny-with-feedback"
     assert reason.startswith("pictures with feedback new since the last training are left out: ")
@@ -90,12 +92,14 @@ def test_a_reason_fits_the_ledger():
     assert len(join_reasons("x" * 900, "y" * 900)) == 1000
 
 
-def test_a_run_keeps_its_first_reason(tmp_path):
+def test_a_run_says_why_it_was_trained_unless_it_was_there_before(tmp_path):
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     run_id = client.create_run(client.create_experiment("darkroom")).info.run_id
-    assert note_reason(client, run_id, "drift")
-    assert note_reason(client, run_id, "drift")
-    assert not note_reason(client, run_id, "feedback")
+    client.set_terminated(run_id, end_time=2000)
+    assert not note_reason(client, run_id, "drift", since_ms=2001)
+    assert REASON_TAG not in client.get_run(run_id).data.tags
+    assert note_reason(client, run_id, "drift", since_ms=1000)
+    assert not note_reason(client, run_id, "feedback", since_ms=3000)
     tags = client.get_run(run_id).data.tags
     assert tags[REASON_TAG] == "drift"
     assert tags["mlflow.note.content"] == "Trained again: drift"
