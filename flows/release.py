@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,7 @@ from prefect import flow, task
 
 from flows.export import Exported, export_task
 from flows.summaries import ReleaseSummary
-from model_code.data.cache import FEEDBACK_SUFFIX, open_dataset
+from model_code.data.cache import open_dataset
 from model_code.disk import hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.evaluation.figures import draw_reliability
@@ -37,7 +36,7 @@ from model_code.registry.versions import (
     write_verdict,
 )
 from model_code.settings import Settings, load_settings
-from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run
+from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run, is_dataset_taken
 from model_code.tracking.store import open_store
 from model_code.training.run_folder import open_run_folder
 from serving.bundle import Change, name_bundle, read_bundle, write_bundle
@@ -221,7 +220,7 @@ def choose_task(source: str, name: str) -> FinishedRun:
         raise UsageError(f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (32 hexadecimal digits)")
     run = get_finished_run(client, source)
     _check_is_classifier(f"run {source} of {run.recipe}", run.kind)
-    if not fnmatchcase(run.dataset.removesuffix(FEEDBACK_SUFFIX), pattern):
+    if not is_dataset_taken(run.dataset, pattern):
         raise ReleaseError(f"run {source} was trained on {run.dataset}; --as {name} takes runs on {pattern} pictures")
     return run
 

@@ -49,12 +49,13 @@ def find_finished_runs(client: MlflowClient, recipe: str, dataset_pattern: str) 
         f"tags.recipe = '{recipe}' AND attributes.status = 'FINISHED' AND metrics.`validation/best_accuracy` >= 0",
         order_by=["metrics.`validation/best_accuracy` DESC"],
     )
-    found = [
-        _read(run)
-        for run in runs
-        if fnmatchcase(run.data.tags.get("dataset", "").removesuffix(FEEDBACK_SUFFIX), dataset_pattern)
-    ]
+    found = [_read(run) for run in runs if is_dataset_taken(run.data.tags.get("dataset", ""), dataset_pattern)]
     return sorted(found, key=lambda run: run.profile != "full")
+
+
+def is_dataset_taken(dataset: str, pattern: str) -> bool:
+    """Whether a shell pattern takes a data set, with feedback or without."""
+    return fnmatchcase(dataset.removesuffix(FEEDBACK_SUFFIX), pattern)
 
 
 def has_run(client: MlflowClient, run_id: str) -> bool:

@@ -67,8 +67,8 @@ class PixelSplit:
     """Pictures that come as pixels.
 
     Attributes:
-        images_NHWC: uint8.
-        labels_N: Class indices.
+        images_NHWC: uint8 [N, H, W, 3].
+        labels_N: Class indices, int64 [N].
         more: What comes after them and has to be read.
     """
 
