@@ -3,6 +3,8 @@
 Shape suffixes: B = pictures, H = height, W = width, C = the three colour channels.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,17 +12,27 @@ from torch import Tensor
 from model_code.data.resampling import CPU_CHUNK_PIXELS, draw_crops, from_float, resize_crops, to_float
 
 
-def crop_and_flip(images_BHWC: Tensor, padding_pixels: int, has_flip: bool, generator: torch.Generator) -> Tensor:
-    """Pad with black, cut a window of the old size at a random place, mirror half of the pictures.
+def crop_and_flip(
+    images_BHWC: Tensor,
+    padding_pixels: int,
+    has_flip: bool,
+    generator: torch.Generator,
+    *,
+    border: Literal["black", "reflect"] = "black",
+    is_mirrored_B: Tensor | None = None,
+) -> Tensor:
+    """Pad, cut a window of the old size at a random place, mirror half of the pictures.
 
     The distribution is that of torchvision's RandomCrop(size, padding) followed by RandomHorizontalFlip(0.5), drawn
     for each picture on its own.
 
     Args:
         images_BHWC: uint8 pictures.
-        padding_pixels: Black border on each side before the crop; 0 leaves the pictures in place.
-        has_flip: Whether pictures are mirrored left to right with probability 0.5.
+        padding_pixels: Border on each side before the crop; 0 leaves the pictures in place.
+        has_flip: Whether pictures are mirrored left to right.
         generator: Source of randomness, on the pictures' device.
+        border: `black`, or `reflect` for the pixels mirrored at the edge.
+        is_mirrored_B: bool, which pictures are mirrored; None draws each with probability 0.5.
 
     Returns:
         uint8 [B, H, W, C], new storage.
@@ -31,16 +43,36 @@ def crop_and_flip(images_BHWC: Tensor, padding_pixels: int, has_flip: bool, gene
     sources_B = torch.arange(batch, device=device)
     if has_flip:
         # A mirrored window of a picture is a window of the mirrored picture.
-        is_mirrored_B = torch.rand(batch, generator=generator, device=device) < 0.5
+        if is_mirrored_B is None:
+            is_mirrored_B = torch.rand(batch, generator=generator, device=device) < 0.5
         images_BHWC = torch.cat([images_BHWC, images_BHWC.flip(2)])
         sources_B = sources_B + batch * is_mirrored_B
         lefts_B = torch.where(is_mirrored_B, 2 * padding_pixels - lefts_B, lefts_B)
-    padded = F.pad(images_BHWC, (0, 0, *[padding_pixels] * 4))
+    padded = _pad(images_BHWC, padding_pixels, border)
     rows_BH = (sources_B * padded.shape[1] + tops_B)[:, None] + torch.arange(height, device=device)
     starts_BH = rows_BH * padded.shape[2] + lefts_B[:, None]
     # Each row of a window is one run of pixels in memory.
     runs = padded.flatten().unfold(0, width * channels, channels)
     return runs.index_select(0, starts_BH.flatten()).view(batch, height, width, channels)
+
+
+def _pad(images_BHWC: Tensor, pixels: int, border: Literal["black", "reflect"]) -> Tensor:
+    if border == "black":
+        return F.pad(images_BHWC, (0, 0, *[pixels] * 4))
+    for dim in (1, 2):
+        places = torch.arange(-pixels, images_BHWC.shape[dim] + pixels, device=images_BHWC.device)
+        images_BHWC = images_BHWC.index_select(dim, reflect(places, images_BHWC.shape[dim]))
+    return images_BHWC
+
+
+def reflect(places: Tensor, size: int) -> Tensor:
+    """Return which places in [0, size) of an axis are seen in the mirrors at its ends.
+
+    Args:
+        places: int64 in (-size, 2 * size - 1).
+        size: Length of the axis.
+    """
+    return (size - 1) - ((size - 1) - places.abs()).abs()
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from model_code.data.view_settings import CropArea, ImageSize
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.run_config import NetworkName, PositiveFloat
 
+Share = Annotated[float, Field(ge=0, le=1)]
 # In front of a recipe's name in `pretrained_weights`.
 RECIPE_PREFIX = "recipe:"
 
@@ -19,6 +20,12 @@ class TrainingConfig(EpochConfig):
         network: Key of `model_code.models.networks.NETWORKS`.
         pretrained_weights: A weights file, `torchvision` for its ImageNet download, `recipe:NAME` for the best run of
             another recipe, or None; the last layer is dropped.
+        has_partial_identity: Whether convolutions start by passing their input on
+            (`model_code.models.initialization.start_as_partial_identity`).
+        whitening_images: Training images whose patches whiten the first convolution, whose weights are then frozen; 0
+            leaves it as it starts.
+        whitening_bias_epochs: Epochs in which the bias of that convolution is trained.
+        has_frozen_norm_scale: Whether the scales of BatchNorm stay at 1.
         image_size: Height and width that the network sees, pixels: in training a random resized crop (`crop_area`), in
             evaluation the middle. None takes the pictures as they are packed.
         crop_area: Smallest and largest share of the picture that such a crop covers.
@@ -29,16 +36,26 @@ class TrainingConfig(EpochConfig):
         is_nesterov: Whether SGD looks ahead.
         adam_betas: Of Adam and AdamW.
         weight_decay: On all parameters.
+        norm_bias_rate_factor: The biases of BatchNorm learn so many times faster; their decay for each step is that of
+            the other parameters.
+        has_lookahead: Whether the weights are pulled back every few steps to a slow average of themselves, which they
+            are at the end (`model_code.training.lookahead`).
         schedule: `multistep` (see `decay_points`), `plateau` (by `decay_factor` when the validation loss has not fallen
-            for more than `patience_epochs`, not below `min_learning_rate`), or `cosine` to 0 over all steps.
+            for more than `patience_epochs`, not below `min_learning_rate`), `cosine` to 0 over all steps, or
+            `triangular` (see `triangle`).
         decay_points: Fractions of the epochs after which the learning rate is multiplied by `decay_factor`;
             (0.3, 0.6, 0.9) is after 30, 60 and 90 of 100 epochs.
         decay_factor: See `decay_points`.
         patience_epochs: Of `plateau`.
         min_learning_rate: Of `plateau`.
+        triangle: Of `triangular`: factor of the learning rate at the first step, share of the steps after which it is
+            1, and factor at the end, with straight lines between.
         warmup_epochs: Of `cosine`: the learning rate rises linearly over so many epochs.
-        crop_padding_pixels: Black border of the random crop.
-        has_flip: Whether pictures are mirrored at random.
+        crop_padding_pixels: Border of the random crop.
+        crop_border: `black`, or `reflect` for the image's own pixels mirrored at its edge.
+        flip: `random` mirrors each image with probability 1/2 in each epoch; `alternating` does so in the first epoch,
+            and after that each image is mirrored in every second epoch.
+        has_flip: False leaves mirroring out.
         cutout_pixels: Side of the square that is hidden in each picture; 0 hides none.
         erasing_probability: Of a picture to have a random rectangle filled with noise.
         cutmix_alpha: Of CutMix's Beta distribution; 0 leaves CutMix out.
@@ -48,12 +65,20 @@ class TrainingConfig(EpochConfig):
             keeps the weights themselves.
         has_flip_averaging: Whether the finished model answers with the mean of a picture and its mirror image, which
             costs twice the time; validation during the run does without.
-        validation_fraction: Share of the training pictures kept for choosing the best epoch.
+        shift_averaging_pixels: The finished model's answer is half that of the image and half the mean of two copies,
+            shifted so far up and left, down and right; 0 leaves them out. Costs three times the time.
+        validation_fraction: Share of the training pictures that are held out.
+        kept_epoch: Whose weights are tested and released: of the epoch with the `best` validation accuracy, or of the
+            `last` one.
     """
 
     kind: Literal["supervised"] = "supervised"
     network: NetworkName
     pretrained_weights: str | None = None
+    has_partial_identity: bool = False
+    whitening_images: int = Field(default=0, ge=0)
+    whitening_bias_epochs: int = Field(default=3, ge=0)
+    has_frozen_norm_scale: bool = False
     image_size: ImageSize | None = None
     crop_area: CropArea = (0.2, 1.0)
     epochs: int = Field(default=100, ge=1)
@@ -63,14 +88,19 @@ class TrainingConfig(EpochConfig):
     is_nesterov: bool = False
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
-    schedule: Literal["multistep", "plateau", "cosine"] = "multistep"
+    norm_bias_rate_factor: PositiveFloat = 1
+    has_lookahead: bool = False
+    schedule: Literal["multistep", "plateau", "cosine", "triangular"] = "multistep"
     decay_points: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     decay_factor: PositiveFloat = 0.1
     patience_epochs: int = Field(default=1, ge=0)
     min_learning_rate: float = Field(default=0, ge=0, allow_inf_nan=False)
+    triangle: tuple[Share, Annotated[float, Field(gt=0, lt=1)], Share] = (0.2, 0.23, 0.07)
     warmup_epochs: int = Field(default=0, ge=0)
     crop_padding_pixels: int = Field(default=4, ge=0, le=16)
+    crop_border: Literal["black", "reflect"] = "black"
     has_flip: bool = True
+    flip: Literal["random", "alternating"] = "random"
     cutout_pixels: int = Field(default=0, ge=0, le=32)
     erasing_probability: float = Field(default=0, ge=0, le=1)
     cutmix_alpha: float = Field(default=0, ge=0, allow_inf_nan=False)
@@ -78,10 +108,18 @@ class TrainingConfig(EpochConfig):
     label_smoothing: float = Field(default=0, ge=0, lt=1)
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     has_flip_averaging: bool = False
+    shift_averaging_pixels: int = Field(default=0, ge=0, le=16)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
+    kept_epoch: Literal["best", "last"] = "best"
 
     @model_validator(mode="after")
     def _has_momentum_for_nesterov(self) -> "TrainingConfig":
         if self.is_nesterov and not self.momentum:
             raise ValueError("is_nesterov needs a momentum above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_average(self) -> "TrainingConfig":
+        if self.has_lookahead and self.ema_decay is not None:
+            raise ValueError("has_lookahead and ema_decay are two averages of the weights; choose one")
         return self

@@ -81,14 +81,14 @@ def choose_engine(config: EpochConfig, processes: Processes) -> Engine:
     settings, device = config.engine, processes.device
     _check_division(config, processes.count)
     is_cuda = device.type == "cuda"
-    has_bfloat16 = not is_cuda or torch.cuda.is_bf16_supported(including_emulation=False)
-    if settings.precision == "bfloat16" and not has_bfloat16:
+    is_fast_half = has_bfloat16_instructions(device)
+    if settings.precision == "bfloat16" and is_cuda and not is_fast_half:
         raise UsageError(
             f"engine.precision=bfloat16, but {torch.cuda.get_device_name(device)} does not compute it; "
             "give --set engine.precision=float32 or leave it out"
         )
     _check_compile(settings.compile, device, processes.count)
-    is_half = settings.precision == "bfloat16" or (settings.precision == "auto" and is_cuda and has_bfloat16)
+    is_half = settings.precision == "bfloat16" or (settings.precision == "auto" and is_fast_half)
     return Engine(
         device=device,
         precision=torch.bfloat16 if is_half else torch.float32,
@@ -96,6 +96,13 @@ def choose_engine(config: EpochConfig, processes: Processes) -> Engine:
         compile=settings.compile,
         parts=settings.parts,
     )
+
+
+def has_bfloat16_instructions(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 numbers faster than float32 ones; a CPU without computes them slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class GradientStep:

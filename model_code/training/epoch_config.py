@@ -12,7 +12,8 @@ class EngineSettings(BaseModel):
 
     Attributes:
         precision: Of the forward pass; `bfloat16` keeps weights, BatchNorm, loss and optimiser in float32. `auto` is
-            bfloat16 on a CUDA device that computes it (compute capability 8.0 and newer), else float32.
+            bfloat16 on a device that has instructions for it (CUDA of compute capability 8.0 and newer, a CPU with
+            AVX512_BF16 or AMX), else float32.
         memory_format: Of the pictures that the network computes with; on CUDA of its weights as well. `auto` is
             `channels_last` (docs/benchmarks.md).
         compile: `on` compiles the network with torch.compile, `cuda_graphs` records its kernels as well; the first
@@ -28,7 +29,7 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     compile: Literal["off", "on", "cuda_graphs"] = "off"
     pictures: Literal["auto", "resident", "streamed"] = "auto"

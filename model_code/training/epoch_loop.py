@@ -72,6 +72,7 @@ class EpochLoop(ABC, Generic[Epoch]):
 
     epoch_type: type[Epoch]
     rate_setting: str  # the learning rate's name in the config, for the remedy
+    is_last_kept = False  # whether the last epoch counts as the best
     network: nn.Module
     optimizer: Optimizer
     gradient_step: GradientStep
@@ -234,7 +235,9 @@ class EpochLoop(ABC, Generic[Epoch]):
     def _save(self, metrics: Epoch) -> bool:
         """Write weights and state where they are due; return whether the state is on disk."""
         best = self.history[self.best_epoch - 1].score if self.best_epoch else None
-        is_best = metrics.score is not None and metrics.score > (-math.inf if best is None else best)
+        is_best = self.is_last_kept or (
+            metrics.score is not None and metrics.score > (-math.inf if best is None else best)
+        )
         if is_best:
             self.best_epoch = metrics.epoch
         is_due = is_best or self.is_saved(metrics.epoch)

@@ -1,7 +1,6 @@
 """Optimisers and learning-rate schedules by the names that a config gives them."""
 
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -9,18 +8,18 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, ReduceLROnPlateau
 
 from model_code.training.config import TrainingConfig
-from model_code.training.schedules import cosine_factor
+from model_code.training.schedules import cosine_factor, triangular_factor
 
 
-def build_optimizer(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Return the optimiser of a config; weight decay acts on every parameter."""
+def build_optimizer(config: TrainingConfig, model: nn.Module) -> Optimizer:
+    """Return the optimiser of a model's trainable parameters; weight decay acts on all of them."""
     rate, decay = config.learning_rate, config.weight_decay
-    parameters = list(parameters)
+    groups = _group_parameters(config, model)
     # One kernel for all parameters.
-    is_fused = parameters[0].is_cuda or None
+    is_fused = next(model.parameters()).is_cuda or None
     if config.optimizer == "sgd":
         return SGD(
-            parameters,
+            groups,
             rate,
             momentum=config.momentum,
             weight_decay=decay,
@@ -28,11 +27,27 @@ def build_optimizer(config: TrainingConfig, parameters: Iterable[nn.Parameter]) 
             fused=is_fused,
         )
     kind = Adam if config.optimizer == "adam" else AdamW
-    return kind(parameters, rate, betas=config.adam_betas, weight_decay=decay, fused=is_fused)
+    return kind(groups, rate, betas=config.adam_betas, weight_decay=decay, fused=is_fused)
+
+
+def _group_parameters(config: TrainingConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """Return the trainable parameters, those with a learning rate of their own in a second group."""
+    factor = config.norm_bias_rate_factor
+    if factor == 1:
+        return [{"params": [one for one in model.parameters() if one.requires_grad]}]
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    biases = [norm.bias for norm in norms if norm.bias is not None]
+    fast = {id(bias) for bias in biases}
+    # SGD multiplies the decay by the rate.
+    decay = config.weight_decay / factor
+    return [
+        {"params": [one for one in model.parameters() if one.requires_grad and id(one) not in fast]},
+        {"params": biases, "lr": config.learning_rate * factor, "weight_decay": decay},
+    ]
 
 
 class Schedule:
-    """The learning rate over a run: `cosine` moves with each step, `multistep` and `plateau` with each epoch.
+    """The learning rate over a run: `cosine` and `triangular` move with each step, the others with each epoch.
 
     Args:
         config: Names the schedule and its settings.
@@ -41,13 +56,17 @@ class Schedule:
     """
 
     def __init__(self, config: TrainingConfig, optimizer: Optimizer, steps_per_epoch: int) -> None:
-        self._is_per_step = config.schedule == "cosine"
+        self._is_per_step = config.schedule in {"cosine", "triangular"}
         self._scheduler: LambdaLR | MultiStepLR | ReduceLROnPlateau
+        total = config.epochs * steps_per_epoch
+        # The scheduler asks once more after the last step.
         if config.schedule == "cosine":
-            warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
-
-            # The scheduler asks once more after the last step.
+            warmup = config.warmup_epochs * steps_per_epoch
             self._scheduler = LambdaLR(optimizer, lambda step: cosine_factor(min(step, total - 1), total, warmup))
+        elif config.schedule == "triangular":
+            self._scheduler = LambdaLR(
+                optimizer, lambda step: triangular_factor(min(step, total - 1), total, config.triangle)
+            )
         elif config.schedule == "plateau":
             self._scheduler = ReduceLROnPlateau(
                 optimizer,
@@ -80,5 +99,6 @@ class Schedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        extra = {"lr_lambdas": [None]} if isinstance(self._scheduler, LambdaLR) else {}
+        is_lambda = isinstance(self._scheduler, LambdaLR)
+        extra = {"lr_lambdas": [None] * len(self._scheduler.base_lrs)} if is_lambda else {}
         self._scheduler.load_state_dict({**state, **extra})

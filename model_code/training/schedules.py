@@ -3,6 +3,24 @@
 import math
 
 
+def triangular_factor(step: int, steps: int, triangle: tuple[float, float, float]) -> float:
+    """Return what the learning rate is multiplied by: a straight rise to 1, then a straight fall.
+
+    Args:
+        step: Finished steps, 0 to steps - 1.
+        steps: Of the whole run.
+        triangle: Factor at the first step, share of the steps at whose end the factor is 1, factor after the last step.
+
+    Returns:
+        In [0, 1].
+    """
+    start, peak, end = triangle
+    rise = int(steps * peak)
+    if step < rise:
+        return start + (1 - start) * step / rise
+    return 1 + (end - 1) * (step - rise) / (steps - rise)
+
+
 def cosine_factor(step: int, steps: int, warmup_steps: int = 0) -> float:
     """Return what the learning rate is multiplied by: a straight rise, then half a cosine towards 0.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -17,13 +18,20 @@ from model_code.data.augmentation import crop_and_flip, resized_crop
 from model_code.data.mixing import cut_out, erase_rectangles, mix_pictures
 from model_code.errors import UsageError
 from model_code.evaluation.metrics import Report, measure, predict_logits
-from model_code.models.mirror_average import MirrorAverage
+from model_code.models.initialization import (
+    find_whitening,
+    freeze_norm_scales,
+    start_as_partial_identity,
+    whiten_first_convolution,
+)
 from model_code.models.networks import build_network, check_image_size
 from model_code.models.picture_input import PictureInput
+from model_code.models.view_average import ViewAverage
 from model_code.training import checkpoints
 from model_code.training.config import TrainingConfig
 from model_code.training.engine import GradientStep
 from model_code.training.epoch_loop import EpochLoop
+from model_code.training.lookahead import Lookahead
 from model_code.training.optimization import Schedule, build_optimizer
 from model_code.training.pictures import TrainingPictures, check_batch
 from model_code.training.processes import Processes
@@ -47,14 +55,16 @@ def build_model(config: TrainingConfig, num_classes: int, packed_size: int) -> n
 
 
 def load_model(config: TrainingConfig, num_classes: int, packed_size: int, weights: Path) -> nn.Module:
-    """Return a trained model in evaluation mode, on the CPU; with flip averaging where the config says so.
+    """Return a trained model in evaluation mode, on the CPU; averaging over views where the config says so.
 
     Raises:
         TrainingError: The weights are missing or belong to another network.
     """
     model = build_model(config, num_classes, packed_size)
     checkpoints.load_weights(model[1], weights)
-    return (MirrorAverage(model) if config.has_flip_averaging else model).eval()
+    if config.has_flip_averaging or config.shift_averaging_pixels:
+        return ViewAverage(model, config.has_flip_averaging, config.shift_averaging_pixels).eval()
+    return model.eval()
 
 
 def check_pictures(config: TrainingConfig, pictures: TrainingPictures) -> None:
@@ -122,8 +132,10 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
     ) -> None:
         super().__init__(config, config.epochs, pictures.train.images_NHWC, run_dir, callbacks, processes)
         self.config, self.pictures = config, pictures
+        self.is_last_kept = config.kept_epoch == "last"
         model = build_model(config, len(pictures.classes), pictures.image_size)
         pretrained = pretrained or config.pretrained_weights
+        _prepare_start(config, model, pictures.train.images_NHWC)
         if pretrained and self.state is None:
             checkpoints.load_pretrained(model[1], pretrained)
         if processes.count > 1:
@@ -135,9 +147,11 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         if config.ema_decay is not None:
             average = get_ema_multi_avg_fn(config.ema_decay)
             self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
-        self.optimizer = build_optimizer(config, self.model.parameters())
+        self.lookahead = Lookahead(self.model, self.epochs * self.steps) if config.has_lookahead else None
+        self.optimizer = build_optimizer(config, self.model)
         self.gradient_step = GradientStep(config, self.engine, self.model, self.optimizer, processes)
         self.schedule = Schedule(config, self.optimizer, self.steps)
+        self._first_mirrored_N = draw_first_mirrored(config, len(pictures.train)).to(self.device)
 
     @property
     def kept_model(self) -> nn.Sequential:
@@ -151,18 +165,23 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
 
     def save_more(self) -> dict[str, Any]:
         """Return the states of moving average and schedule."""
-        average = None if self.average is None else self.average.state_dict()
-        return {"average": average, "schedule": self.schedule.state_dict()}
+        average = self.average or self.lookahead
+        return {"average": average and average.state_dict(), "schedule": self.schedule.state_dict()}
 
     def load_more(self, state: checkpoints.TrainingState) -> None:
         """Take up the states of moving average and schedule."""
         self.schedule.load_state_dict(state.schedule)
-        if self.average is not None and state.average is not None:
-            self.average.load_state_dict(state.average)
+        average = self.average or self.lookahead
+        if average is not None and state.average is not None:
+            average.load_state_dict(state.average)
 
     def run_epoch(self, epoch: int) -> EpochMetrics:
         """Visit the training pictures once and validate."""
         start = time.perf_counter()
+        if self.config.whitening_images:
+            bias = find_whitening(self.network).bias
+            assert bias is not None, "whitening starts from a bias of its own"
+            bias.requires_grad_(epoch <= self.config.whitening_bias_epochs)
         learned, visited = self.learn(epoch)
         trained = time.perf_counter()
         report = self._validate()
@@ -183,7 +202,10 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
 
     def take_step(self, epoch: int, step: int, images_BHWC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
         """Learn from a batch; return its mean loss and how many labels of this process's share were right."""
-        images_BHWC, targets = self._augment(images_BHWC, self.pictures.train.labels_N[chosen_B])
+        is_mirrored_B = None
+        if self.config.flip == "alternating":
+            is_mirrored_B = self._first_mirrored_N[chosen_B] ^ (epoch % 2 == 0)
+        images_BHWC, targets = self._augment(images_BHWC, self.pictures.train.labels_N[chosen_B], is_mirrored_B)
         mine = self.processes.share(len(images_BHWC))
         images_BHWC, targets = images_BHWC[mine], targets.take(mine)
 
@@ -195,14 +217,25 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         self.schedule.end_step()
         if self.average is not None:
             self.average.update_parameters(self.model)
+        if self.lookahead is not None:
+            self.lookahead.end_step((epoch - 1) * self.steps + step + 1)
         return loss, (logits_BK.argmax(1) == targets.labels_B).sum()
 
-    def _augment(self, images_BHWC: Tensor, labels_B: Tensor) -> tuple[Tensor, "_Targets"]:
+    def _augment(
+        self, images_BHWC: Tensor, labels_B: Tensor, is_mirrored_B: Tensor | None
+    ) -> tuple[Tensor, "_Targets"]:
         """Change the pictures of a batch at random; return them and what is to be answered."""
         config, generator = self.config, self.generator
         if config.image_size is not None:
             images_BHWC = resized_crop(images_BHWC, config.image_size, config.crop_area, generator)
-        images_BHWC = crop_and_flip(images_BHWC, config.crop_padding_pixels, config.has_flip, generator)
+        images_BHWC = crop_and_flip(
+            images_BHWC,
+            config.crop_padding_pixels,
+            config.has_flip,
+            generator,
+            border=config.crop_border,
+            is_mirrored_B=is_mirrored_B,
+        )
         images_BHWC = cut_out(images_BHWC, config.cutout_pixels, generator)
         images_BHWC = erase_rectangles(images_BHWC, config.erasing_probability, generator)
         if not (config.cutmix_alpha or config.mixup_alpha):
@@ -218,6 +251,25 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         mine = self.processes.share(len(validation))
         logits_NK = self.processes.gather(predict_logits(self.kept_model, validation.images_NHWC[mine]))
         return measure(logits_NK, validation.labels_N)
+
+
+def draw_first_mirrored(config: TrainingConfig, count: int) -> Tensor:
+    """Return which images are mirrored in the first epoch of `alternating` flips, bool [count], on the CPU."""
+    generator = torch.Generator().manual_seed(config.seed)
+    return torch.rand(count, generator=generator) < 0.5
+
+
+def _prepare_start(config: TrainingConfig, model: nn.Sequential, images_NHWC: Tensor) -> None:
+    """Give the network the start that the config asks for, and freeze what it freezes."""
+    picture_input, network = model
+    if config.has_partial_identity:
+        start_as_partial_identity(network)
+    if config.whitening_images:
+        generator = torch.Generator().manual_seed(config.seed)
+        chosen = torch.randperm(len(images_NHWC), generator=generator)[: config.whitening_images]
+        whiten_first_convolution(network, picture_input(images_NHWC[chosen.to(images_NHWC.device)].cpu()))
+    if config.has_frozen_norm_scale:
+        freeze_norm_scales(network)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model_code.export.onnx_export import export_onnx
-from model_code.models.mirror_average import MirrorAverage
+from model_code.models.view_average import ViewAverage
 from serving.session import INPUT_NAME, OUTPUT_NAME
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +33,7 @@ def test_softmax_of_the_answer_is_the_mean_of_both_probabilities():
     model, images = make_model(), draw(7)
     plain, mirrored = (model(view).softmax(dim=1) for view in (images, images.flip(2)))
     assert (plain - mirrored).abs().max() > 0.1
-    answer = MirrorAverage(model)(images)
+    answer = ViewAverage(model)(images)
     assert answer.dtype == torch.float32
     torch.testing.assert_close(answer.softmax(dim=1), (plain + mirrored) / 2, atol=1e-6, rtol=0)
     torch.testing.assert_close(answer.exp().sum(dim=1), torch.ones(7))
@@ -41,7 +41,7 @@ def test_softmax_of_the_answer_is_the_mean_of_both_probabilities():
 
 @torch.no_grad()
 def test_a_picture_and_its_mirror_image_get_the_same_answer():
-    average, images = MirrorAverage(make_model()), draw(4)
+    average, images = ViewAverage(make_model()), draw(4)
     torch.testing.assert_close(average(images), average(images.flip(2)), atol=1e-6, rtol=0)
 
 
@@ -49,19 +49,19 @@ def test_a_picture_and_its_mirror_image_get_the_same_answer():
 def test_certain_answers_stay_finite():
     model = make_model()
     model[-1].weight.mul_(1e4)
-    answer = MirrorAverage(model)(draw(6))
+    answer = ViewAverage(model)(draw(6))
     assert answer.isfinite().all()
     torch.testing.assert_close(answer.softmax(dim=1).sum(dim=1), torch.ones(6))
 
 
 def test_weights_are_those_of_the_model():
     model = make_model()
-    assert list(MirrorAverage(model).parameters()) == list(model.parameters())
+    assert list(ViewAverage(model).parameters()) == list(model.parameters())
 
 
 def test_onnx_answers_what_torch_answers_at_any_batch_size(tmp_path):
     model, file = make_model(), tmp_path / "model.onnx"
-    average = MirrorAverage(model).eval()
+    average = ViewAverage(model).eval()
     export_onnx(average, 8, file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 8, 8, 3]

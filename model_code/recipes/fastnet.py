@@ -1,0 +1,61 @@
+"""The recipes for little time: a small network that learns CIFAR-10 in minutes on two CPU cores, seconds on a GPU.
+
+Source: Jordan 2024, arXiv:2404.00498 (airbench94 and airbench95), whose settings are for the sum of the losses of 1,024
+images: a learning rate of 11.5 for 1024 (1 + 1 / (1 - momentum)) images is 1.5 for their mean, and a decay of 0.0153 is
+0.00133 for each unit of the learning rate.
+"""
+
+from model_code.recipes.catalog import recipe
+from model_code.training.config import TrainingConfig
+from model_code.training.epoch_config import EngineSettings
+
+SEEDS = (0, 1, 2)
+
+
+def _configure(**settings: object) -> TrainingConfig:
+    """Return what both recipes share, with their own settings."""
+    return TrainingConfig(
+        std=(0.2470, 0.2435, 0.2616),
+        batch_size=1024,
+        momentum=0.85,
+        is_nesterov=True,
+        weight_decay=1.33e-3,
+        norm_bias_rate_factor=64,
+        has_lookahead=True,
+        schedule="triangular",
+        has_partial_identity=True,
+        whitening_images=5000,
+        has_frozen_norm_scale=True,
+        crop_padding_pixels=2,
+        crop_border="reflect",
+        flip="alternating",
+        label_smoothing=0.2,
+        has_flip_averaging=True,
+        shift_averaging_pixels=1,
+        validation_fraction=0.04,
+        kept_epoch="last",
+        engine=EngineSettings(precision="auto"),
+        **settings,
+    )
+
+
+@recipe(seeds=SEEDS, smoke={"batch_size": 64})
+def fastnet_cifar10() -> TrainingConfig:
+    """FastNet, 12 epochs.
+
+    Command: darkroom train fastnet_cifar10
+    Published: no figure of its own; its source reports 0.940 on test after 9.9 epochs of all 50,000 training images.
+    Ours: not yet measured.
+    """
+    return _configure(recipe="fastnet_cifar10", network="fastnet", epochs=12, learning_rate=1.5)
+
+
+@recipe(seeds=SEEDS, smoke={"batch_size": 64})
+def fastnet_cifar10_long() -> TrainingConfig:
+    """The wide FastNet, 15 epochs.
+
+    Command: darkroom train fastnet_cifar10_long
+    Published: no figure of its own; its source reports 0.950 on test after 15 epochs of all 50,000 training images.
+    Ours: not yet measured.
+    """
+    return _configure(recipe="fastnet_cifar10_long", network="fastnet_wide", epochs=15, learning_rate=1.3)
