@@ -393,12 +393,11 @@ def doctor() -> None:
 @darkroom.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the service; 0 takes a free one.")
 def quickstart(port: int) -> None:
-    """Run the whole path on drawn pictures: data, three trainings, release, service, prediction."""
+    """Run the whole path on drawn images: data, training, release, service, prediction."""
     _configure()
     from flows.quickstart import quickstart_flow
 
-    if not quickstart_flow(port):
-        sys.exit(1)
+    quickstart_flow(port)
 
 
 @darkroom.command()

@@ -35,8 +35,8 @@ _LAST_LAYERS = ("fc", "head", "heads")
 # Start of a network's name -> its smallest pictures and the step between sizes, pixels. 7x7 stem and max-pool turn 4x4
 # pixels into one place, so a ResNet's first stage sees 2x2 places at 8; with less, all its maps are single places, most
 # of each convolution reads padding, and in training BatchNorm has one value for each picture. A Swin pads maps to whole
-# windows and, where it halves them, to even sizes, so a single patch is enough. A FastNet loses a row and a column, then
-# halves three times. The first start that fits counts.
+# windows and, where it halves them, to even sizes, so a single patch is enough. A FastNet loses a row and a column and
+# halves the rest three times. The first start that fits counts.
 _SIZES = {"fastnet": (9, 1), "resnet": (8, 1), "vit": (16, 16), "swin_cifar": (2, 1), "swin": (4, 1)}
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class ViewAverage(nn.Module):
     """A trained model that looks at several views of each image.
 
-    It takes time and memory for all views: they are one batch for the model, so that an exported graph holds the model's
-    operations once. The image as it is, with its mirror image, weighs as much as all shifted views together.
+    All views are one batch for the model, so that an exported graph holds the model's operations once. The image as it
+    is, with its mirror image, weighs as much as all shifted views together.
 
     Args:
         model: uint8 images [B, H, W, C] in, logits [B, K] out.

@@ -2,6 +2,7 @@
 
 from model_code.recipes.catalog import recipe
 from model_code.training.config import TrainingConfig
+from model_code.training.epoch_config import EngineSettings
 
 
 @recipe(smoke={"limit_train": 320, "warmup_epochs": 1})
@@ -26,4 +27,5 @@ def resnet18_cifar10_strong() -> TrainingConfig:
         cutout_pixels=8,
         label_smoothing=0.1,
         ema_decay=0.998,
+        engine=EngineSettings(precision="auto"),
     )

@@ -2,6 +2,7 @@
 
 from model_code.recipes.catalog import recipe
 from model_code.training.config import TrainingConfig
+from model_code.training.epoch_config import EngineSettings
 
 
 @recipe(published_accuracy=0.677, smoke={"limit_train": 160, "limit_test": 100})
@@ -60,4 +61,5 @@ def swin_cifar10_modern() -> TrainingConfig:
         label_smoothing=0.1,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
+        engine=EngineSettings(precision="auto"),
     )

@@ -31,7 +31,8 @@ def train(folder, is_resident=True, **settings):
 
 def test_bfloat16_is_chosen_where_the_device_computes_it():
     expected = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    assert choose_engine(make_config(), Processes(CUDA)).precision is expected
+    assert choose_engine(make_config(engine={"precision": "auto"}), Processes(CUDA)).precision is expected
+    assert choose_engine(make_config(), Processes(CUDA)).precision is torch.float32
 
 
 def test_every_engine_learns_what_eager_float32_does(tmp_path):

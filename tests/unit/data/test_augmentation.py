@@ -66,6 +66,26 @@ def test_distribution_is_that_of_torchvisions_transforms():
     assert chi2_contingency(table).pvalue > 1e-3
 
 
+def test_a_reflected_border_is_torchvisions():
+    images = draw_position_picture().expand(2000, -1, -1, -1)
+    cut = crop_and_flip(images, PADDING, False, torch.Generator().manual_seed(0), border="reflect")
+    padded = functional.pad(images[0].permute(2, 0, 1), [PADDING] * 4, padding_mode="reflect").permute(1, 2, 0)
+    windows = {
+        padded[row : row + SIDE, column : column + SIDE].contiguous().numpy().tobytes()
+        for row in range(SHIFTS)
+        for column in range(SHIFTS)
+    }
+    assert {image.numpy().tobytes() for image in cut} == windows
+
+
+def test_pictures_are_mirrored_as_told():
+    images = draw_position_picture().expand(6, -1, -1, -1)
+    is_mirrored = torch.tensor([True, False, True, True, False, False])
+    told = crop_and_flip(images, 0, True, torch.Generator().manual_seed(0), is_mirrored_B=is_mirrored)
+    for image, is_flipped in zip(told, is_mirrored.tolist(), strict=True):
+        assert torch.equal(image, images[0].flip(1) if is_flipped else images[0])
+
+
 def test_pictures_of_one_batch_draw_their_own_parameters():
     counts = count_results(augment(64))
     assert (counts > 0).sum() > 30

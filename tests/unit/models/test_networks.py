@@ -42,10 +42,12 @@ def as_torchvision_name(name):
 
 
 def test_the_networks_are_those_whose_parameters_are_pinned_here():
+    from tests.unit.models.test_fastnet import SIZES as FASTNET_SIZES
     from tests.unit.models.test_swin import PARAMETERS as SWIN_PARAMETERS
     from tests.unit.models.test_torchvision_networks import PARAMETERS as TORCHVISION_PARAMETERS
 
-    assert set(NETWORKS) == set(PARAMETERS) | {name for name, _ in SWIN_PARAMETERS} | set(TORCHVISION_PARAMETERS)
+    others = set(FASTNET_SIZES) | {name for name, _ in SWIN_PARAMETERS} | set(TORCHVISION_PARAMETERS)
+    assert set(NETWORKS) == set(PARAMETERS) | others
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

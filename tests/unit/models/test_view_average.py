@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model_code.export.onnx_export import export_onnx
-from model_code.models.view_average import ViewAverage
+from model_code.models.view_average import ViewAverage, shift
 from serving.session import INPUT_NAME, OUTPUT_NAME
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,9 +59,34 @@ def test_weights_are_those_of_the_model():
     assert list(ViewAverage(model).parameters()) == list(model.parameters())
 
 
-def test_onnx_answers_what_torch_answers_at_any_batch_size(tmp_path):
+@pytest.mark.parametrize("pixels", [1, 2, 3])
+def test_shifted_images_are_windows_of_the_reflected_one(pixels):
+    images = draw(3)
+    padded = nn.functional.pad(images.permute(0, 3, 1, 2).float(), [pixels] * 4, mode="reflect").permute(0, 2, 3, 1)
+    padded = padded.to(torch.uint8)
+    assert torch.equal(shift(images, pixels), padded[:, :8, :8])
+    assert torch.equal(shift(images, -pixels), padded[:, 2 * pixels :, 2 * pixels :])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("has_mirror", [False, True])
+def test_shifted_views_weigh_together_as_much_as_the_image(has_mirror):
+    model, images = make_model(), draw(7)
+
+    def ask(view):
+        plain = model(view).softmax(dim=1)
+        return (plain + model(view.flip(2)).softmax(dim=1)) / 2 if has_mirror else plain
+
+    expected = ask(images) / 2 + (ask(shift(images, -2)) + ask(shift(images, 2))) / 4
+    answer = ViewAverage(model, has_mirror, shift_pixels=2)(images).softmax(dim=1)
+    torch.testing.assert_close(answer, expected, atol=1e-6, rtol=0)
+    assert (answer - ask(images)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("shift_pixels", [0, 1])
+def test_onnx_answers_what_torch_answers_at_any_batch_size(tmp_path, shift_pixels):
     model, file = make_model(), tmp_path / "model.onnx"
-    average = ViewAverage(model).eval()
+    average = ViewAverage(model, shift_pixels=shift_pixels).eval()
     export_onnx(average, 8, file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == ["batch", 8, 8, 3]

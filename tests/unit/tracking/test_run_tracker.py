@@ -119,7 +119,7 @@ def test_every_setting_is_a_parameter(tracked):
     params = tracked.run.data.params
     config = tracked.folder.record.config
     assert set(params) == set(config.flatten())
-    assert params["engine.precision"] == "auto"
+    assert params["engine.precision"] == "float32"
     assert params["network"] == "tiny"
     assert params["learning_rate"] == "0.05"
     assert params["decay_points"] == "[0.5]"

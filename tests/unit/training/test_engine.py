@@ -155,6 +155,22 @@ def test_what_is_chosen_on_a_cpu():
 
 
 @pytest.mark.parametrize(
+    ("has_avx512_bf16", "has_amx", "chosen"),
+    [
+        (False, False, torch.float32),
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(monkeypatch, has_avx512_bf16, has_amx, chosen):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert choose_engine(make_config(engine={"precision": "auto"}), ALONE).precision is chosen
+    assert choose_engine(make_config(), ALONE).precision is torch.float32
+    assert choose_engine(make_config(engine={"precision": "bfloat16"}), ALONE).precision is torch.bfloat16
+
+
+@pytest.mark.parametrize(
     ("settings", "processes", "line"),
     [
         ({"compile": "cuda_graphs"}, 1, r"needs a CUDA device and this run is on cpu; give --set engine.compile=on"),

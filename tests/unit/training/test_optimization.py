@@ -1,11 +1,21 @@
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
+from model_code.data.augmentation import crop_and_flip
+from model_code.models.fastnet import FastNet
+from model_code.models.networks import NETWORKS
+from model_code.training import supervised
+from model_code.training.config import TrainingConfig
 from model_code.training.optimization import Schedule, build_optimizer
 from model_code.training.processes import ALONE
-from model_code.training.supervised import fit
+from model_code.training.schedules import triangular_factor
+from model_code.training.supervised import draw_first_mirrored, fit
 from tests.unit.training.small_runs import make_config, make_pictures
 
 STRONG = {
@@ -21,9 +31,23 @@ STRONG = {
 }
 
 
+FAST = {
+    "norm_bias_rate_factor": 64.0,
+    "has_lookahead": True,
+    "schedule": "triangular",
+    "has_partial_identity": True,
+    "whitening_images": 10,
+    "has_frozen_norm_scale": True,
+    "crop_border": "reflect",
+    "flip": "alternating",
+    "kept_epoch": "last",
+}
+
+
 def optimize(**settings):
-    parameters = [nn.Parameter(torch.ones(2))]
-    return build_optimizer(make_config(**settings), parameters)
+    model = nn.Module()
+    model.weights = nn.Parameter(torch.ones(2))
+    return build_optimizer(make_config(**settings), model)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +86,144 @@ def test_cosine_rises_then_falls_with_each_step():
     assert rates[-1] > 0
 
 
+def test_triangle_rises_and_falls_in_straight_lines():
+    rates = follow([1.0] * 10, schedule="triangular", triangle=(0.2, 0.25, 0.1), epochs=10)
+    assert rates[:6] == pytest.approx([0.2, 0.36, 0.52, 0.68, 0.84, 1.0])
+    falls = [before - after for before, after in pairwise(rates[5:])]
+    assert falls == pytest.approx([0.9 / 15] * 14)
+
+
+def test_triangle_of_the_recipes_is_that_of_its_source():
+    """arXiv 2404.00498's program: from 0.2 to 1 over the first 23 % of the steps, then to 0.07."""
+    steps = 445
+    peak = int(steps * 0.23)
+    for step in range(steps):
+        rise, fall = step / peak, (step - peak) / (steps - peak)
+        expected = 0.2 * (1 - rise) + rise if step < peak else 1 - fall + 0.07 * fall
+        assert triangular_factor(step, steps, (0.2, 0.23, 0.07)) == pytest.approx(expected)
+
+
+def test_biases_of_batch_norm_learn_faster_and_decay_like_the_others():
+    """One plain SGD step: the rate's factor multiplies the gradient, not the decay."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    nn.init.ones_(model[1].bias)
+    config = make_config(learning_rate=0.1, weight_decay=0.5, momentum=0, norm_bias_rate_factor=8)
+    optimizer = build_optimizer(config, model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.25)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 8 if name == "1.bias" else 1
+        torch.testing.assert_close(parameter.detach(), before[name] - 0.1 * (factor * 0.25 + 0.5 * before[name]))
+
+
+def test_frozen_parameters_are_not_optimised():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model[1].weight.requires_grad_(False)
+    groups = build_optimizer(make_config(norm_bias_rate_factor=2), model).param_groups
+    assert [len(group["params"]) for group in groups] == [2, 1]
+
+
 def test_plateau_waits_for_its_patience_and_stops_at_its_least():
     losses = [3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     settings = {"schedule": "plateau", "decay_factor": 0.5, "patience_epochs": 1, "min_learning_rate": 0.3}
     assert follow(losses, steps_per_epoch=1, **settings) == [1, 1, 1, 1, 0.5, 0.5, 0.3]
+
+
+@pytest.fixture
+def tiny_fastnet(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "tiny_fastnet", lambda num_classes: FastNet(num_classes, (26, 28, 28)))
+    return {"network": "tiny_fastnet", **FAST}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_fast_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, tiny_fastnet, precision):
+    from tests.unit.training.test_fit import Interrupt, StopHere, list_weights
+
+    config = make_config(**tiny_fastnet, epochs=5, engine={"precision": precision})
+    pictures = make_pictures(train=26, side=12)
+    whole = fit(config, pictures, tmp_path / "whole", ALONE)
+    for epoch in (2, 4):
+        with pytest.raises(StopHere):
+            fit(config, pictures, tmp_path / "parts", ALONE, [Interrupt(epoch, None)])
+    parts = fit(config, pictures, tmp_path / "parts", ALONE)
+    fit(config, pictures, tmp_path / "again", ALONE)
+    assert list_weights(tmp_path / "parts") == list_weights(tmp_path / "whole") == list_weights(tmp_path / "again")
+    assert [m.learning_rate for m in parts.history] == [m.learning_rate for m in whole.history]
+
+
+def test_every_fast_option_changes_the_run(tmp_path, tiny_fastnet):
+    pictures = make_pictures(side=12)
+    config = make_config(**tiny_fastnet, epochs=3)
+    off = {
+        **{key: TrainingConfig.model_fields[key].default for key in FAST if key != "kept_epoch"},
+        "whitening_bias_epochs": 1,
+        "triangle": (0.3, 0.4, 0.2),
+    }
+    weights = {}
+    for key, value in {"all on": None, **off}.items():
+        changed = config if value is None else config.model_copy(update={key: value})
+        fit(changed, pictures, tmp_path / key, ALONE)
+        weights[key] = (tmp_path / key / "last.safetensors").read_bytes()
+    assert len(set(weights.values())) == len(off) + 1
+
+
+def test_the_bias_of_the_whitening_learns_in_its_epochs_only(tmp_path, tiny_fastnet):
+    from safetensors.torch import load_file
+
+    pictures = make_pictures(side=12)
+    learned = []
+    for epochs in (1, 2, 4):
+        # Without Lookahead, a rate and an end of their own, runs of different lengths begin the same.
+        changes = {"has_lookahead": False, "schedule": "multistep", "whitening_bias_epochs": 2, "epochs": epochs}
+        fit(make_config(**{**tiny_fastnet, **changes}), pictures, tmp_path / str(epochs), ALONE)
+        learned.append(load_file(tmp_path / str(epochs) / "last.safetensors")["whitening.bias"])
+    assert not torch.equal(learned[0], learned[1])
+    assert torch.equal(learned[1], learned[2])
+
+
+def test_images_that_alternate_are_seen_both_ways_in_two_epochs_each():
+    config = make_config(**FAST | {"network": "fastnet"})
+    first = draw_first_mirrored(config, 1000)
+    assert 400 < int(first.sum()) < 600
+    assert not torch.equal(first, draw_first_mirrored(config.model_copy(update={"seed": 1}), 1000))
+
+
+def test_alternating_flips_turn_every_image_each_epoch(tmp_path, monkeypatch):
+    """The images that the loop hands on, told by the side on which they are bright."""
+    seen = []
+
+    def watch(images, padding, has_flip, generator, **options):
+        seen.append(crop_and_flip(images, 0, has_flip, generator, **options)[:, 0, 0, 0] == 255)
+        return crop_and_flip(images, padding, has_flip, generator, **options)
+
+    monkeypatch.setattr(supervised, "crop_and_flip", watch)
+    images = torch.zeros(32, 8, 8, 3, dtype=torch.uint8)
+    images[:, :, :4] = 255
+    pictures = make_pictures(train=32)
+    pictures = replace(pictures, train=replace(pictures.train, images_NHWC=images))
+    fit(make_config(flip="alternating", batch_size=32, epochs=4), pictures, tmp_path, ALONE)
+    counts = [int(is_bright.sum()) for is_bright in seen]
+    assert counts[0] == counts[2] != 32 - counts[0] == counts[1] == counts[3]
+
+
+def test_the_last_epoch_is_kept_where_that_is_wanted(tmp_path, monkeypatch):
+    from tests.unit.training.test_fit import FixedNetwork
+
+    # Every epoch is as good as the first, which is then the best.
+    monkeypatch.setitem(NETWORKS, "fixed", FixedNetwork)
+    best, last = (
+        fit(make_config(network="fixed", kept_epoch=kept), make_pictures(), tmp_path / kept, ALONE)
+        for kept in ("best", "last")
+    )
+    assert (best.best_epoch, last.best_epoch) == (1, 4)
+    assert [file.name for file in (tmp_path / "last").glob("best-*")] == ["best-0004.safetensors"]
+
+
+def test_two_averages_of_the_weights_are_refused():
+    with pytest.raises(ValidationError, match="two averages"):
+        make_config(has_lookahead=True, ema_decay=0.9)
 
 
 def test_a_strong_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path):
