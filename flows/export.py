@@ -17,13 +17,9 @@ from torch import Tensor, nn
 
 from model_code.data.cache import PackedDataset, open_dataset
 from model_code.errors import ReleaseError
-from model_code.evaluation.calibration import (
-    LabelledAnswers,
-    choose_thresholds,
-    fit_temperature,
-    measure_reliability,
-)
+from model_code.evaluation.calibration import measure_reliability, try_temperature
 from model_code.evaluation.metrics import predict_logits
+from model_code.evaluation.thresholds import LabelledAnswers, choose_thresholds
 from model_code.export.certificate import LIMITS, certify, check_certificate, find_providers
 from model_code.export.onnx_export import OPSET, export_onnx
 from model_code.export.variants import CALIBRATION_COUNT, make_fp16, make_int8
@@ -152,22 +148,23 @@ def _check_accuracy(folder: RunFolder, split: str, logits_NK: Tensor, labels_N: 
 
 
 def _calibrate(model: nn.Module, pictures: TrainingPictures, split: str, final_logits_NK: Tensor) -> Calibration:
-    """Fit temperature and thresholds on validation, and see on test what they are worth."""
+    """Choose temperature and thresholds on validation, and measure on test what they are worth."""
     _, final = pictures.final
     has_test = split == "test"
     validation_NK = predict_logits(model, pictures.validation.images_NHWC) if has_test else final_logits_NK
-    temperature = fit_temperature(validation_NK, pictures.validation.labels_N)
+    trial = try_temperature(validation_NK, pictures.validation.labels_N)
     looked_at = [("validation", validation_NK, pictures.validation.labels_N)]
     if has_test:
         looked_at.append((split, final_logits_NK, final.labels_N))
     answers = [
-        LabelledAnswers(name, torch.softmax(logits_NK / temperature, dim=1).numpy(), labels_N.numpy())
+        LabelledAnswers(name, torch.softmax(logits_NK / trial.temperature, dim=1).numpy(), labels_N.numpy())
         for name, logits_NK, labels_N in looked_at
     ]
     return Calibration(
-        temperature=temperature,
-        reliability=tuple(measure_reliability(*each, temperature) for each in looked_at),
+        temperature=trial.temperature,
+        reliability=tuple(measure_reliability(*each, trial.temperature) for each in looked_at),
         thresholds=choose_thresholds(answers[0], answers[1] if has_test else None, TARGET_ERROR),
+        trial=trial,
     )
 
 

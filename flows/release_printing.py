@@ -74,16 +74,21 @@ def _describe_certificate(variant: Variant, certificate: Certificate) -> str:
 
 
 def _describe_calibration(calibration: Calibration) -> list[str]:
-    known, selection = calibration.reliability[-1], calibration.thresholds.selections[-1]
-    lines = [
-        f"temperature {calibration.temperature:.3f}: calibration error (ECE) on {known.split} "
-        f"{known.ece_before:.4f} -> {known.ece_after:.4f}"
-    ]
-    target = f"{calibration.thresholds.target_error:.0%} wrong"
-    if selection.answered == 0:
-        return [*lines, f"no threshold leaves as few as {target}: every label is marked as uncertain"]
-    share, wrong = selection.answered / selection.count, selection.wrong / selection.answered
-    return [*lines, f"thresholds for {target}: {share:.1%} of {selection.split} labels are certain, {wrong:.2%} wrong"]
+    known, thresholds = calibration.reliability[-1], calibration.thresholds
+    trial, selection = calibration.trial, thresholds.selections[-1]
+    error = f"calibration error (ECE) on {known.split} {known.ece_before:.4f}"
+    if trial is not None and trial.refusal is not None:
+        lines = [f"no temperature: {trial.fitted:.3f} is not used, because {trial.refusal}; {error}"]
+    else:
+        lines = [f"temperature {calibration.temperature:.3f}: {error} -> {known.ece_after:.4f}"]
+    target = f"target error {thresholds.target_error:.0%} among accepted predictions"
+    if all(threshold is None for threshold in thresholds.per_class):
+        return [*lines, f"{target}: no threshold is supported, every prediction is marked as uncertain"]
+    accepted = f"{target}: {selection.answered / selection.count:.1%} of {selection.split} predictions accepted"
+    if selection.answered:
+        low, high = selection.error_interval
+        accepted += f", {selection.wrong / selection.answered:.2%} of them wrong (95 % CI {low:.2%} to {high:.2%})"
+    return [*lines, accepted]
 
 
 def print_history(name: str, changes: Sequence[Change]) -> None:

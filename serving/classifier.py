@@ -126,6 +126,7 @@ class Classifier:
             provider=self.provider,
             choice=self.choice,
             target_error=None if calibration is None else calibration.thresholds.target_error,
+            thresholds=manifest.thresholds,
         )
 
     def decode(self, data: bytes, take_pixels: Callable[[int], None] | None = None) -> npt.NDArray[np.uint8]:

@@ -172,15 +172,17 @@ class ReliabilityBin(_Frozen):
 
 
 class Reliability(_Frozen):
-    """How far a model's probabilities can be believed, on one split.
+    """Calibration error of a model's probabilities, on one split.
 
     Attributes:
         split: `validation` or `test`.
-        count: Pictures.
+        count: Images.
         ece_before: Expected calibration error without the temperature, in [0, 1]; 15 bins of equal width.
         ece_after: With it.
         bins_before: Without the temperature.
         bins_after: With it.
+        ece_before_interval: 95 % bootstrap interval of `ece_before`; None in manifests of earlier releases.
+        ece_after_interval: The same of `ece_after`.
     """
 
     split: str
@@ -189,17 +191,46 @@ class Reliability(_Frozen):
     ece_after: float
     bins_before: tuple[ReliabilityBin, ...]
     bins_after: tuple[ReliabilityBin, ...]
+    ece_before_interval: Interval | None = None
+    ece_after_interval: Interval | None = None
+
+
+class TemperatureTrial(_Frozen):
+    """Cross-validated evidence for or against a temperature, on validation.
+
+    Attributes:
+        fitted: Temperature with the lowest negative log-likelihood on all validation images.
+        refusal: Why temperature 1 is used instead; None if `fitted` is used.
+        folds: Folds of the cross-validation; 0 if there was none, then the figures below are None.
+        nll_gain: Mean decrease of the negative log-likelihood per image, nats; above 0 is better.
+        nll_gain_interval: 95 % interval of it, from the paired differences of the images.
+        ece_change: Change of the expected calibration error; below 0 is better.
+        ece_change_interval: 95 % paired bootstrap interval of it.
+    """
+
+    fitted: float
+    refusal: str | None
+    folds: int
+    nll_gain: float | None = None
+    nll_gain_interval: Interval | None = None
+    ece_change: float | None = None
+    ece_change_interval: Interval | None = None
+
+    @property
+    def temperature(self) -> float:
+        """Temperature to use: the fitted one if the evidence is for it, else 1."""
+        return self.fitted if self.refusal is None else 1.0
 
 
 class Selection(_Frozen):
-    """What happens to some pictures when uncertain labels are withheld.
+    """Accepted predictions among some images.
 
     Attributes:
         split: `validation` or `test`.
-        count: Pictures.
-        answered: Of them, those that get a label.
-        wrong: Of the answered, those with a wrong label.
-        error_interval: 95 % Clopper-Pearson interval of wrong / answered; (0, 1) if none is answered.
+        count: Images.
+        answered: Accepted predictions: those with a probability of at least their threshold.
+        wrong: Accepted predictions with a wrong label.
+        error_interval: 95 % Clopper-Pearson interval of wrong / answered; (0, 1) if none is accepted.
     """
 
     split: str
@@ -210,35 +241,48 @@ class Selection(_Frozen):
 
 
 class Thresholds(_Frozen):
-    """The probability from which a label is given; below, the answer is "don't know".
+    """Least probability of an accepted prediction, by predicted class.
 
     Attributes:
-        target_error: Share of wrong labels among those given that was aimed at, on validation, in [0, 1].
-        overall: One threshold for all classes; None where no threshold reaches the target: no label is given.
-        per_class: One for each predicted class, in the order of the classes; None the same.
+        target_error: Target error among accepted predictions, in [0, 1].
+        overall: Pooled threshold: that of all classes without one of their own; None where none is supported. In
+            manifests of earlier releases: one for all classes.
+        per_class: Threshold of each predicted class, in the order of the classes; None where none is supported: no
+            prediction of that class is accepted.
         selections: With `per_class`: on validation, which chose them, and on test if there is one.
-        selections_overall: With `overall`, the same.
+        selections_overall: Manifests of earlier releases only: with `overall` for all classes.
+        confidence: Confidence that the target error holds for every threshold at once; None in manifests of earlier
+            releases, whose thresholds have no margin.
+        is_own: True for a class whose target error holds for itself; the others share the pooled threshold, whose
+            target error holds for them taken together. Empty in manifests of earlier releases.
+        by_class: With `per_class`, for each predicted class: on test, or on validation if there is none. Empty in
+            manifests of earlier releases.
     """
 
     target_error: float
     overall: float | None
     per_class: tuple[float | None, ...]
     selections: tuple[Selection, ...]
-    selections_overall: tuple[Selection, ...]
+    selections_overall: tuple[Selection, ...] = ()
+    confidence: float | None = None
+    is_own: tuple[bool, ...] = ()
+    by_class: tuple[Selection, ...] = ()
 
 
 class Calibration(_Frozen):
-    """The temperature inside the graph, what it changed, and when a label is withheld.
+    """Temperature inside the graph, what it changed, and which predictions are accepted.
 
     Attributes:
-        temperature: Logits are divided by it before the softmax; fitted on validation pictures.
+        temperature: Divisor of the logits before the softmax; 1 without evidence for another.
         reliability: On validation, and on test if there is one.
         thresholds: From the calibrated probabilities.
+        trial: Evidence for the temperature; None in manifests of earlier releases.
     """
 
     temperature: float
     reliability: tuple[Reliability, ...]
     thresholds: Thresholds
+    trial: TemperatureTrial | None = None
 
 
 class Manifest(_Frozen):
@@ -302,8 +346,19 @@ class Manifest(_Frozen):
         """The variants whose file is in the bundle."""
         return tuple(variant for variant in self.variants if variant.file is not None)
 
+    @property
+    def thresholds(self) -> dict[str, float] | None:
+        """Least probability of an accepted prediction, by class; without the classes that have none."""
+        if self.calibration is None:
+            return None
+        found = zip(self.classes, self.calibration.thresholds.per_class, strict=True)
+        return {label: threshold for label, threshold in found if threshold is not None}
+
     def is_confident(self, class_index: int, probability: float) -> bool:
-        """Whether a label of that probability is to be believed, as far as the target error goes."""
+        """Return True if a prediction is accepted: the target error holds for labels of that probability.
+
+        False below the threshold of its class and for a class without one; True for a model without calibration.
+        """
         if self.calibration is None:
             return True
         threshold = self.calibration.thresholds.per_class[class_index]

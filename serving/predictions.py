@@ -44,7 +44,8 @@ class Prediction(BaseModel):
         filename: Name that the client gave the picture; None for a picture sent as the raw body.
         label: Most probable class.
         probability: Of `label`, in [0, 1].
-        is_confident: False where the probability is too low for the label to be believed: show "don't know" instead.
+        is_confident: True if the prediction is accepted: its probability reaches the threshold of its class. False
+            below it and for a class without one: show "don't know" instead. True for a model without calibration.
         top: The `top_k` most probable classes, most probable first.
         picture_sha256: Of the file as it was sent, lower-case hexadecimal: `POST /v1/feedback` knows the picture by it.
             None in the answers of earlier services.
@@ -102,7 +103,9 @@ class ServedModel(ModelIdentity):
     Attributes:
         provider: onnxruntime's execution provider that is really active.
         choice: Why this variant answers, as it was measured when the model was loaded.
-        target_error: Share of wrong labels among confident ones that the model was calibrated for; None without that.
+        target_error: Target error among confident predictions; None without calibration.
+        thresholds: Least probability of a confident prediction, by class; no prediction of a class left out is
+            confident. None without calibration, and in the answers of earlier services.
         classes: Labels in the order of the network's outputs.
         image_size: Height and width that the network reads, pixels.
         accuracy_fraction: Test accuracy in [0, 1]; None if it was not measured.
@@ -123,6 +126,7 @@ class ServedModel(ModelIdentity):
     recipe: str
     run_id: str
     created: str
+    thresholds: dict[str, float] | None = None
     challenger: ChallengerState | None = None
     drift_score: float | None = None
 

@@ -99,21 +99,26 @@ def draw_prediction_grid(
 def draw_reliability(reliability: Reliability) -> Figure:
     """Draw how often labels are right against how probable they were said to be, without and with the temperature.
 
+    Only without it where it changes nothing.
+
     Above, the share of right labels in each bin of the largest probability, drawn over its mean; on the diagonal a
     model can be believed. Red lines are labels less often right than said, green ones more often. Below, the pictures
     in each bin, on a logarithmic scale, because most pictures lie in the last bin.
     """
     figure = Figure(figsize=(8.4, 5.2), layout="constrained")
     figure.suptitle(f"reliability on {reliability.count:,} {reliability.split} pictures")
-    sides = (
-        ("without the temperature", reliability.ece_before, reliability.bins_before),
-        ("with it", reliability.ece_after, reliability.bins_after),
-    )
-    most_pictures = max(10, *(2 * found.count for _, _, bins in sides for found in bins))
-    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
-    for column, (title, error, bins) in enumerate(sides):
+    sides = [
+        ("without the temperature", reliability.ece_before, reliability.ece_before_interval, reliability.bins_before),
+        ("with it", reliability.ece_after, reliability.ece_after_interval, reliability.bins_after),
+    ]
+    if reliability.bins_before == reliability.bins_after:
+        sides = [("no temperature", *sides[0][1:])]
+    most_pictures = max(10, *(2 * found.count for *_, bins in sides for found in bins))
+    axes = figure.subplots(2, len(sides), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
+    for column, (title, error, interval, bins) in enumerate(sides):
         above, below = axes[:, column]
-        above.set_title(f"{title}: ECE {error:.4f}")
+        spread = "" if interval is None else f"\n95 % CI {interval[0]:.4f} to {interval[1]:.4f}"
+        above.set_title(f"{title}: ECE {error:.4f}{spread}")
         _draw_bins(above, [found for found in bins if found.count])
         below.bar(
             [found.low for found in bins],

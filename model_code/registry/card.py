@@ -5,7 +5,16 @@ from collections.abc import Iterator, Sequence
 from model_code.markdown_text import escape, join_cells
 from model_code.registry.gate import ClassChange, Verdict
 from model_code.registry.known_limits import list_limits
-from serving.manifest import BatchTiming, Calibration, Interval, Manifest, Selection, Timing, Variant
+from serving.manifest import (
+    BatchTiming,
+    Calibration,
+    Interval,
+    Manifest,
+    Selection,
+    Thresholds,
+    Timing,
+    Variant,
+)
 
 # MLflow keeps a version's description in a column of 5,000 characters on PostgreSQL.
 LONGEST_SUMMARY = 4900
@@ -189,25 +198,80 @@ def _describe_calibration(manifest: Manifest) -> str:
     if found is None:
         return f"{_NOT_MEASURED.capitalize()}: the probabilities are those of the training, without a temperature."
     reliability = [
-        (one.split, str(one.count), f"{one.ece_before:.4f}", f"{one.ece_after:.4f}") for one in found.reliability
+        (
+            one.split,
+            str(one.count),
+            _format_ece(one.ece_before, one.ece_before_interval),
+            _format_ece(one.ece_after, one.ece_after_interval),
+        )
+        for one in found.reliability
     ]
-    per_class = [*_describe_selections("per class", found.thresholds.selections)]
-    overall = [*_describe_selections("one for all", found.thresholds.selections_overall)]
-    given = [
-        (escape(label), _format_threshold(threshold))
-        for label, threshold in zip(manifest.classes, found.thresholds.per_class, strict=True)
+    selections = [
+        *_describe_selections("used", found.thresholds.selections),
+        *_describe_selections("one for all", found.thresholds.selections_overall),
     ]
     return "\n\n".join(
         [
-            f"Temperature {found.temperature:.4f}, fitted on validation pictures; it is part of the graph.",
-            _table(("split", "pictures", "ECE without it", "ECE with it"), reliability),
-            f"A label less probable than its threshold is not to be believed; aimed at are at most "
-            f"{_percent(found.thresholds.target_error)} wrong among the believed. One threshold for all classes: "
-            f"{_format_threshold(found.thresholds.overall)}.",
-            _table(("thresholds", "split", "pictures", "believed", "of these wrong"), per_class + overall),
-            _table(("predicted class", "threshold"), given),
+            _describe_temperature(found),
+            _table(("split", "images", "ECE without it", "ECE with it"), reliability),
+            _describe_promise(found.thresholds),
+            _table(("thresholds", "split", "images", "accepted", "of these wrong"), selections),
+            _table(*_describe_thresholds(manifest.classes, found.thresholds)),
         ]
     )
+
+
+def _describe_temperature(calibration: Calibration) -> str:
+    trial = calibration.trial
+    if trial is None:
+        return (
+            f"Temperature {calibration.temperature:.4f}, fitted on validation images without cross-validation; it is "
+            "part of the graph."
+        )
+    if trial.refusal is None:
+        text = f"Temperature {trial.fitted:.4f}, fitted on validation images; it is part of the graph."
+    else:
+        text = f"No temperature (1): the fitted one, {trial.fitted:.4f}, is not used, because {trial.refusal}."
+    if trial.nll_gain is None or trial.ece_change is None:
+        return text
+    return (
+        f"{text} {trial.folds}-fold cross-validation: negative log-likelihood "
+        f"{_format_change(-trial.nll_gain, _negate(trial.nll_gain_interval))}, ECE "
+        f"{_format_change(trial.ece_change, trial.ece_change_interval)}."
+    )
+
+
+def _describe_promise(thresholds: Thresholds) -> str:
+    target = f"Target error {_percent(thresholds.target_error)} among accepted predictions"
+    pooled = "none is supported" if thresholds.overall is None else f"{thresholds.overall:.4f}"
+    if thresholds.confidence is None:
+        return f"{target}, without a margin. One threshold for all classes: {pooled}."
+    if not any(threshold is not None for threshold in thresholds.per_class):
+        return f"{target}: no threshold. The validation images support none, so no prediction is accepted."
+    return (
+        f"{target}. With {100 * thresholds.confidence:g} % confidence it holds for each class with a threshold of its "
+        "own, for the classes of the pooled threshold taken together, and so for all accepted predictions. It may not "
+        f"hold for a single class of the pooled threshold. Pooled threshold: {pooled}. The confidence is that of fp32 "
+        "on images like those of validation, on which the epoch was chosen too."
+    )
+
+
+def _describe_thresholds(
+    classes: Sequence[str], thresholds: Thresholds
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the head and the rows of the table of thresholds."""
+    limits = thresholds.per_class
+    rows = [(escape(label), _format_threshold(limit)) for label, limit in zip(classes, limits, strict=True)]
+    if thresholds.confidence is None:
+        return ("predicted class", "threshold"), [*rows]
+    counted = f"{thresholds.by_class[0].split} predictions"
+    head = ("predicted class", "threshold", "target error holds for", counted, "accepted", "of these wrong")
+    scopes = [
+        "-" if limit is None else "this class" if is_own else "the pool"
+        for limit, is_own in zip(limits, thresholds.is_own, strict=True)
+    ]
+    counts = [one[2:] for one in _describe_selections("", thresholds.by_class)]
+    return head, [(*row, scope, *more) for row, scope, more in zip(rows, scopes, counts, strict=True)]
 
 
 def _describe_selections(name: str, selections: Sequence[Selection]) -> Iterator[tuple[str, ...]]:
@@ -220,11 +284,23 @@ def _describe_selections(name: str, selections: Sequence[Selection]) -> Iterator
 def _format_wrong(selection: Selection) -> str:
     low, high = selection.error_interval
     share = _percent(selection.wrong / selection.answered)
-    return f"{selection.wrong} ({share}, 95 %: {_percent(low)} to {_percent(high)})"
+    return f"{selection.wrong} ({share}, 95 % CI {_percent(low)} to {_percent(high)})"
 
 
 def _format_threshold(threshold: float | None) -> str:
-    return "none reaches the target, so no label is believed" if threshold is None else f"{threshold:.4f}"
+    return "no threshold" if threshold is None else f"{threshold:.4f}"
+
+
+def _format_ece(error: float, interval: Interval | None) -> str:
+    return f"{error:.4f}" if interval is None else f"{error:.4f} (95 % CI {interval[0]:.4f} to {interval[1]:.4f})"
+
+
+def _format_change(change: float, interval: Interval | None) -> str:
+    return f"{change:+.4f}" if interval is None else f"{change:+.4f} (95 % CI {interval[0]:+.4f} to {interval[1]:+.4f})"
+
+
+def _negate(interval: Interval | None) -> Interval | None:
+    return None if interval is None else (-interval[1], -interval[0])
 
 
 def _describe_certificates(manifest: Manifest) -> str:
@@ -334,14 +410,18 @@ def _summarise_variant(variant: Variant, provider: str) -> tuple[str, ...]:
 def _summarise_calibration(calibration: Calibration | None) -> str:
     if calibration is None:
         return f"Calibration: {_NOT_MEASURED}."
-    errors = ", ".join(f"{one.ece_before:.4f} -> {one.ece_after:.4f} on {one.split}" for one in calibration.reliability)
+    errors = ", ".join(
+        f"{one.ece_before:.4f} -> {_format_ece(one.ece_after, one.ece_after_interval)} on {one.split}"
+        for one in calibration.reliability
+    )
     given = [
-        f"{_percent(one.answered / one.count)} of {one.split} labels believed, {_percent(one.wrong / one.answered)} of "
-        "these wrong"
+        f"{_percent(one.answered / one.count)} of {one.split} predictions accepted, {_format_wrong(one)} of these wrong"
         for one in calibration.thresholds.selections
         if one.answered
     ]
-    return f"Calibration: temperature {calibration.temperature:.4f}, ECE {'; '.join([errors, *given])}."
+    target = f"target error {_percent(calibration.thresholds.target_error)} among accepted predictions"
+    parts = [errors, target, *(given or ["none accepted"])]
+    return f"Calibration: temperature {calibration.temperature:.4f}, ECE {'; '.join(parts)}."
 
 
 def _list_measured(manifest: Manifest) -> list[tuple[Variant, str]]:

@@ -88,20 +88,23 @@ def _list_probabilities(calibration: Calibration | None) -> Iterator[str]:
         return
     for one in calibration.reliability:
         worse = "; the temperature made it worse" if one.ece_after > one.ece_before else ""
+        before = "" if calibration.temperature == 1 else f"; {100 * one.ece_before:.2f} without the temperature{worse}"
         yield (
-            f"On {one.count} {one.split} pictures the probabilities are off by {100 * one.ece_after:.2f} points on "
-            f"average (ECE; {100 * one.ece_before:.2f} without the temperature{worse})."
+            f"On {one.count} {one.split} images the probabilities are off by {100 * one.ece_after:.2f} points on "
+            f"average (ECE{before})."
         )
     thresholds = calibration.thresholds
     silent = sum(threshold is None for threshold in thresholds.per_class)
     if silent:
         yield (
-            f"{silent} of {len(thresholds.per_class)} classes reach at no probability the target of "
-            f"{100 * thresholds.target_error:.2f} % wrong labels: their labels are never to be believed."
+            f"{silent} of {len(thresholds.per_class)} classes have no threshold: the validation images do not support "
+            f"a target error of {100 * thresholds.target_error:.2f} %, and their predictions are never accepted."
         )
+    if thresholds.confidence is None:
+        yield "The thresholds have no margin: that they keep the target error is not proven."
     for selection in thresholds.selections:
         if not selection.answered:
-            yield f"Of {selection.count} {selection.split} pictures none has a label above its threshold."
+            yield f"Of {selection.count} {selection.split} images none has an accepted prediction."
             continue
         low, high = selection.error_interval
         proven = "" if high <= thresholds.target_error else "; that the target is met is not proven"
@@ -109,8 +112,8 @@ def _list_probabilities(calibration: Calibration | None) -> Iterator[str]:
             proven = "; the target is missed"
         below, wrong = selection.count - selection.answered, selection.wrong / selection.answered
         yield (
-            f"Of {selection.count} {selection.split} pictures {below} have a label below its threshold; of the others "
-            f"{100 * wrong:.2f} % are wrong (95 % interval {100 * low:.2f} to {100 * high:.2f} %, target "
+            f"Of {selection.count} {selection.split} images {below} have no accepted prediction; of the others "
+            f"{100 * wrong:.2f} % are wrong (95 % CI {100 * low:.2f} to {100 * high:.2f} %, target "
             f"{100 * thresholds.target_error:.2f} %){proven}."
         )
 

@@ -3,16 +3,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import beta
+from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 
 from model_code.errors import ReleaseError
 from model_code.evaluation.calibration import (
-    LabelledAnswers,
-    choose_thresholds,
     fit_temperature,
     measure_interval,
     measure_reliability,
+    try_temperature,
 )
 
 
@@ -22,16 +21,6 @@ def draw_calibrated(count, classes=4, seed=0):
     logits_NK = 2 * torch.randn(count, classes, generator=generator)
     labels_N = torch.multinomial(logits_NK.softmax(1), 1, generator=generator)[:, 0]
     return logits_NK, labels_N
-
-
-def answer(confidences, is_right, predicted=None, classes=3, split="validation"):
-    """Answers with these largest probabilities; a wrong one's true label is the next class."""
-    confidence_N = np.array(confidences)
-    predicted_N = np.zeros(len(confidence_N), dtype=np.int64) if predicted is None else np.array(predicted)
-    probabilities_NK = np.repeat(((1 - confidence_N) / (classes - 1))[:, None], classes, axis=1)
-    probabilities_NK[np.arange(len(confidence_N)), predicted_N] = confidence_N
-    labels_N = np.where(is_right, predicted_N, (predicted_N + 1) % classes)
-    return LabelledAnswers(split, probabilities_NK, labels_N)
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
@@ -70,6 +59,8 @@ def test_logits_that_are_not_finite_are_refused(value):
     logits_NK[3, 1] = value
     with pytest.raises(ReleaseError, match="about 1 of 20 pictures are not finite"):
         fit_temperature(logits_NK, labels_N)
+    with pytest.raises(ReleaseError, match="not finite"):
+        try_temperature(logits_NK, labels_N)
     with pytest.raises(ReleaseError, match="not finite"):
         measure_reliability("validation", logits_NK, labels_N, 1.0)
 
@@ -116,63 +107,85 @@ def test_the_right_temperature_lowers_the_calibration_error():
     assert sum(b.count for b in reliability.bins_after) == 5000
 
 
-def test_the_threshold_is_the_lowest_that_reaches_the_target():
-    # From the top: right, right, wrong (1/3), right (1/4), wrong (2/5).
-    answers = answer([0.99, 0.95, 0.9, 0.8, 0.7], [True, True, False, True, False])
-    assert choose_thresholds(answers, None, 0.25).overall == 0.8
-    assert choose_thresholds(answers, None, 0.24).overall == 0.95
-    assert choose_thresholds(answers, None, 0.4).overall == 0.0
-    chosen = choose_thresholds(answers, None, 0.25)
-    [selection] = chosen.selections_overall
-    assert (selection.split, selection.count, selection.answered, selection.wrong) == ("validation", 5, 4, 1)
-    assert selection.error_interval == measure_interval(1, 4)
+def test_a_temperature_that_helps_is_used():
+    logits_NK, labels_N = draw_calibrated(1000)
+    trial = try_temperature(2 * logits_NK, labels_N)
+    assert (trial.refusal, trial.folds) == (None, 10)
+    assert trial.temperature == trial.fitted == fit_temperature(2 * logits_NK, labels_N)
+    assert 0 < trial.nll_gain_interval[0] < trial.nll_gain < trial.nll_gain_interval[1]
+    assert trial.ece_change_interval[0] <= trial.ece_change < trial.ece_change_interval[1] < 0
 
 
-def test_no_label_is_given_where_no_threshold_reaches_the_target():
-    chosen = choose_thresholds(answer([0.9, 0.8], [False, True]), None, 0.1)
-    assert chosen.overall is None
-    assert chosen.per_class == (None, None, None)
-    assert [(s.answered, s.wrong, s.error_interval) for s in chosen.selections] == [(0, 0, (0.0, 1.0))]
+def test_the_gain_is_that_of_images_that_did_not_fit_the_temperature():
+    logits_NK, labels_N = draw_calibrated(200)
+    fitted = fit_temperature(logits_NK, labels_N)
+    cross_entropy = torch.nn.functional.cross_entropy
+    in_sample = float(
+        cross_entropy(logits_NK.double(), labels_N) - cross_entropy(logits_NK.double() / fitted, labels_N)
+    )
+    assert try_temperature(logits_NK, labels_N).nll_gain < in_sample
 
 
-def test_equal_probabilities_are_answered_together():
-    answers = answer([0.9, 0.8, 0.8, 0.8], [True, True, True, False])
-    assert choose_thresholds(answers, None, 0.1).overall == 0.9
+def test_a_temperature_fitted_to_chance_is_hardly_ever_used():
+    """The fitted one lowers the loss of the images that it was fitted to in every draw."""
+    trials = [try_temperature(*draw_calibrated(300, seed=seed)) for seed in range(40)]
+    assert all(trial.fitted != 1 for trial in trials)
+    used = [trial for trial in trials if trial.refusal is None]
+    # At most 2.5 % are expected: 3 or more of 40 have a chance of 8 %.
+    assert len(used) <= 3
+    refused = next(trial for trial in trials if trial.refusal is not None)
+    assert refused.temperature == 1
+    assert "not significant" in refused.refusal
 
 
-def test_a_class_has_its_own_threshold_from_30_pictures_on():
-    # Class 0 is right above 0.6 in all of 30 pictures, class 1 is wrong in half of its 30, class 2 has 29.
-    confidences = [*np.linspace(0.6, 0.9, 30), *np.linspace(0.6, 0.9, 30), *np.linspace(0.6, 0.9, 29)]
-    is_right = [*[True] * 30, *[index >= 15 for index in range(30)], *[True] * 29]
-    predicted = [0] * 30 + [1] * 30 + [2] * 29
-    chosen = choose_thresholds(answer(confidences, is_right, predicted), None, 0.05)
-    assert chosen.per_class[0] == 0.0
-    # 15 right pictures above; one wrong of 16 is 6 %.
-    assert chosen.per_class[1] == pytest.approx(np.linspace(0.6, 0.9, 30)[15])
-    assert chosen.per_class[2] == chosen.overall
-    assert chosen.overall is not None
-    assert chosen.selections[0].wrong == 0
+def test_a_gain_in_likelihood_that_costs_calibration_is_refused():
+    """Certain and wrong in 30 of 2,000 images: a temperature pays for these, all others are then underestimated."""
+    logits_NK = torch.tensor([[12.0, 0.0]] * 2000 + [[0.6, 0.0]] * 2000)
+    labels_N = torch.tensor([0] * 1970 + [1] * 30 + [0] * 1290 + [1] * 710)
+    trial = try_temperature(logits_NK, labels_N)
+    assert trial.nll_gain_interval[0] > 0
+    assert trial.ece_change > 0
+    assert (trial.temperature, trial.refusal) == (1, "it raises the cross-validated calibration error (ECE)")
 
 
-def test_the_test_pictures_are_reported_and_choose_nothing():
-    validation = answer([0.9, 0.8, 0.7], [True, True, False])
-    test = answer([0.95, 0.85, 0.75, 0.6], [False, True, True, True], split="test")
-    chosen = choose_thresholds(validation, test, 0.0)
-    assert chosen.overall == choose_thresholds(validation, None, 0.0).overall == 0.8
-    assert [(s.split, s.count, s.answered, s.wrong) for s in chosen.selections_overall] == [
-        ("validation", 3, 2, 0),
-        ("test", 4, 2, 1),
-    ]
+def test_without_evidence_there_is_no_temperature():
+    few = try_temperature(*draw_calibrated(99))
+    assert (few.temperature, few.folds, few.nll_gain) == (1, 0, None)
+    assert "99 validation images, fewer than the 100" in few.refusal
+    right = try_temperature(torch.eye(4).repeat(50, 1), torch.arange(4).repeat(50))
+    assert (right.temperature, right.refusal) == (1, "every validation image is labelled rightly")
+    even = try_temperature(torch.zeros(200, 3), torch.arange(200) % 3)
+    assert (even.temperature, even.nll_gain_interval) == (1, (0, 0))
 
 
-@pytest.mark.parametrize("target_error", [-0.1, 1.0, math.nan])
-def test_a_target_that_is_no_share_is_refused(target_error):
-    with pytest.raises(ValueError, match=r"a share in \[0, 1\) is allowed"):
-        choose_thresholds(answer([0.9], [True]), None, target_error)
+def test_the_same_images_give_the_same_trial():
+    logits_NK, labels_N = draw_calibrated(300)
+    assert try_temperature(2 * logits_NK, labels_N) == try_temperature(2 * logits_NK, labels_N)
+
+
+def test_the_interval_of_the_calibration_error_contains_the_true_one():
+    """Logits of twice their size: the true error, on 200,000 images, lies in 19 of 20 intervals."""
+    logits_NK, labels_N = draw_calibrated(200_000)
+    confidence_N, predicted_N = (2 * logits_NK).softmax(1).max(1)
+    gap_N = (predicted_N == labels_N).double() - confidence_N
+    true = float(torch.bincount((15 * confidence_N).ceil().long(), gap_N).abs().sum() / len(gap_N))
+    inside = 0
+    for part in range(40):
+        chosen = slice(600 * part, 600 * part + 600)
+        reliability = measure_reliability("test", 2 * logits_NK[chosen], labels_N[chosen], 1.0)
+        low, high = reliability.ece_before_interval
+        assert 0 <= low <= reliability.ece_before <= high
+        inside += low <= true <= high
+    # binom.cdf(33, 40, 0.95) is 0.003.
+    assert inside >= 34
+
+
+def test_one_image_tells_nothing_of_the_calibration_error():
+    reliability = measure_reliability("test", torch.tensor([[2.0, 0.0]]), torch.tensor([0]), 1.0)
+    assert reliability.ece_before_interval == reliability.ece_after_interval == (0, 1)
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 10), (10, 10), (37, 50), (9_990, 10_000)])
-def test_the_interval_is_that_of_the_beta_distribution(count, total):
-    low = 0.0 if count == 0 else beta.ppf(0.025, count, total - count + 1)
-    high = 1.0 if count == total else beta.ppf(0.975, count + 1, total - count)
-    assert measure_interval(count, total) == pytest.approx((low, high))
+def test_the_interval_is_that_of_scipy(count, total):
+    interval = binomtest(count, total).proportion_ci(confidence_level=0.95, method="exact")
+    assert measure_interval(count, total) == pytest.approx((interval.low, interval.high))

@@ -176,6 +176,25 @@ def test_reliability_has_a_panel_before_and_one_after():
     assert colours > 64
 
 
+def test_reliability_has_one_panel_where_there_is_no_temperature():
+    bins = make_bins((0, 0, 0), (10, 0.45, 0.3), (90, 0.7, 0.5), (1900, 0.97, 1.0))
+    reliability = Reliability(
+        split="test",
+        count=2000,
+        ece_before=0.0321,
+        ece_after=0.0321,
+        bins_before=bins,
+        bins_after=bins,
+        ece_before_interval=(0.0123, 0.0456),
+        ece_after_interval=(0.0123, 0.0456),
+    )
+    figure = draw_reliability(reliability)
+    above, below = figure.axes
+    assert above.get_title() == "no temperature: ECE 0.0321\n95 % CI 0.0123 to 0.0456"
+    assert [bar.get_height() for bar in below.patches] == [0, 10, 90, 1900]
+    save(figure)
+
+
 def test_reliability_without_pictures_can_be_drawn():
     empty = make_bins(*[(0, 0, 0)] * 4)
     nothing = Reliability(split="validation", count=0, ece_before=0, ece_after=0, bins_before=empty, bins_after=empty)

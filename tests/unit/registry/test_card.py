@@ -15,6 +15,7 @@ from serving.manifest import (
     Manifest,
     Reliability,
     Selection,
+    TemperatureTrial,
     Thresholds,
     Timing,
     Variant,
@@ -71,22 +72,58 @@ def time_batches(provider=CPU, sizes=(1, 8, 64), factor=1.0):
     )
 
 
-def make_calibration(classes=3, **changes):
+def make_trial(**changes):
+    values = {
+        "fitted": 1.4321,
+        "refusal": None,
+        "folds": 10,
+        "nll_gain": 0.0567,
+        "nll_gain_interval": (0.0123, 0.0999),
+        "ece_change": -0.0234,
+        "ece_change_interval": (-0.0345, 0.0011),
+    }
+    return TemperatureTrial(**(values | changes))
+
+
+def make_calibration(classes=3, trial=None, **changes):
+    trial = trial or make_trial()
     selection = Selection(split="test", count=600, answered=480, wrong=6, error_interval=(0.0046, 0.027))
+    of_class = Selection(split="test", count=200, answered=80, wrong=2, error_interval=(0.0030, 0.0874))
     values = {
         "target_error": 0.01,
-        "overall": 0.81,
+        "overall": 0.9,
         "per_class": (0.7123, None, 0.9) + (0.5,) * (classes - 3),
         "selections": (selection,),
-        "selections_overall": (selection,),
+        "confidence": 0.95,
+        "is_own": (True, False, False) + (True,) * (classes - 3),
+        "by_class": (of_class,) * classes,
     }
     return Calibration(
-        temperature=1.4321,
+        temperature=trial.temperature,
         reliability=(
-            Reliability(split="test", count=600, ece_before=0.0432, ece_after=0.0123, bins_before=(), bins_after=()),
+            Reliability(
+                split="test",
+                count=600,
+                ece_before=0.0432,
+                ece_after=0.0123,
+                bins_before=(),
+                bins_after=(),
+                ece_before_interval=(0.0321, 0.0543),
+                ece_after_interval=(0.0012, 0.0234),
+            ),
         ),
         thresholds=Thresholds(**(values | changes)),
+        trial=trial,
     )
+
+
+def age(calibration):
+    """What a manifest of an earlier release says of the same model."""
+    left_out = {"trial": True, "thresholds": {"confidence", "is_own", "by_class"}}
+    left_out["reliability"] = {"__all__": {"ece_before_interval", "ece_after_interval"}}
+    facts = calibration.model_dump(exclude=left_out)
+    facts["thresholds"]["selections_overall"] = facts["thresholds"]["selections"]
+    return Calibration.model_validate(facts)
 
 
 def make_manifest(**changes):
@@ -189,7 +226,16 @@ def test_the_card_has_every_section_with_its_facts():
         "Data": ("shapes", DATA, "resized to 36", "32 x 32", "600 test pictures", "cat, dog, emu"),
         "Recipe": ("resnet18_cifar10_strong", RUN, "full"),
         "Accuracy": ("0.8500 (", "0.9017", "0.7500"),
-        "Calibration": ("1.4321", "0.0432", "0.0123", "480 (80.00 %)", "6 (1.25 %, 95 %: 0.46 % to 2.70 %)", "1.00 %"),
+        "Calibration": (
+            "Temperature 1.4321",
+            "negative log-likelihood -0.0567 (95 % CI -0.0999 to -0.0123)",
+            "ECE -0.0234 (95 % CI -0.0345 to +0.0011)",
+            "0.0432 (95 % CI 0.0321 to 0.0543)",
+            "0.0123 (95 % CI 0.0012 to 0.0234)",
+            "Target error 1.00 % among accepted predictions. With 95 % confidence",
+            "480 (80.00 %)",
+            "6 (1.25 %, 95 % CI 0.46 % to 2.70 %)",
+        ),
         "Certificates": ("9.6e-05", "0.8983 (0.8712 to 0.9213)", "0.8765", "44,800,123 bytes", "1" * 64, "1, 7, 64"),
         "Provenance": (RUN, DATA, GIT, "1" * 64, "torch 2.11.0", "2026-01-02T03:04:05"),
     }.items():
@@ -301,7 +347,7 @@ def test_limits_follow_from_the_facts():
         "36 pixels and the middle 32 x 32",
         "off by 1.23 points",
         "1 of 3 classes",
-        "120 have a label below",
+        "120 have no accepted prediction",
         "1.25 % are wrong",
         "not proven",
         "Xeon | 2 only",
@@ -340,14 +386,61 @@ def select(**changes):
     [
         (select(error_interval=(0.001, 0.009)), "target 1.00 %)."),
         (select(error_interval=(0.011, 0.03)), "the target is missed"),
-        (select(answered=0, wrong=0, error_interval=(0, 1)), "none has a label above its threshold"),
+        (select(answered=0, wrong=0, error_interval=(0, 1)), "none has an accepted prediction"),
     ],
 )
 def test_the_limit_of_thresholds_says_whether_the_target_is_met(selection, fact):
     manifest = make_manifest(calibration=make_calibration(selections=(selection,), overall=None))
     assert fact in "\n".join(list_limits(manifest, make_verdict()))
+    assert "Pooled threshold: none is supported" in read_sections(write_card(manifest, make_verdict()))["Calibration"]
+    short = summarise(manifest, make_verdict())
+    assert "target error 1.00 % among accepted predictions" in short
+    assert ("none accepted" in short) is (selection.answered == 0)
+
+
+def test_the_card_says_for_whom_the_target_error_holds():
+    rows = read_rows(read_sections(write_card(make_manifest(), make_verdict()))["Calibration"])
+    assert [row[:4] for row in rows if row[0] in CLASSES] == [
+        ["cat", "0.7123", "this class", "200"],
+        ["dog", "no threshold", "-", "200"],
+        ["emu", "0.9000", "the pool", "200"],
+    ]
+    assert rows[-1][4:] == ["80 (40.00 %)", "2 (2.50 %, 95 % CI 0.30 % to 8.74 %)"]
+
+
+def test_a_temperature_that_is_not_used_has_its_reason_on_the_card():
+    manifest = make_manifest(calibration=make_calibration(trial=make_trial(refusal="the gain is not significant")))
+    section = read_sections(write_card(manifest, make_verdict()))["Calibration"]
+    assert "No temperature (1): the fitted one, 1.4321, is not used, because the gain is not significant." in section
+    assert "10-fold cross-validation: negative log-likelihood -0.0567" in section
+    few = make_trial(refusal="too few", folds=0, nll_gain=None, ece_change=None)
+    manifest = make_manifest(calibration=make_calibration(trial=few))
+    section = read_sections(write_card(manifest, make_verdict()))["Calibration"]
+    assert "because too few." in section
+    assert "cross-validation" not in section
+
+
+def test_a_model_without_any_threshold_says_so():
+    nothing = select(answered=0, wrong=0, error_interval=(0, 1))
+    calibration = make_calibration(per_class=(None,) * 3, overall=None, is_own=(False,) * 3, selections=(nothing,))
+    manifest = make_manifest(calibration=calibration)
+    section = read_sections(write_card(manifest, make_verdict()))["Calibration"]
+    assert "Target error 1.00 % among accepted predictions: no threshold." in section
+    assert "With 95 % confidence" not in section
+    assert "3 of 3 classes have no threshold" in "\n".join(list_limits(manifest, make_verdict()))
+
+
+def test_the_card_of_an_earlier_release_promises_nothing():
+    manifest = make_manifest(calibration=age(make_calibration()))
     card = write_card(manifest, make_verdict())
-    assert "none reaches the target" in read_sections(card)["Calibration"]
+    section = read_sections(card)["Calibration"]
+    assert "fitted on validation images without cross-validation" in section
+    assert "Target error 1.00 % among accepted predictions, without a margin." in section
+    assert ["cat", "0.7123"] in read_rows(section)
+    assert [row[0] for row in read_rows(section) if len(row) == 5] == ["used", "one for all"]
+    assert not re.search(r"With 95 % confidence|95 % CI 0.0|None", section)
+    assert "The thresholds have no margin" in read_sections(card)["Known limits"]
+    assert "no margin" not in write_card(make_manifest(), make_verdict())
     summarise(manifest, make_verdict())
 
 

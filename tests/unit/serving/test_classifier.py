@@ -164,7 +164,10 @@ def test_a_label_below_its_class_threshold_is_not_confident(tmp_path):
     thresholds |= {"selections": (), "selections_overall": ()}
     calibration = {"temperature": 1.5, "reliability": (), "thresholds": thresholds}
     classifier = Classifier(make_bundle(tmp_path, manifest={"calibration": calibration}), "1")
-    assert classifier.describe().target_error == 0.05
+    described = classifier.describe()
+    assert described.target_error == 0.05
+    # Class 2 has no threshold: none of its labels is confident, and it is left out.
+    assert described.thresholds == {"red": 0.5, "green": 0.9, "yellow": 0.0, "black": 0.0, "white": 0.0}
     for probabilities_K, is_confident in (
         ([0.5, 0.3, 0.2, 0, 0, 0], True),
         ([0.49, 0.31, 0.2, 0, 0, 0], False),
