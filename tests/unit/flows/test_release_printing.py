@@ -1,0 +1,36 @@
+import pytest
+
+from flows.release_printing import print_release
+from flows.summaries import ReleaseSummary
+from serving.manifest import Selection
+from tests.unit.registry.test_card import age, make_calibration, make_manifest, make_trial
+
+NOTHING = Selection(split="test", count=600, answered=0, wrong=0, error_interval=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("calibration", "facts"),
+    [
+        (
+            make_calibration(),
+            (
+                "temperature 1.432: calibration error (ECE) on test 0.0432 -> 0.0123",
+                "target error 1% among accepted predictions: 80.0% of test predictions accepted, 1.25% of them wrong "
+                "(95 % CI 0.46% to 2.70%)",
+            ),
+        ),
+        (
+            make_calibration(trial=make_trial(refusal="of chance")),
+            ("no temperature: 1.432 is not used, because of chance; calibration error (ECE) on test 0.0432",),
+        ),
+        (make_calibration(per_class=(None,) * 3, selections=(NOTHING,)), ("no threshold is supported",)),
+        (make_calibration(selections=(NOTHING,)), ("0.0% of test predictions accepted\n",)),
+        (age(make_calibration()), ("0.0432 -> 0.0123", "80.0% of test predictions accepted")),
+    ],
+)
+def test_a_release_prints_what_its_calibration_is_worth(calibration, facts, capsys):
+    manifest = make_manifest(calibration=calibration)
+    print_release(ReleaseSummary(mode="dry_run", profile="full", manifest=manifest, champion_before=None))
+    printed = capsys.readouterr().out
+    for fact in facts:
+        assert fact in printed
