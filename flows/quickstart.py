@@ -28,8 +28,8 @@ from model_code.training.run_folder import RunResult
 from serving.client import PredictResult, predict
 
 DATASET = "shapes"
-# Each with what it changes for 3,000 images: few for FastNet's batches of 1,024, whose rate goes with the batch. A fifth
-# of them is held out to calibrate on.
+# Each with its changes for 3,000 images, too few for FastNet's batches of 1,024; its learning rate goes with the batch.
+# A fifth of the images is held out to calibrate on.
 RECIPES: dict[str, dict[str, object]] = {
     "resnet18_cifar10_exp": {},
     "fastnet_cifar10": {"batch_size": 64, "learning_rate": 0.1, "validation_fraction": 0.2},

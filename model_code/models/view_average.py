@@ -41,7 +41,8 @@ class ViewAverage(nn.Module):
             views += [view_BHWC.flip(2) for view_BHWC in views]
         answers = self.model(torch.cat(views)).float().log_softmax(dim=1)
         answers_VBK = answers.unflatten(0, (len(views), -1)) + self._log_weights_V11
-        return answers_VBK.logsumexp(dim=0)
+        mean_BK: Tensor = answers_VBK.logsumexp(dim=0)
+        return mean_BK
 
 
 def shift(images_BHWC: Tensor, pixels: int) -> Tensor:
