@@ -57,7 +57,7 @@ class Run:
         dataset: Packed data set.
         seed: Of everything random.
         epochs: Of the whole run; None where there are none.
-        device: For people.
+        device: With the precision of its computation where there is one, for people.
         data_checksum: Of the packed pictures.
         git_sha: Of the code.
         seconds: Wall time between start and end in MLflow; None if MLflow does not know.
@@ -218,7 +218,7 @@ def _read(found: MlflowRun) -> Run | None:
         dataset=tags.get("dataset", ""),
         seed=int(tags["seed"]),
         epochs=int(epochs) if epochs.isdecimal() else None,
-        device=tags.get("device", "unknown"),
+        device=_describe_device(tags),
         data_checksum=tags.get("data_checksum", ""),
         git_sha=tags.get("git_sha", "unknown"),
         seconds=(info.end_time - info.start_time) / 1000 if info.end_time and info.start_time else None,
@@ -228,6 +228,12 @@ def _read(found: MlflowRun) -> Run | None:
         pretrained_run_id=tags.get("pretrained_run_id", ""),
         pretrained_sha256=tags.get("pretrained_sha256", ""),
     )
+
+
+def _describe_device(tags: Mapping[str, str]) -> str:
+    """Return the device and, where the run's engine is recorded, the precision that its description begins with."""
+    device, engine = tags.get("device", "unknown"), tags.get("engine")
+    return f"{device}, {engine.partition(',')[0]}" if engine else device
 
 
 def _read_budget(found: MlflowRun) -> str:

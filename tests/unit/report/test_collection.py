@@ -46,6 +46,12 @@ def test_what_a_run_says(opened, store):
     assert run.report.confusion_KK.diagonal().sum() / 10_000 == pytest.approx(run.report.accuracy)
 
 
+def test_a_device_stands_with_the_precision_of_its_computation(opened, store):
+    store.enter("half", tags={"engine": "bfloat16, channels last, eager, 147.5 MB of pictures resident"})
+    [run] = collect_runs(opened[1]).get_best("half").runs
+    assert run.device == "cuda (NVIDIA H200), bfloat16"
+
+
 def test_what_a_fine_tuned_run_started_from(opened, store):
     store.enter("tuned", tags={"pretrained_run_id": "p" * 32, "pretrained_sha256": "e" * 64})
     store.enter("scratch")
