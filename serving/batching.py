@@ -4,6 +4,7 @@ Shape suffixes: N = pictures, H = height, W = width, C = colour channels, K = cl
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,12 +46,17 @@ class Batcher:
         self._on_batch = on_batch
         self._waiting: deque[_Job] = deque()
         self._is_busy = False
+        self._start_s = 0.0
         self._device = ThreadPoolExecutor(1, thread_name_prefix="classify")
 
     @property
     def waiting(self) -> int:
         """Requests that wait for the device."""
         return len(self._waiting)
+
+    def count_busy_s(self) -> float:
+        """Return how long the batch on the device has been there, seconds; 0 without one."""
+        return time.monotonic() - self._start_s if self._is_busy else 0.0
 
     async def classify(self, model: Model, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the class probabilities of some pictures, float32 [N, K].
@@ -76,6 +82,7 @@ class Batcher:
 
     def _start(self) -> None:
         jobs = self._take()
+        self._start_s = time.monotonic()
         self._is_busy = bool(jobs)
         if jobs:
             running = asyncio.get_running_loop().run_in_executor(self._device, _classify, jobs)

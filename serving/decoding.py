@@ -1,11 +1,15 @@
-"""Encoded pictures -> one batch of arrays, on a few threads, with limits on how much is decoded at once.
+"""Encoded images -> one batch of arrays, with limits on how much is decoded at once.
 
-Shape suffixes: N = pictures in the request, H = height, W = width, C = colour channels.
+Small JPEG and PNG files whose structure proves them cheap are decoded on threads of this process; every other image in
+a worker process, which can be killed (`serving/decoder_pool.py`).
+
+Shape suffixes: N = images in the request, H = height, W = width, C = colour channels.
 """
 
 import asyncio
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -14,71 +18,130 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.classifier import Classifier
-from serving.errors import ServingError, TooLargeError
-from serving.limits import MAX_DECODED_PIXELS, MAX_REQUEST_PIXELS
+from serving.decoder_pool import DecoderPool
+from serving.errors import OverloadedError, ServingError, TooLargeError
+from serving.image_structure import is_cheap
+from serving.limits import MAX_DECODED_PIXELS, MAX_REQUEST_PIXELS, MAX_WAIT_S
+from serving.manifest import Manifest
 from serving.request_body import EncodedPicture
 from serving.session import count_cpus
 
 MOST_THREADS = 4
+# A worker answers pings every few seconds; without any for so long, none works.
+SILENT_S = 15.0
+_RETRY_AFTER_S = 2
+
+_Part = list[tuple[int, EncodedPicture]]
+_Outcome = npt.NDArray[np.uint8] | ServingError
+_Decode = Callable[[bytes, Callable[[int], None]], npt.NDArray[np.uint8]]
 
 
 class Decoder:
-    """The threads that decode; used from one event loop.
+    """The threads and processes that decode; used from one event loop.
 
     Attributes:
-        threads: How many.
+        threads: Number of threads, and of processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allows_uncommon: bool = False) -> None:
+        """Start the processes.
+
+        Args:
+            allows_uncommon: Whether uncommon formats are decoded too.
+        """
         self.threads = min(MOST_THREADS, count_cpus())
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         self._room = PixelRoom(MAX_DECODED_PIXELS)
+        self._workers = DecoderPool(self.threads, allows_uncommon)
+        self._cheap_threads = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        # Each waits for a process.
+        self._worker_threads = ThreadPoolExecutor(self.threads, thread_name_prefix="decode-worker")
+
+    @property
+    def is_working(self) -> bool:
+        """True if a worker process has answered lately."""
+        return self._workers.count_silent_s() < SILENT_S
 
     async def decode(self, classifier: Classifier, pictures: list[EncodedPicture]) -> npt.NDArray[np.uint8]:
-        """Return a request's pictures as the model reads them, uint8 [N, H, W, C].
+        """Return a request's images as the model reads them, uint8 [N, H, W, C].
 
-        They are decoded in as many parts as there are threads: a hop to a thread costs as much as a small picture.
+        They are decoded in as many parts as there are threads: a hop to a thread costs as much as a small image.
 
         Raises:
             NotAPictureError: One does not decode; of several the first is named.
-            TooLargeError: One has too many pixels, or all together.
+            TooLargeError: One has too many pixels or takes too long, or all together have too many.
+            OverloadedError: There is too much to do, or too little memory.
         """
-        run = asyncio.get_running_loop().run_in_executor
+        cheap: _Part = []
+        others: _Part = []
+        for position, picture in enumerate(pictures):
+            (cheap if is_cheap(picture.data, classifier.manifest.resize_size) else others).append((position, picture))
         budget = _PixelBudget(len(pictures))
-        size = -(-len(pictures) // self.threads)
-        parts = await asyncio.gather(
-            *(
-                run(self._pool, self._decode_part, classifier, pictures[start : start + size], start, budget)
-                for start in range(0, len(pictures), size)
-            ),
-            return_exceptions=True,
-        )
-        images = []
-        for part in parts:
+        run = asyncio.get_running_loop().run_in_executor
+        running = [
+            run(self._cheap_threads, self._decode_part, part, classifier.decode, budget)
+            for part in _split(cheap, self.threads)
+        ]
+        running += [
+            run(self._worker_threads, self._decode_part, part, _Turn(self._workers, classifier.manifest).decode, budget)
+            for part in _split(others, self.threads)
+        ]
+        outcomes: dict[int, _Outcome] = {}
+        for part in await asyncio.gather(*running, return_exceptions=True):
             if isinstance(part, BaseException):
                 raise part
-            images += part
+            outcomes |= part
+        images = []
+        for _, outcome in sorted(outcomes.items()):
+            if isinstance(outcome, ServingError):
+                raise outcome
+            images.append(outcome)
         return images[0][None] if len(images) == 1 else np.stack(images)
 
     def close(self) -> None:
-        """End the threads; what has not started is dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End threads and processes at once; what has not started is dropped."""
+        self._workers.close()
+        for threads in (self._cheap_threads, self._worker_threads):
+            threads.shutdown(wait=True, cancel_futures=True)
 
-    def _decode_part(
-        self, classifier: Classifier, pictures: list[EncodedPicture], start: int, budget: "_PixelBudget"
-    ) -> list[npt.NDArray[np.uint8]]:
-        """Decode some of a request's pictures, those from position `start`."""
-        images = []
-        for position, picture in enumerate(pictures, start=start + 1):
+    def _decode_part(self, part: _Part, decode: _Decode, budget: "_PixelBudget") -> dict[int, _Outcome]:
+        """Decode some of a request's images until one fails; returns images and the error by position."""
+        outcomes: dict[int, _Outcome] = {}
+        for position, picture in part:
             try:
                 with self._room.enter() as place:
-                    images.append(classifier.decode(picture.data, partial(_take, budget, place)))
+                    outcomes[position] = decode(picture.data, partial(_take, budget, place))
                 _ = picture.sha256  # computed here, on a thread, and kept
             except ServingError as error:
-                if picture.filename is None or isinstance(error, _OverBudgetError):
-                    raise
-                raise type(error)(f"picture {position} of {budget.pictures}, {picture.filename!r}: {error}") from error
-        return images
+                if picture.filename is not None and not isinstance(error, _OverBudgetError):
+                    where = f"picture {position + 1} of {budget.pictures}, {picture.filename!r}"
+                    error = type(error)(f"{where}: {error}")
+                outcomes[position] = error
+                break
+        return outcomes
+
+
+class _Turn:
+    """One part of a request in front of the worker processes.
+
+    Its first image may wait for so long; a request that has begun is finished.
+    """
+
+    def __init__(self, workers: DecoderPool, manifest: Manifest) -> None:
+        self._workers, self._manifest = workers, manifest
+        self._start_s, self._has_begun = time.monotonic(), False
+
+    def decode(self, data: bytes, take_pixels: Callable[[int], None]) -> npt.NDArray[np.uint8]:
+        """Decode one image in a worker process."""
+        waited_s = time.monotonic() - self._start_s
+        if not self._has_begun and waited_s > MAX_WAIT_S:
+            raise OverloadedError(f"the image waited {waited_s:.1f} s to be decoded; try again", _RETRY_AFTER_S)
+        self._has_begun = True
+        return self._workers.decode(data, self._manifest.image_size, self._manifest.resize_size, take_pixels)
+
+
+def _split(part: _Part, count: int) -> list[_Part]:
+    size = -(-len(part) // count) or 1
+    return [part[start : start + size] for start in range(0, len(part), size)]
 
 
 class PixelRoom:

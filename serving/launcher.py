@@ -77,6 +77,11 @@ def _check_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ..
 )
 @click.option("--keep-pictures", is_flag=True, help="Keep the pictures of these requests too.")
 @click.option("--feedback", is_flag=True, help="Take true labels at /v1/feedback, into DARKROOM_HOME/feedback.")
+@click.option(
+    "--uncommon-formats",
+    is_flag=True,
+    help="Decode PPM, run-length BMP and TIFF of uncommon compressions too; they are slow to decode.",
+)
 def serve(
     port: int,
     host: str,
@@ -91,6 +96,7 @@ def serve(
     log_share: float,
     keep_pictures: bool,
     feedback: bool,
+    uncommon_formats: bool,
 ) -> None:
     """Answer predictions over HTTP with the released models."""
     if keep_pictures and not log_share:
@@ -105,6 +111,7 @@ def serve(
         log_share=log_share,
         keeps_pictures=keep_pictures,
         takes_feedback=feedback,
+        allows_uncommon_formats=uncommon_formats,
     )
     run_server(port, host, home, is_patient, options)
 
@@ -140,7 +147,7 @@ def run_server(
         )
     if not (is_patient or options.registry or list_released(bundles_dir)):
         raise StartError(f"no model is released in {bundles_dir}; run `darkroom release RECIPE --as cifar10`")
-    with _listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="darkroom-serving-") as scratch:
+    with _listen(host, port) as listener, _make_scratch() as scratch:
         os.environ["DARKROOM_HOME"] = str(bundles_dir.parent)
         options.publish()
         _keep_bentoml_here(Path(scratch))
@@ -168,12 +175,26 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _make_scratch() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for what BentoML writes when it is imported, removed at the end.
+
+    Raises:
+        StartError: No folder for temporary files can be written.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="darkroom-serving-", ignore_cleanup_errors=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise StartError(
+            f"no folder for temporary files can be written ({reason}); name one with TMPDIR, or mount a volume at /tmp"
+        ) from error
+
+
 def _keep_bentoml_here(scratch: Path) -> None:
     """Set what BentoML reads when it is imported: it would write to the user's home and report its use."""
-    metrics_dir = scratch / "metrics"
-    metrics_dir.mkdir()
     os.environ["BENTOML_HOME"] = str(scratch / "bentoml")
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_dir)
+    # One process counts in memory; files in a folder that is full or cleaned would take it down.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 
 

@@ -27,6 +27,7 @@ class ServiceOptions(BaseModel):
         log_share: Share of the answered pictures that is written to the request log, in [0, 1].
         keeps_pictures: Whether the log keeps the pictures themselves too.
         takes_feedback: Whether `POST /v1/feedback` keeps right labels, and the pictures that come with them.
+        allows_uncommon_formats: Whether PPM, run-length BMP and TIFF of uncommon compressions are decoded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +41,7 @@ class ServiceOptions(BaseModel):
     log_share: float = Field(0.0, ge=0, le=1)
     keeps_pictures: bool = False
     takes_feedback: bool = False
+    allows_uncommon_formats: bool = False
 
     def publish(self) -> None:
         """Put them where `read_options` finds them in this process and in those that it starts."""

@@ -23,6 +23,9 @@ from serving.request_body import EncodedPicture, RequestBody
 from serving.session import count_cpus
 from serving.shadow import OnComparison, Shadow
 
+# A batch that takes so long hangs; probes restart the service only after several such answers.
+_HUNG_S = 10.0
+
 
 class PredictionApi:
     """Predictions of one set of models, with the threads that do the work.
@@ -42,6 +45,7 @@ class PredictionApi:
         on_answer: Callable[[Manifest, PredictAnswer, Sequence[EncodedPicture]], None] | None = None,
         shadow_share: float = 0.0,
         on_comparison: OnComparison | None = None,
+        allows_uncommon: bool = False,
     ) -> None:
         """Start the threads.
 
@@ -52,11 +56,12 @@ class PredictionApi:
             on_answer: Told whose answer each is, the answer and its pictures, before it is sent; it must not wait.
             shadow_share: Share of the requests that challengers look at too.
             on_comparison: Told what `serving.shadow.Shadow` compared.
+            allows_uncommon: Whether images of uncommon formats are decoded.
         """
         self.models = models
         self._on_answer = on_answer
         self.admission = admission or Admission()
-        self._decoder = Decoder()
+        self._decoder = Decoder(allows_uncommon)
         self._batcher = Batcher(on_batch=on_batch)
         self._shadow = Shadow(models, shadow_share, self.classify, on_comparison)
 
@@ -65,8 +70,18 @@ class PredictionApi:
         cpus = count_cpus()
         return (
             f"{cpus} CPUs: a batch of up to {MAX_PICTURES} pictures on {cpus} threads, decoding on "
-            f"{self._decoder.threads}; one process"
+            f"{self._decoder.threads}, large images in as many processes"
         )
+
+    @property
+    def is_decoding(self) -> bool:
+        """True if images can be decoded."""
+        return self._decoder.is_working
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless a batch has been on the device for longer than any takes."""
+        return self._batcher.count_busy_s() < _HUNG_S
 
     def close(self) -> None:
         """End the threads, also those of the models; work that has not started is dropped."""

@@ -8,13 +8,13 @@ Shape suffixes: H = height, W = width, C = the three colour channels, red first.
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from serving.errors import NotAPictureError, TooLargeError
+from serving.errors import NotAPictureError, OverloadedError, TooLargeError
 
 MAX_PIXELS = 50_000_000
 # A JPEG of more pixels is decoded at a fraction of its size, but no less than so many times what it is resized to.
@@ -36,8 +36,11 @@ _TURNS = {
 # What Pillow's readers raise over damaged bytes.
 _UNDECODABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError),
-    *(AttributeError, AssertionError, MemoryError, struct.error),
+    *(AttributeError, AssertionError, struct.error),
 )
+# Pillow's word for malloc's refusal inside a decoder.
+_NO_MEMORY = "out of memory"
+_SHORTAGE, _RETRY_AFTER_S = "there is not enough memory to decode the picture now; try again", 5
 
 
 def decode_picture(
@@ -46,6 +49,7 @@ def decode_picture(
     resize_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
     take_pixels: Callable[[int], None] | None = None,
+    formats: Sequence[str] = FORMATS,
 ) -> npt.NDArray[np.uint8]:
     """Decode one picture and bring it to the size that the network reads.
 
@@ -62,6 +66,7 @@ def decode_picture(
         resize_size: Short side before the crop, pixels; `image_size` when None.
         max_pixels: Most pixels that are decoded, checked before any pixel is.
         take_pixels: Told how many pixels the picture has before they are decoded; it may refuse by raising.
+        formats: Pillow's names of the formats that are accepted.
 
     Returns:
         uint8 [image_size, image_size, 3].
@@ -69,10 +74,11 @@ def decode_picture(
     Raises:
         NotAPictureError: The bytes are empty, truncated or not a picture.
         TooLargeError: The picture has more than `max_pixels` pixels, or would have them once it is resized.
+        OverloadedError: There is not enough memory.
     """
     resize_size = resize_size or image_size
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        with Image.open(io.BytesIO(data), formats=tuple(formats)) as opened:
             if opened.width * opened.height > max_pixels:
                 raise TooLargeError(
                     f"the picture has {opened.width}x{opened.height} pixels; at most {max_pixels:,} are decoded"
@@ -96,9 +102,13 @@ def decode_picture(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeError(f"the picture has more than {max_pixels:,} pixels; no more are decoded") from error
     except UnidentifiedImageError as error:
-        raise NotAPictureError(f"{len(data)} bytes that are no picture; send one of {', '.join(FORMATS)}") from error
+        raise NotAPictureError(f"{len(data)} bytes that are no picture; send one of {', '.join(formats)}") from error
     except _UNDECODABLE as error:
+        if _NO_MEMORY in str(error):
+            raise OverloadedError(_SHORTAGE, _RETRY_AFTER_S) from error
         raise NotAPictureError(f"{len(data)} bytes that do not decode as a picture ({error})") from error
+    except MemoryError as error:
+        raise OverloadedError(_SHORTAGE, _RETRY_AFTER_S) from error
     return np.asarray(_fit(picture, whole_size, image_size, resize_size))
 
 

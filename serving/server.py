@@ -3,13 +3,18 @@
 Import it only once BentoML's environment is set (`serving/launcher.py`).
 """
 
+import faulthandler
 import logging
 import socket
 import warnings
+from types import FrameType
 from typing import Any
 
+import prometheus_client
 import uvicorn
 from bentoml import server_context
+from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.server.metrics.prometheus import PrometheusClient
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,7 +24,9 @@ from serving.http_api import BENTOML_PATHS
 from serving.http_protocol import BoundedHttp
 from serving.predictions import ModelsAnswer
 
-_STOP_TIMEOUT_S = 20
+# Requests that have started get so long to end; the process is gone after the second, whatever still runs.
+_STOP_TIMEOUT_S = 12
+_EXIT_TIMEOUT_S = 18
 
 
 def run_service(listener: socket.socket, is_patient: bool) -> None:
@@ -41,6 +48,9 @@ def run_service(listener: socket.socket, is_patient: bool) -> None:
     darkroom: Any = service.Darkroom
     # The labels of BentoML's metrics.
     server_context.service_name = server_context.bento_name = darkroom.name
+    # Counted in memory: mapped files in a folder that is full or cleaned would end this process.
+    BentoMLContainer.metrics_client.set(PrometheusClient(multiproc=False))
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
     config = uvicorn.Config(
         separate_paths(darkroom.to_asgi(), service.app),
         http=BoundedHttp,
@@ -84,6 +94,11 @@ class _AnnouncingServer(uvicorn.Server):
         self._is_patient = is_patient
         self.problem = ""
         self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; a thread that hangs is shown on stderr and ends with the process."""
+        faulthandler.dump_traceback_later(_EXIT_TIMEOUT_S, exit=True)
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -68,12 +68,13 @@ class Darkroom:
         if not self._models.names:
             self._models.refresh()
         self._models.watch()
-        api = PredictionApi(
+        self._api = api = PredictionApi(
             self._models,
             on_batch=count_batch,
             on_answer=self._observe,
             shadow_share=options.shadow_share,
             on_comparison=count_comparison,
+            allows_uncommon=options.allows_uncommon_formats,
         )
         app.state.api = api
         app.state.drift = self._drift
@@ -92,5 +93,9 @@ class Darkroom:
         if self._log is not None:
             self._log.add(answer, pictures)
 
-    def __is_ready__(self) -> bool:
-        return bool(self._models.names)
+    # On the event loop: on a thread they would wait for one, and an event loop that hangs answers neither.
+    async def __is_ready__(self) -> bool:
+        return bool(self._models.names) and self._api.is_decoding
+
+    async def __is_alive__(self) -> bool:
+        return self._api.is_alive

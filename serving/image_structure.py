@@ -1,0 +1,249 @@
+"""Structure of an encoded image, read without decoding: its format, its size, and the parts that multiply its cost.
+
+A file of kilobytes can hold thousands of JPEG scans, PNG chunks or TIFF tags. Counting them costs microseconds,
+decoding them costs minutes. What damages a structure otherwise is left to Pillow, which words it better.
+"""
+
+import re
+import struct
+from dataclasses import dataclass
+
+from serving.errors import NotAPictureError, TooLargeError
+
+COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_SCANS = 64
+MAX_SEGMENTS = 2_000
+MAX_CHUNKS = 10_000
+MAX_GIF_BLOCKS = 20_000
+MAX_TAGS = 500
+MAX_STRIPS = 65_536
+
+# An image within these bounds decodes within milliseconds, whatever its bytes are.
+CHEAP_BYTES = 65_536
+CHEAP_PIXELS = 65_536
+CHEAP_PARTS = 64
+CHEAP_ASPECT = 8
+
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+)
+# Neither a stuffed byte, nor a fill byte, nor a restart marker, which belongs to the scan around it.
+_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+_RESTARTS = tuple(bytes((0xFF, marker)) for marker in range(0xD0, 0xD8))
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BASELINE_OR_PROGRESSIVE = {0xC0, 0xC1, 0xC2}
+_TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
+_CHEAP_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tEXt", b"tIME"}
+_BMP_RUN_LENGTH = {1, 2}
+_TIFF_COMPRESSION, _STRIP_OFFSETS, _TILE_OFFSETS = 259, 273, 324
+# None, LZW, Deflate (both numbers), PackBits.
+_COMMON_COMPRESSIONS = {1, 5, 8, 32_946, 32_773}
+
+
+@dataclass
+class Structure:
+    """Parts of an encoded image.
+
+    Attributes:
+        format: Pillow's name; None for one that is not common.
+        width: Pixels; 0 where it was not read.
+        height: Pixels; 0 where it was not read.
+        parts: Segments or chunks.
+        scans: Of a JPEG.
+        is_simple: True if nothing in it is known to cost more than its bytes and pixels say.
+    """
+
+    format: str | None
+    width: int = 0
+    height: int = 0
+    parts: int = 0
+    scans: int = 0
+    is_simple: bool = False
+
+
+def is_cheap(data: bytes, resize_size: int) -> bool:
+    """Return True if an image's structure proves that it decodes within milliseconds: a small JPEG or PNG.
+
+    Args:
+        data: The encoded file.
+        resize_size: Short side that it is resized to, pixels.
+    """
+    if len(data) > CHEAP_BYTES:
+        return False
+    name = find_format(data)
+    try:
+        structure = _read_png(data) if name == "PNG" else _read_jpeg(data) if name == "JPEG" else Structure(name)
+    except TooLargeError:
+        return False
+    width, height = structure.width, structure.height
+    return (
+        structure.is_simple
+        and structure.parts <= CHEAP_PARTS
+        and 0 < width * height <= CHEAP_PIXELS
+        and max(width, height) <= CHEAP_ASPECT * min(width, height)
+        and resize_size**2 <= CHEAP_PIXELS
+    )
+
+
+def check_structure(data: bytes, allows_uncommon: bool = False) -> Structure:
+    """Return an image's structure.
+
+    Args:
+        data: The encoded file.
+        allows_uncommon: Whether PPM, run-length BMP and TIFF of uncommon compressions are accepted.
+
+    Raises:
+        NotAPictureError: The format is not accepted.
+        TooLargeError: The structure has more parts than are decoded.
+    """
+    name = find_format(data)
+    if name is None:
+        if not allows_uncommon:
+            raise NotAPictureError(
+                f"{len(data)} bytes that are no image of the accepted formats; send one of {', '.join(COMMON_FORMATS)}"
+            )
+        return Structure(None)
+    structure = _READERS[name](data)
+    if name == "JPEG":
+        _check_restarts(data, structure)
+    if not (structure.is_simple or allows_uncommon) and name in ("BMP", "TIFF"):
+        raise NotAPictureError(
+            f"a {name} with an uncommon compression, which is not accepted; save it uncompressed, or as PNG"
+        )
+    return structure
+
+
+def find_format(data: bytes) -> str | None:
+    """Return the common format that a file's first bytes name; None for any other."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for signature, name in _SIGNATURES if data.startswith(signature)), None)
+
+
+def _refuse(what: str, limit: int) -> TooLargeError:
+    return TooLargeError(f"the image has more than {limit:,} {what}; save it again with an ordinary encoder")
+
+
+def _read_jpeg(data: bytes) -> Structure:
+    structure = Structure("JPEG")
+    frames, position = [], 2
+    while match := _JPEG_MARKER.search(data, position):
+        marker, position = data[match.start() + 1], match.end()
+        if marker == _EOI:
+            break
+        structure.parts += 1
+        structure.scans += marker == _SOS
+        if structure.parts > MAX_SEGMENTS:
+            raise _refuse("JPEG segments", MAX_SEGMENTS)
+        if structure.scans > MAX_SCANS:
+            raise _refuse("JPEG scans", MAX_SCANS)
+        if marker in (_TEM, _SOI):
+            continue
+        if marker in _SOF and len(data) >= position + 7:
+            frames.append(marker)
+            structure.height, structure.width = struct.unpack_from(">HH", data, position + 3)
+        length = int.from_bytes(data[position : position + 2], "big")
+        if length < 2:
+            break
+        position += length
+    structure.is_simple = len(frames) == 1 and frames[0] in _BASELINE_OR_PROGRESSIVE
+    return structure
+
+
+def _check_restarts(data: bytes, structure: Structure) -> None:
+    """Refuse more restart markers than there are blocks, one after each of four components in each scan."""
+    blocks = (structure.width + 7) // 8 * ((structure.height + 7) // 8)
+    if sum(data.count(restart) for restart in _RESTARTS) > 4 * blocks * max(1, structure.scans) + MAX_SEGMENTS:
+        raise TooLargeError("the JPEG has more restart markers than blocks; save it again with an ordinary encoder")
+
+
+def _read_png(data: bytes) -> Structure:
+    structure = Structure("PNG", is_simple=True)
+    if len(data) >= 24:
+        structure.width, structure.height = struct.unpack_from(">II", data, 16)
+    position = 8
+    while position + 8 <= len(data):
+        kind = data[position + 4 : position + 8]
+        structure.parts += 1
+        if structure.parts > MAX_CHUNKS:
+            raise _refuse("PNG chunks", MAX_CHUNKS)
+        if kind not in _CHEAP_CHUNKS or (kind == b"IHDR") != (position == 8):
+            structure.is_simple = False
+        if kind == b"IEND":
+            break
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return structure
+
+
+def _read_webp(data: bytes) -> Structure:
+    structure, position = Structure("WEBP"), 12
+    while position + 8 <= len(data):
+        structure.parts += 1
+        if structure.parts > MAX_CHUNKS:
+            raise _refuse("WebP chunks", MAX_CHUNKS)
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + size + (size & 1)
+    return structure
+
+
+def _read_gif(data: bytes) -> Structure:
+    """Count the blocks in front of the first frame, which is the one that is decoded."""
+    structure = Structure("GIF")
+    flags = data[10] if len(data) > 10 else 0
+    position = 13 + (3 * (2 << (flags & 7)) if flags & 0x80 else 0)
+    while position < len(data) and data[position] not in b",;":
+        # An extension has a label, then blocks of up to 255 bytes until an empty one; other bytes are skipped.
+        is_extension = data[position] == 0x21
+        position += 2 if is_extension else 1
+        structure.parts += 1
+        while is_extension and position < len(data) and data[position]:
+            position += 1 + data[position]
+            structure.parts += 1
+            if structure.parts > MAX_GIF_BLOCKS:
+                break
+        position += is_extension
+        if structure.parts > MAX_GIF_BLOCKS:
+            raise _refuse("GIF blocks", MAX_GIF_BLOCKS)
+    return structure
+
+
+def _read_bmp(data: bytes) -> Structure:
+    header = int.from_bytes(data[14:18], "little")
+    compression = int.from_bytes(data[30:34], "little") if header >= 40 else 0
+    return Structure("BMP", is_simple=compression not in _BMP_RUN_LENGTH)
+
+
+def _read_tiff(data: bytes) -> Structure:
+    """Read the first directory, which is the one that is decoded."""
+    structure = Structure("TIFF", is_simple=True)
+    order = "<" if data.startswith(b"II") else ">"
+    start = int.from_bytes(data[4:8], "little" if order == "<" else "big")
+    if start + 2 > len(data):
+        return structure
+    (structure.parts,) = struct.unpack_from(f"{order}H", data, start)
+    if structure.parts > MAX_TAGS:
+        raise _refuse("TIFF tags", MAX_TAGS)
+    end = min(start + 2 + 12 * structure.parts, start + 2 + (len(data) - start - 2) // 12 * 12)
+    for tag, kind, count, value in struct.iter_unpack(f"{order}HHI4s", data[start + 2 : end]):
+        if tag in (_STRIP_OFFSETS, _TILE_OFFSETS) and count > MAX_STRIPS:
+            raise _refuse("TIFF strips or tiles", MAX_STRIPS)
+        if tag == _TIFF_COMPRESSION:
+            (compression,) = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", value)
+            structure.is_simple = compression in _COMMON_COMPRESSIONS
+    return structure
+
+
+_READERS = {
+    "JPEG": _read_jpeg,
+    "PNG": _read_png,
+    "WEBP": _read_webp,
+    "GIF": _read_gif,
+    "BMP": _read_bmp,
+    "TIFF": _read_tiff,
+}
