@@ -8,8 +8,7 @@ Shape suffixes: N = images in the request, H = height, W = width, C = colour cha
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -29,7 +28,6 @@ from serving.session import count_cpus
 MOST_THREADS = 4
 # A worker answers pings every few seconds; without any for so long, none works.
 SILENT_S = 15.0
-_RETRY_AFTER_S = 2
 
 _Part = list[tuple[int, EncodedPicture]]
 _Outcome = npt.NDArray[np.uint8] | ServingError
@@ -77,14 +75,12 @@ class Decoder:
             (cheap if is_cheap(picture.data, classifier.manifest.resize_size) else others).append((position, picture))
         budget = _PixelBudget(len(pictures))
         run = asyncio.get_running_loop().run_in_executor
-        running = [
+        running: list[Awaitable[dict[int, _Outcome]]] = [
             run(self._cheap_threads, self._decode_part, part, classifier.decode, budget)
             for part in _split(cheap, self.threads)
         ]
-        running += [
-            run(self._worker_threads, self._decode_part, part, _Turn(self._workers, classifier.manifest).decode, budget)
-            for part in _split(others, self.threads)
-        ]
+        decode = partial(self._decode_in_worker, classifier.manifest)
+        running += [self._wait_for_turn(part, decode, budget) for part in _split(others, self.threads)]
         outcomes: dict[int, _Outcome] = {}
         for part in await asyncio.gather(*running, return_exceptions=True):
             if isinstance(part, BaseException):
@@ -103,6 +99,23 @@ class Decoder:
         for threads in (self._cheap_threads, self._worker_threads):
             threads.shutdown(wait=True, cancel_futures=True)
 
+    async def _wait_for_turn(self, part: _Part, decode: _Decode, budget: "_PixelBudget") -> dict[int, _Outcome]:
+        """Decode a part in a worker; what cannot begin in time is refused."""
+        turn = self._worker_threads.submit(self._decode_part, part, decode, budget)
+        outcome = asyncio.wrap_future(turn)
+        try:
+            await asyncio.wait([outcome], timeout=MAX_WAIT_S)
+            if turn.cancel():
+                raise OverloadedError(f"no process was free to decode it for {MAX_WAIT_S:g} s; try again", 2)
+            return await outcome
+        finally:
+            turn.cancel()
+
+    def _decode_in_worker(
+        self, manifest: Manifest, data: bytes, take_pixels: Callable[[int], None]
+    ) -> npt.NDArray[np.uint8]:
+        return self._workers.decode(data, manifest.image_size, manifest.resize_size, take_pixels)
+
     def _decode_part(self, part: _Part, decode: _Decode, budget: "_PixelBudget") -> dict[int, _Outcome]:
         """Decode some of a request's images until one fails; returns images and the error by position."""
         outcomes: dict[int, _Outcome] = {}
@@ -118,25 +131,6 @@ class Decoder:
                 outcomes[position] = error
                 break
         return outcomes
-
-
-class _Turn:
-    """One part of a request in front of the worker processes.
-
-    Its first image may wait for so long; a request that has begun is finished.
-    """
-
-    def __init__(self, workers: DecoderPool, manifest: Manifest) -> None:
-        self._workers, self._manifest = workers, manifest
-        self._start_s, self._has_begun = time.monotonic(), False
-
-    def decode(self, data: bytes, take_pixels: Callable[[int], None]) -> npt.NDArray[np.uint8]:
-        """Decode one image in a worker process."""
-        waited_s = time.monotonic() - self._start_s
-        if not self._has_begun and waited_s > MAX_WAIT_S:
-            raise OverloadedError(f"the image waited {waited_s:.1f} s to be decoded; try again", _RETRY_AFTER_S)
-        self._has_begun = True
-        return self._workers.decode(data, self._manifest.image_size, self._manifest.resize_size, take_pixels)
 
 
 def _split(part: _Part, count: int) -> list[_Part]:

@@ -14,6 +14,7 @@ COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_SCANS = 64
 MAX_SEGMENTS = 2_000
 MAX_CHUNKS = 10_000
+MAX_COMPRESSED_CHUNKS = 64
 MAX_GIF_BLOCKS = 20_000
 MAX_TAGS = 500
 MAX_STRIPS = 65_536
@@ -40,6 +41,7 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE_OR_PROGRESSIVE = {0xC0, 0xC1, 0xC2}
 _TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
 _CHEAP_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tEXt", b"tIME"}
+_COMPRESSED_CHUNKS = {b"zTXt", b"iTXt", b"iCCP"}
 _BMP_RUN_LENGTH = {1, 2}
 _TIFF_COMPRESSION, _STRIP_OFFSETS, _TILE_OFFSETS = 259, 273, 324
 # None, LZW, Deflate (both numbers), PackBits.
@@ -165,6 +167,7 @@ def _check_restarts(data: bytes, structure: Structure) -> None:
 
 def _read_png(data: bytes) -> Structure:
     structure = Structure("PNG", is_simple=True)
+    compressed = 0
     if len(data) >= 24:
         structure.width, structure.height = struct.unpack_from(">II", data, 16)
     position = 8
@@ -173,6 +176,9 @@ def _read_png(data: bytes) -> Structure:
         structure.parts += 1
         if structure.parts > MAX_CHUNKS:
             raise _refuse("PNG chunks", MAX_CHUNKS)
+        compressed += kind in _COMPRESSED_CHUNKS
+        if compressed > MAX_COMPRESSED_CHUNKS:
+            raise _refuse("compressed PNG chunks", MAX_COMPRESSED_CHUNKS)
         if kind not in _CHEAP_CHUNKS or (kind == b"IHDR") != (position == 8):
             structure.is_simple = False
         if kind == b"IEND":

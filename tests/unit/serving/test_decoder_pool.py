@@ -1,0 +1,156 @@
+"""Worker processes: what they decode, refuse and survive, and what they may not do."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving import decoder_pool
+from serving.decoder_pool import DecoderPool
+from serving.decoder_worker import allow_cpu_s
+from serving.errors import OverloadedError, TooLargeError
+from serving.preprocess import decode_picture
+from tests.unit.serving.image_bombs import all_bombs, encode, measure, progressive
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+MOST_MEMORY_KB = 1_000_000
+RUN_LENGTH_BOMB = "BMP, run-length, ends of lines"
+
+
+@pytest.fixture
+def pool():
+    running = DecoderPool(1, allows_uncommon=True)
+    yield running
+    running.close()
+
+
+def decode(pool, data=None):
+    return pool.decode(data or encode(PHOTO, "PNG"), 32, 36, lambda _: None)
+
+
+def wait_for(is_true, seconds):
+    deadline = time.monotonic() + seconds
+    while not is_true() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return is_true()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_workers_decode_the_same_pixels(pool, kind):
+    data = encode(PHOTO, kind)
+    assert np.array_equal(decode(pool, data), decode_picture(data, 32, 36))
+
+
+def test_every_bomb_costs_no_more_than_its_pixels_allow(pool):
+    killed = []
+    for name, data in all_bombs():
+        if name == RUN_LENGTH_BOMB:
+            continue
+        pid = pool.pids
+        outcome, cpu_s, pixels = measure(pool, data)
+        assert outcome == "decoded" or outcome.startswith(("NotAPictureError", "TooLargeError")), (name, outcome)
+        assert cpu_s <= allow_cpu_s(pixels) + 0.1, (name, outcome)
+        killed += [name] if pool.pids != pid else []
+    peak = next(line for line in Path(f"/proc/{pool.pids[0]}/status").read_text().splitlines() if "VmHWM" in line)
+    assert int(peak.split()[1]) < MOST_MEMORY_KB
+    # What the structure shows is refused before it is decoded: no process is lost over it.
+    assert killed == []
+    assert np.array_equal(decode(pool), decode_picture(encode(PHOTO, "PNG"), 32, 36))
+
+
+def test_what_exceeds_its_cpu_time_is_ended_and_named(pool):
+    # Pillow reads fill bytes one by one, before any size is known.
+    jpeg = encode(PHOTO, "JPEG")
+    with pytest.raises(TooLargeError, match=r"more than the 1\.0 s of CPU time that are allowed for 0 pixels"):
+        decode(pool, jpeg[:2] + b"\xff" * 9_000_000 + jpeg[2:])
+    assert decode(pool).shape == (32, 32, 3)
+
+
+def test_a_killed_worker_is_not_blamed_on_the_image(pool):
+    def kill(_):
+        os.kill(pool.pids[0], signal.SIGKILL)
+
+    with pytest.raises(OverloadedError, match="the decoding process ended"):
+        pool.decode(encode(PHOTO, "PNG"), 32, 32, kill)
+    assert decode(pool).shape == (32, 32, 3)
+
+
+def test_a_worker_that_died_idle_is_replaced_before_the_next_image(pool):
+    decode(pool)
+    before = pool.pids
+    os.kill(before[0], signal.SIGKILL)
+    assert wait_for(lambda: Path(f"/proc/{before[0]}/stat").read_text().split()[2] == "Z" or pool.pids != before, 5)
+    assert decode(pool).shape == (32, 32, 3)
+    assert pool.pids != before
+
+
+def test_a_stopped_worker_is_noticed_and_replaced_within_ten_seconds(pool):
+    decode(pool)
+    before = pool.pids
+    os.kill(before[0], signal.SIGSTOP)
+    assert wait_for(lambda: pool.pids not in (before, []), 10)
+    assert decode(pool).shape == (32, 32, 3)
+
+
+def test_no_room_is_the_error_of_who_has_none(pool):
+    def refuse(pixels):
+        raise TooLargeError(f"{pixels} pixels are too many")
+
+    decode(pool)
+    before = pool.pids
+    with pytest.raises(TooLargeError, match="120000 pixels are too many"):
+        pool.decode(encode(PHOTO, "PNG"), 32, 32, refuse)
+    assert pool.pids == before
+
+
+def test_close_does_not_wait_for_an_image():
+    pool = DecoderPool(1, allows_uncommon=True)
+    decode(pool)
+    has_begun, errors = threading.Event(), []
+
+    def ask():
+        try:
+            pool.decode(dict(all_bombs())[RUN_LENGTH_BOMB], 32, 32, lambda _: has_begun.set())
+        except OverloadedError as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert has_begun.wait(20)
+    start_s = time.monotonic()
+    pool.close()
+    asking.join(10)
+    assert time.monotonic() - start_s < 5
+    assert len(errors) == 1
+
+
+def test_a_shortage_of_memory_is_not_blamed_on_the_image(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "copy", fail)
+    with pytest.raises(OverloadedError, match="not enough memory"):
+        decode_picture(encode(PHOTO, "PNG"), 8)
+
+
+def test_a_process_that_cannot_be_started_is_overload(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(decoder_pool.subprocess, "Popen", fail)
+    pool = DecoderPool(1)
+    with pytest.raises(OverloadedError, match="no decoding process could be started"):
+        decode(pool)
+    pool.close()
+
+
+def test_progressive_images_of_many_scans_are_refused_at_once(pool):
+    start_s = time.monotonic()
+    with pytest.raises(TooLargeError, match="JPEG scans"):
+        decode(pool, progressive(3_500, 1_000))
+    assert time.monotonic() - start_s < 10
