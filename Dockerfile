@@ -71,7 +71,7 @@ VOLUME /data
 EXPOSE 3000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3000/livez', timeout=4)"]
-CMD ["python", "-P", "-m", "serving.launcher", "--host", "0.0.0.0", "--wait"]
+CMD ["python", "-P", "-m", "serving.launcher", "--host", "0.0.0.0", "--wait", "--supervise"]
 
 
 FROM serve-cpu AS serve

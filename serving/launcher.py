@@ -2,7 +2,8 @@
 
     python -m serving.launcher --port 3000          the same as `darkroom serve --port 3000`
 
-One process, so that nothing is left holding the port when it is killed. Imports that take time are inside the
+One process answers, so that nothing is left holding the port when it is killed; its helpers decode images and end with
+it. With --supervise a second one starts it again. Imports that take time are inside the
 functions: the `darkroom` command has this one among its own.
 """
 
@@ -20,6 +21,7 @@ import click
 from serving.errors import StartError
 from serving.manifest import Precision
 from serving.options import ServiceOptions
+from serving.supervisor import supervise, take_listener
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 3000
@@ -82,6 +84,9 @@ def _check_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ..
     is_flag=True,
     help="Decode PPM, run-length BMP and TIFF of uncommon compressions too; they are slow to decode.",
 )
+@click.option(
+    "--supervise", "is_supervised", is_flag=True, help="Start the service again when it is dead, stopped or hung."
+)
 def serve(
     port: int,
     host: str,
@@ -97,10 +102,14 @@ def serve(
     keep_pictures: bool,
     feedback: bool,
     uncommon_formats: bool,
+    is_supervised: bool,
 ) -> None:
     """Answer predictions over HTTP with the released models."""
     if keep_pictures and not log_share:
         raise click.UsageError("--keep-pictures keeps those of logged requests: give --log-requests SHARE too")
+    if is_supervised:
+        with _listen(host, port) as listener:
+            sys.exit(supervise(listener, "--supervise"))
     options = ServiceOptions(
         precision=precision,
         requires_cuda=require_cuda,
@@ -147,7 +156,7 @@ def run_server(
         )
     if not (is_patient or options.registry or list_released(bundles_dir)):
         raise StartError(f"no model is released in {bundles_dir}; run `darkroom release RECIPE --as cifar10`")
-    with _listen(host, port) as listener, _make_scratch() as scratch:
+    with take_listener() or _listen(host, port) as listener, _make_scratch() as scratch:
         os.environ["DARKROOM_HOME"] = str(bundles_dir.parent)
         options.publish()
         _keep_bentoml_here(Path(scratch))

@@ -55,8 +55,8 @@ def describe_api() -> dict[str, Any]:
                     },
                 }
             },
-            "/livez": {"get": _describe_probe("isAlive", "The process is alive")},
-            "/readyz": {"get": _describe_probe("isReady", "A model is loaded", "No model is loaded")},
+            "/livez": {"get": _describe_probe("isAlive", "Event loop and classification make progress")},
+            "/readyz": {"get": _describe_probe("isReady", "A model is loaded and images can be decoded", "Not so")},
             "/metrics": {"get": _describe_probe("readMetrics", "Metrics in Prometheus text format")},
             "/": {"get": _describe_probe("showPage", "A page to try the service with a picture", kind="text/html")},
             "/openapi.json": {"get": _describe_probe("describe", "This description", kind="application/json")},

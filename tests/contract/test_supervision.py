@@ -1,0 +1,121 @@
+"""Dead, stopped and busy parts of the running service, as a client sees them."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.contract.conftest import Service
+from tests.unit.serving.image_bombs import all_bombs
+from tests.unit.serving.tiny_bundle import paint, release
+
+PNG, BMP = {"Content-Type": "image/png"}, {"Content-Type": "image/bmp"}
+BOMB = dict(all_bombs())["BMP, run-length, ends of lines"]
+
+
+def list_children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_answered(url, data=None):
+    try:
+        answer = httpx.post(f"{url}/v1/predict", content=data or paint(), headers=PNG, timeout=5, trust_env=False)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == 200
+
+
+def wait_for(is_true, seconds):
+    deadline = time.monotonic() + seconds
+    while not (result := is_true()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return result
+
+
+@pytest.fixture
+def busy(tmp_path, start_service):
+    """A service whose decoding processes are all busy with images that take their whole CPU time."""
+    release(tmp_path / "bundles")
+    service = start_service(tmp_path, "--uncommon-formats")
+    assert is_answered(service.url)
+
+    def send():
+        try:
+            return httpx.post(f"{service.url}/v1/predict", content=BOMB, headers=BMP, timeout=60, trust_env=False)
+        except httpx.HTTPError:
+            return None
+
+    threads = [threading.Thread(target=send, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    yield service
+    if service.process.poll() is None:
+        service.stop(signal.SIGKILL)
+    for thread in threads:
+        thread.join(20)
+
+
+def test_small_images_are_answered_while_costly_ones_are_decoded(busy):
+    assert is_answered(busy.url)
+    assert httpx.get(f"{busy.url}/livez", timeout=5, trust_env=False).status_code == 200
+    assert httpx.get(f"{busy.url}/readyz", timeout=5, trust_env=False).status_code == 200
+
+
+def test_sigterm_ends_it_whatever_is_decoded(busy):
+    start_s = time.monotonic()
+    assert busy.stop(signal.SIGTERM) == 0
+    assert time.monotonic() - start_s < 20
+
+
+def test_without_the_option_the_bomb_is_refused_at_once(service, client):
+    response = client.post("/v1/predict", content=BOMB, headers=BMP)
+    assert response.status_code == 400
+    assert "uncommon compression" in response.json()["error"]["message"]
+
+
+def test_a_folder_of_temporary_files_that_is_emptied_does_not_matter(tmp_path):
+    release(tmp_path / "home" / "bundles")
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    service = Service(tmp_path / "home", TMPDIR=str(folder))
+    try:
+        assert is_answered(service.url)
+        assert [file for file in folder.rglob("*.db") if file.is_file()] == []
+        os.rename(folder, tmp_path / "gone")  # noqa: PTH104
+        assert is_answered(service.url)
+        metrics = httpx.get(f"{service.url}/metrics", timeout=5, trust_env=False).text
+        assert 'darkroom_requests_total{route="/v1/predict",status="200"} 2.0' in metrics
+    finally:
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_supervised_service_is_started_again(tmp_path, start_service, number):
+    release(tmp_path / "bundles")
+    supervisor = start_service(tmp_path, "--supervise")
+    assert wait_for(lambda: is_answered(supervisor.url), 20)
+    # It is watched only once a probe was answered.
+    time.sleep(2)
+    (before,) = list_children(supervisor.process.pid)
+    os.kill(before, number)
+    assert wait_for(lambda: list_children(supervisor.process.pid) not in ([before], []), 12)
+    assert wait_for(lambda: is_answered(supervisor.url), 30)
+    assert supervisor.stop() == 0
+
+
+def test_a_service_ends_with_its_supervisor(tmp_path, start_service):
+    release(tmp_path / "bundles")
+    supervisor = start_service(tmp_path, "--supervise")
+    (service,) = list_children(supervisor.process.pid)
+    supervisor.stop(signal.SIGKILL)
+    assert wait_for(lambda: not Path(f"/proc/{service}").exists(), 5)
+
+
+def test_a_service_that_cannot_start_is_not_started_again(tmp_path):
+    with pytest.raises(AssertionError, match="no model is released"):
+        Service(tmp_path, "--supervise")
