@@ -3,22 +3,45 @@
 import hashlib
 import hmac
 import logging
+import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import Headers
 
 from serving.errors import StartError, UnauthorizedError
+from serving.regular_files import open_regular
 
 MIN_KEY_CHARACTERS = 16
+MAX_FILE_BYTES = 1_000_000
+# A change this soon after the one that was read may have the same time stamps: the file is read again.
+_SETTLING_S = 2.0
+_Signature = tuple[int, int, int, int, int]
 
 logger = logging.getLogger(__name__)
 
 
-class ApiKeys:
-    """The keys of a file: one per line, blank lines and those that start with # do not count.
+@dataclass(frozen=True)
+class _Reading:
+    """Outcome of one attempt to read the file.
 
-    The file is read anew when it changes. While it cannot be read the keys stay as they were; one without a good key
-    lets nobody in: who takes keys away must not find that they still work.
+    Attributes:
+        hashes: SHA-256 of each key; empty after a failure.
+        signature: Status of the file that was read; None after a failure, which is tried again.
+        problem: Why no key is accepted; empty if keys are.
+    """
+
+    hashes: tuple[bytes, ...] = ()
+    signature: _Signature | None = None
+    problem: str = ""
+
+
+class ApiKeys:
+    """The keys of a file: one per line, except blank lines and those that start with #.
+
+    The file is read again when its status changes, and before each decision as long as the last attempt failed. A key
+    is accepted only if it is in the file as it is now: without a readable file, or with a bad key in it, nobody enters.
     """
 
     def __init__(self, file: Path) -> None:
@@ -28,11 +51,15 @@ class ApiKeys:
             StartError: The file cannot be read, has no key, or one that is too short to be a secret.
         """
         self._file = file
-        self._signature = self._read_signature()
-        try:
-            self._hashes = _hash_keys(self._file, self._read_lines())
-        except OSError as error:
-            raise StartError(f"the API keys in {self._file} cannot be read: {error}") from error
+        # One assignment replaces it: several threads may ask.
+        self._reading = self._read()
+        if self._reading.problem:
+            raise StartError(self._reading.problem)
+
+    @property
+    def problem(self) -> str:
+        """Why nobody enters at this moment; empty if somebody does."""
+        return self._refresh().problem
 
     def check(self, headers: Headers) -> None:
         """Look for a key in `Authorization: Bearer KEY` or `X-API-Key: KEY`.
@@ -40,40 +67,56 @@ class ApiKeys:
         How long the comparison takes does not depend on how much of a key is right.
 
         Raises:
-            UnauthorizedError: There is none, or it is not one of the file's.
+            UnauthorizedError: The key is missing, is not in the file, or the file cannot be read.
         """
-        self._refresh()
+        reading = self._refresh()
         scheme, _, credentials = headers.get("authorization", "").partition(" ")
         given = headers.get("x-api-key") or (credentials.strip() if scheme.lower() == "bearer" else "")
         if not given:
             raise UnauthorizedError("this service wants a key: send `Authorization: Bearer KEY`")
+        if reading.problem:
+            raise UnauthorizedError("no key is accepted at the moment; who runs the service must mend its file of keys")
         given_hash = _hash(given)
-        if not sum(hmac.compare_digest(given_hash, known) for known in self._hashes):
+        if not sum(hmac.compare_digest(given_hash, known) for known in reading.hashes):
             raise UnauthorizedError("the key is not one of this service's; ask who runs it for one")
 
-    def _refresh(self) -> None:
-        signature = self._read_signature()
-        if signature == self._signature:
-            return
-        self._signature = signature
-        try:
-            self._hashes = _hash_keys(self._file, self._read_lines())
-            logger.info("%s: %d keys", self._file, len(self._hashes))
-        except OSError as error:
-            logger.warning("the API keys stay as they were: %s cannot be read: %s", self._file, error)
-        except StartError as error:
-            self._hashes = ()
-            logger.warning("no request is answered until this is mended: %s", error)
+    def _refresh(self) -> _Reading:
+        before = self._reading
+        if before.signature is not None and before.signature == self._find_signature():
+            return before
+        reading = self._read()
+        if reading.problem and reading.problem != before.problem:
+            logger.warning("no API key is accepted until this is mended: %s", reading.problem)
+        elif not reading.problem and (before.problem or reading.hashes != before.hashes):
+            logger.info("%s: %d keys", self._file, len(reading.hashes))
+        self._reading = reading
+        return reading
 
-    def _read_signature(self) -> tuple[int, int]:
+    def _find_signature(self) -> _Signature | None:
         try:
-            status = self._file.stat()
+            return _sign(self._file.stat())
         except OSError:
-            return (0, 0)
-        return (status.st_mtime_ns, status.st_ino)
+            return None
 
-    def _read_lines(self) -> list[str]:
-        return self._file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    def _read(self) -> _Reading:
+        try:
+            with open_regular(self._file) as stream:
+                status = os.fstat(stream.fileno())
+                content = stream.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            return _Reading(problem=f"the API keys in {self._file} cannot be read: {error.strerror or error}")
+        if len(content) > MAX_FILE_BYTES:
+            return _Reading(problem=f"{self._file} has more than {MAX_FILE_BYTES:,} bytes; give a file of API keys")
+        try:
+            hashes = _hash_keys(self._file, content.decode("utf-8", "surrogateescape").splitlines())
+        except StartError as error:
+            return _Reading(problem=str(error))
+        is_settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLING_S
+        return _Reading(hashes, _sign(status) if is_settled else None)
+
+
+def _sign(status: os.stat_result) -> _Signature:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _hash_keys(file: Path, lines: list[str]) -> tuple[bytes, ...]:

@@ -14,6 +14,7 @@ folder is renamed into place when complete, and the pointer is replaced in one s
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -26,7 +27,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.errors import BundleError
-from serving.manifest import GOLDEN_FILE, Manifest
+from serving.manifest import FILE_NAME, GOLDEN_FILE, Manifest
+from serving.regular_files import open_regular, read_regular
 
 MODEL_FILE = "model.onnx"  # of fp32
 MANIFEST_FILE = "manifest.json"
@@ -88,7 +90,7 @@ class Pointer(BundleReference):
 
 def hash_file(path: Path) -> str:
     """Return the sha256 of a file, lower-case hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -174,7 +176,7 @@ def read_bundle(folder: Path, manifest_sha256: str | None = None) -> Manifest:
     """
     manifest_file = folder / MANIFEST_FILE
     try:
-        text = manifest_file.read_bytes()
+        text = read_regular(manifest_file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{folder} is not a bundle: {MANIFEST_FILE} is missing; release the model again") from error
     except OSError as error:
@@ -219,7 +221,7 @@ def read_golden(folder: Path, manifest: Manifest) -> dict[str, npt.NDArray[Any]]
         return {}
     file = folder / GOLDEN_FILE
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with open_regular(file) as stream, np.load(stream, allow_pickle=False) as arrays:
             golden = dict(arrays)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise BundleError(f"{file} cannot be read: {error}; release the model again") from error
@@ -246,14 +248,15 @@ def read_pointer(bundles_dir: Path, name: str) -> Pointer:
     Raises:
         BundleError: Nothing is released under that name, or the pointer is damaged.
     """
-    file = bundles_dir / name / POINTER_FILE
+    file, again = bundles_dir / name / POINTER_FILE, f"`darkroom release RECIPE --as {name}`"
+    text = _read_reference(file, f"no model is released as {name}; run {again}")
     try:
-        return Pointer.model_validate_json(file.read_bytes())
-    except FileNotFoundError as error:
-        raise BundleError(f"no model is released as {name}; run `darkroom release RECIPE --as {name}`") from error
-    except (ValidationError, IsADirectoryError) as error:
-        remedy = f"`darkroom history {name}` writes it anew"
-        raise BundleError(f"{file} is damaged or of an earlier version; {remedy}") from error
+        return Pointer.model_validate_json(text)
+    except ValidationError as error:
+        if _is_reference(text):
+            # No registry knows the change that it lacks.
+            raise BundleError(f"{file} was written by an earlier version; {again} releases a model anew") from error
+        raise BundleError(f"{file} is damaged; `darkroom history {name}` writes it anew") from error
 
 
 def read_challenger(bundles_dir: Path, name: str) -> BundleReference:
@@ -262,13 +265,30 @@ def read_challenger(bundles_dir: Path, name: str) -> BundleReference:
     Raises:
         BundleError: There is none, or its pointer is damaged.
     """
-    file = bundles_dir / name / CHALLENGER_FILE
+    file, again = bundles_dir / name / CHALLENGER_FILE, f"`darkroom challenge {name} VERSION`"
+    text = _read_reference(file, f"{name} has no challenger; {again} sets one")
     try:
-        return BundleReference.model_validate_json(file.read_bytes())
+        return BundleReference.model_validate_json(text)
+    except ValidationError as error:
+        raise BundleError(f"{file} is damaged; {again} writes it anew") from error
+
+
+def _read_reference(file: Path, missing: str) -> bytes:
+    try:
+        return read_regular(file)
     except FileNotFoundError as error:
-        raise BundleError(f"{name} has no challenger; `darkroom challenge {name} VERSION` sets one") from error
-    except (ValidationError, IsADirectoryError) as error:
-        raise BundleError(f"{file} is damaged; `darkroom challenge {name} VERSION` writes it anew") from error
+        raise BundleError(missing) from error
+    except OSError as error:
+        raise BundleError(f"{file} cannot be read: {error.strerror or error}; remove or mend it") from error
+
+
+def _is_reference(text: bytes) -> bool:
+    """Whether a pointer names a bundle, in any version's way."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and isinstance(found.get("bundle"), str) and "change" not in found
 
 
 def write_pointer(bundles_dir: Path, name: str, pointer: Pointer) -> None:
@@ -299,8 +319,9 @@ def _write_json(file: Path, content: BaseModel) -> None:
 
 
 def list_released(bundles_dir: Path) -> list[str]:
-    """Return the names that have a pointer, sorted."""
-    return sorted(file.parent.name for file in bundles_dir.glob(f"*/{POINTER_FILE}"))
+    """Return the names that have a pointer, sorted; a folder that no release can have made is passed over."""
+    names = (file.parent.name for file in bundles_dir.glob(f"*/{POINTER_FILE}"))
+    return sorted(name for name in names if re.fullmatch(FILE_NAME, name))
 
 
 def flush(file: Path) -> None:

@@ -37,12 +37,14 @@ def test_without_a_key_of_the_file_nothing_is_answered(tmp_path, start_service):
     assert ask(url, Authorization=f"Bearer {FIRST}").status_code == 401
     assert ask(url, Authorization=f"Bearer {SECOND}").status_code == 200
     keys.unlink()
-    assert ask(url, Authorization=f"Bearer {SECOND}").status_code == 200, "the file may come back"
+    assert ask(url, Authorization=f"Bearer {SECOND}").status_code == 401, "nobody can say that it still counts"
+    assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 503
     assert ask(url).status_code == 401
     keys.write_text("too short\n")
     assert ask(url, Authorization=f"Bearer {SECOND}").status_code == 401, "a key that was taken away"
     keys.write_text(f"{FIRST}\n")
     assert ask(url, Authorization=f"Bearer {FIRST}").status_code == 200
+    assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize(
