@@ -3,14 +3,19 @@
     <home>/feedback/<model name>/<label>/<sha256>.<png, jpg, ...>
 
 `darkroom data add NAME --from` reads the folder of a model as it is. A picture has one label: another one moves it.
+
+Services of one machine, or of several that share the volume, take a lock around each change (`.lock`, flock). Between
+machines this needs a file system whose locks hold between them: NFS 4 without `nolock` or `local_lock`, mounted with
+`lookupcache=positive`; CephFS; a cloud's file store. The kernel frees the lock of a service that dies.
 """
 
+import fcntl
 import math
 import os
 import threading
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +24,7 @@ from PIL import Image
 from serving.bundle import flush
 from serving.errors import BadParameterError, NotStoredError
 from serving.preprocess import FORMATS
+from serving.regular_files import count_disk_bytes, writing_whole
 
 FEEDBACK_FOLDER = "feedback"
 MAX_FEEDBACK_BYTES = 2_000_000_000
@@ -36,13 +42,19 @@ _SUFFIXES = {
 }
 # Of pictures that are being written, beside the models' folders.
 _SCRATCH_FOLDER = ".scratch"
+_LOCK_FILE = ".lock"
+# A service that holds the lock for longer hangs; waiting requests are told.
+_LOCK_TIMEOUT_S = 10.0
+_LOCK_INTERVAL_S = 0.005
+# What a killed service left is removed after this.
+_STALE_S = 3600.0
 _MOST_NAME_BYTES = 255
 # How long a measured size counts, with what was added since: measuring reads every file's size.
 _MEASURE_INTERVAL_S = 60.0
 
 
 class FeedbackStore:
-    """The feedback of every model under one home; safe to call from several threads and processes.
+    """The feedback of every model under one home; safe to call from several threads, processes and machines.
 
     Attributes:
         folder: Where everything lies.
@@ -82,34 +94,64 @@ class FeedbackStore:
             raise BadParameterError(f"label {label[:80]!r} is none of {name}'s classes; they are {name_some(labels)}")
         root = self.folder / name
         target = find_label_folder(root, label) / f"{sha256}{find_suffix(data)}"
-        with self._lock:
-            try:
-                before = [
-                    path
-                    for other in labels
-                    if other != label and is_folder_name(other) and (path := root / other / target.name).is_file()
-                ]
-                if target.is_file():
-                    pass
-                elif before:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    before[0].replace(target)
-                    flush(target.parent)
-                    flush(root)
-                else:
-                    self._check_room(name, len(data))
-                    self._write(target, data)
-                for path in before:
-                    path.unlink(missing_ok=True)
-                    # Class folders that are packed as they are may not be empty.
-                    with suppress(OSError):
-                        path.parent.rmdir()
+        try:
+            with self._lock, self._alone():
+                self._place(name, labels, target, data)
                 return count_pictures(root)
-            except OSError as error:
-                raise NotStoredError(
-                    f"feedback cannot be written below {self.folder}: {error.strerror or error}; "
-                    "who runs the service must free some space or make the folder writable"
-                ) from error
+        except OSError as error:
+            raise NotStoredError(
+                f"feedback cannot be written below {self.folder}: {error.strerror or error}; "
+                "who runs the service must free some space or make the folder writable"
+            ) from error
+
+    def _place(self, name: str, labels: Collection[str], target: Path, data: bytes) -> None:
+        """Leave one copy of a picture, at `target`; the caller holds the lock."""
+        root = target.parent.parent
+        others = [
+            root / other / target.name for other in labels if is_folder_name(other) and other != target.parent.name
+        ]
+        before = [path for path in others if path.is_file()]
+        if not target.is_file():
+            if before:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                before[0].replace(target)
+                flush(target.parent)
+                flush(root)
+            else:
+                self._check_room(name, len(data))
+                self._write(target, data)
+        for path in before:
+            path.unlink(missing_ok=True)
+            # Class folders that are packed as they are may not be empty.
+            with suppress(OSError):
+                path.parent.rmdir()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other services out of the folder.
+
+        Raises:
+            NotStoredError: One of them does not let go.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self.folder / _LOCK_FILE, flags, 0o600)
+        try:
+            deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline_s:
+                        raise NotStoredError(
+                            f"another service has held the feedback for {_LOCK_TIMEOUT_S:g} seconds; try again, or end "
+                            f"the one that hangs: `fuser {self.folder / _LOCK_FILE}` names it"
+                        ) from error
+                    time.sleep(_LOCK_INTERVAL_S)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _check_room(self, name: str, needed_bytes: int) -> None:
         if count_pictures(self.folder / name) >= MAX_FEEDBACK_PICTURES:
@@ -118,7 +160,9 @@ class FeedbackStore:
                 f"must remove some from {self.folder / name}"
             )
         if time.monotonic() - self._measured_s > _MEASURE_INTERVAL_S:
-            self._size_bytes = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+            self._remove_stale()
+            files = [path.stat() for path in self.folder.rglob("*") if path.is_file()]
+            self._size_bytes = sum(map(count_disk_bytes, files))
             self._measured_s = time.monotonic()
         if self._size_bytes + needed_bytes > self._max_bytes:
             raise NotStoredError(
@@ -127,21 +171,20 @@ class FeedbackStore:
             )
 
     def _write(self, target: Path, data: bytes) -> None:
-        scratch = self.folder / _SCRATCH_FOLDER / f"{target.name}-{os.getpid()}"
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        scratch.parent.mkdir(exist_ok=True)
-        try:
-            with scratch.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+        scratch_folder = self.folder / _SCRATCH_FOLDER
+        scratch_folder.mkdir(mode=0o700, exist_ok=True)
+        with writing_whole(scratch_folder, data) as scratch:
+            self._size_bytes += count_disk_bytes(scratch.stat())
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch.replace(target)
             flush(target.parent)
             flush(target.parent.parent)
-        finally:
-            scratch.unlink(missing_ok=True)
-        self._size_bytes += len(data)
+
+    def _remove_stale(self) -> None:
+        """Remove what services left that were killed while they wrote."""
+        for path in (self.folder / _SCRATCH_FOLDER).glob("*"):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink(missing_ok=True)
 
 
 def count_pictures(root: Path) -> int:

@@ -18,9 +18,10 @@ from serving.errors import (
     WrongTypeError,
 )
 from serving.feedback import FeedbackStore, find_label_folder, name_some
-from serving.limits import ANSWER_TIMEOUT_S
+from serving.limits import ANSWER_TIMEOUT_S, MAX_PICTURE_BYTES
 from serving.prediction_api import PredictionApi
 from serving.predictions import FeedbackAnswer
+from serving.regular_files import read_regular
 from serving.request_body import FIELD_NAME, EncodedPicture, RequestBody
 
 _Result = TypeVar("_Result")
@@ -121,7 +122,7 @@ class FeedbackApi:
 
     def _read_kept(self, sha256: str) -> bytes:
         try:
-            data = (self._kept_dir / sha256).read_bytes()
+            data = read_regular(self._kept_dir / sha256, MAX_PICTURE_BYTES)
         except OSError:
             data = None
         if data is None or hashlib.sha256(data).hexdigest() != sha256:

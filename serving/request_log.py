@@ -10,14 +10,17 @@ written is counted and left out. A line that a crash cut short is followed by a 
 import json
 import logging
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from serving.predictions import PredictAnswer
+from serving.regular_files import count_disk_bytes, writing_whole
 from serving.request_body import EncodedPicture
 
 REQUESTS_FOLDER = "requests"
@@ -28,6 +31,8 @@ _MAX_QUEUED_LINES = 4096
 _MAX_QUEUED_BYTES = 64_000_000
 # Once the folder is too large, so much of its limit is kept.
 _KEPT_FRACTION = 0.9
+# After so much of the limit was written the folder is measured again: other services may share it.
+_MEASURED_FRACTION = 0.05
 _STOP_TIMEOUT_S = 5.0
 
 logger = logging.getLogger(__name__)
@@ -67,7 +72,7 @@ class RequestLog:
             folder: `requests` under DARKROOM_HOME.
             share: Of all pictures, in [0, 1]. A picture's hash decides, so that the same one is always in or out.
             keeps_pictures: Whether the pictures are kept too.
-            max_bytes: Of the whole folder; beyond it the oldest files are removed.
+            max_bytes: Of the whole folder on the disk, in whole blocks; beyond it the oldest files are removed.
             on_drop: Told how many pictures were left out, from any thread.
         """
         self.folder = folder
@@ -82,6 +87,7 @@ class RequestLog:
         self._is_closing = False
         self._told_causes: set[str] = set()
         self._size_bytes: int | None = None  # not measured yet
+        self._added_bytes = 0
         self._thread = threading.Thread(target=self._write_all, name="request log", daemon=True)
         self._thread.start()
 
@@ -153,11 +159,11 @@ class RequestLog:
         written: list[_Entry] = []
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._size_bytes is None:
-                self._size_bytes = sum(size for _, size, _ in self._list_files())
+            if self._size_bytes is None or self._added_bytes > _MEASURED_FRACTION * self._max_bytes:
+                self._size_bytes, self._added_bytes = sum(size for _, size, _ in self._list_files()), 0
             for entry in entries:
                 if entry.data is not None:
-                    self._size_bytes += _keep_picture(
+                    self._added_bytes += _keep_picture(
                         self.folder / PICTURES_FOLDER / str(entry.record["picture_sha256"]), entry.data
                     )
                 written.append(entry)
@@ -166,11 +172,11 @@ class RequestLog:
         lines = [json.dumps(entry.record, ensure_ascii=False).encode() + b"\n" for entry in written]
         try:
             if lines:
-                self._size_bytes = (self._size_bytes or 0) + _append(self.folder / f"{day}.jsonl", b"".join(lines))
+                self._added_bytes += _append(self.folder / f"{day}.jsonl", b"".join(lines))
         except OSError as error:
             self._drop(len(lines), str(error.strerror or error))
         try:
-            if (self._size_bytes or 0) > self._max_bytes:
+            if (self._size_bytes or 0) + self._added_bytes > self._max_bytes:
                 self._remove_oldest()
         except OSError as error:
             self._drop(0, str(error.strerror or error))
@@ -183,18 +189,20 @@ class RequestLog:
                 break
             path.unlink(missing_ok=True)
             size_bytes -= size
-        self._size_bytes = size_bytes
+        self._size_bytes, self._added_bytes = size_bytes, 0
 
     def _list_files(self) -> list[tuple[int, int, Path]]:
-        """Return time of the last change (ns), size (bytes) and path of every file."""
+        """Return time of the last change (ns), bytes on the disk and path of every file."""
         found = []
         for folder in (self.folder, self.folder / PICTURES_FOLDER):
             if folder.is_dir():
                 with os.scandir(folder) as scan:
                     for entry in scan:
-                        if entry.is_file(follow_symlinks=False):
+                        # Another service may remove files of the same folder meanwhile.
+                        with suppress(FileNotFoundError):
                             status = entry.stat(follow_symlinks=False)
-                            found.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
+                            if stat.S_ISREG(status.st_mode):
+                                found.append((status.st_mtime_ns, count_disk_bytes(status), Path(entry.path)))
         return found
 
     def _drop(self, count: int, cause: str) -> None:
@@ -226,16 +234,13 @@ def _append(file: Path, content: bytes) -> int:
 
 
 def _keep_picture(file: Path, data: bytes) -> int:
-    """Write a picture whole or not at all, unless it is there; return how many bytes were added."""
+    """Write a picture whole or not at all, unless it is there; return how many bytes of the disk were added."""
     try:
         os.utime(file)  # as new as its last request
     except FileNotFoundError:
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_name(f".{file.name}-{os.getpid()}")
-        try:
-            scratch.write_bytes(data)
+        with writing_whole(file.parent, data, is_durable=False) as scratch:
+            size_bytes = count_disk_bytes(scratch.stat())
             scratch.replace(file)
-        finally:
-            scratch.unlink(missing_ok=True)
-        return len(data)
+        return size_bytes
     return 0

@@ -1,13 +1,16 @@
+import fcntl
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from serving import feedback
 from serving.errors import BadParameterError, NotStoredError
 from serving.feedback import FeedbackStore, count_pictures
 from tests.unit.serving.tiny_bundle import encode, paint
@@ -22,7 +25,8 @@ def save(store, label="red", data=None, labels=LABELS):
 
 
 def list_files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 def test_pictures_lie_in_class_folders(tmp_path):
@@ -92,7 +96,7 @@ def test_a_label_that_the_model_does_not_know(tmp_path):
 
 
 def test_there_is_a_limit_and_a_move_needs_no_room(tmp_path):
-    store = FeedbackStore(tmp_path, max_bytes=2 * len(paint()) + 10)
+    store = FeedbackStore(tmp_path, max_bytes=2 * 4096 + 10)
     save(store, "red", paint("red"))
     save(store, "red", paint("green"))
     with pytest.raises(NotStoredError, match="may take"):
@@ -100,7 +104,7 @@ def test_there_is_a_limit_and_a_move_needs_no_room(tmp_path):
     assert save(store, "green", paint("green")) == 2
     assert len(list_files(tmp_path)) == 2
     with pytest.raises(NotStoredError, match="may take"):
-        save(FeedbackStore(tmp_path, max_bytes=2 * len(paint()) + 10), "red", paint("blue"))
+        save(FeedbackStore(tmp_path, max_bytes=2 * 4096 + 10), "red", paint("blue"))
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half(mount_disk):
@@ -146,3 +150,93 @@ for number in itertools.count(1):
     assert files
     assert all(hashlib.sha256(file.read_bytes()).hexdigest() == file.stem for file in files)
     assert len({file.name for file in files}) == len(files), "a picture has one label"
+
+
+RELABEL = """
+import hashlib, pathlib, sys
+from serving.feedback import FeedbackStore
+from tests.unit.serving.tiny_bundle import paint
+store, mine, count = FeedbackStore(pathlib.Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+pictures = [paint(size=(9 + number, 9)) for number in range(count)]
+print("ready", flush=True)
+sys.stdin.readline()
+for data in pictures:
+    store.save("cifar10", mine, ("red", "green", "blue"), hashlib.sha256(data).hexdigest(), data)
+"""
+
+
+def test_services_that_say_different_labels_at_once_leave_one_copy(tmp_path):
+    count = 40
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", RELABEL, str(tmp_path), label, str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for label in ("red", "green", "blue")
+    ]
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    for process in running:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (0, "")
+    wanted = {hashlib.sha256(paint(size=(9 + number, 9))).hexdigest() for number in range(count)}
+    files = [path for path in (tmp_path / "cifar10").glob("*/*") if path.is_file()]
+    assert len(files) == count, "each once"
+    assert {path.stem for path in files} == wanted, "none is lost"
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.stem for path in files)
+    assert not list((tmp_path / ".scratch").iterdir())
+
+
+def test_processes_of_one_number_do_not_share_a_scratch_file(tmp_path, monkeypatch):
+    """The first process of each container is number 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    seen = []
+    real = os.fsync
+
+    def note(descriptor):
+        seen.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    data = paint()
+    for home in ("a", "b"):
+        save(FeedbackStore(tmp_path / home), data=data)
+    names = [Path(name).name for name in seen if ".scratch" in name]
+    assert len(names) == len(set(names)) == 2
+
+
+def test_a_service_that_hangs_with_the_lock_holds_up_nobody_for_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(feedback, "_LOCK_TIMEOUT_S", 0.2)
+    store = FeedbackStore(tmp_path)
+    save(store)
+    with (tmp_path / ".lock").open("r+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        start_s = time.monotonic()
+        with pytest.raises(NotStoredError, match="another service has held the feedback"):
+            save(store, "green")
+        assert time.monotonic() - start_s < 2
+    assert save(store, "green") == 1
+
+
+def test_what_a_killed_service_left_is_removed(tmp_path):
+    (tmp_path / ".scratch").mkdir()
+    for name, age_s in (("old", 7200), ("new", 60)):
+        (tmp_path / ".scratch" / name).write_bytes(b"half")
+        when = time.time() - age_s
+        os.utime(tmp_path / ".scratch" / name, (when, when))
+    save(FeedbackStore(tmp_path))
+    assert [path.name for path in (tmp_path / ".scratch").iterdir()] == ["new"]
+
+
+def test_tiny_pictures_count_as_the_blocks_that_they_take(tmp_path):
+    store = FeedbackStore(tmp_path, max_bytes=5 * 4096)
+    for number in range(5):
+        save(store, data=paint(size=(9 + number, 9)))
+    with pytest.raises(NotStoredError, match="may take"):
+        save(store, data=paint(size=(20, 9)))

@@ -133,7 +133,7 @@ def test_the_oldest_files_make_room(tmp_path):
     folder = tmp_path / "requests"
     (folder / "pictures").mkdir(parents=True)
     for age_days, name in enumerate(("2026-01-03.jsonl", "2026-01-02.jsonl", "pictures/old", "2026-01-01.jsonl")):
-        (folder / name).write_bytes(bytes(30_000))
+        (folder / name).write_bytes(bytes(28_672))
         os.utime(folder / name, (1_700_000_000 - 86_400 * age_days,) * 2)
     log_all(RequestLog(folder, 1, keeps_pictures=True, max_bytes=100_000), make_pictures(1, size=20_000))
     left = {path.name for path in folder.rglob("*") if path.is_file()}
@@ -141,6 +141,36 @@ def test_the_oldest_files_make_room(tmp_path):
     assert "old" not in left
     assert "2026-01-03.jsonl" in left
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 90_000
+
+
+def test_tiny_pictures_count_as_the_blocks_that_they_take(tmp_path):
+    limit = 100 * 4096
+    log = RequestLog(tmp_path, 1, keeps_pictures=True, max_bytes=limit)
+    for number in range(30):
+        pictures = make_pictures(10, size=4, start=10 * number)
+        log.add(answer_to(pictures), pictures)
+        while log._queue:
+            time.sleep(0.01)
+    log.close()
+    files = [path.stat() for path in tmp_path.rglob("*") if path.is_file()]
+    assert 50 < len(files) <= 100
+    assert sum(max(status.st_blocks * 512, 4096) for status in files) <= limit
+
+
+def test_services_of_one_folder_stay_below_the_limit_together(tmp_path):
+    limit = 100 * 4096
+    logs = [RequestLog(tmp_path, 1, keeps_pictures=True, max_bytes=limit) for _ in range(3)]
+    for number in range(60):
+        pictures = make_pictures(4, size=4, start=4 * number)
+        log = logs[number % 3]
+        log.add(answer_to(pictures), pictures)
+        while log._queued_bytes or log._queue:
+            time.sleep(0.005)
+    for log in logs:
+        log.close()
+        assert log.dropped == 0
+    files = [path.stat() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sum(max(status.st_blocks * 512, 4096) for status in files) <= 1.25 * limit
 
 
 def test_a_line_that_was_cut_short_spoils_no_other(tmp_path):
