@@ -32,6 +32,7 @@ DEFAULT_NAME = "cifar10"
 REGISTRY_PROBLEM = "registry"
 POLL_INTERVAL_S = 1.0
 RETRY_INTERVAL_S = 10.0
+START_WAIT_S = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,11 @@ def find_bundles_dir(home: Path | None = None) -> Path:
     """Return `bundles` under `home`, or under DARKROOM_HOME, `./.darkroom` when unset; absolute."""
     root = home or Path(os.environ.get("DARKROOM_HOME") or ".darkroom")
     return root.expanduser().resolve() / "bundles"
+
+
+def find_inbox_dir(home: Path) -> Path:
+    """Return where the service writes feedback and request log: DARKROOM_INBOX, `home` when unset; absolute."""
+    return Path(os.environ.get("DARKROOM_INBOX") or home).expanduser().resolve()
 
 
 _Signature = tuple[int, int, int]
@@ -95,6 +101,7 @@ class ModelSet:
         self._signatures: dict[_Slot, _Signature] = {}
         self._refreshing = threading.Lock()
         self._stopping = threading.Event()
+        self._first_look = threading.Event()
         self._watcher: threading.Thread | None = None
 
     @property
@@ -144,15 +151,9 @@ class ModelSet:
             )
         raise BadParameterError(f"several models are loaded: say which with model=NAME; loaded: {names}")
 
-    def refresh(self, asks_registry: bool = True) -> None:
-        """Load what was released since the last call, drop what was withdrawn, keep what works.
-
-        Args:
-            asks_registry: Whether the registry, if one is followed, is asked first, if it is time to.
-        """
+    def refresh(self) -> None:
+        """Load what was released since the last call, drop what was withdrawn, keep what works."""
         with self._refreshing:
-            if self._registry is not None and asks_registry:
-                self._registry.sync({name for name, _ in self._failures})
             # A folder that is gone is a volume that is not mounted, not a withdrawal of everything.
             if self.bundles_dir.is_dir():
                 self._refresh()
@@ -162,15 +163,33 @@ class ModelSet:
                 self._told = answer
 
     def watch(self, interval_s: float = POLL_INTERVAL_S) -> None:
-        """Call `refresh` every `interval_s` seconds in a thread of its own, until `stop`."""
+        """Call `refresh` every `interval_s` seconds in a thread, until `stop`; follow the registry in another.
+
+        Nothing waits for the registry, except here, where nothing is released yet: for its first answer, for a while.
+        """
+        if self._registry is not None:
+            threading.Thread(target=self._follow, args=(self._registry,), name="registry", daemon=True).start()
+            if not self.names:
+                self._first_look.wait(START_WAIT_S)
+                self.refresh()
         self._watcher = threading.Thread(target=self._poll, args=(interval_s,), name="releases", daemon=True)
         self._watcher.start()
 
     def stop(self) -> None:
-        """End the watching thread."""
+        """End the watching thread; the one that asks the registry ends with the process, whatever it waits for."""
         self._stopping.set()
         if self._watcher:
             self._watcher.join(timeout=5)
+
+    def _follow(self, registry: RegistryFollower) -> None:
+        while not self._stopping.is_set():
+            try:
+                registry.sync({name for name, _ in self._failures})
+            except Exception:
+                # As below: the thread must outlive what nobody foresaw.
+                logger.exception("following the registry failed; it goes on")
+            self._first_look.set()
+            self._stopping.wait(POLL_INTERVAL_S)
 
     def _poll(self, interval_s: float) -> None:
         while not self._stopping.wait(interval_s):
@@ -191,6 +210,8 @@ class ModelSet:
             problems |= self._registry.failures
             if self._registry.problem:
                 problems[REGISTRY_PROBLEM] = self._registry.problem
+            elif not (self._loaded or self._first_look.is_set()):
+                problems[REGISTRY_PROBLEM] = f"the registry {self._registry.address} has not answered yet"
         return problems
 
     def _refresh(self) -> None:

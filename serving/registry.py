@@ -1,23 +1,18 @@
 """The bundles of a service that follows an MLflow registry: champions and challengers are fetched when they change.
 
-Only this file talks to MLflow, by its REST interface. What is fetched is verified against the sha256 in the registry
-and then lies under DARKROOM_HOME/bundles like any release: without the registry the service goes on with that.
+What is fetched is verified against the sha256 in the registry (`serving/registry_client.py` asks it) and then lies
+under DARKROOM_HOME/bundles like any release: without the registry the service goes on with that.
 """
 
 import logging
-import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-from typing import Any
-
-import httpx
+from pathlib import Path
 
 from serving.bundle import (
     BundleReference,
@@ -33,19 +28,15 @@ from serving.bundle import (
 )
 from serving.errors import BundleError, RegistryError
 from serving.manifest import FILE_NAME
+from serving.registry_client import MAX_FETCH_S, RegistryClient
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 BUNDLE_TAG, MANIFEST_TAG = "bundle", "manifest_sha256"
 POLL_INTERVAL_S = 5.0
 MAX_VERSION_BYTES = 4_000_000_000
-MAX_FETCH_S = 900.0
 # After a version that could not be fetched; doubled with each further failure.
 FIRST_RETRY_S, LAST_RETRY_S = 10.0, 600.0
 _SCRATCH_PREFIX = ".fetched-"
-_API = "/api/2.0/mlflow"
-_ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
-_SCHEME = "mlflow-artifacts:/"
-_TIMEOUT = httpx.Timeout(30.0, connect=3.0)
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +56,14 @@ class RegistryFollower:
     Attributes:
         address: Of the MLflow server.
         problem: Why the registry could not be asked the last time; empty if it could.
-        failures: Why a version could not be fetched, by its name, or `NAME (challenger)`.
+        failures: Why a version could not be fetched, by its name, or `NAME (challenger)`; replaced, never changed.
     """
 
     def __init__(self, address: str, bundles_dir: Path, interval_s: float = POLL_INTERVAL_S) -> None:
         """Ask nothing yet.
 
         Args:
-            address: Of the MLflow server; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are sent if set.
+            address: Of the MLflow server, as `RegistryClient` takes it.
             bundles_dir: Where bundles are kept.
             interval_s: Least time between two questions.
         """
@@ -83,8 +74,6 @@ class RegistryFollower:
         self._bundles_dir = bundles_dir
         self._interval_s = interval_s
         self._next_s = 0.0
-        user, password = (os.environ.get(f"MLFLOW_TRACKING_{key}") for key in ("USERNAME", "PASSWORD"))
-        self._auth = httpx.BasicAuth(user, password or "") if user else None
 
     def sync(self, damaged: Collection[str] = ()) -> None:
         """Fetch what the aliases mean now, if it is time to ask; what cannot be had leaves everything as it was.
@@ -96,14 +85,14 @@ class RegistryFollower:
             return
         try:
             self._remove_stale()
-            with self._connect() as client:
-                for name, aliases in self._list_names(client):
-                    self._follow(client, name, aliases, name in damaged)
+            served = set(list_released(self._bundles_dir)) if self._bundles_dir.is_dir() else set()
+            with RegistryClient(self.address) as client:
+                for name, aliases in client.list_names().items():
+                    if CHAMPION in aliases or name in served:
+                        self._follow(client, name, aliases, name in damaged)
             problem = ""
         except (RegistryError, OSError) as error:
             problem = str(error)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            problem = f"the registry {self.address} answers what MLflow does not: {error!r}"
         if problem and problem != self.problem:
             logger.warning("the models stay as they are: %s", problem)
         if self.problem and not problem:
@@ -111,7 +100,7 @@ class RegistryFollower:
         self.problem = problem
         self._next_s = time.monotonic() + self._interval_s
 
-    def _follow(self, client: httpx.Client, name: str, aliases: dict[str, str], is_damaged: bool) -> None:
+    def _follow(self, client: RegistryClient, name: str, aliases: dict[str, str], is_damaged: bool) -> None:
         for alias, what in ((CHAMPION, name), (CHALLENGER, f"{name} ({CHALLENGER})")):
             version = aliases.get(alias)
             retry = self._retries.get(what)
@@ -119,24 +108,26 @@ class RegistryFollower:
                 continue
             try:
                 self._point(client, name, alias, version, is_damaged)
-                self.failures.pop(what, None)
+                self.failures = {key: value for key, value in self.failures.items() if key != what}
                 self._retries.pop(what, None)
             except (BundleError, RegistryError, OSError) as error:
                 if self.failures.get(what) != str(error):
                     logger.warning("%s: version %s is not fetched: %s", what, version, error)
-                self.failures[what] = str(error)
+                self.failures = {**self.failures, what: str(error)}
                 is_again = retry is not None and retry.version == version
                 wait_s = min(2 * retry.wait_s, LAST_RETRY_S) if retry is not None and is_again else FIRST_RETRY_S
                 self._retries[what] = _Retry(version, time.monotonic() + wait_s, wait_s)
 
-    def _point(self, client: httpx.Client, name: str, alias: str, version: str | None, is_damaged: bool) -> None:
+    def _point(self, client: RegistryClient, name: str, alias: str, version: str | None, is_damaged: bool) -> None:
         """Make what an alias means known here; a champion that lost its alias stays."""
         known = self._read_known(name, alias)
         if version is None:
             if alias == CHALLENGER and known is not None:
                 write_challenger(self._bundles_dir, name, None)
             return
-        tags = self._read_tags(client, name, version)
+        if not re.fullmatch(r"\d{1,18}", version):
+            raise RegistryError(f"{name} has the version {version[:40]!r}; MLflow counts them")
+        tags = client.read_tags(name, version)
         bundle, manifest_sha256 = tags.get(BUNDLE_TAG, ""), tags.get(MANIFEST_TAG, "")
         if not (re.fullmatch(FILE_NAME, bundle) and manifest_sha256):
             raise RegistryError(f"version {version} of {name} was not registered by Darkroom; release its run again")
@@ -170,7 +161,7 @@ class RegistryFollower:
         except BundleError:
             return None
 
-    def _fetch(self, client: httpx.Client, name: str, wanted: BundleReference) -> None:
+    def _fetch(self, client: RegistryClient, name: str, wanted: BundleReference) -> None:
         """Copy a version's bundle here, verified, unless it is here."""
         try:
             read_bundle(self._bundles_dir / name / wanted.bundle, wanted.manifest_sha256)
@@ -187,84 +178,14 @@ class RegistryFollower:
                     raise BundleError(f"version {wanted.version} of {name} holds {manifest.name}") from None
                 write_bundle(self._bundles_dir, Path(scratch), {wanted.manifest_sha256}, wanted.bundle)
 
-    def _download(self, client: httpx.Client, name: str, version: str, folder: Path) -> None:
-        address = self._ask(client, f"{_API}/model-versions/get-download-uri", name=name, version=version)
-        root = str(address.get("artifact_uri", ""))
-        if not root.startswith(_SCHEME):
-            raise RegistryError(
-                f"version {version} of {name} lies at {root}; only what the MLflow server hands out itself can be "
-                "fetched: start it with --serve-artifacts"
-            )
+    def _download(self, client: RegistryClient, name: str, version: str, folder: Path) -> None:
         left_bytes, end_s = MAX_VERSION_BYTES, time.monotonic() + MAX_FETCH_S
-        for path in self._list_files(client, PurePosixPath(root.removeprefix(_SCHEME).lstrip("/"))):
-            if not re.fullmatch(FILE_NAME, path.name):
-                continue
-            with (
-                _naming(self.address),
-                client.stream("GET", f"{_ARTIFACTS}/{path}") as answer,
-                (folder / path.name).open("wb") as file,
-            ):
-                answer.raise_for_status()
-                for chunk in answer.iter_bytes():
-                    left_bytes -= len(chunk)
-                    if left_bytes < 0:
-                        raise RegistryError(f"version {version} of {name} has more than {MAX_VERSION_BYTES:,} bytes")
-                    if time.monotonic() > end_s:
-                        raise RegistryError(f"version {version} of {name} did not come within {MAX_FETCH_S:g} seconds")
-                    file.write(chunk)
-
-    def _list_files(self, client: httpx.Client, folder: PurePosixPath) -> Iterator[PurePosixPath]:
-        for entry in self._ask(client, _ARTIFACTS, path=str(folder)).get("files", []):
-            path = folder / PurePosixPath(entry["path"]).name
-            if entry.get("is_dir"):
-                yield from self._list_files(client, path)
-            else:
-                yield path
-
-    def _list_names(self, client: httpx.Client) -> Iterator[tuple[str, dict[str, str]]]:
-        """Yield each name that has a champion, or that is served here, with the version of each alias."""
-        served = set(list_released(self._bundles_dir)) if self._bundles_dir.is_dir() else set()
-        token = ""
-        while True:
-            page = self._ask(client, f"{_API}/registered-models/search", max_results="100", page_token=token)
-            for model in page.get("registered_models", []):
-                aliases = {one["alias"]: str(one["version"]) for one in model.get("aliases", [])}
-                name = str(model["name"])
-                if re.fullmatch(FILE_NAME, name) and (CHAMPION in aliases or name in served):
-                    yield name, aliases
-            token = page.get("next_page_token", "")
-            if not token:
-                return
-
-    def _read_tags(self, client: httpx.Client, name: str, version: str) -> dict[str, str]:
-        found = self._ask(client, f"{_API}/model-versions/get", name=name, version=version)
-        return {tag["key"]: tag["value"] for tag in found.get("model_version", {}).get("tags", [])}
-
-    def _ask(self, client: httpx.Client, address: str, /, **parameters: str) -> dict[str, Any]:
-        with _naming(self.address):
-            answer = client.get(address, params={key: value for key, value in parameters.items() if value})
-            answer.raise_for_status()
-            found = answer.json()
-            if not isinstance(found, dict):
-                raise RegistryError(f"{self.address} is not an MLflow server")
-            return found
+        for path in client.list_files(name, version):
+            if re.fullmatch(FILE_NAME, path.name):
+                with (folder / path.name).open("wb") as file:
+                    left_bytes -= client.download(path, file, left_bytes, end_s - time.monotonic())
 
     def _remove_stale(self) -> None:
         """Remove what a fetch left behind that was killed."""
         for stale in self._bundles_dir.parent.glob(f"{_SCRATCH_PREFIX}*"):
             shutil.rmtree(stale, ignore_errors=True)
-
-    def _connect(self) -> httpx.Client:
-        is_local = httpx.URL(self.address).host in ("127.0.0.1", "localhost", "::1")
-        return httpx.Client(base_url=self.address, auth=self._auth, timeout=_TIMEOUT, trust_env=not is_local)
-
-
-@contextmanager
-def _naming(address: str) -> Iterator[None]:
-    """Say of a failed question which registry it was and what is wrong with it."""
-    try:
-        yield
-    except httpx.HTTPStatusError as error:
-        raise RegistryError(f"the registry {address} answers {error.response.status_code}") from error
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        raise RegistryError(f"the registry {address} does not answer: {error or type(error).__name__}") from error
