@@ -20,13 +20,13 @@ def data_flow(
     return pack_task(name, sources, download, image_size)
 
 
-@task(name="download")
+@task(name="download", persist_result=False)
 def download_task() -> Path:
     """Fetch the published archive; the download itself tries again and continues where it was cut."""
     return download_cifar10(load_settings().data_dir)
 
 
-@task(name="pack")
+@task(name="pack", persist_result=False)
 def pack_task(name: str, sources: Sequence[Path], download: bool, image_size: int | None) -> AddedDataset:
     """Pack a source into the cache, or reuse what is there."""
     settings = load_settings()

@@ -61,7 +61,7 @@ class Exported:
     labels_N: npt.NDArray[np.int64]
 
 
-@task(name="export and certify")
+@task(name="export and certify", persist_result=False)
 def export_task(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -> Exported:
     """Write every variant of a run's best weights into `scratch`, and measure each against PyTorch.
 

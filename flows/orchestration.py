@@ -30,7 +30,6 @@ def configure(settings: Settings) -> None:
     """
     home = settings.home / "prefect"
     defaults = {
-        "PREFECT_LOCAL_STORAGE_PATH": str(home / "results"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         # Who is silent for longer is taken for dead (flows/healing.py).

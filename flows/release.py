@@ -196,7 +196,7 @@ def _promote(
     )
 
 
-@task(name="choose run")
+@task(name="choose run", persist_result=False)
 def choose_task(source: str, name: str) -> FinishedRun:
     """Return the run that `source`, a recipe or a run id, means for a released name."""
     pattern = check_release_name(name)
@@ -235,7 +235,7 @@ def _is_usable(settings: Settings, run: FinishedRun) -> bool:
     return folder.result is not None and dataset.checksum == folder.record.data_checksum
 
 
-@task(name="compare with the champion")
+@task(name="compare with the champion", persist_result=False)
 def judge_task(exported: Exported, folder: Path, champion: Champion | None, rules: GateRules, mode: Mode) -> Verdict:
     """Let champion and challenger label the same pictures, each with the variant that it would be served with here.
 
@@ -299,7 +299,7 @@ def _find_latency(classifier: Classifier) -> float | None:
     return None
 
 
-@task(name="register", retries=2, retry_delay_seconds=2)
+@task(name="register", persist_result=False, retries=2, retry_delay_seconds=2)
 def register_task(
     bundle: Path, verdict: Verdict, profile: str, is_promoted: bool, was_champion: Collection[str]
 ) -> str:

@@ -1,24 +1,60 @@
 """What an automatic training does beyond an ordinary one: it takes the feedback in, and says why it ran."""
 
 from mlflow import MlflowClient
-from prefect import task
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.data import data_flow
 from model_code.data.cache import FEEDBACK_SUFFIX
+from model_code.disk import write_atomically
 from model_code.errors import DataError, UsageError
 from model_code.registry.ledger import LONGEST_REASON
-from model_code.settings import Settings, load_settings
+from model_code.settings import Settings
 from serving.feedback import count_pictures
 
 REASON_TAG = "retrained_because"
 
 
-@task(name="add feedback", persist_result=True)
-def add_feedback_task(name: str, dataset: str) -> tuple[str, str]:
-    """Add it once for a flow run: one that is tried again goes on with the same pictures."""
-    return add_feedback(load_settings(), name, dataset)
+class AddedFeedback(BaseModel):
+    """What the last retraining of a name was given.
+
+    Attributes:
+        flow_run_id: Flow run that retrains.
+        dataset: Data set to train on.
+        description: Reason for the ledger; empty without feedback.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flow_run_id: str
+    dataset: str
+    description: str
+
+
+def add_feedback_once(settings: Settings, name: str, dataset: str, flow_run_id: str) -> tuple[str, str]:
+    """Add the feedback once per flow run: a retry trains on the same images, whatever came in meanwhile.
+
+    Args:
+        settings: Where everything lies.
+        name: Registered name of the model.
+        dataset: That it was trained on, with earlier feedback or without.
+        flow_run_id: Flow run that retrains.
+
+    Returns:
+        As `add_feedback`.
+    """
+    file = settings.retraining_dir / f"{name}.json"
+    try:
+        before = AddedFeedback.model_validate_json(file.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        before = None
+    if before is None or before.flow_run_id != flow_run_id:
+        added, description = add_feedback(settings, name, dataset)
+        before = AddedFeedback(flow_run_id=flow_run_id, dataset=added, description=description)
+        write_atomically(file, before.model_dump_json().encode())
+    return before.dataset, before.description
 
 
 def add_feedback(settings: Settings, name: str, dataset: str) -> tuple[str, str]:
@@ -72,12 +108,21 @@ def note_reason(client: MlflowClient, run_id: str, why: str, since_ms: int) -> b
     return True
 
 
+def read_flow_run_id() -> str:
+    """Return the id of the flow run of this process; it is the same when the run is tried again."""
+    return str(_read_flow_run().id)
+
+
 def read_start_ms() -> int:
     """Return when the flow run of this process started the first time, ms since 1970."""
+    with get_client(sync_client=True) as client:
+        started = client.read_flow_run(_read_flow_run().id).start_time
+    assert started is not None, "it runs"
+    return int(started.timestamp() * 1000)
+
+
+def _read_flow_run() -> FlowRun:
     context = FlowRunContext.get()
     assert context is not None, "a flow asks"
     assert context.flow_run is not None, "a flow asks"
-    with get_client(sync_client=True) as client:
-        started = client.read_flow_run(context.flow_run.id).start_time
-    assert started is not None, "it runs"
-    return int(started.timestamp() * 1000)
+    return context.flow_run

@@ -22,9 +22,9 @@ from flows.prediction_watch import tell_causes
 from flows.release import Mode, release_flow
 from flows.release_printing import print_release
 from flows.report import report_flow
-from flows.retraining import add_feedback_task, join_reasons, note_reason, read_start_ms
+from flows.retraining import add_feedback_once, join_reasons, note_reason, read_flow_run_id, read_start_ms
 from flows.rollback import roll_back
-from flows.train import identify_inputs, train_flow, train_task
+from flows.train import find_kept, train_flow, train_task
 from flows.train_all import train_all_flow
 from flows.upkeep import find_problems
 from model_code.errors import DarkroomError, DataError, DownloadError, ReleaseError, TrainingError, UsageError
@@ -130,11 +130,11 @@ def retrain(
     settings = load_settings()
     _, _, champion = read_champion(settings.bundles_dir, name)
     config = open_run_folder(settings.checkpoints_dir, champion.run_id).record.config
-    dataset, feedback = add_feedback_task(name, config.dataset)
+    dataset, feedback = add_feedback_once(settings, name, config.dataset, read_flow_run_id())
     config = change_dataset(config, dataset)
     reason = join_reasons(why, feedback)
     print(f"{name} is trained again: {reason}")
-    result = train_task(config, identify_inputs(config))
+    result = find_kept(config) or train_task(config)
     printing.print_result(result)
     if result.run_id == champion.run_id:
         print(f"nothing was trained: settings, pictures and code are those of the champion, run {champion.run_id}")

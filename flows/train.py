@@ -3,7 +3,6 @@
 import time
 
 from prefect import flow, task
-from prefect.cache_policies import INPUTS, TASK_SOURCE
 
 from flows.device_slot import hold_device
 from flows.experiments import open_experiment
@@ -26,6 +25,7 @@ from model_code.training.run_folder import (
     RunRecord,
     RunResult,
     create_run_folder,
+    find_finished,
     find_interrupted,
     making_run,
     open_run_folder,
@@ -36,35 +36,32 @@ from serving.bundle import hash_file
 @flow(name="train", flow_run_name="train-{config.recipe}")
 def train_flow(config: AnyConfig, resume_run_id: str | None = None) -> RunResult:
     """Train one recipe; an interrupted run of the same config and data is continued."""
-    return train_task.with_options(refresh_cache=True)(config, identify_inputs(config), resume_run_id)
+    return train_task(config, resume_run_id)
 
 
-def identify_inputs(config: AnyConfig) -> dict[str, str | None]:
-    """Return what a run depends on beside its config: pictures, pretrained weights, code and libraries.
+def find_kept(config: AnyConfig) -> RunResult | None:
+    """Return the newest result of the same settings, images, pretrained weights, code and libraries, or None.
+
+    It is read from the run folders: Prefect's own results would be pickles in the home, which run code when loaded.
 
     Raises:
         DataError: The data set is not there.
         TrainingError: The pretrained weights are not there.
     """
     settings = load_settings()
-    return {
-        "data_checksum": open_dataset(config.dataset, settings.cache_dir).checksum,
-        "pretrained_sha256": pretrained.sha256 if (pretrained := find_pretrained(config, settings)) else None,
-        "code_sha256": hash_code(),
-    }
+    pretrained = find_pretrained(config, settings)
+    wanted = RunRecord(
+        run_id="",
+        data_checksum=open_dataset(config.dataset, settings.cache_dir).checksum,
+        config=config,
+        pretrained_sha256=pretrained.sha256 if pretrained else None,
+    )
+    return find_finished(settings.checkpoints_dir, wanted, hash_code())
 
 
-@task(
-    name="train",
-    task_run_name="train-{config.recipe}",
-    cache_policy=INPUTS + TASK_SOURCE,
-    persist_result=True,
-)
-def train_task(config: AnyConfig, inputs: dict[str, str | None], resume_run_id: str | None = None) -> RunResult:
-    """Run a recipe and log everything.
-
-    Prefect keeps the result by config and inputs (`identify_inputs`): who asks for the same again gets it at once.
-    """
+@task(name="train", task_run_name="train-{config.recipe}", persist_result=False)
+def train_task(config: AnyConfig, resume_run_id: str | None = None) -> RunResult:
+    """Run a recipe and log everything."""
     start_s = time.perf_counter()
     settings = load_settings()
     dataset = open_dataset(config.dataset, settings.cache_dir)
@@ -119,6 +116,7 @@ def _run(
             "dataset": config.dataset,
             "metrics": done.metrics,
             "seconds": seconds,
+            "code_sha256": hash_code(),
         }
         training = done.training
         if training is not None:

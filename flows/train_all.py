@@ -6,11 +6,11 @@ from prefect import flow
 
 from flows.printing import print_result
 from flows.summaries import Outcome
-from flows.train import identify_inputs, train_task
+from flows.train import find_kept, train_task
 from model_code.data.cache import is_added
-from model_code.errors import DarkroomError, DownloadError, TrainingError
+from model_code.errors import DarkroomError, DownloadError
 from model_code.settings import load_settings
-from model_code.training.run_folder import AnyConfig, RunResult, open_run_folder
+from model_code.training.run_folder import AnyConfig
 
 
 @flow(name="train-all")
@@ -29,31 +29,17 @@ def train_all_flow(configs: Sequence[AnyConfig]) -> list[Outcome]:
 
 def _train_one(config: AnyConfig) -> Outcome:
     try:
-        inputs = identify_inputs(config)
+        kept = find_kept(config)
     except DarkroomError as error:
         return _fail(config, error)
-    state = train_task(config, inputs, return_state=True)
-    was_cached = state.name == "Cached"
-    if was_cached and not _is_still_there(state.result()):
-        state, was_cached = (
-            train_task.with_options(refresh_cache=True)(config, inputs, return_state=True),
-            False,
-        )
-    result = state.result(raise_on_failure=False)
+    if kept is not None:
+        print(f"{config.recipe}  kept from run {kept.run_id}: same settings, pictures and code", flush=True)
+        return Outcome(recipe=config.recipe, seed=config.seed, result=kept, was_cached=True)
+    result = train_task(config, return_state=True).result(raise_on_failure=False)
     if isinstance(result, BaseException):
         return _fail(config, result)
-    if not was_cached:
-        print_result(result)
-    else:
-        print(f"{config.recipe}  kept from run {result.run_id}: same settings, pictures and code", flush=True)
-    return Outcome(recipe=config.recipe, seed=config.seed, result=result, was_cached=was_cached)
-
-
-def _is_still_there(result: RunResult) -> bool:
-    try:
-        return open_run_folder(load_settings().checkpoints_dir, result.run_id).result is not None
-    except TrainingError:
-        return False
+    print_result(result)
+    return Outcome(recipe=config.recipe, seed=config.seed, result=result)
 
 
 def _fail(config: AnyConfig, error: BaseException) -> Outcome:

@@ -62,6 +62,7 @@ class RunResult(BaseModel):
         best_weights: File name in the run's folder; None the same.
         weights_sha256: Of that file.
         seconds: Training, validation and test of the process that finished the run.
+        code_sha256: Of the code and libraries that finished the run; None in results of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +78,7 @@ class RunResult(BaseModel):
     best_weights: str | None = None
     weights_sha256: str | None = None
     seconds: float
+    code_sha256: str | None = None
 
 
 class RunFolder:
@@ -166,12 +168,30 @@ def find_interrupted(checkpoints_dir: Path, wanted: RunRecord) -> RunFolder | No
     return None
 
 
+def find_finished(checkpoints_dir: Path, wanted: RunRecord, code_sha256: str) -> RunResult | None:
+    """Return the result of the newest complete run like `wanted` (its run id apart) by the same code, or None."""
+    for folder in _list_runs(checkpoints_dir):
+        if folder.record.model_copy(update={"run_id": wanted.run_id}) != wanted:
+            continue
+        try:
+            result = folder.result
+        except TrainingError:
+            continue
+        if result is not None and result.code_sha256 == code_sha256:
+            return result
+    return None
+
+
 def list_interrupted(checkpoints_dir: Path) -> Iterator[RunFolder]:
     """Yield the runs without a result, those that are worked on too, the newest first; not those of other versions."""
+    for folder in _list_runs(checkpoints_dir):
+        if not (folder.path / RESULT_FILE).exists():
+            yield folder
+
+
+def _list_runs(checkpoints_dir: Path) -> Iterator[RunFolder]:
     files = sorted(checkpoints_dir.glob(f"*/{RUN_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
-        if (file.parent / RESULT_FILE).exists():
-            continue
         try:
             yield RunFolder(file.parent, RunRecord.model_validate_json(file.read_bytes()))
         except ValidationError:

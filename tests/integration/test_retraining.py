@@ -25,12 +25,9 @@ def draw(generator, colour):
 
 @pytest.fixture
 def own_home(tmp_path, monkeypatch):
-    """Other tests release models of the same name in the shared one; other sessions left trainings with Prefect."""
-    from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
-
+    """Other tests release models of the same name in the shared one."""
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path / "home"))
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: str(tmp_path / "results")}):
-        yield tmp_path / "home"
+    return tmp_path / "home"
 
 
 @pytest.fixture

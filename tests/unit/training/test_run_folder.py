@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from model_code.training.run_folder import (
     RunRecord,
     RunResult,
     create_run_folder,
+    find_finished,
     find_interrupted,
     making_run,
     open_run_folder,
@@ -136,6 +138,33 @@ def test_the_newest_interrupted_run_of_the_same_experiment_is_found(tmp_path):
     newest = open_run_folder(tmp_path, names[1])
     newest.complete(make_result(newest.record))
     assert find_interrupted(tmp_path, describe()).record.run_id == names[0]
+
+
+def test_the_newest_finished_run_of_the_same_experiment_and_code_is_found(tmp_path):
+    assert find_finished(tmp_path / "nothing", describe(), "a" * 64) is None
+    for age, name, code in ((300, "1" * 32, "a" * 64), (200, "2" * 32, "a" * 64), (100, "3" * 32, "b" * 64)):
+        folder = create_run_folder(tmp_path, make_record(name))
+        when = (folder.path / RUN_FILE).stat().st_mtime - age
+        os.utime(folder.path / RUN_FILE, (when, when))
+        folder.complete(make_result(folder.record).model_copy(update={"code_sha256": code}))
+    create_run_folder(tmp_path, make_record("4" * 32))
+    assert find_finished(tmp_path, describe(), "a" * 64).run_id == "2" * 32
+    assert find_finished(tmp_path, describe(), "c" * 64) is None
+    assert find_finished(tmp_path, describe(seed=9), "a" * 64) is None
+    assert find_finished(tmp_path, describe(data_checksum="e" * 64), "a" * 64) is None
+    (tmp_path / ("2" * 32) / RESULT_FILE).write_bytes(b"{")
+    assert find_finished(tmp_path, describe(), "a" * 64).run_id == "1" * 32
+
+
+def test_a_result_of_an_earlier_version_is_read_and_not_kept(tmp_path):
+    folder = create_run_folder(tmp_path, make_record())
+    folder.complete(make_result(folder.record))
+    file = folder.path / RESULT_FILE
+    fields = json.loads(file.read_text())
+    del fields["code_sha256"]
+    file.write_text(json.dumps(fields))
+    assert folder.result == make_result(folder.record)
+    assert find_finished(tmp_path, describe(), "a" * 64) is None
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, hold_elsewhere):

@@ -1,0 +1,104 @@
+"""Whoever can write the home runs no code by it: nothing that lies there is unpickled."""
+
+import base64
+import importlib
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Python runs it at the start of each process, the servers that a command starts included.
+WATCH = """
+import sys
+
+def watch(event, arguments):
+    if event == "pickle.find_class":
+        with open({record!r}, "a") as stream:
+            stream.write(f"{{arguments[0]}}.{{arguments[1]}} in {{sys.argv}}\\n")
+
+sys.addaudithook(watch)
+"""
+OPTIONS = [
+    word for one in ("dataset=shapes", "epochs=1", "limit_train=200", "batch_size=50") for word in ("--set", one)
+]
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return (open, (self.file, "w"))
+
+
+@pytest.fixture
+def watched(tmp_path, home, environment):
+    """Run `darkroom` as a process whose unpickling is recorded; returns what it printed."""
+    folder, record = tmp_path / "watch", tmp_path / "unpickled"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(WATCH.format(record=str(record)))
+
+    def run(*arguments, code="from flows.cli import main; main()"):
+        variables = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+        variables |= {"PYTHONPATH": str(folder), "DARKROOM_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=ROOT,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run.record = record
+    run.home = tmp_path / "home"
+    return run
+
+
+def test_the_watch_can_fail(watched):
+    watched(code="import collections, pickle; pickle.loads(pickle.dumps(collections.Counter()))")
+    assert "collections.Counter in ['-c']" in watched.record.read_text()
+
+
+def test_no_command_unpickles_what_lies_in_the_home(watched, tmp_path):
+    trap = base64.encodebytes(pickle.dumps(Trap(tmp_path / "made"))).decode()
+    watched("data", "add", "shapes", "--image-size", "16")
+    only = ("--only", "resnet18_cifar10_exp2", *OPTIONS)
+    first = watched("train-all", *only)
+    # As earlier versions left them, and as somebody may leave them, wherever Prefect looks for results.
+    serializers = ({"type": "pickle", "picklelib": "cloudpickle"}, {"type": "json", "object_decoder": "os.system"})
+    for folder in ("prefect/results", "prefect/storage"):
+        (watched.home / folder).mkdir(exist_ok=True, parents=True)
+        for name in [*(watched.home / folder).iterdir(), *(watched.home / folder / f"{n:032x}" for n in range(2))]:
+            for serializer in serializers:
+                metadata = {"storage_key": str(name), "serializer": serializer, "prefect_version": "3.8.8"}
+                name.write_text(json.dumps({"metadata": metadata, "result": trap}))
+    second = watched("train-all", *only)
+    run_id = re.search(r"kept from run ([0-9a-f]{32})", second).group(1)
+    assert run_id in first
+    watched("train", "resnet18_cifar10_exp2", *OPTIONS)
+    watched("release", run_id, "--as", "shapes", "--mode", "forced", "--why", "for the test")
+    watched("report")
+    assert not (tmp_path / "made").exists()
+    assert not watched.record.exists(), watched.record.read_text()
+
+
+def test_no_task_keeps_its_result_with_prefect():
+    """Prefect's records name the serializer that reads them: whoever writes one chooses pickle."""
+    from prefect import Task
+
+    modules = [importlib.import_module(f"flows.{file.stem}") for file in sorted((ROOT / "flows").glob("[a-z]*.py"))]
+    tasks = {id(one): one for module in modules for one in vars(module).values() if isinstance(one, Task)}
+    assert len(tasks) >= 7
+    assert {task.name: task.persist_result for task in tasks.values()} == {task.name: False for task in tasks.values()}
+    assert not [task.name for task in tasks.values() if task.result_storage_key]
