@@ -8,9 +8,11 @@
 #
 # The NVIDIA driver comes from the host. Everything is installed from hash-locked wheels: nothing is compiled.
 
-FROM python:3.11-slim-bookworm AS base
+# By tag, since a digest names one build that gets no more fixes; `make images PYTHON_IMAGE=python@sha256:...` pins one.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE} AS base
 RUN useradd --uid 1000 --user-group --home-dir /home/darkroom --create-home --shell /usr/sbin/nologin darkroom \
-    && install --directory --owner darkroom --group darkroom /data /artifacts /leases
+    && install --directory --owner darkroom --group darkroom /data /artifacts /leases /inbox
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -8,14 +8,19 @@ VENV ?= .venv
 BENCH_VENV := $(VENV)-bench
 BIN := $(VENV)/bin
 DARKROOM := $(BIN)/darkroom
-UV := $(or $(shell command -v uv),.uv/bin/uv)
+# The one of the machine only where it is this version; `make lock-uv UV_VERSION=...` takes another.
+UV_VERSION := $(shell sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements/uv.txt)
+UV := $(if $(filter $(UV_VERSION),$(word 2,$(shell uv --version 2>/dev/null))),$(shell command -v uv),.uv/bin/uv)
+# What the images are built on. A digest pins it: make images PYTHON_IMAGE=python@sha256:...
+PYTHON_IMAGE ?= python:3.11-slim-bookworm
+SBOM := $(UV) tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --output-reproducible --output-format JSON
 CODE := flows model_code serving infra tests benchmarks
 ARGS ?=
 TEST_PROCESSES ?= 2
 export DARKROOM_TAG ?= latest
 
-.PHONY: help setup data train-all report quickstart release serve ui predict images up down watch logs backup restore \
-	test check format bench bench-train bench-serve bench-variants doctor lock clean
+.PHONY: help setup data train-all report quickstart release serve ui predict images sbom up down watch logs backup restore \
+	test check format bench bench-train bench-serve bench-variants doctor lock lock-uv clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,10 +34,10 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@touch $@
 
-# Without uv on the machine, pip brings it into a folder of its own.
-.uv/bin/uv:
-	@$(PYTHON) -m venv .uv
-	@.uv/bin/pip install --quiet uv
+# Without this version of uv on the machine, pip brings it into a folder of its own, checked by its hash.
+.uv/bin/uv: requirements/uv.txt
+	@$(PYTHON) -m venv --clear .uv
+	@.uv/bin/pip install --quiet --require-hashes --only-binary :all: --requirement requirements/uv.txt
 
 data: setup ## Fetch and pack CIFAR-10 (ARGS="--from PATH" for files that are there already)
 	$(DARKROOM) data add cifar10 $(or $(ARGS),--download)
@@ -59,11 +64,18 @@ predict: setup ## Ask the running service (ARGS="picture.jpg")
 ui: setup ## Open MLflow on the runs, at http://127.0.0.1:5000
 	$(DARKROOM) ui $(ARGS)
 
-images: ## Build the containers' images: train, serve, serve-cpu
+images: sbom ## Build the containers' images: train, serve, serve-cpu
 	@for target in train serve-cpu $(if $(GPU),serve); do \
 		DOCKER_BUILDKIT=1 docker build --progress=plain --target $$target --tag darkroom-$$target:$(DARKROOM_TAG) \
-			--build-arg GIT_SHA=$$(git describe --always --dirty --abbrev=40 --exclude '*') . ; \
+			--build-arg PYTHON_IMAGE=$(PYTHON_IMAGE) --build-arg GIT_SHA=$$(git describe --always --dirty --abbrev=40 --exclude '*') . ; \
 	done
+
+sbom: | $(UV) ## Write what each image installs from PyPI as CycloneDX into dist/sbom
+	@mkdir -p dist/sbom
+	@$(SBOM) --output-file dist/sbom/train.cdx.json requirements/train.txt
+	@$(SBOM) --output-file dist/sbom/serve-cpu.cdx.json requirements/serve.txt
+	@cat requirements/serve.txt requirements/cuda.txt | $(SBOM) --output-file dist/sbom/serve.cdx.json -
+	@ls dist/sbom/*.cdx.json
 
 up: images ## Start the whole stack in containers and print its addresses (GPU=1 with NVIDIA's toolkit)
 	@$(PYTHON) infra/stack.py $(if $(GPU),--gpu) up
@@ -131,6 +143,10 @@ lock: | $(UV) ## Resolve the requirements anew and write the hash-locked files
 	$(LOCK) --extra cuda --constraint requirements/dev.txt $(call SKIP_HELD,serve) --output-file requirements/cuda.txt
 	$(LOCK) --extra build --constraint requirements/dev.txt --output-file requirements/build.txt
 	$(LOCK) --extra bench --constraint requirements/dev.txt $(call SKIP_HELD,dev) --output-file requirements/bench.txt
+
+lock-uv: ## Pin uv itself, by version and hash (UV_VERSION=...)
+	@echo "uv==$(UV_VERSION)" | $(or $(shell command -v uv),.uv/bin/uv) pip compile - --quiet --universal \
+		--python-version 3.11 --generate-hashes --no-header --no-annotate --output-file requirements/uv.txt
 
 LOCK := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 # Read when the line runs: what that file holds is left out.

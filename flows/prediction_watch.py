@@ -1,7 +1,7 @@
 """Why a model should be trained again: its predictions drift, or people gave enough true labels.
 
 Each cause is told once. Drift counts anew after it went away or another version answers; feedback after as many more
-came. DARKROOM_HOME/feedback/<name>.json remembers what was told.
+came. DARKROOM_HOME/retraining/<name>.told.json remembers what was told.
 """
 
 from dataclasses import dataclass
@@ -68,8 +68,9 @@ def tell_causes(settings: Settings, max_drift: float, enough_feedback: int) -> l
         except ServiceError as error:
             problem = error
     for name in list_released(settings.bundles_dir):
-        file = settings.feedback_dir / f"{name}.json"
-        told = read_told(file)
+        file = settings.retraining_dir / f"{name}.told.json"
+        # Where earlier versions kept it.
+        told = read_told(file if file.exists() else settings.home / "feedback" / f"{name}.json")
         version, score = drifts.get(name, ("", None))
         drift, after_drift = judge_drift(name, told, version, score, max_drift)
         count = count_pictures(settings.feedback_dir / name)

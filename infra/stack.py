@@ -30,11 +30,12 @@ TAG = os.environ.get("DARKROOM_TAG", "latest")
 IMAGES = ("darkroom-train", "darkroom-serve-cpu")
 DATABASES = ("mlflow", "prefect")
 # Packed pictures and downloads are not in a backup, only what they were: they are made again from their source.
-VOLUMES = {"artifacts": (), "home": ("./cache", "./data")}
+VOLUMES = {"artifacts": (), "home": ("./cache", "./data"), "inbox": ()}
 PICTURES_FILE = "pictures.json"
 PRINT_MANIFESTS = (
     "for file in /volume/cache/*/manifest.json; do if [ -f $file ]; then tr -d '\\n' < $file; echo; fi; done"
 )
+LOOPBACK = "127.0.0.1"
 HEALTHY_TIMEOUT_S = 300
 WATCH_INTERVAL_S = 5
 PAGES = {
@@ -155,7 +156,7 @@ class Stack:
             )
         settings = write_env()
         STOPPED_FILE.unlink(missing_ok=True)
-        has_grafana = self._can_have("grafana/grafana:11.6.0")
+        has_grafana = self._can_have(f"grafana/grafana:{settings['GRAFANA_TAG']}")
         if not has_grafana:
             self._profiles = []
         check_ports(settings, [port for page, port in PAGES.items() if page != "Grafana" or has_grafana])
@@ -165,7 +166,9 @@ class Stack:
         print(f"healthy after {time.monotonic() - start_s:.0f} s")
         for page, port in PAGES.items():
             if page != "Grafana" or has_grafana:
-                print(f"  {page:18} http://{_reachable(settings['DARKROOM_BIND'])}:{settings[port]}")
+                # Prometheus asks for no password and is published on the loopback address only.
+                bind = LOOPBACK if page == "Prometheus" else settings["DARKROOM_BIND"]
+                print(f"  {page:18} http://{_reachable(bind)}:{settings[port]}")
         print(f"users and passwords: {ENV_FILE}")
 
     def down(self) -> None:
@@ -305,6 +308,8 @@ class Stack:
                 f"--label=com.docker.compose.{key}={value}" for key, value in (("project", PROJECT), ("volume", volume))
             ]
             _docker("volume", "create", *labels, f"{PROJECT}_{volume}")
+            if not (folder / f"{volume}.tar").exists():
+                continue  # a backup of an earlier version, which had no such volume
             with (folder / f"{volume}.tar").open("rb") as stream:
                 # As root, so that every file belongs to whom it did.
                 _in_volume(volume, "rw", ["tar", "-C", "/volume", "-xpf", "-"], user="0:0", stdin=stream)
@@ -479,7 +484,7 @@ def _docker_succeeds(*arguments: str) -> bool:
 
 
 def _reachable(bind: str) -> str:
-    return "127.0.0.1" if bind == "0.0.0.0" else bind  # noqa: S104
+    return LOOPBACK if bind == "0.0.0.0" else bind  # noqa: S104
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ class Settings(BaseModel):
 
     Attributes:
         home: DARKROOM_HOME, `./.darkroom` when unset; absolute.
+        inbox: DARKROOM_INBOX, which the prediction service writes; None where that is the home.
         tracking_uri: MLFLOW_TRACKING_URI, or the SQLite database in `home`.
         has_mlflow_server: Whether the tracking URI is a server's address.
         webhook_url: DARKROOM_WEBHOOK_URL, which is told of scheduled runs that fail; None without one.
@@ -31,6 +32,7 @@ class Settings(BaseModel):
     has_mlflow_server: bool
     webhook_url: str | None = None
     service_url: str | None = None
+    inbox: Path | None = None
     service_key: str | None = Field(default=None, repr=False)
 
     @property
@@ -61,7 +63,12 @@ class Settings(BaseModel):
     @property
     def feedback_dir(self) -> Path:
         """True labels that the service was told, one folder per registered name (`serving/feedback.py`)."""
-        return self.home / "feedback"
+        return (self.inbox or self.home) / "feedback"
+
+    @property
+    def retraining_dir(self) -> Path:
+        """What a retraining was given and what was told before, per registered name."""
+        return self.home / "retraining"
 
     @property
     def locks_dir(self) -> Path:
@@ -83,6 +90,7 @@ def load_settings() -> Settings:
         home=home,
         tracking_uri=tracking_uri,
         has_mlflow_server=tracking_uri.startswith(("http://", "https://")),
+        inbox=Path(inbox).expanduser().resolve() if (inbox := os.environ.get("DARKROOM_INBOX")) else None,
         webhook_url=os.environ.get("DARKROOM_WEBHOOK_URL") or None,
         service_url=os.environ.get("DARKROOM_SERVICE_URL") or None,
         service_key=os.environ.get("DARKROOM_API_KEY") or None,

@@ -23,7 +23,7 @@ from serving.metrics import (
     publish_drift,
     publish_models,
 )
-from serving.model_set import ModelSet, find_bundles_dir
+from serving.model_set import ModelSet, find_bundles_dir, find_inbox_dir
 from serving.options import read_options
 from serving.prediction_api import PredictionApi
 from serving.predictions import ModelsAnswer, PredictAnswer
@@ -49,7 +49,8 @@ class Darkroom:
 
     def __init__(self) -> None:
         bundles_dir = find_bundles_dir()
-        requests_dir = bundles_dir.parent / REQUESTS_FOLDER
+        inbox_dir = find_inbox_dir(bundles_dir.parent)
+        requests_dir = inbox_dir / REQUESTS_FOLDER
         self._drift = DriftWatch(publish_drift)
         self._log = (
             RequestLog(requests_dir, options.log_share, options.keeps_pictures, on_drop=count_dropped)
@@ -63,10 +64,7 @@ class Darkroom:
             registry=RegistryFollower(options.registry, bundles_dir) if options.registry else None,
             on_change=self._publish,
         )
-        # What is here answers at once; a registry is asked before only where nothing is.
-        self._models.refresh(asks_registry=False)
-        if not self._models.names:
-            self._models.refresh()
+        self._models.refresh()
         self._models.watch()
         self._api = api = PredictionApi(
             self._models,
@@ -80,7 +78,7 @@ class Darkroom:
         app.state.drift = self._drift
         app.state.log = self._log
         if options.takes_feedback:
-            store = FeedbackStore(bundles_dir.parent / FEEDBACK_FOLDER)
+            store = FeedbackStore(inbox_dir / FEEDBACK_FOLDER)
             app.state.feedback = FeedbackApi(api, store, requests_dir / PICTURES_FOLDER, count_feedback)
 
     def _publish(self, answer: ModelsAnswer) -> None:
@@ -95,7 +93,8 @@ class Darkroom:
 
     # On the event loop: on a thread they would wait for one, and an event loop that hangs answers neither.
     async def __is_ready__(self) -> bool:
-        return bool(self._models.names) and self._api.is_decoding
+        has_keys = app.state.keys is None or not app.state.keys.problem
+        return bool(self._models.names) and self._api.is_decoding and has_keys
 
     async def __is_alive__(self) -> bool:
         return self._api.is_alive

@@ -185,15 +185,13 @@ def test_feedback_starts_a_training_that_says_why(stack, client):
     assert (give(0).status_code, give(0).json()["error"]["code"]) == (404, "feedback_off")
     env_file = stack.folder / "infra/.env"
     text = env_file.read_text()
-    for name, before, after in (("OPTIONS", "", "--feedback --log-requests=1"), ("HOME", "ro", "rw")):
-        assert f"\nSERVING_{name}={before}\n" in text
-        text = text.replace(f"\nSERVING_{name}={before}\n", f"\nSERVING_{name}={after}\n")
-    env_file.write_text(text)
+    assert "\nSERVING_OPTIONS=\n" in text
+    env_file.write_text(text.replace("\nSERVING_OPTIONS=\n", "\nSERVING_OPTIONS=--feedback --log-requests=1\n"))
     stack.make("up")
     wait_for(lambda: read_served(stack) == {"shapes": "1"}, 30, "the champion")
     assert [give(number).json()["count"] for number in range(3)] == [1, 2, 3]
     predict(stack)
-    wait_for(lambda: list_home(stack, "requests"), 30, "the log of requests")
+    wait_for(lambda: list_inbox(stack, "requests"), 30, "the log of requests")
     run(client, "watch-predictions/every-ten-minutes", enough_feedback=3)
     deployment = client.read_deployment_by_name("retrain/on-feedback").id
 
@@ -208,8 +206,8 @@ def test_feedback_starts_a_training_that_says_why(stack, client):
     assert predict(stack)["model"]["version"] == "1"  # the form's mode is dry_run
 
 
-def list_home(stack, folder):
-    return docker("exec", stack.containers()["worker"], "find", f"/data/{folder}", "-type", "f").split()
+def list_inbox(stack, folder):
+    return docker("exec", stack.containers()["worker"], "find", f"/inbox/{folder}", "-type", "f").split()
 
 
 @pytest.fixture(scope="module")

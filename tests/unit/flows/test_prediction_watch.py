@@ -52,7 +52,10 @@ def test_each_cause_is_told_once(settings, service):
     assert "version 3 drift: their confidence is 0.31 away" in service.told[0].why
     assert "5 more pictures to cifar10, 5 are enough" in service.told[1].why
     assert lines == ["cifar10: drift 0.31, 5 pictures with feedback, 5 of them told before"]
-    assert json.loads((settings.feedback_dir / "cifar10.json").read_text()) == {"drifted_version": "3", "feedback": 5}
+    assert json.loads((settings.retraining_dir / "cifar10.told.json").read_text()) == {
+        "drifted_version": "3",
+        "feedback": 5,
+    }
 
 
 def test_drift_counts_anew_after_it_went_away_or_with_another_version():
@@ -103,7 +106,8 @@ def test_without_the_service_feedback_still_counts_and_the_run_fails(settings, s
 def test_a_damaged_note_is_as_none(settings, service):
     release(settings.bundles_dir)
     give(settings, 5)
-    (settings.feedback_dir / "cifar10.json").write_text("{")
+    settings.retraining_dir.mkdir(exist_ok=True)
+    (settings.retraining_dir / "cifar10.told.json").write_text("{")
     tell_causes(settings, 0.25, 5)
     assert len(service.told) == 1
 

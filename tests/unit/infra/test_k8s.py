@@ -91,7 +91,7 @@ def check_hardened(pod):
 
 def test_plain_files_are_valid():
     manifests = read_base()
-    assert len(manifests) == 16
+    assert len(manifests) == 17
     for manifest in manifests:
         validate(manifest)
 
@@ -204,7 +204,8 @@ def test_the_job_template_renders_to_a_valid_job(gpu, gpus):
     assert limits == {"memory": "16Gi", "nvidia.com/gpu": gpus}
     assert ("tolerations" in pod) is gpu
     mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
-    assert mounts == {"/data": "home", "/tmp": "tmp", "/dev/shm": "shm"}
+    assert mounts == {"/data": "home", "/inbox": "inbox", "/tmp": "tmp", "/dev/shm": "shm"}
+    assert {mount["name"]: mount.get("readOnly") for mount in pod["containers"][0]["volumeMounts"]}["inbox"] is True
 
 
 def test_the_form_of_the_job_template_changes_the_job():
@@ -244,6 +245,12 @@ def test_pods_refer_to_what_there_is():
             assert source == {"secretRef": {"name": "darkroom-secrets"}} or (
                 ("ConfigMap", source["configMapRef"]["name"]) in names
             )
+
+
+def test_the_service_writes_the_inbox_only():
+    (pod,) = [pod for pod in find_pods(read_base()) if pod["spec"]["containers"][0]["name"] == "serving"]
+    modes = {mount["name"]: mount.get("readOnly", False) for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert modes == {"home": True, "inbox": False, "tmp": False}
 
 
 def test_no_secret_has_a_value_here():

@@ -119,13 +119,36 @@ def test_the_service_takes_options_from_the_settings(stack):
     dockerfile = (INFRA.parent / "Dockerfile").read_text()
     (start,) = re.findall(r'^CMD (\["python", "-P".*\])$', dockerfile, re.MULTILINE)
     assert shlex.split(served["command"].replace("=", " ")) == json.loads(start)
-    assert served["volumes"] == ["home:/data:ro"]
+    # It decodes what strangers send: of the home it writes nothing.
+    assert {volume.split(":")[0]: volume.split(":")[2:] for volume in served["volumes"]} == {
+        "home": ["ro"],
+        "inbox": ["rw"],
+    }
     text = stack.ENV_FILE.read_text()
-    text = text.replace("SERVING_OPTIONS=", "SERVING_OPTIONS=--feedback --log-requests=0.05")
-    stack.ENV_FILE.write_text(text.replace("SERVING_HOME=ro", "SERVING_HOME=rw"))
+    stack.ENV_FILE.write_text(text.replace("SERVING_OPTIONS=", "SERVING_OPTIONS=--feedback --log-requests=0.05"))
     changed = read_service()
     assert changed["command"] == f"{served['command'].rstrip()} --feedback --log-requests=0.05"
-    assert changed["volumes"] == ["home:/data:rw"]
+    assert changed["volumes"] == served["volumes"]
+
+
+def test_only_the_service_writes_the_inbox_and_only_workers_the_home():
+    services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
+    modes = {
+        (name, volume.split(":")[0]): volume.split(":")[2:]
+        for name, service in services.items()
+        for volume in service.get("volumes", [])
+        if volume.split(":")[0] in ("home", "inbox")
+    }
+    writers = {key for key, mode in modes.items() if mode != ["ro"]}
+    assert writers == {("serving", "inbox"), ("worker", "home"), ("clerk", "home")}
+    assert ("worker", "inbox") in modes
+
+
+def test_what_asks_for_no_password_is_not_published():
+    services = yaml.safe_load((INFRA / "compose.yaml").read_text())["services"]
+    assert services["prometheus"]["ports"] == ["127.0.0.1:${PROMETHEUS_PORT:-9090}:9090"]
+    published = {name for name, service in services.items() if "DARKROOM_BIND" in str(service.get("ports"))}
+    assert published == {"mlflow", "prefect", "serving", "grafana"}
 
 
 def test_the_dashboard_shows_figures_that_exist():
