@@ -10,6 +10,7 @@ from model_code.errors import DarkroomError, PeerEndedError, UsageError
 from model_code.settings import load_settings, read_rank
 from serving.errors import ServingError
 from serving.launcher import serve
+from serving.printable import show
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
 PROFILES = click.Choice(["full", "smoke"])
@@ -24,7 +25,7 @@ def main() -> None:
         # That another one has ended is told by two, of which one at least is not the one that has.
         if not (isinstance(error, PeerEndedError) and rank > 1):
             who = f"process {rank + 1} of {count}: " if count > 1 else ""
-            click.echo(f"darkroom: {who}{error}", err=True)
+            click.echo(show(f"darkroom: {who}{error}"), err=True)
         sys.exit(getattr(error, "exit_status", 1))
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
@@ -348,7 +349,7 @@ def predict(sources: tuple[str, ...], server: str, model: str | None, top_k: int
     elif result.predictions:
         Console().print(render_predictions(result))
     for problem in result.problems:
-        click.echo(f"darkroom: {problem.source}: {problem.message}", err=True)
+        click.echo(show(f"darkroom: {problem.source}: {problem.message}"), err=True)
     if result.problems:
         sys.exit(1)
 
@@ -366,7 +367,7 @@ def feedback(source: str, label: str, server: str, model: str | None) -> None:
     from serving.client import send_feedback
 
     answer = send_feedback(source, label, server, model)
-    click.echo(f"{source} is kept as {answer.label} for {answer.model}, {answer.count} pictures with feedback")
+    click.echo(show(f"{source} is kept as {answer.label} for {answer.model}, {answer.count} pictures with feedback"))
 
 
 @darkroom.command()

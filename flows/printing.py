@@ -17,6 +17,7 @@ from model_code.disk import format_size
 from model_code.recipes.catalog import Recipe, get_recipe
 from model_code.training.run_config import FIXED_SETTINGS
 from model_code.training.run_folder import RunResult
+from serving.printable import show
 
 _LOG_FILE_WIDTH = 160
 
@@ -76,7 +77,7 @@ def print_added(added: AddedDataset) -> None:
         highlight=False,
     )
     for skipped in added.skipped:
-        console.print(f"  left out: {skipped.name}: {skipped.reason}", markup=False, highlight=False)
+        console.print(show(f"  left out: {skipped.name}: {skipped.reason}"), markup=False, highlight=False)
     test = dataset.splits.get("test")
     if "train" not in dataset.splits:
         console.print("  no training pictures: this set is for evaluation only", markup=False)

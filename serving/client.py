@@ -19,6 +19,7 @@ from serving.client_sources import SourcePicture, SourceProblem, read_sources
 from serving.errors import ClientError
 from serving.limits import MAX_BODY_BYTES, MAX_PICTURES
 from serving.predictions import ErrorAnswer, FeedbackAnswer, ModelIdentity, PredictAnswer, Prediction
+from serving.printable import show, show_cell
 from serving.request_body import FIELD_NAME
 
 DEFAULT_SERVER = "http://127.0.0.1:3000"
@@ -140,7 +141,8 @@ def render_predictions(result: PredictResult) -> Table:
     """Return a table of the predictions, titled with model, version and provider."""
     title = None
     if result.model:
-        title = f"{result.model.name} version {result.model.version}, {result.model.precision}, {result.provider}"
+        model = result.model
+        title = escape(show(f"{model.name} version {model.version}, {model.precision}, {result.provider}"))
     table = Table(title=title, title_justify="left")
     table.add_column("Picture", overflow="fold")
     table.add_column("Label", style="bold")
@@ -149,7 +151,8 @@ def render_predictions(result: PredictResult) -> Table:
     for prediction in result.predictions:
         others = ", ".join(f"{other.label} {other.probability:.1%}" for other in prediction.top[1:])
         label = prediction.label if prediction.is_confident else f"don't know ({prediction.label}?)"
-        table.add_row(*map(escape, (prediction.filename or "", label, f"{prediction.probability:.1%}", others)))
+        cells = (prediction.filename or "", label, f"{prediction.probability:.1%}", others)
+        table.add_row(*(escape(show(cell)) for cell in cells))
     return table
 
 
@@ -172,11 +175,15 @@ def list_records(result: PredictResult) -> list[dict[str, Any]]:
 
 
 def write_csv(result: PredictResult, stream: TextIO) -> None:
-    """Write a line for each answered picture, after one with the names; without `top`."""
+    """Write a line for each answered picture, after one with the names; without `top`.
+
+    Names and labels come from other people: a spreadsheet calculates none of them (`show_cell`).
+    """
     names = ("source", "label", "probability", "is_confident", "model", "version")
     writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(list_records(result))
+    for record in list_records(result):
+        writer.writerow({key: show_cell(value) if isinstance(value, str) else value for key, value in record.items()})
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from serving.errors import StartError
 from serving.http_api import BENTOML_PATHS
 from serving.http_protocol import BoundedHttp
 from serving.predictions import ModelsAnswer
+from serving.printable import PrintableFormatter, show
 
 # Requests that have started get so long to end; the process is gone after the second, whatever still runs.
 _STOP_TIMEOUT_S = 12
@@ -39,7 +40,9 @@ def run_service(listener: socket.socket, is_patient: bool) -> None:
     Raises:
         StartError: The service did not start, or nothing can be loaded and it is not patient.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("serving").setLevel(logging.INFO)
     # The answer says what is wrong with a picture; Python would keep each different warning about one forever.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -120,7 +123,7 @@ def describe_service(address: str, answer: ModelsAnswer) -> str:
         f"  {model.name} version {model.version}, {len(model.classes)} classes, {model.provider}, {model.choice}"
         for model in answer.models
     ]
-    lines += [f"  {problem.name}: {problem.message}" for problem in answer.problems]
+    lines += [show(f"  {problem.name}: {problem.message}") for problem in answer.problems]
     if not (answer.models or answer.problems):
         lines.append("  no model is released yet; the first one is loaded when it comes")
     return "\n".join(lines)

@@ -1,15 +1,18 @@
 import csv
 import io
 import json
+import logging
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from rich.console import Console
 
-from serving.client import list_records, predict, render_predictions, write_csv
+from serving.client import PredictResult, list_records, predict, render_predictions, write_csv
 from serving.errors import ClientError
 from serving.limits import MAX_PICTURE_BYTES
+from serving.predictions import ModelIdentity, Prediction
+from serving.printable import PrintableFormatter
 from tests.unit.serving.tiny_bundle import paint
 
 MODEL = {"name": "cifar10", "version": "3", "sha256": "ab", "precision": "fp32"}
@@ -271,3 +274,47 @@ def test_records_are_flat_and_csv_holds_all(service, folder):
     assert [row["label"] for row in rows] == ["one", "unsure", "comma, quoted"]
     assert rows[2]["source"] == result.predictions[2].filename
     assert list(rows[0]) == ["source", "label", "probability", "is_confident", "model", "version"]
+
+
+HOSTILE = [
+    ('=HYPERLINK("http://x","y").png', '\'=HYPERLINK("http://x","y").png'),
+    ("+1.png", "'+1.png"),
+    ("-2+3.png", "'-2+3.png"),
+    ("@SUM(A1).png", "'@SUM(A1).png"),
+    (" =1+1.png", "' =1+1.png"),
+    ("\t=1.png", "'\\t=1.png"),
+    ("\r=1.png", "'\\r=1.png"),
+    ("\x1b]0;title\x07.png", "\\x1b]0;title\\x07.png"),
+    ("\x9b31m.png", "\\x9b31m.png"),
+    ("two\nlines.png", "two\\nlines.png"),
+    ("gnp.\u202egpj", "gnp.\\u202egpj"),
+    ("\udcff.png", "\\udcff.png"),
+    ("a=1 - Zürich 🐈.png", "a=1 - Zürich 🐈.png"),
+]
+
+
+@pytest.mark.parametrize(("name", "cell"), HOSTILE)
+def test_names_move_no_cursor_and_are_no_formula(name, cell):
+    model = ModelIdentity(name="cifar10", version="1", sha256="ab", precision="fp32")
+    prediction = Prediction(filename=name, label="cat", probability=1.0, is_confident=True, top=())
+    result = PredictResult(model, "CPUExecutionProvider", (prediction,), (model,), ())
+    text = io.StringIO()
+    write_csv(result, text)
+    (row,) = csv.DictReader(io.StringIO(text.getvalue()))
+    assert row["source"] == cell
+    assert row["probability"] == "1.0"
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    console.print(render_predictions(result))
+    drawn = console.file.getvalue()
+    assert all(one.isprintable() or one == "\n" for one in drawn)
+    assert cell.lstrip("'") in drawn
+    (record,) = list_records(result)
+    assert json.dumps(record).isprintable(), "escaped, and exact for programs"
+
+
+def test_log_lines_stay_lines(tmp_path):
+    record = logging.LogRecord(
+        "serving", logging.WARNING, "x", 1, "%s: not loaded", ("a\n2026 INFO fake\x1b[2J",), None
+    )
+    line = PrintableFormatter("%(levelname)s %(message)s").format(record)
+    assert line == "WARNING a\\n2026 INFO fake\\x1b[2J: not loaded"

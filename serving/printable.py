@@ -1,0 +1,26 @@
+"""Text from files, folders and other machines, made fit for terminals, logs and spreadsheets."""
+
+import logging
+import re
+
+# What Excel, LibreOffice and Google Sheets take for the start of a formula, also behind spaces.
+_FORMULA = re.compile(r"\s*[=+\-@\t\r|%]")
+
+
+def show(text: object) -> str:
+    r"""Return text on one line that moves no cursor and hides nothing: what is not printable becomes `\x1b`, `\n`."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in str(text))
+
+
+def show_cell(text: str) -> str:
+    """Return text for a cell of a CSV file, which no spreadsheet calculates: a quote stands before a formula."""
+    return f"'{show(text)}" if _FORMULA.match(text) else show(text)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Writes each record as one line; a traceback follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return the record's line, whatever names are in its message."""
+        record.message = show(record.message)
+        return super().formatMessage(record)
