@@ -190,7 +190,8 @@ def read_bundle(folder: Path, manifest_sha256: str | None = None) -> Manifest:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise BundleError(
-            f"{manifest_file} is not a manifest of this version: {where} {first['msg']}; release the model again"
+            f"{manifest_file} is not a manifest of this version: {where} {first['msg']}; release the model again: "
+            f"`darkroom release RECIPE --as {folder.parent.name}`"
         ) from error
     for name, sha256 in manifest.files.items():
         if not (folder / name).is_file():

@@ -31,7 +31,7 @@ def open_regular(path: Path) -> BufferedReader:
         os.close(descriptor)
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(number, "Is a directory" if number == errno.EISDIR else "Not a regular file", str(path))
-    return open(descriptor, "rb")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_regular(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:

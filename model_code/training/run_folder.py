@@ -157,7 +157,10 @@ def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TrainingError(f"no run {run_id!r} in {checkpoints_dir}; `make ui` shows the runs") from error
     except ValidationError as error:
-        raise TrainingError(f"{file} is damaged or was written by another version; remove its folder") from error
+        raise TrainingError(
+            f"{file} is damaged or was written by another version; remove its folder and train again: "
+            "`darkroom train RECIPE`"
+        ) from error
 
 
 def find_interrupted(checkpoints_dir: Path, wanted: RunRecord) -> RunFolder | None:
