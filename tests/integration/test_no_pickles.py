@@ -86,7 +86,6 @@ def test_no_command_unpickles_what_lies_in_the_home(watched, tmp_path):
     second = watched("train-all", *only)
     run_id = re.search(r"kept from run ([0-9a-f]{32})", second).group(1)
     assert run_id in first
-    watched("train", "resnet18_cifar10_exp2", *OPTIONS)
     watched("release", run_id, "--as", "shapes", "--mode", "forced", "--why", "for the test")
     watched("report")
     assert not (tmp_path / "made").exists()
