@@ -3,7 +3,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from flows import retraining
-from flows.retraining import REASON_TAG, add_feedback, join_reasons, note_reason
+from flows.retraining import REASON_TAG, add_feedback, add_feedback_once, join_reasons, note_reason
 from model_code.data.add import add_dataset
 from model_code.data.cache import open_dataset
 from model_code.settings import Settings
@@ -103,3 +103,19 @@ def test_a_run_says_why_it_was_trained_unless_it_was_there_before(tmp_path):
     tags = client.get_run(run_id).data.tags
     assert tags[REASON_TAG] == "drift"
     assert tags["mlflow.note.content"] == "Trained again: drift"
+
+
+def test_a_retry_trains_on_the_same_images_whatever_came_meanwhile(settings, monkeypatch):
+    added = []
+
+    def add_some(*given):
+        added.append(given)
+        return "food-tiny-with-feedback", f"{len(added)} images"
+
+    monkeypatch.setattr(retraining, "add_feedback", add_some)
+    first = add_feedback_once(settings, "food", "food-tiny", "run-1")
+    assert first == ("food-tiny-with-feedback", "1 images")
+    assert add_feedback_once(settings, "food", "food-tiny", "run-1") == first
+    assert add_feedback_once(settings, "food", "food-tiny", "run-2")[1] == "2 images"
+    (settings.retraining_dir / "food.json").write_text("{")
+    assert add_feedback_once(settings, "food", "food-tiny", "run-2")[1] == "3 images"
