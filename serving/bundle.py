@@ -255,8 +255,9 @@ def read_pointer(bundles_dir: Path, name: str) -> Pointer:
         return Pointer.model_validate_json(text)
     except ValidationError as error:
         if _is_reference(text):
-            # No registry knows the change that it lacks.
-            raise BundleError(f"{file} was written by an earlier version; {again} releases a model anew") from error
+            # Its champion cannot be compared with, and no registry knows the change that it lacks.
+            forced = f"{again[:-1]} --mode forced --why REASON`"
+            raise BundleError(f"{file} was written by an earlier version; {forced} releases a model anew") from error
         raise BundleError(f"{file} is damaged; `darkroom history {name}` writes it anew") from error
 
 

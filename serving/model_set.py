@@ -102,6 +102,7 @@ class ModelSet:
         self._refreshing = threading.Lock()
         self._stopping = threading.Event()
         self._first_look = threading.Event()
+        self._registry_problems: dict[str, str] = {}
         self._watcher: threading.Thread | None = None
 
     @property
@@ -157,6 +158,7 @@ class ModelSet:
             # A folder that is gone is a volume that is not mounted, not a withdrawal of everything.
             if self.bundles_dir.is_dir():
                 self._refresh()
+            self._registry_problems = self._read_registry_problems()
             answer = self.describe()
             if self._on_change is not None and answer != self._told:
                 self._on_change(answer)
@@ -201,18 +203,23 @@ class ModelSet:
                 # The thread must outlive what nobody foresaw: without it no release is followed any more.
                 logger.exception("following the releases failed; it goes on")
 
+    def _read_registry_problems(self) -> dict[str, str]:
+        """Return what is wrong with the registry now; `refresh` shows it together with the figures that follow it."""
+        if self._registry is None:
+            return {}
+        problems = dict(self._registry.failures)
+        if self._registry.problem:
+            problems[REGISTRY_PROBLEM] = self._registry.problem
+        elif not (self._loaded or self._first_look.is_set()):
+            problems[REGISTRY_PROBLEM] = f"the registry {self._registry.address} has not answered yet"
+        return problems
+
     def _list_problems(self) -> dict[str, str]:
         problems = {
             name if file == POINTER_FILE else f"{name} (challenger)": failure.message
             for (name, file), failure in self._failures.items()
         }
-        if self._registry is not None:
-            problems |= self._registry.failures
-            if self._registry.problem:
-                problems[REGISTRY_PROBLEM] = self._registry.problem
-            elif not (self._loaded or self._first_look.is_set()):
-                problems[REGISTRY_PROBLEM] = f"the registry {self._registry.address} has not answered yet"
-        return problems
+        return problems | self._registry_problems
 
     def _refresh(self) -> None:
         released = list_released(self.bundles_dir)

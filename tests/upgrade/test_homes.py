@@ -20,7 +20,8 @@ NAME = "shapes"
 REMEDIES = {
     "cache": r"`darkroom data add shapes",
     "run": r"`darkroom train RECIPE`",
-    "pointer": r"`darkroom release RECIPE --as shapes`",
+    # Without --mode forced, a release wants to compare with the champion of the earlier version, and cannot.
+    "pointer": r"`darkroom release RECIPE --as shapes --mode forced --why REASON`",
     "manifest": r"`darkroom release RECIPE --as shapes`",
 }
 
