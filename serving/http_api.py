@@ -25,7 +25,8 @@ from serving.errors import (
     UnauthorizedError,
 )
 from serving.feedback_api import FeedbackApi
-from serving.http_layers import CutOff, RequestCounter, SecurityHeaders
+from serving.http_layers import CutOff, OnlyWithinLimit, RequestCounter, SecurityHeaders
+from serving.limits import MAX_CONNECTIONS
 from serving.openapi import describe_api
 from serving.options import ServiceOptions
 from serving.prediction_api import PredictionApi
@@ -62,7 +63,11 @@ def create_app(
         StartError: The API keys cannot be read.
     """
     options = options or ServiceOptions()
-    middleware = [Middleware(SecurityHeaders), Middleware(CutOff, answer=_answer_stopping)]
+    middleware = [
+        Middleware(SecurityHeaders),
+        Middleware(CutOff, answer=_answer_stopping),
+        Middleware(OnlyWithinLimit, answer=_answer_full),
+    ]
     if options.allowed_origins:
         middleware.append(
             Middleware(
@@ -194,6 +199,12 @@ async def _answer_http_error(_: Request, error: Exception) -> Response:
 
 async def _answer_nobody(_: Request, __: Exception) -> Response:
     return _refuse(NotReadableError.status, NotReadableError.code, "the connection was closed early", None)
+
+
+async def _answer_full(scope: Scope, receive: Receive, send: Send) -> None:
+    headers = {"Retry-After": "1", "Connection": "close"}
+    message = f"{MAX_CONNECTIONS} connections are open, the most there may be; try again"
+    await _refuse(OverloadedError.status, OverloadedError.code, message, headers)(scope, receive, send)
 
 
 async def _answer_stopping(scope: Scope, receive: Receive, send: Send) -> None:

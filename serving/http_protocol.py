@@ -1,82 +1,243 @@
-"""HTTP as uvicorn reads it with httptools, with limits of size and time on what is not a body, which both have not."""
+"""HTTP/1.1 of uvicorn and httptools, with the limits that both lack: sizes, times, pipelining, connections."""
 
 import asyncio
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serving.limits import HEAD_TIMEOUT_S, MAX_HEAD_BYTES
+from serving.limits import (
+    ANSWER_READ_TIMEOUT_S,
+    BODY_TIMEOUT_S,
+    HEAD_TIMEOUT_S,
+    MAX_CONNECTIONS,
+    MAX_HEAD_BYTES,
+    PROBE_CONNECTIONS,
+    PROBE_TIMEOUT_S,
+)
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
+# Key of `scope["state"]` on connections beyond `MAX_CONNECTIONS`.
+SURPLUS = "is_surplus"
+_HEAD_END = b"\r\n\r\n"
+# Least bytes of a chunked body that are parsed at once; what is pipelined behind it fits into as many.
+_MIN_CHUNKED_PIECE = 1024
+_WATCH_PERIOD_S = 0.5
+# The application's own limit answers 408 and discards the rest first.
+_BODY_GRACE_S = 15.0
+
+
+class _Phase(Enum):
+    IDLE = auto()
+    HEAD = auto()
+    BODY = auto()
+    ANSWER = auto()
+
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection; it is closed when it sends endless addresses, headers, chunk extensions or trailers, or no end.
+    """One connection, which costs a bounded amount of memory and time whatever the client sends or does not read.
 
-    httptools keeps each of them until it is complete. Bodies have limits of their own (`serving/request_body.py`), and
-    uvicorn closes connections that are idle between two requests.
+    Requests are parsed one at a time: what is pipelined behind a request stays unparsed, and the socket unread, until
+    its answer is sent. Upgrades are ignored, as RFC 9110 (7.8) allows. Beyond `MAX_CONNECTIONS`, the connection that
+    has kept the service waiting longest is closed for a new one; if none waits, the new one is marked `SURPLUS`.
     """
 
+    _unread = b""
+    _position = 0
+    _tail = b""
+    _body_left = 0
+    _is_chunked = False
+    _is_half_closed = False
+    _is_surplus = False
     _bytes_without_body = 0
+    _phase = _Phase.HEAD
+    _since_s = 0.0
+    _writing_since_s: float | None = None
     _running: RequestResponseCycle | None = None
-    _closing: asyncio.TimerHandle | None = None
+    _watching: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request."""
+        """Wait for a request, within the limit of connections."""
         super().connection_made(transport)
-        self._wait_for_head()
+        self._enter(_Phase.HEAD)
+        self._watching = self.loop.call_later(_WATCH_PERIOD_S, self._watch)
+        if len(self.connections) > MAX_CONNECTIONS and not self._displace_another():
+            self._is_surplus = True
+            self.app_state = {**self.app_state, SURPLUS: True}
+            if len(self.connections) > MAX_CONNECTIONS + PROBE_CONNECTIONS:
+                transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Read what has arrived, and refuse it when there is too much of it and no body."""
-        self._bytes_without_body += len(data)
-        super().data_received(data)
-        if self._bytes_without_body > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"More than {MAX_HEAD_BYTES} bytes of headers.")
-        elif self._closing is None and (self.cycle is None or self.cycle.response_complete):
-            self._wait_for_head()
+        """Parse what has arrived, up to the end of the first request that is not answered yet."""
+        self._unset_keepalive_if_required()
+        self._unread, self._position = self._unread[self._position :] + data, 0
+        self._read_on()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep a connection that the client half closed until its requests are answered."""
+        self._is_half_closed = True
+        return self._is_answering()
 
     def on_headers_complete(self) -> None:
-        """Begin a request."""
-        self._stop_waiting()
-        self._bytes_without_body = 0
+        """Begin a request; one that asks for an upgrade begins once its head is parsed again without it."""
+        if self.parser.should_upgrade():
+            return
+        self._bytes_without_body, self._tail = 0, b""
+        self._enter(_Phase.BODY)
         super().on_headers_complete()
+        self._measure_body()
+        if self._is_surplus:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         self._bytes_without_body = 0
+        self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End a request."""
+        if self.parser.should_upgrade():
+            return
+        self._body_left, self._is_chunked = 0, False
+        super().on_message_complete()
+        self._enter(_Phase.ANSWER if self._is_answering() else _Phase.IDLE)
+
+    def on_response_complete(self) -> None:
+        """Go on with what is pipelined behind the request; close what the client half closed."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self._phase is _Phase.ANSWER and not self._is_answering():
+            self._enter(_Phase.IDLE)
+        if self._unread:
+            self._unset_keepalive_if_required()
+            self._read_on()
+        if self._is_half_closed and not self._is_answering():
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP and close; a request before it that is still being answered is dropped."""
-        if self._running is not None:
-            # It would write to the closed connection: an error in the log that any client can cause.
-            self._running.disconnected = True
-            self._running.message_event.set()
+        # It would write to the closed connection: an error in the log that any client can cause.
+        self._disconnect_running()
         self.pipeline.clear()
         super().send_400_response(msg)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the request that is being answered, also where others wait behind it."""
-        self._stop_waiting()
+        if self._watching is not None:
+            self._watching.cancel()
+        self._unread, self._position = b"", 0
+        self._disconnect_running()
+        super().connection_lost(exc)
+
+    def _disconnect_running(self) -> None:
         if self._running is not None:
             self._running.disconnected = True
             self._running.message_event.set()
-        super().connection_lost(exc)
 
-    def _wait_for_head(self) -> None:
-        self._closing = self.loop.call_later(HEAD_TIMEOUT_S, self._close_slow)
+    def _is_answering(self) -> bool:
+        """True while a request that has fully arrived is not answered."""
+        return self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete)
 
-    def _stop_waiting(self) -> None:
-        if self._closing is not None:
-            self._closing.cancel()
-            self._closing = None
+    def _enter(self, phase: _Phase) -> None:
+        self._phase, self._since_s = phase, self.loop.time()
 
-    def _close_slow(self) -> None:
-        self._closing = None
-        if not self.transport.is_closing():
+    def _read_on(self) -> None:
+        while not (self._position == len(self._unread) or self._is_answering() or self.transport.is_closing()):
+            if self._phase is _Phase.IDLE:
+                self._enter(_Phase.HEAD)
+            self._parse(self._take_piece())
+        if self._position == len(self._unread):
+            self._unread, self._position = b"", 0
+        else:
+            self.flow.pause_reading()
+
+    def _take_piece(self) -> bytes:
+        """Return the unread bytes up to the end of a head or body: one request at most begins in them."""
+        data, start = self._unread, self._position
+        if self._body_left:
+            end = start + self._body_left
+        elif self._is_chunked:
+            end = _find_end(data, start + _MIN_CHUNKED_PIECE)
+        else:
+            # The four bytes that end a head may have come in two segments.
+            seam = (self._tail + data[start : start + 3]).find(_HEAD_END)
+            end = _find_end(data, start) if seam < 0 else start + seam + len(_HEAD_END) - len(self._tail)
+            self._tail = (self._tail + data[max(start, end - 3) : end])[-3:]
+        piece = data[start:end]
+        self._position = start + len(piece)
+        return piece
+
+    def _parse(self, piece: bytes) -> None:
+        self._bytes_without_body += len(piece)
+        try:
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._position -= len(piece) - upgrade.args[0]
+                self._ignore_upgrade()
+        except httptools.HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+            return
+        if self._bytes_without_body > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"More than {MAX_HEAD_BYTES} bytes of headers.")
+
+    def _ignore_upgrade(self) -> None:
+        """Parse a head again without its Upgrade header: after an upgrade, httptools skips the body."""
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("this is no proxy")
+        fields = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        head = b"\r\n".join([method + b" " + self.url + b" HTTP/" + version, *fields, b"", b""])
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(head)
+
+    def _measure_body(self) -> None:
+        """Note how the body's end is found; httptools has refused heads that say it in two ways."""
+        fields = dict(self.headers)
+        self._is_chunked = b"transfer-encoding" in fields
+        self._body_left = 0 if self._is_chunked else int(fields.get(b"content-length", 0))
+
+    def _displace_another(self) -> bool:
+        """Close the connection that has waited longest for its client; False if every client waits for an answer."""
+        others = [other for other in self.connections if isinstance(other, BoundedHttp) and other is not self]
+        idle = [other for other in others if other._phase is not _Phase.ANSWER or other.flow.write_paused]
+        if not idle:
+            return False
+        slowest = min(idle, key=lambda other: other._since_s)
+        self.connections.discard(slowest)
+        slowest.transport.abort()
+        return True
+
+    def _watch(self) -> None:
+        """Close what takes too long: a head, a body that nobody reads, an answer that the client does not read."""
+        now_s = self.loop.time()
+        self._watching = self.loop.call_later(_WATCH_PERIOD_S, self._watch)
+        if not self.transport.get_write_buffer_size():
+            self._writing_since_s = None
+        elif self._writing_since_s is None:
+            self._writing_since_s = now_s
+        elif now_s - self._writing_since_s > ANSWER_READ_TIMEOUT_S:
+            self.transport.abort()
+            return
+        head_timeout_s = PROBE_TIMEOUT_S if self._is_surplus else HEAD_TIMEOUT_S
+        limit_s = {_Phase.HEAD: head_timeout_s, _Phase.BODY: BODY_TIMEOUT_S + _BODY_GRACE_S}.get(self._phase)
+        if limit_s is not None and now_s - self._since_s > limit_s and not self.transport.is_closing():
             self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
+
+
+def _find_end(data: bytes, start: int) -> int:
+    """Return where the first empty line from `start` on ends; the end of the data if there is none."""
+    position = data.find(_HEAD_END, start)
+    return len(data) if position < 0 else position + len(_HEAD_END)

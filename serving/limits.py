@@ -19,6 +19,13 @@ ANSWER_TIMEOUT_S = 60.0
 BODY_TIMEOUT_S = 60.0
 # From the first byte of a connection or request to the end of its headers.
 HEAD_TIMEOUT_S = 20.0
+# From the first unsent byte of an answer to the moment at which the client has taken all of it.
+ANSWER_READ_TIMEOUT_S = 20.0
+# Connections at one moment: each may hold 0.3 MB, and a process may often open no more than 1,024 files. Beyond them
+# there are some on which only probes are answered, each within a short time.
+MAX_CONNECTIONS = 512
+PROBE_CONNECTIONS = 64
+PROBE_TIMEOUT_S = 2.0
 DEFAULT_TOP_K = 5
 # Bytes of a request's address and headers, more or less: what arrives in one piece is read as a whole.
 MAX_HEAD_BYTES = 65_536

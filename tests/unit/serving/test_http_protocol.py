@@ -1,5 +1,8 @@
-"""Connections that never finish what they begin; real sockets, a real uvicorn."""
+"""Connections that ask for upgrades, pipeline, stay silent or do not read; real sockets, a real uvicorn."""
 
+import asyncio
+import contextlib
+import logging
 import socket
 import threading
 import time
@@ -11,18 +14,50 @@ from serving import http_protocol
 from serving.http_protocol import BoundedHttp
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: darkroom\r\n\r\n"
+INNER = b"POST /inner HTTP/1.1\r\nHost: darkroom\r\nContent-Length: 3\r\n\r\nabc"
 HEAD_TIMEOUT_S = 0.5
 
 
-async def answer(scope, receive, send):
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+class Echo:
+    """Answers with the path and body of each request, and notes them."""
+
+    def __init__(self):
+        self.seen = []
+        self.running = 0
+        self.most_running = 0
+        self.padding = 0
+
+    async def __call__(self, scope, receive, send):
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.running -= 1
+                return
+            body, more = body + message["body"], message["more_body"]
+        self.seen.append((scope["path"], body))
+        mark = b" surplus" if scope["state"].get(http_protocol.SURPLUS) else b""
+        answer = scope["path"].encode() + b":" + body + mark + b"." + b"x" * self.padding
+        length = (b"content-length", str(len(answer)).encode())
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": answer})
+        self.running -= 1
 
 
 @pytest.fixture
-def address(monkeypatch):
+def echo():
+    return Echo()
+
+
+@pytest.fixture
+def address(monkeypatch, echo):
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", HEAD_TIMEOUT_S)
-    config = uvicorn.Config(answer, http=BoundedHttp, lifespan="off", log_config=None, timeout_keep_alive=60)
+    monkeypatch.setattr(http_protocol, "_WATCH_PERIOD_S", 0.05)
+    config = uvicorn.Config(
+        echo, http=BoundedHttp, ws="none", lifespan="off", log_config=None, timeout_keep_alive=60, access_log=False
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -32,18 +67,31 @@ def address(monkeypatch):
         thread.join()
 
 
+def read_until(connection, end, times=1):
+    received = b""
+    connection.settimeout(10)
+    while received.count(end) < times:
+        chunk = connection.recv(65_536)
+        assert chunk, received
+        received += chunk
+    return received
+
+
 def ask(connection):
     connection.sendall(REQUEST)
-    received = b""
-    while not received.endswith(b"ok"):
-        received += connection.recv(1000)
+    return read_until(connection, b"/:.")
 
 
 def wait_until_closed(connection):
     start_s = time.monotonic()
     connection.settimeout(10)
-    assert connection.recv(1000) == b""
+    with contextlib.suppress(ConnectionResetError):
+        assert connection.recv(1000) == b""
     return time.monotonic() - start_s
+
+
+def cut(data, places):
+    return [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]
 
 
 @pytest.mark.parametrize("sent", [b"", REQUEST[:-4], b"G"], ids=["nothing", "half a head", "one letter"])
@@ -60,3 +108,149 @@ def test_a_second_request_that_does_not_end_is_given_up_too(address):
         ask(connection)
         connection.sendall(REQUEST[:-2])
         assert HEAD_TIMEOUT_S * 0.8 < wait_until_closed(connection) < 8
+
+
+def test_a_body_that_nobody_reads_to_its_end_is_given_up(monkeypatch, address):
+    monkeypatch.setattr(http_protocol, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_protocol, "_BODY_GRACE_S", 0.2)
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
+        assert 0.4 < wait_until_closed(connection) < 8
+
+
+UPGRADES = {
+    "h2c": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+    "websocket": b"Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Key: a\r\nSec-WebSocket-Version: 13\r\n",
+    "twice": b"upgrade: a\r\nUPGRADE: b\r\nConnection: keep-alive, UPGRADE\r\n",
+    "none": b"Connection: upgrade\r\n",
+}
+FRAMINGS = {
+    "length": (b"Content-Length: %d\r\n" % len(INNER), INNER),
+    "chunked": (b"Transfer-Encoding: chunked\r\n", b"%x;a=b\r\n%b\r\n0\r\nTrailer: a\r\n\r\n" % (len(INNER), INNER)),
+}
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("upgrade", UPGRADES)
+def test_a_body_after_an_upgrade_is_a_body_wherever_it_is_split(address, echo, upgrade, framing, caplog):
+    """A body that reads as a request must never become one."""
+    fields, body = FRAMINGS[framing]
+    head = b"POST /outer HTTP/1.1\r\nHost: a\r\n" + UPGRADES[upgrade] + fields + b"\r\n"
+    whole = head + body
+    around = [1, len(head) - 3, len(head) - 1, len(head), len(head) + 1, len(head) + 30, len(whole) - 1]
+    with caplog.at_level(logging.INFO):
+        for places in ([], *([place] for place in around), [len(head) - 2, len(head) + 40]):
+            with socket.create_connection(address) as connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for piece in cut(whole, places):
+                    connection.sendall(piece)
+                    time.sleep(0.02)
+                assert read_until(connection, b"/outer:" + INNER + b".")
+                ask(connection)
+    assert echo.seen == [("/outer", INNER), ("/", b"")] * 9
+    assert len([one for one in caplog.records if one.name == "uvicorn.error" and "pgrade" in one.message]) == 0
+
+
+def test_pipelined_upgrades_are_answered_in_order(address, echo):
+    one = b"POST /%d HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nContent-Length: 3\r\n\r\nabc"
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"".join(one % number for number in range(200)))
+        read_until(connection, b"/199:abc.")
+    assert [path for path, _ in echo.seen] == [f"/{number}" for number in range(200)]
+
+
+def test_connect_is_refused(address, echo):
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n" + INNER)
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert echo.seen == []
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 40, 10_000_000], ids="pieces of {}".format)
+def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(address, echo, size):
+    chunked = b"POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n\r\n0\r\n\r\n"
+    data = (REQUEST + INNER + b"\r\n" + chunked) * 5 + REQUEST * (3000 if size > 100 else 1)
+    with socket.create_connection(address) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sending = threading.Thread(
+            target=lambda: [connection.sendall(data[at : at + size]) for at in range(0, len(data), size)]
+        )
+        sending.start()
+        read_until(connection, b"HTTP/1.1 200 OK", data.count(b"HTTP/1.1"))
+        sending.join()
+    assert echo.seen[:15] == [("/", b""), ("/inner", b"abc"), ("/c", b"\r\n\r\n")] * 5
+    assert echo.most_running == 1
+
+
+def test_answers_that_nobody_reads_close_the_connection(monkeypatch, address, echo):
+    monkeypatch.setattr(http_protocol, "ANSWER_READ_TIMEOUT_S", 0.5)
+    echo.padding = 1_000_000
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(address)
+        connection.sendall(REQUEST * 500)
+        time.sleep(2)
+        assert len(echo.seen) < 20
+        with pytest.raises(ConnectionError):
+            connection.sendall(REQUEST * 1_000_000)
+
+
+def test_a_half_closed_client_is_answered_all_that_it_asked(address):
+    with socket.create_connection(address) as connection:
+        connection.sendall(REQUEST * 3 + REQUEST[:-1])
+        connection.shutdown(socket.SHUT_WR)
+        read_until(connection, b"/:.", 3)
+        wait_until_closed(connection)
+
+
+def test_a_half_closed_client_of_half_a_request_is_closed(address):
+    with socket.create_connection(address) as connection:
+        connection.sendall(INNER[:-1])
+        connection.shutdown(socket.SHUT_WR)
+        assert wait_until_closed(connection) < 0.4
+
+
+@pytest.mark.parametrize("begun", [b"", INNER[:-1]], ids=["silent", "a byte is missing"])
+def test_the_slowest_connection_gives_its_place_to_a_new_one(monkeypatch, address, begun):
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 60)
+    monkeypatch.setattr(http_protocol, "MAX_CONNECTIONS", 5)
+    with contextlib.ExitStack() as opened:
+        slow = []
+        for _ in range(5):
+            slow.append(opened.enter_context(socket.create_connection(address)))
+            slow[-1].sendall(begun)
+            time.sleep(0.05)
+        for _ in range(3):
+            new = opened.enter_context(socket.create_connection(address))
+            assert b"surplus" not in ask(new)
+        assert all(wait_until_closed(connection) < 5 for connection in slow[:3])
+        slow[4].sendall(begun[-1:] if begun else REQUEST)
+        read_until(slow[4], b".")
+
+
+def test_where_all_wait_for_answers_some_connections_are_left_for_probes(monkeypatch, address, echo):
+    monkeypatch.setattr(http_protocol, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(http_protocol, "PROBE_CONNECTIONS", 2)
+    monkeypatch.setattr(http_protocol, "PROBE_TIMEOUT_S", 0.3)
+    held = threading.Event()
+
+    class Holding(Echo):
+        async def __call__(self, scope, receive, send):
+            while scope["path"] == "/hold" and not held.is_set():
+                await asyncio.sleep(0.02)
+            await super().__call__(scope, receive, send)
+
+    echo.__class__ = Holding
+    with contextlib.ExitStack() as opened:
+        busy = [opened.enter_context(socket.create_connection(address)) for _ in range(3)]
+        for connection in busy:
+            connection.sendall(REQUEST.replace(b" / ", b" /hold "))
+        time.sleep(0.2)
+        probe = opened.enter_context(socket.create_connection(address))
+        probe.sendall(REQUEST)
+        assert b"connection: close" in read_until(probe, b" surplus.")
+        silent = opened.enter_context(socket.create_connection(address))
+        assert 0.2 < wait_until_closed(silent) < 5
+        held.set()
+        for connection in busy:
+            assert b"surplus" not in read_until(connection, b"/hold:.")
