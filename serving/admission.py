@@ -6,21 +6,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from serving.errors import OverloadedError
-from serving.limits import LARGE_BODY_BYTES, MAX_HELD_BYTES, MAX_WAIT_S, MAX_WAITING_PICTURES
+from serving.limits import LARGE_BODY_BYTES, LARGE_WORK_S, MAX_HELD_BYTES, MAX_WAIT_S, MAX_WAITING_PICTURES
 
+GIVEN_UP = "the body arrived too slowly while many others were being read; try again"
 _LARGE_SHARE = 0.75
-# What the speed of the queue is learned from: so much time, or so many pictures in less.
-_MEASURE_S = 0.5
-_MEASURE_PICTURES = 64
+# After so many seconds, what the pace was learned from counts for a third.
+_MEMORY_S = 2.0
+# Estimated work that is taken for done at the estimated pace. Little, so that a slow machine is soon known as one.
+_PRIOR_S = 0.002
 
 
 class Admission:
-    """Counts bytes held and pictures waiting; used from the event loop only, so it needs no lock.
+    """Counts bytes held and images waiting; used from the event loop only, so it needs no lock.
 
     Attributes:
-        held_bytes: Of all bodies that are being read or classified now.
-        waiting_pictures: Those that wait for decoding or classification, or are in it.
-        pictures_per_s: How fast the queue moved when it last was long enough to tell; None before.
+        held_bytes: Bytes that have arrived of all bodies that are being read or classified.
+        waiting_pictures: Images that wait for decoding or classification, or are in it.
+        waiting_s: Estimated work on these, seconds.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class Admission:
         self._max_wait_s = max_wait_s
         self.held_bytes = 0
         self.waiting_pictures = 0
-        self.pictures_per_s: float | None = None
+        self.waiting_s = 0.0
         self._clock = clock
-        self._start_s, self._done = 0.0, 0
+        self._pace = _Pace(clock())
+        self._reading: set[Holding] = set()
 
     @contextmanager
     def hold(self) -> Iterator["Holding"]:
@@ -49,50 +52,70 @@ class Admission:
             self.held_bytes -= holding.size_bytes
 
     @contextmanager
-    def wait(self, pictures: int) -> Iterator[None]:
+    def wait(self, pictures: int, work_s: float) -> Iterator[None]:
         """Take a request's places in the queue, given back at the end of the block.
 
         Args:
-            pictures: Of the request.
+            pictures: Images of the request.
+            work_s: Estimated work on them, seconds: `serving.decode_cost.estimate_decode_s`.
 
         Raises:
-            OverloadedError: There are too many pictures before these, or they take too long.
+            OverloadedError: There are too many images before these, or they take too long.
         """
-        before = self.waiting_pictures
-        wait_s = before / self.pictures_per_s if self.pictures_per_s else 0.0
-        if before and (before + pictures > self._max_pictures or wait_s > self._max_wait_s):
+        start_s, before = self._clock(), self.waiting_pictures
+        self._pace.advance(start_s, bool(before))
+        wait_s = self.waiting_s * self._pace.factor
+        max_wait_s = self._max_wait_s * (_LARGE_SHARE if work_s > LARGE_WORK_S else 1)
+        if before and (before + pictures > self._max_pictures or wait_s > max_wait_s):
             raise OverloadedError(
                 f"{before} pictures are waiting, {wait_s:.1f} s of work; try again", max(1, math.ceil(wait_s))
             )
-        if not before:
-            self._start_s, self._done = self._clock(), 0
         self.waiting_pictures += pictures
+        self.waiting_s += work_s
+        done_s = 0.0
+        try:
+            yield
+            done_s = work_s
+        finally:
+            end_s = self._clock()
+            self._pace.advance(end_s, is_busy=True)
+            # What was refused halfway is work too, but no more than the time that it took.
+            self._pace.finish(done_s or min(work_s, end_s - start_s))
+            self.waiting_pictures -= pictures
+            self.waiting_s = self.waiting_s - work_s if self.waiting_pictures else 0.0
+
+    @contextmanager
+    def read(self, holding: "Holding", give_up: Callable[[], None]) -> Iterator[None]:
+        """Let a body be given up for others within the block, while it is read.
+
+        Args:
+            holding: Its account.
+            give_up: Ends the reading.
+        """
+        holding.begin(self._clock(), give_up)
+        self._reading.add(holding)
         try:
             yield
         finally:
-            self.waiting_pictures -= pictures
-            self._measure(pictures)
+            self._reading.discard(holding)
 
-    def _measure(self, pictures: int) -> None:
-        """Learn from pictures that are through how fast the queue moves, decoding and all; it has not been empty."""
-        self._done += pictures
-        passed_s = self._clock() - self._start_s
-        if passed_s < _MEASURE_S and self._done < _MEASURE_PICTURES:
-            return
-        speed = self._done / max(passed_s, 1e-6)
-        before = self.pictures_per_s
-        self.pictures_per_s = speed if before is None else (before + speed) / 2
-        self._start_s, self._done = self._clock(), 0
+    def take(self, size_bytes: int, holding: "Holding") -> None:
+        """Count bytes of one body as held; where they do not fit, the body that holds most for longest is given up.
 
-    def take(self, size_bytes: int) -> None:
-        """Count bytes as held; a quarter of the room is for small bodies, so that large, slow ones cannot fill it.
+        A quarter of the room is for small bodies, so that large, slow ones cannot fill it.
 
         Raises:
             OverloadedError: Together with the other requests they are too many.
         """
-        share = _LARGE_SHARE if size_bytes > LARGE_BODY_BYTES else 1
-        if self.held_bytes + size_bytes > share * self._max_bytes:
-            raise OverloadedError("the requests being read are too large together; try again")
+        is_large = holding.size_bytes + size_bytes > LARGE_BODY_BYTES
+        room_bytes = (_LARGE_SHARE if is_large else 1) * self._max_bytes
+        while self.held_bytes + size_bytes > room_bytes:
+            now_s = self._clock()
+            slowest = max(self._reading, key=lambda one: one.measure_byte_seconds(now_s), default=holding)
+            if slowest is holding or not slowest.size_bytes:
+                raise OverloadedError("the requests being read are too large together; try again")
+            self._reading.discard(slowest)
+            self.held_bytes -= slowest.give_up()
         self.held_bytes += size_bytes
 
 
@@ -101,11 +124,15 @@ class Holding:
 
     Attributes:
         size_bytes: Held so far.
+        is_given_up: True if the body was given up for others.
     """
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self.size_bytes = 0
+        self.is_given_up = False
+        self._start_s = 0.0
+        self._on_give_up: Callable[[], None] = lambda: None
 
     def take(self, size_bytes: int) -> None:
         """Hold so many bytes more.
@@ -113,5 +140,51 @@ class Holding:
         Raises:
             OverloadedError: Together with the other requests they are too many.
         """
-        self._admission.take(size_bytes)
+        if self.is_given_up:
+            raise OverloadedError(GIVEN_UP)
+        self._admission.take(size_bytes, self)
         self.size_bytes += size_bytes
+
+    @contextmanager
+    def read(self, give_up: Callable[[], None]) -> Iterator[None]:
+        """Let the body be given up for others within the block, by a call of `give_up`."""
+        with self._admission.read(self, give_up):
+            yield
+
+    def begin(self, start_s: float, on_give_up: Callable[[], None]) -> None:
+        """Note when the reading began, and how it is ended."""
+        self._start_s, self._on_give_up = start_s, on_give_up
+
+    def measure_byte_seconds(self, now_s: float) -> float:
+        """Return the memory that the body has taken, bytes times seconds; its announced size does not count."""
+        return self.size_bytes * (now_s - self._start_s)
+
+    def give_up(self) -> int:
+        """End the reading; returns the bytes that were held."""
+        freed_bytes, self.size_bytes, self.is_given_up = self.size_bytes, 0, True
+        self._on_give_up()
+        return freed_bytes
+
+
+class _Pace:
+    """Time that the queue really takes for its estimated work, from the last seconds."""
+
+    def __init__(self, now_s: float) -> None:
+        self._at_s = now_s
+        self._busy_s = self._done_s = 0.0
+
+    @property
+    def factor(self) -> float:
+        """Seconds for one estimated second: 1 where nothing is known."""
+        return (self._busy_s + _PRIOR_S) / (self._done_s + _PRIOR_S)
+
+    def advance(self, now_s: float, is_busy: bool) -> None:
+        """Let time pass in which the queue was busy or not."""
+        kept = math.exp((self._at_s - now_s) / _MEMORY_S)
+        self._busy_s = self._busy_s * kept + (_MEMORY_S * (1 - kept) if is_busy else 0.0)
+        self._done_s *= kept
+        self._at_s = now_s
+
+    def finish(self, work_s: float) -> None:
+        """Count estimated work as done."""
+        self._done_s += work_s

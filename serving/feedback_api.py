@@ -10,6 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
+from serving.admission import Holding
 from serving.errors import (
     BadParameterError,
     NoSuchPictureError,
@@ -81,7 +82,7 @@ class FeedbackApi:
         body = RequestBody(request)
         with self._predictions.admission.hold() as holding:
             try:
-                picture, label, model = await self._read(body, holding.take)
+                picture, label, model = await self._read(body, holding)
                 classifier = self._predictions.models.select(model)
             except ServingError:
                 request.state.is_body_read = await body.discard()
@@ -96,12 +97,10 @@ class FeedbackApi:
             self._on_feedback(name, classes[int(probabilities_K.argmax())] == label)
         return FeedbackAnswer(picture_sha256=picture.sha256, label=label, model=name, count=count)
 
-    async def _read(
-        self, body: RequestBody, hold_bytes: Callable[[int], None]
-    ) -> tuple[EncodedPicture, str, str | None]:
+    async def _read(self, body: RequestBody, holding: Holding) -> tuple[EncodedPicture, str, str | None]:
         """Return the picture, its label and the model's name."""
         if body.media_type == "multipart/form-data":
-            picture, texts = await body.read_form(("label", "model"), hold_bytes)
+            picture, texts = await body.read_form(("label", "model"), holding)
             if "label" not in texts:
                 raise BadParameterError(f"the form has no text field `label` beside the file `{FIELD_NAME}`")
             return picture, texts["label"], texts.get("model")
@@ -111,13 +110,13 @@ class FeedbackApi:
                 f"`{FIELD_NAME}` and the text `label`, or application/json with picture_sha256 and label"
             )
         try:
-            given = FeedbackRequest.model_validate_json(await body.read_text(hold_bytes))
+            given = FeedbackRequest.model_validate_json(await body.read_text(holding))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the body"
             raise BadParameterError(f"{where}: {first['msg']}; send picture_sha256 and label") from error
         data = await self._on_disk(self._read_kept, given.picture_sha256)
-        hold_bytes(len(data))
+        holding.take(len(data))
         return EncodedPicture(data, None), given.label, given.model
 
     def _read_kept(self, sha256: str) -> bytes:

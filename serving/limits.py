@@ -9,11 +9,13 @@ LARGE_BODY_BYTES = 1_000_000
 MAX_REQUEST_PIXELS = 100_000_000
 # Pixels that all threads decode at one moment: 16 bytes of memory for each, where a picture is transparent and turned.
 MAX_DECODED_PIXELS = 50_000_000
-# Bytes of all requests that are being read or classified at one moment.
+# Bytes that have arrived of all requests that are being read or classified at one moment.
 MAX_HELD_BYTES = 256_000_000
 # Pictures that wait to be decoded and classified, and how long the last of them may have to wait.
 MAX_WAITING_PICTURES = 1024
 MAX_WAIT_S = 5.0
+# Estimated work from which a request is a large one.
+LARGE_WORK_S = 0.1
 # From the last byte of a request to its answer.
 ANSWER_TIMEOUT_S = 60.0
 BODY_TIMEOUT_S = 60.0

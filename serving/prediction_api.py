@@ -13,6 +13,7 @@ from starlette.requests import Request
 from serving.admission import Admission
 from serving.batching import Batcher
 from serving.classifier import Classifier
+from serving.decode_cost import estimate_decode_s
 from serving.decoding import Decoder
 from serving.errors import BadParameterError, OverloadedError, ServingError
 from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_PICTURES
@@ -111,7 +112,7 @@ class PredictionApi:
             try:
                 classifier = self.models.select(request.query_params.get("model"))
                 top_k = _read_top_k(request, len(classifier.manifest.classes))
-                pictures = await body.read_pictures(holding.take)
+                pictures = await body.read_pictures(holding)
             except ServingError:
                 request.state.is_body_read = await body.discard()
                 raise
@@ -136,7 +137,7 @@ class PredictionApi:
             ServingError: A picture does not decode, or there is too much to do.
         """
         try:
-            with self.admission.wait(len(pictures)):
+            with self.admission.wait(len(pictures), sum(estimate_decode_s(one.data) for one in pictures)):
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
                     images_NHWC = await self._decoder.decode(classifier, pictures)
                     return await self._batcher.classify(classifier, images_NHWC)

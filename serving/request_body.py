@@ -6,7 +6,7 @@ ever the bytes that were sent: a form field that holds a URL or a path is refuse
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,10 +15,12 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from serving.admission import GIVEN_UP, Holding
 from serving.errors import (
     BadParameterError,
     NotAPictureError,
     NotReadableError,
+    OverloadedError,
     SlowBodyError,
     TooLargeError,
     WrongTypeError,
@@ -64,11 +66,11 @@ class RequestBody:
         self._timeout_s = timeout_s
         self._is_complete = False
 
-    async def read_pictures(self, hold_bytes: Callable[[int], None]) -> list[EncodedPicture]:
+    async def read_pictures(self, holding: Holding) -> list[EncodedPicture]:
         """Read the pictures, in the order they were sent.
 
         Args:
-            hold_bytes: Called with the announced size, and with that of what comes beyond it, before it is kept.
+            holding: Account of the bytes that arrive, taken before they are kept.
 
         Returns:
             1 to 64 pictures; none is empty.
@@ -80,25 +82,23 @@ class RequestBody:
             NotAPictureError: A picture has no bytes.
             NotReadableError: The multipart body is malformed.
             SlowBodyError: The body did not arrive in time.
-            OverloadedError: `hold_bytes` refused.
+            OverloadedError: `holding` refused, or gave this body up for others.
             starlette.requests.ClientDisconnect: The client went away.
         """
-        async with self._within_time():
-            return await self._read(hold_bytes)
+        async with self._within_time(holding):
+            return await self._read(holding)
 
     @property
     def media_type(self) -> str:
         """The content type in lower case, without its options; empty where there is none."""
         return parse_options_header(self._request.headers.get("content-type"))[0].decode("latin-1")
 
-    async def read_form(
-        self, texts: tuple[str, ...], hold_bytes: Callable[[int], None]
-    ) -> tuple[EncodedPicture, dict[str, str]]:
+    async def read_form(self, texts: tuple[str, ...], holding: Holding) -> tuple[EncodedPicture, dict[str, str]]:
         """Read a form of one picture and some texts.
 
         Args:
             texts: Names of the text fields that it may have.
-            hold_bytes: Called with the announced size, and with that of what comes beyond it, before it is kept.
+            holding: Account of the bytes that arrive, taken before they are kept.
 
         Returns:
             The picture, and those of the texts that came, by name.
@@ -107,21 +107,21 @@ class RequestBody:
             ServingError: As `read_pictures`.
             starlette.requests.ClientDisconnect: The client went away.
         """
-        async with self._within_time():
-            (picture,), given = await self._read_form(hold_bytes, MAX_PICTURE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
+        async with self._within_time(holding):
+            (picture,), given = await self._read_form(holding, MAX_PICTURE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
         return picture, given
 
-    async def read_text(self, hold_bytes: Callable[[int], None]) -> bytes:
+    async def read_text(self, holding: Holding) -> bytes:
         """Read a short body as it is, such as JSON.
 
         Raises:
             TooLargeError: It is not short.
             SlowBodyError: It did not arrive in time.
-            OverloadedError: `hold_bytes` refused.
+            OverloadedError: `holding` refused, or gave this body up for others.
             starlette.requests.ClientDisconnect: The client went away.
         """
-        async with self._within_time():
-            return b"".join([chunk async for chunk in self._stream(MAX_TEXT_BYTES, "a text body", hold_bytes)])
+        async with self._within_time(holding):
+            return b"".join([chunk async for chunk in self._stream(MAX_TEXT_BYTES, "a text body", holding)])
 
     async def discard(self) -> bool:
         """Read on for a moment after a refusal: closing at once resets the connection unanswered.
@@ -141,34 +141,37 @@ class RequestBody:
         return self._is_complete
 
     @asynccontextmanager
-    async def _within_time(self) -> AsyncIterator[None]:
+    async def _within_time(self, holding: Holding) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                yield
+            async with asyncio.timeout(self._timeout_s) as timeout:
+                with holding.read(lambda: timeout.reschedule(0)):
+                    yield
         except TimeoutError as error:
+            if holding.is_given_up:
+                raise OverloadedError(GIVEN_UP) from error
             raise SlowBodyError(f"the body did not arrive within {self._timeout_s:g} seconds") from error
 
     async def _read_form(
-        self, hold_bytes: Callable[[int], None], max_bytes: int, texts: tuple[str, ...], max_pictures: int
+        self, holding: Holding, max_bytes: int, texts: tuple[str, ...], max_pictures: int
     ) -> tuple[list[EncodedPicture], dict[str, str]]:
         _, options = parse_options_header(self._request.headers.get("content-type"))
         form = _PictureForm(options.get(b"boundary", b""), texts, max_pictures)
         what = "the pictures of one request" if max_pictures > 1 else "a form with one picture"
         try:
-            async for chunk in self._stream(max_bytes, what, hold_bytes):
+            async for chunk in self._stream(max_bytes, what, holding):
                 form.feed(chunk)
             return form.finish(), form.texts
         finally:
             form.release()
 
-    async def _read(self, hold_bytes: Callable[[int], None]) -> list[EncodedPicture]:
+    async def _read(self, holding: Holding) -> list[EncodedPicture]:
         headers = self._request.headers
         encoding = headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise WrongTypeError(f"content-encoding {encoding!r}; send the picture as it is")
         media_type, _ = parse_options_header(headers.get("content-type"))
         if media_type == b"multipart/form-data":
-            pictures, _ = await self._read_form(hold_bytes, MAX_BODY_BYTES, (), MAX_PICTURES)
+            pictures, _ = await self._read_form(holding, MAX_BODY_BYTES, (), MAX_PICTURES)
             return pictures
         if not _is_picture_type(media_type):
             raise WrongTypeError(
@@ -176,28 +179,27 @@ class RequestBody:
                 f"application/octet-stream, or several as files called `{FIELD_NAME}` in multipart/form-data"
             )
         body = bytearray()
-        async for chunk in self._stream(MAX_PICTURE_BYTES, "a picture", hold_bytes):
-            body += chunk
-        if not body:
-            raise NotAPictureError("the body is empty; send a picture")
-        return [EncodedPicture(bytes(body), None)]
+        try:
+            async for chunk in self._stream(MAX_PICTURE_BYTES, "a picture", holding):
+                body += chunk
+            if not body:
+                raise NotAPictureError("the body is empty; send a picture")
+            return [EncodedPicture(bytes(body), None)]
+        finally:
+            body.clear()  # An error's traceback would keep it.
 
-    async def _stream(self, max_bytes: int, what: str, hold_bytes: Callable[[int], None]) -> AsyncIterator[bytes]:
+    async def _stream(self, max_bytes: int, what: str, holding: Holding) -> AsyncIterator[bytes]:
         message = f"{what} may have {max_bytes:,} bytes"
         announced = self._request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > max_bytes:
             raise TooLargeError(f"{message}; {int(announced):,} were announced")
-        # All at once, before the first byte: bodies that would not fit together are not read in vain.
-        received, held = 0, int(announced) if announced.isdecimal() else 0
-        hold_bytes(held)
+        received = 0
         while not self._is_complete:
             chunk = await self._receive()
             received += len(chunk)
             if received > max_bytes:
                 raise TooLargeError(f"{message}; more came")
-            if received > held:
-                hold_bytes(received - held)
-                held = received
+            holding.take(len(chunk))
             yield chunk
 
     async def _receive(self) -> bytes:

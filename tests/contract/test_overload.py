@@ -37,7 +37,7 @@ def ask(app, content, headers=PICTURE):
 
 def test_a_full_queue_says_when_to_come_back(app):
     admission = app.state.api.admission
-    with admission.wait(1):
+    with admission.wait(1, 0.001):
         response = ask(app, paint())
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "overloaded"

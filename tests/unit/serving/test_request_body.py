@@ -6,6 +6,7 @@ import pytest
 from starlette.requests import Request
 
 from serving import request_body
+from serving.admission import Admission, Holding
 from serving.errors import BadParameterError, NotReadableError, OverloadedError
 from serving.request_body import RequestBody
 
@@ -24,8 +25,8 @@ def receive_all(*chunks):
     return receive
 
 
-def make_request(receive, length=None):
-    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+def make_request(receive, length=None, kind=b"multipart/form-data; boundary=b"):
+    headers = [(b"content-type", kind)]
     headers += [(b"content-length", str(length).encode())] if length is not None else []
     return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
@@ -52,11 +53,11 @@ def test_what_was_read_is_gone_with_the_request(monkeypatch, chunks, error):
     async def read():
         body = RequestBody(make_request(receive_all(*chunks)))
         if error is None:
-            (picture,) = await body.read_pictures(lambda _: None)
+            (picture,) = await body.read_pictures(Holding(Admission()))
             assert picture.data == b"data"
         else:
             with pytest.raises(error):
-                await body.read_pictures(lambda _: None)
+                await body.read_pictures(Holding(Admission()))
 
     gc.disable()
     try:
@@ -68,25 +69,54 @@ def test_what_was_read_is_gone_with_the_request(monkeypatch, chunks, error):
         gc.enable()
 
 
-def test_the_announced_bytes_are_held_before_the_first_comes():
-    held = []
+def test_what_is_announced_is_not_held_and_what_arrived_is():
+    async def run():
+        admission, arrived = Admission(), asyncio.Event()
 
-    async def receive():
-        raise AssertionError("nothing should be read")
+        async def receive():
+            if not arrived.is_set():
+                arrived.set()
+                return {"type": "http.request", "body": HEAD, "more_body": True}
+            return await asyncio.Event().wait()
 
-    def hold(size_bytes):
-        held.append(size_bytes)
-        raise OverloadedError("full")
+        with admission.hold() as holding:
+            body = RequestBody(make_request(receive, length=30_000_000))
+            reading = asyncio.create_task(body.read_pictures(holding))
+            await arrived.wait()
+            await asyncio.sleep(0)
+            assert admission.held_bytes == len(HEAD)
+            reading.cancel()
+        assert admission.held_bytes == 0
 
-    with pytest.raises(OverloadedError):
-        asyncio.run(RequestBody(make_request(receive, length=30_000_000)).read_pictures(hold))
-    assert held == [30_000_000]
+    asyncio.run(run())
 
 
-def test_what_comes_beyond_the_announced_bytes_is_held_too():
-    held = []
-    chunks = (HEAD, b"x" * 500, b"\r\n--b--\r\n")
-    body = RequestBody(make_request(receive_all(*chunks), length=100))
-    asyncio.run(body.read_pictures(held.append))
-    assert held[0] == 100
-    assert sum(held) == sum(map(len, chunks))
+@pytest.mark.parametrize("kind", [b"image/png", b"multipart/form-data; boundary=b"])
+def test_where_memory_is_short_the_slow_sender_is_given_up_for_a_fast_one(kind):
+    async def run():
+        admission, stalled = Admission(max_bytes=1000), asyncio.Event()
+
+        async def stall():
+            if not stalled.is_set():
+                stalled.set()
+                return {"type": "http.request", "body": HEAD + b"x" * 800, "more_body": True}
+            return await asyncio.Event().wait()
+
+        async def read_slowly():
+            with admission.hold() as holding:
+                await RequestBody(make_request(stall, kind=kind)).read_pictures(holding)
+
+        slow = asyncio.create_task(read_slowly())
+        await stalled.wait()
+        await asyncio.sleep(0.01)
+        with admission.hold() as holding:
+            whole = (HEAD + b"y" * 500, b"\r\n--b--\r\n")
+            (picture,) = await RequestBody(make_request(receive_all(*whole))).read_pictures(holding)
+            assert picture.data == b"y" * 500
+            assert admission.held_bytes == sum(map(len, whole))
+        with pytest.raises(OverloadedError, match="too slowly") as refused:
+            await slow
+        assert refused.value.retry_after_s == 1
+        assert admission.held_bytes == 0
+
+    asyncio.run(run())
