@@ -27,6 +27,13 @@ class UnauthorizedError(ServingError):
     code = "unauthorized"
 
 
+class ForeignPageError(ServingError):
+    """A web page of another origin tries to change something."""
+
+    status = 403
+    code = "foreign_page"
+
+
 class NoSuchModelError(ServingError):
     """No model of that name is loaded; the message lists those that are."""
 

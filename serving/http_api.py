@@ -19,6 +19,7 @@ from serving.api_keys import ApiKeys
 from serving.drift import DriftWatch
 from serving.errors import (
     FeedbackOffError,
+    ForeignPageError,
     NotReadableError,
     OverloadedError,
     ServingError,
@@ -29,6 +30,7 @@ from serving.http_layers import CutOff, OnlyWithinLimit, RequestCounter, Securit
 from serving.limits import MAX_CONNECTIONS
 from serving.openapi import describe_api
 from serving.options import ServiceOptions
+from serving.origins import PageCheck
 from serving.prediction_api import PredictionApi
 from serving.predictions import ErrorAnswer, ErrorDetail
 from serving.request_body import RequestBody
@@ -81,9 +83,9 @@ def create_app(
     app = Starlette(
         middleware=middleware,
         routes=[
-            Route("/v1/predict", _with_key(_predict), methods=["POST"]),
-            Route("/v1/feedback", _with_key(_take_feedback), methods=["POST"]),
-            Route("/v1/models", _with_key(_list_models), methods=["GET"]),
+            Route("/v1/predict", _guard(_predict), methods=["POST"]),
+            Route("/v1/feedback", _guard(_take_feedback), methods=["POST"]),
+            Route("/v1/models", _guard(_list_models), methods=["GET"]),
             Route("/", _show_page, methods=["GET"]),
             Route("/openapi.json", _show_openapi, methods=["GET"]),
             # BentoML describes only its own methods under this name.
@@ -105,18 +107,22 @@ def create_app(
     app.state.feedback = None
     app.state.log = None
     app.state.keys = ApiKeys(options.api_keys_file) if options.api_keys_file else None
+    app.state.pages = PageCheck(options.allowed_origins, options.allowed_hosts, has_keys=app.state.keys is not None)
     return app
 
 
-def _with_key(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def _guard(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         keys: ApiKeys | None = request.app.state.keys
-        if keys is not None:
-            try:
+        pages: PageCheck = request.app.state.pages
+        try:
+            if keys is not None:
                 keys.check(request.headers)
-            except UnauthorizedError:
-                request.state.is_body_read = await RequestBody(request).discard()
-                raise
+            if request.method == "POST":
+                pages.check(request.headers)
+        except (UnauthorizedError, ForeignPageError):
+            request.state.is_body_read = await RequestBody(request).discard()
+            raise
         return await endpoint(request)
 
     return answer

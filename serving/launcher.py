@@ -40,6 +40,15 @@ def _check_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ..
     return origins
 
 
+def _check_hosts(_: click.Context, __: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", host):
+            raise click.BadParameter(
+                f"{host!r} is no host name; give it without scheme and port, as photos.example.org"
+            )
+    return hosts
+
+
 @click.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True)
 @click.option("--host", default=DEFAULT_HOST, show_default=True)
@@ -70,6 +79,14 @@ def _check_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ..
     help="Web page that may call, as https://example.org; repeatable.",
 )
 @click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    callback=_check_hosts,
+    help="Name under which browsers reach the service, as photos.example.org; repeatable. Addresses, localhost and "
+    "names without a dot need none.",
+)
+@click.option(
     "--log-requests",
     "log_share",
     type=click.FloatRange(0, 1),
@@ -98,6 +115,7 @@ def serve(
     shadow_share: float,
     api_keys: Path | None,
     allow_origin: tuple[str, ...],
+    allow_host: tuple[str, ...],
     log_share: float,
     keep_pictures: bool,
     feedback: bool,
@@ -117,6 +135,7 @@ def serve(
         shadow_share=shadow_share,
         api_keys_file=api_keys,
         allowed_origins=allow_origin,
+        allowed_hosts=allow_host,
         log_share=log_share,
         keeps_pictures=keep_pictures,
         takes_feedback=feedback,

@@ -11,6 +11,7 @@ from serving.predictions import ErrorAnswer, FeedbackAnswer, ModelsAnswer, Predi
 _REFUSALS = {
     "400": "Not a picture, or a malformed body",
     "401": "No API key, or an unknown one, where the service asks for one",
+    "403": "A web page of another origin, which the service was not told to allow",
     "404": "No such model",
     "408": "The body did not arrive in time",
     "413": "Too many bytes, pixels or pictures",

@@ -24,6 +24,7 @@ class ServiceOptions(BaseModel):
         shadow_share: Share of the requests that a challenger, where there is one, looks at too, in [0, 1].
         api_keys_file: One key per line, of which each request under /v1 must bring one; None for no keys.
         allowed_origins: Web pages of other origins that may call the service, e.g. `https://example.org`.
+        allowed_hosts: Names, with a dot, under which browsers reach the service, e.g. `darkroom.example.org`.
         log_share: Share of the answered pictures that is written to the request log, in [0, 1].
         keeps_pictures: Whether the log keeps the pictures themselves too.
         takes_feedback: Whether `POST /v1/feedback` keeps right labels, and the pictures that come with them.
@@ -38,6 +39,7 @@ class ServiceOptions(BaseModel):
     shadow_share: float = Field(0.1, ge=0, le=1)
     api_keys_file: Path | None = None
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     log_share: float = Field(0.0, ge=0, le=1)
     keeps_pictures: bool = False
     takes_feedback: bool = False

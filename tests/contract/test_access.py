@@ -70,6 +70,44 @@ def test_only_pages_of_listed_origins_may_call(tmp_path, start_service):
     assert preflight.headers["access-control-allow-origin"] == "https://shop.example"
 
 
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/feedback"])
+def test_pages_of_other_origins_change_nothing(tmp_path, start_service, path):
+    release(tmp_path / "bundles")
+    url = start_service(
+        tmp_path, "--feedback", "--allow-origin", "https://shop.example", "--allow-host", "a.example"
+    ).url
+    form = {"files": {"image": ("a.png", paint("red"), "image/png")}}
+    if path == "/v1/feedback":
+        form["data"] = {"label": "red"}
+
+    def send(**headers):
+        return httpx.post(url + path, headers=headers, trust_env=False, **form)
+
+    for headers in (
+        {"Origin": "https://elsewhere.example"},
+        {"Origin": "null", "Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://rebound.example", "Host": "rebound.example"},
+    ):
+        refused = send(**headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "foreign_page")
+    assert not (tmp_path / "feedback").exists()
+    for headers in (
+        {},
+        {"Host": "any.example"},
+        {"Origin": url},
+        {"Origin": "https://shop.example"},
+        {"Origin": "https://a.example", "Host": "a.example"},
+    ):
+        assert send(**headers).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["https://a.example", "a.example:3000", "a b", ""])
+def test_a_host_that_is_no_name_is_wrong_usage(tmp_path, host):
+    outcome = launch(tmp_path, "--allow-host", host)
+    assert outcome.returncode == 2
+    assert f"{host!r} is no host name" in outcome.stderr
+
+
 def test_an_origin_with_a_path_is_wrong_usage(tmp_path):
     outcome = launch(tmp_path, "--allow-origin", "https://shop.example/page")
     assert outcome.returncode == 2
