@@ -26,7 +26,8 @@ from serving.errors import (
     UnauthorizedError,
 )
 from serving.feedback_api import FeedbackApi
-from serving.http_layers import CutOff, OnlyWithinLimit, RequestCounter, SecurityHeaders
+from serving.http_layers import CutOff, RequestCounter, SecurityHeaders
+from serving.http_protocol import SURPLUS
 from serving.limits import MAX_CONNECTIONS
 from serving.openapi import describe_api
 from serving.options import ServiceOptions
@@ -68,7 +69,6 @@ def create_app(
     middleware = [
         Middleware(SecurityHeaders),
         Middleware(CutOff, answer=_answer_stopping),
-        Middleware(OnlyWithinLimit, answer=_answer_full),
     ]
     if options.allowed_origins:
         middleware.append(
@@ -116,11 +116,15 @@ def _guard(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Requ
         keys: ApiKeys | None = request.app.state.keys
         pages: PageCheck = request.app.state.pages
         try:
+            if SURPLUS in request.scope.get("state", ()):
+                raise OverloadedError(
+                    f"{MAX_CONNECTIONS} connections wait for answers, the most there may be; try again"
+                )
             if keys is not None:
                 keys.check(request.headers)
             if request.method == "POST":
                 pages.check(request.headers)
-        except (UnauthorizedError, ForeignPageError):
+        except (OverloadedError, UnauthorizedError, ForeignPageError):
             request.state.is_body_read = await RequestBody(request).discard()
             raise
         return await endpoint(request)
@@ -205,12 +209,6 @@ async def _answer_http_error(_: Request, error: Exception) -> Response:
 
 async def _answer_nobody(_: Request, __: Exception) -> Response:
     return _refuse(NotReadableError.status, NotReadableError.code, "the connection was closed early", None)
-
-
-async def _answer_full(scope: Scope, receive: Receive, send: Send) -> None:
-    headers = {"Retry-After": "1", "Connection": "close"}
-    message = f"{MAX_CONNECTIONS} connections are open, the most there may be; try again"
-    await _refuse(OverloadedError.status, OverloadedError.code, message, headers)(scope, receive, send)
 
 
 async def _answer_stopping(scope: Scope, receive: Receive, send: Send) -> None:

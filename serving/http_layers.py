@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http_protocol import SURPLUS
-
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -37,25 +35,6 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
-
-
-class OnlyWithinLimit:
-    """Answers 503 on the connections beyond the limit; only probes, which BentoML answers, pass them."""
-
-    def __init__(self, app: ASGIApp, answer: ASGIApp) -> None:
-        """Wrap an application.
-
-        Args:
-            app: What answers.
-            answer: What answers instead.
-        """
-        self._app = app
-        self._answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        is_surplus = SURPLUS in scope.get("state", {})
-        await (self._answer if is_surplus else self._app)(scope, receive, send)
 
 
 class CutOff:

@@ -165,9 +165,10 @@ class BoundedHttp(HttpToolsProtocol):
             end = _find_end(data, start + _MIN_CHUNKED_PIECE)
         else:
             # The four bytes that end a head may have come in two segments.
-            seam = (self._tail + data[start : start + 3]).find(_HEAD_END)
+            seam = (self._tail + data[start : start + 3]).find(_HEAD_END) if self._tail else -1
             end = _find_end(data, start) if seam < 0 else start + seam + len(_HEAD_END) - len(self._tail)
-            self._tail = (self._tail + data[max(start, end - 3) : end])[-3:]
+            if end == len(data):
+                self._tail = (self._tail + data[max(start, end - 3) : end])[-3:]
         piece = data[start:end]
         self._position = start + len(piece)
         return piece
