@@ -22,7 +22,6 @@ class Admission:
     Attributes:
         held_bytes: Bytes that have arrived of all bodies that are being read or classified.
         waiting_pictures: Images that wait for decoding or classification, or are in it.
-        waiting_s: Estimated work on these, seconds.
     """
 
     def __init__(
@@ -37,10 +36,15 @@ class Admission:
         self._max_wait_s = max_wait_s
         self.held_bytes = 0
         self.waiting_pictures = 0
-        self.waiting_s = 0.0
+        self._works_s: list[float] = []
         self._clock = clock
         self._pace = _Pace(clock())
         self._reading: set[Holding] = set()
+
+    @property
+    def waiting_s(self) -> float:
+        """Estimated work on the images that wait, seconds."""
+        return sum(self._works_s)
 
     @contextmanager
     def hold(self) -> Iterator["Holding"]:
@@ -64,14 +68,15 @@ class Admission:
         """
         start_s, before = self._clock(), self.waiting_pictures
         self._pace.advance(start_s, bool(before))
-        wait_s = self.waiting_s * self._pace.factor
+        # The largest request occupies one thread; the others are served beside it.
+        wait_s = (self.waiting_s - max(self._works_s, default=0.0)) * self._pace.factor
         max_wait_s = self._max_wait_s * (_LARGE_SHARE if work_s > LARGE_WORK_S else 1)
         if before and (before + pictures > self._max_pictures or wait_s > max_wait_s):
             raise OverloadedError(
                 f"{before} pictures are waiting, {wait_s:.1f} s of work; try again", max(1, math.ceil(wait_s))
             )
         self.waiting_pictures += pictures
-        self.waiting_s += work_s
+        self._works_s.append(work_s)
         done_s = 0.0
         try:
             yield
@@ -82,7 +87,7 @@ class Admission:
             # What was refused halfway is work too, but no more than the time that it took.
             self._pace.finish(done_s or min(work_s, end_s - start_s))
             self.waiting_pictures -= pictures
-            self.waiting_s = self.waiting_s - work_s if self.waiting_pictures else 0.0
+            self._works_s.remove(work_s)
 
     @contextmanager
     def read(self, holding: "Holding", give_up: Callable[[], None]) -> Iterator[None]:

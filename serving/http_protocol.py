@@ -5,6 +5,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.limits import (
@@ -26,6 +27,8 @@ _HEAD_END = b"\r\n\r\n"
 # Least bytes of a chunked body that are parsed at once; what is pipelined behind it fits into as many.
 _MIN_CHUNKED_PIECE = 1024
 _WATCH_PERIOD_S = 0.5
+# Between two pipelined requests, for each open connection.
+_PIPELINE_PAUSE_S = 0.002
 # The application's own limit answers 408 and discards the rest first.
 _BODY_GRACE_S = 15.0
 
@@ -35,6 +38,20 @@ class _Phase(Enum):
     HEAD = auto()
     BODY = auto()
     ANSWER = auto()
+
+
+class _Flow(FlowControl):
+    """Reads on only where everything that was read is parsed, whoever asks.
+
+    Attributes:
+        has_unread: True if something is not parsed yet.
+    """
+
+    has_unread = False
+
+    def resume_reading(self) -> None:
+        if not self.has_unread:
+            super().resume_reading()
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -58,10 +75,12 @@ class BoundedHttp(HttpToolsProtocol):
     _writing_since_s: float | None = None
     _running: RequestResponseCycle | None = None
     _watching: asyncio.TimerHandle | None = None
+    _going_on: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request, within the limit of connections."""
         super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport)
         self._enter(_Phase.HEAD)
         self._watching = self.loop.call_later(_WATCH_PERIOD_S, self._watch)
         if len(self.connections) > MAX_CONNECTIONS and not self._displace_another():
@@ -79,7 +98,7 @@ class BoundedHttp(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep a connection that the client half closed until its requests are answered."""
         self._is_half_closed = True
-        return self._is_answering()
+        return self._is_answering() or self._going_on is not None
 
     def on_headers_complete(self) -> None:
         """Begin a request; one that asks for an upgrade begins once its head is parsed again without it."""
@@ -115,7 +134,15 @@ class BoundedHttp(HttpToolsProtocol):
             self._enter(_Phase.IDLE)
         if self._unread:
             self._unset_keepalive_if_required()
-            self._read_on()
+            # All connections together go on so often, however many they are; clients that wait for answers come first.
+            self._going_on = self.loop.call_later(_PIPELINE_PAUSE_S * len(self.connections), self._go_on)
+        elif self._is_half_closed and not self._is_answering():
+            self.transport.close()
+
+    def _go_on(self) -> None:
+        """Parse the next pipelined request; close what the client half closed where nothing is left to answer."""
+        self._going_on = None
+        self._read_on()
         if self._is_half_closed and not self._is_answering():
             self.transport.close()
 
@@ -128,8 +155,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the request that is being answered, also where others wait behind it."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for timer in (self._watching, self._going_on):
+            if timer is not None:
+                timer.cancel()
         self._unread, self._position = b"", 0
         self._disconnect_running()
         super().connection_lost(exc)
@@ -147,13 +175,22 @@ class BoundedHttp(HttpToolsProtocol):
         self._phase, self._since_s = phase, self.loop.time()
 
     def _read_on(self) -> None:
-        while not (self._position == len(self._unread) or self._is_answering() or self.transport.is_closing()):
+        while not (
+            self._position == len(self._unread)
+            or self._is_answering()
+            or self._going_on is not None
+            or self.transport.is_closing()
+        ):
             if self._phase is _Phase.IDLE:
                 self._enter(_Phase.HEAD)
             self._parse(self._take_piece())
         if self._position == len(self._unread):
             self._unread, self._position = b"", 0
+            if self.flow.has_unread:
+                self.flow.has_unread = False
+                self.flow.resume_reading()
         else:
+            self.flow.has_unread = True
             self.flow.pause_reading()
 
     def _take_piece(self) -> bytes:

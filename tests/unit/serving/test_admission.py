@@ -107,10 +107,20 @@ def test_an_image_that_is_known_to_be_large_does_not_count_as_slow():
     assert queue.count_admitted() == 1000
 
 
+def test_beside_one_large_image_small_ones_are_served_as_ever():
+    queue = Queue()
+    queue.work(0.001, times=1000)
+    with queue.admission.wait(1, 4.0):
+        for _ in range(400):
+            queue.work(0.001)
+            queue.now_s += 0.01
+        assert queue.count_admitted() > 50
+
+
 def test_large_images_leave_time_for_small_ones():
     queue = Queue(max_wait_s=4.0)
     with ExitStack() as waiting:
-        for _ in range(4):
+        for _ in range(5):
             waiting.enter_context(queue.admission.wait(1, 1.0))
         with pytest.raises(OverloadedError):
             waiting.enter_context(queue.admission.wait(1, 1.0))

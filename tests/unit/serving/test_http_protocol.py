@@ -169,7 +169,7 @@ def test_connect_is_refused(address, echo):
 @pytest.mark.parametrize("size", [1, 3, 5, 40, 10_000_000], ids="pieces of {}".format)
 def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(address, echo, size):
     chunked = b"POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n\r\n0\r\n\r\n"
-    data = (REQUEST + INNER + b"\r\n" + chunked) * 5 + REQUEST * (3000 if size > 100 else 1)
+    data = (REQUEST + INNER + b"\r\n" + chunked) * 5 + REQUEST * (500 if size > 100 else 1)
     with socket.create_connection(address) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sending = threading.Thread(
@@ -180,6 +180,38 @@ def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(address, ech
         sending.join()
     assert echo.seen[:15] == [("/", b""), ("/inner", b"abc"), ("/c", b"\r\n\r\n")] * 5
     assert echo.most_running == 1
+
+
+@pytest.mark.parametrize("request_", [REQUEST, INNER], ids=["without bodies", "with bodies"])
+def test_what_is_pipelined_stays_in_the_socket(address, echo, monkeypatch, request_):
+    kept = []
+    receive = BoundedHttp.data_received
+
+    def receive_and_see(self, data):
+        receive(self, data)
+        kept.append(len(self._unread))
+
+    monkeypatch.setattr(BoundedHttp, "data_received", receive_and_see)
+    with socket.create_connection(address) as connection:
+        connection.settimeout(1)
+        with pytest.raises(TimeoutError):
+            connection.sendall(request_ * 1_000_000)
+    assert len(echo.seen) > 100
+    assert max(kept) < 600_000
+
+
+def test_pipelines_leave_time_for_others_however_many_they_are(address, echo):
+    with contextlib.ExitStack() as opened:
+        pipelines = [opened.enter_context(socket.create_connection(address)) for _ in range(20)]
+        for connection in pipelines:
+            connection.sendall(REQUEST * 2000)
+        time.sleep(1)
+        assert len(echo.seen) < 1500
+        with socket.create_connection(address) as connection:
+            start_s = time.monotonic()
+            for _ in range(20):
+                ask(connection)
+            assert time.monotonic() - start_s < 2
 
 
 def test_answers_that_nobody_reads_close_the_connection(monkeypatch, address, echo):
