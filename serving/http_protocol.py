@@ -28,7 +28,7 @@ _HEAD_END = b"\r\n\r\n"
 _MIN_CHUNKED_PIECE = 1024
 _WATCH_PERIOD_S = 0.5
 # Between two pipelined requests, for each open connection.
-_PIPELINE_PAUSE_S = 0.002
+_PIPELINE_PAUSE_S = 0.004
 # The application's own limit answers 408 and discards the rest first.
 _BODY_GRACE_S = 15.0
 
