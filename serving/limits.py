@@ -1,5 +1,7 @@
 """What the service accepts at most; the client keeps to the same numbers, so that it never sends in vain."""
 
+import resource
+
 MAX_PICTURE_BYTES = 10_000_000
 MAX_PICTURES = 64
 # One request may hold 64 small pictures or six of the largest.
@@ -23,11 +25,15 @@ BODY_TIMEOUT_S = 60.0
 HEAD_TIMEOUT_S = 20.0
 # From the first unsent byte of an answer to the moment at which the client has taken all of it.
 ANSWER_READ_TIMEOUT_S = 20.0
-# Connections at one moment: each may hold 0.3 MB, and a process may often open no more than 1,024 files. Beyond them
-# there are some on which only probes are answered, each within a short time.
-MAX_CONNECTIONS = 512
+# Files that the service itself may have open: models, keys, logs, pipes to the decoding processes.
+OWN_FILES = 100
+# Connections beyond the largest number on which only probes are answered, each within a short time.
 PROBE_CONNECTIONS = 64
 PROBE_TIMEOUT_S = 2.0
+# Connections at one moment: each may hold 0.3 MB, and is one of the files that the process may open.
+_OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+_HAS_ROOM = _OPEN_FILES in (resource.RLIM_INFINITY, max(_OPEN_FILES, 512 + PROBE_CONNECTIONS + OWN_FILES))
+MAX_CONNECTIONS = 512 if _HAS_ROOM else max(1, _OPEN_FILES - PROBE_CONNECTIONS - OWN_FILES)
 DEFAULT_TOP_K = 5
 # Bytes of a request's address and headers, more or less: what arrives in one piece is read as a whole.
 MAX_HEAD_BYTES = 65_536

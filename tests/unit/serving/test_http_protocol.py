@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -286,3 +288,13 @@ def test_where_all_wait_for_answers_some_connections_are_left_for_probes(monkeyp
         held.set()
         for connection in busy:
             assert b"surplus" not in read_until(connection, b"/hold:.")
+
+
+@pytest.mark.parametrize(("open_files", "expected"), [(1024, 512), (676, 512), (675, 511), (200, 36), (50, 1)])
+def test_connections_leave_room_for_the_files_of_the_service(open_files, expected):
+    program = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({open_files}, {open_files}))\n"
+        "from serving.limits import MAX_CONNECTIONS\nprint(MAX_CONNECTIONS)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(printed) == expected
