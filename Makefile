@@ -45,7 +45,7 @@ data: setup ## Fetch and pack CIFAR-10 (ARGS="--from PATH" for files that are th
 train-all: setup ## Train every recipe (ARGS="--profile smoke" for minutes instead of hours)
 	$(DARKROOM) train-all $(ARGS)
 
-quickstart: setup ## The whole path in minutes: drawn pictures, training, release, service, prediction
+quickstart: setup ## The whole path in minutes: drawn images, training, release, service, prediction
 	$(DARKROOM) quickstart $(ARGS)
 
 report: setup ## Published figures beside ours, verdicts, curves: .darkroom/report/report.html

@@ -1,4 +1,4 @@
-"""What each part of FastNet is worth: the recipe with one part off at a time, at a short budget, over several seeds.
+"""Ablation of FastNet: the recipe with one part off at a time, at a short budget, over several seeds.
 
     python -m benchmarks.ablation [--seeds N] [--images N] [--epochs N] [--batch N] [--out FILE]
 
@@ -8,7 +8,6 @@ Prints a table: mean test accuracy, the difference to the whole recipe paired by
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -25,6 +24,8 @@ from model_code.data.cache import open_dataset
 from model_code.evaluation.metrics import measure, predict_logits
 from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
+from model_code.training.device import describe_device
+from model_code.training.engine import choose_engine
 from model_code.training.pictures import load_pictures
 from model_code.training.processes import ALONE
 from model_code.training.supervised import fit, load_model
@@ -69,7 +70,7 @@ def summarise(name: str, runs: list[tuple[float, float]], whole: list[tuple[floa
     """Return mean accuracy, the paired difference to the whole recipe with its 95 % interval, and median seconds."""
     accuracies = [accuracy for accuracy, _ in runs]
     differences = [accuracy - other for accuracy, (other, _) in zip(accuracies, whole, strict=True)]
-    half = 0.0
+    half = float("nan")  # one seed has no spread
     if len(runs) > 1:
         half = student.ppf(0.975, len(runs) - 1) * statistics.stdev(differences) / len(runs) ** 0.5
     mean = statistics.mean(differences)
@@ -106,7 +107,8 @@ def main() -> None:
             print(f"seed {seed}  {name}: {runs[name][-1][0]:.4f}, {runs[name][-1][1]:.0f} s", flush=True)
             rows = [summarise(one, found, runs[WHOLE][: len(found)]) for one, found in runs.items() if found]
             if options.out:
-                machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+                engine = choose_engine(build_config(RECIPE), ALONE).describe()
+                machine = f"{describe_device(ALONE.device)}, torch {torch.__version__}, {engine}"
                 options.out.write_text(json.dumps({"machine": machine, "budget": budget, "rows": rows}, indent=1))
     table = Table("part", "n", "test accuracy", "difference (95 % CI)", "CPU seconds", box=box.SIMPLE_HEAD)
     for row in rows:

@@ -18,6 +18,7 @@ from rich.markup import escape
 from flows.data import data_flow
 from flows.printing import new_table, open_console, print_added
 from flows.release import release_flow
+from flows.release_printing import describe_decision
 from flows.summaries import ReleaseSummary
 from flows.train_all import train_all_flow
 from model_code.data.cache import PackedDataset
@@ -35,6 +36,7 @@ RECIPES: dict[str, dict[str, object]] = {
     "fastnet_cifar10": {"batch_size": 64, "learning_rate": 0.1, "validation_fraction": 0.2},
 }
 COMPARED_EPOCHS, EPOCHS = 2, 7
+TARGET_ACCURACY = 0.95
 IMAGES_SHOWN = 5
 START_TIMEOUT_S = 60.0
 
@@ -60,6 +62,12 @@ def quickstart_flow(port: int = 0) -> None:
         "  make data    CIFAR-10, the real thing; then make train-all",
         flush=True,
     )
+    accuracy = chosen.metrics["test/accuracy"]
+    if accuracy < TARGET_ACCURACY:
+        raise DarkroomError(
+            f"{chosen.recipe} labelled {accuracy:.1%} of the test images correctly, and at least {TARGET_ACCURACY:.0%} "
+            "are expected: please report it, with what `darkroom doctor` says"
+        )
 
 
 def _train(recipes: Iterable[str], epochs: int) -> list[RunResult]:
@@ -105,23 +113,18 @@ def _print_runs(results: Sequence[RunResult]) -> None:
 
 
 def _print_release(released: ReleaseSummary) -> None:
+    print(describe_decision(released))
     verdict = released.verdict
-    print(
-        f"{DATASET} version {released.version} "
-        + ("is champion" if released.is_champion else "was released before; another one is champion")
-        + (
-            f": {verdict.challenger_accuracy:.1%} of {verdict.count} test images, 95 % CI "
-            f"{verdict.challenger_interval[0]:.1%} to {verdict.challenger_interval[1]:.1%}"
-            if verdict is not None
-            else ""
-        )
-    )
+    if verdict is not None:
+        low, high = verdict.challenger_interval
+        accuracy = f"{verdict.challenger_accuracy:.1%}"
+        print(f"  {accuracy} of {verdict.count} test images as released, 95 % CI {low:.1%} to {high:.1%}")
 
 
 def _print_answers(answer: PredictResult, labels: Sequence[str]) -> None:
     """Print what the service answered beside the true labels."""
-    precision = answer.model.precision if answer.model is not None else "several models"
-    print(f"\nWhat the service answered ({precision} on {answer.provider}):")
+    model = answer.models[0]
+    print(f"\nAnswers of version {model.version} ({model.precision} on {answer.provider}):")
     table = new_table("image", "true label", "answer", "probability", "")
     for prediction, label in zip(answer.predictions, labels, strict=True):
         is_right = prediction.label == label

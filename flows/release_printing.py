@@ -13,7 +13,7 @@ from serving.manifest import Calibration, Certificate, Variant
 def print_release(release: ReleaseSummary) -> None:
     """Print what was decided and why, and the proof of each variant."""
     manifest = release.manifest
-    lines = [_describe_decision(release)]
+    lines = [describe_decision(release)]
     if release.verdict is not None:
         is_passed_over = release.undone is not None and release.verdict.is_promoted
         lines.append(release.verdict.measured if is_passed_over else release.verdict.summary)
@@ -32,7 +32,8 @@ def print_release(release: ReleaseSummary) -> None:
     open_console().print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def _describe_decision(release: ReleaseSummary) -> str:
+def describe_decision(release: ReleaseSummary) -> str:
+    """Return what became of a release, in a line."""
     name, before = release.manifest.name, release.champion_before
     kept = "there is no champion" if before is None else f"version {before} stays champion"
     if release.version is None:
@@ -78,7 +79,8 @@ def _describe_calibration(calibration: Calibration) -> list[str]:
     trial, selection = calibration.trial, thresholds.selections[-1]
     error = f"calibration error (ECE) on {known.split} {known.ece_before:.4f}"
     if trial is not None and trial.refusal is not None:
-        lines = [f"no temperature: {trial.fitted:.3f} is not used, because {trial.refusal}; {error}"]
+        fitted = "" if trial.fitted == 1 else f"{trial.fitted:.3f} is not used, because "
+        lines = [f"no temperature: {fitted}{trial.refusal}; {error}"]
     else:
         lines = [f"temperature {calibration.temperature:.3f}: {error} -> {known.ece_after:.4f}"]
     target = f"target error {thresholds.target_error:.0%} among accepted predictions"

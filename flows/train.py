@@ -17,6 +17,7 @@ from model_code.tracking.finished_runs import has_run
 from model_code.tracking.provenance import hash_code
 from model_code.tracking.run_tracker import create_run, track_run
 from model_code.tracking.store import EXPERIMENT, open_store
+from model_code.training.checkpoints import is_of_another_version
 from model_code.training.device import choose_device, describe_device, keep_freed_memory
 from model_code.training.processes import join_processes
 from model_code.training.run_folder import (
@@ -151,7 +152,13 @@ def _open_folder(record: RunRecord, settings: Settings, resume_run_id: str | Non
         return folder
     interrupted = find_interrupted(settings.checkpoints_dir, record)
     if interrupted is not None and has_run(client, interrupted.record.run_id):
-        return interrupted
+        if not is_of_another_version(interrupted.path, record.config.sha256()):
+            return interrupted
+        print(
+            f"{record.config.recipe}  run {interrupted.record.run_id} was begun by another version: a new run begins; "
+            f"{interrupted.path} can be removed",
+            flush=True,
+        )
     with making_run(settings.checkpoints_dir, record) as attempt:
         run_id = create_run(client, EXPERIMENT, record.config, attempt, settings.checkpoints_dir)
         return create_run_folder(settings.checkpoints_dir, record.model_copy(update={"run_id": run_id}))

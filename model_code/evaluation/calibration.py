@@ -60,10 +60,10 @@ def try_temperature(logits_NK: Tensor, labels_N: Tensor) -> TemperatureTrial:
     logits, labels = _read(logits_NK, labels_N)
     fitted = fit_temperature(logits_NK, labels_N)
     if len(labels) < MIN_COUNT:
-        refusal = f"{len(labels)} validation images, fewer than the {MIN_COUNT} that a cross-validation needs"
+        refusal = f"there are only {len(labels)} validation images and a cross-validation needs {MIN_COUNT}"
         return TemperatureTrial(fitted=fitted, refusal=refusal, folds=0)
     if fitted == 1:
-        return TemperatureTrial(fitted=1.0, refusal="every validation image is labelled rightly", folds=0)
+        return TemperatureTrial(fitted=1.0, refusal="every validation image is labelled correctly", folds=0)
     fold_N = np.random.default_rng(0).permutation(len(labels)) % FOLDS
     temperature_F = np.array([_minimise_nll(logits[fold_N != fold], labels[fold_N != fold]) for fold in range(FOLDS)])
     scaled = logits / temperature_F[fold_N, None]

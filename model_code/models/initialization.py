@@ -1,4 +1,4 @@
-"""How a network starts where its own initialisation is not wanted: whitened first convolution, partial identity.
+"""Initialisations: whitened first convolution, partial identity, frozen BatchNorm scales.
 
 Shape suffixes: N = images, B = images of a part, C = the three colour channels, H = height, W = width, P = patches, D =
 values of a patch.
@@ -19,7 +19,7 @@ def whiten_first_convolution(network: nn.Module, images_NCHW: Tensor) -> None:
     """Make a network's `whitening` convolution whiten patches of some images, and freeze its weights.
 
     Its filters become the eigenvectors of the patches' second-moment matrix, each divided by the root of its
-    eigenvalue, and their negatives. The bias stays trainable.
+    eigenvalue, and their negatives. The bias becomes zero and stays trainable.
 
     Args:
         network: Has a convolution `whitening` with two filters for each value of a patch; changed in place.
@@ -45,16 +45,22 @@ def whiten_first_convolution(network: nn.Module, images_NCHW: Tensor) -> None:
     weights = torch.cat([filters_DD, -filters_DD]).view_as(layer.weight)
     layer.weight.copy_(weights.to(layer.weight))
     layer.weight.requires_grad_(False)
+    assert layer.bias is not None, "find_whitening has looked"
+    layer.bias.zero_()
 
 
 def find_whitening(network: nn.Module) -> nn.Conv2d:
-    """Return a network's convolution for whitening.
+    """Return a network's convolution for whitening, which has a bias and two filters for each value of a patch.
 
     Raises:
         UsageError: It has none.
     """
     layer = getattr(network, "whitening", None)
-    if not isinstance(layer, nn.Conv2d):
+    if not (
+        isinstance(layer, nn.Conv2d)
+        and layer.bias is not None
+        and layer.out_channels == 2 * layer.in_channels * layer.kernel_size[0] ** 2
+    ):
         raise UsageError(
             f"whitening_images is for networks with a whitening convolution, and {type(network).__name__} has none; "
             "choose --set network=fastnet, or give --set whitening_images=0"

@@ -1,4 +1,4 @@
-"""Several answers about an image, averaged: about itself, its mirror image, and both a little shifted.
+"""Test-time augmentation: predictions for mirrored and shifted views of an image, averaged.
 
 Shape suffixes: V = views, B = images, H = height, W = width, C = the three colour channels, K = classes.
 """
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class ViewAverage(nn.Module):
-    """A trained model that looks at several views of each image.
+    """A trained model that averages its predictions for several views of each image.
 
     All views are one batch for the model, so that an exported graph holds the model's operations once. The image as it
     is, with its mirror image, weighs as much as all shifted views together.

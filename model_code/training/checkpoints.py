@@ -1,6 +1,6 @@
 """What a run leaves on disk, each file written in one atomic step.
 
-    best-<epoch>.safetensors    weights of the epoch with the best validation accuracy
+    best-<epoch>.safetensors    weights of the epoch that is kept, by default that of the best validation accuracy
     last.safetensors            weights after the last finished epoch
     state.pt                    all that is needed to go on, also in the middle of an epoch that a signal ended; removed
                                 when the run is complete
@@ -43,9 +43,9 @@ class TrainingState:
     Attributes:
         config_sha256: Of the config that the state belongs to.
         epoch: Finished epochs.
-        best_epoch: The epoch of the best validation accuracy so far, counted from 1.
+        best_epoch: The epoch that is kept so far, counted from 1.
         network: State dict.
-        average: State dict of the weights' moving average, or None.
+        average: State dict of the weights' moving average or of Lookahead, or None.
         optimizer: State dict.
         schedule: State dict.
         generator: State of the generator of order and augmentation.
@@ -155,15 +155,28 @@ def load_state(run_dir: Path, config_sha256: str) -> TrainingState | None:
         TrainingError: The file is damaged or belongs to another config.
     """
     file = run_dir / STATE_FILE
+    state = _read_state(file)
+    if state is not None and state.config_sha256 != config_sha256:
+        raise TrainingError(f"{file} belongs to a run with other settings; start a new run instead of resuming it")
+    return state
+
+
+def is_of_another_version(run_dir: Path, config_sha256: str) -> bool:
+    """Return True if a version with other settings wrote the state of a run whose settings read the same today."""
+    try:
+        state = _read_state(run_dir / STATE_FILE)
+    except TrainingError:
+        return False
+    return state is not None and state.config_sha256 != config_sha256
+
+
+def _read_state(file: Path) -> TrainingState | None:
     if not file.exists():
         return None
     try:
-        state = TrainingState(**torch.load(file, map_location="cpu", weights_only=True))
+        return TrainingState(**torch.load(file, map_location="cpu", weights_only=True))
     except _UNREADABLE as error:
         raise TrainingError(f"{file} is damaged ({_first_line(error)}); remove its folder to start anew") from error
-    if state.config_sha256 != config_sha256:
-        raise TrainingError(f"{file} belongs to a run with other settings; start a new run instead of resuming it")
-    return state
 
 
 def _read_state_dict(file: Path) -> dict[str, Tensor]:

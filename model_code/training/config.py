@@ -20,12 +20,12 @@ class TrainingConfig(EpochConfig):
         network: Key of `model_code.models.networks.NETWORKS`.
         pretrained_weights: A weights file, `torchvision` for its ImageNet download, `recipe:NAME` for the best run of
             another recipe, or None; the last layer is dropped.
-        has_partial_identity: Whether convolutions start by passing their input on
+        has_partial_identity: True if the first filters of each convolution start as the identity
             (`model_code.models.initialization.start_as_partial_identity`).
         whitening_images: Training images whose patches whiten the first convolution, whose weights are then frozen; 0
             leaves it as it starts.
         whitening_bias_epochs: Epochs in which the bias of that convolution is trained.
-        has_frozen_norm_scale: Whether the scales of BatchNorm stay at 1.
+        has_frozen_norm_scale: True if the scales of BatchNorm stay at 1.
         image_size: Height and width that the network sees, pixels: in training a random resized crop (`crop_area`), in
             evaluation the middle. None takes the pictures as they are packed.
         crop_area: Smallest and largest share of the picture that such a crop covers.
@@ -36,10 +36,10 @@ class TrainingConfig(EpochConfig):
         is_nesterov: Whether SGD looks ahead.
         adam_betas: Of Adam and AdamW.
         weight_decay: On all parameters.
-        norm_bias_rate_factor: The biases of BatchNorm learn so many times faster; their decay for each step is that of
-            the other parameters.
-        has_lookahead: Whether the weights are pulled back every few steps to a slow average of themselves, which they
-            are at the end (`model_code.training.lookahead`).
+        norm_bias_rate_factor: Learning rate factor of BatchNorm biases; their decay for each step is that of the other
+            parameters. Not for `adam`.
+        has_lookahead: True if the weights are pulled back every few steps to a slow average of themselves, which they
+            become at the end (`model_code.training.lookahead`).
         schedule: `multistep` (see `decay_points`), `plateau` (by `decay_factor` when the validation loss has not fallen
             for more than `patience_epochs`, not below `min_learning_rate`), `cosine` to 0 over all steps, or
             `triangular` (see `triangle`).
@@ -48,8 +48,8 @@ class TrainingConfig(EpochConfig):
         decay_factor: See `decay_points`.
         patience_epochs: Of `plateau`.
         min_learning_rate: Of `plateau`.
-        triangle: Of `triangular`: factor of the learning rate at the first step, share of the steps after which it is
-            1, and factor at the end, with straight lines between.
+        triangle: Learning rate factor of `triangular` at the first step, share of the steps after which it is 1, and
+            factor at the end; linear between.
         warmup_epochs: Of `cosine`: the learning rate rises linearly over so many epochs.
         crop_padding_pixels: Border of the random crop.
         crop_border: `black`, or `reflect` for the image's own pixels mirrored at its edge.
@@ -68,7 +68,7 @@ class TrainingConfig(EpochConfig):
         shift_averaging_pixels: The finished model's answer is half that of the image and half the mean of two copies,
             shifted so far up and left, down and right; 0 leaves them out. Costs three times the time.
         validation_fraction: Share of the training pictures that are held out.
-        kept_epoch: Whose weights are tested and released: of the epoch with the `best` validation accuracy, or of the
+        kept_epoch: Epoch whose weights are tested and released: the one with the `best` validation accuracy, or the
             `last` one.
     """
 
@@ -122,4 +122,18 @@ class TrainingConfig(EpochConfig):
     def _has_one_average(self) -> "TrainingConfig":
         if self.has_lookahead and self.ema_decay is not None:
             raise ValueError("has_lookahead and ema_decay are two averages of the weights; choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "TrainingConfig":
+        if self.flip == "alternating" and not self.has_flip:
+            raise ValueError("flip=alternating mirrors images and has_flip=false does not; choose one")
+        if self.norm_bias_rate_factor != 1 and self.optimizer == "adam":
+            raise ValueError("norm_bias_rate_factor is for sgd and adamw, whose decay goes with the learning rate")
+        starts = self.has_partial_identity or self.whitening_images or self.has_frozen_norm_scale
+        if self.pretrained_weights is not None and starts:
+            raise ValueError(
+                "pretrained_weights would replace the start that has_partial_identity, whitening_images and "
+                "has_frozen_norm_scale ask for; leave them out"
+            )
         return self

@@ -81,14 +81,14 @@ def choose_engine(config: EpochConfig, processes: Processes) -> Engine:
     settings, device = config.engine, processes.device
     _check_division(config, processes.count)
     is_cuda = device.type == "cuda"
-    is_fast_half = has_bfloat16_instructions(device)
-    if settings.precision == "bfloat16" and is_cuda and not is_fast_half:
+    has_bfloat16 = has_bfloat16_instructions(device)
+    if settings.precision == "bfloat16" and is_cuda and not has_bfloat16:
         raise UsageError(
             f"engine.precision=bfloat16, but {torch.cuda.get_device_name(device)} does not compute it; "
             "give --set engine.precision=float32 or leave it out"
         )
     _check_compile(settings.compile, device, processes.count)
-    is_half = settings.precision == "bfloat16" or (settings.precision == "auto" and is_fast_half)
+    is_half = settings.precision == "bfloat16" or (settings.precision == "auto" and has_bfloat16)
     return Engine(
         device=device,
         precision=torch.bfloat16 if is_half else torch.float32,

@@ -1,7 +1,5 @@
 """Lookahead: weights that are pulled back to a slow average of themselves."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +36,7 @@ class Lookahead:
         if step == self._steps:
             torch._foreach_copy_(self._fast, self._slow)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the slow weights; the dictionary loads with weights_only."""
         return {str(index): tensor for index, tensor in enumerate(self._slow)}
 

@@ -79,7 +79,16 @@ def check_pictures(config: TrainingConfig, pictures: TrainingPictures) -> None:
             f"{config.dataset} is packed at {packed_size} pixels and image_size={config.image_size} is larger; give "
             f"--set image_size={packed_size}, or add the pictures anew with --image-size {config.image_size}"
         )
-    check_image_size(config.network, config.image_size or packed_size)
+    size = config.image_size or packed_size
+    check_image_size(config.network, size)
+    for setting, pixels in (
+        ("crop_padding_pixels", config.crop_padding_pixels if config.crop_border == "reflect" else 0),
+        ("shift_averaging_pixels", config.shift_averaging_pixels),
+    ):
+        if pixels >= size:
+            raise UsageError(f"{setting}={pixels} reflects more than an image of {size} pixels; at most {size - 1}")
+    if config.whitening_images:
+        find_whitening(build_network(config.network, len(pictures.classes), size))
     check_batch(len(pictures.train), config.batch_size)
 
 
@@ -165,13 +174,14 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
 
     def save_more(self) -> dict[str, Any]:
         """Return the states of moving average and schedule."""
-        average = self.average or self.lookahead
-        return {"average": average and average.state_dict(), "schedule": self.schedule.state_dict()}
+        average = self.lookahead if self.average is None else self.average
+        state = None if average is None else average.state_dict()
+        return {"average": state, "schedule": self.schedule.state_dict()}
 
     def load_more(self, state: checkpoints.TrainingState) -> None:
         """Take up the states of moving average and schedule."""
         self.schedule.load_state_dict(state.schedule)
-        average = self.average or self.lookahead
+        average = self.lookahead if self.average is None else self.average
         if average is not None and state.average is not None:
             average.load_state_dict(state.average)
 

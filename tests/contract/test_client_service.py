@@ -15,7 +15,7 @@ def test_folders_and_bad_files(service, tmp_path):
     assert [one.label for one in result.predictions] == [*COLOURS] * 12
     assert all(f" {one.label}.png" in one.filename for one in result.predictions)
     assert [one.source for one in result.problems] == [str(tmp_path / "zz.jpg")]
-    assert "no picture" in result.problems[0].message
+    assert "that are no image" in result.problems[0].message
     assert result.model.name == "food"
 
 

@@ -151,9 +151,9 @@ def test_a_gain_in_likelihood_that_costs_calibration_is_refused():
 def test_without_evidence_there_is_no_temperature():
     few = try_temperature(*draw_calibrated(99))
     assert (few.temperature, few.folds, few.nll_gain) == (1, 0, None)
-    assert "99 validation images, fewer than the 100" in few.refusal
+    assert few.refusal == "there are only 99 validation images and a cross-validation needs 100"
     right = try_temperature(torch.eye(4).repeat(50, 1), torch.arange(4).repeat(50))
-    assert (right.temperature, right.refusal) == (1, "every validation image is labelled rightly")
+    assert (right.temperature, right.refusal) == (1, "every validation image is labelled correctly")
     even = try_temperature(torch.zeros(200, 3), torch.arange(200) % 3)
     assert (even.temperature, even.nll_gain_interval) == (1, (0, 0))
 

@@ -13,6 +13,7 @@ from model_code.training.checkpoints import (
     TrainingState,
     best_file,
     hash_pretrained,
+    is_of_another_version,
     load_pretrained,
     load_state,
     load_weights,
@@ -97,6 +98,15 @@ def test_state_of_another_config(tmp_path, state):
     save_state(tmp_path, state)
     with pytest.raises(TrainingError, match=rf"{STATE_FILE} belongs to a run with other settings; start a new run"):
         load_state(tmp_path, "b" * 64)
+
+
+def test_only_a_sound_state_of_other_settings_is_of_another_version(tmp_path, state):
+    assert not is_of_another_version(tmp_path, SHA256)
+    save_state(tmp_path, state)
+    assert not is_of_another_version(tmp_path, SHA256)
+    assert is_of_another_version(tmp_path, "b" * 64)
+    (tmp_path / STATE_FILE).write_bytes(b"damaged")
+    assert not is_of_another_version(tmp_path, "b" * 64)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])

@@ -9,9 +9,10 @@ STEPS = 23
 
 
 def move(model, step):
-    """What an optimiser might do."""
-    for number, parameter in enumerate(model.parameters()):
-        parameter.data += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(100 * step + number))
+    """What an optimiser does to weights, and a forward pass to running statistics."""
+    for number, tensor in enumerate(model.state_dict().values()):
+        generator = torch.Generator().manual_seed(100 * step + number)
+        tensor.add_(torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else 1)
 
 
 def test_weights_are_those_of_the_definition_written_out():

@@ -8,12 +8,14 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 from model_code.data.augmentation import crop_and_flip
+from model_code.errors import UsageError
 from model_code.models.fastnet import FastNet
 from model_code.models.networks import NETWORKS
 from model_code.training import supervised
 from model_code.training.config import TrainingConfig
 from model_code.training.optimization import Schedule, build_optimizer
 from model_code.training.processes import ALONE
+from model_code.training.results import Callback
 from model_code.training.schedules import triangular_factor
 from model_code.training.supervised import draw_first_mirrored, fit
 from tests.unit.training.small_runs import make_config, make_pictures
@@ -153,6 +155,51 @@ def test_a_fast_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, ti
     assert [m.learning_rate for m in parts.history] == [m.learning_rate for m in whole.history]
 
 
+def test_a_fast_run_stopped_within_an_epoch_ends_like_one_that_was_not(tmp_path, tiny_fastnet):
+    """Stopped between two pulls of Lookahead."""
+    from tests.unit.training.test_fit import list_weights
+
+    class Stop(Callback):
+        wants_stop = False
+
+        def on_step(self, epoch, step, steps, loss):
+            self.wants_stop = (epoch, step) == (3, 2)
+
+    config, pictures = make_config(**tiny_fastnet, epochs=5), make_pictures(train=26, side=12)
+    fit(config, pictures, tmp_path / "whole", ALONE)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, pictures, tmp_path / "parts", ALONE, [Stop()])
+    fit(config, pictures, tmp_path / "parts", ALONE)
+    assert list_weights(tmp_path / "parts") == list_weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"flip": "alternating", "has_flip": False}, "has_flip=false does not; choose one"),
+        ({"norm_bias_rate_factor": 2, "optimizer": "adam"}, "is for sgd and adamw"),
+        ({"has_partial_identity": True, "pretrained_weights": "x.safetensors"}, "leave them out"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, line):
+    with pytest.raises(ValidationError, match=line):
+        make_config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"crop_border": "reflect", "crop_padding_pixels": 8}, "crop_padding_pixels=8 .* at most 7"),
+        ({"shift_averaging_pixels": 9}, "shift_averaging_pixels=9 .* at most 7"),
+        ({"whitening_images": 5}, "TinyNetwork has none; choose --set network=fastnet"),
+    ],
+)
+def test_settings_that_the_images_or_the_network_do_not_allow_are_refused_at_the_start(tmp_path, settings, line):
+    with pytest.raises(UsageError, match=line):
+        fit(make_config(**settings), make_pictures(), tmp_path, ALONE)
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_fast_option_changes_the_run(tmp_path, tiny_fastnet):
     pictures = make_pictures(side=12)
     config = make_config(**tiny_fastnet, epochs=3)
@@ -183,7 +230,7 @@ def test_the_bias_of_the_whitening_learns_in_its_epochs_only(tmp_path, tiny_fast
     assert torch.equal(learned[1], learned[2])
 
 
-def test_images_that_alternate_are_seen_both_ways_in_two_epochs_each():
+def test_half_of_the_images_start_mirrored_and_the_seed_says_which():
     config = make_config(**FAST | {"network": "fastnet"})
     first = draw_first_mirrored(config, 1000)
     assert 400 < int(first.sum()) < 600
@@ -191,21 +238,27 @@ def test_images_that_alternate_are_seen_both_ways_in_two_epochs_each():
 
 
 def test_alternating_flips_turn_every_image_each_epoch(tmp_path, monkeypatch):
-    """The images that the loop hands on, told by the side on which they are bright."""
+    """Each image has its number in one corner and zeros in the other."""
     seen = []
 
     def watch(images, padding, has_flip, generator, **options):
-        seen.append(crop_and_flip(images, 0, has_flip, generator, **options)[:, 0, 0, 0] == 255)
+        shown = crop_and_flip(images, 0, has_flip, generator, **options)
+        seen.append({int(image[0, :, 0].max()): bool(image[0, -1, 0]) for image in shown})
         return crop_and_flip(images, padding, has_flip, generator, **options)
 
     monkeypatch.setattr(supervised, "crop_and_flip", watch)
     images = torch.zeros(32, 8, 8, 3, dtype=torch.uint8)
-    images[:, :, :4] = 255
+    images[:, 0, 0] = torch.arange(1, 33, dtype=torch.uint8)[:, None]
     pictures = make_pictures(train=32)
     pictures = replace(pictures, train=replace(pictures.train, images_NHWC=images))
-    fit(make_config(flip="alternating", batch_size=32, epochs=4), pictures, tmp_path, ALONE)
-    counts = [int(is_bright.sum()) for is_bright in seen]
-    assert counts[0] == counts[2] != 32 - counts[0] == counts[1] == counts[3]
+    config = make_config(flip="alternating", batch_size=8, epochs=4)
+    fit(config, pictures, tmp_path, ALONE)
+    epochs = [
+        {number: side for batch in seen[start : start + 4] for number, side in batch.items()} for start in (0, 4, 8, 12)
+    ]
+    first = draw_first_mirrored(config, 32).tolist()
+    for index, sides in enumerate(epochs):
+        assert sides == {number: first[number - 1] ^ bool(index % 2) for number in range(1, 33)}
 
 
 def test_the_last_epoch_is_kept_where_that_is_wanted(tmp_path, monkeypatch):
