@@ -76,7 +76,7 @@ class Decoder:
         budget = _PixelBudget(len(pictures))
         run = asyncio.get_running_loop().run_in_executor
         running: list[Awaitable[dict[int, _Outcome]]] = [
-            run(self._cheap_threads, self._decode_part, part, classifier.decode, budget)
+            run(self._cheap_threads, self._decode_part, part, classifier.decode, budget, False)
             for part in _split(cheap, self.threads)
         ]
         decode = partial(self._decode_in_worker, classifier.manifest)
@@ -101,7 +101,7 @@ class Decoder:
 
     async def _wait_for_turn(self, part: _Part, decode: _Decode, budget: "_PixelBudget") -> dict[int, _Outcome]:
         """Decode a part in a worker; what cannot begin in time is refused."""
-        turn = self._worker_threads.submit(self._decode_part, part, decode, budget)
+        turn = self._worker_threads.submit(self._decode_part, part, decode, budget, True)
         outcome = asyncio.wrap_future(turn)
         try:
             await asyncio.wait([outcome], timeout=MAX_WAIT_S)
@@ -116,18 +116,20 @@ class Decoder:
     ) -> npt.NDArray[np.uint8]:
         return self._workers.decode(data, manifest.image_size, manifest.resize_size, take_pixels)
 
-    def _decode_part(self, part: _Part, decode: _Decode, budget: "_PixelBudget") -> dict[int, _Outcome]:
+    def _decode_part(
+        self, part: _Part, decode: _Decode, budget: "_PixelBudget", takes_room: bool
+    ) -> dict[int, _Outcome]:
         """Decode some of a request's images until one fails; returns images and the error by position."""
         outcomes: dict[int, _Outcome] = {}
         for position, picture in part:
             try:
                 with self._room.enter() as place:
-                    outcomes[position] = decode(picture.data, partial(_take, budget, place))
+                    outcomes[position] = decode(picture.data, partial(_take, budget, place if takes_room else None))
                 _ = picture.sha256  # computed here, on a thread, and kept
             except ServingError as error:
                 if picture.filename is not None and not isinstance(error, _OverBudgetError):
                     where = f"picture {position + 1} of {budget.pictures}, {picture.filename!r}"
-                    error = type(error)(f"{where}: {error}")
+                    error.args = (f"{where}: {error}",)  # keeps what else it tells, such as when to try again
                 outcomes[position] = error
                 break
         return outcomes
@@ -159,10 +161,16 @@ class PixelRoom:
                     self._changed.notify_all()
 
     def take(self, pixels: int) -> None:
-        """Wait until there is room; what is larger than the room waits until nothing else is in it."""
+        """Wait until there is room; what is larger than the room waits until nothing else is in it.
+
+        Raises:
+            OverloadedError: There was none for `MAX_WAIT_S`.
+        """
         with self._changed:
-            while self._taken and self._taken + pixels > self._max_pixels:
-                self._changed.wait()
+            if not self._changed.wait_for(
+                lambda: not self._taken or self._taken + pixels <= self._max_pixels, MAX_WAIT_S
+            ):
+                raise OverloadedError("other large images are being decoded; try again", 2)
             self._taken += pixels
 
 
@@ -170,7 +178,7 @@ class Place:
     """What one thread has of the room.
 
     Attributes:
-        pixels: So many.
+        pixels: Pixels taken.
     """
 
     def __init__(self, room: PixelRoom) -> None:
@@ -204,6 +212,8 @@ class _OverBudgetError(TooLargeError):
     """All pictures together are too large, not the one at which it showed."""
 
 
-def _take(budget: _PixelBudget, place: Place, pixels: int) -> None:
+def _take(budget: _PixelBudget, place: Place | None, pixels: int) -> None:
+    """Count an image's pixels; cheap ones take no room: there are few threads for them."""
     budget.take(pixels)
-    place.take(pixels)
+    if place is not None:
+        place.take(pixels)

@@ -8,7 +8,7 @@ import re
 import struct
 from dataclasses import dataclass
 
-from serving.errors import NotAPictureError, TooLargeError
+from serving.errors import NotAPictureError, ServingError, TooLargeError
 
 COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_SCANS = 64
@@ -81,7 +81,7 @@ def is_cheap(data: bytes, resize_size: int) -> bool:
     name = find_format(data)
     try:
         structure = _read_png(data) if name == "PNG" else _read_jpeg(data) if name == "JPEG" else Structure(name)
-    except TooLargeError:
+    except ServingError:
         return False
     width, height = structure.width, structure.height
     return (
@@ -134,10 +134,14 @@ def _refuse(what: str, limit: int) -> TooLargeError:
 
 def _read_jpeg(data: bytes) -> Structure:
     structure = Structure("JPEG")
-    frames, position = [], 2
+    frames, position, is_broken, is_whole = [], 2, False, False
     while match := _JPEG_MARKER.search(data, position):
         marker, position = data[match.start() + 1], match.end()
         if marker == _EOI:
+            if not structure.scans:
+                # Pillow goes on behind it, through as many segments as there are.
+                raise NotAPictureError("a JPEG that ends before its first scan; save it again with an ordinary encoder")
+            is_whole = not is_broken
             break
         structure.parts += 1
         structure.scans += marker == _SOS
@@ -151,10 +155,10 @@ def _read_jpeg(data: bytes) -> Structure:
             frames.append(marker)
             structure.height, structure.width = struct.unpack_from(">HH", data, position + 3)
         length = int.from_bytes(data[position : position + 2], "big")
-        if length < 2:
-            break
-        position += length
-    structure.is_simple = len(frames) == 1 and frames[0] in _BASELINE_OR_PROGRESSIVE
+        # Pillow and libjpeg take a length that counts less than itself as an empty segment, and read on.
+        is_broken = is_broken or length < 2
+        position += max(2, length)
+    structure.is_simple = is_whole and len(frames) == 1 and frames[0] in _BASELINE_OR_PROGRESSIVE
     return structure
 
 

@@ -16,6 +16,7 @@ from serving.classifier import Classifier
 from serving.decode_cost import estimate_decode_s
 from serving.decoding import Decoder
 from serving.errors import BadParameterError, OverloadedError, ServingError
+from serving.image_structure import is_cheap
 from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_PICTURES
 from serving.manifest import Manifest
 from serving.model_set import ModelSet
@@ -35,7 +36,7 @@ class PredictionApi:
 
     Attributes:
         models: The loaded models.
-        admission: How much is being worked on.
+        admission: Bytes that are held, and the queue of images that are decoded in this process.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class PredictionApi:
         self.models = models
         self._on_answer = on_answer
         self.admission = admission or Admission()
+        # Images that need a worker process wait for each other only.
+        self._worker_queue = Admission()
         self._decoder = Decoder(allows_uncommon)
         self._batcher = Batcher(on_batch=on_batch)
         self._shadow = Shadow(models, shadow_share, self.classify, on_comparison)
@@ -136,8 +139,10 @@ class PredictionApi:
         Raises:
             ServingError: A picture does not decode, or there is too much to do.
         """
+        is_cheap_request = all(is_cheap(one.data, classifier.manifest.resize_size) for one in pictures)
+        queue = self.admission if is_cheap_request else self._worker_queue
         try:
-            with self.admission.wait(len(pictures), sum(estimate_decode_s(one.data) for one in pictures)):
+            with queue.wait(len(pictures), sum(estimate_decode_s(one.data) for one in pictures)):
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
                     images_NHWC = await self._decoder.decode(classifier, pictures)
                     return await self._batcher.classify(classifier, images_NHWC)

@@ -35,7 +35,8 @@ def test_only_regular_files_are_opened_and_nothing_is_waited_for(tmp_path, kind)
     with pytest.raises(OSError, match="it"):
         open_regular(tmp_path / "it")
     assert time.monotonic() - start_s < 1
-    assert len(list(Path("/proc/self/fd").iterdir())) == count
+    # Other files of the process may be closed meanwhile.
+    assert len(list(Path("/proc/self/fd").iterdir())) <= count
 
 
 @pytest.mark.parametrize("kind", [kind for kind in STRANGE if kind != "missing"])
