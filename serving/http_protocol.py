@@ -26,6 +26,11 @@ SURPLUS = "is_surplus"
 _HEAD_END = b"\r\n\r\n"
 # Least bytes of a chunked body that are parsed at once; what is pipelined behind it fits into as many.
 _MIN_CHUNKED_PIECE = 1024
+# Most bytes of heads and chunked bodies, which cost much time each, that one connection parses in one turn of the loop.
+_TURN_BYTES = 16_384
+# A chunked body's framing may have so many bytes, and one more for so many of the body.
+_FRAMING_BYTES = 16_384
+_BODY_BYTES_PER_FRAMING_BYTE = 8
 _WATCH_PERIOD_S = 0.5
 # Between two pipelined requests, for each open connection.
 _PIPELINE_PAUSE_S = 0.004
@@ -67,6 +72,7 @@ class BoundedHttp(HttpToolsProtocol):
     _tail = b""
     _body_left = 0
     _is_chunked = False
+    _framing_left = 0.0
     _is_half_closed = False
     _is_surplus = False
     _bytes_without_body = 0
@@ -75,11 +81,12 @@ class BoundedHttp(HttpToolsProtocol):
     _writing_since_s: float | None = None
     _running: RequestResponseCycle | None = None
     _watching: asyncio.TimerHandle | None = None
-    _going_on: asyncio.TimerHandle | None = None
+    _going_on: asyncio.Handle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request, within the limit of connections."""
         super().connection_made(transport)
+        self._body_parts: list[bytes] = []
         self.flow: _Flow = _Flow(transport)
         self._enter(_Phase.HEAD)
         self._watching = self.loop.call_later(_WATCH_PERIOD_S, self._watch)
@@ -112,15 +119,14 @@ class BoundedHttp(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        """Take a piece of the body."""
-        self._bytes_without_body = 0
-        self._body_left = max(0, self._body_left - len(body))
-        super().on_body(body)
+        """Take a part of the body: there can be thousands in one piece, which are passed on together."""
+        self._body_parts.append(body)
 
     def on_message_complete(self) -> None:
         """End a request."""
         if self.parser.should_upgrade():
             return
+        self._pass_body_on()
         self._body_left, self._is_chunked = 0, False
         super().on_message_complete()
         self._enter(_Phase.ANSWER if self._is_answering() else _Phase.IDLE)
@@ -174,7 +180,18 @@ class BoundedHttp(HttpToolsProtocol):
     def _enter(self, phase: _Phase) -> None:
         self._phase, self._since_s = phase, self.loop.time()
 
+    def _pass_body_on(self) -> None:
+        if not self._body_parts:
+            return
+        body = b"".join(self._body_parts)
+        self._body_parts.clear()
+        self._bytes_without_body = 0
+        self._body_left = max(0, self._body_left - len(body))
+        self._framing_left += len(body) * (1 + 1 / _BODY_BYTES_PER_FRAMING_BYTE)
+        super().on_body(body)
+
     def _read_on(self) -> None:
+        turn_bytes = 0
         while not (
             self._position == len(self._unread)
             or self._is_answering()
@@ -183,7 +200,12 @@ class BoundedHttp(HttpToolsProtocol):
         ):
             if self._phase is _Phase.IDLE:
                 self._enter(_Phase.HEAD)
-            self._parse(self._take_piece())
+            is_plain_body = bool(self._body_left)
+            piece = self._take_piece()
+            self._parse(piece)
+            turn_bytes += 0 if is_plain_body else len(piece)
+            if turn_bytes >= _TURN_BYTES and self._position < len(self._unread) and not self._is_answering():
+                self._going_on = self.loop.call_soon(self._go_on)
         if self._position == len(self._unread):
             self._unread, self._position = b"", 0
             if self.flow.has_unread:
@@ -194,37 +216,43 @@ class BoundedHttp(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def _take_piece(self) -> bytes:
-        """Return the unread bytes up to the end of a head or body: one request at most begins in them."""
+        """Return the unread bytes up to the end of a head or body; behind a chunked body, a few small requests too."""
         data, start = self._unread, self._position
         if self._body_left:
             end = start + self._body_left
         elif self._is_chunked:
-            end = _find_end(data, start + _MIN_CHUNKED_PIECE)
+            end = min(_find_end(data, start + _MIN_CHUNKED_PIECE), start + _TURN_BYTES)
         else:
             # The four bytes that end a head may have come in two segments.
             seam = (self._tail + data[start : start + 3]).find(_HEAD_END) if self._tail else -1
             end = _find_end(data, start) if seam < 0 else start + seam + len(_HEAD_END) - len(self._tail)
-            if end == len(data):
-                self._tail = (self._tail + data[max(start, end - 3) : end])[-3:]
+            end = min(end, start + _TURN_BYTES)
+            self._tail = (self._tail + data[max(start, end - 3) : end])[-3:]
         piece = data[start:end]
         self._position = start + len(piece)
         return piece
 
     def _parse(self, piece: bytes) -> None:
         self._bytes_without_body += len(piece)
+        self._framing_left -= len(piece)
         try:
             try:
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
                 self._position -= len(piece) - upgrade.args[0]
                 self._ignore_upgrade()
+            self._pass_body_on()
         except httptools.HttpParserError:
             message = "Invalid HTTP request received."
             self.logger.warning(message)
             self.send_400_response(message)
             return
-        if self._bytes_without_body > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._bytes_without_body > MAX_HEAD_BYTES:
             self.send_400_response(f"More than {MAX_HEAD_BYTES} bytes of headers.")
+        elif self._is_chunked and self._framing_left < 0:
+            self.send_400_response("The chunks of the body are too small; send chunks of 1 kB or more.")
 
     def _ignore_upgrade(self) -> None:
         """Parse a head again without its Upgrade header: after an upgrade, httptools skips the body."""
@@ -242,6 +270,7 @@ class BoundedHttp(HttpToolsProtocol):
         fields = dict(self.headers)
         self._is_chunked = b"transfer-encoding" in fields
         self._body_left = 0 if self._is_chunked else int(fields.get(b"content-length", 0))
+        self._framing_left = _FRAMING_BYTES
 
     def _displace_another(self) -> bool:
         """Close the connection that has waited longest for its client; False if every client waits for an answer."""

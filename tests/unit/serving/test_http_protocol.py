@@ -11,6 +11,7 @@ import time
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving import http_protocol
 from serving.http_protocol import BoundedHttp
@@ -182,6 +183,60 @@ def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(address, ech
         sending.join()
     assert echo.seen[:15] == [("/", b""), ("/inner", b"abc"), ("/c", b"\r\n\r\n")] * 5
     assert echo.most_running == 1
+
+
+CHUNKED_HEAD = b"POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(data):
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize("one", [b"1\r\na\r\n", b"1;" + b"b" * 1000 + b"\r\na\r\n"], ids=["tiny", "extensions"])
+def test_a_body_that_is_mostly_framing_is_refused(address, echo, one):
+    with socket.create_connection(address) as connection:
+        connection.sendall(CHUNKED_HEAD + one * (40_000 // len(one)))
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert echo.seen == []
+
+
+@pytest.mark.parametrize(("size", "times"), [(1, 2000), (64, 5000), (1000, 500), (200_000, 3)])
+def test_small_chunks_are_a_body_too(address, echo, size, times):
+    with socket.create_connection(address) as connection:
+        connection.sendall(CHUNKED_HEAD + chunk(b"a" * size) * times + b"0\r\n\r\n")
+        read_until(connection, b"a.")
+    assert echo.seen == [("/c", b"a" * size * times)]
+
+
+def test_chunks_are_passed_on_together_and_leave_the_loop_to_others(address, echo, monkeypatch):
+    pieces, passed = [], []
+    parse, on_body = BoundedHttp._parse, HttpToolsProtocol.on_body
+
+    def parse_and_see(self, piece):
+        pieces.append(len(piece))
+        parse(self, piece)
+
+    def pass_and_see(self, body):
+        passed.append(len(body))
+        on_body(self, body)
+
+    turns = []
+    read_on = BoundedHttp._read_on
+
+    def read_and_see(self):
+        before = len(pieces)
+        read_on(self)
+        turns.append(sum(pieces[before:]))
+
+    monkeypatch.setattr(BoundedHttp, "_parse", parse_and_see)
+    monkeypatch.setattr(BoundedHttp, "_read_on", read_and_see)
+    monkeypatch.setattr(HttpToolsProtocol, "on_body", pass_and_see)
+    with socket.create_connection(address) as connection:
+        connection.sendall(CHUNKED_HEAD + chunk(b"a" * 50) * 10_000 + b"0\r\n\r\n")
+        read_until(connection, b"a.")
+    assert echo.seen == [("/c", b"a" * 500_000)]
+    assert len(passed) <= len(pieces) + 1
+    assert max(turns) < 40_000
 
 
 @pytest.mark.parametrize("request_", [REQUEST, INNER], ids=["without bodies", "with bodies"])
