@@ -1,4 +1,4 @@
-"""How much work the service takes on; what is over that is refused at once, with a time to try again."""
+"""Limits of the work that the service takes on; what exceeds them is refused at once, with a time to try again."""
 
 import math
 import time

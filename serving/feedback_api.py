@@ -80,19 +80,20 @@ class FeedbackApi:
             starlette.requests.ClientDisconnect: The client went away.
         """
         body = RequestBody(request)
-        with self._predictions.admission.hold() as holding:
-            try:
+        try:
+            with self._predictions.admission.hold() as holding:
                 picture, label, model = await self._read(body, holding)
                 classifier = self._predictions.models.select(model)
-            except ServingError:
-                request.state.is_body_read = await body.discard()
-                raise
-            name, classes = classifier.manifest.name, classifier.manifest.classes
-            if label not in classes:
-                raise BadParameterError(f"label {label[:80]!r} is none of {name}'s classes: {name_some(classes)}")
-            find_label_folder(self._store.folder, label)
-            (probabilities_K,) = await self._predictions.classify(classifier, [picture])
-            count = await self._on_disk(self._store.save, name, label, classes, picture.sha256, picture.data)
+                name, classes = classifier.manifest.name, classifier.manifest.classes
+                if label not in classes:
+                    raise BadParameterError(f"label {label[:80]!r} is none of {name}'s classes: {name_some(classes)}")
+                find_label_folder(self._store.folder, label)
+                (probabilities_K,) = await self._predictions.classify(classifier, [picture])
+                count = await self._on_disk(self._store.save, name, label, classes, picture.sha256, picture.data)
+        except ServingError:
+            # After the holding is given back: what is discarded takes no memory, but time.
+            request.state.is_body_read = await body.discard()
+            raise
         if self._on_feedback is not None:
             self._on_feedback(name, classes[int(probabilities_K.argmax())] == label)
         return FeedbackAnswer(picture_sha256=picture.sha256, label=label, model=name, count=count)

@@ -1,6 +1,6 @@
-"""What the service is told when it starts.
+"""Service options.
 
-The launcher puts it into the environment, because it is BentoML that constructs the service; who runs
+The launcher puts them into the environment, because it is BentoML that constructs the service; who runs
 `bentoml serve` sets the variable with JSON of the same fields.
 """
 

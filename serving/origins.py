@@ -1,4 +1,4 @@
-"""Which web pages may change the service's state; what is no web page is let through."""
+"""Check of the web pages that may change the service's state; other clients are let through."""
 
 import ipaddress
 from collections.abc import Collection

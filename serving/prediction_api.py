@@ -111,15 +111,16 @@ class PredictionApi:
             starlette.requests.ClientDisconnect: The client went away.
         """
         body = RequestBody(request)
-        with self.admission.hold() as holding:
-            try:
+        try:
+            with self.admission.hold() as holding:
                 classifier = self.models.select(request.query_params.get("model"))
                 top_k = _read_top_k(request, len(classifier.manifest.classes))
                 pictures = await body.read_pictures(holding)
-            except ServingError:
-                request.state.is_body_read = await body.discard()
-                raise
-            probabilities_NK = await self.classify(classifier, pictures)
+                probabilities_NK = await self.classify(classifier, pictures)
+        except ServingError:
+            # After the holding is given back: what is discarded takes no memory, but time.
+            request.state.is_body_read = await body.discard()
+            raise
         self._shadow.offer(classifier, pictures, probabilities_NK)
         answer = PredictAnswer(
             model=classifier.identity,

@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 from starlette.requests import Request
@@ -8,6 +9,8 @@ from starlette.requests import Request
 from serving import request_body
 from serving.admission import Admission, Holding
 from serving.errors import BadParameterError, NotReadableError, OverloadedError
+from serving.feedback_api import FeedbackApi
+from serving.prediction_api import PredictionApi
 from serving.request_body import RequestBody
 
 HEAD = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
@@ -28,7 +31,7 @@ def receive_all(*chunks):
 def make_request(receive, length=None, kind=b"multipart/form-data; boundary=b"):
     headers = [(b"content-type", kind)]
     headers += [(b"content-length", str(length).encode())] if length is not None else []
-    return Request({"type": "http", "method": "POST", "headers": headers}, receive)
+    return Request({"type": "http", "method": "POST", "query_string": b"", "headers": headers}, receive)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +123,25 @@ def test_where_memory_is_short_the_slow_sender_is_given_up_for_a_fast_one(kind):
         assert admission.held_bytes == 0
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["predictions", "feedback"])
+def test_what_is_discarded_after_a_refusal_is_not_held(kind):
+    admission, held = Admission(), []
+    classifier = SimpleNamespace(manifest=SimpleNamespace(classes=("red", "green")))
+    api = PredictionApi(SimpleNamespace(select=lambda _: classifier, stop=lambda: None), admission)
+    feedback = FeedbackApi(api, None, None)
+    other = b"\r\n" + HEAD.replace(b"image", b"other")
+    left = [HEAD + b"a" * 1000, other, b"rest", b"end"]
+
+    async def receive():
+        held.append(admission.held_bytes)
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    try:
+        with pytest.raises(BadParameterError, match="other"):
+            asyncio.run((api.predict if kind == "predictions" else feedback.take)(make_request(receive)))
+    finally:
+        feedback.close()
+        api.close()
+    assert held == [0, len(HEAD) + 1000, 0, 0]
