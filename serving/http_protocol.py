@@ -32,7 +32,7 @@ _TURN_BYTES = 16_384
 _FRAMING_BYTES = 16_384
 _BODY_BYTES_PER_FRAMING_BYTE = 8
 _WATCH_PERIOD_S = 0.5
-# Between two pipelined requests, for each open connection.
+# Between two pipelined requests, for each connection that has something unread.
 _PIPELINE_PAUSE_S = 0.004
 # The application's own limit answers 408 and discards the rest first.
 _BODY_GRACE_S = 15.0
@@ -138,12 +138,26 @@ class BoundedHttp(HttpToolsProtocol):
             return
         if self._phase is _Phase.ANSWER and not self._is_answering():
             self._enter(_Phase.IDLE)
+        if self._going_on is not None:
+            return
+        self._skip_empty_lines()
         if self._unread:
             self._unset_keepalive_if_required()
             # All connections together go on so often, however many they are; clients that wait for answers come first.
-            self._going_on = self.loop.call_later(_PIPELINE_PAUSE_S * len(self.connections), self._go_on)
+            self._going_on = self.loop.call_later(_PIPELINE_PAUSE_S * self._count_unread(), self._go_on)
         elif self._is_half_closed and not self._is_answering():
             self.transport.close()
+
+    def _skip_empty_lines(self) -> None:
+        """Skip line ends that some clients send behind a body (RFC 9112, 2.2): they are no request."""
+        if self._phase is not _Phase.IDLE:
+            return
+        while self._unread[self._position : self._position + 1] in (b"\r", b"\n"):
+            self._position += 1
+        self._end_reading()
+
+    def _count_unread(self) -> int:
+        return sum(isinstance(one, BoundedHttp) and one.flow.has_unread for one in self.connections) or 1
 
     def _go_on(self) -> None:
         """Parse the next pipelined request; close what the client half closed where nothing is left to answer."""
@@ -157,7 +171,11 @@ class BoundedHttp(HttpToolsProtocol):
         # It would write to the closed connection: an error in the log that any client can cause.
         self._disconnect_running()
         self.pipeline.clear()
-        super().send_400_response(msg)
+        if self._has_begun_to_answer():
+            # A second answer would be taken for a part of the first, or for that to the next request.
+            self.transport.close()
+        else:
+            super().send_400_response(msg)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the request that is being answered, also where others wait behind it."""
@@ -172,6 +190,11 @@ class BoundedHttp(HttpToolsProtocol):
         if self._running is not None:
             self._running.disconnected = True
             self._running.message_event.set()
+
+    def _has_begun_to_answer(self) -> bool:
+        """True if an answer is being sent, or was sent before its request had arrived."""
+        running = self._running
+        return running is not None and running.response_started and (running.more_body or not running.response_complete)
 
     def _is_answering(self) -> bool:
         """True while a request that has fully arrived is not answered."""
@@ -206,6 +229,10 @@ class BoundedHttp(HttpToolsProtocol):
             turn_bytes += 0 if is_plain_body else len(piece)
             if turn_bytes >= _TURN_BYTES and self._position < len(self._unread) and not self._is_answering():
                 self._going_on = self.loop.call_soon(self._go_on)
+        self._end_reading()
+
+    def _end_reading(self) -> None:
+        """Read the socket on if all that was read is parsed."""
         if self._position == len(self._unread):
             self._unread, self._position = b"", 0
             if self.flow.has_unread:
