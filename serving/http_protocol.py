@@ -8,6 +8,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serving.errors import OverloadedError
 from serving.limits import (
     ANSWER_READ_TIMEOUT_S,
     BODY_TIMEOUT_S,
@@ -31,6 +32,8 @@ _TURN_BYTES = 16_384
 # A chunked body's framing may have so many bytes, and one more for so many of the body.
 _FRAMING_BYTES = 16_384
 _BODY_BYTES_PER_FRAMING_BYTE = 8
+# Bytes that a request is taken to have sent before its first one: a new one is no slow one.
+_HEAD_START_BYTES = 65_536
 _WATCH_PERIOD_S = 0.5
 # Between two pipelined requests, for each connection that has something unread.
 _PIPELINE_PAUSE_S = 0.004
@@ -63,8 +66,8 @@ class BoundedHttp(HttpToolsProtocol):
     """One connection, which costs a bounded amount of memory and time whatever the client sends or does not read.
 
     Requests are parsed one at a time: what is pipelined behind a request stays unparsed, and the socket unread, until
-    its answer is sent. Upgrades are ignored, as RFC 9110 (7.8) allows. Beyond `MAX_CONNECTIONS`, the connection that
-    has kept the service waiting longest is closed for a new one; if none waits, the new one is marked `SURPLUS`.
+    its answer is sent. Upgrades are ignored, as RFC 9110 (7.8) allows. Beyond `MAX_CONNECTIONS`, a connection without
+    a request is closed for a new one, or else the slowest that sends one; if there is none, the new one is `SURPLUS`.
     """
 
     _unread = b""
@@ -78,6 +81,7 @@ class BoundedHttp(HttpToolsProtocol):
     _bytes_without_body = 0
     _phase = _Phase.HEAD
     _since_s = 0.0
+    _arrived_bytes = 0
     _writing_since_s: float | None = None
     _running: RequestResponseCycle | None = None
     _watching: asyncio.TimerHandle | None = None
@@ -201,7 +205,7 @@ class BoundedHttp(HttpToolsProtocol):
         return self.cycle is not None and not (self.cycle.more_body or self.cycle.response_complete)
 
     def _enter(self, phase: _Phase) -> None:
-        self._phase, self._since_s = phase, self.loop.time()
+        self._phase, self._since_s, self._arrived_bytes = phase, self.loop.time(), 0
 
     def _pass_body_on(self) -> None:
         if not self._body_parts:
@@ -262,6 +266,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _parse(self, piece: bytes) -> None:
         self._bytes_without_body += len(piece)
         self._framing_left -= len(piece)
+        self._arrived_bytes += len(piece)
         try:
             try:
                 self.parser.feed_data(piece)
@@ -300,15 +305,39 @@ class BoundedHttp(HttpToolsProtocol):
         self._framing_left = _FRAMING_BYTES
 
     def _displace_another(self) -> bool:
-        """Close the connection that has waited longest for its client; False if every client waits for an answer."""
+        """Close the connection that does least for its client; False if every client waits for an answer."""
         others = [other for other in self.connections if isinstance(other, BoundedHttp) and other is not self]
         idle = [other for other in others if other._phase is not _Phase.ANSWER or other.flow.write_paused]
         if not idle:
             return False
-        slowest = min(idle, key=lambda other: other._since_s)
+        slowest = min(idle, key=lambda other: other._measure_pace())
         self.connections.discard(slowest)
-        slowest.transport.abort()
+        slowest._give_up()
         return True
+
+    def _measure_pace(self) -> tuple[bool, float]:
+        """Return what orders connections, the first to be closed first: without a request for longest, then slowest."""
+        has_request = self._phase in (_Phase.BODY, _Phase.ANSWER) or self._arrived_bytes > 0
+        elapsed_s = self.loop.time() - self._since_s
+        return has_request, (_HEAD_START_BYTES + self._arrived_bytes) / max(
+            elapsed_s, 0.001
+        ) if has_request else -elapsed_s
+
+    def _give_up(self) -> None:
+        """Close for another connection; an upload is told to try again."""
+        running = self._running
+        if self._phase is not _Phase.BODY or running is None or running.response_started:
+            self.transport.abort()
+            return
+        self._disconnect_running()
+        code, message = OverloadedError.code, "the upload was too slow while too many connections were open; try again"
+        content = b'{"error":{"code":"%b","message":"%b"}}' % (code.encode(), message.encode())
+        head = (
+            "HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+        )
+        self.transport.write(head.encode() + content)
+        self.transport.close()
 
     def _watch(self) -> None:
         """Close what takes too long: a head, a body that nobody reads, an answer that the client does not read."""

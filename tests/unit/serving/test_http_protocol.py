@@ -381,10 +381,44 @@ def test_the_slowest_connection_gives_its_place_to_a_new_one(monkeypatch, addres
             time.sleep(0.05)
         for _ in range(3):
             new = opened.enter_context(socket.create_connection(address))
-            assert b"surplus" not in ask(new)
-        assert all(wait_until_closed(connection) < 5 for connection in slow[:3])
+            if begun:
+                new.sendall(begun)
+                time.sleep(0.1)
+            else:
+                assert b"surplus" not in ask(new)
+        for connection in slow[:3]:
+            if len(begun) > 1:
+                answer = read_until(connection, b"}}")
+                assert answer.startswith(b"HTTP/1.1 503 ")
+                assert b"retry-after: 1" in answer
+                assert b'"code":"overloaded"' in answer
+            wait_until_closed(connection)
         slow[4].sendall(begun[-1:] if begun else REQUEST)
         read_until(slow[4], b".")
+
+
+def test_connections_without_a_request_give_their_place_first_then_the_slowest(monkeypatch, address):
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 60)
+    monkeypatch.setattr(http_protocol, "MAX_CONNECTIONS", 4)
+    length = 1_000_000
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length
+    with contextlib.ExitStack() as opened:
+        fast, slow, idle, silent = (opened.enter_context(socket.create_connection(address)) for _ in range(4))
+        fast.sendall(head + b"a" * (length - 1))  # begins first, and is far from the slowest
+        time.sleep(0.1)
+        slow.sendall(head + b"a")
+        ask(idle)
+        time.sleep(0.1)
+        for victim in (silent, idle):
+            ask(opened.enter_context(socket.create_connection(address)))
+            wait_until_closed(victim)
+        for new in [opened.enter_context(socket.create_connection(address)) for _ in range(2)]:
+            new.sendall(head + b"a" * 500_000)
+            time.sleep(0.1)
+        opened.enter_context(socket.create_connection(address))
+        assert read_until(slow, b"}}").startswith(b"HTTP/1.1 503 ")
+        fast.sendall(b"a")
+        assert read_until(fast, b"a.").startswith(b"HTTP/1.1 200 ")
 
 
 def test_where_all_wait_for_answers_some_connections_are_left_for_probes(monkeypatch, address, echo):
