@@ -1,7 +1,7 @@
 """Limits that a process puts on itself, without privileges: memory, files, network, new processes.
 
 A seccomp filter allows the system calls that computing on what is already open needs, and fails every other one with
-EPERM. Numbers are those of Linux, seccomp(2) and the kernel's syscall tables.
+EPERM: signals too, whoever they are for. Numbers are those of Linux, seccomp(2) and the kernel's syscall tables.
 """
 
 import ctypes
@@ -54,7 +54,6 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "clock_gettime": (228, 113),
     "clock_nanosleep": (230, 115),
     "exit_group": (231, 94),
-    "tgkill": (234, 131),
     "ppoll": (271, 73),
     "set_robust_list": (273, 99),
     "getrandom": (318, 278),

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 SCRIPT = """
-import os, socket, subprocess, threading
+import ctypes, os, signal, socket, subprocess, threading
 from serving.sandbox import forbid_system_calls, limit_resources
 limit_resources(100_000_000)
 problem = forbid_system_calls()
@@ -21,6 +21,10 @@ FORBIDDEN = {
     "a process": "os.fork()",
     "a command": "os.execv('/bin/true', ['true'])",
     "a signal": "os.kill(os.getppid(), 0)",
+    "a signal to a thread of another process": (
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "if libc.tgkill(os.getppid(), os.getppid(), signal.SIGCONT): raise OSError(ctypes.get_errno(), 'tgkill')"
+    ),
 }
 
 
