@@ -71,7 +71,6 @@ class DecoderPool:
         self._workers = [_Worker() for _ in range(size)]
         self._idle: queue.Queue[_Worker] = queue.Queue()
         self._is_closed = threading.Event()
-        self._heard_s = time.monotonic()
         self._is_sandbox_told = False
         for worker in self._workers:
             # A failed start is told, and tried again, by whoever uses the worker next.
@@ -87,8 +86,8 @@ class DecoderPool:
         return [process.pid for worker in self._workers if (process := worker.process) is not None]
 
     def count_silent_s(self) -> float:
-        """Return the time since any worker last answered, seconds."""
-        return time.monotonic() - self._heard_s
+        """Return the time since any worker last sent a message, whatever it says, seconds."""
+        return time.monotonic() - max(worker.heard_s for worker in self._workers)
 
     def decode(
         self, data: bytes, image_size: int, resize_size: int, take_pixels: Callable[[int], None]
@@ -113,13 +112,11 @@ class DecoderPool:
         try:
             self._greet(worker)
             job = JOB.pack(image_size, resize_size, self._allows_uncommon) + data
-            image_HWC = worker.decode(job, image_size, take_pixels)
+            return worker.decode(job, image_size, take_pixels)
         except (OSError, EOFError) as error:
             raise worker.end(error) from error
         finally:
             self._idle.put(worker)
-        self._heard_s = time.monotonic()
-        return image_HWC
 
     def close(self) -> None:
         """Kill the processes; what they were decoding is answered as overload."""
@@ -147,7 +144,6 @@ class DecoderPool:
                 try:
                     self._greet(worker)
                     worker.ping()
-                    self._heard_s = time.monotonic()
                 except (OSError, EOFError) as error:
                     logger.warning("a decoding process is replaced: %s", worker.end(error))
                 except ServingError:
@@ -161,10 +157,12 @@ class _Worker:
 
     Attributes:
         process: The process; None before it is started and once it has ended.
+        heard_s: Time of its last message, `time.monotonic`.
     """
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self.heard_s = time.monotonic()
         self._connection = socket.socket(socket.AF_UNIX)
         self._is_greeted = False
         self._pixels = 0
@@ -234,13 +232,15 @@ class _Worker:
         Raises:
             OSError: There is none; TimeoutError if the process is stopped, hung, or takes too long.
         """
-        end_s, used_before = time.monotonic() + ANSWER_TIMEOUT_S, -1
+        end_s, used_before = time.monotonic() + ANSWER_TIMEOUT_S, self.count_cpu_ticks()
         while not select.select([self._connection], [], [], IDLE_TIMEOUT_S)[0]:
             used = self.count_cpu_ticks()
             if used == used_before or time.monotonic() > end_s:
                 raise TimeoutError("no answer")
             used_before = used
-        return receive_message(self._connection, max_bytes)
+        message = receive_message(self._connection, max_bytes)
+        self.heard_s = time.monotonic()
+        return message
 
     def count_cpu_ticks(self) -> int:
         """Return the CPU time that the process has used, clock ticks; 0 where the system does not tell."""

@@ -13,7 +13,7 @@ from PIL import Image
 from serving import decoder_pool
 from serving.decoder_pool import DecoderPool
 from serving.decoder_worker import allow_cpu_s
-from serving.errors import OverloadedError, TooLargeError
+from serving.errors import OverloadedError, ServingError, TooLargeError
 from serving.preprocess import decode_picture
 from tests.unit.serving.image_bombs import all_bombs, encode, measure, progressive
 
@@ -95,6 +95,47 @@ def test_a_stopped_worker_is_noticed_and_replaced_within_ten_seconds(pool):
     os.kill(before[0], signal.SIGSTOP)
     assert wait_for(lambda: pool.pids not in (before, []), 10)
     assert decode(pool).shape == (32, 32, 3)
+
+
+@pytest.fixture
+def unwatched(monkeypatch):
+    """A pool that nothing but the test talks to."""
+    monkeypatch.setattr(decoder_pool, "WATCH_INTERVAL_S", 600.0)
+    running = DecoderPool(1)
+    decode(running)
+    yield running
+    running.close()
+
+
+def test_a_stopped_worker_is_noticed_after_one_idle_timeout(unwatched, monkeypatch):
+    pool = unwatched
+    (worker,) = pool._workers
+    monkeypatch.setattr(decoder_pool, "IDLE_TIMEOUT_S", 1.0)
+    waits, real = [], decoder_pool.select.select
+
+    def count(*arguments):
+        waits.append(arguments[3])
+        return real(*arguments)
+
+    monkeypatch.setattr(decoder_pool.select, "select", count)
+    os.kill(pool.pids[0], signal.SIGSTOP)
+    assert wait_for(lambda: Path(f"/proc/{pool.pids[0]}/stat").read_text().split()[2] == "T", 5)
+    with pytest.raises(TimeoutError):
+        worker.ping()
+    assert waits == [1.0]
+
+
+def test_refusals_and_killed_workers_are_signs_of_life(unwatched):
+    pool = unwatched
+    for data in (b"junk", encode(PHOTO, "JPEG")[:2] + b"\xff" * 9_000_000):
+        for worker in pool._workers:
+            worker.heard_s -= 100
+        assert pool.count_silent_s() > 50
+        with pytest.raises(ServingError):
+            decode(pool, data)
+        with pytest.raises(ServingError):
+            decode(pool, b"junk")
+        assert pool.count_silent_s() < 50
 
 
 def test_no_room_is_the_error_of_who_has_none(pool):
