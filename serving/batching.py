@@ -10,11 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.limits import MAX_PICTURES
+from serving.limits import ANSWER_TIMEOUT_S, MAX_PICTURES
+
+# A batch hangs when it takes so many times what its model's last one leads to expect, within these bounds.
+_SLOWER = 8
+_LEAST_HUNG_S = 10.0
 
 
 class Model(Protocol):
@@ -47,6 +52,8 @@ class Batcher:
         self._waiting: deque[_Job] = deque()
         self._is_busy = False
         self._start_s = 0.0
+        self._hung_s = ANSWER_TIMEOUT_S
+        self._image_s: WeakKeyDictionary[Model, float] = WeakKeyDictionary()
         self._device = ThreadPoolExecutor(1, thread_name_prefix="classify")
 
     @property
@@ -54,9 +61,10 @@ class Batcher:
         """Requests that wait for the device."""
         return len(self._waiting)
 
-    def count_busy_s(self) -> float:
-        """Return how long the batch on the device has been there, seconds; 0 without one."""
-        return time.monotonic() - self._start_s if self._is_busy else 0.0
+    @property
+    def is_hung(self) -> bool:
+        """True if the batch on the device takes much longer than its model's last one leads to expect."""
+        return self._is_busy and time.monotonic() - self._start_s > self._hung_s
 
     async def classify(self, model: Model, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the class probabilities of some pictures, float32 [N, K].
@@ -85,6 +93,9 @@ class Batcher:
         self._start_s = time.monotonic()
         self._is_busy = bool(jobs)
         if jobs:
+            image_s = self._image_s.get(jobs[0].model)
+            expected_s = ANSWER_TIMEOUT_S if image_s is None else _SLOWER * image_s * _count_images(jobs)
+            self._hung_s = min(ANSWER_TIMEOUT_S, max(_LEAST_HUNG_S, expected_s))
             running = asyncio.get_running_loop().run_in_executor(self._device, _classify, jobs)
             running.add_done_callback(lambda done: self._finish(jobs, done))
 
@@ -104,6 +115,8 @@ class Batcher:
 
     def _finish(self, jobs: list[_Job], done: "asyncio.Future[list[npt.NDArray[np.float32]]]") -> None:
         error = None if done.cancelled() else done.exception()
+        if error is None and not done.cancelled():
+            self._image_s[jobs[0].model] = (time.monotonic() - self._start_s) / _count_images(jobs)
         # The device first: it does not wait until the answers are handed out.
         self._start()
         for index, job in enumerate(jobs):
@@ -116,7 +129,11 @@ class Batcher:
             else:
                 job.answer.set_result(done.result()[index])
         if self._on_batch is not None and error is None and not done.cancelled():
-            self._on_batch(sum(len(job.images_NHWC) for job in jobs))
+            self._on_batch(_count_images(jobs))
+
+
+def _count_images(jobs: list[_Job]) -> int:
+    return sum(len(job.images_NHWC) for job in jobs)
 
 
 def _classify(jobs: list[_Job]) -> list[npt.NDArray[np.float32]]:

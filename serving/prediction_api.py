@@ -25,9 +25,6 @@ from serving.request_body import EncodedPicture, RequestBody
 from serving.session import count_cpus
 from serving.shadow import OnComparison, Shadow
 
-# A batch that takes so long hangs; probes restart the service only after several such answers.
-_HUNG_S = 10.0
-
 
 class PredictionApi:
     """Predictions of one set of models, with the threads that do the work.
@@ -84,8 +81,8 @@ class PredictionApi:
 
     @property
     def is_alive(self) -> bool:
-        """True unless a batch has been on the device for longer than any takes."""
-        return self._batcher.count_busy_s() < _HUNG_S
+        """True unless the batch on the device hangs."""
+        return not self._batcher.is_hung
 
     def close(self) -> None:
         """End the threads, also those of the models; work that has not started is dropped."""

@@ -2,7 +2,9 @@ import asyncio
 import threading
 
 import numpy as np
+import pytest
 
+from serving import batching
 from serving.batching import Batcher
 
 
@@ -112,4 +114,38 @@ def test_many_at_once_are_all_answered():
         assert len(model.sizes) < count / 10
         batcher.close()
 
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("last_s", "hung_after_s"), [(None, 60), (0.001, 10), (0.25, 16), (5, 60)])
+def test_a_batch_hangs_only_when_its_model_was_faster(monkeypatch, last_s, hung_after_s):
+    """A first batch of a slow model may take as long as an answer; a second is measured against it."""
+    now_s = 1000.0
+
+    class Clock:
+        monotonic = staticmethod(lambda: now_s)
+
+    async def run():
+        nonlocal now_s
+        model, batcher = Model(), Batcher()
+        if last_s is not None:
+            (first,) = await begin(batcher, model)
+            now_s += last_s
+            model.gate.set()
+            await first
+            assert not batcher.is_hung
+        model.begun.clear()
+        model.gate.clear()
+        task = asyncio.create_task(batcher.classify(model, draw(*range(8))))
+        await asyncio.to_thread(model.begun.wait, 10)
+        now_s += hung_after_s - 0.1
+        assert not batcher.is_hung
+        now_s += 0.2
+        assert batcher.is_hung
+        model.gate.set()
+        await task
+        assert not batcher.is_hung
+        batcher.close()
+
+    monkeypatch.setattr(batching, "time", Clock)
     asyncio.run(run())
