@@ -31,6 +31,8 @@ IMAGES = ("darkroom-train", "darkroom-serve-cpu")
 DATABASES = ("mlflow", "prefect")
 # Packed pictures and downloads are not in a backup, only what they were: they are made again from their source.
 VOLUMES = {"artifacts": (), "home": ("./cache", "./data"), "inbox": ()}
+# Backups of earlier versions lack these.
+LATER_VOLUMES = ("inbox",)
 PICTURES_FILE = "pictures.json"
 PRINT_MANIFESTS = (
     "for file in /volume/cache/*/manifest.json; do if [ -f $file ]; then tr -d '\\n' < $file; echo; fi; done"
@@ -288,6 +290,14 @@ class Stack:
         """Bring a backup back into a stack that has no volumes yet, with the backup's secrets, and start it."""
         if not (folder / "written").is_file():
             raise StackError(f"{folder} is not a whole backup")
+        lost = [
+            volume for volume in VOLUMES if volume not in LATER_VOLUMES and not (folder / f"{volume}.tar").is_file()
+        ]
+        if lost:
+            raise StackError(
+                f"{folder} lacks {', '.join(f'{volume}.tar' for volume in lost)}; restore from another backup, or bring "
+                "the file back"
+            )
         kept = [f"{PROJECT}_{volume}" for volume in ("database", *VOLUMES)]
         there = [volume for volume in kept if _docker_succeeds("volume", "inspect", volume)]
         if there:

@@ -266,3 +266,14 @@ def test_manifests_are_printed_one_in_a_line(stack, tmp_path):
     assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["one", "two"]
     shutil.rmtree(tmp_path / "cache")
     assert subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_a_backup_without_a_volume_is_refused_before_anything_is_made(run, tmp_path):
+    folder = tmp_path / "backup"
+    folder.mkdir()
+    for name in ("written", "env", "artifacts.tar", "inbox.tar"):
+        (folder / name).touch()
+    status, errors = run("restore", folder)
+    assert status == 1
+    assert "lacks home.tar" in errors[-1]
+    assert "volume" not in (tmp_path / "asked").read_text()
