@@ -177,10 +177,11 @@ def list_records(result: PredictResult) -> list[dict[str, Any]]:
 def write_csv(result: PredictResult, stream: TextIO) -> None:
     """Write a line for each answered picture, after one with the names; without `top`.
 
-    Names and labels come from other people: a spreadsheet calculates none of them (`show_cell`).
+    Names and labels come from other people: a spreadsheet calculates none of them (`show_cell`), and none takes
+    a part of one for a cell, whatever its separator is (all are quoted).
     """
     names = ("source", "label", "probability", "is_confident", "model", "version")
-    writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
     for record in list_records(result):
         writer.writerow({key: show_cell(value) if isinstance(value, str) else value for key, value in record.items()})

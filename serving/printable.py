@@ -3,8 +3,8 @@
 import logging
 import re
 
-# What Excel, LibreOffice and Google Sheets take for the start of a formula, also behind spaces.
-_FORMULA = re.compile(r"\s*[=+\-@\t\r|%]")
+# What Excel, LibreOffice and Google Sheets take for the start of a formula, also behind spaces, and in full width.
+_FORMULA = re.compile(r"\s*[=+\-@\t\r|%\uff1d\uff0b\uff0d\uff20]")
 
 
 def show(text: object) -> str:

@@ -282,6 +282,11 @@ HOSTILE = [
     ("-2+3.png", "'-2+3.png"),
     ("@SUM(A1).png", "'@SUM(A1).png"),
     (" =1+1.png", "' =1+1.png"),
+    ("\uff1d1+1.png", "'\uff1d1+1.png"),
+    ("\uff0b1.png", "'\uff0b1.png"),
+    ("\uff0d1.png", "'\uff0d1.png"),
+    ("\uff20SUM(A1).png", "'\uff20SUM(A1).png"),
+    ("a;=1+1", "a;=1+1"),
     ("\t=1.png", "'\\t=1.png"),
     ("\r=1.png", "'\\r=1.png"),
     ("\x1b]0;title\x07.png", "\\x1b]0;title\\x07.png"),
@@ -302,6 +307,8 @@ def test_names_move_no_cursor_and_are_no_formula(name, cell):
     write_csv(result, text)
     (row,) = csv.DictReader(io.StringIO(text.getvalue()))
     assert row["source"] == cell
+    # Where the separator is a semicolon, too, each line is one that starts with this cell.
+    assert next(csv.reader(text.getvalue().splitlines()[1:], delimiter=";"))[0].startswith(cell.split('"')[0])
     assert row["probability"] == "1.0"
     console = Console(file=io.StringIO(), width=200, force_terminal=False)
     console.print(render_predictions(result))
