@@ -24,7 +24,7 @@ MAX_ANSWER_BYTES = 8_000_000
 MAX_PAGES, MAX_NAMES = 50, 1000
 MAX_FOLDERS, MAX_FILES, MAX_DEPTH = 20, 200, 4
 MAX_ANSWER_S = 10.0
-# Every question of one look at the registry; files have a limit of their own.
+# All questions of one look at the registry together; files have a limit of their own, and their time does not count.
 MAX_LOOK_S = 60.0
 MAX_FETCH_S = 900.0
 _API = "/api/2.0/mlflow"
@@ -56,8 +56,9 @@ class RegistryClient:
             # Compressed answers would be larger than what arrives.
             headers={"Accept-Encoding": "identity"},
         )
-        self._end_s = time.monotonic() + MAX_LOOK_S
+        self._left_s = MAX_LOOK_S
         self._socket: socket.socket | None = None
+        self._is_cut = threading.Event()
 
     def __enter__(self) -> "RegistryClient":
         return self
@@ -144,14 +145,19 @@ class RegistryClient:
         return count
 
     def _ask(self, address: str, /, **parameters: str) -> dict[str, Any]:
-        seconds = min(MAX_ANSWER_S, self._end_s - time.monotonic())
-        if seconds <= 0:
+        if self._left_s <= 0:
             raise RegistryError(f"the registry {self._address} took more than {MAX_LOOK_S:g} seconds for its answers")
-        content = bytearray()
-        for chunk in self._stream(address, seconds, {key: value for key, value in parameters.items() if value}):
-            content += chunk
-            if len(content) > MAX_ANSWER_BYTES:
-                raise RegistryError(f"the registry {self._address} answers with more than {MAX_ANSWER_BYTES:,} bytes")
+        start_s, content = time.monotonic(), bytearray()
+        given = {key: value for key, value in parameters.items() if value}
+        try:
+            for chunk in self._stream(address, min(MAX_ANSWER_S, self._left_s), given):
+                content += chunk
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise RegistryError(
+                        f"the registry {self._address} answers with more than {MAX_ANSWER_BYTES:,} bytes"
+                    )
+        finally:
+            self._left_s -= time.monotonic() - start_s
         with self._understanding():
             found = json.loads(content)
             if not isinstance(found, dict):
@@ -160,7 +166,9 @@ class RegistryClient:
 
     def _stream(self, address: str, seconds: float, parameters: dict[str, str]) -> Iterator[bytes]:
         """Yield an answer's chunks; after `seconds` the connection is cut, whatever the server does meanwhile."""
-        is_cut = threading.Event()
+        if seconds <= 0:
+            raise RegistryError(f"the registry {self._address} does not answer in time: no time is left for {address}")
+        is_cut = self._is_cut = threading.Event()
 
         def cut() -> None:
             is_cut.set()
@@ -190,7 +198,10 @@ class RegistryClient:
     def _note_socket(self, event: str, info: dict[str, Any]) -> None:
         """Keep the socket of each new connection, which httpcore tells."""
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            self._socket = info["return_value"].get_extra_info("socket")
+            self._socket = connection = info["return_value"].get_extra_info("socket")
+            # The time may have run out while it was made.
+            if self._is_cut.is_set():
+                self._shut(connection)
 
     @staticmethod
     def _shut(connection: socket.socket) -> None:
