@@ -21,7 +21,7 @@ import click
 from serving.errors import StartError
 from serving.manifest import Precision
 from serving.options import ServiceOptions
-from serving.supervisor import supervise, take_listener
+from serving.supervisor import has_supervisor, supervise, take_listener
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 3000
@@ -125,9 +125,9 @@ def serve(
     """Answer predictions over HTTP with the released models."""
     if keep_pictures and not log_share:
         raise click.UsageError("--keep-pictures keeps those of logged requests: give --log-requests SHARE too")
-    if is_supervised:
+    if is_supervised and not has_supervisor():
         with _listen(host, port) as listener:
-            sys.exit(supervise(listener, "--supervise"))
+            sys.exit(supervise(listener))
     options = ServiceOptions(
         precision=precision,
         requires_cuda=require_cuda,

@@ -24,6 +24,7 @@ from serving.http_api import BENTOML_PATHS
 from serving.http_protocol import BoundedHttp
 from serving.predictions import ModelsAnswer
 from serving.printable import PrintableFormatter, show
+from serving.supervisor import start_heartbeat
 
 # Requests that have started get so long to end; the process is gone after the second, whatever still runs.
 _STOP_TIMEOUT_S = 12
@@ -112,6 +113,7 @@ class _AnnouncingServer(uvicorn.Server):
             self.problem = "; ".join(problem.message for problem in answer.problems) or "no model is released"
             self.should_exit = True
             return
+        self._heartbeat = start_heartbeat(lambda: bool(self._app.state.api.is_alive))
         print(describe_service(format_address(sockets[0]), answer), flush=True)
         print(f"  {self._app.state.api.describe_threads()}", flush=True)
 
