@@ -295,8 +295,8 @@ class Stack:
         ]
         if lost:
             raise StackError(
-                f"{folder} lacks {', '.join(f'{volume}.tar' for volume in lost)}; restore from another backup, or bring "
-                "the file back"
+                f"{folder} lacks {', '.join(f'{volume}.tar' for volume in lost)}; restore from another backup, or "
+                "bring the file back"
             )
         kept = [f"{PROJECT}_{volume}" for volume in ("database", *VOLUMES)]
         there = [volume for volume in kept if _docker_succeeds("volume", "inspect", volume)]
