@@ -96,35 +96,34 @@ class FeedbackStore:
         target = find_label_folder(root, label) / f"{sha256}{find_suffix(data)}"
         try:
             with self._lock, self._alone():
-                self._place(name, labels, target, data)
-                return count_pictures(root)
+                return self._place(name, target, data)
         except OSError as error:
             raise NotStoredError(
                 f"feedback cannot be written below {self.folder}: {error.strerror or error}; "
                 "who runs the service must free some space or make the folder writable"
             ) from error
 
-    def _place(self, name: str, labels: Collection[str], target: Path, data: bytes) -> None:
-        """Leave one copy of a picture, at `target`; the caller holds the lock."""
+    def _place(self, name: str, target: Path, data: bytes) -> int:
+        """Leave one copy of an image, at `target`; returns the model's number of images. The caller holds the lock."""
         root = target.parent.parent
-        others = [
-            root / other / target.name for other in labels if is_folder_name(other) and other != target.parent.name
-        ]
-        before = [path for path in others if path.is_file()]
-        if not target.is_file():
+        count, is_there = count_pictures(root), target.is_file()
+        # Also under labels that only an earlier version of the model had.
+        before = [path for path in root.glob(f"*/{target.name}") if path.parent != target.parent and path.is_file()]
+        if not is_there:
             if before:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 before[0].replace(target)
                 flush(target.parent)
                 flush(root)
             else:
-                self._check_room(name, len(data))
+                self._check_room(name, count, len(data))
                 self._write(target, data)
         for path in before:
             path.unlink(missing_ok=True)
             # Class folders that are packed as they are may not be empty.
             with suppress(OSError):
                 path.parent.rmdir()
+        return count + 1 - is_there - len(before)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -153,8 +152,8 @@ class FeedbackStore:
         finally:
             os.close(descriptor)
 
-    def _check_room(self, name: str, needed_bytes: int) -> None:
-        if count_pictures(self.folder / name) >= MAX_FEEDBACK_PICTURES:
+    def _check_room(self, name: str, count: int, needed_bytes: int) -> None:
+        if count >= MAX_FEEDBACK_PICTURES:
             raise NotStoredError(
                 f"{name} has {MAX_FEEDBACK_PICTURES:,} pictures with feedback, as many as it may; who runs the service "
                 f"must remove some from {self.folder / name}"

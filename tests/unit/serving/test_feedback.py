@@ -95,6 +95,29 @@ def test_a_label_that_the_model_does_not_know(tmp_path):
         save(FeedbackStore(tmp_path), "mauve", labels=[f"class{number}" for number in range(1000)])
 
 
+def test_a_new_label_replaces_one_that_the_model_no_longer_has(tmp_path):
+    store = FeedbackStore(tmp_path)
+    save(store, "red", paint("blue"))
+    save(store, "red")
+    assert save(store, "crimson", labels=("crimson", "green")) == 2
+    assert sorted(path.parent.name for path in tmp_path.glob("cifar10/*/*")) == ["crimson", "red"]
+
+
+def test_a_save_counts_the_images_once_and_right(tmp_path, monkeypatch):
+    calls, real = [], feedback.count_pictures
+    monkeypatch.setattr(feedback, "count_pictures", lambda root: calls.append(root) or real(root))
+    store = FeedbackStore(tmp_path)
+    for label, color in (("red", "red"), ("red", "red"), ("green", "red"), ("red", "blue")):
+        count = save(store, label, paint(color))
+        assert count == real(tmp_path / "cifar10")
+    for folder in ("old", "older"):
+        (tmp_path / "cifar10" / folder).mkdir()
+        (file,) = tmp_path.glob("cifar10/green/*")
+        (tmp_path / "cifar10" / folder / file.name).write_bytes(file.read_bytes())
+    assert save(store, "red") == real(tmp_path / "cifar10") == 2
+    assert len(calls) == 5
+
+
 def test_there_is_a_limit_and_a_move_needs_no_room(tmp_path):
     store = FeedbackStore(tmp_path, max_bytes=2 * 4096 + 10)
     save(store, "red", paint("red"))
