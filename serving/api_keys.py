@@ -5,7 +5,7 @@ import hmac
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -17,6 +17,8 @@ MIN_KEY_CHARACTERS = 16
 MAX_FILE_BYTES = 1_000_000
 # A change this soon after the one that was read may have the same time stamps: the file is read again.
 _SETTLING_S = 2.0
+# As long as a file that looks the same may have changed, or cannot be read, it is read this often at most.
+_REREAD_S = 0.1
 _Signature = tuple[int, int, int, int, int]
 
 logger = logging.getLogger(__name__)
@@ -28,20 +30,25 @@ class _Reading:
 
     Attributes:
         hashes: SHA-256 of each key; empty after a failure.
-        signature: Status of the file that was read; None after a failure, which is tried again.
+        signature: Status of the file that was read; None if it could not even be looked at.
+        is_settled: True if a file of the same status has the same content.
         problem: Why no key is accepted; empty if keys are.
+        read_s: Time of the attempt, `time.monotonic`.
     """
 
     hashes: tuple[bytes, ...] = ()
     signature: _Signature | None = None
+    is_settled: bool = False
     problem: str = ""
+    read_s: float = field(default_factory=time.monotonic)
 
 
 class ApiKeys:
     """The keys of a file: one per line, except blank lines and those that start with #.
 
-    The file is read again when its status changes, and before each decision as long as the last attempt failed. A key
-    is accepted only if it is in the file as it is now: without a readable file, or with a bad key in it, nobody enters.
+    The file is read again when its status changes, and ten times a second as long as the last attempt failed or the
+    file was just written. A key is accepted only if it is in the file as it is now: without a readable file, or with a
+    bad key in it, nobody enters.
     """
 
     def __init__(self, file: Path) -> None:
@@ -82,7 +89,8 @@ class ApiKeys:
 
     def _refresh(self) -> _Reading:
         before = self._reading
-        if before.signature is not None and before.signature == self._find_signature():
+        is_recent = time.monotonic() - before.read_s < _REREAD_S
+        if (before.is_settled or is_recent) and before.signature == self._find_signature():
             return before
         reading = self._read()
         if reading.problem and reading.problem != before.problem:
@@ -104,15 +112,18 @@ class ApiKeys:
                 status = os.fstat(stream.fileno())
                 content = stream.read(MAX_FILE_BYTES + 1)
         except OSError as error:
-            return _Reading(problem=f"the API keys in {self._file} cannot be read: {error.strerror or error}")
+            problem = f"the API keys in {self._file} cannot be read: {error.strerror or error}"
+            return _Reading(signature=self._find_signature(), problem=problem)
+        # Only the kernel sets this time; one in the future is of a clock that was put back, and is not given again.
+        signature, is_settled = _sign(status), abs(time.time() - status.st_ctime) > _SETTLING_S
         if len(content) > MAX_FILE_BYTES:
-            return _Reading(problem=f"{self._file} has more than {MAX_FILE_BYTES:,} bytes; give a file of API keys")
+            problem = f"{self._file} has more than {MAX_FILE_BYTES:,} bytes; give a file of API keys"
+            return _Reading((), signature, is_settled, problem)
         try:
             hashes = _hash_keys(self._file, content.decode("utf-8", "surrogateescape").splitlines())
         except StartError as error:
-            return _Reading(problem=str(error))
-        is_settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLING_S
-        return _Reading(hashes, _sign(status) if is_settled else None)
+            return _Reading((), signature, is_settled, str(error))
+        return _Reading(hashes, signature, is_settled)
 
 
 def _sign(status: os.stat_result) -> _Signature:

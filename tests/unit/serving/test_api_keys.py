@@ -32,6 +32,46 @@ def file(tmp_path):
 @pytest.fixture
 def settled(monkeypatch):
     monkeypatch.setattr(api_keys, "_SETTLING_S", -1.0)
+    monkeypatch.setattr(api_keys, "_REREAD_S", 0.0)
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The files that were read."""
+    done, real = [], api_keys.open_regular
+    monkeypatch.setattr(api_keys, "open_regular", lambda path: done.append(path) or real(path))
+    return done
+
+
+@pytest.mark.parametrize("content", [f"{OLD}\n", "short\n", f"{OLD}\n" * 60_000])
+def test_a_new_or_bad_file_is_not_read_for_each_request(file, reads, monkeypatch, content):
+    keys = ApiKeys(file)
+    monkeypatch.setattr(api_keys, "_REREAD_S", 60.0)
+    file.write_text(content)
+    for _ in range(50):
+        enters(keys, OLD)
+    assert len(reads) <= 2
+
+
+def test_a_file_of_the_future_settles(file, reads, monkeypatch):
+    monkeypatch.setattr(api_keys, "_SETTLING_S", 0.05)
+    monkeypatch.setattr(api_keys, "_REREAD_S", 0.0)
+    os.utime(file, (time.time() + 1e6,) * 2)
+    time.sleep(0.2)
+    keys = ApiKeys(file)
+    for _ in range(5):
+        assert enters(keys, OLD)
+    assert len(reads) == 1
+
+
+def test_a_clock_that_was_put_back_settles(file, reads, monkeypatch):
+    monkeypatch.setattr(api_keys, "_REREAD_S", 0.0)
+    now_s = time.time()
+    monkeypatch.setattr(api_keys.time, "time", lambda: now_s - 1e6)
+    keys = ApiKeys(file)
+    for _ in range(5):
+        assert enters(keys, OLD)
+    assert len(reads) == 1
 
 
 def rotate(file, key=NEW):
@@ -96,6 +136,7 @@ def test_a_change_with_the_same_time_stamps_counts(file):
         status = file.stat()
         file.write_text(f"{key}\n")
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        time.sleep(api_keys._REREAD_S)
         assert enters(keys, key)
         assert not enters(keys, OLD if key == NEW else NEW)
 
