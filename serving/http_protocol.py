@@ -30,7 +30,7 @@ _MIN_CHUNKED_PIECE = 1024
 # Most bytes of heads and chunked bodies, which cost much time each, that one connection parses in one turn of the loop.
 _TURN_BYTES = 16_384
 # A chunked body's framing may have so many bytes, and one more for so many of the body.
-_FRAMING_BYTES = 16_384
+_FRAMING_BYTES = 65_536
 _BODY_BYTES_PER_FRAMING_BYTE = 8
 # Bytes that a request is taken to have sent before its first one: a new one is no slow one.
 _HEAD_START_BYTES = 65_536
