@@ -31,9 +31,20 @@ INITIALISATION = {
     "resnet18_cifar10_exp2_fan_out": ("resnet18_fan_out", 0.01, (), None, None),
 }
 STUDY = PUBLISHED | NO_POOL | INITIALISATION
-# What a smoke run may change: how much is done, on how large pictures, by how large a network.
+# What a smoke run may change: how much is done, on how large pictures, by how large a network; the learning rate goes
+# with the batch.
 SIZES = {
-    *("profile", "epochs", "warmup_epochs", "limit_train", "limit_test", "batch_size", "network", "image_size"),
+    *(
+        "profile",
+        "learning_rate",
+        "epochs",
+        "warmup_epochs",
+        "limit_train",
+        "limit_test",
+        "batch_size",
+        "network",
+        "image_size",
+    ),
     *("views", "projector_layers", "embedding_width", "bottleneck_width", "monitor_every_epochs", "knn_neighbours"),
     *("linear", "mlp"),
 }
