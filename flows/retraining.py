@@ -39,7 +39,7 @@ def add_feedback_once(settings: Settings, name: str, dataset: str, flow_run_id: 
     Args:
         settings: Where everything lies.
         name: Registered name of the model.
-        dataset: That it was trained on, with earlier feedback or without.
+        dataset: Name of the data set that it was trained on, with earlier feedback or without.
         flow_run_id: Flow run that retrains.
 
     Returns:
@@ -63,7 +63,7 @@ def add_feedback(settings: Settings, name: str, dataset: str) -> tuple[str, str]
     Args:
         settings: Where everything lies.
         name: Registered name of the model.
-        dataset: That it was trained on, with earlier feedback or without.
+        dataset: Name of the data set that it was trained on, with earlier feedback or without.
 
     Returns:
         The data set to train on, and what came of the feedback, for the reason of the training: empty without any.

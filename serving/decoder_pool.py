@@ -64,7 +64,7 @@ class DecoderPool:
 
         Args:
             size: Number of processes.
-            allows_uncommon: Whether uncommon formats are decoded too.
+            allows_uncommon: True to decode uncommon formats too.
         """
         self.size = size
         self._allows_uncommon = allows_uncommon

@@ -45,7 +45,7 @@ class Decoder:
         """Start the processes.
 
         Args:
-            allows_uncommon: Whether uncommon formats are decoded too.
+            allows_uncommon: True to decode uncommon formats too.
         """
         self.threads = min(MOST_THREADS, count_cpus())
         self._room = PixelRoom(MAX_DECODED_PIXELS)

@@ -56,8 +56,8 @@ class Structure:
         format: Pillow's name; None for one that is not common.
         width: Pixels; 0 where it was not read.
         height: Pixels; 0 where it was not read.
-        parts: Segments or chunks.
-        scans: Of a JPEG.
+        parts: Number of segments or chunks.
+        scans: Number of scans of a JPEG.
         is_simple: True if nothing in it is known to cost more than its bytes and pixels say.
     """
 
@@ -98,7 +98,7 @@ def check_structure(data: bytes, allows_uncommon: bool = False) -> Structure:
 
     Args:
         data: The encoded file.
-        allows_uncommon: Whether PPM, run-length BMP and TIFF of uncommon compressions are accepted.
+        allows_uncommon: True to accept PPM, run-length BMP and TIFF of uncommon compressions.
 
     Raises:
         NotAPictureError: The format is not accepted.

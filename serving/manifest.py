@@ -182,7 +182,7 @@ class Reliability(_Frozen):
         bins_before: Without the temperature.
         bins_after: With it.
         ece_before_interval: 95 % bootstrap interval of `ece_before`; None in manifests of earlier releases.
-        ece_after_interval: The same of `ece_after`.
+        ece_after_interval: 95 % bootstrap interval of `ece_after`; None in manifests of earlier releases.
     """
 
     split: str

@@ -28,7 +28,7 @@ class ServiceOptions(BaseModel):
         log_share: Share of the answered pictures that is written to the request log, in [0, 1].
         keeps_pictures: Whether the log keeps the pictures themselves too.
         takes_feedback: Whether `POST /v1/feedback` keeps right labels, and the pictures that come with them.
-        allows_uncommon_formats: Whether PPM, run-length BMP and TIFF of uncommon compressions are decoded.
+        allows_uncommon_formats: True to decode PPM, run-length BMP and TIFF of uncommon compressions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

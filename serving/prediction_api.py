@@ -55,7 +55,7 @@ class PredictionApi:
             on_answer: Told whose answer each is, the answer and its pictures, before it is sent; it must not wait.
             shadow_share: Share of the requests that challengers look at too.
             on_comparison: Told what `serving.shadow.Shadow` compared.
-            allows_uncommon: Whether images of uncommon formats are decoded.
+            allows_uncommon: True to decode images of uncommon formats.
         """
         self.models = models
         self._on_answer = on_answer

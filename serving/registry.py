@@ -54,7 +54,7 @@ class RegistryFollower:
     The folder belongs to this service alone: on the machine that releases, the releases are here already.
 
     Attributes:
-        address: Of the MLflow server.
+        address: Address of the MLflow server.
         problem: Why the registry could not be asked the last time; empty if it could.
         failures: Why a version could not be fetched, by its name, or `NAME (challenger)`; replaced, never changed.
     """
@@ -63,7 +63,7 @@ class RegistryFollower:
         """Ask nothing yet.
 
         Args:
-            address: Of the MLflow server, as `RegistryClient` takes it.
+            address: Address of the MLflow server, as `RegistryClient` takes it.
             bundles_dir: Where bundles are kept.
             interval_s: Least time between two questions.
         """

@@ -60,7 +60,7 @@ def writing_whole(folder: Path, data: bytes, is_durable: bool = True) -> Iterato
     Args:
         folder: Existing folder on the file system of the final place.
         data: Content.
-        is_durable: Whether it must outlive a power cut.
+        is_durable: True if it must outlive a power cut.
 
     Raises:
         OSError: The system refuses to write.

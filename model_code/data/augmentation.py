@@ -29,7 +29,7 @@ def crop_and_flip(
     Args:
         images_BHWC: uint8 pictures.
         padding_pixels: Border on each side before the crop; 0 leaves the pictures in place.
-        has_flip: Whether pictures are mirrored left to right.
+        has_flip: True to mirror images left to right.
         generator: Source of randomness, on the pictures' device.
         border: `black`, or `reflect` for the pixels mirrored at the edge.
         is_mirrored_B: bool, which pictures are mirrored; None draws each with probability 0.5.

@@ -57,7 +57,7 @@ class Run:
         dataset: Packed data set.
         seed: Of everything random.
         epochs: Of the whole run; None where there are none.
-        device: With the precision of its computation where there is one, for people.
+        device: Name of the device, with the precision of its computation where there is one, for people.
         data_checksum: Of the packed pictures.
         git_sha: Of the code.
         seconds: Wall time between start and end in MLflow; None if MLflow does not know.

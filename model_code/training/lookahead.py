@@ -16,7 +16,7 @@ class Lookahead:
 
     Args:
         model: Whose state is averaged in place.
-        steps: Of the whole run.
+        steps: Number of steps of the whole run.
 
     Source: Jordan 2024, arXiv:2404.00498, Sec. 3.4; Zhang et al. 2019, arXiv:1907.08610.
     """

@@ -8,7 +8,7 @@ def triangular_factor(step: int, steps: int, triangle: tuple[float, float, float
 
     Args:
         step: Finished steps, 0 to steps - 1.
-        steps: Of the whole run.
+        steps: Number of steps of the whole run.
         triangle: Factor at the first step, share of the steps at whose end the factor is 1, factor after the last step.
 
     Returns:
@@ -26,7 +26,7 @@ def cosine_factor(step: int, steps: int, warmup_steps: int = 0) -> float:
 
     Args:
         step: Finished steps, 0 to steps - 1.
-        steps: Of the whole run.
+        steps: Number of steps of the whole run.
         warmup_steps: Steps of the rise; the last of them has factor 1.
 
     Returns:

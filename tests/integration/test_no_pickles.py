@@ -1,4 +1,4 @@
-"""Whoever can write the home runs no code by it: nothing that lies there is unpickled."""
+"""Absence of unpickling: whoever can write the home runs no code by it."""
 
 import base64
 import importlib

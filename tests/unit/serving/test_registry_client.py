@@ -1,4 +1,4 @@
-"""What a registry may answer: everything is bounded, and nothing but the follower waits for it."""
+"""Bounds on the answers of a registry, for which nothing but the follower waits."""
 
 import io
 import json
