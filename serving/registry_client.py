@@ -43,7 +43,7 @@ class RegistryClient:
         """Ask nothing yet.
 
         Args:
-            address: Address of the MLflow server; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are sent if set.
+            address: URL of the MLflow server; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are sent if set.
         """
         user, password = (os.environ.get(f"MLFLOW_TRACKING_{key}") for key in ("USERNAME", "PASSWORD"))
         is_local = httpx.URL(address).host in ("127.0.0.1", "localhost", "::1")

@@ -72,7 +72,7 @@ class RequestLog:
             folder: `requests` under DARKROOM_HOME.
             share: Of all pictures, in [0, 1]. A picture's hash decides, so that the same one is always in or out.
             keeps_pictures: Whether the pictures are kept too.
-            max_bytes: Size limit of the whole folder on the disk, in whole blocks; beyond it the oldest files are removed.
+            max_bytes: Size limit of the folder on the disk, in whole blocks; beyond it the oldest files are removed.
             on_drop: Told how many pictures were left out, from any thread.
         """
         self.folder = folder
