@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from serving.errors import OverloadedError
 from serving.limits import LARGE_BODY_BYTES, LARGE_WORK_S, MAX_HELD_BYTES, MAX_WAIT_S, MAX_WAITING_PICTURES
@@ -14,6 +15,8 @@ _LARGE_SHARE = 0.75
 _MEMORY_S = 2.0
 # Estimated work that is taken for done at the estimated pace. Little, so that a slow machine is soon known as one.
 _PRIOR_S = 0.002
+# A client that is told to wait longer than the queue remembers would stay away for nothing.
+_MAX_RETRY_S = 30
 
 
 class Admission:
@@ -36,7 +39,7 @@ class Admission:
         self._max_wait_s = max_wait_s
         self.held_bytes = 0
         self.waiting_pictures = 0
-        self._works_s: list[float] = []
+        self._waiting: list[_Waiting] = []
         self._clock = clock
         self._pace = _Pace(clock())
         self._reading: set[Holding] = set()
@@ -44,7 +47,7 @@ class Admission:
     @property
     def waiting_s(self) -> float:
         """Estimated work on the images that wait, seconds."""
-        return sum(self._works_s)
+        return sum(one.work_s for one in self._waiting)
 
     @contextmanager
     def hold(self) -> Iterator["Holding"]:
@@ -66,17 +69,21 @@ class Admission:
         Raises:
             OverloadedError: There are too many images before these, or they take too long.
         """
-        start_s, before = self._clock(), self.waiting_pictures
-        self._pace.advance(start_s, bool(before))
+        waiting, before = _Waiting(self._clock(), work_s), self.waiting_pictures
+        self._pace.advance(waiting.start_s, bool(before))
         # The largest request occupies one thread; the others are served beside it.
-        wait_s = (self.waiting_s - max(self._works_s, default=0.0)) * self._pace.factor
+        largest_s = max((one.work_s for one in self._waiting), default=0.0)
+        # What came first is being worked on: it is done as far as it has had time.
+        begun_s = self._waiting[0].measure_done_s(waiting.start_s) if self._waiting else 0.0
+        wait_s = (self.waiting_s - largest_s) * self._pace.measure_factor(begun_s)
         max_wait_s = self._max_wait_s * (_LARGE_SHARE if work_s > LARGE_WORK_S else 1)
         if before and (before + pictures > self._max_pictures or wait_s > max_wait_s):
             raise OverloadedError(
-                f"{before} pictures are waiting, {wait_s:.1f} s of work; try again", max(1, math.ceil(wait_s))
+                f"{before} pictures are waiting, {wait_s:.1f} s of work; try again",
+                min(max(1, math.ceil(wait_s)), _MAX_RETRY_S),
             )
         self.waiting_pictures += pictures
-        self._works_s.append(work_s)
+        self._waiting.append(waiting)
         done_s = 0.0
         try:
             yield
@@ -85,9 +92,9 @@ class Admission:
             end_s = self._clock()
             self._pace.advance(end_s, is_busy=True)
             # What was refused halfway is work too, but no more than the time that it took.
-            self._pace.finish(done_s or min(work_s, end_s - start_s))
+            self._pace.finish(done_s or waiting.measure_done_s(end_s))
             self.waiting_pictures -= pictures
-            self._works_s.remove(work_s)
+            self._waiting.remove(waiting)
 
     @contextmanager
     def read(self, holding: "Holding", give_up: Callable[[], None]) -> Iterator[None]:
@@ -171,6 +178,18 @@ class Holding:
         return freed_bytes
 
 
+@dataclass(eq=False)
+class _Waiting:
+    """A request in the queue."""
+
+    start_s: float
+    work_s: float
+
+    def measure_done_s(self, now_s: float) -> float:
+        """Return how much of its estimated work can be done by now, seconds."""
+        return min(self.work_s, now_s - self.start_s)
+
+
 class _Pace:
     """Time that the queue really takes for its estimated work, from the last seconds."""
 
@@ -178,10 +197,13 @@ class _Pace:
         self._at_s = now_s
         self._busy_s = self._done_s = 0.0
 
-    @property
-    def factor(self) -> float:
-        """Seconds for one estimated second: 1 where nothing is known."""
-        return (self._busy_s + _PRIOR_S) / (self._done_s + _PRIOR_S)
+    def measure_factor(self, begun_s: float) -> float:
+        """Return the seconds that one estimated second takes: 1 where nothing is known.
+
+        Args:
+            begun_s: Estimated work of a request that is not finished, as far as it is done.
+        """
+        return (self._busy_s + _PRIOR_S) / (self._done_s + min(begun_s, self._busy_s) + _PRIOR_S)
 
     def advance(self, now_s: float, is_busy: bool) -> None:
         """Let time pass in which the queue was busy or not."""

@@ -117,6 +117,30 @@ def test_beside_one_large_image_small_ones_are_served_as_ever():
         assert queue.count_admitted() > 50
 
 
+@pytest.mark.parametrize("passed_s", [1.0, 2.0, 4.0, 8.0])
+def test_large_images_that_are_not_finished_do_not_count_as_a_slow_machine(passed_s):
+    queue = Queue()
+    queue.work(0.001, times=1000)
+    with queue.admission.wait(1, 4.0), queue.admission.wait(1, 4.0):
+        for _ in range(int(passed_s * 100)):
+            queue.now_s += 0.01
+            with contextlib.suppress(OverloadedError), queue.admission.wait(1, 4.0):
+                pass
+        with queue.admission.wait(1, 0.001):
+            pass
+
+
+def test_nobody_is_sent_away_for_longer_than_the_queue_remembers():
+    queue = Queue()
+    with ExitStack() as waiting:
+        for _ in range(60):
+            waiting.enter_context(queue.admission.wait(1, 0.004))
+        queue.now_s += 30.0
+        with pytest.raises(OverloadedError) as caught:
+            waiting.enter_context(queue.admission.wait(1, 0.004))
+    assert caught.value.retry_after_s == 30
+
+
 def test_large_images_leave_time_for_small_ones():
     queue = Queue(max_wait_s=4.0)
     with ExitStack() as waiting:
