@@ -72,7 +72,8 @@ class Decoder:
         cheap: _Part = []
         others: _Part = []
         for position, picture in enumerate(pictures):
-            (cheap if is_cheap(picture.data, classifier.manifest.resize_size) else others).append((position, picture))
+            is_small = is_cheap(picture.structure, classifier.manifest.resize_size)
+            (cheap if is_small else others).append((position, picture))
         budget = _PixelBudget(len(pictures))
         run = asyncio.get_running_loop().run_in_executor
         running: list[Awaitable[dict[int, _Outcome]]] = [

@@ -6,6 +6,7 @@ decoding them costs minutes. What damages a structure otherwise is left to Pillo
 
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving.errors import NotAPictureError, ServingError, TooLargeError
@@ -39,11 +40,13 @@ _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _RESTARTS = tuple(bytes((0xFF, marker)) for marker in range(0xD0, 0xD8))
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE_OR_PROGRESSIVE = {0xC0, 0xC1, 0xC2}
+_WITHOUT_BODY = {0xC8, *range(0xF0, 0xFE)}
 _TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
 _CHEAP_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tEXt", b"tIME"}
 _COMPRESSED_CHUNKS = {b"zTXt", b"iTXt", b"iCCP"}
 _BMP_RUN_LENGTH = {1, 2}
-_TIFF_COMPRESSION, _STRIP_OFFSETS, _TILE_OFFSETS = 259, 273, 324
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_COMPRESSION, _STRIP_OFFSETS, _TILE_OFFSETS = 256, 257, 259, 273, 324
+_TIFF_LONG = 4
 # None, LZW, Deflate (both numbers), PackBits.
 _COMMON_COMPRESSIONS = {1, 5, 8, 32_946, 32_773}
 
@@ -54,6 +57,7 @@ class Structure:
 
     Attributes:
         format: Pillow's name; None for one that is not common.
+        size_bytes: Length of the encoded file.
         width: Pixels; 0 where it was not read.
         height: Pixels; 0 where it was not read.
         parts: Number of segments or chunks.
@@ -62,6 +66,7 @@ class Structure:
     """
 
     format: str | None
+    size_bytes: int
     width: int = 0
     height: int = 0
     parts: int = 0
@@ -69,23 +74,33 @@ class Structure:
     is_simple: bool = False
 
 
-def is_cheap(data: bytes, resize_size: int) -> bool:
+def glance(data: bytes) -> Structure:
+    """Return what the first parts of an image tell, in some microseconds and without an error.
+
+    Size and parts are 0 where they are not found. Of JPEG and PNG it is simple only if it has few parts and was read to
+    its end; a JPEG that is too large to be cheap is read up to its first scan.
+    """
+    name = find_format(data)
+    if name is None:
+        return Structure(None, len(data))
+    try:
+        return _READERS[name](data, True)
+    except (ServingError, struct.error):
+        return Structure(name, len(data))
+
+
+def is_cheap(structure: Structure, resize_size: int) -> bool:
     """Return True if an image's structure proves that it decodes within milliseconds: a small JPEG or PNG.
 
     Args:
-        data: The encoded file.
+        structure: As `glance` returns it.
         resize_size: Short side that it is resized to, pixels.
     """
-    if len(data) > CHEAP_BYTES:
-        return False
-    name = find_format(data)
-    try:
-        structure = _read_png(data) if name == "PNG" else _read_jpeg(data) if name == "JPEG" else Structure(name)
-    except ServingError:
-        return False
     width, height = structure.width, structure.height
     return (
         structure.is_simple
+        and structure.format in ("JPEG", "PNG")
+        and structure.size_bytes <= CHEAP_BYTES
         and structure.parts <= CHEAP_PARTS
         and 0 < width * height <= CHEAP_PIXELS
         and max(width, height) <= CHEAP_ASPECT * min(width, height)
@@ -110,8 +125,8 @@ def check_structure(data: bytes, allows_uncommon: bool = False) -> Structure:
             raise NotAPictureError(
                 f"{len(data)} bytes that are no image of the accepted formats; send one of {', '.join(COMMON_FORMATS)}"
             )
-        return Structure(None)
-    structure = _READERS[name](data)
+        return Structure(None, len(data))
+    structure = _READERS[name](data, False)
     if name == "JPEG":
         _check_restarts(data, structure)
     if not (structure.is_simple or allows_uncommon) and name in ("BMP", "TIFF"):
@@ -132,8 +147,8 @@ def _refuse(what: str, limit: int) -> TooLargeError:
     return TooLargeError(f"the image has more than {limit:,} {what}; save it again with an ordinary encoder")
 
 
-def _read_jpeg(data: bytes) -> Structure:
-    structure = Structure("JPEG")
+def _read_jpeg(data: bytes, is_glance: bool) -> Structure:
+    structure = Structure("JPEG", len(data))
     frames, position, is_broken, is_whole = [], 2, False, False
     while match := _JPEG_MARKER.search(data, position):
         marker, position = data[match.start() + 1], match.end()
@@ -143,8 +158,13 @@ def _read_jpeg(data: bytes) -> Structure:
                 raise NotAPictureError("a JPEG that ends before its first scan; save it again with an ordinary encoder")
             is_whole = not is_broken
             break
+        if marker in _WITHOUT_BODY and not structure.scans:
+            # Pillow does not skip what follows these: it looks for segments in it, one byte after the other.
+            raise NotAPictureError("a JPEG with reserved markers; save it again with an ordinary encoder")
         structure.parts += 1
         structure.scans += marker == _SOS
+        if is_glance and (structure.parts > CHEAP_PARTS or (marker == _SOS and len(data) > CHEAP_BYTES)):
+            return structure
         if structure.parts > MAX_SEGMENTS:
             raise _refuse("JPEG segments", MAX_SEGMENTS)
         if structure.scans > MAX_SCANS:
@@ -169,8 +189,8 @@ def _check_restarts(data: bytes, structure: Structure) -> None:
         raise TooLargeError("the JPEG has more restart markers than blocks; save it again with an ordinary encoder")
 
 
-def _read_png(data: bytes) -> Structure:
-    structure = Structure("PNG", is_simple=True)
+def _read_png(data: bytes, is_glance: bool) -> Structure:
+    structure = Structure("PNG", len(data), is_simple=True)
     compressed = 0
     if len(data) >= 24:
         structure.width, structure.height = struct.unpack_from(">II", data, 16)
@@ -178,6 +198,9 @@ def _read_png(data: bytes) -> Structure:
     while position + 8 <= len(data):
         kind = data[position + 4 : position + 8]
         structure.parts += 1
+        if is_glance and structure.parts > CHEAP_PARTS:
+            structure.is_simple = False
+            return structure
         if structure.parts > MAX_CHUNKS:
             raise _refuse("PNG chunks", MAX_CHUNKS)
         compressed += kind in _COMPRESSED_CHUNKS
@@ -191,8 +214,20 @@ def _read_png(data: bytes) -> Structure:
     return structure
 
 
-def _read_webp(data: bytes) -> Structure:
-    structure, position = Structure("WEBP"), 12
+def _read_webp(data: bytes, is_glance: bool) -> Structure:
+    structure, position = Structure("WEBP", len(data)), 12
+    kind = data[12:16]
+    if kind == b"VP8X":
+        structure.width, structure.height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        structure.width, structure.height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        structure.width, structure.height = (
+            size & 0x3FFF for size in struct.unpack_from("<HH", data.ljust(30, b"\0"), 26)
+        )
+    if is_glance:
+        return structure
     while position + 8 <= len(data):
         structure.parts += 1
         if structure.parts > MAX_CHUNKS:
@@ -202,9 +237,12 @@ def _read_webp(data: bytes) -> Structure:
     return structure
 
 
-def _read_gif(data: bytes) -> Structure:
+def _read_gif(data: bytes, is_glance: bool) -> Structure:
     """Count the blocks in front of the first frame, which is the one that is decoded."""
-    structure = Structure("GIF")
+    structure = Structure("GIF", len(data))
+    structure.width, structure.height = (int.from_bytes(data[at : at + 2], "little") for at in (6, 8))
+    if is_glance:
+        return structure
     flags = data[10] if len(data) > 10 else 0
     position = 13 + (3 * (2 << (flags & 7)) if flags & 0x80 else 0)
     while position < len(data) and data[position] not in b",;":
@@ -223,15 +261,16 @@ def _read_gif(data: bytes) -> Structure:
     return structure
 
 
-def _read_bmp(data: bytes) -> Structure:
+def _read_bmp(data: bytes, _is_glance: bool) -> Structure:
     header = int.from_bytes(data[14:18], "little")
     compression = int.from_bytes(data[30:34], "little") if header >= 40 else 0
-    return Structure("BMP", is_simple=compression not in _BMP_RUN_LENGTH)
+    width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data.ljust(26, b"\0"), 18)
+    return Structure("BMP", len(data), abs(width), abs(height), is_simple=compression not in _BMP_RUN_LENGTH)
 
 
-def _read_tiff(data: bytes) -> Structure:
+def _read_tiff(data: bytes, _is_glance: bool) -> Structure:
     """Read the first directory, which is the one that is decoded."""
-    structure = Structure("TIFF", is_simple=True)
+    structure = Structure("TIFF", len(data), is_simple=True)
     order = "<" if data.startswith(b"II") else ">"
     start = int.from_bytes(data[4:8], "little" if order == "<" else "big")
     if start + 2 > len(data):
@@ -243,13 +282,17 @@ def _read_tiff(data: bytes) -> Structure:
     for tag, kind, count, value in struct.iter_unpack(f"{order}HHI4s", data[start + 2 : end]):
         if tag in (_STRIP_OFFSETS, _TILE_OFFSETS) and count > MAX_STRIPS:
             raise _refuse("TIFF strips or tiles", MAX_STRIPS)
+        (number,) = struct.unpack_from(f"{order}{'I' if kind == _TIFF_LONG else 'H'}", value)
         if tag == _TIFF_COMPRESSION:
-            (compression,) = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", value)
-            structure.is_simple = compression in _COMMON_COMPRESSIONS
+            structure.is_simple = number in _COMMON_COMPRESSIONS
+        elif tag == _TIFF_WIDTH:
+            structure.width = number
+        elif tag == _TIFF_HEIGHT:
+            structure.height = number
     return structure
 
 
-_READERS = {
+_READERS: dict[str, Callable[[bytes, bool], Structure]] = {
     "JPEG": _read_jpeg,
     "PNG": _read_png,
     "WEBP": _read_webp,

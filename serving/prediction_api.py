@@ -137,10 +137,10 @@ class PredictionApi:
         Raises:
             ServingError: A picture does not decode, or there is too much to do.
         """
-        is_cheap_request = all(is_cheap(one.data, classifier.manifest.resize_size) for one in pictures)
+        is_cheap_request = all(is_cheap(one.structure, classifier.manifest.resize_size) for one in pictures)
         queue = self.admission if is_cheap_request else self._worker_queue
         try:
-            with queue.wait(len(pictures), sum(estimate_decode_s(one.data) for one in pictures)):
+            with queue.wait(len(pictures), sum(estimate_decode_s(one.structure) for one in pictures)):
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
                     images_NHWC = await self._decoder.decode(classifier, pictures)
                     return await self._batcher.classify(classifier, images_NHWC)

@@ -25,6 +25,7 @@ from serving.errors import (
     TooLargeError,
     WrongTypeError,
 )
+from serving.image_structure import Structure, glance
 from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_PICTURE_BYTES, MAX_PICTURES
 
 FIELD_NAME = "image"
@@ -45,6 +46,11 @@ class EncodedPicture:
 
     data: bytes
     filename: str | None
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Structure of the file, at a glance."""
+        return glance(self.data)
 
     @cached_property
     def sha256(self) -> str:

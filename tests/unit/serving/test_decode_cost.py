@@ -4,7 +4,8 @@ import random
 import pytest
 from PIL import Image
 
-from serving.decode_cost import IMAGE_S, estimate_decode_s, read_size
+from serving.decode_cost import IMAGE_S, estimate_decode_s
+from serving.image_structure import glance
 
 
 def encode(kind, size=(301, 203), **options):
@@ -21,34 +22,43 @@ def encode(kind, size=(301, 203), **options):
         ("JPEG", {"progressive": True, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0", "comment": b"x" * 60_000}),
         ("GIF", {}),
         ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
         ("WEBP", {}),
         ("WEBP", {"lossless": True}),
         ("WEBP", {"exif": b"Exif\0\0MM"}),
     ],
 )
 def test_sizes_are_those_that_pillow_finds(kind, options):
-    assert read_size(encode(kind, **options)) == (kind, 301, 203)
+    structure = glance(encode(kind, **options))
+    assert (structure.format, structure.width, structure.height) == (kind, 301, 203)
 
 
 def test_a_few_bytes_of_many_pixels_cost_what_their_pixels_cost():
-    assert estimate_decode_s(encode("PNG", (7000, 7000))) > 1
-    assert estimate_decode_s(encode("PNG", (32, 32))) < 2 * IMAGE_S
+    assert estimate_decode_s(glance(encode("PNG", (7000, 7000)))) > 1
+    assert estimate_decode_s(glance(encode("PNG", (32, 32)))) < 2 * IMAGE_S
     huge = bytearray(encode("PNG", (8, 8)))
     huge[16:24] = b"\x7f\xff\xff\xff" * 2
-    assert estimate_decode_s(bytes(huge)) < 10, "more is refused before it is decoded"
+    assert estimate_decode_s(glance(bytes(huge))) < 10, "more is refused before it is decoded"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"])
 def test_damaged_headers_raise_nothing(kind):
     data, draw = encode(kind, (9, 9)), random.Random(kind)
     for length in range(60):
-        assert estimate_decode_s(data[:length]) >= IMAGE_S
+        assert estimate_decode_s(glance(data[:length])) >= IMAGE_S
     for _ in range(2000):
         changed = bytearray(data)
         for _ in range(3):
             changed[draw.randrange(min(200, len(data)))] = draw.randrange(256)
-        assert estimate_decode_s(bytes(changed)) >= IMAGE_S
+        assert estimate_decode_s(glance(bytes(changed))) >= IMAGE_S
 
 
-def test_a_jpeg_of_endless_segments_is_given_up():
-    assert read_size(b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000) == ("JPEG", 0, 0)
+@pytest.mark.parametrize("segments", [64, 100_000])
+def test_a_jpeg_that_hides_its_size_counts_as_a_large_one(segments):
+    jpeg = encode("JPEG", (8, 8))
+    hidden = jpeg[:2] + b"\xff\xe0\0\2" * segments + jpeg[2:]
+    structure = glance(hidden)
+    assert (structure.format, structure.width, structure.height) == ("JPEG", 0, 0)
+    assert estimate_decode_s(structure) > 0.5
+    assert estimate_decode_s(glance(jpeg)) < 2 * IMAGE_S
