@@ -173,7 +173,7 @@ class RegistryFollower:
                 try:
                     manifest = read_bundle(Path(scratch), wanted.manifest_sha256)
                 except BundleError as error:
-                    raise BundleError(str(error).replace(scratch, "in the registry")) from None
+                    raise BundleError(str(error).replace(scratch, "the version in the registry")) from None
                 if manifest.name != name:
                     raise BundleError(f"version {wanted.version} of {name} holds {manifest.name}") from None
                 write_bundle(self._bundles_dir, Path(scratch), {wanted.manifest_sha256}, wanted.bundle)
