@@ -50,14 +50,15 @@ def find_kept(config: AnyConfig) -> RunResult | None:
         TrainingError: The pretrained weights are not there.
     """
     settings = load_settings()
-    pretrained = find_pretrained(config, settings)
-    wanted = RunRecord(
-        run_id="",
-        data_checksum=open_dataset(config.dataset, settings.cache_dir).checksum,
-        config=config,
-        pretrained_sha256=pretrained.sha256 if pretrained else None,
-    )
+    checksum = open_dataset(config.dataset, settings.cache_dir).checksum
+    wanted = _describe_run(config, checksum, find_pretrained(config, settings))
     return find_finished(settings.checkpoints_dir, wanted, hash_code())
+
+
+def _describe_run(config: AnyConfig, data_checksum: str, pretrained: Pretrained | None) -> RunRecord:
+    """Return what makes runs the same, without a run id."""
+    sha256 = pretrained.sha256 if pretrained else None
+    return RunRecord(run_id="", data_checksum=data_checksum, config=config, pretrained_sha256=sha256)
 
 
 @task(name="train", task_run_name="train-{config.recipe}", persist_result=False)
@@ -72,12 +73,7 @@ def train_task(config: AnyConfig, resume_run_id: str | None = None) -> RunResult
     source = pretrained.source if pretrained else None
     with hold_device(settings.locks_dir, device.type), join_processes(device) as processes:
         experiment = open_experiment(config, dataset, processes, source)
-        record = RunRecord(
-            run_id="",
-            data_checksum=dataset.checksum,
-            config=config,
-            pretrained_sha256=pretrained.sha256 if pretrained else None,
-        )
+        record = _describe_run(config, dataset.checksum, pretrained)
         folder = _open_folder(record, settings, resume_run_id)
         _print_start(folder, experiment, describe_device(device))
         with folder.lock():

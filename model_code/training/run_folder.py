@@ -173,7 +173,7 @@ def find_interrupted(checkpoints_dir: Path, wanted: RunRecord) -> RunFolder | No
 
 def find_finished(checkpoints_dir: Path, wanted: RunRecord, code_sha256: str) -> RunResult | None:
     """Return the result of the newest complete run like `wanted` (its run id apart) by the same code, or None."""
-    for folder in _list_runs(checkpoints_dir):
+    for folder in _list_runs(checkpoints_dir, is_complete=True):
         if folder.record.model_copy(update={"run_id": wanted.run_id}) != wanted:
             continue
         try:
@@ -187,14 +187,14 @@ def find_finished(checkpoints_dir: Path, wanted: RunRecord, code_sha256: str) ->
 
 def list_interrupted(checkpoints_dir: Path) -> Iterator[RunFolder]:
     """Yield the runs without a result, those that are worked on too, the newest first; not those of other versions."""
-    for folder in _list_runs(checkpoints_dir):
-        if not (folder.path / RESULT_FILE).exists():
-            yield folder
+    return _list_runs(checkpoints_dir, is_complete=False)
 
 
-def _list_runs(checkpoints_dir: Path) -> Iterator[RunFolder]:
+def _list_runs(checkpoints_dir: Path, is_complete: bool) -> Iterator[RunFolder]:
     files = sorted(checkpoints_dir.glob(f"*/{RUN_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
+        if (file.parent / RESULT_FILE).exists() != is_complete:
+            continue
         try:
             yield RunFolder(file.parent, RunRecord.model_validate_json(file.read_bytes()))
         except ValidationError:
