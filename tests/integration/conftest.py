@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.tracking.small_store import mlflow_given_back
+
 COMMAND = str(Path(sys.executable).with_name("darkroom"))
 
 
@@ -34,6 +36,13 @@ def environment(home):
     yield
     os.environ.clear()
     os.environ.update(kept)
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_given_back():
+    """A command in this process leaves its home's store in the environment, also for a test with another home."""
+    with mlflow_given_back():
+        yield
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ def mlflow_given_back():
     """Give MLflow's global addresses back as they were: it keeps them in variables and in the environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ADDRESSES:
-            patch.delenv(name, raising=False)
+            # Set first: what was absent is taken away again at the end only then.
+            patch.setenv(name, "")
+            patch.delenv(name)
         yield
         mlflow.set_tracking_uri(None)
         mlflow.set_registry_uri(None)
