@@ -24,9 +24,10 @@ from model_code.data.cache import open_dataset
 from model_code.evaluation.metrics import measure, predict_logits
 from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
+from model_code.training.config import TrainingConfig
 from model_code.training.device import describe_device
 from model_code.training.engine import choose_engine
-from model_code.training.pictures import load_pictures
+from model_code.training.pictures import TrainingPictures, load_pictures
 from model_code.training.processes import ALONE
 from model_code.training.supervised import fit, load_model
 
@@ -51,12 +52,24 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def train_once(changes: dict[str, Any]) -> tuple[float, float]:
-    """Return test accuracy and the seconds of processor time that the training took."""
+def configure(changes: dict[str, Any]) -> TrainingConfig:
+    """Return the recipe's settings with changes."""
     config = build_config(RECIPE, changes=changes)
+    assert isinstance(config, TrainingConfig)
+    return config
+
+
+def load_images(config: TrainingConfig) -> TrainingPictures:
+    """Return the images of a training, which need labelled test images."""
     pictures = load_pictures(open_dataset(config.dataset, load_settings().cache_dir), config, ALONE.device)
     if pictures.test is None:
         raise SystemExit(f"{config.dataset} has no test images with labels; add them: darkroom data add")
+    return pictures
+
+
+def train_once(config: TrainingConfig, pictures: TrainingPictures) -> tuple[float, float]:
+    """Return test accuracy and the seconds of processor time that the training took."""
+    assert pictures.test is not None, "load_images asks for them"
     start_s = time.process_time()
     with tempfile.TemporaryDirectory() as run_dir:
         training = fit(config, pictures, Path(run_dir), ALONE)
@@ -103,11 +116,12 @@ def main() -> None:
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in PARTS}
     for seed in range(options.seeds):
         for name, changes in PARTS.items():
-            runs[name].append(train_once({**budget, **changes, "seed": seed}))
+            config = configure({**budget, **changes, "seed": seed})
+            runs[name].append(train_once(config, load_images(config)))
             print(f"seed {seed}  {name}: {runs[name][-1][0]:.4f}, {runs[name][-1][1]:.0f} s", flush=True)
             rows = [summarise(one, found, runs[WHOLE][: len(found)]) for one, found in runs.items() if found]
             if options.out:
-                engine = choose_engine(build_config(RECIPE), ALONE).describe()
+                engine = choose_engine(configure({}), ALONE).describe()
                 machine = f"{describe_device(ALONE.device)}, torch {torch.__version__}, {engine}"
                 options.out.write_text(json.dumps({"machine": machine, "budget": budget, "rows": rows}, indent=1))
     table = Table("part", "n", "test accuracy", "difference (95 % CI)", "CPU seconds", box=box.SIMPLE_HEAD)
