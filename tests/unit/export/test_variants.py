@@ -36,7 +36,7 @@ def calibration():
     return draw(64, seed=8).images_NHWC.numpy()
 
 
-@pytest.fixture(scope="module", params=["tiny", "swin"])
+@pytest.fixture(scope="module", params=["tiny", "swin", "fastnet"])
 def exported(request, tmp_path_factory):
     """(model, file of its export, with a temperature)"""
     model, file = train(request.param), tmp_path_factory.mktemp("variants") / "model.onnx"
@@ -89,9 +89,11 @@ def test_the_last_layer_and_the_probabilities_stay_in_float(exported, calibratio
     nodes = onnx.load(str(tmp_path / "int8.onnx")).graph.node
     made_by = {name: node.op_type for node in nodes for name in node.output}
     [last] = [node for node in nodes if node.op_type == "Gemm"]
-    assert made_by[last.input[0]] == "ReduceMean"
+    assert made_by[last.input[0]] in ("ReduceMean", "ReduceMax")
     assert last.input[1] not in made_by
-    assert [node.op_type for node in nodes][-3:] == ["Gemm", "Div", "Softmax"]
+    after = [node.op_type for node in nodes][list(nodes).index(last) :]
+    assert after[-2:] == ["Div", "Softmax"]
+    assert not {"QuantizeLinear", "DequantizeLinear"}.intersection(after)
 
 
 @pytest.mark.parametrize("exported", ["tiny"], indirect=True)
@@ -151,9 +153,10 @@ def test_fp16_answers_nearly_the_same(exported, pictures, tmp_path):
 def test_fp16_halves_every_weight_but_the_ends(exported, tmp_path):
     make_fp16(exported[1], tmp_path / "fp16.onnx")
     graph = onnx.load(str(tmp_path / "fp16.onnx")).graph
-    readers = {name: node.op_type for node in graph.node for name in node.input}
-    floats = [weight for weight in graph.initializer if weight.data_type == onnx.TensorProto.FLOAT]
-    assert {readers[weight.name] for weight in floats} <= {"Sub", "Div", "Gemm"}
+    kinds = [node.op_type for node in graph.node]
+    between = graph.node[kinds.index("Conv") : kinds.index("Gemm")]
+    floats = {weight.name for weight in graph.initializer if weight.data_type == onnx.TensorProto.FLOAT}
+    assert not floats.intersection(name for node in between for name in node.input)
     assert any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
     casts = [node for node in graph.node if node.op_type == "Cast"]
     assert len(casts) == 3  # of the pictures, into float16, and out of it

@@ -5,7 +5,8 @@ from torch import nn
 
 from model_code.models.picture_input import PictureInput
 from model_code.models.swin import SwinTransformer
-from tests.unit.training.small_runs import TinyNetwork, draw_pictures
+from model_code.models.view_average import ViewAverage
+from tests.unit.training.small_runs import TinyNetwork, build_tiny_fastnet, draw_pictures
 
 SIDE, CLASSES = 16, 4
 
@@ -17,7 +18,11 @@ def build_small_swin():
     )
 
 
-NETWORKS = {"tiny": lambda: TinyNetwork(CLASSES), "swin": build_small_swin}
+NETWORKS = {
+    "tiny": lambda: TinyNetwork(CLASSES),
+    "swin": build_small_swin,
+    "fastnet": lambda: build_tiny_fastnet(CLASSES),
+}
 
 
 def draw(count, seed=0):
@@ -26,7 +31,7 @@ def draw(count, seed=0):
 
 
 def train(name, steps=60):
-    """Return a model, uint8 pictures in, logits out, that labels such pictures well."""
+    """Return a model, uint8 images in, logits out, that labels such images well; FastNet averages six views."""
     torch.manual_seed(0)
     model = nn.Sequential(PictureInput((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), NETWORKS[name]())
     model[0].is_channels_last = False
@@ -37,4 +42,4 @@ def train(name, steps=60):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return model.eval()
+    return (ViewAverage(model, shift_pixels=1) if name == "fastnet" else model).eval()

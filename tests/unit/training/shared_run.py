@@ -1,6 +1,6 @@
 """What tests/unit/training/test_processes.py has torchrun start, and runs in one process beside it.
 
-Usage: python -m tests.unit.training.shared_run FOLDER [supervised|simsiam|dies|stops]...
+Usage: python -m tests.unit.training.shared_run FOLDER [supervised|simsiam|fast|half|plain|dies|stops]...
 """
 
 import json
@@ -22,7 +22,15 @@ from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.processes import Processes, join_processes
 from model_code.training.results import Callback
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import CPU, TinyNetwork, draw_pictures, make_config, make_pictures
+from tests.unit.training.small_runs import (
+    CPU,
+    FAST,
+    TinyNetwork,
+    build_tiny_fastnet,
+    draw_pictures,
+    make_config,
+    make_pictures,
+)
 
 
 class LossRecorder(Callback):
@@ -89,6 +97,14 @@ def half(folder: Path, processes: Processes) -> dict[str, object]:
     return plain(folder, processes, learning_rate=0.01, engine={"precision": "bfloat16"})
 
 
+def fast(folder: Path, processes: Processes) -> dict[str, object]:
+    """Five epochs with all that the fast recipes add."""
+    recorder = LossRecorder()
+    config = make_config(network="tiny_fastnet", **FAST, epochs=5, learning_rate=0.1)
+    result = fit(config, make_pictures(train=24, side=12), folder, processes, [recorder])
+    return {"losses": recorder.losses, "history": [asdict(metrics) for metrics in result.history]}
+
+
 def dies(folder: Path, processes: Processes) -> dict[str, object]:
     """The second process is killed; the first one says so."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends it too, perhaps before it has noticed
@@ -116,7 +132,7 @@ def stops(folder: Path, processes: Processes) -> dict[str, object]:
 def main() -> None:
     """Run what is named in the order of the names; the first process writes what came out."""
     torch.set_num_threads(1)
-    NETWORKS["tiny"] = TinyNetwork
+    NETWORKS.update(tiny=TinyNetwork, tiny_fastnet=build_tiny_fastnet)
     folder, *names = sys.argv[1:]
     with join_processes(CPU) as processes:
         for name in names:

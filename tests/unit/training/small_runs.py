@@ -6,12 +6,25 @@ import pytest
 import torch
 from torch import nn
 
+from model_code.models.fastnet import FastNet
 from model_code.models.networks import NETWORKS
 from model_code.training.config import TrainingConfig
 from model_code.training.pictures import Pictures, TrainingPictures
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat", "dog")
+# Every setting that the fast recipes add.
+FAST = {
+    "norm_bias_rate_factor": 64.0,
+    "has_lookahead": True,
+    "schedule": "triangular",
+    "has_partial_identity": True,
+    "whitening_images": 10,
+    "has_frozen_norm_scale": True,
+    "crop_border": "reflect",
+    "flip": "alternating",
+    "kept_epoch": "last",
+}
 
 
 class TinyNetwork(nn.Module):
@@ -24,6 +37,11 @@ class TinyNetwork(nn.Module):
 
     def forward(self, images_BCHW):
         return self.fc(self.body(images_BCHW).mean(dim=(2, 3)))
+
+
+def build_tiny_fastnet(num_classes):
+    """The fast network, narrow; partial identity wants no group narrower than the one before."""
+    return FastNet(num_classes, (26, 28, 28))
 
 
 @contextmanager

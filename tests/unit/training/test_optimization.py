@@ -9,7 +9,6 @@ from torch.optim import SGD, Adam, AdamW
 
 from model_code.data.augmentation import crop_and_flip
 from model_code.errors import UsageError
-from model_code.models.fastnet import FastNet
 from model_code.models.networks import NETWORKS
 from model_code.training import supervised
 from model_code.training.config import TrainingConfig
@@ -18,7 +17,7 @@ from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.schedules import triangular_factor
 from model_code.training.supervised import draw_first_mirrored, fit
-from tests.unit.training.small_runs import make_config, make_pictures
+from tests.unit.training.small_runs import FAST, build_tiny_fastnet, make_config, make_pictures
 
 STRONG = {
     "schedule": "cosine",
@@ -30,19 +29,6 @@ STRONG = {
     "mixup_alpha": 0.2,
     "label_smoothing": 0.1,
     "ema_decay": 0.9,
-}
-
-
-FAST = {
-    "norm_bias_rate_factor": 64.0,
-    "has_lookahead": True,
-    "schedule": "triangular",
-    "has_partial_identity": True,
-    "whitening_images": 10,
-    "has_frozen_norm_scale": True,
-    "crop_border": "reflect",
-    "flip": "alternating",
-    "kept_epoch": "last",
 }
 
 
@@ -135,7 +121,7 @@ def test_plateau_waits_for_its_patience_and_stops_at_its_least():
 
 @pytest.fixture
 def tiny_fastnet(monkeypatch):
-    monkeypatch.setitem(NETWORKS, "tiny_fastnet", lambda num_classes: FastNet(num_classes, (26, 28, 28)))
+    monkeypatch.setitem(NETWORKS, "tiny_fastnet", build_tiny_fastnet)
     return {"network": "tiny_fastnet", **FAST}
 
 

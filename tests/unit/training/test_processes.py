@@ -25,7 +25,7 @@ def start(folder, count, *names):
 def outcomes(tmp_path_factory):
     """{(name, processes): what came out}."""
     found = {}
-    both = ("supervised", "simsiam", "half")
+    both = ("supervised", "simsiam", "fast", "half")
     for count, names in ((1, both), (2, (*both, "plain", "stops"))):
         folder = tmp_path_factory.mktemp(f"processes-{count}")
         done = start(folder, count, *names)
@@ -34,7 +34,7 @@ def outcomes(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("supervised", 30), ("simsiam", 8)])
+@pytest.mark.parametrize(("kind", "steps"), [("supervised", 30), ("simsiam", 8), ("fast", 15)])
 def test_two_processes_have_the_loss_curve_of_one(outcomes, kind, steps):
     one, two = outcomes[kind, 1], outcomes[kind, 2]
     assert len(one["losses"]) == steps
