@@ -32,7 +32,7 @@ from model_code.training.run_folder import RunFolder
 from model_code.training.supervised import load_model
 from serving.bundle import hash_file, name_file, write_manifest
 from serving.errors import BundleError
-from serving.manifest import GOLDEN_FILE, Calibration, Manifest, Precision, Variant
+from serving.manifest import GOLDEN_FILE, Calibration, Manifest, Precision, Thresholds, Variant
 from serving.session import SESSION_ERRORS, count_cpus, open_session, run_session
 from serving.timing import time_variant
 
@@ -89,11 +89,12 @@ def export_task(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -
         "fp16": make_fp16,
         "int8": partial(make_int8, calibration_NHWC=_draw(pictures.train)),
     }
-    variants = [_certify(scratch, "fp32", find_providers(), expected_NK, split, final, dataset)]
+    measured = (expected_NK, calibration.thresholds, split, final, dataset)
+    variants = [_certify(scratch, "fp32", find_providers(), *measured)]
     for precision, make in makers.items():
         providers = [provider for provider in find_providers() if provider in LIMITS[precision].providers]
         if providers:
-            variants.append(_try_variant(scratch, precision, make, providers, expected_NK, split, final, dataset))
+            variants.append(_try_variant(scratch, precision, make, providers, *measured))
     _save_golden(scratch, variants, final.images_NHWC)
     manifest = Manifest(
         name=name,
@@ -174,6 +175,7 @@ def _try_variant(
     make: Callable[[Path, Path], None],
     providers: Sequence[str],
     expected_NK: npt.NDArray[np.float32],
+    thresholds: Thresholds,
     split: str,
     final: Pictures,
     dataset: PackedDataset,
@@ -181,7 +183,7 @@ def _try_variant(
     """Make and measure a variant; one that onnxruntime cannot make or run is left out and says why."""
     try:
         make(scratch / name_file("fp32"), scratch / name_file(precision))
-        return _certify(scratch, precision, providers, expected_NK, split, final, dataset)
+        return _certify(scratch, precision, providers, expected_NK, thresholds, split, final, dataset)
     except _NOT_POSSIBLE as error:
         problem = f"it cannot be made or run here: {str(error).splitlines()[0]}"
         return Variant(precision=precision, file=None, sha256="", size_bytes=0, certificates=(), problem=problem)
@@ -192,6 +194,7 @@ def _certify(
     precision: Precision,
     providers: Sequence[str],
     expected_NK: npt.NDArray[np.float32],
+    thresholds: Thresholds,
     split: str,
     final: Pictures,
     dataset: PackedDataset,
@@ -209,6 +212,7 @@ def _certify(
             split,
             provider,
             dataset.classes,
+            thresholds,
         )
         for provider in providers
     )

@@ -37,6 +37,24 @@ class BatchCertificate(_Frozen):
     accuracy: float
 
 
+class Selection(_Frozen):
+    """Accepted predictions among some images.
+
+    Attributes:
+        split: `validation` or `test`.
+        count: Images.
+        answered: Accepted predictions: those with a probability of at least their threshold.
+        wrong: Accepted predictions with a wrong label.
+        error_interval: 95 % Clopper-Pearson interval of wrong / answered; (0, 1) if none is accepted.
+    """
+
+    split: str
+    count: int
+    answered: int
+    wrong: int
+    error_interval: Interval
+
+
 class Certificate(_Frozen):
     """One variant on one onnxruntime provider against the trained network in PyTorch, on all pictures of a split.
 
@@ -54,6 +72,7 @@ class Certificate(_Frozen):
         versions: Library versions that measured it.
         batches: By ascending batch size.
         refusal: Why the variant is not offered on this provider; None if it is within its limits.
+        selection: The variant's accepted predictions at the bundle's thresholds; None in manifests of earlier releases.
     """
 
     precision: Precision
@@ -69,6 +88,7 @@ class Certificate(_Frozen):
     versions: dict[str, str]
     batches: tuple[BatchCertificate, ...]
     refusal: str | None = None
+    selection: Selection | None = None
 
     @property
     def max_difference(self) -> float:
@@ -220,24 +240,6 @@ class TemperatureTrial(_Frozen):
     def temperature(self) -> float:
         """Temperature to use: the fitted one if the evidence is for it, else 1."""
         return self.fitted if self.refusal is None else 1.0
-
-
-class Selection(_Frozen):
-    """Accepted predictions among some images.
-
-    Attributes:
-        split: `validation` or `test`.
-        count: Images.
-        answered: Accepted predictions: those with a probability of at least their threshold.
-        wrong: Accepted predictions with a wrong label.
-        error_interval: 95 % Clopper-Pearson interval of wrong / answered; (0, 1) if none is accepted.
-    """
-
-    split: str
-    count: int
-    answered: int
-    wrong: int
-    error_interval: Interval
 
 
 class Thresholds(_Frozen):

@@ -86,10 +86,32 @@ def choose_thresholds(validation: LabelledAnswers, test: LabelledAnswers | None,
         target_error=target_error,
         overall=pooled,
         per_class=tuple(per_class),
-        selections=tuple(_select(answers, per_class) for answers in splits),
+        selections=tuple(select(answers, per_class) for answers in splits),
         confidence=CONFIDENCE,
         is_own=tuple(is_own),
-        by_class=tuple(_select(splits[-1], per_class, label) for label in range(classes)),
+        by_class=tuple(select(splits[-1], per_class, label) for label in range(classes)),
+    )
+
+
+def select(answers: LabelledAnswers, per_class: Sequence[float | None], label: int | None = None) -> Selection:
+    """Count accepted and wrong predictions.
+
+    Args:
+        answers: Of a model, in any precision.
+        per_class: Threshold of each predicted class; None accepts no prediction of it.
+        label: Predicted class that is counted; None counts all.
+    """
+    confidence_N, predicted_N, is_wrong_N = _judge(answers)
+    limit_K = np.array([np.inf if threshold is None else threshold for threshold in per_class])
+    is_meant_N = np.full(len(predicted_N), True) if label is None else predicted_N == label
+    is_accepted_N = is_meant_N & (confidence_N >= limit_K[predicted_N])
+    accepted, wrong = int(is_accepted_N.sum()), int((is_accepted_N & is_wrong_N).sum())
+    return Selection(
+        split=answers.split,
+        count=int(is_meant_N.sum()),
+        answered=accepted,
+        wrong=wrong,
+        error_interval=measure_interval(wrong, accepted),
     )
 
 
@@ -131,19 +153,3 @@ def _find_threshold(confidence_N: Floats, is_wrong_N: Booleans, target_error: fl
         return None
     last = ranks_R[passed - 1]
     return 0.0 if last == count else float(sorted_N[last - 1])
-
-
-def _select(answers: LabelledAnswers, per_class: Sequence[float | None], label: int | None = None) -> Selection:
-    """Count accepted and wrong predictions, of all classes or of one."""
-    confidence_N, predicted_N, is_wrong_N = _judge(answers)
-    limit_K = np.array([np.inf if threshold is None else threshold for threshold in per_class])
-    is_meant_N = np.full(len(predicted_N), True) if label is None else predicted_N == label
-    is_accepted_N = is_meant_N & (confidence_N >= limit_K[predicted_N])
-    accepted, wrong = int(is_accepted_N.sum()), int((is_accepted_N & is_wrong_N).sum())
-    return Selection(
-        split=answers.split,
-        count=int(is_meant_N.sum()),
-        answered=accepted,
-        wrong=wrong,
-        error_interval=measure_interval(wrong, accepted),
-    )

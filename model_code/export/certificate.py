@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from model_code.errors import ReleaseError
 from model_code.evaluation.calibration import measure_interval
+from model_code.evaluation.thresholds import LabelledAnswers, select
 from model_code.tracking.provenance import read_versions
 from serving.bundle import hash_file
 from serving.errors import BundleError
-from serving.manifest import BatchCertificate, Certificate, Precision
+from serving.manifest import BatchCertificate, Certificate, Precision, Thresholds
 from serving.session import CPU, CUDA, SESSION_ERRORS, count_cpus, has_cuda, open_session, run_session
 
 BATCH_SIZES = (1, 7, 64, 256)
@@ -81,8 +82,12 @@ def certify(
     split: str,
     provider: str,
     classes: Sequence[str] | None = None,
+    thresholds: Thresholds | None = None,
 ) -> Certificate:
     """Run a variant over all pictures at batches 1, 7, 64 and 256, and compare it with the trained network.
+
+    Thresholds are chosen with the trained network's probabilities; a less exact variant is refused where more of its
+    accepted predictions are wrong than they promise, with 97.5 % confidence.
 
     Args:
         precision: Says which limits count.
@@ -93,6 +98,7 @@ def certify(
         split: Name of the pictures, for the record.
         provider: One of `find_providers`.
         classes: Names for the refusal; their numbers when None.
+        thresholds: Of the bundle.
 
     Raises:
         BundleError: onnxruntime cannot run the variant on the provider.
@@ -114,6 +120,14 @@ def certify(
             batch = _compare(batch_size, answered_NK, expected_NK, labels_N)
             batches.append(batch)
             refusal = refusal or _judge(precision, batch, answered_NK, expected_NK, labels_N, classes)
+    selection = None
+    if thresholds is not None:
+        selection = select(LabelledAnswers(split, answered_NK, labels_N), thresholds.per_class)
+        if precision != "fp32" and selection.error_interval[0] > thresholds.target_error:
+            refusal = refusal or (
+                f"{selection.wrong} of its {selection.answered} accepted predictions are wrong "
+                f"(allowed {thresholds.target_error:.0%})"
+            )
     count = len(labels_N)
     torch_right = int((_label(expected_NK) == labels_N).sum())
     right, agreeing = (
@@ -133,6 +147,7 @@ def certify(
         versions=read_versions(),
         batches=tuple(batches),
         refusal=refusal,
+        selection=selection,
     )
 
 

@@ -307,7 +307,7 @@ def _describe_certificates(manifest: Manifest) -> str:
     """Return onnxruntime against PyTorch: every variant on every provider that was present."""
     columns = (
         *("variant", "provider", "pictures", "PyTorch", "onnxruntime", "agreement"),
-        *("largest difference of a probability", "mean difference", "verdict"),
+        *("largest difference of a probability", "mean difference", "wrong / accepted", "verdict"),
     )
     rows = [
         (
@@ -319,6 +319,7 @@ def _describe_certificates(manifest: Manifest) -> str:
             _format_share(found.top1_agreement, found.agreement_interval, 5),
             f"{found.max_difference:.2g}",
             f"{max(batch.mean_difference for batch in found.batches):.2g}",
+            _NOT_MEASURED if found.selection is None else f"{found.selection.wrong} / {found.selection.answered}",
             "within the limits" if found.refusal is None else f"refused: {escape(found.refusal)}",
         )
         for variant in manifest.variants

@@ -14,7 +14,7 @@ from model_code.export.certificate import BATCH_SIZES, LIMITS, certify, check_ce
 from model_code.export.onnx_export import OPSET, export_onnx
 from model_code.models.picture_input import PictureInput
 from model_code.tracking.provenance import read_versions
-from serving.manifest import Certificate
+from serving.manifest import Certificate, Thresholds
 from serving.session import CPU, CUDA
 from tests.unit.export.trained_networks import SIDE, draw, train
 
@@ -83,10 +83,10 @@ def judge(monkeypatch, compare, model):
     compare(model, model)
     file = compare.files[model]
 
-    def run(precision, answered_NK, expected_NK, labels_N):
+    def run(precision, answered_NK, expected_NK, labels_N, thresholds=None):
         monkeypatch.setattr(certificate_file, "open_session", lambda *_: _Stub(answered_NK))
         images_NHWC = np.zeros((len(labels_N), 1, 1, 3), dtype=np.uint8)
-        return certify(precision, file, expected_NK, images_NHWC, labels_N, "test", CPU)
+        return certify(precision, file, expected_NK, images_NHWC, labels_N, "test", CPU, thresholds=thresholds)
 
     return run
 
@@ -236,6 +236,31 @@ def test_fp16_may_change_one_label_in_a_thousand(judge):
     assert judge("fp16", answered_NK, expected_NK, labels_N).refusal == (
         "at batch 1 probabilities differ by up to 0.06 (allowed 0.05)"
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "sure", "refusal"),
+    [
+        ("int8", 0.6, None),
+        ("int8", 0.9, "80 of its 1000 accepted predictions are wrong (allowed 5%)"),
+        ("fp16", 0.605, None),
+        ("fp32", 0.6, None),
+    ],
+)
+def test_a_variant_that_breaks_the_promise_of_the_thresholds_is_refused(judge, precision, sure, refusal):
+    """Every label is that of the trained network; how sure the variant is of the wrong ones differs."""
+    predicted_N, is_wrong_N = np.arange(1000) % 2, np.arange(1000) < 80
+    labels_N = np.where(is_wrong_N, 1 - predicted_N, predicted_N)
+
+    def answer(sure_when_wrong):
+        sure_N = np.where(is_wrong_N, sure_when_wrong, 0.9)
+        return np.where(np.arange(2) == predicted_N[:, None], sure_N[:, None], 1 - sure_N[:, None]).astype(np.float32)
+
+    thresholds = Thresholds(target_error=0.05, overall=0.8, per_class=(0.8, 0.8), selections=())
+    certificate = judge(precision, answer(sure), answer(0.6), labels_N, thresholds)
+    assert certificate.refusal == refusal
+    accepted, wrong = (920, 0) if sure < 0.8 else (1000, 80)
+    assert (certificate.selection.answered, certificate.selection.wrong) == (accepted, wrong)
 
 
 @pytest.mark.parametrize(("difference", "is_allowed"), [(0.99e-4, True), (1.01e-4, False)])
