@@ -20,7 +20,7 @@ TEST_PROCESSES ?= 2
 export DARKROOM_TAG ?= latest
 
 .PHONY: help setup data train-all report quickstart release serve ui predict images sbom up down watch logs backup restore \
-	test check format bench bench-train bench-serve bench-variants doctor lock lock-uv clean
+	test docs check format bench bench-train bench-serve bench-variants doctor lock lock-uv clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,7 +97,10 @@ restore: images ## Bring FROM=FOLDER back into an empty stack, and start it
 
 # Files in TEST_PROCESSES processes, one thread each: more on a busy core are slower.
 test: setup ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --durations 25 --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+docs: setup ## Build the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 check: setup ## Formatting, lint, types, import contracts
 	$(BIN)/ruff format --check $(CODE)
@@ -153,5 +156,5 @@ LOCK := $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.
 SKIP_HELD = $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements/$(1).txt)
 
 clean: ## Remove the virtual environments and caches; data, runs and models in .darkroom stay
-	rm -rf $(VENV) $(BENCH_VENV) .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(BENCH_VENV) .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
