@@ -92,10 +92,10 @@ def _check_hosts(_: click.Context, __: click.Parameter, hosts: tuple[str, ...]) 
     type=click.FloatRange(0, 1),
     default=0.0,
     metavar="SHARE",
-    help="Write this share of the answers to DARKROOM_HOME/requests, 0 to 1.",
+    help="Write this share of the answers, 0 to 1, to requests/ in DARKROOM_INBOX, or in DARKROOM_HOME if not set.",
 )
 @click.option("--keep-pictures", is_flag=True, help="Keep the pictures of these requests too.")
-@click.option("--feedback", is_flag=True, help="Take true labels at /v1/feedback, into DARKROOM_HOME/feedback.")
+@click.option("--feedback", is_flag=True, help="Accept true labels at /v1/feedback, into feedback/ beside requests/.")
 @click.option(
     "--uncommon-formats",
     is_flag=True,
