@@ -30,7 +30,7 @@ from serving.http_layers import CutOff, RequestCounter, SecurityHeaders
 from serving.http_protocol import SURPLUS
 from serving.limits import MAX_CONNECTIONS
 from serving.openapi import describe_api
-from serving.options import ServiceOptions
+from serving.options import ServiceOptions, is_root_path
 from serving.origins import PageCheck
 from serving.prediction_api import PredictionApi
 from serving.predictions import ErrorAnswer, ErrorDetail
@@ -103,6 +103,7 @@ def create_app(
     if on_request is not None:
         paths = {route.path for route in app.routes if isinstance(route, Route) and "{" not in route.path}
         app.user_middleware.insert(0, Middleware(RequestCounter, paths=paths, on_request=on_request))
+    app.state.root_path = options.root_path
     app.state.drift = None
     app.state.feedback = None
     app.state.log = None
@@ -165,8 +166,10 @@ async def _show_page(_: Request) -> Response:
     return FileResponse(PAGE_FILE, headers=_PAGE_HEADERS)
 
 
-async def _show_openapi(_: Request) -> Response:
-    return JSONResponse(describe_api())
+async def _show_openapi(request: Request) -> Response:
+    forwarded = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    root_path = request.app.state.root_path or (forwarded if is_root_path(forwarded) else "")
+    return JSONResponse(describe_api(root_path), headers={"Vary": "X-Forwarded-Prefix"})
 
 
 async def _refuse_path(request: Request) -> Response:

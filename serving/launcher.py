@@ -7,12 +7,16 @@ it. With --supervise a second one starts it again. Imports that take time are in
 functions: the `darkroom` command has this one among its own.
 """
 
+import contextlib
+import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -20,11 +24,13 @@ import click
 
 from serving.errors import StartError
 from serving.manifest import Precision
-from serving.options import ServiceOptions
+from serving.options import ServiceOptions, is_root_path
+from serving.regular_files import open_regular
 from serving.supervisor import has_supervisor, supervise, take_listener
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 3000
+_SCRATCH_PREFIX, _LOCK_FILE = "darkroom-serving-", "lock"
 
 
 def _check_address(_: click.Context, __: click.Parameter, address: str | None) -> str | None:
@@ -47,6 +53,13 @@ def _check_hosts(_: click.Context, __: click.Parameter, hosts: tuple[str, ...]) 
                 f"{host!r} is no host name; give it without scheme and port, as photos.example.org"
             )
     return hosts
+
+
+def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
+    path = path.rstrip("/")
+    if path and not is_root_path(path):
+        raise click.BadParameter(f"{path!r} is no prefix of addresses; give one such as /ml/darkroom")
+    return path
 
 
 @click.command()
@@ -87,6 +100,13 @@ def _check_hosts(_: click.Context, __: click.Parameter, hosts: tuple[str, ...]) 
     "names without a dot need none.",
 )
 @click.option(
+    "--root-path",
+    default="",
+    metavar="PREFIX",
+    callback=_check_root_path,
+    help="Prefix that a proxy strips, as /ml/darkroom; X-Forwarded-Prefix of the proxy if not given.",
+)
+@click.option(
     "--log-requests",
     "log_share",
     type=click.FloatRange(0, 1),
@@ -116,6 +136,7 @@ def serve(
     api_keys: Path | None,
     allow_origin: tuple[str, ...],
     allow_host: tuple[str, ...],
+    root_path: str,
     log_share: float,
     keep_pictures: bool,
     feedback: bool,
@@ -136,6 +157,7 @@ def serve(
         api_keys_file=api_keys,
         allowed_origins=allow_origin,
         allowed_hosts=allow_host,
+        root_path=root_path,
         log_share=log_share,
         keeps_pictures=keep_pictures,
         takes_feedback=feedback,
@@ -175,7 +197,7 @@ def run_server(
         )
     if not (is_patient or options.registry or list_released(bundles_dir)):
         raise StartError(f"no model is released in {bundles_dir}; run `darkroom release RECIPE --as cifar10`")
-    with take_listener() or _listen(host, port) as listener, _make_scratch() as scratch:
+    with take_listener() or _listen(host, port) as listener, _make_scratch() as scratch, _hold(Path(scratch)):
         os.environ["DARKROOM_HOME"] = str(bundles_dir.parent)
         options.publish()
         _keep_bentoml_here(Path(scratch))
@@ -210,7 +232,8 @@ def _make_scratch() -> tempfile.TemporaryDirectory[str]:
         StartError: No folder for temporary files can be written.
     """
     try:
-        return tempfile.TemporaryDirectory(prefix="darkroom-serving-", ignore_cleanup_errors=True)
+        _remove_left_scratch()
+        return tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, ignore_cleanup_errors=True)
     except OSError as error:
         reason = error.strerror or error
         raise StartError(
@@ -218,9 +241,27 @@ def _make_scratch() -> tempfile.TemporaryDirectory[str]:
         ) from error
 
 
+def _remove_left_scratch() -> None:
+    """Remove the folders of services that were killed: nobody holds the lock in them any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH_PREFIX}*"):
+        with contextlib.suppress(OSError), open_regular(folder / _LOCK_FILE) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _hold(scratch: Path) -> Iterator[None]:
+    """Keep later starts from removing the folder while this process lives."""
+    with (scratch / "unlocked").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (scratch / "unlocked").rename(scratch / _LOCK_FILE)
+        yield
+
+
 def _keep_bentoml_here(scratch: Path) -> None:
     """Set what BentoML reads when it is imported: it would write to the user's home and report its use."""
     os.environ["BENTOML_HOME"] = str(scratch / "bentoml")
+    tempfile.tempdir = str(scratch)
     # One process counts in memory; files in a folder that is full or cleaned would take it down.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"

@@ -26,8 +26,12 @@ _KEYS = {
 }
 
 
-def describe_api() -> dict[str, Any]:
-    """Return the OpenAPI 3.1 document of every route that is meant for users."""
+def describe_api(root_path: str = "") -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of every route that is meant for users.
+
+    Args:
+        root_path: Prefix under which clients reach the service behind a proxy that strips it, e.g. `/ml/darkroom`.
+    """
     _, definitions = models_json_schema(
         [
             *((model, "serialization") for model in (PredictAnswer, ModelsAnswer, FeedbackAnswer, ErrorAnswer)),
@@ -37,6 +41,7 @@ def describe_api() -> dict[str, Any]:
     )
     return {
         "openapi": "3.1.0",
+        **({"servers": [{"url": root_path}]} if root_path else {}),
         "info": {
             "title": "Darkroom",
             "version": "1",

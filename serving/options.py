@@ -5,6 +5,7 @@ The launcher puts them into the environment, because it is BentoML that construc
 """
 
 import os
+import re
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.manifest import Precision
 
 OPTIONS_VARIABLE = "DARKROOM_SERVICE_OPTIONS"
+
+
+_ROOT_PATH = re.compile(r"(/[\w.~-]+){1,20}")
+
+
+def is_root_path(text: str) -> bool:
+    """Return whether a text is a prefix of addresses: begins with a slash, ends without one, is not encoded."""
+    return len(text) <= 200 and _ROOT_PATH.fullmatch(text) is not None
 
 
 class ServiceOptions(BaseModel):
@@ -28,6 +37,7 @@ class ServiceOptions(BaseModel):
         log_share: Share of the answered pictures that is written to the request log, in [0, 1].
         keeps_pictures: Whether the log keeps the pictures themselves too.
         takes_feedback: Whether `POST /v1/feedback` keeps right labels, and the pictures that come with them.
+        root_path: Prefix of the addresses behind a proxy that strips it, e.g. `/ml/darkroom`; empty without one.
         allows_uncommon_formats: True to decode PPM, run-length BMP and TIFF of uncommon compressions.
     """
 
@@ -43,6 +53,7 @@ class ServiceOptions(BaseModel):
     log_share: float = Field(0.0, ge=0, le=1)
     keeps_pictures: bool = False
     takes_feedback: bool = False
+    root_path: str = ""
     allows_uncommon_formats: bool = False
 
     def publish(self) -> None:

@@ -6,10 +6,12 @@ ever the bytes that were sent: a form field that holds a URL or a path is refuse
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -30,8 +32,10 @@ from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_PICTURE_BYTES, MA
 
 FIELD_NAME = "image"
 MAX_TEXT_BYTES = 4096
+EXAMPLE = f"for example: curl -F {FIELD_NAME}=@cat.jpg http://127.0.0.1:3000/v1/predict"
 _MAX_HEADER_BYTES = 16_384
 _MAX_PART_HEADERS = 16
+_EXTENDED_FILENAME = re.compile(rb"(?i);\s*filename\*\s*=\s*\"?(utf-8|iso-8859-1)'[\w-]*'([^\s;\"]+)")
 _DISCARD_TIMEOUT_S = 5.0
 
 
@@ -182,7 +186,7 @@ class RequestBody:
         if not _is_picture_type(media_type):
             raise WrongTypeError(
                 f"content type {media_type.decode('latin-1') or 'missing'!r}; send one picture as image/* or "
-                f"application/octet-stream, or several as files called `{FIELD_NAME}` in multipart/form-data"
+                f"application/octet-stream, or several as files called `{FIELD_NAME}` in multipart/form-data; {EXAMPLE}"
             )
         body = bytearray()
         try:
@@ -309,9 +313,11 @@ class _PictureForm:
         self._header_value.clear()
 
     def _check_headers(self) -> None:
-        _, options = parse_options_header(self._part.headers.get(b"content-disposition"))
+        disposition = self._part.headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
+        filename = _read_filename(disposition, options)
         name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name in self._text_names and b"filename" not in options:
+        if name in self._text_names and filename is None:
             if name in self.texts:
                 raise BadParameterError(f"form field `{name}` came twice; send it once")
             self._part.text_name = name
@@ -319,18 +325,25 @@ class _PictureForm:
         if name != FIELD_NAME:
             texts = "".join(f", and the text `{text}`" for text in self._text_names)
             raise BadParameterError(
-                f"form field {name[:40]!r}; the only file is `{FIELD_NAME}`{texts}; parameters belong into the address"
+                f"form field {name[:40]!r}; the only file is `{FIELD_NAME}`{texts}; parameters belong into the "
+                f"address; {self._example}"
             )
         if len(self._pictures) == self._max_pictures:
             self._refuse_more()
-        if b"filename" not in options:
+        if filename is None:
             raise BadParameterError(
-                f"form field `{FIELD_NAME}` must be a file; a text, a path or a URL is never followed"
+                f"form field `{FIELD_NAME}` must be a file; a text, a path or a URL is never followed; {self._example}"
             )
         media_type, _ = parse_options_header(self._part.headers.get(b"content-type", b"application/octet-stream"))
         if not _is_picture_type(media_type):
             raise WrongTypeError(f"a part of content type {media_type.decode('latin-1')!r}; send image/*")
-        self._part.filename = options[b"filename"].decode("utf-8", "replace")
+        self._part.filename = filename
+
+    @property
+    def _example(self) -> str:
+        if not self._text_names:
+            return EXAMPLE
+        return f"for example: curl -F {FIELD_NAME}=@cat.jpg -F label=cat http://127.0.0.1:3000/v1/feedback"
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         self._part.data += data[start:end]
@@ -352,3 +365,11 @@ class _PictureForm:
 
     def _end(self) -> None:
         self._is_complete = True
+
+
+def _read_filename(disposition: bytes, options: Mapping[bytes, bytes]) -> str | None:
+    """Return a part's file name, also of RFC 5987's form `filename*`, which its parser leaves out; None without one."""
+    if b"filename" in options:
+        return options[b"filename"].decode("utf-8", "replace")
+    extended = _EXTENDED_FILENAME.search(disposition)
+    return extended and unquote_to_bytes(extended[2]).decode(extended[1].decode().lower(), "replace")

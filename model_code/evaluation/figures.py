@@ -28,7 +28,7 @@ def draw_curves(
         series: Panel title -> curve name -> value by epoch, counted from 1, e.g. {"accuracy": {"train": {1: 0.4}}}.
     """
     figure = Figure(figsize=(4.2 * len(series), 3.4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(_escape_math(title))
     axes = figure.subplots(1, len(series), squeeze=False)[0]
     for axis, (name, curves) in zip(axes, series.items(), strict=True):
         epochs = sorted({epoch for points in curves.values() for epoch in points})
@@ -49,17 +49,18 @@ def draw_curves(
 
 def draw_confusion(title: str, confusion_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix; colours show the share of the true class, numbers the counts (up to 30 classes)."""
+    names = [_escape_math(name) for name in classes]
     shares_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
     side = max(4.5, 0.55 * len(classes) + 2)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
-    axis.set_title(title)
+    axis.set_title(_escape_math(title))
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axis.set_yticks(range(len(classes)), classes)
+    axis.set_xticks(range(len(classes)), names, rotation=45, ha="right")
+    axis.set_yticks(range(len(classes)), names)
     if len(classes) <= 30:
         for row, column in np.ndindex(confusion_KK.shape):
             colour = "white" if shares_KK[row, column] > 0.5 else "black"
@@ -89,7 +90,7 @@ def draw_prediction_grid(
     for axis, image, label, prediction in zip(axes.flat, images_NHWC, labels_N, predictions_N, strict=False):
         axis.imshow(image)
         axis.set_title(
-            f"{classes[prediction]} ({classes[label]})",
+            _escape_math(f"{classes[prediction]} ({classes[label]})"),
             fontsize=8,
             color=RIGHT_COLOUR if prediction == label else WRONG_COLOUR,
         )
@@ -161,3 +162,8 @@ def _draw_bins(axis: Axes, bins: Sequence[ReliabilityBin]) -> None:
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.03)
     axis.grid(alpha=0.3)
+
+
+def _escape_math(text: str) -> str:
+    """Keep matplotlib from reading what stands between two dollar signs as a formula."""
+    return text.replace("$", r"\$")

@@ -69,8 +69,8 @@ def start_service():
     """Start services that a test stops, kills or breaks."""
     running = []
 
-    def start(home, *arguments):
-        running.append(Service(home, *arguments))
+    def start(home, *arguments, **variables):
+        running.append(Service(home, *arguments, **variables))
         return running[-1]
 
     yield start

@@ -384,6 +384,53 @@ def test_openapi_describes_the_contract(client, path):
     assert {"PredictAnswer", "ModelsAnswer", "ErrorAnswer"} <= names == set(document["components"]["schemas"])
 
 
+@pytest.mark.parametrize(
+    ("prefix", "servers"),
+    [
+        ("/ml/darkroom", [{"url": "/ml/darkroom"}]),
+        ("/ml/", [{"url": "/ml"}]),
+        ("", None),
+        ("ml", None),
+        ("//elsewhere.example", None),
+        ('/a"b', None),
+        ("/x" * 200, None),
+    ],
+)
+def test_openapi_names_the_prefix_that_a_proxy_strips(client, prefix, servers):
+    answer = client.get("/openapi.json", headers={"X-Forwarded-Prefix": prefix})
+    assert answer.json().get("servers") == servers
+    assert answer.headers["vary"] == "X-Forwarded-Prefix"
+
+
+@pytest.mark.parametrize(
+    "name", ["filename*=UTF-8''K%C3%A4se.png", "filename*=utf-8'de'cat.png", "FileName* = iso-8859-1''K%E4se.png"]
+)
+def test_a_file_whose_name_is_encoded_is_a_file(client, name):
+    part = f"--b\r\nContent-Disposition: form-data; name=image; {name}\r\nContent-Type: image/png\r\n\r\n".encode()
+    body = part + paint("red") + b"\r\n--b--\r\n"
+    answer = client.post("/v1/predict", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["predictions"][0]["label"] == "red"
+
+
+@pytest.mark.parametrize("name", ["x=filename*", "filename*=utf-16''a", "filename*=utf-8''", "filename*0=a"])
+def test_a_text_stays_a_text(client, name):
+    body = f"--b\r\nContent-Disposition: form-data; name=image; {name}\r\n\r\nhttp://here\r\n--b--\r\n".encode()
+    answer = client.post("/v1/predict", content=body, headers={"Content-Type": "multipart/form-data; boundary=b"})
+    assert answer.status_code == 422
+    assert "must be a file" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [("multipart/form-data; boundary=b", "file"), ("application/x-www-form-urlencoded", "image")]
+)
+def test_a_wrong_form_is_told_the_command_that_works(client, kind, field):
+    head = f"--b\r\nContent-Disposition: form-data; name={field}; filename=a.png\r\n\r\n".encode()
+    answer = client.post("/v1/predict", content=head + b"data\r\n--b--\r\n", headers={"Content-Type": kind})
+    assert answer.status_code in (415, 422)
+    assert "curl -F image=@cat.jpg http://127.0.0.1:3000/v1/predict" in answer.json()["error"]["message"]
+
+
 def test_many_clients_at_once_get_their_own_answers(service):
     names = [*COLOURS] * 20
 

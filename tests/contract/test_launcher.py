@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
+import pytest
 
 from serving.bundle import MODEL_FILE
 from serving.launcher import _listen
@@ -91,3 +93,42 @@ def test_answers_do_not_wait_for_acknowledgements():
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+def test_a_start_removes_what_killed_services_left(tmp_path, start_service):
+    release(tmp_path / "bundles")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+
+    def list_left():
+        return sorted(entry.name for entry in scratch.iterdir())
+
+    lives = start_service(tmp_path, TMPDIR=str(scratch))
+    [mine] = list_left()
+    killed = start_service(tmp_path, TMPDIR=str(scratch))
+    assert len(list_left()) == 2
+    killed.stop(signal.SIGKILL)
+    assert len(list_left()) == 2
+    # Whoever may write there must not hold up a start.
+    (scratch / "darkroom-serving-fifo").mkdir()
+    os.mkfifo(scratch / "darkroom-serving-fifo/lock")
+    again = start_service(tmp_path, TMPDIR=str(scratch))
+    assert len(list_left()) == 3
+    assert again.stop() == 0
+    assert list_left() == sorted([mine, "darkroom-serving-fifo"])
+    assert lives.stop() == 0
+    assert list_left() == ["darkroom-serving-fifo"]
+
+
+@pytest.mark.parametrize("module", ["serving", "flows.cli"])
+def test_sigterm_ends_process_1(module):
+    """The kernel ignores it there without a handler."""
+    command = ["unshare", "--fork", "--pid", "--kill-child"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare --pid is not permitted here")
+    code = f"import {module}, time; print('ready', flush=True); time.sleep(60)"
+    with subprocess.Popen([*command, sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) as outer:
+        assert outer.stdout.readline() == b"ready\n"
+        [inner] = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
+        os.kill(int(inner), signal.SIGTERM)
+        assert outer.wait(10) == 128 + signal.SIGTERM

@@ -59,6 +59,14 @@ def test_curves_of_any_length(epochs):
     assert all(tick == int(tick) for tick in ticks)
 
 
+@pytest.mark.parametrize("names", [("$", "$$", "$$$"), ("$x^$", "a$b$c", r"\$")])
+def test_names_between_dollar_signs_are_no_formulas(names):
+    labels_N = np.array([0, 1, 2, 1])
+    save(draw_confusion(f"test of {names[0]} and {names[0]}", np.eye(3, dtype=np.int64), names))
+    save(draw_prediction_grid(np.zeros((4, 8, 8, 3), np.uint8), labels_N, labels_N[::-1], names))
+    save(draw_curves("$ and $$", {"accuracy": {"train": {1: 0.4}}}))
+
+
 def test_confusion_shows_counts_and_shares_of_the_true_class():
     confusion_KK = np.array([[8, 2, 0], [0, 0, 0], [1, 0, 4]])
     figure = draw_confusion("2 classes, one empty", confusion_KK, ["ant", "bee", "cat"])
