@@ -15,9 +15,16 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    os.environ.pop("PREFECT_API_URL", None)
+    # Settings in the environment are for other servers: a password that no client here knows, another database.
+    for name in [name for name in os.environ if name.startswith(("PREFECT_SERVER_", "PREFECT_API_"))]:
+        del os.environ[name]
     # As Prefect starts a temporary server: no pages, only the services that one needs.
-    os.environ |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    os.environ |= {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_UI_ENABLED": "0",
+        "PREFECT__SERVER_EPHEMERAL": "1",
+        "PREFECT__SERVER_FINAL": "1",
+    }
 
     import uvicorn
 

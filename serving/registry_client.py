@@ -19,6 +19,7 @@ import httpx
 
 from serving.errors import RegistryError
 from serving.manifest import FILE_NAME
+from serving.printable import show
 
 MAX_ANSWER_BYTES = 8_000_000
 MAX_PAGES, MAX_NAMES = 50, 1000
@@ -33,6 +34,7 @@ _SCHEME = "mlflow-artifacts:/"
 # Connecting has a shorter limit: a machine that is off says nothing.
 _TIMEOUT = httpx.Timeout(MAX_ANSWER_S, connect=3.0)
 _CHUNK_BYTES = 1 << 20
+_REASON_BYTES = 2000
 _NOT_MLFLOW = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
 
 
@@ -181,12 +183,12 @@ class RegistryClient:
         try:
             extensions = {"trace": self._note_socket}
             with self._client.stream("GET", address, params=parameters, extensions=extensions) as answer:
-                answer.raise_for_status()
+                if answer.is_error:
+                    reason = next(answer.iter_raw(_REASON_BYTES), b"").decode("utf-8", "replace")
+                    raise RegistryError(f"the registry {self._address} answers {_describe(answer.status_code, reason)}")
                 yield from answer.iter_raw(_CHUNK_BYTES)
             if is_cut.is_set():
                 raise httpx.ReadTimeout("")
-        except httpx.HTTPStatusError as error:
-            raise RegistryError(f"the registry {self._address} answers {error.response.status_code}") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = f"no whole answer within {seconds:.0f} seconds" if is_cut.is_set() else str(error)
             raise RegistryError(
@@ -217,3 +219,10 @@ class RegistryClient:
             raise RegistryError(
                 f"the registry {self._address} answers what MLflow does not: {repr(error)[:200]}"
             ) from error
+
+
+def _describe(status: int, reason: str) -> str:
+    remedy = ""
+    if "Invalid Host header" in reason:
+        remedy = "; add the host name of --registry to the server's --allowed-hosts (MLFLOW_SERVER_ALLOWED_HOSTS)"
+    return f"{status}: {show(' '.join(reason.split())[:200])}{remedy}" if reason else str(status)

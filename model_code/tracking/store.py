@@ -2,12 +2,17 @@
 
 import os
 import socket
+import sqlite3
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -36,15 +41,45 @@ def open_store(settings: Settings) -> MlflowClient:
             client = MlflowClient()
             if client.get_experiment_by_name(EXPERIMENT) is None:
                 location = None if settings.has_mlflow_server else _as_uri(settings.artifacts_dir)
-                client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS)
+                with _allowing_others():
+                    client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS)
             mlflow.set_experiment(EXPERIMENT)
         except (MlflowException, SQLAlchemyError, OSError) as error:
+            if revision := _find_unknown_revision(settings):
+                raise TrackingError(
+                    f"{settings.home / 'mlflow.db'} was written by a newer MLflow than {version('mlflow')}, which is "
+                    f"installed (its revision {revision} is unknown here); install the newer one, or restore a backup"
+                ) from error
             reason = str(error).splitlines()[0]
             raise TrackingError(
                 f"MLflow at {settings.tracking_uri} cannot be used ({reason}); "
                 "start the server or correct MLFLOW_TRACKING_URI; a damaged database can be moved away"
             ) from error
     return client
+
+
+@contextmanager
+def _allowing_others() -> Iterator[None]:
+    """Go on if another machine has made the same at the same moment."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+
+
+def _find_unknown_revision(settings: Settings) -> str | None:
+    """Return the revision of the home's database if the installed MLflow does not know it, else None."""
+    file = settings.home / "mlflow.db"
+    if settings.tracking_uri != f"sqlite:///{file}" or not file.exists():
+        return None
+    scripts = Path(mlflow.__file__).parent / "store/db_migrations/versions"
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            [(revision,)] = database.execute("SELECT version_num FROM alembic_version")
+    except (sqlite3.Error, ValueError):
+        return None
+    return None if any(scripts.glob(f"{revision}_*.py")) else str(revision)
 
 
 def _create_database(file: Path, tracking_uri: str) -> None:

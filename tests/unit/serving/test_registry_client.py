@@ -99,6 +99,42 @@ def test_an_answer_has_a_largest_size_and_a_time(answer):
         assert time.monotonic() - start_s < 5
 
 
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        (b"Invalid Host header - possible DNS rebinding attack detected", r"403: Invalid Host header.*--allowed-hosts"),
+        (b"", r"answers 403$"),
+        (b"\x1b[31mno\n entry\xff", r"answers 403: \\x1b\[31mno entry"),
+        (b"x" * 5000, r"answers 403: x{200}$"),
+    ],
+)
+def test_a_refusal_comes_with_its_reason(reason, told):
+    def refuse(_, send):
+        send(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(reason), reason))
+
+    with (
+        answering(refuse) as (address, _),
+        RegistryClient(address) as client,
+        pytest.raises(RegistryError, match=told),
+    ):
+        client.list_names()
+
+
+def test_a_refusal_without_end_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(registry_client, "MAX_ANSWER_S", 1.0)
+
+    def refuse(_, send):
+        send(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+        while send(b" "):
+            time.sleep(0.05)
+
+    with answering(refuse) as (address, _), RegistryClient(address) as client:
+        start_s = time.monotonic()
+        with pytest.raises(RegistryError):
+            client.list_names()
+        assert time.monotonic() - start_s < 10
+
+
 def test_pages_have_an_end():
     def answer(_, send):
         send_json(send, {"registered_models": [], "next_page_token": "again"})

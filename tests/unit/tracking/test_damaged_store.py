@@ -1,4 +1,7 @@
 import json
+import shutil
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -50,6 +53,19 @@ def test_a_database_file_that_is_none(tmp_path, addresses):
     (tmp_path / "mlflow.db").write_bytes(b"this is no database " * 500)
     with pytest.raises(TrackingError):
         open_store(make_settings(tmp_path))
+
+
+def test_a_database_of_a_newer_mlflow_is_named_and_left_as_it_is(tmp_path, addresses):
+    open_store(make_settings(tmp_path / "old"))
+    file = tmp_path / "mlflow.db"  # elsewhere: MLflow keeps open what it opened
+    shutil.copy(tmp_path / "old/mlflow.db", file)
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
+        database.commit()
+    before = file.read_bytes()
+    with pytest.raises(TrackingError, match=r"written by a newer MLflow than .* fedcba987654 .* install the newer one"):
+        open_store(make_settings(tmp_path))
+    assert file.read_bytes() == before
 
 
 def test_finished_runs_without_their_figure(store):

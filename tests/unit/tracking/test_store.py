@@ -9,6 +9,7 @@ import time
 from contextlib import closing
 
 import pytest
+from mlflow import MlflowClient
 
 from model_code.errors import TrackingError
 from model_code.tracking.store import EXPERIMENT, open_store, run_ui
@@ -55,6 +56,20 @@ def test_opening_again_finds_what_is_there(store):
     assert again.get_run(run.info.run_id).info.artifact_uri == run.info.artifact_uri
     names = [found.name for found in again.search_experiments()]
     assert names.count(EXPERIMENT) == 1
+
+
+def test_an_experiment_that_another_machine_makes_meanwhile_is_used(store, monkeypatch):
+    settings, client = store
+    find, calls = MlflowClient.get_experiment_by_name, []
+
+    def miss_it_once(self, name):
+        calls.append(name)
+        return None if len(calls) == 1 else find(self, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", miss_it_once)
+    again = open_store(settings)
+    expected = find(client, EXPERIMENT).experiment_id
+    assert again.get_experiment_by_name(EXPERIMENT).experiment_id == expected
 
 
 def test_two_processes_may_open_a_new_store_at_once(tmp_path, monkeypatch):
