@@ -43,6 +43,8 @@ WATCH_INTERVAL_S = 2.0
 # busy machine: its CPU time is bounded (serving/decoder_worker.py).
 IDLE_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 45.0
+# Images are decoded at a lower priority than the service has, so that small ones are answered meanwhile.
+NICENESS = 5
 _RETRY_AFTER_S = 2
 _MAX_ANSWER_BYTES = 4_000
 _ERRORS = {error.__name__: error for error in (NotAPictureError, TooLargeError, OverloadedError)}
@@ -59,16 +61,17 @@ class DecoderPool:
         size: Number of processes.
     """
 
-    def __init__(self, size: int, allows_uncommon: bool = False) -> None:
+    def __init__(self, size: int, allows_uncommon: bool = False, niceness: int = NICENESS) -> None:
         """Start the processes; they are not waited for.
 
         Args:
             size: Number of processes.
             allows_uncommon: True to decode uncommon formats too.
+            niceness: Added to the niceness of this process.
         """
         self.size = size
         self._allows_uncommon = allows_uncommon
-        self._workers = [_Worker() for _ in range(size)]
+        self._workers = [_Worker(niceness) for _ in range(size)]
         self._idle: queue.Queue[_Worker] = queue.Queue()
         self._is_closed = threading.Event()
         self._is_sandbox_told = False
@@ -160,7 +163,8 @@ class _Worker:
         heard_s: Time of its last message, `time.monotonic`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, niceness: int) -> None:
+        self._niceness = niceness
         self.process: subprocess.Popen[bytes] | None = None
         self.heard_s = time.monotonic()
         self._connection = socket.socket(socket.AF_UNIX)
@@ -178,7 +182,7 @@ class _Worker:
         environment |= {"PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "serving.decoder_worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "serving.decoder_worker", str(theirs.fileno()), str(self._niceness)],
                 env=environment,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """Process that decodes images of strangers for the service, in a sandbox, one at a time.
 
-    python -m serving.decoder_worker FD        FD: its end of a socket pair; it ends when the other end closes
+    python -m serving.decoder_worker FD NICENESS        FD: its end of a socket pair; it ends when the other end closes
 
 Messages are a kind of one byte, a length of four, and a payload; nothing is pickled. For each job it asks for room for
 the image's pixels before it decodes them, and answers with the decoded image or an error. An image that needs more CPU
@@ -32,7 +32,6 @@ JOB = struct.Struct("<II?")
 HELLO, PING, PONG, IMAGE_FILE, PIXELS, GRANT, PIXELS_DENIED, IMAGE, REFUSAL = b"h?!fpgdix"
 _HEAD = struct.Struct("<BI")
 _MAX_TEXT_BYTES = 4_000
-_NICENESS = 5
 
 
 def send_message(connection: socket.socket, kind: int, payload: bytes = b"") -> None:
@@ -78,7 +77,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     _load_everything()
-    os.nice(_NICENESS)
+    os.nice(int(sys.argv[2]))
     limit_resources(EXTRA_MEMORY_BYTES)
     send_message(connection, HELLO, forbid_system_calls().encode())
     try:

@@ -8,26 +8,28 @@ Shape suffixes: N = images in the request, H = height, W = width, C = colour cha
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from serving.classifier import Classifier
+from serving.decode_cost import Cost, estimate_cost, estimate_decode_s, limit_ordinary_pixels
 from serving.decoder_pool import DecoderPool
 from serving.errors import OverloadedError, ServingError, TooLargeError
-from serving.image_structure import is_cheap
-from serving.limits import MAX_DECODED_PIXELS, MAX_REQUEST_PIXELS, MAX_WAIT_S
+from serving.image_structure import Structure
+from serving.limits import MAX_REQUEST_PIXELS, MAX_TURN_S
 from serving.manifest import Manifest
 from serving.request_body import EncodedPicture
 from serving.session import count_cpus
+from serving.work_queue import WorkQueue
 
 MOST_THREADS = 4
 # A worker answers pings every few seconds; without any for so long, none works.
 SILENT_S = 15.0
+LARGE_NICENESS = 15
 
 _Part = list[tuple[int, EncodedPicture]]
 _Outcome = npt.NDArray[np.uint8] | ServingError
@@ -38,7 +40,7 @@ class Decoder:
     """The threads and processes that decode; used from one event loop.
 
     Attributes:
-        threads: Number of threads, and of processes.
+        threads: Number of threads, and of processes for ordinary images.
     """
 
     def __init__(self, allows_uncommon: bool = False) -> None:
@@ -48,16 +50,17 @@ class Decoder:
             allows_uncommon: True to decode uncommon formats too.
         """
         self.threads = min(MOST_THREADS, count_cpus())
-        self._room = PixelRoom(MAX_DECODED_PIXELS)
-        self._workers = DecoderPool(self.threads, allows_uncommon)
         self._cheap_threads = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
-        # Each waits for a process.
-        self._worker_threads = ThreadPoolExecutor(self.threads, thread_name_prefix="decode-worker")
+        # One large image at a time: its pixels take most of the memory.
+        self._lanes = {
+            Cost.ORDINARY: _Lane(DecoderPool(self.threads, allows_uncommon), is_ordinary=True),
+            Cost.LARGE: _Lane(DecoderPool(1, allows_uncommon, LARGE_NICENESS), is_ordinary=False),
+        }
 
     @property
     def is_working(self) -> bool:
         """True if a worker process has answered lately."""
-        return self._workers.count_silent_s() < SILENT_S
+        return self._lanes[Cost.ORDINARY].pool.count_silent_s() < SILENT_S
 
     async def decode(self, classifier: Classifier, pictures: list[EncodedPicture]) -> npt.NDArray[np.uint8]:
         """Return a request's images as the model reads them, uint8 [N, H, W, C].
@@ -69,19 +72,20 @@ class Decoder:
             TooLargeError: One has too many pixels or takes too long, or all together have too many.
             OverloadedError: There is too much to do, or too little memory.
         """
-        cheap: _Part = []
-        others: _Part = []
+        by_cost: dict[Cost, _Part] = {cost: [] for cost in Cost}
         for position, picture in enumerate(pictures):
-            is_small = is_cheap(picture.structure, classifier.manifest.resize_size)
-            (cheap if is_small else others).append((position, picture))
+            by_cost[estimate_cost(picture.structure, classifier.manifest.resize_size)].append((position, picture))
         budget = _PixelBudget(len(pictures))
         run = asyncio.get_running_loop().run_in_executor
         running: list[Awaitable[dict[int, _Outcome]]] = [
-            run(self._cheap_threads, self._decode_part, part, classifier.decode, budget, False)
-            for part in _split(cheap, self.threads)
+            run(self._cheap_threads, _decode_part, part, classifier.decode, budget)
+            for part in _split(by_cost[Cost.CHEAP], self.threads)
         ]
-        decode = partial(self._decode_in_worker, classifier.manifest)
-        running += [self._wait_for_turn(part, decode, budget) for part in _split(others, self.threads)]
+        for cost, lane in self._lanes.items():
+            running += [
+                self._decode_in_turns(part, cost, classifier.manifest, budget)
+                for part in _split(by_cost[cost], lane.pool.size)
+            ]
         outcomes: dict[int, _Outcome] = {}
         for part in await asyncio.gather(*running, return_exceptions=True):
             if isinstance(part, BaseException):
@@ -96,100 +100,90 @@ class Decoder:
 
     def close(self) -> None:
         """End threads and processes at once; what has not started is dropped."""
-        self._workers.close()
-        for threads in (self._cheap_threads, self._worker_threads):
-            threads.shutdown(wait=True, cancel_futures=True)
+        for lane in self._lanes.values():
+            lane.close()
+        self._cheap_threads.shutdown(wait=True, cancel_futures=True)
 
-    async def _wait_for_turn(self, part: _Part, decode: _Decode, budget: "_PixelBudget") -> dict[int, _Outcome]:
-        """Decode a part in a worker; what cannot begin in time is refused."""
-        turn = self._worker_threads.submit(self._decode_part, part, decode, budget, True)
-        outcome = asyncio.wrap_future(turn)
-        try:
-            await asyncio.wait([outcome], timeout=MAX_WAIT_S)
-            if turn.cancel():
-                raise OverloadedError(f"no process was free to decode it for {MAX_WAIT_S:g} s; try again", 2)
-            return await outcome
-        finally:
-            turn.cancel()
-
-    def _decode_in_worker(
-        self, manifest: Manifest, data: bytes, take_pixels: Callable[[int], None]
-    ) -> npt.NDArray[np.uint8]:
-        return self._workers.decode(data, manifest.image_size, manifest.resize_size, take_pixels)
-
-    def _decode_part(
-        self, part: _Part, decode: _Decode, budget: "_PixelBudget", takes_room: bool
+    async def _decode_in_turns(
+        self, part: _Part, cost: Cost, manifest: Manifest, budget: "_PixelBudget"
     ) -> dict[int, _Outcome]:
-        """Decode some of a request's images until one fails; returns images and the error by position."""
+        """Decode a part in worker processes, a turn for each image, until one fails."""
         outcomes: dict[int, _Outcome] = {}
-        for position, picture in part:
-            try:
-                with self._room.enter() as place:
-                    outcomes[position] = decode(picture.data, partial(_take, budget, place if takes_room else None))
-                _ = picture.sha256  # computed here, on a thread, and kept
-            except ServingError as error:
-                if picture.filename is not None and not isinstance(error, _OverBudgetError):
-                    where = f"picture {position + 1} of {budget.pictures}, {picture.filename!r}"
-                    error.args = (f"{where}: {error}",)  # keeps what else it tells, such as when to try again
-                outcomes[position] = error
+        for one in part:
+            outcomes |= await self._lanes[cost].decode(one, manifest, budget)
+            if cost is Cost.ORDINARY and isinstance(outcomes[one[0]], _MisjudgedError):
+                outcomes |= await self._lanes[Cost.LARGE].decode(one, manifest, budget)
+            if isinstance(outcomes[one[0]], ServingError):
                 break
         return outcomes
+
+
+class _Lane:
+    """Worker processes for images of one kind, and the queue in front of them.
+
+    Attributes:
+        pool: The processes.
+    """
+
+    def __init__(self, pool: DecoderPool, is_ordinary: bool) -> None:
+        self.pool = pool
+        self._is_ordinary = is_ordinary
+        # Each waits for a process.
+        self._threads = ThreadPoolExecutor(pool.size, thread_name_prefix="decode-worker")
+        self._queue = WorkQueue(max_wait_s=MAX_TURN_S, workers=pool.size)
+
+    async def decode(
+        self, one: tuple[int, EncodedPicture], manifest: Manifest, budget: "_PixelBudget"
+    ) -> dict[int, _Outcome]:
+        """Return the image of a position, or the error; what cannot begin in time is refused."""
+        structure = one[1].structure
+        with self._queue.wait(1, estimate_decode_s(structure)):
+            decode = partial(self._decode_in_worker, manifest, structure)
+            turn = self._threads.submit(_decode_part, [one], decode, budget)
+            outcome = asyncio.wrap_future(turn)
+            try:
+                await asyncio.wait([outcome], timeout=MAX_TURN_S)
+                if turn.cancel():
+                    raise OverloadedError(f"no process was free to decode it for {MAX_TURN_S:g} s; try again", 2)
+                return await outcome
+            finally:
+                turn.cancel()
+
+    def close(self) -> None:
+        """End threads and processes at once."""
+        self.pool.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _decode_in_worker(
+        self, manifest: Manifest, structure: Structure, data: bytes, take_pixels: Callable[[int], None]
+    ) -> npt.NDArray[np.uint8]:
+        def take(pixels: int) -> None:
+            if self._is_ordinary and pixels > limit_ordinary_pixels(structure):
+                raise _MisjudgedError
+            take_pixels(pixels)
+
+        return self.pool.decode(data, manifest.image_size, manifest.resize_size, take)
+
+
+def _decode_part(part: _Part, decode: _Decode, budget: "_PixelBudget") -> dict[int, _Outcome]:
+    """Decode some of a request's images until one fails; returns images and the error by position."""
+    outcomes: dict[int, _Outcome] = {}
+    for position, picture in part:
+        try:
+            outcomes[position] = decode(picture.data, budget.take)
+            _ = picture.sha256  # computed here, on a thread, and kept
+        except ServingError as error:
+            if picture.filename is not None and not isinstance(error, _OverBudgetError):
+                where = f"picture {position + 1} of {budget.pictures}, {picture.filename!r}"
+                error.args = (f"{where}: {error}",)  # keeps what else it tells, such as when to try again
+            outcomes[position] = error
+            break
+    return outcomes
 
 
 def _split(part: _Part, count: int) -> list[_Part]:
     size = -(-len(part) // count) or 1
     return [part[start : start + size] for start in range(0, len(part), size)]
-
-
-class PixelRoom:
-    """Pixels that are decoded at one moment, by all threads: memory that no limit of bytes counts."""
-
-    def __init__(self, max_pixels: int) -> None:
-        self._max_pixels = max_pixels
-        self._taken = 0
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def enter(self) -> Iterator["Place"]:
-        """Return a place without pixels; what it takes is given back at the end of the block."""
-        place = Place(self)
-        try:
-            yield place
-        finally:
-            if place.pixels:
-                with self._changed:
-                    self._taken -= place.pixels
-                    self._changed.notify_all()
-
-    def take(self, pixels: int) -> None:
-        """Wait until there is room; what is larger than the room waits until nothing else is in it.
-
-        Raises:
-            OverloadedError: There was none for `MAX_WAIT_S`.
-        """
-        with self._changed:
-            if not self._changed.wait_for(
-                lambda: not self._taken or self._taken + pixels <= self._max_pixels, MAX_WAIT_S
-            ):
-                raise OverloadedError("other large images are being decoded; try again", 2)
-            self._taken += pixels
-
-
-class Place:
-    """What one thread has of the room.
-
-    Attributes:
-        pixels: Pixels taken.
-    """
-
-    def __init__(self, room: PixelRoom) -> None:
-        self._room = room
-        self.pixels = 0
-
-    def take(self, pixels: int) -> None:
-        """Take room for one picture; it may take a while."""
-        self._room.take(pixels)
-        self.pixels += pixels
 
 
 class _PixelBudget:
@@ -213,8 +207,5 @@ class _OverBudgetError(TooLargeError):
     """All pictures together are too large, not the one at which it showed."""
 
 
-def _take(budget: _PixelBudget, place: Place | None, pixels: int) -> None:
-    """Count an image's pixels; cheap ones take no room: there are few threads for them."""
-    budget.take(pixels)
-    if place is not None:
-        place.take(pixels)
+class _MisjudgedError(ServingError):
+    """The image has more pixels than its structure says."""

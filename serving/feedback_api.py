@@ -1,4 +1,4 @@
-"""What answers `POST /v1/feedback`: a picture and its true label -> the review set on disk."""
+"""Feedback over HTTP: an image and its true label -> the review set on disk."""
 
 import asyncio
 import hashlib

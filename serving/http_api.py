@@ -1,8 +1,10 @@
 """The HTTP contract: routes, who may call them, and error bodies."""
 
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -11,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
@@ -26,8 +28,9 @@ from serving.errors import (
     UnauthorizedError,
 )
 from serving.feedback_api import FeedbackApi
+from serving.http_connections import SURPLUS
 from serving.http_layers import CutOff, RequestCounter, SecurityHeaders
-from serving.http_protocol import SURPLUS
+from serving.http_protocol import REFUSED
 from serving.limits import MAX_CONNECTIONS
 from serving.openapi import describe_api
 from serving.options import ServiceOptions, is_root_path
@@ -169,7 +172,13 @@ async def _show_page(_: Request) -> Response:
 async def _show_openapi(request: Request) -> Response:
     forwarded = request.headers.get("x-forwarded-prefix", "").rstrip("/")
     root_path = request.app.state.root_path or (forwarded if is_root_path(forwarded) else "")
-    return JSONResponse(describe_api(root_path), headers={"Vary": "X-Forwarded-Prefix"})
+    headers = {"Vary": "X-Forwarded-Prefix"}
+    return Response(_encode_description(root_path), media_type="application/json", headers=headers)
+
+
+@lru_cache(maxsize=16)
+def _encode_description(root_path: str) -> bytes:
+    return json.dumps(describe_api(root_path)).encode()
 
 
 async def _refuse_path(request: Request) -> Response:
@@ -191,6 +200,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         logger.warning("%s %s: %s", request.method, request.url.path, error)
     if isinstance(error, OverloadedError):
         headers["Retry-After"] = str(error.retry_after_s)
+        request.scope.setdefault("state", {})[REFUSED] = True
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
     if not getattr(request.state, "is_body_read", True):

@@ -1,4 +1,4 @@
-"""What the service accepts at most; the client keeps to the same numbers, so that it never sends in vain."""
+"""Limits of sizes, numbers and times, shared by the service and its client."""
 
 import resource
 
@@ -9,15 +9,20 @@ MAX_BODY_BYTES = 64_000_000
 LARGE_BODY_BYTES = 1_000_000
 # Pixels of all pictures of one request, as their headers state them: a small file can hold many.
 MAX_REQUEST_PIXELS = 100_000_000
-# Pixels that all threads decode at one moment: 16 bytes of memory for each, where a picture is transparent and turned.
-MAX_DECODED_PIXELS = 50_000_000
+# Pixels of an image that is decoded beside others of its kind: 16 bytes of memory for each, where it is transparent and
+# turned. A JPEG, which is decoded at a fraction of its size, may have three times as many: 12 megapixels.
+ORDINARY_PIXELS = 4_200_000
+ORDINARY_JPEG_PIXELS = 3 * ORDINARY_PIXELS
 # Bytes that have arrived of all requests that are being read or classified at one moment.
 MAX_HELD_BYTES = 256_000_000
 # Pictures that wait to be decoded and classified, and how long the last of them may have to wait.
 MAX_WAITING_PICTURES = 1024
 MAX_WAIT_S = 5.0
-# Estimated work from which a request is a large one.
+# How long an image may have to wait for a process that decodes it.
+MAX_TURN_S = 0.5
+# Estimated work from which a request is a large one, and the share of room and time that large ones may take.
 LARGE_WORK_S = 0.1
+LARGE_SHARE = 0.75
 # From the last byte of a request to its answer.
 ANSWER_TIMEOUT_S = 60.0
 BODY_TIMEOUT_S = 60.0

@@ -1,4 +1,4 @@
-"""What answers predictions: limits, decoding on threads, batches on the device, the answer.
+"""Predictions over HTTP: limits, decoding, batches on the device, answers.
 
 Shape suffixes: N = pictures in the request, H = height, W = width, C = colour channels, K = classes.
 """
@@ -13,17 +13,17 @@ from starlette.requests import Request
 from serving.admission import Admission
 from serving.batching import Batcher
 from serving.classifier import Classifier
-from serving.decode_cost import estimate_decode_s
+from serving.decode_cost import Cost, estimate_cost, estimate_decode_s
 from serving.decoding import Decoder
 from serving.errors import BadParameterError, OverloadedError, ServingError
-from serving.image_structure import is_cheap
-from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_PICTURES
+from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_PICTURES, MAX_WAITING_PICTURES
 from serving.manifest import Manifest
 from serving.model_set import ModelSet
 from serving.predictions import ModelsAnswer, PredictAnswer, rank_classes
 from serving.request_body import EncodedPicture, RequestBody
 from serving.session import count_cpus
 from serving.shadow import OnComparison, Shadow
+from serving.work_queue import WorkQueue
 
 
 class PredictionApi:
@@ -33,13 +33,15 @@ class PredictionApi:
 
     Attributes:
         models: The loaded models.
-        admission: Bytes that are held, and the queue of images that are decoded in this process.
+        admission: Bytes that are held.
+        queues: Images of each kind from their decoding to their classification; a kind waits for itself only.
     """
 
     def __init__(
         self,
         models: ModelSet,
         admission: Admission | None = None,
+        max_images: int = MAX_WAITING_PICTURES,
         on_batch: Callable[[int], None] | None = None,
         on_answer: Callable[[Manifest, PredictAnswer, Sequence[EncodedPicture]], None] | None = None,
         shadow_share: float = 0.0,
@@ -50,7 +52,8 @@ class PredictionApi:
 
         Args:
             models: The loaded models.
-            admission: How much is worked on at once; the usual limits when None.
+            admission: How many bytes are held at once; the usual limit when None.
+            max_images: Most images of one kind that wait at once.
             on_batch: Told how many pictures each batch has.
             on_answer: Told whose answer each is, the answer and its pictures, before it is sent; it must not wait.
             shadow_share: Share of the requests that challengers look at too.
@@ -60,8 +63,7 @@ class PredictionApi:
         self.models = models
         self._on_answer = on_answer
         self.admission = admission or Admission()
-        # Images that need a worker process wait for each other only.
-        self._worker_queue = Admission()
+        self.queues = {cost: WorkQueue(max_images) for cost in Cost}
         self._decoder = Decoder(allows_uncommon)
         self._batcher = Batcher(on_batch=on_batch)
         self._shadow = Shadow(models, shadow_share, self.classify, on_comparison)
@@ -71,7 +73,7 @@ class PredictionApi:
         cpus = count_cpus()
         return (
             f"{cpus} CPUs: a batch of up to {MAX_PICTURES} pictures on {cpus} threads, decoding on "
-            f"{self._decoder.threads}, large images in as many processes"
+            f"{self._decoder.threads}, photographs in as many processes, larger images in one"
         )
 
     @property
@@ -137,10 +139,10 @@ class PredictionApi:
         Raises:
             ServingError: A picture does not decode, or there is too much to do.
         """
-        is_cheap_request = all(is_cheap(one.structure, classifier.manifest.resize_size) for one in pictures)
-        queue = self.admission if is_cheap_request else self._worker_queue
+        cost = max(estimate_cost(one.structure, classifier.manifest.resize_size) for one in pictures)
+        work_s = sum(estimate_decode_s(one.structure) for one in pictures)
         try:
-            with queue.wait(len(pictures), sum(estimate_decode_s(one.structure) for one in pictures)):
+            with self.queues[cost].wait(len(pictures), work_s):
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
                     images_NHWC = await self._decoder.decode(classifier, pictures)
                     return await self._batcher.classify(classifier, images_NHWC)

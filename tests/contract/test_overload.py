@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from serving.admission import Admission
+from serving.decode_cost import Cost
 from serving.http_api import create_app
 from serving.model_set import ModelSet
 from serving.prediction_api import PredictionApi
@@ -21,7 +22,7 @@ def app(tmp_path):
     models = ModelSet(tmp_path / "bundles", threads=1)
     models.refresh()
     created = create_app()
-    created.state.api = PredictionApi(models, Admission(max_bytes=1000, max_pictures=1))
+    created.state.api = PredictionApi(models, Admission(max_bytes=1000), max_images=1)
     yield created
     created.state.api.close()
 
@@ -36,14 +37,14 @@ def ask(app, content, headers=PICTURE):
 
 
 def test_a_full_queue_says_when_to_come_back(app):
-    admission = app.state.api.admission
-    with admission.wait(1, 0.001):
+    api = app.state.api
+    with api.queues[Cost.CHEAP].wait(1, 0.001):
         response = ask(app, paint())
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "overloaded"
     assert response.headers["retry-after"] == "1"
     assert ask(app, paint()).status_code == 200
-    assert (admission.held_bytes, admission.waiting_pictures) == (0, 0)
+    assert (api.admission.held_bytes, api.queues[Cost.CHEAP].images) == (0, 0)
 
 
 def test_too_many_bytes_at_once_say_when_to_come_back(app):

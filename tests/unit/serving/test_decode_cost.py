@@ -4,8 +4,8 @@ import random
 import pytest
 from PIL import Image
 
-from serving.decode_cost import IMAGE_S, estimate_decode_s
-from serving.image_structure import glance
+from serving.decode_cost import IMAGE_S, Cost, estimate_cost, estimate_decode_s
+from serving.image_structure import Structure, glance
 
 
 def encode(kind, size=(301, 203), **options):
@@ -62,3 +62,22 @@ def test_a_jpeg_that_hides_its_size_counts_as_a_large_one(segments):
     assert (structure.format, structure.width, structure.height) == ("JPEG", 0, 0)
     assert estimate_decode_s(structure) > 0.5
     assert estimate_decode_s(glance(jpeg)) < 2 * IMAGE_S
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "height", "cost"),
+    [
+        ("JPEG", 200, 200, Cost.CHEAP),
+        ("JPEG", 2304, 1728, Cost.ORDINARY),
+        ("JPEG", 4032, 3024, Cost.ORDINARY),
+        ("JPEG", 5000, 3000, Cost.LARGE),
+        ("PNG", 2048, 2048, Cost.ORDINARY),
+        ("PNG", 4032, 3024, Cost.LARGE),
+        ("WEBP", 200, 200, Cost.ORDINARY),
+        ("TIFF", 0, 0, Cost.LARGE),
+        (None, 0, 0, Cost.LARGE),
+    ],
+)
+def test_photographs_are_ordinary_and_what_hides_its_size_is_large(kind, width, height, cost):
+    structure = Structure(kind, 9_000, width, height, parts=3, is_simple=True)
+    assert estimate_cost(structure, 32) is cost

@@ -1,56 +1,136 @@
-import threading
-import time
+"""Queues in front of the processes that decode: what waits for what."""
 
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from serving import decoding
-from serving.decoding import PixelRoom
+from serving.decode_cost import Cost
+from serving.decoding import Decoder
 from serving.errors import OverloadedError
+from serving.image_structure import Structure
+from serving.preprocess import decode_picture
 from serving.request_body import EncodedPicture
+from tests.unit.serving.image_bombs import all_bombs, encode
+
+PHOTO = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)), "JPEG")
+MANIFEST = SimpleNamespace(image_size=32, resize_size=36)
+CLASSIFIER = SimpleNamespace(manifest=MANIFEST)
 
 
-def test_what_does_not_fit_waits_until_there_is_room():
-    room, order = PixelRoom(100), []
-
-    def decode(name, pixels, seconds):
-        with room.enter() as place:
-            place.take(pixels)
-            order.append(f"{name} in")
-            time.sleep(seconds)
-            order.append(f"{name} out")
-
-    threads = [threading.Thread(target=decode, args=("first", 60, 0.3))]
-    threads[0].start()
-    while not order:
-        time.sleep(0.01)
-    for arguments in (("small", 40, 0.0), ("huge", 1000, 0.0)):
-        threads.append(threading.Thread(target=decode, args=arguments))
-        threads[-1].start()
-    for thread in threads:
-        thread.join(10)
-    assert order == ["first in", "small in", "small out", "first out", "huge in", "huge out"]
+@pytest.fixture
+def decoder():
+    running = Decoder(allows_uncommon=True)
+    yield running
+    running.close()
 
 
-def test_who_finds_no_room_in_time_is_told_when_to_come_back(monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_WAIT_S", 0.05)
-    room = PixelRoom(100)
-    with room.enter() as place:
-        place.take(100)
-        with room.enter() as other, pytest.raises(OverloadedError, match="other large images") as caught:
-            other.take(1)
+def decode(decoder, *files):
+    return decoder.decode(CLASSIFIER, [EncodedPicture(data, None) for data in files])
+
+
+def test_photographs_do_not_wait_for_larger_images(decoder):
+    bomb = dict(all_bombs())["BMP, run-length, ends of lines"]
+
+    async def run():
+        large = [asyncio.create_task(decode(decoder, bomb)) for _ in range(4)]
+        while sum(one.done() for one in large) < 3:
+            await asyncio.sleep(0.01)
+        for _ in range(5):
+            images_NHWC = await decode(decoder, PHOTO, PHOTO)
+        assert not all(one.done() for one in large)
+        decoder.close()
+        return images_NHWC, await asyncio.gather(*large, return_exceptions=True)
+
+    images_NHWC, outcomes = asyncio.run(run())
+    assert np.array_equal(images_NHWC[1], decode_picture(PHOTO, 32, 36))
+    # One was decoded when the processes were ended; nobody waited for its end to be told so.
+    assert [type(one) for one in outcomes] == [OverloadedError] * 4
+    assert sum("are waiting" in str(one) for one in outcomes) == 3
+
+
+def test_an_image_larger_than_its_structure_says_is_decoded_as_a_large_one(decoder):
+    picture = EncodedPicture(encode(Image.new("RGB", (3_000, 2_000), "red"), "PNG"), None)
+    picture.__dict__["structure"] = Structure("PNG", len(picture.data), 30, 20)
+    large, seen = decoder._lanes[Cost.LARGE].pool, []
+    real = large.decode
+    large.decode = lambda *arguments: seen.append(1) or real(*arguments)
+    (image_HWC,) = asyncio.run(decoder.decode(CLASSIFIER, [picture]))
+    assert tuple(image_HWC[5, 5]) == (255, 0, 0)
+    assert seen == [1]
+
+
+class Held:
+    """A process that decodes when it is let."""
+
+    size = 1
+
+    def __init__(self):
+        self.is_let, self.decoded = threading.Event(), []
+
+    def decode(self, data, *_):
+        assert self.is_let.wait(20)
+        self.decoded.append(data)
+        return np.zeros((32, 32, 3), np.uint8)
+
+    def count_silent_s(self):
+        return 0.0
+
+    def close(self):
+        self.is_let.set()
+
+
+@pytest.fixture
+def held(monkeypatch):
+    monkeypatch.setattr(decoding, "DecoderPool", lambda *_: Held())
+    running = Decoder()
+    yield running, running._lanes[Cost.ORDINARY].pool
+    running.close()
+
+
+def test_what_gets_no_turn_in_time_is_told_when_to_come_back(held, monkeypatch):
+    decoder, pool = held
+    monkeypatch.setattr(decoding, "MAX_TURN_S", 0.05)
+
+    async def run():
+        first = asyncio.create_task(decode(decoder, PHOTO))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match=r"no process was free to decode it for 0\.05 s") as caught:
+            await decode(decoder, PHOTO)
         assert caught.value.retry_after_s == 2
-    with room.enter() as later:
-        later.take(100)
+        pool.is_let.set()
+        await first
+        await decode(decoder, PHOTO)
+
+    asyncio.run(run())
+    assert len(pool.decoded) == 2
+
+
+def test_requests_of_many_images_take_turns_with_others(held):
+    decoder, pool = held
+
+    async def run():
+        many = asyncio.create_task(decode(decoder, *[PHOTO + bytes([index]) for index in range(6)]))
+        await asyncio.sleep(0)
+        one = asyncio.create_task(decode(decoder, PHOTO))
+        await asyncio.sleep(0)
+        pool.is_let.set()
+        await asyncio.gather(many, one)
+
+    asyncio.run(run())
+    assert len(pool.decoded) == 7
+    assert pool.decoded.index(PHOTO) == 1
 
 
 def test_the_name_of_an_image_keeps_when_to_try_again():
-    decoder = object.__new__(decoding.Decoder)
-    decoder._room = PixelRoom(100)
-
     def refuse(data, take_pixels):
         raise OverloadedError("no room", 7)
 
     part = [(0, EncodedPicture(b"x", "a.png"))]
-    outcomes = decoder._decode_part(part, refuse, decoding._PixelBudget(2), True)
+    outcomes = decoding._decode_part(part, refuse, decoding._PixelBudget(2))
     assert str(outcomes[0]) == "picture 1 of 2, 'a.png': no room"
     assert outcomes[0].retry_after_s == 7

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving import http_protocol
+from serving import http_connections, http_protocol
 from serving.http_protocol import BoundedHttp
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: darkroom\r\n\r\n"
@@ -41,7 +41,7 @@ class Echo:
                 return
             body, more = body + message["body"], message["more_body"]
         self.seen.append((scope["path"], body))
-        mark = b" surplus" if scope["state"].get(http_protocol.SURPLUS) else b""
+        mark = b" surplus" if scope["state"].get(http_connections.SURPLUS) else b""
         answer = scope["path"].encode() + b":" + body + mark + b"." + b"x" * self.padding
         length = (b"content-length", str(len(answer)).encode())
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
@@ -56,8 +56,8 @@ def echo():
 
 @pytest.fixture
 def address(monkeypatch, echo):
-    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", HEAD_TIMEOUT_S)
-    monkeypatch.setattr(http_protocol, "_WATCH_PERIOD_S", 0.05)
+    monkeypatch.setattr(http_connections, "HEAD_TIMEOUT_S", HEAD_TIMEOUT_S)
+    monkeypatch.setattr(http_connections, "_WATCH_PERIOD_S", 0.05)
     config = uvicorn.Config(
         echo, http=BoundedHttp, ws="none", lifespan="off", log_config=None, timeout_keep_alive=60, access_log=False
     )
@@ -114,8 +114,8 @@ def test_a_second_request_that_does_not_end_is_given_up_too(address):
 
 
 def test_a_body_that_nobody_reads_to_its_end_is_given_up(monkeypatch, address):
-    monkeypatch.setattr(http_protocol, "BODY_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(http_protocol, "_BODY_GRACE_S", 0.2)
+    monkeypatch.setattr(http_connections, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_connections, "_BODY_GRACE_S", 0.2)
     with socket.create_connection(address) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
         assert 0.4 < wait_until_closed(connection) < 8
@@ -265,13 +265,93 @@ def test_pipelines_leave_time_for_others_however_many_they_are(address, echo):
         start_s, before = time.monotonic(), len(echo.seen)
         time.sleep(1)
         answered = len(echo.seen) - before
-        assert 0 < answered < 1.5 * (time.monotonic() - start_s) / http_protocol._PIPELINE_PAUSE_S
+        assert 0 < answered < 1.5 * (time.monotonic() - start_s) / http_protocol._PAUSE_S
         with socket.create_connection(address) as connection:
             before = len(echo.seen)
             for _ in range(20):
                 ask(connection)
             # One that waits for its answers gets each within one round of the pipelines, each of which gets one.
             assert len(echo.seen) - before < 20 * (len(pipelines) + 1)
+
+
+def test_pipelined_answers_that_take_long_leave_time_for_others(address, echo):
+    spent = []
+
+    class Costly(Echo):
+        async def __call__(self, scope, receive, send):
+            if scope["path"] == "/inner":
+                spent.append(0.02)
+                time.sleep(spent[-1])
+            await super().__call__(scope, receive, send)
+
+    echo.__class__ = Costly
+    with contextlib.ExitStack() as opened:
+        for _ in range(10):
+            opened.enter_context(socket.create_connection(address)).sendall(INNER * 500)
+        wait_for(lambda: len(spent) >= 10)
+        start_s, before = time.monotonic(), len(spent)
+        time.sleep(2)
+        assert sum(spent[before:]) < 0.4 * (time.monotonic() - start_s)
+        assert len(spent) > before
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 100000", b"Transfer-Encoding: chunked"])
+def test_requests_in_small_pieces_are_read_with_pauses(address, monkeypatch, framing):
+    read = []
+    data_received = BoundedHttp.data_received
+
+    def receive_and_count(self, data):
+        read.append(len(data))
+        data_received(self, data)
+
+    monkeypatch.setattr(BoundedHttp, "data_received", receive_and_count)
+    part = b"1\r\nx\r\n" if b"chunked" in framing else b"x"
+    with contextlib.ExitStack() as opened:
+        dripping = [opened.enter_context(socket.create_connection(address)) for _ in range(20)]
+        for connection in dripping:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + framing + b"\r\n\r\n")
+        start_s, sent = time.monotonic(), 0
+        while time.monotonic() - start_s < 2:
+            for connection in dripping:
+                connection.sendall(part)
+                sent += 1
+            time.sleep(0.001)
+        most = len(dripping) * (2 + http_protocol._FREE_SMALL_PIECES) + 2 / http_protocol._PAUSE_S
+        assert len(read) < 1.5 * most
+        assert sent > 2 * len(read), "the pieces did not come faster than they were read"
+        with socket.create_connection(address) as connection:
+            ask(connection)
+
+
+def test_small_pieces_arrive_whole(address):
+    with socket.create_connection(address) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):
+            for letter in INNER:
+                connection.sendall(bytes([letter]))
+                time.sleep(0.001)
+            read_until(connection, b"/inner:abc.")
+
+
+def test_after_a_refusal_only_its_own_connection_waits(address, echo, monkeypatch):
+    class Refusing(Echo):
+        async def __call__(self, scope, receive, send):
+            if scope["path"] == "/inner":
+                scope["state"][http_protocol.REFUSED] = True
+            await super().__call__(scope, receive, send)
+
+    echo.__class__ = Refusing
+    monkeypatch.setattr(http_protocol, "_REFUSED_PAUSE_S", 1.5)
+    with socket.create_connection(address) as refused, socket.create_connection(address) as other:
+        refused.sendall(INNER)
+        read_until(refused, b"/inner:abc.")
+        start_s = time.monotonic()
+        refused.sendall(REQUEST)
+        ask(other)
+        others_s = time.monotonic() - start_s
+        read_until(refused, b"/:.")
+        assert others_s < 1.4 < time.monotonic() - start_s
 
 
 def wait_for(condition):
@@ -282,7 +362,7 @@ def wait_for(condition):
 
 
 def test_line_ends_behind_a_body_delay_nothing(address, monkeypatch):
-    monkeypatch.setattr(http_protocol, "_PIPELINE_PAUSE_S", 60)
+    monkeypatch.setattr(http_protocol, "_PAUSE_S", 60)
     with socket.create_connection(address) as connection:
         for _ in range(3):
             connection.sendall(INNER + b"\r\n\r\n")
@@ -290,7 +370,7 @@ def test_line_ends_behind_a_body_delay_nothing(address, monkeypatch):
 
 
 def test_connections_without_pipelines_do_not_slow_one(address, monkeypatch):
-    monkeypatch.setattr(http_protocol, "_PIPELINE_PAUSE_S", 0.2)
+    monkeypatch.setattr(http_protocol, "_PAUSE_S", 0.2)
     with contextlib.ExitStack() as opened:
         for _ in range(100):
             opened.enter_context(socket.create_connection(address))
@@ -309,7 +389,7 @@ def test_one_timer_goes_on_with_a_connection(address, monkeypatch):
         go_on(self)
 
     monkeypatch.setattr(BoundedHttp, "_go_on", go_on_and_see)
-    monkeypatch.setattr(http_protocol, "_PIPELINE_PAUSE_S", 0.5)
+    monkeypatch.setattr(http_protocol, "_PAUSE_S", 0.5)
     with socket.create_connection(address) as connection:
         connection.sendall(CHUNKED_HEAD + b"0\r\n\r\n" + REQUEST * 60)
         read_until(connection, b"/:.", 20)
@@ -342,7 +422,7 @@ def test_nothing_is_written_into_an_answer_that_has_begun(address, echo, is_comp
 
 
 def test_answers_that_nobody_reads_close_the_connection(monkeypatch, address, echo):
-    monkeypatch.setattr(http_protocol, "ANSWER_READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(http_connections, "ANSWER_READ_TIMEOUT_S", 0.5)
     echo.padding = 1_000_000
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -371,8 +451,8 @@ def test_a_half_closed_client_of_half_a_request_is_closed(address):
 
 @pytest.mark.parametrize("begun", [b"", INNER[:-1]], ids=["silent", "a byte is missing"])
 def test_the_slowest_connection_gives_its_place_to_a_new_one(monkeypatch, address, begun):
-    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 60)
-    monkeypatch.setattr(http_protocol, "MAX_CONNECTIONS", 5)
+    monkeypatch.setattr(http_connections, "HEAD_TIMEOUT_S", 60)
+    monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 5)
     with contextlib.ExitStack() as opened:
         slow = []
         for _ in range(5):
@@ -398,8 +478,8 @@ def test_the_slowest_connection_gives_its_place_to_a_new_one(monkeypatch, addres
 
 
 def test_connections_without_a_request_give_their_place_first_then_the_slowest(monkeypatch, address):
-    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 60)
-    monkeypatch.setattr(http_protocol, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(http_connections, "HEAD_TIMEOUT_S", 60)
+    monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 4)
     length = 1_000_000
     head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length
     with contextlib.ExitStack() as opened:
@@ -422,9 +502,9 @@ def test_connections_without_a_request_give_their_place_first_then_the_slowest(m
 
 
 def test_where_all_wait_for_answers_some_connections_are_left_for_probes(monkeypatch, address, echo):
-    monkeypatch.setattr(http_protocol, "MAX_CONNECTIONS", 3)
-    monkeypatch.setattr(http_protocol, "PROBE_CONNECTIONS", 2)
-    monkeypatch.setattr(http_protocol, "PROBE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_connections, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(http_connections, "PROBE_CONNECTIONS", 2)
+    monkeypatch.setattr(http_connections, "PROBE_TIMEOUT_S", 0.3)
     held = threading.Event()
 
     class Holding(Echo):
