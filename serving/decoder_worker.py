@@ -19,14 +19,15 @@ from PIL import Image, MpoImagePlugin, features
 
 from serving.errors import ServingError, TooLargeError
 from serving.image_structure import check_structure
-from serving.preprocess import FORMATS, decode_picture
+from serving.preprocess import FORMATS, MAX_PIXELS, decode_picture
 from serving.sandbox import forbid_system_calls, limit_resources
 
 # CPU time of one image: until its size is known, and then for each pixel (docs/decoding.md).
 CPU_BASE_S = 1.0
 CPU_S_PER_PIXEL = 1e-7
-# 16 bytes for each of 50 million pixels, the encoded file, and Pillow's arenas.
-EXTRA_MEMORY_BYTES = 1_100_000_000
+# 12 bytes for each of 50 million pixels, the encoded file, and Pillow's arenas. libwebp takes 20 bytes a pixel.
+EXTRA_MEMORY_BYTES = 800_000_000
+MAX_WEBP_PIXELS = 32_000_000
 
 JOB = struct.Struct("<II?")
 HELLO, PING, PONG, IMAGE_FILE, PIXELS, GRANT, PIXELS_DENIED, IMAGE, REFUSAL = b"h?!fpgdix"
@@ -118,7 +119,8 @@ def _answer(connection: socket.socket, job: bytes) -> None:
     try:
         structure = check_structure(data, allows_uncommon)
         formats = FORMATS if structure.format is None else (structure.format,)
-        pixels_HWC = decode_picture(data, image_size, resize_size, take_pixels=ask_for_room, formats=formats)
+        max_pixels = MAX_WEBP_PIXELS if structure.format == "WEBP" else MAX_PIXELS
+        pixels_HWC = decode_picture(data, image_size, resize_size, max_pixels, ask_for_room, formats)
         kind, answer = IMAGE, pixels_HWC.tobytes()
     except ServingError as error:
         kind, answer = REFUSAL, f"{type(error).__name__}\n{error}".encode("utf-8", "replace")[:_MAX_TEXT_BYTES]

@@ -23,6 +23,7 @@ DRAFT_FACTOR = 3
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
+_BAND_PIXELS = 1_000_000
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -96,7 +97,11 @@ def decode_picture(
                 shrunk = DRAFT_FACTOR * resize_size / min(opened.size)
                 opened.draft(None, (round(opened.width * shrunk), round(opened.height * shrunk)))
             decoded_size = opened.size
-            picture = _as_rgb(_turn_upright(opened))
+            turn = _find_turn(opened)
+            picture = _as_rgb(opened)
+            opened.close()  # frees its pixels
+            if turn is not None:
+                picture = picture.transpose(turn)
             if picture.size != decoded_size:
                 whole_size = whole_size[::-1]
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -112,16 +117,27 @@ def decode_picture(
     return np.asarray(_fit(picture, whole_size, image_size, resize_size))
 
 
-def _turn_upright(picture: Image.Image) -> Image.Image:
-    """Undo the camera's rotation. ImageOps.exif_transpose also rewrites all tags, which fails on damaged ones."""
+def _find_turn(picture: Image.Image) -> Image.Transpose | None:
+    """Return what undoes the camera's rotation; ImageOps.exif_transpose rewrites all tags, also damaged ones."""
     orientation = picture.getexif().get(_ORIENTATION)
-    method = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return picture if method is None else picture.transpose(method)
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
+    """Return the picture in RGB, converted in bands: the whole at once would take up to 20 bytes a pixel."""
     if picture.mode == "RGB":
         return picture.copy()
+    rows = max(1, _BAND_PIXELS // picture.width)
+    if picture.height <= rows:
+        return _convert(picture)
+    converted = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, rows):
+        band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        converted.paste(_convert(band), (0, top))
+    return converted
+
+
+def _convert(picture: Image.Image) -> Image.Image:
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         # Pillow would make everything above 255 white. Files with such modes have 16 bits.
         return Image.fromarray((np.asarray(picture).clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")

@@ -169,6 +169,7 @@ def tiffs() -> Named:
     yield "TIFF, 200,000 tiles of a pixel", tiff(describe(500, 400, **layout), struct.pack("<I", 500) * 200_000)
     yield "TIFF, its own next page", b"II*\0\x08\0\0\0\0\0\x08\0\0\0"
     big = Image.new("RGB", (_SIDE, _SIDE))
+    yield f"TIFF, {_SIDE}x{_SIDE}, CMYK", encode(big.convert("CMYK"), "TIFF", compression="tiff_lzw")
     for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "group4", "zstd", "jpeg"):
         image = big.convert("1") if name == "group4" else big
         yield f"TIFF, {_SIDE}x{_SIDE}, {name}", encode(image, "TIFF", compression=name)

@@ -94,6 +94,24 @@ def test_a_panorama_is_accepted():
     assert decode_picture(encode(Image.new("L", (20, 2000))), 32, 36).shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "L", "LA", "P", "CMYK", "I;16", "1"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_conversion_in_bands_changes_nothing(monkeypatch, mode, orientation):
+    generator = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if mode == "I;16":
+        image = Image.fromarray(generator.integers(0, 65_536, (61, 83), dtype=np.uint16))
+    else:
+        image = Image.fromarray(generator.integers(0, 256, (61, 83, 4), dtype=np.uint8))
+        image = image.convert("RGB").quantize(32) if mode == "P" else image.convert(mode)
+    options = {"transparency": 3} if mode == "P" else {}
+    data = encode(image, "TIFF" if mode == "CMYK" else "PNG", exif=exif, **options)
+    whole = decode_picture(data, 32, 36)
+    monkeypatch.setattr(preprocess, "_BAND_PIXELS", 1_000)
+    assert np.array_equal(decode_picture(data, 32, 36), whole)
+
+
 def draw_scene(width, height):
     """Smooth colours with some noise, as a photograph has."""
     generator = np.random.default_rng(0)
@@ -105,8 +123,8 @@ def draw_scene(width, height):
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch):
     data = encode(draw_scene(2400, 1800), "JPEG", quality=92)
     sizes = []
-    upright = preprocess._turn_upright
-    monkeypatch.setattr(preprocess, "_turn_upright", lambda opened: (sizes.append(opened.size), upright(opened))[1])
+    as_rgb = preprocess._as_rgb
+    monkeypatch.setattr(preprocess, "_as_rgb", lambda opened: (sizes.append(opened.size), as_rgb(opened))[1])
     small = decode_picture(data, 224, 256)
     monkeypatch.setattr(preprocess, "LARGE_PIXELS", 10**9)
     whole = decode_picture(data, 224, 256)
