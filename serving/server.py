@@ -27,8 +27,8 @@ from serving.printable import PrintableFormatter, show
 from serving.supervisor import start_heartbeat
 
 # Requests that have started get so long to end; the process is gone after the second, whatever still runs.
-_STOP_TIMEOUT_S = 12
-_EXIT_TIMEOUT_S = 18
+_STOP_TIMEOUT_S = 8
+_EXIT_TIMEOUT_S = 12
 
 
 def run_service(listener: socket.socket, is_patient: bool) -> None:

@@ -24,8 +24,8 @@ HEARTBEAT_VARIABLE = "DARKROOM_HEARTBEAT_FD"
 BEAT_INTERVAL_S = 1.0
 SILENT_TIMEOUT_S = 8.0
 START_TIMEOUT_S = 120.0
-# From the signal; the service ends itself after 18 s and shows what hangs (serving/server.py).
-STOP_TIMEOUT_S = 19.0
+# From the signal; the service ends itself after 12 s and shows what hangs (serving/server.py).
+STOP_TIMEOUT_S = 14.0
 # Doubled with each restart of a service that did not live for as long as the last.
 FIRST_DELAY_S, LAST_DELAY_S = 1.0, 60.0
 _PR_SET_PDEATHSIG = 1

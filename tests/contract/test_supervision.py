@@ -1,5 +1,6 @@
 """Dead, stopped and busy parts of the running service, as a client sees them."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -7,18 +8,31 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.contract.conftest import Service
-from tests.unit.serving.image_bombs import all_bombs
+from tests.unit.serving.image_bombs import all_bombs, encode
 from tests.unit.serving.tiny_bundle import paint, release
 
 PNG, BMP = {"Content-Type": "image/png"}, {"Content-Type": "image/bmp"}
 BOMB = dict(all_bombs())["BMP, run-length, ends of lines"]
+JPEG_BOMB = encode(Image.new("RGB", (64, 64)), "JPEG")[:2] + b"\xff" * 9_000_000
+
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1_200, 3), dtype=np.uint8))
 
 
 def list_children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def has_ended(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def is_answered(url, data=None):
@@ -38,26 +52,48 @@ def wait_for(is_true, seconds):
 
 @pytest.fixture
 def busy(tmp_path, start_service):
-    """A service whose decoding processes are all busy with images that take their whole CPU time."""
+    """A service whose decoding processes are all kept busy with images that take their whole CPU time."""
     release(tmp_path / "bundles")
     service = start_service(tmp_path, "--uncommon-formats")
     assert is_answered(service.url)
 
-    def send():
-        try:
-            return httpx.post(f"{service.url}/v1/predict", content=BOMB, headers=BMP, timeout=60, trust_env=False)
-        except httpx.HTTPError:
-            return None
+    is_over = threading.Event()
 
-    threads = [threading.Thread(target=send, daemon=True) for _ in range(4)]
+    def send(bomb, is_refused):
+        with httpx.Client(timeout=60, trust_env=False) as client, contextlib.suppress(httpx.HTTPError):
+            while not is_over.is_set():
+                answer = client.post(f"{service.url}/v1/predict", content=bomb, headers=BMP)
+                if answer.status_code == 503:
+                    is_refused.set()
+
+    refusals = [threading.Event() for _ in range(2)]
+    threads = [
+        threading.Thread(target=send, args=(bomb, is_refused), daemon=True)
+        for bomb, is_refused in zip((BOMB, JPEG_BOMB), refusals, strict=True)
+        for _ in range(6)
+    ]
     for thread in threads:
         thread.start()
-    time.sleep(2)
+    assert all(is_refused.wait(60) for is_refused in refusals)
     yield service
+    is_over.set()
     if service.process.poll() is None:
         service.stop(signal.SIGKILL)
     for thread in threads:
         thread.join(20)
+
+
+def test_photographs_are_refused_at_once_while_costly_ones_are_decoded(busy):
+    taken_s = []
+    while sum(taken_s) < 5:
+        start_s = time.monotonic()
+        with httpx.Client(timeout=20, trust_env=False) as client:
+            answer = client.post(f"{busy.url}/v1/predict", content=encode(PHOTO, "JPEG"), headers=BMP)
+        if answer.status_code != 200:
+            assert (answer.status_code, answer.headers["retry-after"].isdecimal()) == (503, True)
+            taken_s.append(time.monotonic() - start_s)
+    # A machine with other work to do may delay some of them.
+    assert sorted(taken_s)[len(taken_s) // 2] < 1
 
 
 def test_small_images_are_answered_while_costly_ones_are_decoded(busy):
@@ -110,7 +146,7 @@ def test_a_service_ends_with_its_supervisor(tmp_path, start_service):
     supervisor = start_service(tmp_path, "--supervise")
     (service,) = list_children(supervisor.process.pid)
     supervisor.stop(signal.SIGKILL)
-    assert wait_for(lambda: not Path(f"/proc/{service}").exists(), 5)
+    assert wait_for(lambda: has_ended(service), 30)
 
 
 def test_a_service_that_cannot_start_is_not_started_again(tmp_path):

@@ -165,7 +165,9 @@ for number in itertools.count(1):
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
-    time.sleep(0.5)
+    deadline_s = time.monotonic() + 60
+    while len(list((tmp_path / "cifar10").glob("*/*"))) < 5 and time.monotonic() < deadline_s:
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
