@@ -44,7 +44,7 @@ _SUFFIXES = {
 _SCRATCH_FOLDER = ".scratch"
 _LOCK_FILE = ".lock"
 # A service that holds the lock for longer hangs; waiting requests are told.
-_LOCK_TIMEOUT_S = 10.0
+LOCK_TIMEOUT_S = 10.0
 _LOCK_INTERVAL_S = 0.005
 # What a killed service left is removed after this.
 _STALE_S = 3600.0
@@ -136,7 +136,7 @@ class FeedbackStore:
         flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(self.folder / _LOCK_FILE, flags, 0o600)
         try:
-            deadline_s = time.monotonic() + _LOCK_TIMEOUT_S
+            deadline_s = time.monotonic() + LOCK_TIMEOUT_S
             while True:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,7 +144,7 @@ class FeedbackStore:
                 except BlockingIOError as error:
                     if time.monotonic() > deadline_s:
                         raise NotStoredError(
-                            f"another service has held the feedback for {_LOCK_TIMEOUT_S:g} seconds; try again, or end "
+                            f"another service has held the feedback for {LOCK_TIMEOUT_S:g} seconds; try again, or end "
                             f"the one that hangs: `fuser {self.folder / _LOCK_FILE}` names it"
                         ) from error
                     time.sleep(_LOCK_INTERVAL_S)

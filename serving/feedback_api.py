@@ -18,12 +18,16 @@ from serving.errors import (
     ServingError,
     WrongTypeError,
 )
-from serving.feedback import FeedbackStore, find_label_folder, name_some
+from serving.feedback import LOCK_TIMEOUT_S, FeedbackStore, find_label_folder, name_some
+from serving.heartbeat import Heartbeat
 from serving.limits import ANSWER_TIMEOUT_S, MAX_PICTURE_BYTES
 from serving.prediction_api import PredictionApi
 from serving.predictions import FeedbackAnswer
 from serving.regular_files import read_regular
 from serving.request_body import FIELD_NAME, EncodedPicture, RequestBody
+
+# Storing waits for another service's lock first.
+_HUNG_S = LOCK_TIMEOUT_S + 5.0
 
 _Result = TypeVar("_Result")
 
@@ -67,6 +71,12 @@ class FeedbackApi:
         self._kept_dir = kept_dir
         self._on_feedback = on_feedback
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="feedback")
+        self._heartbeat = Heartbeat(_HUNG_S)
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless the thread that reads and writes hangs."""
+        return not self._heartbeat.is_hung
 
     def close(self) -> None:
         """End the thread; feedback that has not started is dropped."""
@@ -134,8 +144,13 @@ class FeedbackApi:
 
     async def _on_disk(self, call: Callable[..., _Result], *arguments: object) -> _Result:
         """Call on the thread for the disk, for a limited time: a request holds memory while it waits."""
+
+        def work() -> _Result:
+            with self._heartbeat.work():
+                return call(*arguments)
+
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await asyncio.get_running_loop().run_in_executor(self._disk, call, *arguments)
+                return await asyncio.get_running_loop().run_in_executor(self._disk, work)
         except TimeoutError as error:
             raise NotStoredError(f"the disk did not answer within {ANSWER_TIMEOUT_S:g} seconds; try again") from error

@@ -97,6 +97,7 @@ def create_app(
         ],
         exception_handlers={
             ServingError: _answer_error,
+            MemoryError: _answer_shortage,
             Exception: _answer_fault,
             HTTPException: _answer_http_error,
             ClientDisconnect: _answer_nobody,
@@ -206,6 +207,12 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if not getattr(request.state, "is_body_read", True):
         headers["Connection"] = "close"
     return _refuse(error.status, error.code, str(error), headers)
+
+
+async def _answer_shortage(_: Request, __: Exception) -> Response:
+    headers = {"Retry-After": "5", "Connection": "close"}
+    message = "there is not enough memory for this request now; try again"
+    return _refuse(OverloadedError.status, OverloadedError.code, message, headers)
 
 
 async def _answer_fault(_: Request, error: Exception) -> Response:

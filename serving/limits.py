@@ -9,8 +9,8 @@ MAX_BODY_BYTES = 64_000_000
 LARGE_BODY_BYTES = 1_000_000
 # Pixels of all pictures of one request, as their headers state them: a small file can hold many.
 MAX_REQUEST_PIXELS = 100_000_000
-# Pixels of an image that is decoded beside others of its kind: up to 20 bytes of memory for each. A JPEG, which is decoded
-# at a fraction of its size, may have three times as many: 12 megapixels.
+# Pixels of an image that is decoded beside others of its kind: up to 20 bytes of memory for each. A JPEG, which is
+# decoded at a fraction of its size, may have three times as many: 12 megapixels.
 ORDINARY_PIXELS = 4_200_000
 ORDINARY_JPEG_PIXELS = 3 * ORDINARY_PIXELS
 # Bytes that have arrived of all requests that are being read or classified at one moment.

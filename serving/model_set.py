@@ -104,6 +104,15 @@ class ModelSet:
         self._first_look = threading.Event()
         self._registry_problems: dict[str, str] = {}
         self._watcher: threading.Thread | None = None
+        self._follower: threading.Thread | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless a thread that follows the releases has ended, or the one that asks the registry hangs."""
+        if self._stopping.is_set():
+            return True
+        is_hung = self._registry is not None and self._registry.is_hung
+        return not is_hung and all(one is None or one.is_alive() for one in (self._watcher, self._follower))
 
     @property
     def names(self) -> list[str]:
@@ -170,7 +179,8 @@ class ModelSet:
         Nothing waits for the registry, except here, where nothing is released yet: for its first answer, for a while.
         """
         if self._registry is not None:
-            threading.Thread(target=self._follow, args=(self._registry,), name="registry", daemon=True).start()
+            self._follower = threading.Thread(target=self._follow, args=(self._registry,), name="registry", daemon=True)
+            self._follower.start()
             if not self.names:
                 self._first_look.wait(START_WAIT_S)
                 self.refresh()

@@ -27,12 +27,15 @@ from serving.bundle import (
     write_pointer,
 )
 from serving.errors import BundleError, RegistryError
+from serving.heartbeat import Heartbeat
 from serving.manifest import FILE_NAME
 from serving.registry_client import MAX_FETCH_S, RegistryClient
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 BUNDLE_TAG, MANIFEST_TAG = "bundle", "manifest_sha256"
 POLL_INTERVAL_S = 5.0
+# An answer has 10 s and a connection 3 s, but the sha256 of a large version takes longer.
+_HUNG_S = 60.0
 MAX_VERSION_BYTES = 4_000_000_000
 # After a version that could not be fetched; doubled with each further failure.
 FIRST_RETRY_S, LAST_RETRY_S = 10.0, 600.0
@@ -74,6 +77,12 @@ class RegistryFollower:
         self._bundles_dir = bundles_dir
         self._interval_s = interval_s
         self._next_s = 0.0
+        self._heartbeat = Heartbeat(_HUNG_S)
+
+    @property
+    def is_hung(self) -> bool:
+        """True if a look at the registry has made no progress for a minute."""
+        return self._heartbeat.is_hung
 
     def sync(self, damaged: Collection[str] = ()) -> None:
         """Fetch what the aliases mean now, if it is time to ask; what cannot be had leaves everything as it was.
@@ -83,10 +92,14 @@ class RegistryFollower:
         """
         if time.monotonic() < self._next_s:
             return
+        with self._heartbeat.work():
+            self._sync(damaged)
+
+    def _sync(self, damaged: Collection[str]) -> None:
         try:
             self._remove_stale()
             served = set(list_released(self._bundles_dir)) if self._bundles_dir.is_dir() else set()
-            with RegistryClient(self.address) as client:
+            with RegistryClient(self.address, self._heartbeat.beat) as client:
                 for name, aliases in client.list_names().items():
                     if CHAMPION in aliases or name in served:
                         self._follow(client, name, aliases, name in damaged)

@@ -10,7 +10,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -41,15 +41,17 @@ _NOT_MLFLOW = (LookupError, TypeError, ValueError, AttributeError, RecursionErro
 class RegistryClient:
     """One look at a registry: a connection that is closed at the end of its `with` block."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, on_progress: Callable[[], None] = lambda: None) -> None:
         """Ask nothing yet.
 
         Args:
             address: URL of the MLflow server; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are sent if set.
+            on_progress: Called when something of an answer has arrived.
         """
         user, password = (os.environ.get(f"MLFLOW_TRACKING_{key}") for key in ("USERNAME", "PASSWORD"))
         is_local = httpx.URL(address).host in ("127.0.0.1", "localhost", "::1")
         self._address = address
+        self._on_progress = on_progress
         self._client = httpx.Client(
             base_url=address,
             auth=httpx.BasicAuth(user, password or "") if user else None,
@@ -186,7 +188,9 @@ class RegistryClient:
                 if answer.is_error:
                     reason = next(answer.iter_raw(_REASON_BYTES), b"").decode("utf-8", "replace")
                     raise RegistryError(f"the registry {self._address} answers {_describe(answer.status_code, reason)}")
-                yield from answer.iter_raw(_CHUNK_BYTES)
+                for chunk in answer.iter_raw(_CHUNK_BYTES):
+                    self._on_progress()
+                    yield chunk
             if is_cut.is_set():
                 raise httpx.ReadTimeout("")
         except (httpx.HTTPError, httpx.InvalidURL) as error:

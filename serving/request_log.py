@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from serving.heartbeat import Heartbeat
 from serving.predictions import PredictAnswer
 from serving.regular_files import count_disk_bytes, writing_whole
 from serving.request_body import EncodedPicture
@@ -34,6 +35,8 @@ _KEPT_FRACTION = 0.9
 # After so much of the limit was written the folder is measured again: other services may share it.
 _MEASURED_FRACTION = 0.05
 _STOP_TIMEOUT_S = 5.0
+# A disk that takes longer for one image hangs.
+_HUNG_S = 9.0
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +91,7 @@ class RequestLog:
         self._told_causes: set[str] = set()
         self._size_bytes: int | None = None  # not measured yet
         self._added_bytes = 0
+        self._heartbeat = Heartbeat(_HUNG_S)
         self._thread = threading.Thread(target=self._write_all, name="request log", daemon=True)
         self._thread.start()
 
@@ -133,6 +137,11 @@ class RequestLog:
         if left_out:
             self._drop(left_out, "the disk is slower than the answers")
 
+    @property
+    def is_alive(self) -> bool:
+        """True unless the thread that writes has ended or hangs."""
+        return self._is_closing or (self._thread.is_alive() and not self._heartbeat.is_hung)
+
     def close(self) -> None:
         """Write what is queued, for some seconds at most, and end the thread."""
         with self._changed:
@@ -151,7 +160,8 @@ class RequestLog:
                 entries = []
                 while self._queue and self._queue[0].day == day:
                     entries.append(self._queue.popleft())
-            self._write(day, entries)
+            with self._heartbeat.work():
+                self._write(day, entries)
             with self._changed:
                 self._queued_bytes -= sum(entry.size_bytes for entry in entries)
 
@@ -162,6 +172,7 @@ class RequestLog:
             if self._size_bytes is None or self._added_bytes > _MEASURED_FRACTION * self._max_bytes:
                 self._size_bytes, self._added_bytes = sum(size for _, size, _ in self._list_files()), 0
             for entry in entries:
+                self._heartbeat.beat()
                 if entry.data is not None:
                     self._added_bytes += _keep_picture(
                         self.folder / PICTURES_FOLDER / str(entry.record["picture_sha256"]), entry.data

@@ -113,7 +113,7 @@ class _AnnouncingServer(uvicorn.Server):
             self.problem = "; ".join(problem.message for problem in answer.problems) or "no model is released"
             self.should_exit = True
             return
-        self._heartbeat = start_heartbeat(lambda: bool(self._app.state.api.is_alive))
+        self._heartbeat = start_heartbeat(self._app.state.is_alive)
         print(describe_service(format_address(sockets[0]), answer), flush=True)
         print(f"  {self._app.state.api.describe_threads()}", flush=True)
 

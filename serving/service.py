@@ -75,6 +75,7 @@ class Darkroom:
             allows_uncommon=options.allows_uncommon_formats,
         )
         app.state.api = api
+        app.state.is_alive = self._is_alive
         app.state.drift = self._drift
         app.state.log = self._log
         if options.takes_feedback:
@@ -97,4 +98,9 @@ class Darkroom:
         return bool(self._models.names) and self._api.is_decoding and has_keys
 
     async def __is_alive__(self) -> bool:
-        return self._api.is_alive
+        return self._is_alive()
+
+    def _is_alive(self) -> bool:
+        """Return True unless a thread has ended or hangs."""
+        parts = (self._api, self._models, self._log, app.state.feedback)
+        return all(part is None or part.is_alive for part in parts)

@@ -56,6 +56,16 @@ def test_too_many_bytes_at_once_say_when_to_come_back(app):
     assert ask(app, paint()).status_code == 200
 
 
+def test_a_shortage_of_memory_anywhere_is_overload(app, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("serving.prediction_api.rank_classes", fail)
+    response = ask(app, paint())
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert "not enough memory" in response.json()["error"]["message"]
+
+
 def test_no_model_yet(app, tmp_path):
     app.state.api.models = ModelSet(tmp_path / "nothing")
     response = ask(app, paint())

@@ -15,7 +15,7 @@ from serving.decoder_pool import DecoderPool
 from serving.decoder_worker import allow_cpu_s
 from serving.errors import OverloadedError, ServingError, TooLargeError
 from serving.preprocess import decode_picture
-from tests.unit.serving.image_bombs import all_bombs, encode, measure, progressive
+from tests.unit.serving.image_bombs import all_bombs, bmps, encode, measure, progressive
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
 MOST_MEMORY_KB = 700_000
@@ -157,7 +157,7 @@ def test_close_does_not_wait_for_an_image():
 
     def ask():
         try:
-            pool.decode(dict(all_bombs())[RUN_LENGTH_BOMB], 32, 32, lambda _: has_begun.set())
+            pool.decode(dict(bmps())[RUN_LENGTH_BOMB], 32, 32, lambda _: has_begun.set())
         except OverloadedError as error:
             errors.append(error)
 

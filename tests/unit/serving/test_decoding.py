@@ -15,7 +15,7 @@ from serving.errors import OverloadedError
 from serving.image_structure import Structure
 from serving.preprocess import decode_picture
 from serving.request_body import EncodedPicture
-from tests.unit.serving.image_bombs import all_bombs, encode
+from tests.unit.serving.image_bombs import bmps, encode
 
 PHOTO = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)), "JPEG")
 MANIFEST = SimpleNamespace(image_size=32, resize_size=36)
@@ -34,7 +34,7 @@ def decode(decoder, *files):
 
 
 def test_photographs_do_not_wait_for_larger_images(decoder):
-    bomb = dict(all_bombs())["BMP, run-length, ends of lines"]
+    bomb = dict(bmps())["BMP, run-length, ends of lines"]
 
     async def run():
         large = [asyncio.create_task(decode(decoder, bomb)) for _ in range(4)]

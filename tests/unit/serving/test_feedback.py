@@ -237,7 +237,7 @@ def test_processes_of_one_number_do_not_share_a_scratch_file(tmp_path, monkeypat
 
 
 def test_a_service_that_hangs_with_the_lock_holds_up_nobody_for_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(feedback, "_LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(feedback, "LOCK_TIMEOUT_S", 0.2)
     store = FeedbackStore(tmp_path)
     save(store)
     with (tmp_path / ".lock").open("r+") as other:
