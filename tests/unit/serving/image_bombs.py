@@ -6,7 +6,7 @@ python -m tests.unit.serving.image_bombs            the table of docs/decoding.m
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -181,6 +181,75 @@ def ppms() -> Named:
     yield "PPM, comments", b"P3 " + fill(b"#\n") + b"9 9 255 " + b"1 " * 243
     yield "PPM, odd maximum", b"P6 700 700 1000 " + fill(b"\1")
     yield "PFM", b"Pf 500 500 -1.0\n" + fill(b"\0")
+
+
+def put_in(head: int, *parts: bytes) -> Callable[[bytes], bytes]:
+    """Return what puts parts into a file, behind so many bytes of it."""
+    return lambda file: file[:head] + b"".join(parts) + file[head:]
+
+
+def put_in_riff(file: bytes) -> bytes:
+    """Put unknown chunks before a WebP's frame."""
+    image = Image.open(io.BytesIO(file))
+    sizes = b"".join(struct.pack("<I", side - 1)[:3] for side in image.size)
+    body = b"WEBP" + b"VP8X" + struct.pack("<II", 10, 0) + sizes + (b"junk" + bytes(4)) * 9_000 + file[12:]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def put_in_tiff(file: bytes) -> bytes:
+    """Put tags behind those of a TIFF's directory, which Pillow writes last or first."""
+    (start,) = struct.unpack_from("<I", file, 4)
+    (count,) = struct.unpack_from("<H", file, start)
+    tags = file[start + 2 : start + 2 + 12 * count]
+    more = b"".join(struct.pack("<HHII", tag, 2, 4, 0) for tag in range(50_000, 50_400))
+    directory = struct.pack("<H", count + 400) + tags + more + bytes(4)
+    return file[:4] + struct.pack("<I", len(file)) + file[8:] + directory
+
+
+def compose() -> Named:
+    """Yield costly images behind costly beginnings, each with each of its format, and JPEG's beginnings with all."""
+    side = 4_000
+    rgb, palette = Image.new("RGB", (side, side)), Image.new("P", (side, side))
+    gif = encode(palette, "GIF")
+    header = 13 + (3 * (2 << (gif[10] & 7)) if gif[10] & 0x80 else 0)
+    tails = {
+        "JPEG": {"60 scans": progressive(side, 60), "baseline": encode(rgb, "JPEG")},
+        "PNG": {"RGBA": encode(rgb.convert("RGBA"), "PNG"), "interlaced bits": encode(rgb.convert("1"), "PNG")},
+        "GIF": {"one frame": gif},
+        "WEBP": {"lossy": encode(rgb, "WEBP", method=0), "lossless": encode(rgb, "WEBP", lossless=True, method=0)},
+        "TIFF": {
+            "LZW": encode(rgb, "TIFF", compression="tiff_lzw"),
+            "60,000 strips": dict(tiffs())["TIFF, 60,000 strips"],
+        },
+        "BMP": {"bits": encode(rgb.convert("1"), "BMP")},
+    }
+    beginnings = {
+        "JPEG": {
+            "1,900 segments": put_in(2, segment(0xE5, bytes(4)) * 1_900),
+            "fill bytes": put_in(2, b"\xff" * MOST_BYTES),
+            "stuffed bytes": put_in(2, b"\xff\0" * (MOST_BYTES // 2)),
+        },
+        "PNG": {
+            "63 profiles and texts": put_in(33, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(MOST_BYTES), 9)) * 63),
+            "9,000 chunks": put_in(33, chunk(b"prVt") * 9_000),
+        },
+        "GIF": {"12,000 blocks": put_in(header, b"!\xfe\1a\0" * 6_000)},
+        "WEBP": {"9,000 chunks": put_in_riff},
+        "TIFF": {"400 tags": put_in_tiff},
+        "BMP": {
+            "a gap": lambda file: file[:10] + struct.pack("<I", 62 + 90_000) + file[14:62] + bytes(90_000) + file[62:]
+        },
+    }
+    for kind, files in tails.items():
+        for tail, file in files.items():
+            for beginning, change in beginnings[kind].items():
+                yield f"{kind}, {beginning}, then {tail}", change(file)
+        for marker in (0xE1, 0xFE):
+            yield f"{kind} behind a JPEG's segment {marker:02X}", b"\xff\xd8" + segment(marker, bytes(60_000)) + file
+        yield (
+            f"{kind} in a JPEG's segment",
+            put_in(2, segment(0xE1, b"Exif\0\0" + file[:60_000]))(tails["JPEG"]["baseline"]),
+        )
 
 
 def all_bombs() -> Named:

@@ -15,7 +15,7 @@ from serving.decoder_pool import DecoderPool
 from serving.decoder_worker import allow_cpu_s
 from serving.errors import OverloadedError, ServingError, TooLargeError
 from serving.preprocess import decode_picture
-from tests.unit.serving.image_bombs import all_bombs, bmps, encode, measure, progressive
+from tests.unit.serving.image_bombs import all_bombs, bmps, compose, encode, measure, progressive
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
 MOST_MEMORY_KB = 700_000
@@ -61,6 +61,18 @@ def test_every_bomb_costs_no_more_than_its_pixels_allow(pool):
     assert int(peak.split()[1]) < MOST_MEMORY_KB
     # What the structure shows is refused before it is decoded: no process is lost over it.
     assert killed == []
+    assert np.array_equal(decode(pool), decode_picture(encode(PHOTO, "PNG"), 32, 36))
+
+
+def test_costly_images_behind_costly_beginnings_cost_no_more_than_their_pixels_allow(pool):
+    decoded = set()
+    for name, data in compose():
+        outcome, cpu_s, pixels = measure(pool, data)
+        assert outcome == "decoded" or outcome.startswith(("NotAPictureError", "TooLargeError")), (name, outcome)
+        assert cpu_s <= 1.1 * allow_cpu_s(pixels) + 0.1, (name, outcome)
+        decoded |= {name.split(",")[0]} if outcome == "decoded" else set()
+    # The beginnings do not only damage the files.
+    assert decoded >= {"JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"}
     assert np.array_equal(decode(pool), decode_picture(encode(PHOTO, "PNG"), 32, 36))
 
 
