@@ -7,7 +7,9 @@ it under BentoML's supervisor.
 from collections.abc import Sequence
 
 import bentoml
+from starlette.exceptions import HTTPException
 
+from serving.decoding import SILENT_S
 from serving.drift import DriftWatch
 from serving.feedback import FEEDBACK_FOLDER, FeedbackStore
 from serving.feedback_api import FeedbackApi
@@ -75,7 +77,7 @@ class Darkroom:
             allows_uncommon=options.allows_uncommon_formats,
         )
         app.state.api = api
-        app.state.is_alive = self._is_alive
+        app.state.is_alive = lambda: not self._explain_dead()
         app.state.drift = self._drift
         app.state.log = self._log
         if options.takes_feedback:
@@ -94,13 +96,36 @@ class Darkroom:
 
     # On the event loop: on a thread they would wait for one, and an event loop that hangs answers neither.
     async def __is_ready__(self) -> bool:
-        has_keys = app.state.keys is None or not app.state.keys.problem
-        return bool(self._models.names) and self._api.is_decoding and has_keys
+        _refuse(self._explain_unready())
+        return True
 
     async def __is_alive__(self) -> bool:
-        return self._is_alive()
+        _refuse(self._explain_dead())
+        return True
 
-    def _is_alive(self) -> bool:
-        """Return True unless a thread has ended or hangs."""
-        parts = (self._api, self._models, self._log, app.state.feedback)
-        return all(part is None or part.is_alive for part in parts)
+    def _explain_unready(self) -> str:
+        """Return why predictions are not answered; empty if they are."""
+        if not self._models.names:
+            return "no model is loaded; the log and /v1/models say why"
+        if not self._api.is_decoding:
+            return f"no decoding process has answered for {SILENT_S:g} s"
+        if app.state.keys is not None and app.state.keys.problem:
+            return "the file of API keys cannot be read; the log says why"
+        return ""
+
+    def _explain_dead(self) -> str:
+        """Return which thread has ended or hangs; empty if none."""
+        parts = {
+            "the batch on the device": self._api,
+            "a thread that follows releases or the registry": self._models,
+            "the thread that writes the request log": self._log,
+            "the thread that stores feedback": app.state.feedback,
+        }
+        dead = [name for name, part in parts.items() if part is not None and not part.is_alive]
+        return f"{' and '.join(dead)} hangs or has ended" if dead else ""
+
+
+def _refuse(problem: str) -> None:
+    """Have BentoML answer a probe with 503 and the problem, if there is one."""
+    if problem:
+        raise HTTPException(503, problem)

@@ -38,7 +38,8 @@ def test_without_a_key_of_the_file_nothing_is_answered(tmp_path, start_service):
     assert ask(url, Authorization=f"Bearer {SECOND}").status_code == 200
     keys.unlink()
     assert ask(url, Authorization=f"Bearer {SECOND}").status_code == 401, "nobody can say that it still counts"
-    assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 503
+    ready = httpx.get(f"{url}/readyz", trust_env=False)
+    assert (ready.status_code, ready.text) == (503, "the file of API keys cannot be read; the log says why")
     assert ask(url).status_code == 401
     keys.write_text("too short\n")
     assert ask(url, Authorization=f"Bearer {SECOND}").status_code == 401, "a key that was taken away"

@@ -82,7 +82,8 @@ def test_it_starts_again_after_a_kill_and_is_unready_without_a_model(tmp_path, s
         deadline = time.monotonic() + 15
         while client.get("/readyz").status_code == 200 and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert client.get("/readyz").status_code == 503
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.text) == (503, "no model is loaded; the log and /v1/models say why")
         assert client.get("/livez").status_code == 200
     assert second.stop(signal.SIGTERM) == 0
 

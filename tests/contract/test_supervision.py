@@ -1,5 +1,6 @@
 """Dead, stopped and busy parts of the running service, as a client sees them."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -11,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.exceptions import HTTPException
 
 from tests.contract.conftest import Service
 from tests.unit.serving.image_bombs import bmps, encode
@@ -149,6 +151,23 @@ def test_a_supervised_service_is_started_again(tmp_path, start_service, number):
     assert wait_for(lambda: list_children(supervisor.process.pid) not in ([before], []), 30)
     assert wait_for(lambda: is_answered(supervisor.url), 60)
     assert supervisor.stop() == 0
+
+
+@pytest.mark.filterwarnings("ignore:bentoml.metrics")
+def test_a_dead_thread_is_told_and_named(monkeypatch, tmp_path):
+    release(tmp_path / "bundles")
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    from serving import service  # which reads the environment
+
+    darkroom = service.Darkroom.inner()
+    try:
+        assert asyncio.run(darkroom.__is_alive__())
+        monkeypatch.setattr(type(darkroom._models), "is_alive", False)
+        with pytest.raises(HTTPException, match="a thread that follows releases or the registry hangs or has ended"):
+            asyncio.run(darkroom.__is_alive__())
+        assert not service.app.state.is_alive(), "no heartbeat either"
+    finally:
+        darkroom._api.close()
 
 
 def test_a_service_ends_with_its_supervisor(tmp_path, start_service):
