@@ -35,6 +35,26 @@ _SIGNATURES = (
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
 )
+# Brands of ISO media files, and first bytes of other files that people take for images.
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+    b"crx ": "CR3",
+}
+_UNREAD_SIGNATURES = (
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"8BPS", "Photoshop"),
+    (b"%PDF", "PDF"),
+    (b"<svg", "SVG"),
+    (b"<?xml", "XML"),
+    (b"<!DOCTYPE", "HTML"),
+    (b"<html", "HTML"),
+    (b"II+\0", "BigTIFF"),
+    (b"MM\0+", "BigTIFF"),
+)
 # Neither a stuffed byte, nor a fill byte, nor a restart marker, which belongs to the scan around it.
 _JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _RESTARTS = tuple(bytes((0xFF, marker)) for marker in range(0xD0, 0xD8))
@@ -122,9 +142,7 @@ def check_structure(data: bytes, allows_uncommon: bool = False) -> Structure:
     name = find_format(data)
     if name is None:
         if not allows_uncommon:
-            raise NotAPictureError(
-                f"{len(data)} bytes that are no image of the accepted formats; send one of {', '.join(COMMON_FORMATS)}"
-            )
+            raise NotAPictureError(f"{describe_unread(data)}; send one of {', '.join(COMMON_FORMATS)}")
         return Structure(None, len(data))
     structure = _READERS[name](data, False)
     if name == "JPEG":
@@ -141,6 +159,20 @@ def find_format(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     return next((name for signature, name in _SIGNATURES if data.startswith(signature)), None)
+
+
+def describe_unread(data: bytes) -> str:
+    """Return what a file that is not read seems to be, for a message."""
+    known = find_format(data)
+    if known is not None:
+        return f"a {known} that is damaged, or whose pixel format is not read: save it as PNG with 8 bits per channel"
+    brand = _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+    name = brand or next((name for start, name in _UNREAD_SIGNATURES if data.startswith(start)), None)
+    return (
+        f"{len(data)} bytes that are no image of the accepted formats"
+        if name is None
+        else f"a file in the format {name}, not read here"
+    )
 
 
 def _refuse(what: str, limit: int) -> TooLargeError:

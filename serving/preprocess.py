@@ -8,20 +8,25 @@ Shape suffixes: H = height, W = width, C = the three colour channels, red first.
 
 import io
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError, features
 
-from serving.errors import NotAPictureError, OverloadedError, TooLargeError
+from serving.errors import NotAPictureError, OverloadedError, ServingError, TooLargeError
+from serving.image_structure import describe_unread
+from serving.mending import decode_mended
+from serving.sample_range import SampleRange, check_colour, read_range, scale_grey
 
 MAX_PIXELS = 50_000_000
 # A JPEG of more pixels is decoded at a fraction of its size, but no less than so many times what it is resized to.
 LARGE_PIXELS = 1_000_000
 DRAFT_FACTOR = 3
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + (("AVIF",) if features.check("avif") else ())
+# Images are decoded side by side already.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 _BAND_PIXELS = 1_000_000
 _ORIENTATION = 0x0112
@@ -62,7 +67,7 @@ def decode_picture(
     fraction of the memory, and changes the result by one level of 256 in the mean; of these 60 no label changed.
 
     Args:
-        data: The encoded file: JPEG, PNG, WebP, GIF, BMP, TIFF or PPM.
+        data: The encoded file: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, or AVIF where Pillow was built with it.
         image_size: Height and width of the result, pixels.
         resize_size: Short side before the crop, pixels; `image_size` when None.
         max_pixels: Most pixels that are decoded, checked before any pixel is.
@@ -73,48 +78,78 @@ def decode_picture(
         uint8 [image_size, image_size, 3].
 
     Raises:
-        NotAPictureError: The bytes are empty, truncated or not a picture.
+        NotAPictureError: The bytes are empty, truncated, not a picture, or of samples whose range is not known.
         TooLargeError: The picture has more than `max_pixels` pixels, or would have them once it is resized.
         OverloadedError: There is not enough memory.
     """
     resize_size = resize_size or image_size
+    with _naming_errors(data, max_pixels, formats):
+        try:
+            picture, whole_size = _decode(data, resize_size, max_pixels, take_pixels, formats)
+        except _UNDECODABLE as error:
+            sizes: list[tuple[int, int]] = []
+
+            def decode_again(mended: bytes) -> Image.Image:
+                again, size = _decode(mended, resize_size, max_pixels, None, formats)
+                sizes.append(size)
+                return again
+
+            found = None if isinstance(error, ServingError) else decode_mended(data, error, decode_again)
+            if found is None:
+                raise
+            picture, whole_size = found, sizes[0]
+    return np.asarray(_fit(picture, whole_size, image_size, resize_size))
+
+
+@contextmanager
+def _naming_errors(data: bytes, max_pixels: int, formats: Sequence[str]) -> Iterator[None]:
     try:
-        with Image.open(io.BytesIO(data), formats=tuple(formats)) as opened:
-            if opened.width * opened.height > max_pixels:
-                raise TooLargeError(
-                    f"the picture has {opened.width}x{opened.height} pixels; at most {max_pixels:,} are decoded"
-                )
-            if take_pixels is not None:
-                take_pixels(opened.width * opened.height)
-            # A line of 1 x 60,000 pixels is small as it comes and gigantic once its short side is 256.
-            if max(opened.size) * resize_size**2 > max_pixels * min(opened.size):
-                raise TooLargeError(
-                    f"the picture of {opened.width}x{opened.height} pixels is too long and thin: with "
-                    f"its short side at {resize_size} it would have more than {max_pixels:,}"
-                )
-            whole_size = opened.size
-            if opened.format == "JPEG" and opened.width * opened.height > LARGE_PIXELS:
-                shrunk = DRAFT_FACTOR * resize_size / min(opened.size)
-                opened.draft(None, (round(opened.width * shrunk), round(opened.height * shrunk)))
-            decoded_size = opened.size
-            turn = _find_turn(opened)
-            picture = _as_rgb(opened)
-            opened.close()  # frees its pixels
-            if turn is not None:
-                picture = picture.transpose(turn)
-            if picture.size != decoded_size:
-                whole_size = whole_size[::-1]
+        yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeError(f"the picture has more than {max_pixels:,} pixels; no more are decoded") from error
     except UnidentifiedImageError as error:
-        raise NotAPictureError(f"{len(data)} bytes that are no picture; send one of {', '.join(formats)}") from error
+        raise NotAPictureError(f"{describe_unread(data)}; send one of {', '.join(formats)}") from error
     except _UNDECODABLE as error:
         if _NO_MEMORY in str(error):
             raise OverloadedError(_SHORTAGE, _RETRY_AFTER_S) from error
         raise NotAPictureError(f"{len(data)} bytes that do not decode as a picture ({error})") from error
     except MemoryError as error:
         raise OverloadedError(_SHORTAGE, _RETRY_AFTER_S) from error
-    return np.asarray(_fit(picture, whole_size, image_size, resize_size))
+
+
+def _decode(
+    data: bytes,
+    resize_size: int,
+    max_pixels: int,
+    take_pixels: Callable[[int], None] | None,
+    formats: Sequence[str],
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Return the upright RGB image, perhaps at a fraction of its size, and its size in the file, upright."""
+    with Image.open(io.BytesIO(data), formats=tuple(formats)) as opened:
+        if opened.width * opened.height > max_pixels:
+            raise TooLargeError(
+                f"the picture has {opened.width}x{opened.height} pixels; at most {max_pixels:,} are decoded"
+            )
+        if take_pixels is not None:
+            take_pixels(opened.width * opened.height)
+        # A line of 1 x 60,000 pixels is small as it comes and gigantic once its short side is 256.
+        if max(opened.size) * resize_size**2 > max_pixels * min(opened.size):
+            raise TooLargeError(
+                f"the picture of {opened.width}x{opened.height} pixels is too long and thin: with "
+                f"its short side at {resize_size} it would have more than {max_pixels:,}"
+            )
+        whole_size = opened.size
+        if opened.format in ("JPEG", "MPO") and opened.width * opened.height > LARGE_PIXELS:
+            shrunk = DRAFT_FACTOR * resize_size / min(opened.size)
+            opened.draft(None, (round(opened.width * shrunk), round(opened.height * shrunk)))
+        decoded_size, samples = opened.size, read_range(opened)
+        opened.load()  # a TIFF is turned by this, and has no orientation any more
+        turn = _find_turn(opened)
+        picture = _as_rgb(opened, samples)
+        opened.close()  # frees its pixels
+    if turn is not None:
+        picture = picture.transpose(turn)
+    return picture, whole_size if picture.size == decoded_size else whole_size[::-1]
 
 
 def _find_turn(picture: Image.Image) -> Image.Transpose | None:
@@ -123,9 +158,13 @@ def _find_turn(picture: Image.Image) -> Image.Transpose | None:
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
+def _as_rgb(picture: Image.Image, samples: SampleRange | None) -> Image.Image:
     """Return the picture in RGB, converted in bands: the whole at once would take up to 20 bytes a pixel."""
-    if picture.mode == "RGB":
+    if samples is not None and samples.is_grey:
+        picture = scale_grey(picture, samples)
+    elif samples is not None:
+        check_colour(picture, samples)
+    if picture.mode == "RGB" and not picture.has_transparency_data:
         return picture.copy()
     rows = max(1, _BAND_PIXELS // picture.width)
     if picture.height <= rows:
@@ -138,13 +177,10 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _convert(picture: Image.Image) -> Image.Image:
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        # Pillow would make everything above 255 white. Files with such modes have 16 bits.
-        return Image.fromarray((np.asarray(picture).clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return picture.convert("RGB")
+    return picture.copy() if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _fit(picture: Image.Image, whole_size: tuple[int, int], image_size: int, resize_size: int) -> Image.Image:

@@ -90,7 +90,7 @@ def test_the_same_picture_from_two_sources(add, write_tree, class_files):
 def test_up_to_one_percent_is_skipped_by_name(add, write_tree, class_files, png):
     files = class_files(splits=("train",), per_class=50) | {"train/cat/0007.png": b"no picture"}
     added = add("x", write_tree(files | {"train/dog/notes.txt": b""}))
-    assert [(one.name, "no picture" in one.reason) for one in added.skipped] == [
+    assert [(one.name, "no image" in one.reason) for one in added.skipped] == [
         ("source/train/cat/0007.png", True),
         ("source/train/dog/notes.txt", False),
     ]

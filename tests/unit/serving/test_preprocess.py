@@ -20,7 +20,7 @@ def test_a_picture_of_the_right_size_is_not_resampled():
     assert np.array_equal(decoded, np.asarray(gradient))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", list(preprocess.FORMATS))
 def test_every_format_decodes_to_its_colour(kind):
     decoded = decode_picture(paint("red", (40, 30), kind), 16, 20)
     assert decoded.shape == (16, 16, 3)
