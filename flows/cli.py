@@ -91,7 +91,17 @@ def data() -> None:
     help="Height and width in pixels; 32 for cifar10 and shapes, 256 for food11 and imagenet-val, else 64 or, for "
     "NAME-with-feedback, that of NAME.",
 )
-def data_add(name: str, sources: tuple[Path, ...], download: bool, image_size: int | None) -> None:
+@click.option("--skip", is_flag=True, help="Leave out what fits no layout, links to nothing and empty classes.")
+@click.option(
+    "--max-bad",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Largest share of a split's images that may not decode; they are left out.",
+)
+def data_add(
+    name: str, sources: tuple[Path, ...], download: bool, image_size: int | None, skip: bool, max_bad: float
+) -> None:
     """Pack pictures: NAME is cifar10, shapes (drawn here), food11, imagenet-val, or any name for class folders.
 
     food11 is read in any of its three layouts; imagenet-val is for evaluation only. NAME-with-feedback is the packed
@@ -104,7 +114,8 @@ def data_add(name: str, sources: tuple[Path, ...], download: bool, image_size: i
     from flows import printing
     from flows.data import data_flow
 
-    printing.print_added(data_flow(name, [source.resolve() for source in sources], download, image_size))
+    paths = [source.resolve() for source in sources]
+    printing.print_added(data_flow(name, paths, download, image_size, skip, max_bad))
 
 
 @data.command("list")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 
+from serving.image_structure import SUFFIXES
 from serving.limits import MAX_PICTURE_BYTES
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 FETCH_TIMEOUT_S = 10.0
 MAX_REDIRECTS = 5
 
@@ -58,9 +58,7 @@ def read_sources(sources: Iterable[str]) -> Iterator[SourcePicture | SourceProbl
                 continue
             files = _list_pictures(path)
             if not files:
-                yield SourceProblem(
-                    source, f"no picture in the folder; looked for {' '.join(sorted(PICTURE_SUFFIXES))}"
-                )
+                yield SourceProblem(source, f"no picture in the folder; looked for {' '.join(sorted(SUFFIXES))}")
             yield from map(_read, files)
 
 
@@ -72,7 +70,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _list_pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _read(path: Path) -> SourcePicture | SourceProblem:

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 from serving.errors import NotAPictureError, ServingError, TooLargeError
 
+# Endings of file names, in lower case.
+_FEW_SUFFIXES = (".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif")
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", *_FEW_SUFFIXES)
+)
 COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_SCANS = 64
 MAX_SEGMENTS = 2_000

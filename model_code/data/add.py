@@ -16,7 +16,7 @@ from model_code.data.cache import (
 )
 from model_code.data.download import download_cifar10
 from model_code.data.fingerprint import fingerprint_paths
-from model_code.data.packing import pack_dataset
+from model_code.data.packing import MAX_BAD_FRACTION, pack_dataset
 from model_code.data.sources.detect import open_source
 from model_code.data.sources.feedback import add_feedback_to
 from model_code.data.sources.pictures import PixelSplit
@@ -29,7 +29,7 @@ DEFAULT_IMAGE_SIZES = {"cifar10": 32, "shapes": 32, "food11": 256, "imagenet-val
 OTHER_IMAGE_SIZE = 64
 MAX_IMAGE_SIZE = 1024
 # Raised whenever the same source packs differently, so that packed sets are made anew.
-_PACKING_VERSION = 3
+_PACKING_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def add_dataset(
     download: bool = False,
     image_size: int | None = None,
     progress: bool = True,
+    skip: bool = False,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> AddedDataset:
     """Pack a data set, or reuse what is packed when its source did not change.
 
@@ -73,14 +75,18 @@ def add_dataset(
         image_size: Height and width of the packed pictures, pixels; when None 32 for cifar10 and shapes, 256 for
             food11 and imagenet-val, that of what feedback is added to, 64 for others.
         progress: Whether to show progress.
+        skip: True to leave out files and folders that fit no layout, links to nothing and empty classes.
+        max_bad_fraction: Largest share of a split's pictures that may not decode; they are left out. 0 to 1.
 
     Raises:
-        UsageError: The name, the size or the combination of arguments is not allowed.
+        UsageError: The name, the size, the share or the combination of arguments is not allowed.
         DataError: The source is missing, damaged or not of a known layout.
         DownloadError: The download did not finish.
         DiskFullError: The disk is full; nothing is lost.
     """
     check_arguments(name, sources, download, image_size)
+    if not 0 <= max_bad_fraction < 1:
+        raise UsageError(f"a share of {max_bad_fraction} bad files is not allowed; give 0 or more, less than 1")
     base = open_dataset(name.removesuffix(FEEDBACK_SUFFIX), cache_dir) if name.endswith(FEEDBACK_SUFFIX) else None
     size = image_size or (base.image_size if base else DEFAULT_IMAGE_SIZES.get(name, OTHER_IMAGE_SIZE))
     with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
@@ -103,7 +109,7 @@ def add_dataset(
             if base is not None:
                 source = add_feedback_to(base, paths[0])
             else:
-                source = generate_shapes(size) if name == "shapes" else open_source(name, paths, stack)
+                source = generate_shapes(size) if name == "shapes" else open_source(name, paths, stack, skip)
             for split in source.splits.values():
                 if isinstance(split, PixelSplit) and split.images_NHWC.shape[1] != size:
                     native = split.images_NHWC.shape[1]
@@ -120,6 +126,7 @@ def add_dataset(
                 source_paths=() if download else sources,
                 is_progress_shown=progress,
                 check_source=check_unchanged,
+                max_bad_fraction=max_bad_fraction,
             )
     return AddedDataset(dataset, False, read_manifest(name, cache_dir).skipped)
 

@@ -34,19 +34,24 @@ def fingerprint_paths(paths: Sequence[Path], *settings: str | int) -> str:
     return digest.hexdigest()
 
 
-def _describe(path: Path) -> Iterator[str]:
+def _describe(path: Path, parents: frozenset[Path] = frozenset()) -> Iterator[str]:
+    """Yield a line for each file; links are followed, but not into a folder that they are in."""
     status = path.stat()
     if not path.is_dir():
         yield f"{path} {status.st_size} {status.st_mtime_ns}"
         return
     yield str(path)
+    parents |= {path.resolve()}
     with os.scandir(path) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
     for entry in entries:
         # What is gone since it was listed is a change like any other.
         with suppress(FileNotFoundError):
-            if entry.is_dir(follow_symlinks=False):
-                yield from _describe(Path(entry.path))
+            if entry.is_symlink():
+                yield f"{entry.path} -> {Path(entry.path).readlink()}"
+            if entry.is_dir():
+                if not entry.is_symlink() or Path(entry.path).resolve() not in parents:
+                    yield from _describe(Path(entry.path), parents)
             else:
-                status = entry.stat(follow_symlinks=False)
+                status = entry.stat()
                 yield f"{entry.path} {status.st_size} {status.st_mtime_ns}"

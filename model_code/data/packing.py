@@ -8,6 +8,7 @@ Shape suffixes: N = pictures in the split, H = height, W = width, C = the three 
 
 import hashlib
 import io
+import math
 import os
 import secrets
 import shutil
@@ -36,6 +37,7 @@ from model_code.data.sources.pictures import (
     EncodedSplit,
     PictureSource,
     PixelSplit,
+    escape_bytes,
     name_some,
 )
 from model_code.disk import check_free_space, flush_folder, writing_to
@@ -44,7 +46,7 @@ from model_code.errors import DataError
 # Manifest, headers and what the file system adds.
 _OVERHEAD_BYTES = 64 * 1024
 _READ_BYTES = 2**22
-MAX_SKIPPED_FRACTION = 0.01
+MAX_BAD_FRACTION = 0.01
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def pack_dataset(
     source_paths: Sequence[Path] = (),
     is_progress_shown: bool = True,
     check_source: Callable[[], None] = lambda: None,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> PackedDataset:
     """Write a new version of a data set; the caller holds the lock of its name.
 
@@ -77,6 +80,8 @@ def pack_dataset(
         source_paths: Recorded, to pack the same again.
         is_progress_shown: Whether to show progress.
         check_source: Called before the new version counts; what it raises keeps the old one.
+
+        max_bad_fraction: Largest share of a split's pictures that is left out because they do not decode.
 
     Returns:
         The new version, mapped.
@@ -105,6 +110,8 @@ def pack_dataset(
                         classes=source.classes,
                         image_size=image_size,
                         advance=advance,
+                        max_bad_fraction=max_bad_fraction,
+                        main_split="train" if "train" in source.splits else split,
                     )
                     for split, content in sorted(source.splits.items())
                 }
@@ -129,6 +136,8 @@ def _describe(
         ((split, one.labels_N, one.pixels_sha256) for split, one in written.items()),
     )
     ignored = [SkippedPicture(name=name, reason="this file type is not read") for name in source.ignored]
+    skipped = [*(picture for one in written.values() for picture in one.skipped), *ignored, *source.skipped]
+    paths = tuple(str(path.resolve()) for path in source_paths)
     return CacheManifest(
         format_version=FORMAT_VERSION,
         name=name,
@@ -137,11 +146,12 @@ def _describe(
         folder=f"{checksum[:16]}-{secrets.token_hex(4)}",
         splits={split: one.manifest for split, one in written.items()},
         checksum=checksum,
-        source=source.description,
+        source=escape_bytes(source.description),
         source_fingerprint=source_fingerprint,
-        source_paths=tuple(str(path.resolve()) for path in source_paths),
+        # A path that is no UTF-8 cannot be recorded.
+        source_paths=paths if list(paths) == list(map(escape_bytes, paths)) else (),
         base=source.base,
-        skipped=tuple(picture for one in written.values() for picture in one.skipped) + tuple(ignored),
+        skipped=tuple(SkippedPicture(name=escape_bytes(one.name), reason=one.reason) for one in skipped),
     )
 
 
@@ -182,6 +192,8 @@ def _write_split(
     classes: tuple[str, ...],
     image_size: int,
     advance: Callable[[int], None],
+    max_bad_fraction: float,
+    main_split: str,
 ) -> _WrittenSplit:
     images_path, labels_path = scratch / f"{split}-images.npy", scratch / f"{split}-labels.npy"
     skipped: list[SkippedPicture] = []
@@ -203,12 +215,14 @@ def _write_split(
                     )
                 labels_N = np.concatenate([labels_N, more_N])
         else:
-            labels_N, skipped = _write_decoded(file, split, content, image_size, advance)
+            labels_N, skipped = _write_decoded(
+                file, split, content, image_size, advance, max_bad_fraction=max_bad_fraction
+            )
         _flush_file(file)
         pixels_sha256 = _hash_pixels(file, image_size)
     count_per_class = {name: int((labels_N == label).sum()) for label, name in enumerate(classes)}
     emptied = [name for name, count in count_per_class.items() if count == 0]
-    if emptied and labels_N.max() >= 0:
+    if emptied and split == main_split and labels_N.max() >= 0:
         raise DataError(f"{split}: no pictures of {name_some(emptied)} can be used; every class needs some")
     with labels_path.open("wb") as file:
         np.save(file, labels_N, allow_pickle=False)
@@ -229,7 +243,7 @@ def _write_decoded(
     image_size: int,
     advance: Callable[[int], None],
     first_row: int = 0,
-    max_skipped_fraction: float = MAX_SKIPPED_FRACTION,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
 ) -> tuple[npt.NDArray[np.int64], list[SkippedPicture]]:
     """Write pixels at the place of their picture, in any order; then close the gaps of skipped ones.
 
@@ -252,11 +266,13 @@ def _write_decoded(
         SkippedPicture(name=f"{pictures[position].archive.path.name}/{pictures[position].member}", reason=reason)
         for position, reason in sorted(reasons.items())
     ]
-    if len(skipped) > max_skipped_fraction * len(pictures):
+    if len(skipped) > 0 and len(skipped) / len(pictures) > max_bad_fraction:
+        share = math.ceil(100 * len(skipped) / len(pictures))
+        way = "" if share == 100 else f", or leave them out with --max-bad {share / 100:g}"
         raise DataError(
-            f"{len(skipped)} of {len(pictures)} {split} pictures do not decode, more than "
-            f"{max_skipped_fraction:.0%} are not skipped: {name_some((one.name for one in skipped), 3)}; "
-            "repair or remove them"
+            f"{len(skipped)} of {len(pictures)} {split} pictures do not decode, more than {100 * max_bad_fraction:g} % "
+            f"are not skipped: {name_some((one.name for one in skipped), 3)} (the first: {skipped[0].reason}); "
+            f"repair or remove them{way}"
         )
     kept = [position for position in range(len(pictures)) if position not in reasons]
     if skipped:

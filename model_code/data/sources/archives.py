@@ -1,7 +1,8 @@
 """Folders, zip and tar archives read alike: in place, nothing extracted, nothing outside them reached.
 
-A name that leaves the archive (absolute, `..`), a link, a device or a name that appears twice is refused by
-name. Hidden files (names that begin with a dot, __MACOSX, Thumbs.db, desktop.ini) are passed over.
+A name that leaves the archive (absolute, `..`) or appears twice, encryption and unknown compressions are refused by
+name. Links in folders are followed; links to nothing, links in archives and devices are collected as problems. Hidden
+files (names that begin with a dot, __MACOSX, Thumbs.db, desktop.ini) are passed over.
 """
 
 import lzma
@@ -13,8 +14,10 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -38,6 +41,27 @@ _DAMAGE = (
 )
 
 
+# Methods that the standard library does not read, by their number in a zip.
+_ZIP_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES encryption"}
+_READ_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+_ENCRYPTED, _IS_UTF8 = 0x1, 0x800
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in a source.
+
+    Attributes:
+        kind: What is wrong, the same for all of a kind.
+        name: The file or folder.
+        can_skip: True if the source can be used without it.
+    """
+
+    kind: str
+    name: str
+    can_skip: bool = True
+
+
 class Archive(ABC):
     """Files below one folder or inside one archive.
 
@@ -45,12 +69,14 @@ class Archive(ABC):
         path: The folder or archive.
         files: Relative names with forward slashes, in the order in which reading them is fastest.
         folders: Names of the folders, those without a file too.
+        problems: What cannot be read, and is left out of `files`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: tuple[str, ...] = ()
         self.folders: frozenset[str] = frozenset()
+        self.problems: list[Problem] = []
         self._open_files = ExitStack()
 
     @abstractmethod
@@ -77,6 +103,9 @@ class Archive(ABC):
         parents = {name[: match.start()] for name in files for match in re.finditer("/", name)}
         self.files = tuple(files)
         self.folders = frozenset(folders | parents)
+
+    def _note(self, kind: str, name: str) -> None:
+        self.problems.append(Problem(kind, f"{self.path.name}/{name}"))
 
     def _check_size(self, name: str, size_bytes: int) -> None:
         if size_bytes > MAX_MEMBER_BYTES:
@@ -105,17 +134,29 @@ def open_archive(path: Path) -> Archive:
 
 
 class FolderArchive(Archive):
-    """A folder on disk."""
+    """A folder on disk. Links are followed, those to folders last: one that leads to a folder read already is not."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         files: dict[str, None] = {}
         folders: set[str] = set()
+        self._linked: deque[tuple[Path, str]] = deque()
+        self._seen: set[tuple[int, int]] = set()
         with _naming_damage(path):
             self._walk(path, "", files, folders)
+            while self._linked:
+                folder, name = self._linked.popleft()
+                status = folder.stat()
+                if (status.st_dev, status.st_ino) in self._seen:
+                    self._note("link to a folder that is read already", name)
+                else:
+                    folders.add(name)
+                    self._walk(folder, f"{name}/", files, folders)
         self._set_members(files, folders)
 
     def _walk(self, folder: Path, prefix: str, files: dict[str, None], folders: set[str]) -> None:
+        status = folder.stat()
+        self._seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
         for entry in entries:
@@ -125,10 +166,12 @@ class FolderArchive(Archive):
             if entry.is_dir(follow_symlinks=False):
                 folders.add(name)
                 self._walk(Path(entry.path), f"{name}/", files, folders)
-            elif entry.is_file(follow_symlinks=False):
+            elif entry.is_dir():
+                self._linked.append((Path(entry.path), name))
+            elif entry.is_file():
                 files[name] = None
             else:
-                raise _refused(self.path, name, "a link, device or pipe")
+                self._note("link whose target is missing" if entry.is_symlink() else "device or pipe", name)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of one file."""
@@ -153,12 +196,18 @@ class ZipArchive(Archive):
         self._set_members(self._infos, folders)
 
     def _add(self, info: zipfile.ZipInfo, folders: set[str]) -> None:
-        name = _check_name(self.path, info.filename)
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise _refused(self.path, info.filename, "a link or device")
+        name = _check_name(self.path, _decode_name(info))
         if not name or _is_hidden(name):
             return
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            self._note("link or device in an archive", name)
+            return
+        if info.flag_bits & _ENCRYPTED:
+            raise _unreadable(self.path, name, "is encrypted")
+        if info.compress_type not in _READ_METHODS:
+            method = _ZIP_METHODS.get(info.compress_type, "another method than Deflate")
+            raise _unreadable(self.path, name, f"is compressed with {method} ({info.compress_type})")
         if info.is_dir():
             folders.add(name)
         elif name in self._infos:
@@ -190,9 +239,10 @@ class TarArchive(Archive):
 
     def _add(self, info: tarfile.TarInfo, folders: set[str]) -> None:
         name = _check_name(self.path, info.name)
-        if not (info.isreg() or info.isdir()):
-            raise _refused(self.path, info.name, "a link or device")
         if not name or _is_hidden(name):
+            return
+        if not (info.isreg() or info.isdir()):
+            self._note("link or device in an archive", name)
             return
         if info.isdir():
             folders.add(name)
@@ -220,6 +270,20 @@ class TarArchive(Archive):
             if file is None:
                 raise _refused(self.path, name, "not a plain file")
             return file.read()
+
+
+def _decode_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name; without the flag that says UTF-8 the library takes it for code page 437."""
+    if info.flag_bits & _IS_UTF8:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
+
+
+def _unreadable(path: Path, name: str, why: str) -> DataError:
+    return DataError(f"{path}: {name!r} {why}, which is not read; extract the archive and give the folder")
 
 
 def _check_name(path: Path, raw_name: str) -> str:

@@ -1,21 +1,28 @@
-"""Class folders: `{train,test,val}/<class>/<picture>`, or `<class>/<picture>`, taken for train.
+"""Class folders: `{train,test,val}/<class>/<image>`, or `<class>/<image>`, taken for train.
 
 They may be folders, zips or tars, several at once, and may sit in one wrapping folder. Splits may have their other
-usual names too.
+usual names too, in any case, also as a part (`seg_train`), and twice (`seg_train/seg_train`). Folders inside a class
+folder belong to its class. A test folder without class folders is an unlabelled test split.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
-from model_code.data.sources.archives import Archive
+from model_code.data.cache import SkippedPicture
+from model_code.data.sources.archives import Archive, Problem
 from model_code.data.sources.pictures import (
     EncodedPicture,
     EncodedSplit,
     PictureSource,
+    find_twins,
     is_picture_name,
     name_some,
+    normalise_class_name,
     order_classes,
+    settle_problems,
 )
 from model_code.errors import DataError
 
@@ -28,12 +35,38 @@ LAYOUTS = (
     "{train,test,val}/<class>/<picture>, <class>/<picture>, Kaggle's trainImages/<id>.png + trainLabels.csv, "
     "or cifar-10-python.tar.gz"
 )
-# (split, class) -> (file name, archive, member)
-_Found = dict[tuple[str, str], list[tuple[str, Archive, str]]]
+_UNLABELLED = ""
+_NO_CLASS = "image outside of any class folder (expected <class>/<image>)"
+_NO_SPLIT = "image outside of the train, validation and test folders"
+_NO_LABELS = "image of a split without class folders (expected <split>/<class>/<image>)"
+_DEEP = "class folder with images in its subfolders only (give the folder whose subfolders are the classes)"
+_EMPTY = "class folder without images"
+
+
+@dataclass
+class _Scan:
+    """What was found in all sources.
+
+    Attributes:
+        main_split: The split that class folders outside of any split are.
+        found: (file name, archive, member) of each split and class; class "" = without a label.
+        empty: (class, folder) of folders of the main split without images.
+        ignored: Files whose type is not read.
+        problems: What fits no layout.
+    """
+
+    main_split: str
+    found: dict[tuple[str, str], list[tuple[str, Archive, str]]] = field(default_factory=lambda: defaultdict(list))
+    empty: list[tuple[str, str]] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def read_class_folders(
-    archives: Sequence[Archive], expected_classes: tuple[str, ...] | None = None, main_split: str = "train"
+    archives: Sequence[Archive],
+    expected_classes: tuple[str, ...] | None = None,
+    main_split: str = "train",
+    skip: bool = False,
 ) -> PictureSource:
     """List the pictures of class folders; several sources are merged.
 
@@ -41,92 +74,155 @@ def read_class_folders(
         archives: Open; they must stay open until the pictures are read.
         expected_classes: Official order; None sorts by name.
         main_split: The one that must be there, whose classes count; class folders outside of any split are it.
+        skip: True to leave out what can be left out of all that is wrong.
 
     Returns:
-        The source, ordered by class and then file name, whatever order the archive has.
+        The source, ordered by class and then file name, whatever order the archive has. A split may lack a class.
 
     Raises:
-        DataError: No pictures, another layout, no pictures of `main_split`, an empty class, classes that differ
-            between splits or from those expected, or one file name twice.
+        DataError: No pictures, no pictures of `main_split`, classes that differ from those expected, one file name
+            twice, or a list of all else that is wrong: files that cannot be read or fit no layout, empty classes,
+            classes that the main split does not have, names that look alike.
     """
-    found: _Found = defaultdict(list)
-    empty: set[tuple[str, str, str]] = set()
-    ignored: list[str] = []
-    for archive in archives:
-        _collect(archive, main_split, found, empty, ignored)
+    scan = _Scan(main_split)
     where = name_some([str(archive.path) for archive in archives])
-    splits = sorted({split for split, _ in found})
-    if main_split not in splits:
+    for archive in archives:
+        scan.problems += archive.problems
+        _collect(archive, scan)
+    splits = sorted({split for split, _ in scan.found})
+    main_classes = {name for split, name in scan.found if split == main_split and name != _UNLABELLED}
+    if splits and not main_classes and not scan.problems:
         raise DataError(f"{where}: found only {', '.join(splits)}; a {main_split} folder with class folders is needed")
-    for split, class_name, folder in sorted(empty):
-        if (split, class_name) not in found:
-            raise DataError(f"{folder}: class {class_name!r} has no pictures; add some or remove the folder")
-    classes = order_classes([name for split, name in found if split == main_split], expected_classes, where)
-    for split in splits:
-        found_classes = {name for other, name in found if other == split}
-        _check_same_classes(where, split, main_split, classes, found_classes)
+    scan.problems += [Problem(_EMPTY, folder) for name, folder in scan.empty if name not in main_classes]
+    scan.problems += find_twins(main_classes)
+    for split, name in sorted(scan.found):
+        if name not in main_classes and not (split == "test" and name == _UNLABELLED):
+            kind = _NO_LABELS if name == _UNLABELLED else f"class of {split} that {main_split} does not have"
+            files = scan.found.pop((split, name))
+            scan.problems += [Problem(kind, f"{archive.path.name}/{member}") for _, archive, member in files]
+    skipped = settle_problems(where, scan.problems, skip)
+    classes = order_classes(main_classes, expected_classes, where)
+    splits = sorted({split for split, _ in scan.found})
     return PictureSource(
         description=f"class folders in {', '.join(archive.path.name for archive in archives)}",
         classes=classes,
-        splits={split: _order_pictures(split, classes, found) for split in splits},
-        ignored=tuple(ignored),
-    )
-
-
-def _collect(
-    archive: Archive, main_split: str, found: _Found, empty: set[tuple[str, str, str]], ignored: list[str]
-) -> None:
-    pictures = [name.split("/") for name in archive.files if is_picture_name(name)]
-    if not pictures:
-        raise DataError(f"{archive.path}: no pictures found; allowed layouts: {LAYOUTS}")
-    wrapper = find_wrapper(pictures)
-    has_splits = pictures[0][wrapper] in SPLIT_FOLDERS and len(pictures[0]) > wrapper + 2
-    depth = wrapper + (3 if has_splits else 2)
-    for parts in pictures:
-        if len(parts) != depth or (has_splits and parts[wrapper] not in SPLIT_FOLDERS):
-            raise DataError(f"{archive.path}: {'/'.join(parts)!r} fits no known layout; allowed: {LAYOUTS}")
-        split = SPLIT_FOLDERS[parts[wrapper]] if has_splits else main_split
-        found[split, parts[-2]].append((parts[-1], archive, "/".join(parts)))
-    for folder in archive.folders:
-        parts = folder.split("/")
-        if len(parts) == depth - 1 and (not has_splits or parts[wrapper] in SPLIT_FOLDERS):
-            split = SPLIT_FOLDERS[parts[wrapper]] if has_splits else main_split
-            empty.add((split, parts[-1], f"{archive.path}/{folder}"))
-    ignored.extend(
-        f"{archive.path.name}/{name}"
-        for name in archive.files
-        if name.count("/") == depth - 1 and not is_picture_name(name)
+        splits={split: _order_pictures(split, classes, scan) for split in splits},
+        ignored=tuple(scan.ignored),
+        skipped=skipped + tuple(_tell_missing(scan, splits, classes)),
     )
 
 
 def find_wrapper(pictures: Sequence[Sequence[str]]) -> int:
-    """Return how many folders wrap the layout: every picture is below them, and one more folder still follows."""
+    """Return how many folders wrap the layout: most pictures are below them, and one more folder still follows.
+
+    A few pictures may lie beside a wrapping folder, or in it.
+    """
     wrapper = 0
-    while (
-        all(len(parts) > wrapper + 2 for parts in pictures)
-        and pictures[0][wrapper] not in SPLIT_FOLDERS
-        and len({parts[wrapper] for parts in pictures}) == 1
-    ):
+    while True:
+        tops = {parts[wrapper] for parts in pictures if len(parts) > wrapper + 1}
+        nested = sum(len(parts) > wrapper + 2 for parts in pictures)
+        if len(tops) != 1 or any(map(find_split, tops)) or 2 * nested <= len(pictures):
+            return wrapper
         wrapper += 1
-    return wrapper
 
 
-def _check_same_classes(where: str, split: str, main_split: str, classes: tuple[str, ...], found: set[str]) -> None:
-    missing, unknown = sorted(set(classes) - found), sorted(found - set(classes))
-    if missing or unknown:
-        parts = [f"without {name_some(missing)}"] * bool(missing) + [f"with {name_some(unknown)}"] * bool(unknown)
-        raise DataError(
-            f"{where}: {split} has other classes than {main_split} ({' and '.join(parts)}); every split needs the same "
-            "ones"
-        )
+def find_split(folder: str) -> str | None:
+    """Return the split that a folder's whole name stands for, in any case."""
+    return SPLIT_FOLDERS.get(folder.casefold())
 
 
-def _order_pictures(split: str, classes: tuple[str, ...], found: _Found) -> EncodedSplit:
+def _collect(archive: Archive, scan: _Scan) -> None:
+    pictures = [name.split("/") for name in archive.files if is_picture_name(name)]
+    if not pictures:
+        if not archive.problems:
+            raise DataError(f"{archive.path}: no pictures found; allowed layouts: {LAYOUTS}")
+        return
+    wrapper = find_wrapper(pictures)
+    split_by_top = _find_splits(pictures, wrapper)
+    placed: list[tuple[str, list[str], list[str]]] = []
+    for parts in pictures:
+        place = _place(parts, wrapper, split_by_top, scan.main_split)
+        if isinstance(place, str):
+            scan.problems.append(Problem(place, f"{archive.path.name}/{'/'.join(parts)}"))
+        else:
+            placed.append((*place, parts))
+    has_own = any(len(rest) == 2 for _, rest, _ in placed)
+    for split, rest, parts in placed:
+        if len(rest) > 2 and not has_own:
+            scan.problems.append(Problem(_DEEP, f"{archive.path.name}/{'/'.join(parts)}", can_skip=False))
+        class_name = normalise_class_name(rest[0]) if len(rest) > 1 else _UNLABELLED
+        if len(rest) > 1 and not class_name:
+            scan.problems.append(Problem(_NO_CLASS, f"{archive.path.name}/{'/'.join(parts)}"))
+            continue
+        scan.found[split, class_name].append(("/".join(rest[1:] or rest), archive, "/".join(parts)))
+    _collect_rest(archive, max(pictures, key=len)[:wrapper], split_by_top, scan)
+
+
+def _find_splits(pictures: Sequence[Sequence[str]], wrapper: int) -> dict[str, str]:
+    """Return the split of each top folder that is one; none where the top folders are classes."""
+    tops = sorted({parts[wrapper] for parts in pictures if len(parts) > wrapper + 1})
+    with_folders = {parts[wrapper] for parts in pictures if len(parts) > wrapper + 2}
+    whole = {top: split for top in tops if (split := find_split(top))}
+    if whole.keys() & with_folders:
+        return whole
+    in_part = {top: split for top in tops if (split := _find_split_word(top))}
+    if len({in_part[top] for top in in_part.keys() & with_folders}) > 1:
+        return in_part
+    # Classes may be called valid and invalid, but no class folder beside others is called test.
+    return {top: split for top, split in whole.items() if top.casefold() != "valid"}
+
+
+def _find_split_word(folder: str) -> str | None:
+    splits = {split for word in re.split(r"[\W_]+", folder) if (split := find_split(word))}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def _place(
+    parts: list[str], wrapper: int, split_by_top: dict[str, str], main_split: str
+) -> tuple[str, list[str]] | str:
+    """Return a picture's split and its path from the class on, or what is wrong with it."""
+    rest = parts[wrapper:]
+    if len(rest) < 2:
+        return _NO_CLASS
+    split = split_by_top.get(rest[0])
+    if split is None:
+        is_class = not split_by_top or main_split not in split_by_top.values()
+        return (main_split, rest) if is_class else _NO_SPLIT
+    rest = rest[1:]
+    return split, rest[1:] if len(rest) > 2 and _find_split_word(rest[0]) == split else rest
+
+
+def _collect_rest(archive: Archive, wrapper: Sequence[str], split_by_top: dict[str, str], scan: _Scan) -> None:
+    """Note class folders without pictures, and files of other types in class folders."""
+    names = [*(f"{folder}/" for folder in sorted(archive.folders)), *archive.files]
+    for name in names:
+        parts = name.split("/")
+        place = _place(parts, len(wrapper), split_by_top, scan.main_split)
+        if parts[: len(wrapper)] != wrapper or isinstance(place, str) or is_picture_name(name):
+            continue
+        split, rest = place
+        if parts[-1] and len(rest) > 1:
+            scan.ignored.append(f"{archive.path.name}/{name}")
+        elif split == scan.main_split and len(rest) == 2 and not (split_by_top and _find_split_word(rest[0])):
+            scan.empty.append((normalise_class_name(rest[0]), f"{archive.path.name}/{name.rstrip('/')}"))
+
+
+def _tell_missing(scan: _Scan, splits: Sequence[str], classes: tuple[str, ...]) -> list[SkippedPicture]:
+    told = []
+    for split in splits:
+        missing = [name for name in classes if (split, name) not in scan.found]
+        if missing and (split, _UNLABELLED) not in scan.found:
+            told.append(SkippedPicture(name=split, reason=f"has no images of {name_some(missing)}"))
+    return told
+
+
+def _order_pictures(split: str, classes: tuple[str, ...], scan: _Scan) -> EncodedSplit:
     ordered: list[EncodedPicture] = []
-    for label, class_name in enumerate(classes):
-        entries = sorted(found[split, class_name], key=lambda entry: entry[0])
+    is_unlabelled = (split, _UNLABELLED) in scan.found
+    for label, class_name in [(-1, _UNLABELLED)] if is_unlabelled else enumerate(classes):
+        entries = sorted(scan.found.get((split, class_name), []), key=lambda entry: (entry[0], entry[2]))
         for (name, archive, _), (next_name, next_archive, _) in pairwise(entries):
-            if name == next_name:
+            if name == next_name and archive is not next_archive:
                 raise DataError(
                     f"{split}/{class_name}/{name} is in {archive.path} and again in {next_archive.path}; "
                     "give each picture once"

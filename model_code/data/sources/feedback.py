@@ -17,6 +17,8 @@ from model_code.data.sources.pictures import (
     PixelSplit,
     is_picture_name,
     name_some,
+    normalise_class_name,
+    settle_problems,
 )
 from model_code.errors import DataError
 
@@ -60,9 +62,10 @@ def add_feedback_to(base: PackedDataset, folder: Path) -> PictureSource:
     if train is None or not train.has_labels:
         raise DataError(f"{base.name} has no training pictures with labels, to which feedback could be added")
     archive = _FeedbackFolder(folder)
+    settle_problems(str(folder), archive.problems, skip=False)
     pictures, ignored = [], []
     for member in archive.files:
-        label = member.rpartition("/")[0]
+        label = normalise_class_name(member.rpartition("/")[0])
         if not is_picture_name(member):
             ignored.append(f"{folder.name}/{member}")
         elif label in base.classes:

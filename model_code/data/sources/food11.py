@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from model_code.data.sources.archives import Archive
-from model_code.data.sources.class_folders import SPLIT_FOLDERS, find_wrapper
+from model_code.data.sources.class_folders import SPLIT_FOLDERS, find_split, find_wrapper
 from model_code.data.sources.pictures import (
     EncodedPicture,
     EncodedSplit,
@@ -83,7 +83,7 @@ def read_food11(archives: Sequence[Archive]) -> PictureSource:
             f"{archive.path.name}/{name}"
             for archive in archives
             for name in archive.files
-            if not is_picture_name(name) and not SPLIT_FOLDERS.keys().isdisjoint(name.split("/")[:-1])
+            if not is_picture_name(name) and not SPLIT_FOLDERS.keys().isdisjoint(name.casefold().split("/")[:-1])
         ),
     )
 
@@ -93,14 +93,17 @@ def _list_pictures(archive: Archive) -> list[_Found]:
     if not pictures:
         raise DataError(f"{archive.path}: no pictures found; layouts of Food-11: {LAYOUTS}")
     wrapper = find_wrapper(pictures)
-    test_labels = {parts[-2] for parts in pictures if SPLIT_FOLDERS.get(parts[wrapper]) == "test"}
+    for parts in pictures:
+        if len(parts) < wrapper + 2:
+            raise _fits_no_layout(f"{archive.path}/{'/'.join(parts)}")
+    test_labels = {parts[-2] for parts in pictures if find_split(parts[wrapper]) == "test"}
     return [_place(archive, parts, wrapper, has_test_labels=test_labels != {"00"}) for parts in pictures]
 
 
 def _place(archive: Archive, parts: Sequence[str], wrapper: int, *, has_test_labels: bool) -> _Found:
     """Tell a picture's split and label from its path."""
     where = f"{archive.path}/{'/'.join(parts)}"
-    split, below = SPLIT_FOLDERS.get(parts[wrapper]), tuple(parts[wrapper + 1 :])
+    split, below = find_split(parts[wrapper]), tuple(parts[wrapper + 1 :])
     if split is None:
         raise _fits_no_layout(where)
     label = UNLABELLED

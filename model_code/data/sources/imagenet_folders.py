@@ -15,11 +15,12 @@ from model_code.errors import DataError
 _WNID_PATTERN = r"n[0-9]{8}"
 
 
-def read_imagenet_validation(archives: Sequence[Archive]) -> PictureSource:
+def read_imagenet_validation(archives: Sequence[Archive], skip: bool = False) -> PictureSource:
     """List ImageNet's validation pictures, or those of some of its classes.
 
     Args:
         archives: Open; they must stay open until the pictures are read.
+        skip: True to leave out what can be left out of all that is wrong.
 
     Returns:
         The source: one split, "validation"; classes are the wnids that were found, at least two, sorted by name.
@@ -30,7 +31,7 @@ def read_imagenet_validation(archives: Sequence[Archive]) -> PictureSource:
     """
     for archive in archives:
         _check_folders(archive)
-    source = read_class_folders(archives, main_split="validation")
+    source = read_class_folders(archives, main_split="validation", skip=skip)
     where = name_some([str(archive.path) for archive in archives])
     others = sorted(set(source.splits) - {"validation"})
     if others:

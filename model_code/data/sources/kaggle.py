@@ -1,25 +1,35 @@
 """Kaggle's layout: `trainImages/<id>.png` (or `train/`) beside `trainLabels.csv` with columns id,label.
 
+The table may be in UTF-8 or UTF-16, separated by commas, semicolons or tabs, with an index column beside the two.
+
 There is no test split: the pictures that Kaggle calls test have no labels.
 """
 
 import csv
 import io
+import re
 from pathlib import PurePosixPath
 
-from model_code.data.sources.archives import Archive
+from model_code.data.sources.archives import Archive, Problem
 from model_code.data.sources.pictures import (
     EncodedPicture,
     EncodedSplit,
     PictureSource,
+    find_twins,
     is_picture_name,
     name_some,
+    normalise_class_name,
     order_classes,
+    settle_problems,
 )
 from model_code.errors import DataError
 
 LABELS_FILE = "trainLabels.csv"
 PICTURE_FOLDERS = ("trainImages", "train")
+# What pandas writes for the index and for a missing label, and for a number beside missing ones.
+_INDEX_COLUMNS = {"", "index", "unnamed: 0"}
+_NO_LABELS = {"", "nan"}
+_ID_PATTERN = r"([0-9]{1,18})(?:\.0+)?"
 
 
 def find_labels_file(archive: Archive) -> str | None:
@@ -72,25 +82,45 @@ def read_kaggle(archive: Archive, table: str, expected_classes: tuple[str, ...] 
 
 def _read_labels(archive: Archive, table: str) -> dict[int, str]:
     where = f"{archive.path}/{table}"
-    try:
-        reader = csv.DictReader(io.StringIO(archive.read(table).decode("utf-8-sig")), strict=True)
-        rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{where} is not a table of comma-separated UTF-8 text ({error})") from error
-    columns = list(reader.fieldnames or [])
-    if columns != ["id", "label"] or not rows:
+    header, rows = _read_rows(archive.read(table), where)
+    columns = [name for name in header if name not in _INDEX_COLUMNS]
+    if sorted(columns) != ["id", "label"] or not rows:
         raise DataError(
             f"{where}: found columns {columns} and {len(rows)} rows; expected exactly id,label and at least one row"
         )
+    id_column, label_column = header.index("id"), header.index("label")
     label_by_id: dict[int, str] = {}
-    for row in rows:
-        picture_id = _parse_id(row["id"] or "", where)
-        if picture_id in label_by_id:
-            raise DataError(f"{where}: id {picture_id} is there twice; each picture has one label")
-        if not row["label"] or len(row) > 2:
-            raise DataError(f"{where}: id {picture_id} has an empty label or a third column; give its one label")
-        label_by_id[picture_id] = row["label"]
+    problems = []
+    for line, row in rows:
+        reason = None
+        if len(row) != len(header):
+            reason = f"{len(row)} cells instead of {len(header)}"
+        elif not (number := re.fullmatch(_ID_PATTERN, row[id_column].strip())):
+            reason = f"id {row[id_column][:30]!r} is not a whole number"
+        elif (picture_id := int(number[1])) in label_by_id:
+            reason = f"id {picture_id} is there twice"
+        elif (label := normalise_class_name(row[label_column])).casefold() in _NO_LABELS:
+            reason = f"label {row[label_column]!r} of id {picture_id} is none"
+        else:
+            label_by_id[picture_id] = label
+        if reason is not None:
+            problems.append(Problem("line without one id and one label", f"line {line} ({reason})", can_skip=False))
+    settle_problems(where, problems + find_twins(label_by_id.values()), skip=False)
     return label_by_id
+
+
+def _read_rows(data: bytes, where: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the header in lower case and the rows with their line numbers, separated by comma, semicolon or tab."""
+    try:
+        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+        rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{where} is not a table in UTF-8 or UTF-16 with commas, semicolons or tabs ({error})"
+        ) from error
+    return ([name.strip().casefold() for name in rows[0][1]], rows[1:]) if rows else ([], [])
 
 
 def _find_pictures(archive: Archive, parent: PurePosixPath) -> dict[int, str]:

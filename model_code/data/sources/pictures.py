@@ -3,20 +3,20 @@
 Shape suffixes: N = pictures in the split, H = height, W = width, C = the three colour channels, red first.
 """
 
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
-from model_code.data.cache import BaseDataset
-from model_code.data.sources.archives import Archive
+from model_code.data.cache import BaseDataset, SkippedPicture
+from model_code.data.sources.archives import Archive, Problem
 from model_code.errors import DataError
+from serving.image_structure import SUFFIXES
 
-PICTURE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
-)
 CIFAR10_CLASSES = (
     "airplane",
     "automobile",
@@ -90,6 +90,7 @@ class PictureSource:
         splits: "train", "validation", "test" and "unlabelled" (all labels -1), those that there are; "train" is there
             unless the set is for evaluation only (`imagenet-val`). "test" may be unlabelled.
         ignored: Files in class folders whose type is not read.
+        skipped: What was left out of the source before it was read, and splits without some classes.
         base: The packed data set that this adds feedback to; None without any.
     """
 
@@ -97,12 +98,57 @@ class PictureSource:
     classes: tuple[str, ...]
     splits: Mapping[str, EncodedSplit | PixelSplit]
     ignored: tuple[str, ...] = ()
+    skipped: tuple[SkippedPicture, ...] = ()
     base: BaseDataset | None = None
 
 
 def is_picture_name(name: str) -> bool:
     """Return whether the file type in `name` is one that is read."""
-    return PurePosixPath(name).suffix.lower() in PICTURE_SUFFIXES
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def normalise_class_name(name: str) -> str:
+    r"""Return the name of a class: composed (NFC), without blanks around it; bytes that are no UTF-8 as `\xe4`."""
+    return unicodedata.normalize("NFC", escape_bytes(name)).strip()
+
+
+def escape_bytes(name: str) -> str:
+    r"""Return a file name in which bytes that are no UTF-8 are written as `\xe4`."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def find_twins(classes: Iterable[str]) -> list[Problem]:
+    """Return the classes whose names look alike: they differ in case, width or characters that are not seen."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(set(classes)):
+        folded = unicodedata.normalize("NFKC", name).casefold()
+        visible = "".join(one for one in folded if unicodedata.category(one) != "Cf")
+        alike[" ".join(visible.split())].append(name)
+    kind = "classes whose names look alike (rename or merge them)"
+    return [Problem(kind, " and ".join(map(ascii, names)), can_skip=False) for names in alike.values() if names[1:]]
+
+
+def settle_problems(where: str, problems: Sequence[Problem], skip: bool) -> tuple[SkippedPicture, ...]:
+    """Return what is left out because of problems.
+
+    Args:
+        where: The source, for the message.
+        problems: All that were found.
+        skip: True to leave out what can be left out.
+
+    Raises:
+        DataError: There are problems that must be corrected; the message lists all of them.
+    """
+    must_correct = [one for one in problems if not (skip and one.can_skip)]
+    if not must_correct:
+        return tuple(SkippedPicture(name=one.name, reason=one.kind) for one in problems)
+    names_by_kind: dict[str, list[str]] = defaultdict(list)
+    for one in must_correct:
+        names_by_kind[one.kind].append(one.name)
+    listed = "; ".join(f"{len(names)} x {kind}: {name_some(names)}" for kind, names in names_by_kind.items())
+    skippable = sum(one.can_skip for one in must_correct)
+    way = f", or leave out {skippable} of them with --skip" if skippable else ""
+    raise DataError(f"{escape_bytes(f'{where}: {listed}')}; correct them{way}")
 
 
 def order_classes(found: Iterable[str], expected: tuple[str, ...] | None, where: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from model_code.data.sources.archives import open_archive
+from model_code.data.sources.archives import Problem, open_archive
 from model_code.errors import DataError
 
 
@@ -59,26 +59,42 @@ def test_tar_links_and_devices(tmp_path, kind):
         info = tarfile.TarInfo("a/link.png")
         info.type, info.linkname = kind, "/etc/passwd"
         file.addfile(info)
-    with pytest.raises(DataError, match=r"'a/link\.png' is a link or device"):
-        open_archive(tmp_path / "x.tar")
+    with open_archive(tmp_path / "x.tar") as archive:
+        assert archive.files == ()
+        assert archive.problems == [Problem("link or device in an archive", "x.tar/a/link.png")]
 
 
 def test_zip_link(tmp_path):
     info = zipfile.ZipInfo("a/link.png")
     info.external_attr = 0o120777 << 16
-    with pytest.raises(DataError, match=r"'a/link\.png' is a link or device"):
-        open_archive(write_zip(tmp_path / "x.zip", (info, b"/etc/passwd")))
+    with open_archive(write_zip(tmp_path / "x.zip", (info, b"/etc/passwd"))) as archive:
+        assert archive.files == ()
+        assert archive.problems == [Problem("link or device in an archive", "x.zip/a/link.png")]
 
 
-def test_folder_link_and_pipe(write_tree):
-    folder = write_tree({"a/1.png": b"x"})
-    (folder / "a" / "2.png").symlink_to("/etc/passwd")
-    with pytest.raises(DataError, match=r"'a/2\.png' is a link, device or pipe"):
-        open_archive(folder)
-    (folder / "a" / "2.png").unlink()
+def test_folder_links_are_followed_once(tmp_path, write_tree):
+    write_tree({"2.png": b"two"}, "elsewhere")
+    folder = write_tree({"a/1.png": b"one"})
+    (folder / "a" / "2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    (folder / "a" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (folder / "a" / "loop").symlink_to(folder)
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(tmp_path / "elsewhere")
+    (folder / "early").symlink_to(folder / "a")
     os.mkfifo(folder / "a" / "3.png")
-    with pytest.raises(DataError, match=r"'a/3\.png' is a link, device or pipe"):
-        open_archive(folder)
+    archive = open_archive(folder)
+    assert {name: archive.read(name) for name in archive.files} == {
+        "a/1.png": b"one",
+        "a/2.png": b"two",
+        "again/2.png": b"two",
+    }
+    assert [(one.kind, one.name) for one in archive.problems] == [
+        ("device or pipe", "source/a/3.png"),
+        ("link whose target is missing", "source/a/gone.png"),
+        ("link to a folder that is read already", "source/a/loop"),
+        ("link to a folder that is read already", "source/b"),
+        ("link to a folder that is read already", "source/early"),
+    ]
 
 
 def test_missing_and_unknown_files(tmp_path):
@@ -129,8 +145,34 @@ def test_encrypted_zip_and_a_name_that_is_there_twice(tmp_path):
     content[6] |= 1
     content[content.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "x.zip").write_bytes(content)
-    with open_archive(tmp_path / "x.zip") as archive, pytest.raises(DataError, match="encrypted"):
-        archive.read("a/1.bin")
+    with pytest.raises(DataError, match=r"'a/1\.bin' is encrypted, which is not read; extract the archive"):
+        open_archive(tmp_path / "x.zip")
     write_tar(tmp_path / "y.tar", {"a/1.bin": b"1", "./a/1.bin": b"2"}, "w")
     with pytest.raises(DataError, match=r"'a/1\.bin' is there twice"):
         open_archive(tmp_path / "y.tar")
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(9, "Deflate64"), (93, "Zstandard"), (98, "PPMd"), (99, "AES encryption")]
+)
+def test_zip_methods_that_are_not_read_are_named(tmp_path, method, name):
+    content = bytearray(write_zip(tmp_path / "x.zip", ("a/1.bin", b"hello")).read_bytes())
+    content[8] = content[content.index(b"PK\x01\x02") + 10] = method
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"compressed with {name} \({method}\), which is not read; extract the archive"
+    ):
+        open_archive(tmp_path / "x.zip")
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [("Käse".encode(), "Käse"), ("Käse".encode("cp437"), "Käse"), ("チーズ".encode(), "チーズ"), (b"plain", "plain")],
+)
+def test_zip_names_without_the_flag_of_utf8(tmp_path, raw, expected):
+    stand_in = "x" * len(raw)
+    content = write_zip(tmp_path / "x.zip", (f"{stand_in}/1.png", b"hello")).read_bytes()
+    (tmp_path / "x.zip").write_bytes(content.replace(stand_in.encode(), raw))
+    with open_archive(tmp_path / "x.zip") as archive:
+        assert archive.files == (f"{expected}/1.png",)
+        assert archive.read(f"{expected}/1.png") == b"hello"

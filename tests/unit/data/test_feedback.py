@@ -50,7 +50,7 @@ def test_broken_pictures_and_copies_are_left_out(add, write_tree, encode, base):
     added = add("x-with-feedback", write_tree(given | {"cat/notes.txt": b"", "notes.txt": b""}, "feedback"))
     assert read_colours(added.dataset.splits["train"])[6:] == [(4, 5, 6)]
     assert [(one.name, one.reason.split(";")[0]) for one in added.skipped] == [
-        ("feedback/cat/broken.png", "2 bytes that are no image"),
+        ("feedback/cat/broken.png", "2 bytes that are no image of the accepted formats"),
         *((f"feedback/{name}", "is one of the data set's own pictures") for name in sorted(copies)),
         ("feedback/cat/notes.txt", "this file type is not read"),
         ("feedback/notes.txt", "this file type is not read"),

@@ -67,7 +67,7 @@ def test_what_cannot_be_used_is_said(settings, tmp_path):
     broken = settings.feedback_dir / "food/red/broken.png"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"no")
-    broken_picture = "food/red/broken.png: 2 bytes that are no image; "
+    broken_picture = "food/red/broken.png: 2 bytes that are no image of the accepted formats; "
     dataset, reason = add_feedback(settings, "food", "food-tiny")
     assert dataset == "food-tiny"
     assert reason.startswith("pictures with feedback are left out: 1 pictures were to be added and none can be: ")
