@@ -119,7 +119,7 @@ def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
 @click.option(
     "--uncommon-formats",
     is_flag=True,
-    help="Decode PPM, run-length BMP and TIFF of uncommon compressions too; they are slow to decode.",
+    help="Decode PPM, AVIF, run-length BMP and TIFF of uncommon compressions too; they are slow to decode.",
 )
 @click.option(
     "--supervise", "is_supervised", is_flag=True, help="Start the service again when it is dead, stopped or hung."

@@ -88,14 +88,18 @@ def scale_grey(picture: Image.Image, samples: SampleRange) -> Image.Image:
             f"a grey image with {samples.kind} samples from {lowest:g} to {highest:g}, outside of {low:g} to {high:g}, "
             f"its range; {_REMEDY}"
         )
-    scaled_HW: npt.NDArray[np.generic]
     if (low, high) == _FULL_16_BITS:
-        scaled_HW = values_HW.astype(np.uint16) >> 8
-    elif np.issubdtype(values_HW.dtype, np.floating):
-        scaled_HW = np.rint((values_HW.astype(np.float32) - low) * np.float32(255 / (high - low)))
+        grey_HW = (values_HW.astype(np.uint16) >> 8).astype(np.uint8)
     else:
-        scaled_HW = np.floor((values_HW.astype(np.float64) - low) * (256 / (high - low + 1)))
-    grey_HW = scaled_HW.astype(np.uint8)
+        # In place: an image may have 50 million pixels.
+        scaled_HW = values_HW.astype(np.float32)
+        scaled_HW -= low
+        if np.issubdtype(values_HW.dtype, np.floating):
+            scaled_HW *= 255 / (high - low)
+            np.rint(scaled_HW, out=scaled_HW)
+        else:
+            scaled_HW *= 256 / (high - low + 1)
+        grey_HW = scaled_HW.clip(0, 255, out=scaled_HW).astype(np.uint8)
     return Image.fromarray(255 - grey_HW if samples.is_inverted else grey_HW)
 
 

@@ -25,7 +25,7 @@ def fingerprint_paths(paths: Sequence[Path], *settings: str | int) -> str:
     digest = hashlib.sha256(repr(settings).encode())
     for path in sorted(path.resolve() for path in paths):
         try:
-            for line in _describe(path):
+            for line in _describe(path, set()):
                 digest.update(os.fsencode(line) + b"\n")
         except FileNotFoundError as error:
             raise DataError(f"no such file or folder: {path}; give a folder, a zip or a tar that exists") from error
@@ -34,14 +34,14 @@ def fingerprint_paths(paths: Sequence[Path], *settings: str | int) -> str:
     return digest.hexdigest()
 
 
-def _describe(path: Path, parents: frozenset[Path] = frozenset()) -> Iterator[str]:
-    """Yield a line for each file; links are followed, but not into a folder that they are in."""
+def _describe(path: Path, seen: set[Path]) -> Iterator[str]:
+    """Yield a line for each file; links are followed, but to no folder that was `seen`."""
     status = path.stat()
     if not path.is_dir():
         yield f"{path} {status.st_size} {status.st_mtime_ns}"
         return
     yield str(path)
-    parents |= {path.resolve()}
+    seen.add(path.resolve())
     with os.scandir(path) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
     for entry in entries:
@@ -50,8 +50,8 @@ def _describe(path: Path, parents: frozenset[Path] = frozenset()) -> Iterator[st
             if entry.is_symlink():
                 yield f"{entry.path} -> {Path(entry.path).readlink()}"
             if entry.is_dir():
-                if not entry.is_symlink() or Path(entry.path).resolve() not in parents:
-                    yield from _describe(Path(entry.path), parents)
+                if not entry.is_symlink() or Path(entry.path).resolve() not in seen:
+                    yield from _describe(Path(entry.path), seen)
             else:
                 status = entry.stat()
                 yield f"{entry.path} {status.st_size} {status.st_mtime_ns}"

@@ -94,7 +94,7 @@ def read_class_folders(
     if splits and not main_classes and not scan.problems:
         raise DataError(f"{where}: found only {', '.join(splits)}; a {main_split} folder with class folders is needed")
     scan.problems += [Problem(_EMPTY, folder) for name, folder in scan.empty if name not in main_classes]
-    scan.problems += find_twins(main_classes)
+    scan.problems += find_twins(name for _, name in scan.found if name != _UNLABELLED)
     for split, name in sorted(scan.found):
         if name not in main_classes and not (split == "test" and name == _UNLABELLED):
             kind = _NO_LABELS if name == _UNLABELLED else f"class of {split} that {main_split} does not have"

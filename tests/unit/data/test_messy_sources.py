@@ -81,6 +81,11 @@ def test_names_that_look_alike_are_refused_by_name(add, write_tree, png, names):
     assert all(ascii(name) in str(error.value) for name in names)
 
 
+def test_names_that_look_alike_in_two_splits_are_shown_together(add, write_tree, png):
+    with pytest.raises(DataError, match=r"look alike .*: 'Cat' and 'cat'"):
+        add("x", write_tree(dict.fromkeys(["train/Cat/1.png", "train/dog/1.png", "val/cat/1.png"], png)))
+
+
 def test_composed_and_decomposed_names_are_one_class(add, write_tree, png):
     names = [unicodedata.normalize(form, "Käse") for form in ("NFC", "NFD")]
     dataset = add("x", write_tree({f"{name}/1.png": png for name in (*names, "Brot")})).dataset

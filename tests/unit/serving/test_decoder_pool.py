@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from serving import decoder_pool
 from serving.decoder_pool import DecoderPool
 from serving.decoder_worker import allow_cpu_s
-from serving.errors import OverloadedError, ServingError, TooLargeError
-from serving.preprocess import decode_picture
+from serving.errors import NotAPictureError, OverloadedError, ServingError, TooLargeError
+from serving.preprocess import FORMATS, decode_picture
 from tests.unit.serving.image_bombs import all_bombs, bmps, compose, encode, measure, progressive
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
@@ -40,10 +40,25 @@ def wait_for(is_true, seconds):
     return is_true()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_workers_decode_the_same_pixels(pool, kind):
     data = encode(PHOTO, kind)
     assert np.array_equal(decode(pool, data), decode_picture(data, 32, 36))
+
+
+def test_workers_decode_deep_and_mended_images_the_same(pool):
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("workflow", "x" * 2_000_000, zip=True)
+    grey = np.asarray(PHOTO.convert("L"))
+    for data in (
+        encode(PHOTO, "JPEG")[:-2],
+        encode(PHOTO, "PNG", pnginfo=texts),
+        encode(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"),
+        encode(Image.fromarray(grey.astype(np.uint16) * 16), "TIFF", tiffinfo={281: 4095}),
+    ):
+        assert np.array_equal(decode(pool, data), decode_picture(data, 32, 36))
+    with pytest.raises(NotAPictureError, match="nearly black"):
+        decode(pool, encode(Image.fromarray(grey.astype(np.uint16) * 16), "PNG"))
 
 
 def test_every_bomb_costs_no_more_than_its_pixels_allow(pool):

@@ -61,6 +61,7 @@ def pack_12_bits(value):
         (write_tiff(full(200, "<u4"), MAX=255), 200),
         (write_tiff(full(48_000, "<u4"), SMAX=65_535), 187),
         (write_tiff(full(3_000_000_000, "<u4"), SMAX=4_294_967_295), 178),
+        (write_tiff(full(4_294_967_295, "<u4"), SMAX=4_294_967_295), 255),
         (b"P5 8 8 4095\n" + full(3000, ">u2").tobytes(), 187),
         (b"P5 8 8 1023\n" + full(300, ">u2").tobytes(), 75),
     ],
