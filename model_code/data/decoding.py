@@ -64,7 +64,7 @@ def decode_pictures(pictures: Sequence[EncodedPicture], image_size: int, worker_
         Chunks that together hold every position once, any order.
 
     Raises:
-        DataError: An archive is damaged, or a worker process died.
+        DataError: A worker process died.
     """
     if worker_count == 0:
         for positions, contents in _read_chunks(pictures, image_size):
@@ -92,11 +92,19 @@ def decode_pictures(pictures: Sequence[EncodedPicture], image_size: int, worker_
                 future.cancel()
 
 
-def decode_chunk(contents: Sequence[bytes], image_size: int) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
-    """Return uint8 [K, image_size, image_size, 3] and (index, why) of each picture that does not decode."""
+def decode_chunk(
+    contents: Sequence[bytes | str], image_size: int
+) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
+    """Return uint8 [K, image_size, image_size, 3] and (index, why) of each picture that does not decode.
+
+    A text in place of a file says why it could not be read.
+    """
     images_KHWC = np.zeros((len(contents), image_size, image_size, 3), dtype=np.uint8)
     failures = []
     for index, content in enumerate(contents):
+        if isinstance(content, str):
+            failures.append((index, content))
+            continue
         try:
             images_KHWC[index] = decode_picture(content, image_size)
         except (NotAPictureError, TooLargeError) as error:
@@ -104,14 +112,17 @@ def decode_chunk(contents: Sequence[bytes], image_size: int) -> tuple[npt.NDArra
     return images_KHWC, failures
 
 
-def _read_chunks(pictures: Sequence[EncodedPicture], image_size: int) -> Iterator[tuple[list[int], list[bytes]]]:
+def _read_chunks(pictures: Sequence[EncodedPicture], image_size: int) -> Iterator[tuple[list[int], list[bytes | str]]]:
     chunk_pictures = max(1, min(_CHUNK_PICTURES, _CHUNK_BYTES // (3 * image_size * image_size)))
     positions: list[int] = []
-    contents: list[bytes] = []
+    contents: list[bytes | str] = []
     size_bytes = 0
     for position in _order_for_reading(pictures):
         picture = pictures[position]
-        contents.append(picture.archive.read(picture.member))
+        try:
+            contents.append(picture.archive.read(picture.member))
+        except DataError as error:
+            contents.append(str(error))
         positions.append(position)
         size_bytes += len(contents[-1])
         if len(contents) == chunk_pictures or size_bytes >= _CHUNK_BYTES:

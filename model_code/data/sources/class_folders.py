@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import PurePosixPath
 
 from model_code.data.cache import SkippedPicture
 from model_code.data.sources.archives import Archive, Problem
@@ -135,7 +136,9 @@ def _collect(archive: Archive, scan: _Scan) -> None:
     pictures = [name.split("/") for name in archive.files if is_picture_name(name)]
     if not pictures:
         if not archive.problems:
-            raise DataError(f"{archive.path}: no pictures found; allowed layouts: {LAYOUTS}")
+            types = name_some(sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in archive.files}))
+            found = f" among {len(archive.files)} files ({types})" if archive.files else ""
+            raise DataError(f"{archive.path}: no pictures found{found}; allowed layouts: {LAYOUTS}")
         return
     wrapper = find_wrapper(pictures)
     split_by_top = _find_splits(pictures, wrapper)

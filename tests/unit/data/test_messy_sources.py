@@ -1,6 +1,7 @@
 """Sources as people have them: odd names, other layouts, links, bad files."""
 
 import unicodedata
+import zipfile
 
 import pytest
 
@@ -111,6 +112,19 @@ def test_the_share_of_bad_files_is_a_setting(add, write_tree, class_files):
     assert len(added.skipped) == 3
     with pytest.raises(UsageError, match=r"a share of 1\.5 bad files"):
         add("x", folder, max_bad_fraction=1.5)
+
+
+def test_a_damaged_file_in_an_archive_is_a_bad_file(add, tmp_path, class_files):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name, content in class_files(splits=("train",), per_class=10).items():
+            archive.writestr(name, content)
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 255
+    (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(DataError, match=r"1 of 20 train .*cat/0000\.png.*Bad CRC-32.* with --max-bad 0\.05$"):
+        add("x", tmp_path / "x.zip")
+    added = add("x", tmp_path / "x.zip", max_bad_fraction=0.05)
+    assert count(added.dataset) == {"train": [9, 10]}
 
 
 def test_links_are_read_and_changes_behind_them_seen(add, tmp_path, write_tree, encode):
