@@ -124,7 +124,9 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch):
     data = encode(draw_scene(2400, 1800), "JPEG", quality=92)
     sizes = []
     as_rgb = preprocess._as_rgb
-    monkeypatch.setattr(preprocess, "_as_rgb", lambda opened: (sizes.append(opened.size), as_rgb(opened))[1])
+    monkeypatch.setattr(
+        preprocess, "_as_rgb", lambda opened, *rest: (sizes.append(opened.size), as_rgb(opened, *rest))[1]
+    )
     small = decode_picture(data, 224, 256)
     monkeypatch.setattr(preprocess, "LARGE_PIXELS", 10**9)
     whole = decode_picture(data, 224, 256)
