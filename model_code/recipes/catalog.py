@@ -47,34 +47,41 @@ class Recipe:
     """One documented run.
 
     Attributes:
-        name: `<architecture>_<data set>_<variant>`.
-        build: Returns the full config.
+        function: Returns the full config, without the recipe's name.
         published_accuracy: Accuracy that the article reports, in [0, 1]; None if it is not in the article.
         seeds: Those that `train-all` runs in full; several where a claim rests on a difference.
         smoke: Settings of its smoke run that differ from those of its kind.
     """
 
-    name: str
-    build: Callable[[], AnyConfig]
+    function: Callable[[], AnyConfig]
     published_accuracy: float | None
     seeds: tuple[int, ...] = DEFAULT_SEEDS
     smoke: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """That of the function: `<architecture>_<data set>_<variant>`."""
+        return self.function.__name__
+
+    def build(self) -> AnyConfig:
+        """Return the full config."""
+        return self.function().model_copy(update={"recipe": self.name})
+
+    @property
     def title(self) -> str:
         """First line of the recipe's docstring."""
-        return (inspect.getdoc(self.build) or self.name).splitlines()[0]
+        return (inspect.getdoc(self.function) or self.name).splitlines()[0]
 
     @property
     def evidence(self) -> str:
-        """The recipe's whole docstring."""
-        return inspect.getdoc(self.build) or ""
+        """The recipe's docstring, with its command and the published accuracy."""
+        published = "" if self.published_accuracy is None else f"{self.published_accuracy:g} "
+        filled = f"Command: darkroom train {self.name}\nPublished: {published}"
+        return (inspect.getdoc(self.function) or "").replace("Published: ", filled, 1)
 
 
 RECIPES: dict[str, Recipe] = {}
-
-
-Build = TypeVar("Build", bound=Callable[[], AnyConfig])
+Function = TypeVar("Function", bound=Callable[[], AnyConfig])
 
 
 def recipe(
@@ -82,12 +89,12 @@ def recipe(
     *,
     seeds: tuple[int, ...] = DEFAULT_SEEDS,
     smoke: Mapping[str, Any] | None = None,
-) -> Callable[[Build], Build]:
+) -> Callable[[Function], Function]:
     """Enter a recipe function into the catalog under its own name; the arguments are those of `Recipe`."""
 
-    def enter(build: Build) -> Build:
-        RECIPES[build.__name__] = Recipe(build.__name__, build, published_accuracy, seeds, smoke or {})
-        return build
+    def enter(function: Function) -> Function:
+        RECIPES[function.__name__] = Recipe(function, published_accuracy, seeds, smoke or {})
+        return function
 
     return enter
 
@@ -179,7 +186,7 @@ _NO_BUDGET = {"profile", "seed", "device", *(f"engine.{name}" for name in NEUTRA
 
 
 def _build_documented(entry: Recipe, profile: str) -> AnyConfig:
-    documented: AnyConfig = entry.build()
+    documented = entry.build()
     if profile != "smoke":
         return documented
     smaller = override(documented, {**SMOKE[documented.kind], **entry.smoke})

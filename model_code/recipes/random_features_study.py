@@ -8,8 +8,9 @@ enlarged to 224 pixels, which these networks are made for; the raw pixels are pr
 
 from model_code.recipes.catalog import recipe
 from model_code.training.random_features_config import RandomFeaturesConfig
+from model_code.training.run_config import override
 
-IMAGE_SIZE = 224
+CALIBRATED = {"is_calibrated": True}
 SEEDS = (0, 1, 2)
 
 
@@ -17,81 +18,67 @@ SEEDS = (0, 1, 2)
 def pixels_cifar10_random() -> RandomFeaturesConfig:
     """Probes on the raw pixels: the control without a network.
 
-    Command: darkroom train pixels_cifar10_random
     Published: no figure of its own.
     Ours: not yet measured.
     """
-    return RandomFeaturesConfig(recipe="pixels_cifar10_random")
+    return RandomFeaturesConfig()
 
 
 @recipe(seeds=SEEDS)
 def resnet18_cifar10_random() -> RandomFeaturesConfig:
     """Probes on untrained ResNet-18, BatchNorm as initialised.
 
-    Command: darkroom train resnet18_cifar10_random
     Published: no figure of its own.
     Ours: not yet measured.
     """
-    return RandomFeaturesConfig(recipe="resnet18_cifar10_random", network="resnet18_torchvision", image_size=IMAGE_SIZE)
+    return RandomFeaturesConfig(network="resnet18_torchvision", image_size=224)
 
 
 @recipe(seeds=SEEDS)
 def resnet18_cifar10_random_calibrated() -> RandomFeaturesConfig:
     """Probes on untrained ResNet-18, BatchNorm statistics measured on the training pictures.
 
-    Command: darkroom train resnet18_cifar10_random_calibrated
     Published: no figure of its own.
     Ours: not yet measured.
     """
-    return RandomFeaturesConfig(
-        recipe="resnet18_cifar10_random_calibrated",
-        network="resnet18_torchvision",
-        image_size=IMAGE_SIZE,
-        is_calibrated=True,
-    )
+    return override(resnet18_cifar10_random(), CALIBRATED)
 
 
 @recipe(seeds=SEEDS)
 def resnet50_cifar10_random() -> RandomFeaturesConfig:
     """Probes on untrained ResNet-50, BatchNorm as initialised.
 
-    Command: darkroom train resnet50_cifar10_random
     Published: no figure of its own.
     Ours: not yet measured.
     """
-    return RandomFeaturesConfig(recipe="resnet50_cifar10_random", network="resnet50", image_size=IMAGE_SIZE)
+    return override(resnet18_cifar10_random(), {"network": "resnet50"})
 
 
 @recipe(seeds=SEEDS)
 def resnet50_cifar10_random_calibrated() -> RandomFeaturesConfig:
     """Probes on untrained ResNet-50, BatchNorm statistics measured on the training pictures.
 
-    Command: darkroom train resnet50_cifar10_random_calibrated
     Published: no figure of its own.
     Ours: not yet measured.
     """
-    return RandomFeaturesConfig(
-        recipe="resnet50_cifar10_random_calibrated", network="resnet50", image_size=IMAGE_SIZE, is_calibrated=True
-    )
+    return override(resnet50_cifar10_random(), CALIBRATED)
 
 
 @recipe(seeds=SEEDS)
 def vit_b_16_cifar10_random() -> RandomFeaturesConfig:
     """Probes on untrained ViT-B/16.
 
-    Command: darkroom train vit_b_16_cifar10_random
     Published: no figure of its own.
     Ours: not yet measured.
     """
-    return RandomFeaturesConfig(recipe="vit_b_16_cifar10_random", network="vit_b_16", image_size=IMAGE_SIZE)
+    return override(resnet18_cifar10_random(), {"network": "vit_b_16"})
 
 
 @recipe(seeds=SEEDS)
 def swin_t_cifar10_random() -> RandomFeaturesConfig:
     """Probes on untrained Swin-T.
 
-    Command: darkroom train swin_t_cifar10_random
     Published: no figure of its own.
     Ours: not yet measured.
     """
-    return RandomFeaturesConfig(recipe="swin_t_cifar10_random", network="swin_t_torchvision", image_size=IMAGE_SIZE)
+    return override(resnet18_cifar10_random(), {"network": "swin_t_torchvision"})

@@ -9,14 +9,12 @@ from model_code.training.epoch_config import EngineSettings
 def resnet18_cifar10_strong() -> TrainingConfig:
     """Full-resolution ResNet-18, SGD with Nesterov, cosine, label smoothing, cutout, moving average of the weights.
 
-    Command: darkroom train resnet18_cifar10_strong
     Published: no figure of its own; 0.9567 is reported for this network after 200 epochs of plain SGD with cosine
         (kuangliu/pytorch-cifar, issue 149).
     Ours: not yet measured; the goal is 0.955 on test.
     Departures: 20 % of the training pictures only choose the epoch (`--set validation_fraction` changes that).
     """
     return TrainingConfig(
-        recipe="resnet18_cifar10_strong",
         network="resnet18_improved_nopool",
         epochs=100,
         batch_size=128,

@@ -7,9 +7,10 @@ leaves the last partial batch of the bank out); the final figures are those of t
 
 from model_code.data.view_settings import ViewSettings
 from model_code.recipes.catalog import recipe
+from model_code.recipes.resnet18_study import resnet18_cifar10_exp6_nopool
 from model_code.training.config import TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
-from model_code.training.run_config import IMAGENET_MEAN, IMAGENET_STD
+from model_code.training.run_config import IMAGENET_MEAN, IMAGENET_STD, override
 
 FOOD_IMAGE_SIZE = 224
 SMALL_NETWORK = {"network": "resnet18"}
@@ -20,26 +21,23 @@ SMALL_FOOD_VIEWS = {**SMALL_NETWORK, "views.image_size": 32, "projector_layers":
 def simsiam_cifar10() -> SimSiamConfig:
     """SimSiam on CIFAR-10 with the paper's settings: 800 epochs, batch 512, kNN monitor, linear evaluation.
 
-    Command: darkroom train simsiam_cifar10
     Published: no figure of its own; the paper reports 0.918 linear (Chen & He 2021, Appendix D), lightly 0.904
         kNN after 800 epochs.
     Ours: not yet measured.
     Departures: the best epoch is chosen by kNN on 20 % of the labelled training pictures.
     """
-    return SimSiamConfig(recipe="simsiam_cifar10")
+    return SimSiamConfig()
 
 
 @recipe(published_accuracy=0.71, smoke=SMALL_FOOD_VIEWS)
 def simsiam_food11() -> SimSiamConfig:
     """SimSiam on Food-11 as published: unlabelled pictures to learn from, labelled ones remembered, validation asked.
 
-    Command: darkroom train simsiam_food11
-    Published: 0.71 kNN accuracy on the validation pictures, 224 pixels, batch 32, more than 60 hours.
+    Published: kNN accuracy on the validation pictures, 224 pixels, batch 32, more than 60 hours.
     Ours: not yet measured.
     Departures: batch 128 (the article's 32 was its GPU's limit); the article does not say how many epochs.
     """
     return SimSiamConfig(
-        recipe="simsiam_food11",
         dataset="food11",
         network="resnet18_torchvision",
         projector_layers=3,
@@ -58,48 +56,23 @@ def simsiam_food11() -> SimSiamConfig:
 def simsiam_cifar10_finetuned() -> TrainingConfig:
     """The whole network trained from the backbone of simsiam_cifar10, settings of exp6 without the max-pool.
 
-    Command: darkroom train simsiam_cifar10_finetuned
     Published: no figure of its own.
     Ours: not yet measured.
     """
-    return TrainingConfig(
-        recipe="simsiam_cifar10_finetuned",
-        network="resnet18_improved_nopool",
-        pretrained_weights="recipe:simsiam_cifar10",
-        learning_rate=0.01,
-        decay_points=(0.3, 0.6, 0.9),
-    )
+    return override(resnet18_cifar10_exp6_nopool(), {"pretrained_weights": "recipe:simsiam_cifar10"})
 
 
 @recipe(seeds=(0, 1, 2), smoke={"image_size": 32, **SMALL_NETWORK})
 def resnet18_food11() -> TrainingConfig:
     """The supervised baseline on Food-11's labelled pictures: ResNet-18 from scratch at 224 pixels.
 
-    Command: darkroom train resnet18_food11
-    Published: no figure of its own but "at most 60 %" on the validation pictures, without settings.
+    Published: no figure of its own but an upper limit on the validation pictures, without settings.
     Ours: not yet measured.
     Departures: all settings are our choice.
     """
-    return _food_classifier("resnet18_food11", None)
-
-
-@recipe(seeds=(0, 1, 2), smoke={"image_size": 32, **SMALL_NETWORK})
-def simsiam_food11_finetuned() -> TrainingConfig:
-    """The same settings as resnet18_food11, but from the backbone of simsiam_food11.
-
-    Command: darkroom train simsiam_food11_finetuned
-    Published: no figure of its own.
-    Ours: not yet measured.
-    """
-    return _food_classifier("simsiam_food11_finetuned", "recipe:simsiam_food11")
-
-
-def _food_classifier(name: str, pretrained_weights: str | None) -> TrainingConfig:
     return TrainingConfig(
-        recipe=name,
         dataset="food11",
         network="resnet18_torchvision",
-        pretrained_weights=pretrained_weights,
         image_size=FOOD_IMAGE_SIZE,
         epochs=100,
         batch_size=64,
@@ -112,3 +85,13 @@ def _food_classifier(name: str, pretrained_weights: str | None) -> TrainingConfi
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
+
+
+@recipe(seeds=(0, 1, 2), smoke={"image_size": 32, **SMALL_NETWORK})
+def simsiam_food11_finetuned() -> TrainingConfig:
+    """The same settings as resnet18_food11, but from the backbone of simsiam_food11.
+
+    Published: no figure of its own.
+    Ours: not yet measured.
+    """
+    return override(resnet18_food11(), {"pretrained_weights": "recipe:simsiam_food11"})

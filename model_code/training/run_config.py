@@ -46,7 +46,7 @@ class RunConfig(BaseModel):
     """Settings of every run; two runs with equal configs and data are the same experiment.
 
     Attributes:
-        recipe: Name of the recipe that made this config.
+        recipe: Name of the recipe that made this config, which the catalog writes in.
         profile: `full` is the documented run, `smoke` takes seconds on two CPU cores, `custom` has settings of its own;
             only `full` runs are compared with published figures.
         dataset: Name of a packed data set (`darkroom data list`).
@@ -63,7 +63,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    recipe: str
+    recipe: str = ""
     profile: Literal["full", "smoke", "custom"] = "full"
     dataset: str = "cifar10"
     batch_size: int = Field(default=128, ge=2)

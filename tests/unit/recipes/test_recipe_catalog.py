@@ -10,25 +10,25 @@ from model_code.recipes.catalog import RECIPES, build_config, change_dataset, de
 from model_code.training.config import TrainingConfig
 
 DECAY = (0.3, 0.6, 0.9)
-# The article's table: network, learning rate, decay, pretrained weights, validation accuracy.
+# The article's table: network, learning rate, decay, pretrained weights.
 PUBLISHED = {
-    "resnet18_cifar10_exp": ("resnet18_torchvision", 0.01, (), None, 0.827),
-    "resnet18_cifar10_exp2": ("resnet18", 0.01, (), None, 0.846),
-    "resnet18_cifar10_exp3": ("resnet18_improved", 0.01, (), None, 0.919),
-    "resnet18_cifar10_exp4": ("resnet18_improved", 0.1, (), None, 0.903),
-    "resnet18_cifar10_exp5": ("resnet18_improved", 0.001, (), None, 0.897),
-    "resnet18_cifar10_exp6": ("resnet18_improved", 0.01, DECAY, None, 0.923),
-    "resnet18_cifar10_exp7": ("resnet18_improved", 0.1, DECAY, None, 0.922),
-    "resnet18_cifar10_exp8": ("resnet18_improved", 0.001, DECAY, None, 0.893),
-    "resnet18_cifar10_exp9": ("resnet18_torchvision", 0.01, (), "torchvision", 0.857),
+    "resnet18_cifar10_exp": ("resnet18_torchvision", 0.01, (), None),
+    "resnet18_cifar10_exp2": ("resnet18", 0.01, (), None),
+    "resnet18_cifar10_exp3": ("resnet18_improved", 0.01, (), None),
+    "resnet18_cifar10_exp4": ("resnet18_improved", 0.1, (), None),
+    "resnet18_cifar10_exp5": ("resnet18_improved", 0.001, (), None),
+    "resnet18_cifar10_exp6": ("resnet18_improved", 0.01, DECAY, None),
+    "resnet18_cifar10_exp7": ("resnet18_improved", 0.1, DECAY, None),
+    "resnet18_cifar10_exp8": ("resnet18_improved", 0.001, DECAY, None),
+    "resnet18_cifar10_exp9": ("resnet18_torchvision", 0.01, (), "torchvision"),
 }
 NO_POOL = {
-    "resnet18_cifar10_exp3_nopool": ("resnet18_improved_nopool", 0.01, (), None, None),
-    "resnet18_cifar10_exp6_nopool": ("resnet18_improved_nopool", 0.01, DECAY, None, None),
+    "resnet18_cifar10_exp3_nopool": ("resnet18_improved_nopool", 0.01, (), None),
+    "resnet18_cifar10_exp6_nopool": ("resnet18_improved_nopool", 0.01, DECAY, None),
 }
 INITIALISATION = {
-    "resnet18_cifar10_exp_default": ("resnet18_torchvision_default", 0.01, (), None, None),
-    "resnet18_cifar10_exp2_fan_out": ("resnet18_fan_out", 0.01, (), None, None),
+    "resnet18_cifar10_exp_default": ("resnet18_torchvision_default", 0.01, (), None),
+    "resnet18_cifar10_exp2_fan_out": ("resnet18_fan_out", 0.01, (), None),
 }
 STUDY = PUBLISHED | NO_POOL | INITIALISATION
 # What a smoke run may change: how much is done, on how large pictures, by how large a network; the learning rate goes
@@ -56,12 +56,10 @@ def find_line(evidence, start):
 
 
 @pytest.mark.parametrize("name", STUDY)
-def test_settings_and_figures_are_those_of_the_table(name):
-    network, learning_rate, decay_points, pretrained, published = STUDY[name]
-    entry = RECIPES[name]
-    assert entry.published_accuracy == published
+def test_settings_are_those_of_the_table(name):
+    network, learning_rate, decay_points, pretrained = STUDY[name]
     # What the article says of every run; momentum, weight decay and batch size are our choice.
-    assert entry.build() == TrainingConfig(
+    assert RECIPES[name].build() == TrainingConfig(
         recipe=name,
         profile="full",
         dataset="cifar10",
@@ -93,15 +91,15 @@ def test_the_resnet18_study_is_complete():
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_carries_its_evidence(name):
     entry = RECIPES[name]
-    assert entry.name == name == entry.build.__name__ == entry.build().recipe
+    assert entry.name == name == entry.build().recipe
     assert entry.title.endswith(".")
-    assert find_line(entry.evidence, "Command").startswith(f"darkroom train {name}")
+    assert find_line(entry.evidence, "Command") == f"darkroom train {name}"
     assert find_line(entry.evidence, "Ours")
     published = find_line(entry.evidence, "Published")
     if entry.published_accuracy is None:
         assert published.startswith("no figure of its own")
     else:
-        assert float(re.match(r"0\.\d+", published).group()) == entry.published_accuracy
+        assert float(re.match(r"0\.\d+ ", published).group()) == entry.published_accuracy
 
 
 def test_no_two_recipes_are_the_same_experiment():
