@@ -1,0 +1,70 @@
+"""The command's contract: every command, option and default, as `commands.json` beside this file holds them.
+
+Whoever changes them on purpose writes the file anew: `python -m tests.unit.flows.test_command_line`.
+"""
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+
+from flows.cli import darkroom
+
+CONTRACT = Path(__file__).with_name("commands.json")
+# Its options are the service's own.
+ELSEWHERE = {"serve"}
+
+
+def list_commands(group, path=()):
+    """Every command below a group, by the words that call it."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from list_commands(command, (*path, name))
+        elif name not in ELSEWHERE:
+            yield " ".join((*path, name)), command
+
+
+def describe(parameter):
+    """What a person can give: `text`, `required path, repeatable`, `full|smoke = full`."""
+    choices = getattr(parameter.type, "choices", None)
+    kind = "|".join(choices) if choices else parameter.type.name.removesuffix(" range")
+    required = "required " if parameter.required else ""
+    repeatable = ", repeatable" if parameter.nargs == -1 or getattr(parameter, "multiple", False) else ""
+    default = parameter.to_info_dict()["default"]
+    has_default = default not in (None, (), [], "") and default is not False
+    shown = f" = {default:g}" if isinstance(default, int | float) else f" = {default}"
+    return f"{required}{kind}{repeatable}" + (shown if has_default else "")
+
+
+def read_parser():
+    """Each command's arguments in order, then its options by name."""
+    table = {}
+    for path, command in list_commands(darkroom):
+        arguments = [one for one in command.params if isinstance(one, click.Argument)]
+        options = sorted((one for one in command.params if one not in arguments), key=lambda one: one.opts)
+        named = [(one.make_metavar(None).strip("[]."), one) for one in arguments]
+        named += [(" ".join(one.opts + one.secondary_opts), one) for one in options]
+        table[path] = {name: describe(one) for name, one in named}
+    return table
+
+
+def test_every_command_takes_what_it_took():
+    written, parser = json.loads(CONTRACT.read_text()), read_parser()
+    assert set(parser) == set(written)
+    for path in written:
+        assert list(parser[path].items()) == list(written[path].items()), path
+
+
+@pytest.mark.parametrize(("path", "command"), list_commands(darkroom))
+def test_every_help_is_whole_sentences(path, command):
+    assert command.help.splitlines()[0].endswith(".")
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.help:
+            assert parameter.help.endswith("."), f"{path} {parameter.opts}"
+
+
+if __name__ == "__main__":
+    CONTRACT.write_text(json.dumps(read_parser(), indent=1) + "\n")
