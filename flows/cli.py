@@ -65,7 +65,7 @@ def darkroom(context: click.Context) -> None:
 @click.argument("name", required=False)
 def recipes(name: str | None) -> None:
     """List every recipe with its published figure, or show one recipe's evidence."""
-    from flows import printing
+    from flows.printing import tables as printing
     from model_code.recipes.catalog import RECIPES, get_recipe
 
     if name is None:
@@ -111,8 +111,8 @@ def data_add(
 
     check_arguments(name, sources, download, image_size)  # before anything slow starts
     _configure()
-    from flows import printing
     from flows.data import data_flow
+    from flows.printing import tables as printing
 
     paths = [source.resolve() for source in sources]
     printing.print_added(data_flow(name, paths, download, image_size, skip, max_bad))
@@ -121,7 +121,7 @@ def data_add(
 @data.command("list")
 def data_list() -> None:
     """List the packed data sets: counts, classes, size, checksum."""
-    from flows import printing
+    from flows.printing import tables as printing
     from model_code.data.cache import list_datasets
 
     cache_dir = load_settings().cache_dir
@@ -155,13 +155,13 @@ def train(
     config = plan_run(recipe, profile, seed, epochs, limit_train, assignments)
     open_dataset(config.dataset, load_settings().cache_dir)  # before anything slow starts
     if read_rank()[0] > 0:
-        from flows.followers import follow_training
+        from flows.experiments.followers import follow_training
 
         follow_training(config)
         return
     _configure()
-    from flows import printing
-    from flows.train import train_flow
+    from flows.experiments.training import train_flow
+    from flows.printing import tables as printing
 
     printing.print_result(train_flow(config, resume_run_id))
 
@@ -188,7 +188,7 @@ def train_all(profile: str, pattern: str, seeds: tuple[int, ...], assignments: t
 
     configs = plan_all(profile, pattern, seeds, assignments)
     _configure()
-    from flows import printing
+    from flows.printing import tables as printing
     from flows.train_all import train_all_flow
 
     outcomes = train_all_flow(configs)
@@ -243,8 +243,8 @@ def release(
         option = str(first["loc"][0]).replace("size_bytes", "size_mb").replace("_", "-")
         raise UsageError(f"--{option} {first['input']}: {first['msg']}") from error
     _configure()
-    from flows.release import release_flow
-    from flows.release_printing import print_release
+    from flows.operations.release import release_flow
+    from flows.printing.releases import print_release
 
     released = release_flow(source, name, mode, why, checked)
     print_release(released)
@@ -260,8 +260,8 @@ def history(name: str, is_json: bool) -> None:
     from model_code.registry.names import check_release_name
 
     check_release_name(name)
-    from flows.release_printing import print_history
-    from flows.rollback import read_changes
+    from flows.operations.rollback import read_changes
+    from flows.printing.releases import print_history
 
     changes = read_changes(name)
     if is_json:
@@ -280,7 +280,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
     from model_code.registry.names import check_release_name
 
     check_release_name(name)
-    from flows.rollback import roll_back
+    from flows.operations.rollback import roll_back
 
     change = roll_back(name, to, why)
     click.echo(f"{name}: version {change.to_version} is champion (version {change.from_version} before)")
@@ -298,7 +298,7 @@ def challenge(name: str, version: str | None, is_ended: bool) -> None:
     """
     if (version is None) != is_ended:
         raise UsageError(f"give either a version of {name}, see `darkroom history {name}`, or --none")
-    from flows.challenge import challenge as set_challenger
+    from flows.operations.challenge import challenge as set_challenger
 
     set_challenger(name, version)
     click.echo(f"{name}: " + ("no challenger" if version is None else f"version {version} is challenger"))
@@ -313,7 +313,7 @@ def report(out: Path | None) -> None:
     """
     folder = (out or load_settings().home / "report").resolve()
     _configure()
-    from flows import printing
+    from flows.printing import tables as printing
     from flows.report import report_flow
 
     printing.print_report(report_flow(folder))
@@ -393,8 +393,8 @@ def ui(port: int) -> None:
 @darkroom.command()
 def doctor() -> None:
     """Say what this machine can do, and what is missing."""
-    from flows.doctor import examine_machine
-    from flows.printing import print_findings
+    from flows.operations.doctor import examine_machine
+    from flows.printing.tables import print_findings
 
     findings = examine_machine()
     print_findings(findings)
@@ -415,7 +415,7 @@ def quickstart(port: int) -> None:
 @darkroom.command()
 def deploy() -> None:
     """Write work pools, device slots and the deployments of ./prefect.yaml to the server in PREFECT_API_URL."""
-    from flows.deployment import deploy_all
+    from flows.operations.deployment import deploy_all
 
     deploy_all()
 
@@ -425,13 +425,13 @@ def deploy() -> None:
 @click.option("--metrics-port", "port", type=click.IntRange(1, 65535), help="Answer Prometheus there.")
 def heal(every_s: float, port: int | None) -> None:
     """Start flow runs again whose process died, and skip scheduled ones that piled up, until Ctrl-C."""
-    from flows.healing import keep_healing
+    from flows.operations.healing import keep_healing
 
     keep_healing(every_s, port)
 
 
 def _configure() -> None:
     """Prepare Prefect, before anything imports it."""
-    from flows.orchestration import configure
+    from flows.operations.orchestration import configure
 
     configure(load_settings())

@@ -15,10 +15,10 @@ from prefect import flow
 from rich.markup import escape
 
 from flows.data import data_flow
-from flows.printing import new_table, open_console, print_added
-from flows.release import release_flow
-from flows.release_printing import describe_decision
-from flows.summaries import ReleaseSummary
+from flows.operations.release import release_flow
+from flows.printing.releases import describe_decision
+from flows.printing.summaries import ReleaseSummary
+from flows.printing.tables import new_table, open_console, print_added
 from flows.train_all import train_all_flow
 from model_code.data.cache import PackedDataset
 from model_code.errors import DarkroomError

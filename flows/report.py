@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.summaries import ReportSummary
+from flows.printing.summaries import ReportSummary
 from model_code.report.collection import collect_runs
 from model_code.report.contents import build_document, describe_origin
 from model_code.report.files import log_report, write_report

@@ -1,7 +1,7 @@
 """What deployments run: forms that people fill in, or a schedule does -> the flows of this project.
 
 prefect.yaml names these flows and `darkroom deploy` hands them to a Prefect server. A run that was cut off is started
-again (flows/healing.py) and goes on from its checkpoint; one that fails is told to DARKROOM_WEBHOOK_URL.
+again (flows/operations/healing.py) and goes on from its checkpoint; one that fails is told to DARKROOM_WEBHOOK_URL.
 """
 
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from pydantic import Field
 
-from flows import printing
 from flows.data import data_flow
-from flows.notification import tell
+from flows.experiments.training import find_kept, train_flow, train_task
+from flows.operations.notification import tell
+from flows.operations.prediction_watch import tell_causes
+from flows.operations.release import Mode, release_flow
+from flows.operations.retraining import add_feedback_once, join_reasons, note_reason, read_flow_run_id, read_start_ms
+from flows.operations.rollback import roll_back
+from flows.operations.upkeep import find_problems
 from flows.plan import plan_all, plan_run
-from flows.prediction_watch import tell_causes
-from flows.release import Mode, release_flow
-from flows.release_printing import print_release
+from flows.printing import tables as printing
+from flows.printing.releases import print_release
 from flows.report import report_flow
-from flows.retraining import add_feedback_once, join_reasons, note_reason, read_flow_run_id, read_start_ms
-from flows.rollback import roll_back
-from flows.train import find_kept, train_flow, train_task
 from flows.train_all import train_all_flow
-from flows.upkeep import find_problems
 from model_code.errors import DarkroomError, DataError, DownloadError, ReleaseError, TrainingError, UsageError
 from model_code.recipes.catalog import RECIPES, change_dataset
 from model_code.registry.names import RELEASE_NAMES

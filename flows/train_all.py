@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from prefect import flow
 
-from flows.printing import print_result
-from flows.summaries import Outcome
-from flows.train import find_kept, train_task
+from flows.experiments.training import find_kept, train_task
+from flows.printing.summaries import Outcome
+from flows.printing.tables import print_result
 from model_code.data.cache import is_added
 from model_code.errors import DarkroomError, DownloadError
 from model_code.settings import load_settings

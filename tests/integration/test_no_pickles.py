@@ -96,7 +96,8 @@ def test_no_task_keeps_its_result_with_prefect():
     """Prefect's records name the serializer that reads them: whoever writes one chooses pickle."""
     from prefect import Task
 
-    modules = [importlib.import_module(f"flows.{file.stem}") for file in sorted((ROOT / "flows").glob("[a-z]*.py"))]
+    files = [file.relative_to(ROOT).with_suffix("") for file in sorted((ROOT / "flows").rglob("[a-z]*.py"))]
+    modules = [importlib.import_module(".".join(file.parts)) for file in files]
     tasks = {id(one): one for module in modules for one in vars(module).values() if isinstance(one, Task)}
     assert len(tasks) >= 7
     assert {task.name: task.persist_result for task in tasks.values()} == {task.name: False for task in tasks.values()}

@@ -157,7 +157,7 @@ def test_a_network_that_is_not_the_one_that_was_tested_is_refused(
         record["config"]["mean"] = [5.0, 5.0, 5.0]
         file.write_text(json.dumps(record))
     else:
-        from flows import export
+        from flows.operations import export
 
         swap = export.predict_logits
         monkeypatch.setattr(export, "predict_logits", lambda *given: swap(*given)[:, [1, 0, *range(2, 4)]])
@@ -223,8 +223,8 @@ def test_of_two_releases_at_once_one_wins_and_the_other_says_so(start_darkroom, 
 
 
 def test_a_move_while_a_challenger_is_measured_stops_its_promotion(darkroom, runs, bundles_dir, monkeypatch):
-    from flows import release
-    from flows.rollback import roll_back
+    from flows.operations import release
+    from flows.operations.rollback import roll_back
 
     judge = release.judge_task
 
@@ -242,7 +242,7 @@ def test_a_move_while_a_challenger_is_measured_stops_its_promotion(darkroom, run
 
 
 def test_an_int8_that_was_calibrated_on_noise_is_not_offered(darkroom, runs, bundles_dir, monkeypatch):
-    from flows import export
+    from flows.operations import export
 
     noise_NHWC = np.random.default_rng(0).integers(125, 131, (64, SIDE, SIDE, 3), dtype=np.uint8)
     monkeypatch.setattr(export, "_draw", lambda _: noise_NHWC)

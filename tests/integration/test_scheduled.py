@@ -109,7 +109,7 @@ def beat(client, run):
     """What a flow run says every half minute."""
     from prefect.events.schemas.events import Event, Resource
 
-    from flows.healing import HEARTBEAT
+    from flows.operations.healing import HEARTBEAT
 
     resource = Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"})
     client.request("POST", "/events", json=[Event(event=HEARTBEAT, resource=resource).model_dump(mode="json")])
@@ -165,7 +165,7 @@ def test_schedules_make_runs(client):
 def test_a_silent_run_starts_again_and_is_crashed_after_its_last_try(client, told):
     from prefect.states import Running
 
-    from flows.healing import MOST_TRIES, heal
+    from flows.operations.healing import MOST_TRIES, heal
 
     run = start_run(client)
     silent = start_run(client)  # never said that it lives, so nothing is known of it
@@ -198,7 +198,7 @@ def test_a_run_that_failed_once_and_was_killed_then_starts_again(client):
     from prefect.client.schemas.objects import FlowRunPolicy
     from prefect.states import Failed, Running
 
-    from flows.healing import heal
+    from flows.operations.healing import heal
 
     run = start_run(client)
     client.update_flow_run(run.id, empirical_policy=FlowRunPolicy(retries=2, retry_delay=0))
@@ -215,7 +215,7 @@ def test_a_run_that_failed_once_and_was_killed_then_starts_again(client):
 
 
 def test_a_run_that_lives_is_left_alone(client, monkeypatch):
-    from flows import healing
+    from flows.operations import healing
 
     monkeypatch.setattr(healing, "DEAD_AFTER", timedelta(seconds=20))
     run = start_run(client)
@@ -229,7 +229,7 @@ def test_a_run_that_lives_is_left_alone(client, monkeypatch):
 def test_a_worker_that_died_before_it_began_a_run(client):
     from prefect.states import Pending
 
-    from flows.healing import heal
+    from flows.operations.healing import heal
 
     found = {kind: client.read_deployment_by_name(f"train-recipe/{kind}") for kind in ("process", "kubernetes")}
     parameters = {"recipe": "resnet18_cifar10_exp"}
@@ -245,7 +245,7 @@ def test_a_worker_that_died_before_it_began_a_run(client):
 def test_of_late_runs_the_newest_is_kept(client, prefect_home):
     from prefect.states import Scheduled
 
-    from flows.healing import heal
+    from flows.operations.healing import heal
 
     found = client.read_deployment_by_name("check-health/hourly")
     runs = [
@@ -263,7 +263,7 @@ def test_of_late_runs_the_newest_is_kept(client, prefect_home):
 
 
 def test_a_device_is_a_slot_of_the_server(client, tmp_path, capsys):
-    from flows.device_slot import hold_device, name_slot
+    from flows.operations.device_slot import hold_device, name_slot
 
     with hold_device(tmp_path, "cpu"):
         assert client.read_global_concurrency_limit_by_name(name_slot("cpu")).active_slots == 1
@@ -280,7 +280,7 @@ def test_a_device_is_a_slot_of_the_server(client, tmp_path, capsys):
 def wait_for_device(locks_dir):
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    from flows.device_slot import hold_device
+    from flows.operations.device_slot import hold_device
 
     with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}), hold_device(locks_dir, "cpu"):
         pass
@@ -477,7 +477,7 @@ def try_server(command, home, *options, **environment):
 
 def test_a_killed_worker_loses_nothing(client, api, prefect_home, tmp_path):
     """The worker and what it started are killed in a training; another worker goes on with it after the healing."""
-    from flows.healing import heal
+    from flows.operations.healing import heal
 
     home = tmp_path / "home"
     environment = make_environment(api, prefect_home, home)

@@ -209,7 +209,7 @@ def test_train_all_goes_on_after_a_failure_and_keeps_what_is_done(darkroom, home
 
 
 def test_two_trainings_wait_for_each_other(home, shapes, capfd):
-    from flows.device_slot import hold_device
+    from flows.operations.device_slot import hold_device
 
     order = []
 

@@ -33,7 +33,7 @@ def make_home(commit: str, scratch: Path) -> dict[str, str | int]:
     subprocess.run(["git", "clone", "--quiet", "--no-checkout", str(ROOT), str(code)], check=True)
     subprocess.run(["git", "-C", str(code), "checkout", "--quiet", commit], check=True)
     # A busy machine needs longer than some versions waited for Prefect's server.
-    orchestration = code / "flows/orchestration.py"
+    [orchestration] = code.glob("flows/**/orchestration.py")
     orchestration.write_text(
         re.sub(r"^(START_TIMEOUT_S) = \d+$", r"\1 = 600", orchestration.read_text(), flags=re.MULTILINE)
     )

@@ -8,7 +8,7 @@ import pytest
     [("bentoml", "1a2b", "note"), ("bentoml", None, "missing"), ("torch", "1a2b", "missing")],
 )
 def test_what_an_image_is_made_without_is_not_missing(monkeypatch, lacking, image, level):
-    from flows import doctor
+    from flows.operations import doctor
 
     def lack(name):
         if name == lacking:

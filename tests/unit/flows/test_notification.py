@@ -25,7 +25,7 @@ def refusing():
 def tell(monkeypatch, address):
     from prefect.client.schemas import FlowRun
 
-    from flows.notification import send
+    from flows.operations.notification import send
 
     monkeypatch.setenv("DARKROOM_WEBHOOK_URL", address)
     send("train", FlowRun(flow_id=uuid.uuid4(), name="first"), "Failed", "why")

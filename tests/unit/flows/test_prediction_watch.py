@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from flows import prediction_watch, upkeep
-from flows.prediction_watch import DRIFT, ENOUGH_FEEDBACK, Told, judge_drift, judge_feedback, tell_causes
+from flows.operations import prediction_watch, upkeep
+from flows.operations.prediction_watch import DRIFT, ENOUGH_FEEDBACK, Told, judge_drift, judge_feedback, tell_causes
 from model_code.errors import ServiceError
 from model_code.settings import Settings
 from tests.unit.serving.tiny_bundle import paint, release

@@ -1,8 +1,8 @@
-"""Which run a recipe starts from; `flows.pretrained` needs no Prefect."""
+"""Which run a recipe starts from; `flows.experiments.pretrained` needs no Prefect."""
 
 import pytest
 
-from flows.pretrained import find_pretrained
+from flows.experiments.pretrained import find_pretrained
 from model_code.data.add import add_dataset
 from model_code.errors import TrainingError
 from model_code.recipes.catalog import build_config

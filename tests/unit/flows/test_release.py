@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows import release
-from flows.export import Exported
-from flows.release import Champion, judge_task
+from flows.operations import release
+from flows.operations.export import Exported
+from flows.operations.release import Champion, judge_task
 from model_code.errors import ReleaseError
 from model_code.registry.gate import GateRules
 from serving.bundle import read_bundle

@@ -1,7 +1,7 @@
 import pytest
 
-from flows.release_printing import print_release
-from flows.summaries import ReleaseSummary
+from flows.printing.releases import print_release
+from flows.printing.summaries import ReleaseSummary
 from serving.manifest import Selection
 from tests.unit.registry.test_card import age, make_calibration, make_manifest, make_trial
 

@@ -2,8 +2,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from flows import retraining
-from flows.retraining import REASON_TAG, add_feedback, add_feedback_once, join_reasons, note_reason
+from flows.operations import retraining
+from flows.operations.retraining import REASON_TAG, add_feedback, add_feedback_once, join_reasons, note_reason
 from model_code.data.add import add_dataset
 from model_code.data.cache import open_dataset
 from model_code.settings import Settings

@@ -1,6 +1,6 @@
 import pytest
 
-from flows.upkeep import find_problems
+from flows.operations.upkeep import find_problems
 from model_code.data.add import add_dataset
 from model_code.settings import Settings
 from model_code.training.run_folder import RunRecord, RunResult, create_run_folder
@@ -12,7 +12,7 @@ INTERRUPTED, FINISHED = "1" * 32, "2" * 32
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    monkeypatch.setattr("flows.upkeep.ENOUGH_DISK_BYTES", 0)
+    monkeypatch.setattr("flows.operations.upkeep.ENOUGH_DISK_BYTES", 0)
     return Settings(home=tmp_path, tracking_uri="sqlite://", has_mlflow_server=False)
 
 

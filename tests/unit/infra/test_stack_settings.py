@@ -155,7 +155,9 @@ def test_the_dashboard_shows_figures_that_exist():
     dashboard = json.loads((INFRA / "grafana/dashboards/darkroom.json").read_text())
     asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     rules = (INFRA / "prometheus/alerts.yml").read_text()
-    code = "".join(file.read_text() for folder in ("flows", "serving") for file in (INFRA.parent / folder).glob("*.py"))
+    code = "".join(
+        file.read_text() for folder in ("flows", "serving") for file in (INFRA.parent / folder).rglob("*.py")
+    )
     for figure in set(re.findall(r"darkroom_\w+", asked + rules)):
         assert f'"{figure.removesuffix("_bucket")}"' in code, figure
 

@@ -4,11 +4,11 @@ import time
 
 from prefect import flow, task
 
-from flows.device_slot import hold_device
 from flows.experiments import open_experiment
 from flows.experiments.experiment import Experiment
-from flows.followers import Assignment
-from flows.pretrained import Pretrained, find_pretrained
+from flows.experiments.followers import Assignment
+from flows.experiments.pretrained import Pretrained, find_pretrained
+from flows.operations.device_slot import hold_device
 from model_code.data.cache import open_dataset
 from model_code.errors import TrackingError, UsageError
 from model_code.recipes.catalog import describe_budget, get_recipe

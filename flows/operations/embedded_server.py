@@ -1,4 +1,4 @@
-"""Prefect's API server as a child of the command, on a socket that it inherits: `python -m flows.embedded_server`."""
+"""Prefect's API server as a child of the command, on a socket that it inherits."""
 
 import ctypes
 import os

@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.events.schemas.events import Event, Resource
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.upkeep import ask_service
+from flows.operations.upkeep import ask_service
 from model_code.disk import write_atomically
 from model_code.errors import ServiceError
 from model_code.settings import Settings

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from flows.doctor import ENOUGH_DISK_BYTES
+from flows.operations.doctor import ENOUGH_DISK_BYTES
 from model_code.data.cache import format_remedy, is_added, list_datasets
 from model_code.disk import format_size
 from model_code.errors import ServiceError

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
-from flows.printing import new_table, open_console
-from flows.summaries import ReleaseSummary
+from flows.printing.summaries import ReleaseSummary
+from flows.printing.tables import new_table, open_console
 from serving.bundle import Change
 from serving.manifest import Calibration, Certificate, Variant
 

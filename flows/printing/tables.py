@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.doctor import Finding
-from flows.summaries import Outcome, ReportSummary
+from flows.operations.doctor import Finding
+from flows.printing.summaries import Outcome, ReportSummary
 from model_code.data.add import AddedDataset
 from model_code.data.cache import DatasetSummary
 from model_code.disk import format_size

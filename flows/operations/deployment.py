@@ -11,8 +11,8 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoo
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.base import BaseWorker
 
-from flows.device_slot import name_slot
-from flows.prefect_server import get_server_address, naming_the_address, naming_the_password
+from flows.operations.device_slot import name_slot
+from flows.operations.prefect_server import get_server_address, naming_the_address, naming_the_password
 from model_code.errors import DarkroomError, UsageError
 
 POOLS = {"darkroom": "process", "darkroom-docker": "docker", "darkroom-kubernetes": "kubernetes"}

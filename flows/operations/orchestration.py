@@ -32,7 +32,7 @@ def configure(settings: Settings) -> None:
     defaults = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        # Who is silent for longer is taken for dead (flows/healing.py).
+        # Who is silent for longer is taken for dead (flows/operations/healing.py).
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     is_embedded = "PREFECT_API_URL" not in os.environ
@@ -70,7 +70,14 @@ def _start_server(settings: Settings) -> str:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             process = subprocess.Popen(
                 # -P: a folder called flows where the command is typed must not stand in for this package.
-                [sys.executable, "-P", "-m", "flows.embedded_server", str(listener.fileno()), str(os.getpid())],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "flows.operations.embedded_server",
+                    str(listener.fileno()),
+                    str(os.getpid()),
+                ],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 # Ctrl-C is for the command, which ends the server itself.

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from mlflow import MlflowClient
 from prefect import flow, task
 
-from flows.export import Exported, export_task
-from flows.summaries import ReleaseSummary
+from flows.operations.export import Exported, export_task
+from flows.printing.summaries import ReleaseSummary
 from model_code.data.cache import open_dataset
 from model_code.disk import hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError

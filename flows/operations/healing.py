@@ -2,7 +2,7 @@
 
 A flow run says every half minute that it lives. One that did and has been silent for `DEAD_AFTER` is started again, and
 goes on from its checkpoint; after `MOST_TRIES` it is crashed, and told so. Of the runs of one deployment that are late
-only the newest is kept. The slot of a dead run is free when its lease ends (flows/device_slot.py).
+only the newest is kept. The slot of a dead run is free when its lease ends (flows/operations/device_slot.py).
 """
 
 import time
@@ -24,9 +24,9 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Crashed, Scheduled
 
-from flows.notification import send
-from flows.prefect_server import get_server_address, naming_the_password
-from flows.watching import note_deployments, note_prefect, serve_figures
+from flows.operations.notification import send
+from flows.operations.prefect_server import get_server_address, naming_the_password
+from flows.operations.watching import note_deployments, note_prefect, serve_figures
 from model_code.errors import UsageError
 from model_code.settings import load_settings
 
@@ -46,7 +46,7 @@ def keep_healing(every_s: float, port: int | None = None) -> None:
 
     Args:
         every_s: Between two looks.
-        port: Where Prometheus asks for figures (`flows/watching.py`); None answers nobody.
+        port: Where Prometheus asks for figures (`flows/operations/watching.py`); None answers nobody.
 
     Raises:
         UsageError: No server is named, it wants another password, or the port is taken.

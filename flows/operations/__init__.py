@@ -1,0 +1,1 @@
+"""What keeps runs and releases going: Prefect, deployments, healing, devices, watching, notification."""
