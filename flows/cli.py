@@ -1,19 +1,28 @@
-"""The `darkroom` command. Imports are inside the commands, so that `darkroom --help` answers at once."""
+"""The `darkroom` command, built from the jobs: each field of a request is an option."""
 
+import inspect
 import sys
 from pathlib import Path
-from typing import Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import click
+from pydantic.fields import FieldInfo
 
+from flows.jobs import JOBS
+from flows.jobs.job import Job, name_option
 from model_code.errors import DarkroomError, PeerEndedError, UsageError
 from model_code.settings import load_settings, read_rank
 from serving.errors import ServingError
-from serving.launcher import serve
 from serving.printable import show
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
-PROFILES = click.Choice(["full", "smoke"])
+TYPES: dict[Any, click.ParamType[Any]] = {
+    bool: click.BOOL,
+    int: click.INT,
+    float: click.FLOAT,
+    Path: click.Path(path_type=Path),
+}
 
 
 def main() -> None:
@@ -22,7 +31,7 @@ def main() -> None:
         darkroom()
     except (DarkroomError, ServingError) as error:
         rank, count = read_rank()
-        # That another one has ended is told by two, of which one at least is not the one that has.
+        # Print from ranks 0 and 1 only: at least one is not the dead peer.
         if not (isinstance(error, PeerEndedError) and rank > 1):
             who = f"process {rank + 1} of {count}: " if count > 1 else ""
             click.echo(show(f"darkroom: {who}{error}"), err=True)
@@ -41,7 +50,7 @@ def main() -> None:
 
 
 def _is_of_a_server(error: Exception) -> bool:
-    """Whether MLflow, Prefect or what they talk through raised an error."""
+    """Return True for errors of MLflow, Prefect and what they talk through."""
     return type(error).__module__.split(".")[0] in {"mlflow", "prefect", "httpx", "sqlalchemy", "requests"} or (
         "Failed to reach API" in str(error)
     )
@@ -51,7 +60,7 @@ def _is_of_a_server(error: Exception) -> bool:
 @click.version_option(package_name="darkroom")
 @click.pass_context
 def darkroom(context: click.Context) -> None:
-    """Image classifiers from pictures to a prediction over HTTP.
+    """Image classifiers from images to a prediction over HTTP.
 
     State lives under DARKROOM_HOME (default ./.darkroom).
     """
@@ -61,377 +70,84 @@ def darkroom(context: click.Context) -> None:
         )
 
 
-@darkroom.command()
-@click.argument("name", required=False)
-def recipes(name: str | None) -> None:
-    """List every recipe with its published figure, or show one recipe's evidence."""
-    from flows.printing import tables as printing
-    from model_code.recipes.catalog import RECIPES, get_recipe
-
-    if name is None:
-        printing.print_recipes(list(RECIPES.values()))
-    else:
-        printing.print_recipe(get_recipe(name))
-
-
 @darkroom.group()
 def data() -> None:
-    """Add pictures and see what is there."""
+    """Add images and see what is there."""
 
 
-@data.command("add")
-@click.argument("name")
-@click.option(
-    "--from", "sources", multiple=True, type=click.Path(path_type=Path), help="Folder, zip or tar; repeatable."
-)
-@click.option("--download", is_flag=True, help="Fetch the published archive (cifar10).")
-@click.option(
-    "--image-size",
-    type=int,
-    help="Height and width in pixels; 32 for cifar10 and shapes, 256 for food11 and imagenet-val, else 64 or, for "
-    "NAME-with-feedback, that of NAME.",
-)
-@click.option("--skip", is_flag=True, help="Leave out what fits no layout, links to nothing and empty classes.")
-@click.option(
-    "--max-bad",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.01,
-    show_default=True,
-    help="Largest share of a split's images that may not decode; they are left out.",
-)
-def data_add(
-    name: str, sources: tuple[Path, ...], download: bool, image_size: int | None, skip: bool, max_bad: float
-) -> None:
-    """Pack pictures: NAME is cifar10, shapes (drawn here), food11, imagenet-val, or any name for class folders.
+class ServiceCommand(click.Command):
+    """The service's own command, which is loaded when it is called."""
 
-    food11 is read in any of its three layouts; imagenet-val is for evaluation only. NAME-with-feedback is the packed
-    NAME with more training pictures, from class folders.
-    """
-    from model_code.data.add import check_arguments
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401 - as click.Command
+    ) -> click.Context:
+        """Return the context of the service's command."""
+        from serving.launcher import serve
 
-    check_arguments(name, sources, download, image_size)  # before anything slow starts
-    _configure()
-    from flows.data import data_flow
-    from flows.printing import tables as printing
-
-    paths = [source.resolve() for source in sources]
-    printing.print_added(data_flow(name, paths, download, image_size, skip, max_bad))
+        return serve.make_context(info_name, args, parent, **extra)
 
 
-@data.command("list")
-def data_list() -> None:
-    """List the packed data sets: counts, classes, size, checksum."""
-    from flows.printing import tables as printing
-    from model_code.data.cache import list_datasets
+def build_command(kind: type[Job]) -> click.Command:
+    """Return the command of a job: its docstring is the help, its fields are the parameters."""
 
-    cache_dir = load_settings().cache_dir
-    printing.print_datasets(list_datasets(cache_dir), cache_dir)
+    def run(**given: object) -> None:
+        start(kind.make(**given))
+
+    parameters = [_build_parameter(name, field) for name, field in kind.model_fields.items()]
+    return click.Command(kind.command.split()[-1], params=parameters, callback=run, help=inspect.getdoc(kind))
 
 
-@darkroom.command()
-@click.argument("recipe")
-@click.option("--profile", type=PROFILES, default="full", show_default=True)
-@click.option("--seed", type=int)
-@click.option("--epochs", type=int)
-@click.option("--limit-train", type=int, help="Use so many training pictures, before the validation split.")
-@click.option("--resume", "resume_run_id", metavar="RUN_ID", help="Continue this interrupted run.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting of the recipe; repeatable.")
-def train(
-    recipe: str,
-    profile: str,
-    seed: int | None,
-    epochs: int | None,
-    limit_train: int | None,
-    resume_run_id: str | None,
-    assignments: tuple[str, ...],
-) -> None:
-    """Train one recipe. A repeated command continues a run that was interrupted.
-
-    On N GPUs: torchrun --nproc-per-node N --no-python darkroom train RECIPE
-    """
-    from flows.plan import plan_run
-    from model_code.data.cache import open_dataset
-
-    config = plan_run(recipe, profile, seed, epochs, limit_train, assignments)
-    open_dataset(config.dataset, load_settings().cache_dir)  # before anything slow starts
-    if read_rank()[0] > 0:
-        from flows.experiments.followers import follow_training
-
-        follow_training(config)
+def start(job: Job) -> None:
+    """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
+    job.check()
+    if not job.flow or job.is_urgent or read_rank()[0] > 0:
+        job.run()
         return
-    _configure()
-    from flows.experiments.training import train_flow
-    from flows.printing import tables as printing
-
-    printing.print_result(train_flow(config, resume_run_id))
-
-
-@darkroom.command("train-all")
-@click.option("--profile", type=PROFILES, default="full", show_default=True)
-@click.option("--only", "pattern", default="*", metavar="GLOB", help="Recipes by name, e.g. 'resnet18_*'.")
-@click.option(
-    "--seed",
-    "seeds",
-    type=int,
-    multiple=True,
-    help="Repeatable. Without it: three where a claim rests on a difference, else one; in smoke runs one.",
-)
-@click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="For every recipe that has it; repeatable."
-)
-def train_all(profile: str, pattern: str, seeds: tuple[int, ...], assignments: tuple[str, ...]) -> None:
-    """Train every recipe, one after another; what was trained before with the same settings is kept.
-
-    Recipes whose pictures are not here, or whose pretrained weights cannot be downloaded, are skipped.
-    """
-    from flows.plan import plan_all
-
-    configs = plan_all(profile, pattern, seeds, assignments)
-    _configure()
-    from flows.printing import tables as printing
-    from flows.train_all import train_all_flow
-
-    outcomes = train_all_flow(configs)
-    printing.print_outcomes(outcomes)
-    has_failed = any(outcome.result is None and not outcome.is_skipped for outcome in outcomes)
-    if has_failed or all(outcome.is_skipped for outcome in outcomes):
-        sys.exit(1)
-
-
-@darkroom.command()
-@click.argument("source", metavar="RECIPE|RUN_ID")
-@click.option("--as", "name", required=True, help="Registered name: cifar10, food or shapes.")
-@click.option(
-    "--mode",
-    type=click.Choice(["enabled", "dry_run", "forced"]),
-    default="enabled",
-    show_default=True,
-    help="dry_run changes nothing; forced promotes whatever the verdict is, and needs --why.",
-)
-@click.option("--why", default="", help="For the ledger.")
-@click.option("--min-gain", type=float, help="Least gain of accuracy over the champion, a fraction; 0 if not given.")
-@click.option("--max-class-drop", type=float, help="Most that a class's recall may fall, a fraction; 0.05.")
-@click.option("--max-latency-ms", type=float, help="Of one picture with the fastest variant; no limit.")
-@click.option("--max-size-mb", type=float, help="Of that variant's file; no limit.")
-def release(
-    source: str,
-    name: str,
-    mode: Literal["enabled", "dry_run", "forced"],
-    why: str,
-    max_size_mb: float | None,
-    **rules: float | None,
-) -> None:
-    """Export a run to ONNX, certify and calibrate it, and make it champion if it is better than the one before.
-
-    Exit status 1: it is not promoted (of a dry run: it would not be).
-    """
-    from pydantic import ValidationError
-
-    from model_code.registry.gate import GateRules
-    from model_code.registry.names import check_release_name
-
-    check_release_name(name)
-    if mode == "forced" and not why:
-        raise UsageError('a forced release needs a reason for the ledger: --why "..."')
-    given = {key: value for key, value in rules.items() if value is not None}
-    if max_size_mb is not None:
-        given["max_size_bytes"] = round(max_size_mb * 1e6)
-    try:
-        checked = GateRules.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = str(first["loc"][0]).replace("size_bytes", "size_mb").replace("_", "-")
-        raise UsageError(f"--{option} {first['input']}: {first['msg']}") from error
-    _configure()
-    from flows.operations.release import release_flow
-    from flows.printing.releases import print_release
-
-    released = release_flow(source, name, mode, why, checked)
-    print_release(released)
-    if not released.is_champion:
-        sys.exit(1)
-
-
-@darkroom.command()
-@click.argument("name")
-@click.option("--json", "is_json", is_flag=True, help="One JSON object per line, the oldest first.")
-def history(name: str, is_json: bool) -> None:
-    """Show every move of the champion: who, when, from, to, why, and the gate's verdict."""
-    from model_code.registry.names import check_release_name
-
-    check_release_name(name)
-    from flows.operations.rollback import read_changes
-    from flows.printing.releases import print_history
-
-    changes = read_changes(name)
-    if is_json:
-        for change in changes:
-            click.echo(change.model_dump_json())
-    else:
-        print_history(name, changes)
-
-
-@darkroom.command()
-@click.argument("name")
-@click.option("--to", metavar="VERSION", help="Any registered version; the champion before this one if not given.")
-@click.option("--why", default="", help="For the ledger.")
-def rollback(name: str, to: str | None, why: str) -> None:
-    """Make the champion before this one the champion again, once its bundle is proven intact."""
-    from model_code.registry.names import check_release_name
-
-    check_release_name(name)
-    from flows.operations.rollback import roll_back
-
-    change = roll_back(name, to, why)
-    click.echo(f"{name}: version {change.to_version} is champion (version {change.from_version} before)")
-    click.echo(f"  {change.verdict}")
-
-
-@darkroom.command()
-@click.argument("name")
-@click.argument("version", required=False)
-@click.option("--none", "is_ended", is_flag=True, help="No challenger any more.")
-def challenge(name: str, version: str | None, is_ended: bool) -> None:
-    """Let a registered version look at the pictures that NAME's champion answers, and count where they agree.
-
-    Who asks gets the champion's answer only; GET /v1/models and /metrics show the agreement.
-    """
-    if (version is None) != is_ended:
-        raise UsageError(f"give either a version of {name}, see `darkroom history {name}`, or --none")
-    from flows.operations.challenge import challenge as set_challenger
-
-    set_challenger(name, version)
-    click.echo(f"{name}: " + ("no challenger" if version is None else f"version {version} is challenger"))
-
-
-@darkroom.command()
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for report.md and report.html.")
-def report(out: Path | None) -> None:
-    """Write every published figure beside ours, verdicts on the open questions and all curves.
-
-    Without --out the report goes to DARKROOM_HOME/report; MLflow keeps a copy.
-    """
-    folder = (out or load_settings().home / "report").resolve()
-    _configure()
-    from flows.printing import tables as printing
-    from flows.report import report_flow
-
-    printing.print_report(report_flow(folder))
-
-
-darkroom.add_command(serve)
-
-
-@darkroom.command()
-@click.argument("sources", nargs=-1, required=True, metavar="IMAGE|URL...")
-@click.option("--server", default="http://127.0.0.1:3000", show_default=True)
-@click.option("--model", help="Registered name; needed when several are served.")
-@click.option("--top-k", type=int, help="Classes to show for each picture.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json", "csv"]),
-    default="table",
-    show_default=True,
-    help="json: one object per line.",
-)
-def predict(sources: tuple[str, ...], server: str, model: str | None, top_k: int | None, form: str) -> None:
-    """Ask a running service about pictures, folders of pictures, or URLs (fetched here, not by the service)."""
-    import json
-
-    from rich.console import Console
-
-    from serving.client import list_records, render_predictions, write_csv
-    from serving.client import predict as ask
-
-    with Console(stderr=True).status("asking about the first pictures") as status:
-        result = ask(
-            list(sources),
-            server=server,
-            model=model,
-            top_k=top_k,
-            on_progress=lambda done: status.update(f"{done} pictures done"),
-        )
-    if form == "csv":
-        write_csv(result, sys.stdout)
-    elif form == "json":
-        for record in list_records(result):
-            click.echo(json.dumps(record))
-    elif result.predictions:
-        Console().print(render_predictions(result))
-    for problem in result.problems:
-        click.echo(show(f"darkroom: {problem.source}: {problem.message}"), err=True)
-    if result.problems:
-        sys.exit(1)
-
-
-@darkroom.command()
-@click.argument("source", metavar="IMAGE")
-@click.argument("label")
-@click.option("--server", default="http://127.0.0.1:3000", show_default=True)
-@click.option("--model", help="Registered name; needed when several are served.")
-def feedback(source: str, label: str, server: str, model: str | None) -> None:
-    """Tell a running service the true LABEL of a picture, for the next training.
-
-    The service must have been started with --feedback.
-    """
-    from serving.client import send_feedback
-
-    answer = send_feedback(source, label, server, model)
-    click.echo(show(f"{source} is kept as {answer.label} for {answer.model}, {answer.count} pictures with feedback"))
-
-
-@darkroom.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
-def ui(port: int) -> None:
-    """Open MLflow on the runs and registered models."""
-    from model_code.tracking.store import run_ui
-
-    run_ui(load_settings(), port)
-
-
-@darkroom.command()
-def doctor() -> None:
-    """Say what this machine can do, and what is missing."""
-    from flows.operations.doctor import examine_machine
-    from flows.printing.tables import print_findings
-
-    findings = examine_machine()
-    print_findings(findings)
-    if any(finding.level == "missing" for finding in findings):
-        sys.exit(1)
-
-
-@darkroom.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port of the service; 0 takes a free one.")
-def quickstart(port: int) -> None:
-    """Run the whole path on drawn images: data, training, release, service, prediction."""
-    _configure()
-    from flows.quickstart import quickstart_flow
-
-    quickstart_flow(port)
-
-
-@darkroom.command()
-def deploy() -> None:
-    """Write work pools, device slots and the deployments of ./prefect.yaml to the server in PREFECT_API_URL."""
-    from flows.operations.deployment import deploy_all
-
-    deploy_all()
-
-
-@darkroom.command()
-@click.option("--every", "every_s", type=click.FloatRange(1), default=30, show_default=True, metavar="SECONDS")
-@click.option("--metrics-port", "port", type=click.IntRange(1, 65535), help="Answer Prometheus there.")
-def heal(every_s: float, port: int | None) -> None:
-    """Start flow runs again whose process died, and skip scheduled ones that piled up, until Ctrl-C."""
-    from flows.operations.healing import keep_healing
-
-    keep_healing(every_s, port)
-
-
-def _configure() -> None:
-    """Prepare Prefect, before anything imports it."""
     from flows.operations.orchestration import configure
 
-    configure(load_settings())
+    configure(load_settings())  # before anything imports prefect
+    from flows.operations.flow import build_flow
+
+    build_flow(type(job), lambda **_: job.run())(**job.model_dump())
+
+
+def _build_parameter(name: str, field: FieldInfo) -> click.Parameter:
+    kind, is_repeatable = _find_kind(field.annotation)
+    shown: Any = field.json_schema_extra
+    value_type = click.Choice(get_args(kind)) if get_origin(kind) is Literal else TYPES.get(kind, click.STRING)
+    common: dict[str, Any] = {"type": value_type, "required": field.is_required()}
+    if not field.is_required():
+        common["default"] = field.default
+    if metavar := shown.get("argument"):
+        metavar += "..." if is_repeatable else ""
+        metavar = metavar if field.is_required() else f"[{metavar}]"
+        return click.Argument([name], **common, metavar=metavar, nargs=-1 if is_repeatable else 1)
+    return click.Option(
+        [name_option(name, field), name],
+        **common,
+        metavar=shown["metavar"],
+        multiple=is_repeatable,
+        is_flag=kind is bool,
+        show_default=not field.is_required() and field.default not in (None, "", ()) and kind is not bool,
+        help=field.description,
+    )
+
+
+def _find_kind(annotation: Any) -> tuple[Any, bool]:  # noqa: ANN401 - any type
+    """Return the type of one value of a field, and True if there may be several."""
+    inner = [one for one in get_args(annotation) if one is not NoneType]
+    if get_origin(annotation) is tuple:
+        return _find_kind(inner[0])[0], True
+    if get_origin(annotation) is Annotated or NoneType in get_args(annotation):
+        return _find_kind(inner[0])
+    return annotation, False
+
+
+for _kind in JOBS:
+    if _kind.command:
+        (data if _kind.command.startswith("data ") else darkroom).add_command(build_command(_kind))
+darkroom.add_command(ServiceCommand("serve", help="Answer predictions over HTTP with the released models."))

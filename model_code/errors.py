@@ -37,6 +37,10 @@ class DiskFullError(DarkroomError):
     """The disk is full; nothing that was complete before is lost."""
 
 
+class NothingDoneError(DarkroomError):
+    """There was nothing to do: what a job needs is not here."""
+
+
 class TrainingError(DarkroomError):
     """Training cannot start or go on: loss not finite, device missing, weights that do not fit."""
 

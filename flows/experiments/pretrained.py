@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from model_code.data.cache import FEEDBACK_SUFFIX, open_dataset
+from model_code.data.cache import FEEDBACK_SUFFIX, PackedDataset
 from model_code.errors import DarkroomError, TrainingError
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import Settings
@@ -32,7 +32,7 @@ class Pretrained:
     run_id: str | None = None
 
 
-def find_pretrained(config: AnyConfig, settings: Settings) -> Pretrained | None:
+def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Settings) -> Pretrained | None:
     """Return what a config starts from; None when it starts from nothing.
 
     `recipe:NAME` is the run of that recipe with the best validation accuracy among those that have the same network,
@@ -49,7 +49,6 @@ def find_pretrained(config: AnyConfig, settings: Settings) -> Pretrained | None:
     if not source.startswith(RECIPE_PREFIX):
         return Pretrained(source, hash_pretrained(source))
     name = get_recipe(source.removeprefix(RECIPE_PREFIX)).name
-    dataset = open_dataset(config.dataset, settings.cache_dir)
     # What is held out is the same with feedback and without.
     checksums = {dataset.checksum} if dataset.base is None else {dataset.checksum, dataset.base.checksum}
     runs = find_finished_runs(open_store(settings), name, config.dataset.removesuffix(FEEDBACK_SUFFIX))

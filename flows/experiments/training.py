@@ -1,16 +1,20 @@
-"""The training flow: packed pictures -> one run of a recipe, whatever its kind -> one MLflow run."""
+"""Training: packed images -> one run of a recipe, whatever its kind -> one MLflow run."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from prefect import flow, task
+from prefect import task
 
 from flows.experiments import open_experiment
 from flows.experiments.experiment import Experiment
 from flows.experiments.followers import Assignment
 from flows.experiments.pretrained import Pretrained, find_pretrained
 from flows.operations.device_slot import hold_device
-from model_code.data.cache import open_dataset
-from model_code.errors import TrackingError, UsageError
+from flows.printing.summaries import Outcome
+from flows.printing.tables import print_result
+from model_code.data.cache import PackedDataset, is_added, open_dataset
+from model_code.errors import DarkroomError, DownloadError, TrackingError, UsageError
 from model_code.recipes.catalog import describe_budget, get_recipe
 from model_code.settings import Settings, load_settings
 from model_code.tracking.finished_runs import has_run
@@ -34,53 +38,102 @@ from model_code.training.run_folder import (
 from serving.bundle import hash_file
 
 
-@flow(name="train", flow_run_name="train-{config.recipe}")
-def train_flow(config: AnyConfig, resume_run_id: str | None = None) -> RunResult:
-    """Train one recipe; an interrupted run of the same config and data is continued."""
-    return train_task(config, resume_run_id)
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run is made from, opened once.
+
+    Attributes:
+        config: All settings.
+        dataset: The packed images that it names.
+        pretrained: Weights that it starts from; None for none.
+    """
+
+    config: AnyConfig
+    dataset: PackedDataset
+    pretrained: Pretrained | None
+
+    @property
+    def record(self) -> RunRecord:
+        """What makes runs the same, without a run id."""
+        sha256 = self.pretrained.sha256 if self.pretrained else None
+        return RunRecord(run_id="", data_checksum=self.dataset.checksum, config=self.config, pretrained_sha256=sha256)
 
 
-def find_kept(config: AnyConfig) -> RunResult | None:
-    """Return the newest result of the same settings, images, pretrained weights, code and libraries, or None.
-
-    It is read from the run folders: Prefect's own results would be pickles in the home, which run code when loaded.
+def open_inputs(config: AnyConfig) -> RunInputs:
+    """Open the images of a run and find the weights that it starts from.
 
     Raises:
         DataError: The data set is not there.
         TrainingError: The pretrained weights are not there.
     """
     settings = load_settings()
-    checksum = open_dataset(config.dataset, settings.cache_dir).checksum
-    wanted = _describe_run(config, checksum, find_pretrained(config, settings))
-    return find_finished(settings.checkpoints_dir, wanted, hash_code())
-
-
-def _describe_run(config: AnyConfig, data_checksum: str, pretrained: Pretrained | None) -> RunRecord:
-    """Return what makes runs the same, without a run id."""
-    sha256 = pretrained.sha256 if pretrained else None
-    return RunRecord(run_id="", data_checksum=data_checksum, config=config, pretrained_sha256=sha256)
-
-
-@task(name="train", task_run_name="train-{config.recipe}", persist_result=False)
-def train_task(config: AnyConfig, resume_run_id: str | None = None) -> RunResult:
-    """Run a recipe and log everything."""
-    start_s = time.perf_counter()
-    settings = load_settings()
     dataset = open_dataset(config.dataset, settings.cache_dir)
+    return RunInputs(config, dataset, find_pretrained(config, dataset, settings))
+
+
+def find_kept(inputs: RunInputs) -> RunResult | None:
+    """Return the newest result of the same settings, images, pretrained weights, code and libraries, or None.
+
+    It is read from the run folders: Prefect's own results would be pickles in the home, which run code when loaded.
+    """
+    return find_finished(load_settings().checkpoints_dir, inputs.record, hash_code())
+
+
+@task(name="train", task_run_name="train-{inputs.config.recipe}", persist_result=False)
+def train_task(inputs: RunInputs, resume_run_id: str | None = None) -> RunResult:
+    """Run a recipe and log everything; an interrupted run of the same inputs is continued."""
+    start_s = time.perf_counter()
+    settings, config, pretrained = load_settings(), inputs.config, inputs.pretrained
     device = choose_device(config.device)
     keep_freed_memory()
-    pretrained = find_pretrained(config, settings)
     source = pretrained.source if pretrained else None
     with hold_device(settings.locks_dir, device.type), join_processes(device) as processes:
-        experiment = open_experiment(config, dataset, processes, source)
-        record = _describe_run(config, dataset.checksum, pretrained)
-        folder = _open_folder(record, settings, resume_run_id)
+        experiment = open_experiment(config, inputs.dataset, processes, source)
+        folder = _open_folder(inputs.record, settings, resume_run_id)
         _print_start(folder, experiment, describe_device(device))
         with folder.lock():
             processes.tell(Assignment(folder.path, source))
             result = _run(folder, experiment, describe_device(device), pretrained, start_s)
             folder.complete(result)
     return result
+
+
+def train_all(configs: Sequence[AnyConfig]) -> list[Outcome]:
+    """Return one outcome for each config, in order; one that fails does not stop the others.
+
+    A recipe whose inputs were trained before is not trained again: its kept result is returned. One whose data set was
+    never added, or whose pretrained weights cannot be downloaded, is skipped.
+    """
+    outcomes = []
+    for number, config in enumerate(configs, start=1):
+        print(f"[{number}/{len(configs)}] {config.recipe}", flush=True)
+        outcomes.append(_train_one(config))
+    return outcomes
+
+
+def _train_one(config: AnyConfig) -> Outcome:
+    try:
+        inputs = open_inputs(config)
+        kept = find_kept(inputs)
+    except DarkroomError as error:
+        return _fail(config, error)
+    if kept is not None:
+        print(f"{config.recipe}  kept from run {kept.run_id}: same settings, images and code", flush=True)
+        return Outcome(recipe=config.recipe, seed=config.seed, result=kept, was_cached=True)
+    result = train_task(inputs, return_state=True).result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        return _fail(config, result)
+    print_result(result)
+    return Outcome(recipe=config.recipe, seed=config.seed, result=result)
+
+
+def _fail(config: AnyConfig, error: BaseException) -> Outcome:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if not isinstance(error, DarkroomError):
+        reason = f"{type(error).__name__}: {reason}"
+    is_skipped = isinstance(error, DownloadError) or not is_added(config.dataset, load_settings().cache_dir)
+    print(f"{config.recipe}  {'skipped' if is_skipped else 'failed'}: {reason}", flush=True)
+    return Outcome(recipe=config.recipe, seed=config.seed, error=reason, is_skipped=is_skipped)
 
 
 def _run(

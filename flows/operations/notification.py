@@ -12,9 +12,9 @@ from model_code.settings import load_settings
 TIMEOUT_S = 10.0
 
 
-def tell(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+def tell(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Post what failed; a webhook that cannot be reached is a line in the log. A flow's hook."""
-    send(flow.name, run, state.name, state.message)
+    send(flow.name, flow_run, state.name, state.message)
 
 
 def send(flow_name: str, run: FlowRun, state: str | None, message: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The release flow: best run of a recipe -> certified bundle -> registered version -> judged -> champion."""
+"""A release: best run of a recipe -> certified bundle -> registered version -> judged -> champion."""
 
 import logging
 import re
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from mlflow import MlflowClient
-from prefect import flow, task
+from prefect import task
 
 from flows.operations.export import Exported, export_task
 from flows.printing.summaries import ReleaseSummary
@@ -23,7 +23,8 @@ from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.evaluation.figures import draw_reliability
 from model_code.recipes.catalog import RECIPES
 from model_code.registry.card import summarise, write_card
-from model_code.registry.gate import GateRules, Verdict, judge
+from model_code.registry.gate import Verdict, judge
+from model_code.registry.gate_rules import GateRules
 from model_code.registry.ledger import check_reason, complete, find_champion, find_rollback_of, move_champion
 from model_code.registry.names import check_release_name
 from model_code.registry.versions import (
@@ -67,8 +68,7 @@ class Champion:
     folder: Path
 
 
-@flow(name="release", flow_run_name="release-{name}")
-def release_flow(
+def release(
     source: str, name: str, mode: Mode = "enabled", why: str = "", rules: GateRules | None = None
 ) -> ReleaseSummary:
     """Release a recipe's best run, or one run, under a name, if it is better than the champion.
@@ -80,16 +80,14 @@ def release_flow(
         source: Recipe or run id.
         name: Registered name.
         mode: `dry_run` proves and judges everything and changes nothing; `forced` promotes whatever the verdict is.
-        why: For the ledger; `forced` needs it.
+        why: Reason for the ledger.
         rules: Of the gate.
 
     Raises:
-        UsageError: No reason is given for a forced release, or source or name mean nothing.
+        UsageError: Source or name mean nothing.
         ReleaseError: There is nothing to release, or what was exported is not what was trained.
     """
     check_reason(why)
-    if mode == "forced" and not why:
-        raise UsageError('a forced release needs a reason for the ledger: --why "..."')
     settings = load_settings()
     run = choose_task(source, name)
     folder = open_run_folder(settings.checkpoints_dir, run.run_id)
@@ -111,7 +109,7 @@ def release_flow(
         )
         if champion is not None and champion.folder.name == name_bundle(exported.manifest):
             return summary.model_copy(update={"version": champion.version, "is_champion": True})
-        verdict = judge_task(exported, Path(scratch), champion, rules or GateRules(), mode)
+        verdict = compare_task(exported, Path(scratch), champion, rules or GateRules(), mode)
         versions = list_versions(client, name)
         undone = find_rollback_of(changes, [str(one.version) for one in versions if one.run_id == run.run_id])
         is_promoted = mode == "forced" or (verdict.is_promoted and undone is None)
@@ -235,8 +233,7 @@ def _is_usable(settings: Settings, run: FinishedRun) -> bool:
     return folder.result is not None and dataset.checksum == folder.record.data_checksum
 
 
-@task(name="compare with the champion", persist_result=False)
-def judge_task(exported: Exported, folder: Path, champion: Champion | None, rules: GateRules, mode: Mode) -> Verdict:
+def compare(exported: Exported, folder: Path, champion: Champion | None, rules: GateRules, mode: Mode) -> Verdict:
     """Let champion and challenger label the same pictures, each with the variant that it would be served with here.
 
     A forced release goes on without the comparison where the two cannot be compared.
@@ -270,6 +267,9 @@ def judge_task(exported: Exported, folder: Path, champion: Champion | None, rule
         precision=challenger.variant.precision,
         champion_precision=champion_precision,
     )
+
+
+compare_task = task(name="compare with the champion", persist_result=False)(compare)
 
 
 def _check_comparable(champion: Champion, manifest: Manifest) -> None:

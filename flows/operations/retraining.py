@@ -1,4 +1,4 @@
-"""What an automatic training does beyond an ordinary one: it takes the feedback in, and says why it ran."""
+"""Retraining of a champion: with the feedback, and with the reason on the run's page and in the ledger."""
 
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
@@ -6,12 +6,20 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.data import data_flow
+from flows.experiments.training import find_kept, open_inputs, train_task
+from flows.operations.release import Mode, release
+from flows.printing.releases import print_release
+from flows.printing.tables import print_result
+from model_code.data.add import add_dataset
 from model_code.data.cache import FEEDBACK_SUFFIX
 from model_code.disk import write_atomically
 from model_code.errors import DataError, UsageError
+from model_code.recipes.catalog import change_dataset
 from model_code.registry.ledger import LONGEST_REASON
-from model_code.settings import Settings
+from model_code.settings import Settings, load_settings
+from model_code.tracking.store import open_store
+from model_code.training.run_folder import open_run_folder
+from serving.bundle import read_champion
 from serving.feedback import count_pictures
 
 REASON_TAG = "retrained_because"
@@ -31,6 +39,30 @@ class AddedFeedback(BaseModel):
     flow_run_id: str
     dataset: str
     description: str
+
+
+def retrain(name: str, mode: Mode, why: str) -> None:
+    """Train with the champion's settings on the images that are there now, and release the run.
+
+    Args:
+        name: Registered name.
+        mode: Of the release.
+        why: Reason for the ledger.
+    """
+    settings = load_settings()
+    _, _, champion = read_champion(settings.bundles_dir, name)
+    config = open_run_folder(settings.checkpoints_dir, champion.run_id).record.config
+    dataset, feedback = add_feedback_once(settings, name, config.dataset, read_flow_run_id())
+    reason = join_reasons(why, feedback)
+    print(f"{name} is trained again: {reason}")
+    inputs = open_inputs(change_dataset(config, dataset))
+    result = find_kept(inputs) or train_task(inputs)
+    print_result(result)
+    if result.run_id == champion.run_id:
+        print(f"nothing was trained: settings, images and code are those of the champion, run {champion.run_id}")
+    elif not note_reason(open_store(settings), result.run_id, reason, read_start_ms()):
+        print(f"nothing was trained: run {result.run_id} has the same settings, images and code")
+    print_release(release(result.run_id, name, mode, reason))
 
 
 def add_feedback_once(settings: Settings, name: str, dataset: str, flow_run_id: str) -> tuple[str, str]:
@@ -74,7 +106,7 @@ def add_feedback(settings: Settings, name: str, dataset: str) -> tuple[str, str]
     if not count:
         return base, "" if dataset == base else "without feedback, of which there is none any more"
     try:
-        added = data_flow.fn(base + FEEDBACK_SUFFIX, [folder])
+        added = add_dataset(base + FEEDBACK_SUFFIX, [folder], cache_dir=settings.cache_dir, data_dir=settings.data_dir)
     except (DataError, UsageError) as error:
         new = "" if dataset == base else " new since the last training"
         return dataset, f"pictures with feedback{new} are left out: {error}"

@@ -1,4 +1,4 @@
-"""What flows return: small, checked and serialisable, so that Prefect can keep it across runs."""
+"""Summaries of releases and runs, for printing."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,24 +32,6 @@ class ReleaseSummary(BaseModel):
     verdict: Verdict | None = None
     undone: Change | None = None
     is_champion: bool = False
-
-
-class ReportSummary(BaseModel):
-    """One written report.
-
-    Attributes:
-        markdown: Path of report.md.
-        page: Path of report.html.
-        run_count: Finished runs that MLflow holds.
-        run_id: MLflow run that keeps the report.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    markdown: str
-    page: str
-    run_count: int
-    run_id: str
 
 
 class Outcome(BaseModel):

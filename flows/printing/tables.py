@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.operations.doctor import Finding
-from flows.printing.summaries import Outcome, ReportSummary
+from flows.printing.summaries import Outcome
 from model_code.data.add import AddedDataset
 from model_code.data.cache import DatasetSummary
 from model_code.disk import format_size
@@ -18,6 +19,9 @@ from model_code.recipes.catalog import Recipe, get_recipe
 from model_code.training.run_config import FIXED_SETTINGS
 from model_code.training.run_folder import RunResult
 from serving.printable import show
+
+if TYPE_CHECKING:
+    from model_code.report.files import ReportFiles
 
 _LOG_FILE_WIDTH = 160
 
@@ -162,11 +166,11 @@ def _describe_figures(result: RunResult, form: str = "{:.4f}") -> str:
     return ", ".join(shown)
 
 
-def print_report(report: ReportSummary) -> None:
-    """Print where a report is."""
+def print_report(files: "ReportFiles", run_count: int, run_id: str) -> None:
+    """Print where a report is, on how many runs, and the MLflow run that keeps a copy."""
     open_console().print(
-        f"report on {report.run_count} finished runs\n  {report.page}\n  {report.markdown}\n"
-        f"  MLflow run {report.run_id} in darkroom-reports",
+        f"report on {run_count} finished runs\n  {files.page}\n  {files.markdown}\n"
+        f"  MLflow run {run_id} in darkroom-reports",
         markup=False,
         highlight=False,
         soft_wrap=True,

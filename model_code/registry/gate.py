@@ -4,14 +4,14 @@ Shape suffixes: N = pictures, K = classes.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
 from model_code.evaluation.calibration import measure_interval
+from model_code.registry.gate_rules import GateRules
 from serving.manifest import Precision
 
 RESAMPLES = 20_000
@@ -19,37 +19,10 @@ _SEED = 20_260_101
 
 Interval = tuple[float, float]
 Labels = npt.NDArray[np.integer]
-_Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class GateRules(_Frozen):
-    """What a challenger has to show.
-
-    Attributes:
-        min_gain: Least difference of the accuracies, a fraction of the pictures, in [0, 1). It is compared with the
-            measured difference; that the difference is no chance is asked besides.
-        confidence: A difference counts where chance alone makes one as large in less than 1 - confidence of the
-            cases; also the level of the difference's interval. In (0, 1).
-        max_class_drop: Most that the recall of a class may fall, in [0, 1]; a larger fall refuses where it is no
-            chance.
-        max_latency_ms: Of the median at batch 1 of the fastest offered variant; None for no limit.
-        max_size_bytes: Of that variant's file; None for no limit.
-    """
-
-    min_gain: float = Field(0.0, ge=0, lt=1)
-    confidence: float = Field(0.95, gt=0, lt=1)
-    max_class_drop: _Fraction = 0.05
-    max_latency_ms: float | None = Field(None, gt=0)
-    max_size_bytes: int | None = Field(None, gt=0)
-
-    @property
-    def alpha(self) -> float:
-        """1 - confidence, without the rounding of floats: 0.05 for 0.95."""
-        return round(1 - self.confidence, 12)
 
 
 class ClassChange(_Frozen):

@@ -207,7 +207,7 @@ def test_limits_of_the_command_refuse(darkroom, runs, option, message):
 def test_an_impossible_limit_is_one_line(darkroom, runs):
     done = darkroom("release", runs[1], "--as", NAME, "--min-gain", "2")
     assert (done.status, done.err.count("\n")) == (2, 1)
-    assert "--min-gain 2.0: Input should be less than 1" in done.err
+    assert "--min-gain=2.0: Input should be less than 1" in done.err
 
 
 def test_of_two_releases_at_once_one_wins_and_the_other_says_so(start_darkroom, runs, bundles_dir):

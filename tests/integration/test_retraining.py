@@ -60,7 +60,7 @@ def test_feedback_is_trained_on_and_the_ledger_says_why(champion, own_home):
             data = draw(generator, colour)
             store.save(NAME, label, tuple(COLOURS), hashlib.sha256(data).hexdigest(), data)
     why = "people gave the true labels of 600 more pictures to food, 200 are enough"
-    assert retrain(NAME, "enabled", why, return_state=True).is_completed()
+    assert retrain(name=NAME, mode="enabled", why=why, return_state=True).is_completed()
     reason = f"{why}; with 600 pictures of feedback among the training pictures, data "
     pointer, _, manifest = read_champion(own_home / "bundles", NAME)
     assert manifest.run_id != champion
@@ -71,7 +71,7 @@ def test_feedback_is_trained_on_and_the_ledger_says_why(champion, own_home):
     assert tags["retrained_because"] == pointer.change.why
     # Without anything new there is nothing to train.
     checkpoints = sorted((own_home / "checkpoints").iterdir())
-    assert retrain(NAME, "dry_run", "drift", return_state=True).is_completed()
+    assert retrain(name=NAME, why="drift", return_state=True).is_completed()
     assert sorted((own_home / "checkpoints").iterdir()) == checkpoints
     assert read_champion(own_home / "bundles", NAME)[0] == pointer
     assert open_store(load_settings()).get_run(manifest.run_id).data.tags == tags

@@ -355,7 +355,7 @@ def test_what_only_a_person_can_mend_fails_at_once(client, told, tmp_path, monke
 
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
     state = train_recipe.with_options(retry_delay_seconds=0)(
-        "resnet18_cifar10_exp", "smoke", settings=settings, return_state=True
+        recipe="resnet18_cifar10_exp", profile="smoke", settings=settings, return_state=True
     )
     assert state.name == "Failed"
     assert reason in state.message
@@ -365,13 +365,14 @@ def test_what_only_a_person_can_mend_fails_at_once(client, told, tmp_path, monke
 
 def test_what_may_mend_itself_is_tried_again(client, told, monkeypatch):
     from flows import scheduled
+    from flows.experiments import training
     from model_code.errors import DownloadError
 
     def fail(*_):
         raise DownloadError("the line is dead")
 
-    monkeypatch.setattr(scheduled, "plan_run", fail)
-    state = scheduled.train_recipe.with_options(retry_delay_seconds=0)("resnet18_cifar10_exp", return_state=True)
+    monkeypatch.setattr(training, "open_inputs", fail)
+    state = scheduled.train_recipe.with_options(retry_delay_seconds=0)(recipe="resnet18_cifar10_exp", return_state=True)
     assert client.read_flow_run(state.state_details.flow_run_id).run_count == 3
 
 

@@ -66,5 +66,11 @@ def test_every_help_is_whole_sentences(path, command):
             assert parameter.help.endswith("."), f"{path} {parameter.opts}"
 
 
+def test_the_service_is_announced_as_it_announces_itself():
+    from serving.launcher import serve
+
+    assert serve.help.startswith(darkroom.commands["serve"].help)
+
+
 if __name__ == "__main__":
     CONTRACT.write_text(json.dumps(read_parser(), indent=1) + "\n")

@@ -2,8 +2,9 @@
 
 import pytest
 
-from flows.experiments.pretrained import find_pretrained
+from flows.experiments import pretrained
 from model_code.data.add import add_dataset
+from model_code.data.cache import open_dataset
 from model_code.errors import TrainingError
 from model_code.recipes.catalog import build_config
 from model_code.tracking.run_tracker import create_run
@@ -70,10 +71,15 @@ def add_run(store, checksum):
         client.delete_run(run_id)
 
 
+def find_pretrained(config, settings):
+    return pretrained.find_pretrained(config, open_dataset("shapes", settings.cache_dir), settings)
+
+
 def find(store, profile="smoke", **changes):
     """The run that the fine-tuned recipe starts from, of a network as small as the smoke runs'."""
     config = build_config(TUNED, "smoke", ON_SHAPES | changes).model_copy(update={"profile": profile})
-    found = find_pretrained(config, store[0])
+    dataset = open_dataset(config.dataset, store[0].cache_dir)
+    found = pretrained.find_pretrained(config, dataset, store[0])
     assert found.source.endswith(f"{found.run_id}/best-0001.safetensors")
     return found.run_id
 

@@ -5,9 +5,9 @@ import pytest
 
 from flows.operations import release
 from flows.operations.export import Exported
-from flows.operations.release import Champion, judge_task
+from flows.operations.release import Champion, compare
 from model_code.errors import ReleaseError
-from model_code.registry.gate import GateRules
+from model_code.registry.gate_rules import GateRules
 from serving.bundle import read_bundle
 from serving.classifier import Classifier
 from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_two_variants
@@ -33,7 +33,7 @@ def make_champion(folder: Path, **fields) -> Champion:
 
 
 def judge(exported, champion, mode="enabled"):
-    return judge_task.fn(*exported, champion, GateRules(), mode)
+    return compare(*exported, champion, GateRules(), mode)
 
 
 def test_classes_are_compared_by_their_names(exported, tmp_path):

@@ -11,14 +11,8 @@ from tests.unit.serving.tiny_bundle import encode
 
 
 @pytest.fixture
-def settings(tmp_path, monkeypatch):
-    made = Settings(home=tmp_path / "home", tracking_uri="sqlite://", has_mlflow_server=False)
-
-    def pack(name, sources):
-        return add_dataset(name, sources, cache_dir=made.cache_dir, data_dir=made.data_dir, progress=False)
-
-    monkeypatch.setattr(retraining.data_flow, "fn", pack)
-    return made
+def settings(tmp_path):
+    return Settings(home=tmp_path / "home", tracking_uri="sqlite://", has_mlflow_server=False)
 
 
 def paint_folder(folder, names, count=3, offset=0):

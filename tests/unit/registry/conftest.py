@@ -1,6 +1,7 @@
 import pytest
 
-from model_code.registry.gate import GateRules, judge
+from model_code.registry.gate import judge
+from model_code.registry.gate_rules import GateRules
 from model_code.tracking.provenance import read_versions
 from model_code.tracking.store import EXPERIMENT
 from serving.bundle import read_bundle

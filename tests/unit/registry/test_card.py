@@ -5,7 +5,8 @@ import pytest
 from scipy.stats import binomtest
 
 from model_code.registry.card import LONGEST_SUMMARY, summarise, write_card
-from model_code.registry.gate import GateRules, judge
+from model_code.registry.gate import judge
+from model_code.registry.gate_rules import GateRules
 from model_code.registry.known_limits import FEW_PICTURES, list_limits
 from serving.manifest import (
     BatchCertificate,

@@ -6,7 +6,8 @@ from pydantic import ValidationError
 from scipy.stats import binomtest, bootstrap
 
 from model_code.evaluation.calibration import measure_interval
-from model_code.registry.gate import GateRules, Verdict, judge, measure_chance, resample
+from model_code.registry.gate import Verdict, judge, measure_chance, resample
+from model_code.registry.gate_rules import GateRules
 
 TEN = tuple(f"class {index}" for index in range(10))
 

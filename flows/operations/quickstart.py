@@ -11,15 +11,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 from PIL import Image
-from prefect import flow
 from rich.markup import escape
 
-from flows.data import data_flow
-from flows.operations.release import release_flow
+from flows.experiments.training import train_all
+from flows.operations.release import release
 from flows.printing.releases import describe_decision
 from flows.printing.summaries import ReleaseSummary
 from flows.printing.tables import new_table, open_console, print_added
-from flows.train_all import train_all_flow
+from model_code.data.add import add_dataset
 from model_code.data.cache import PackedDataset
 from model_code.errors import DarkroomError
 from model_code.recipes.catalog import build_config
@@ -45,16 +44,23 @@ IMAGES_SHOWN = 5
 START_TIMEOUT_S = 60.0
 
 
-@flow(name="quickstart")
-def quickstart_flow(port: int = 0) -> None:
-    """Run every stage for real and print what came out."""
-    added = data_flow(DATASET)
+def run_quickstart(port: int) -> None:
+    """Run every stage for real and print what came out.
+
+    Args:
+        port: Port of the service; 0 takes a free one.
+
+    Raises:
+        DarkroomError: A stage failed, or the model is worse than expected.
+    """
+    settings = load_settings()
+    added = add_dataset(DATASET, cache_dir=settings.cache_dir, data_dir=settings.data_dir)
     print_added(added)
     compared = _train(RECIPES, COMPARED_EPOCHS)
     best = max(compared, key=lambda result: result.metrics["validation/best_accuracy"])
     [chosen] = _train([best.recipe], EPOCHS)
-    released = release_flow(chosen.run_id, DATASET)
-    images = _save_images(added.dataset, load_settings().home / "quickstart")
+    released = release(chosen.run_id, DATASET)
+    images = _save_images(added.dataset, settings.home / "quickstart")
     answer = _ask_service(list(images), port)
     _print_runs([*compared, chosen])
     _print_release(released)
@@ -81,7 +87,7 @@ def _train(recipes: Iterable[str], epochs: int) -> list[RunResult]:
         DarkroomError: One of them failed.
     """
     shared = {"dataset": DATASET, "epochs": epochs}
-    outcomes = train_all_flow([build_config(name, changes=shared | RECIPES[name]) for name in recipes])
+    outcomes = train_all([build_config(name, changes=shared | RECIPES[name]) for name in recipes])
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     if len(results) < len(outcomes):
         failed = next(outcome for outcome in outcomes if outcome.result is None)

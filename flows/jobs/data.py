@@ -1,0 +1,64 @@
+"""Packed data sets: adding one, listing all."""
+
+from pathlib import Path
+
+from flows.jobs.job import Job, argument, option
+from model_code.settings import load_settings
+
+
+class AddData(Job):
+    """Pack images: NAME is cifar10, shapes (drawn here), food11, imagenet-val, or any name for class folders.
+
+    food11 is read in any of its three layouts; imagenet-val is for evaluation only. NAME-with-feedback is the packed
+    NAME with more training images, from class folders.
+    """
+
+    command, flow, run_name = "data add", "add-data", "add-{name}"
+
+    name: str = argument("NAME", "Name of the data set.")
+    sources: tuple[Path, ...] = option((), "Folder, zip or tar; repeatable.", name="--from")
+    download: bool = option(False, "Fetch the published archive (cifar10).")
+    image_size: int | None = option(
+        None,
+        "Height and width in pixels; 32 for cifar10 and shapes, 256 for food11 and imagenet-val, else 64 or, for "
+        "NAME-with-feedback, that of NAME.",
+    )
+    skip: bool = option(False, "Leave out what fits no layout, links to nothing and empty classes.")
+    max_bad: float = option(
+        0.01, "Largest share of a split's images that may not decode; they are left out.", ge=0, lt=1
+    )
+
+    def check(self) -> None:
+        from model_code.data.add import check_arguments
+
+        check_arguments(self.name, self.sources, self.download, self.image_size)
+
+    def run(self) -> None:
+        from flows.printing.tables import print_added
+        from model_code.data.add import add_dataset
+
+        settings = load_settings()
+        added = add_dataset(
+            self.name,
+            [source.resolve() for source in self.sources],
+            cache_dir=settings.cache_dir,
+            data_dir=settings.data_dir,
+            download=self.download,
+            image_size=self.image_size,
+            skip=self.skip,
+            max_bad_fraction=self.max_bad,
+        )
+        print_added(added)
+
+
+class ListData(Job):
+    """List the packed data sets: counts, classes, size, checksum."""
+
+    command = "data list"
+
+    def run(self) -> None:
+        from flows.printing.tables import print_datasets
+        from model_code.data.cache import list_datasets
+
+        cache_dir = load_settings().cache_dir
+        print_datasets(list_datasets(cache_dir), cache_dir)

@@ -1,0 +1,84 @@
+"""The machine and its servers: examination, health, MLflow's pages, Prefect's deployments, the whole path at once."""
+
+from flows.jobs.job import Job, option
+from model_code.errors import DarkroomError
+from model_code.settings import load_settings
+
+
+class Doctor(Job):
+    """Say what this machine can do, and what is missing."""
+
+    command = "doctor"
+
+    def run(self) -> None:
+        from flows.operations.doctor import examine_machine
+        from flows.printing.tables import print_findings
+
+        findings = examine_machine()
+        print_findings(findings)
+        if missing := [finding.what for finding in findings if finding.level == "missing"]:
+            raise DarkroomError(f"missing: {', '.join(missing)}; the lines above say what to do")
+
+
+class CheckHealth(Job):
+    """Look at the images that are there or needed, released models, service and disk; fail with what is wrong."""
+
+    flow = "check-health"
+
+    def run(self) -> None:
+        from flows.operations.upkeep import find_problems
+
+        if problems := find_problems(load_settings()):
+            raise DarkroomError("; ".join(problems))
+        print("data sets, released models, service and disk are well")
+
+
+class OpenPages(Job):
+    """Open MLflow on the runs and registered models."""
+
+    command = "ui"
+
+    port: int = option(5000, "Port of MLflow's pages.", ge=1, le=65535)
+
+    def run(self) -> None:
+        from model_code.tracking.store import run_ui
+
+        run_ui(load_settings(), self.port)
+
+
+class Deploy(Job):
+    """Write work pools, device slots and the deployments of ./prefect.yaml to the server in PREFECT_API_URL."""
+
+    command = "deploy"
+
+    def run(self) -> None:
+        from flows.operations.deployment import deploy_all
+
+        deploy_all()
+
+
+class Heal(Job):
+    """Start flow runs again whose process died, and skip scheduled ones that piled up, until Ctrl-C."""
+
+    command = "heal"
+
+    every_s: float = option(30, "Seconds between two looks.", name="--every", metavar="SECONDS", ge=1)
+    port: int | None = option(None, "Answer Prometheus there.", name="--metrics-port", ge=1, le=65535)
+
+    def run(self) -> None:
+        from flows.operations.healing import keep_healing
+
+        keep_healing(self.every_s, self.port)
+
+
+class QuickStart(Job):
+    """Run the whole path on drawn images: data, training, release, service, prediction."""
+
+    command, flow = "quickstart", "quickstart"
+
+    port: int = option(0, "Port of the service; 0 takes a free one.", ge=0, le=65535)
+
+    def run(self) -> None:
+        from flows.operations.quickstart import run_quickstart
+
+        run_quickstart(self.port)

@@ -1,0 +1,107 @@
+"""Released models: promotion, its history, rollback, challengers."""
+
+from typing import Literal
+
+from flows.jobs.job import Job, ReleaseName, argument, option
+from model_code.errors import ReleaseError, UsageError
+from model_code.registry.gate_rules import Fraction, Gain, GateRules, Limit
+
+REASON = "Reason for the ledger."
+
+
+class Release(Job):
+    """Export a run to ONNX, certify and calibrate it, and make it champion if it is better than the one before.
+
+    Exit status 1: it is not promoted (of a dry run: it would not be).
+    """
+
+    command, flow, run_name = "release", "release-model", "release-{name}"
+
+    source: str = argument("RECIPE|RUN_ID", "A recipe, for its best run, or a run id.")
+    name: ReleaseName = option(..., "Registered name: cifar10, food or shapes.", name="--as")
+    mode: Literal["enabled", "dry_run", "forced"] = option(
+        "enabled", "dry_run changes nothing; forced promotes whatever the verdict is, and needs --why."
+    )
+    why: str = option("", REASON)
+    min_gain: Gain | None = option(None, "Least gain of accuracy over the champion, a fraction; 0 if not given.")
+    max_class_drop: Fraction | None = option(
+        None, "Most that a class's recall may fall, a fraction; 0.05 if not given."
+    )
+    max_latency_ms: Limit | None = option(None, "Latency limit of one image with the fastest variant.")
+    max_size_mb: Limit | None = option(None, "Size limit of that variant's file.")
+
+    def check(self) -> None:
+        if self.mode == "forced" and not self.why:
+            raise UsageError('a forced release needs a reason for the ledger: --why "..."')
+
+    def run(self) -> None:
+        from flows.operations.release import release
+        from flows.printing.releases import print_release
+
+        rules = self.model_dump(include={"min_gain", "max_class_drop", "max_latency_ms"}, exclude_none=True)
+        if self.max_size_mb is not None:
+            rules["max_size_bytes"] = round(self.max_size_mb * 1e6)
+        released = release(self.source, self.name, self.mode, self.why, GateRules(**rules))
+        print_release(released)
+        if not released.is_champion:
+            raise ReleaseError(f"{self.name}: not promoted; the lines above say why")
+
+
+class History(Job):
+    """Show every move of the champion: who, when, from, to, why, and the gate's verdict."""
+
+    command = "history"
+
+    name: ReleaseName = argument("NAME")
+    is_json: bool = option(False, "One JSON object per line, the oldest first.", name="--json")
+
+    def run(self) -> None:
+        from flows.operations.rollback import read_changes
+        from flows.printing.releases import print_history
+
+        changes = read_changes(self.name)
+        if self.is_json:
+            print(*(change.model_dump_json() for change in changes), sep="\n")
+        else:
+            print_history(self.name, changes)
+
+
+class RollBack(Job):
+    """Make the champion before this one the champion again, once its bundle is proven intact."""
+
+    command, flow, run_name, is_urgent = "rollback", "roll-back-model", "roll-back-{name}", True
+
+    name: ReleaseName = argument("NAME", "Registered name.")
+    to: str | None = option(
+        None, "Any registered version; the champion before this one if not given.", metavar="VERSION"
+    )
+    why: str = option("", REASON)
+
+    def run(self) -> None:
+        from flows.operations.rollback import roll_back
+
+        change = roll_back(self.name, self.to, self.why)
+        print(f"{self.name}: version {change.to_version} is champion (version {change.from_version} before)")
+        print(f"  {change.verdict}")
+
+
+class Challenge(Job):
+    """Let a registered version look at the images that NAME's champion answers, and count where they agree.
+
+    Who asks gets the champion's answer only; GET /v1/models and /metrics show the agreement.
+    """
+
+    command = "challenge"
+
+    name: ReleaseName = argument("NAME")
+    version: str | None = argument("VERSION", default=None)
+    is_ended: bool = option(False, "No challenger any more.", name="--none")
+
+    def run(self) -> None:
+        if (self.version is None) != self.is_ended:
+            raise UsageError(f"give either a version of {self.name}, see `darkroom history {self.name}`, or --none")
+        from flows.operations.challenge import challenge
+
+        challenge(self.name, self.version)
+        state = "no challenger" if self.version is None else f"version {self.version} is challenger"
+        print(f"{self.name}: {state}")

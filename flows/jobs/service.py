@@ -1,0 +1,69 @@
+"""Clients of a running service: predictions and true labels."""
+
+import sys
+from typing import Literal
+
+from flows.jobs.job import Job, argument, option
+from serving.printable import show
+
+ADDRESS, SERVER = "http://127.0.0.1:3000", "Address of the service."
+MODEL = "Registered name; needed when several are served."
+
+
+class Predict(Job):
+    """Ask a running service about images, folders of images, or URLs (fetched here, not by the service)."""
+
+    command = "predict"
+
+    sources: tuple[str, ...] = argument("IMAGE|URL")
+    server: str = option(ADDRESS, SERVER)
+    model: str | None = option(None, MODEL)
+    top_k: int | None = option(None, "Classes to show for each image.")
+    form: Literal["table", "json", "csv"] = option("table", "json: one object per line.", name="--format")
+
+    def run(self) -> None:
+        import json
+
+        from rich.console import Console
+
+        from serving.client import list_records, predict, render_predictions, write_csv
+
+        with Console(stderr=True).status("asking about the first images") as status:
+            result = predict(
+                list(self.sources),
+                server=self.server,
+                model=self.model,
+                top_k=self.top_k,
+                on_progress=lambda done: status.update(f"{done} images done"),
+            )
+        if self.form == "csv":
+            write_csv(result, sys.stdout)
+        elif self.form == "json":
+            for record in list_records(result):
+                print(json.dumps(record))
+        elif result.predictions:
+            Console().print(render_predictions(result))
+        for problem in result.problems:
+            print(show(f"darkroom: {problem.source}: {problem.message}"), file=sys.stderr)
+        if result.problems:
+            sys.exit(1)
+
+
+class GiveFeedback(Job):
+    """Tell a running service the true LABEL of an image, for the next training.
+
+    The service must have been started with --feedback.
+    """
+
+    command = "feedback"
+
+    source: str = argument("IMAGE")
+    label: str = argument("LABEL")
+    server: str = option(ADDRESS, SERVER)
+    model: str | None = option(None, MODEL)
+
+    def run(self) -> None:
+        from serving.client import send_feedback
+
+        kept = send_feedback(self.source, self.label, self.server, self.model)
+        print(show(f"{self.source} is kept as {kept.label} for {kept.model}, {kept.count} images with feedback"))

@@ -1,0 +1,136 @@
+"""Training: the recipes that there are, one of them, every one."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from flows.jobs.job import Job, RecipeName, argument, option
+from model_code.errors import NothingDoneError, TrainingError, UsageError
+from model_code.settings import read_rank
+
+if TYPE_CHECKING:
+    from flows.experiments.training import RunInputs
+    from model_code.training.run_folder import AnyConfig
+
+Profile = Literal["full", "smoke"]
+PROFILE = "full: the documented budget; smoke: minutes on two CPU cores, compared with nothing."
+
+
+class ListRecipes(Job):
+    """List every recipe with its published figure, or show one recipe's evidence."""
+
+    command = "recipes"
+
+    name: str | None = argument("NAME", default=None)
+
+    def run(self) -> None:
+        from flows.printing.tables import print_recipe, print_recipes
+        from model_code.recipes.catalog import RECIPES, get_recipe
+
+        if self.name is None:
+            print_recipes(list(RECIPES.values()))
+        else:
+            print_recipe(get_recipe(self.name))
+
+
+class Train(Job):
+    """Train one recipe. A repeated command continues a run that was interrupted.
+
+    On N GPUs: torchrun --nproc-per-node N --no-python darkroom train RECIPE
+    """
+
+    command, flow, run_name, is_retried = "train", "train-recipe", "train-{recipe}", True
+
+    recipe: RecipeName = argument("RECIPE", "See `darkroom recipes`.")
+    profile: Profile = option("full", PROFILE)
+    seed: int | None = option(None, "Seed of the run; the recipe's own if not given.", ge=0)
+    epochs: int | None = option(None, "Epochs; the recipe's own if not given.", ge=1)
+    limit_train: int | None = option(None, "Use so many training images, before the validation split.", ge=1)
+    resume: str | None = option(None, "Continue this interrupted run.", metavar="RUN_ID")
+    settings: tuple[str, ...] = option((), "Any setting of the recipe; repeatable.", name="--set", metavar="KEY=VALUE")
+
+    @cached_property
+    def config(self) -> "AnyConfig":
+        """Settings of the run; what is not given stays as the recipe has it."""
+        from model_code.recipes.catalog import build_config
+        from model_code.training.run_config import parse_assignment
+
+        given = self.model_dump(include={"seed", "epochs", "limit_train"}, exclude_none=True)
+        return build_config(self.recipe, self.profile, dict(map(parse_assignment, self.settings)) | given)
+
+    @cached_property
+    def inputs(self) -> "RunInputs":
+        """What the run is made from, opened once."""
+        from flows.experiments.training import open_inputs
+
+        return open_inputs(self.config)
+
+    def check(self) -> None:
+        assert self.inputs if read_rank()[0] == 0 else self.config
+
+    def run(self) -> None:
+        if read_rank()[0] > 0:
+            from flows.experiments.followers import follow_training
+
+            follow_training(self.config)
+            return
+        from flows.experiments.training import train_task
+        from flows.printing.tables import print_result
+
+        print_result(train_task(self.inputs, self.resume))
+
+
+class TrainAll(Job):
+    """Train every recipe, one after another; what was trained before with the same settings is kept.
+
+    Recipes whose images are not here, or whose pretrained weights cannot be downloaded, are skipped.
+    """
+
+    command, flow, run_name, is_retried = "train-all", "train-every-recipe", "train-every-recipe-{profile}", True
+
+    profile: Profile = option("full", PROFILE)
+    only: str = option("*", "Recipes whose name matches, such as 'resnet18_*'.", metavar="GLOB")
+    seeds: tuple[int, ...] = option(
+        (),
+        "Repeatable. Without it: three where a claim rests on a difference, else one; in smoke runs one.",
+        name="--seed",
+    )
+    settings: tuple[str, ...] = option(
+        (), "Setting of every recipe that has it; repeatable.", name="--set", metavar="KEY=VALUE"
+    )
+
+    @cached_property
+    def configs(self) -> "list[AnyConfig]":
+        """Settings of every run; each setting reaches the recipes that have it."""
+        from model_code.recipes.catalog import has_setting, match_recipes
+        from model_code.training.run_config import parse_assignment
+
+        entries = match_recipes(self.only)
+        keys = {setting: parse_assignment(setting)[0] for setting in self.settings}
+        for setting, key in keys.items():
+            if not any(has_setting(entry.name, key) for entry in entries):
+                raise UsageError(f"--set {setting}: none of these recipes has a setting {key!r}")
+        configs = []
+        for entry in entries:
+            own = tuple(setting for setting, key in keys.items() if has_setting(entry.name, key))
+            documented = entry.seeds if self.profile == "full" else entry.seeds[:1]
+            for seed in self.seeds or ((None,) if "seed" in keys.values() else documented):
+                one = Train(recipe=entry.name, profile=self.profile, seed=seed, settings=own)
+                configs.append(one.config)
+        return configs
+
+    def check(self) -> None:
+        assert self.configs
+
+    def run(self) -> None:
+        from flows.experiments.training import train_all
+        from flows.printing.tables import print_outcomes
+
+        outcomes = train_all(self.configs)
+        print_outcomes(outcomes)
+        failed = [outcome.recipe for outcome in outcomes if outcome.result is None and not outcome.is_skipped]
+        if failed:
+            raise TrainingError(
+                f"{len(failed)} of {len(outcomes)} runs failed: {', '.join(failed)}; their lines say why"
+            )
+        if all(outcome.is_skipped for outcome in outcomes):
+            raise NothingDoneError("every recipe was skipped; the lines above say why")

@@ -1,0 +1,80 @@
+"""Jobs: one definition gives the command, the form and the request."""
+
+import subprocess
+import sys
+
+import pytest
+
+from flows.jobs import JOBS
+from flows.jobs.training import Train
+from model_code.errors import UsageError
+
+SCHEDULED = [kind for kind in JOBS if kind.flow]
+
+
+@pytest.mark.parametrize("kind", SCHEDULED, ids=lambda kind: kind.__name__)
+def test_a_form_shows_every_field_as_it_is_defined(kind):
+    from flows.operations.flow import schedule
+
+    flow = schedule(kind)
+    properties = flow.parameters.properties
+    assert list(properties) == list(kind.model_fields)
+    for name, field in kind.model_fields.items():
+        shown = properties[name]
+        assert shown.get("description") == field.description, name
+        assert field.is_required() == (name in flow.parameters.required)
+        if not field.is_required():
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            assert shown.get("default") == default, name
+    assert flow.description == kind.__doc__.strip() or kind.__doc__.strip().startswith(flow.description.splitlines()[0])
+
+
+def test_a_form_offers_names_and_shows_bounds():
+    from flows.operations.flow import schedule
+    from model_code.recipes.catalog import RECIPES
+    from model_code.registry.names import RELEASE_NAMES
+
+    forms = {kind.flow: schedule(kind).parameters.properties for kind in SCHEDULED}
+    assert forms["train-recipe"]["recipe"]["enum"] == list(RECIPES)
+    assert forms["train-recipe"]["seed"]["anyOf"][0] == {"type": "integer", "minimum": 0}
+    assert forms["release-model"]["name"]["enum"] == list(RELEASE_NAMES)
+    assert forms["release-model"]["min_gain"]["anyOf"][0] == {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+    assert forms["watch-predictions"]["enough_feedback"]["minimum"] == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("Train", {"recipe": "x", "limit_train": 0}, r"^--limit-train=0: Input should be greater than or equal to 1$"),
+        ("Train", {}, r"^RECIPE=\{\}: Field required$"),
+        ("Heal", {"every_s": 0.5}, r"^--every=0.5: "),
+        ("Release", {"source": "x", "name": "dogs"}, r"^'dogs' is not a registered name: choose one of "),
+        ("Release", {"source": "x", "name": "shapes", "max_size_mb": float("nan")}, r"^--max-size-mb=nan: "),
+        ("RollBack", {"name": "shapes", "until": "1"}, r"^until=1: Extra inputs are not permitted$"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_line(kind, given, message):
+    [job] = [one for one in JOBS if one.__name__ == kind]
+    with pytest.raises(UsageError, match=message):
+        job.make(**given)
+
+
+def test_the_command_loads_no_framework_before_it_runs():
+    heavy = ("torch", "prefect", "mlflow", "numpy", "onnxruntime", "rich", "asyncio")
+    code = f"import sys, flows.cli; print([one for one in {heavy} if one in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_training_opens_what_it_is_made_from_once(monkeypatch):
+    from flows.experiments import training
+
+    opened = []
+    for name in ("open_dataset", "find_pretrained"):
+        monkeypatch.setattr(training, name, lambda *_, name=name: opened.append(name))
+    monkeypatch.setattr(training, "train_task", lambda inputs, _: opened.append(inputs.config.recipe))
+    monkeypatch.setattr("flows.printing.tables.print_result", lambda _: None)
+    job = Train(recipe="resnet18_cifar10_exp")
+    job.check()
+    job.run()
+    assert opened == ["open_dataset", "find_pretrained", "resnet18_cifar10_exp"]
