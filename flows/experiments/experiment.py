@@ -70,8 +70,8 @@ class EpochExperiment(Experiment):
         has_stream = is_streamed(images_NHWC, config.engine.pictures, processes.device)
         place = "streamed from the host" if has_stream else "resident"
         shared = f", {processes.count} processes" if processes.count > 1 else ""
-        engine = choose_engine(config, processes).describe()
-        self._engine_line = f"{engine}, {format_size(images_NHWC.nbytes)} of pictures {place}{shared}"
+        self._engine = choose_engine(config, processes)
+        self._engine_line = f"{self._engine.describe()}, {format_size(images_NHWC.nbytes)} of pictures {place}{shared}"
 
     @property
     def engine_line(self) -> str:

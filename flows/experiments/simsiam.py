@@ -70,4 +70,4 @@ class SimSiamExperiment(EpochExperiment):
 
     def train(self, run_dir: Path, callbacks: Sequence[Callback]) -> PretrainingResult:
         """Pretrain the backbone."""
-        return pretrain(self._config, self._pictures, run_dir, self._processes, callbacks)
+        return pretrain(self._config, self._pictures, run_dir, self._processes, callbacks, self._engine)

@@ -53,7 +53,7 @@ class SupervisedExperiment(EpochExperiment):
 
     def train(self, run_dir: Path, callbacks: Sequence[Callback]) -> TrainingResult[EpochMetrics]:
         """Train the network."""
-        return fit(self._config, self._pictures, run_dir, self._processes, callbacks, self._pretrained)
+        return fit(self._config, self._pictures, run_dir, self._processes, callbacks, self._pretrained, self._engine)
 
     def _evaluate(self, tracker: RunTracker, model: nn.Module) -> dict[str, float]:
         """Label the test pictures, or without any the validation pictures, and log what came out."""

@@ -19,7 +19,7 @@ from model_code.errors import TrainingError
 from model_code.training import checkpoints
 from model_code.training.batches import is_streamed, iterate_batches
 from model_code.training.device import seed_everything
-from model_code.training.engine import GradientStep, choose_engine
+from model_code.training.engine import Engine, GradientStep, choose_engine
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import Processes
 from model_code.training.results import Callback, Epoch, TrainingResult
@@ -64,6 +64,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         run_dir: Where checkpoints go; created when missing.
         callbacks: Told about each step and epoch, in order.
         processes: That train together, and the device of this one.
+        engine: As `choose_engine` returns it; None chooses it here.
 
     Raises:
         TrainingError: The checkpoint in `run_dir` is damaged or belongs to another config.
@@ -85,10 +86,11 @@ class EpochLoop(ABC, Generic[Epoch]):
         run_dir: Path,
         callbacks: Sequence[Callback],
         processes: Processes,
+        engine: Engine | None,
     ) -> None:
         self.epochs, self.run_dir, self.callbacks, self.processes = epochs, run_dir, callbacks, processes
         self.device = processes.device
-        self.engine = choose_engine(config, processes)
+        self.engine = engine or choose_engine(config, processes)
         self._images_NHWC, self._batch_size = images_NHWC, config.batch_size
         self.steps = len(images_NHWC) // config.batch_size
         self._is_streamed = is_streamed(images_NHWC, config.engine.pictures, self.device)

@@ -21,7 +21,7 @@ from model_code.models.networks import build_backbone, check_image_size
 from model_code.models.picture_input import PictureInput
 from model_code.models.simsiam import SimSiam
 from model_code.training import checkpoints
-from model_code.training.engine import GradientStep
+from model_code.training.engine import Engine, GradientStep
 from model_code.training.epoch_loop import EpochLoop
 from model_code.training.losses import simsiam_loss
 from model_code.training.pictures import Pictures, PretrainingPictures, check_batch, check_neighbours
@@ -143,6 +143,7 @@ def pretrain(
     run_dir: Path,
     processes: Processes,
     callbacks: Sequence[Callback] = (),
+    engine: Engine | None = None,
 ) -> PretrainingResult:
     """Train a backbone without labels, or go on where an interrupted run in `run_dir` stopped.
 
@@ -155,6 +156,7 @@ def pretrain(
         run_dir: Where checkpoints go; created when missing.
         processes: That train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
+        engine: As `choose_engine` returns it; None chooses it here.
 
     Raises:
         TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.
@@ -164,7 +166,7 @@ def pretrain(
         DiskFullError: A checkpoint could not be written; the one before stays.
     """
     check_pretraining_pictures(config, pictures)
-    loop = _SimSiamLoop(config, pictures, run_dir, processes, callbacks)
+    loop = _SimSiamLoop(config, pictures, run_dir, processes, callbacks, engine)
     untrained_knn_accuracy = loop.measure_knn()
     return PretrainingResult(**vars(loop.train()), untrained_knn_accuracy=untrained_knn_accuracy)
 
@@ -183,8 +185,9 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
         run_dir: Path,
         processes: Processes,
         callbacks: Sequence[Callback],
+        engine: Engine | None,
     ) -> None:
-        super().__init__(config, config.epochs, pictures.images_NHWC, run_dir, callbacks, processes)
+        super().__init__(config, config.epochs, pictures.images_NHWC, run_dir, callbacks, processes, engine)
         self.config, self.pictures = config, pictures
         network = build_simsiam(config)
         if processes.count > 1:

@@ -29,7 +29,7 @@ from model_code.models.picture_input import PictureInput
 from model_code.models.view_average import ViewAverage
 from model_code.training import checkpoints
 from model_code.training.config import TrainingConfig
-from model_code.training.engine import GradientStep
+from model_code.training.engine import Engine, GradientStep
 from model_code.training.epoch_loop import EpochLoop
 from model_code.training.lookahead import Lookahead
 from model_code.training.optimization import Schedule, build_optimizer
@@ -99,6 +99,7 @@ def fit(
     processes: Processes,
     callbacks: Sequence[Callback] = (),
     pretrained: str | None = None,
+    engine: Engine | None = None,
 ) -> TrainingResult[EpochMetrics]:
     """Train a network, or go on where an interrupted run in `run_dir` stopped.
 
@@ -112,6 +113,7 @@ def fit(
         processes: That train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
         pretrained: Weights file that `config.pretrained_weights` stands for; None takes what is written there.
+        engine: As `choose_engine` returns it; None chooses it here.
 
     Raises:
         TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.
@@ -121,7 +123,7 @@ def fit(
         DiskFullError: A checkpoint could not be written; the one before stays.
     """
     check_pictures(config, pictures)
-    return _SupervisedLoop(config, pictures, run_dir, processes, callbacks, pretrained).train()
+    return _SupervisedLoop(config, pictures, run_dir, processes, callbacks, pretrained, engine).train()
 
 
 class _SupervisedLoop(EpochLoop[EpochMetrics]):
@@ -138,8 +140,9 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         processes: Processes,
         callbacks: Sequence[Callback],
         pretrained: str | None,
+        engine: Engine | None,
     ) -> None:
-        super().__init__(config, config.epochs, pictures.train.images_NHWC, run_dir, callbacks, processes)
+        super().__init__(config, config.epochs, pictures.train.images_NHWC, run_dir, callbacks, processes, engine)
         self.config, self.pictures = config, pictures
         self.is_last_kept = config.kept_epoch == "last"
         model = build_model(config, len(pictures.classes), pictures.image_size)

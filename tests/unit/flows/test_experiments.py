@@ -10,6 +10,8 @@ from torch import nn
 from flows.experiments import open_experiment, random_features
 from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.models.networks import NETWORKS
+from model_code.recipes.catalog import build_config, has_setting
+from model_code.training import epoch_loop
 from model_code.training.probe_config import ProbeConfig
 from model_code.training.processes import ALONE
 from model_code.training.random_features_config import RandomFeaturesConfig
@@ -110,3 +112,19 @@ def test_random_features_are_those_of_train_and_test(dataset, seen, monkeypatch)
         assert (options["neighbours"], options["seed"], options["linear"]) == (5, 3, probe)
     assert [options["is_calibrated"] for _, options in asked] == [False, True]
     assert results[0]["test/pictures"] == 12
+
+
+@pytest.mark.parametrize("kind", ["supervised", "simsiam"])
+def test_the_engine_is_chosen_once(kind, dataset, tmp_path, monkeypatch):
+    """The loop takes the engine that the line at the start describes."""
+
+    def refuse(*_):
+        raise AssertionError("chosen again")
+
+    recipe = {"supervised": "resnet18_cifar10_exp2", "simsiam": "simsiam_cifar10"}[kind]
+    changes = {"dataset": "noise", "epochs": 1, "batch_size": 8, "knn_neighbours": 4, "views.image_size": 16}
+    changes |= {"network": "resnet18", "linear.epochs": 1, "linear.warmup_epochs": 0, "warmup_epochs": 0}
+    known = {key: value for key, value in changes.items() if has_setting(recipe, key)}
+    experiment = open_experiment(build_config(recipe, "smoke", known), dataset, ALONE, None)
+    monkeypatch.setattr(epoch_loop, "choose_engine", refuse)
+    assert experiment.train(tmp_path, []).history
