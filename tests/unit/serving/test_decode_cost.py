@@ -81,3 +81,12 @@ def test_a_jpeg_that_hides_its_size_counts_as_a_large_one(segments):
 def test_photographs_are_ordinary_and_what_hides_its_size_is_large(kind, width, height, cost):
     structure = Structure(kind, 9_000, width, height, parts=3, is_simple=True)
     assert estimate_cost(structure, 32) is cost
+
+
+@pytest.mark.parametrize("filling", [b"\xff", b"\xff\0", b"\0"])
+def test_a_glance_reads_little_of_what_hides_a_size(filling):
+    jpeg = encode("JPEG", (8, 8))
+    hidden = glance(jpeg[:2] + filling * 9_000_000 + jpeg[2:])
+    assert (hidden.width, hidden.height) == (0, 0)
+    assert estimate_cost(hidden, 32) is Cost.LARGE
+    assert estimate_cost(glance(jpeg[:2] + b"\xff" * 900 + jpeg[2:] + bytes(90_000)), 32) is Cost.ORDINARY
