@@ -29,7 +29,7 @@ from serving.work_queue import WorkQueue
 MOST_THREADS = 4
 # A worker answers pings every few seconds; without any for so long, none works.
 SILENT_S = 15.0
-LARGE_NICENESS = 15
+LARGE_NICENESS = 8
 
 _Part = list[tuple[int, EncodedPicture]]
 _Outcome = npt.NDArray[np.uint8] | ServingError

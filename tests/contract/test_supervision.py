@@ -20,11 +20,8 @@ from tests.unit.serving.tiny_bundle import paint, release
 
 PNG, BMP = {"Content-Type": "image/png"}, {"Content-Type": "image/bmp"}
 BOMB = dict(bmps())["BMP, run-length, ends of lines"]
-JPEG = encode(Image.new("RGB", (64, 64)), "JPEG")
-# It says that it has a few pixels, and takes seconds.
-JPEG_BOMB = JPEG[:2] + b"\xff" * 9_000_000 + JPEG[2:]
-
-
+# As large as an ordinary image may be, and transparent: some tenths of a second.
+ORDINARY = encode(Image.new("RGBA", (2048, 2048), (90, 60, 30, 128)), "PNG")
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 1_200, 3), dtype=np.uint8))
 
 
@@ -78,8 +75,8 @@ def busy(tmp_path, start_service):
     refusals = [threading.Event() for _ in range(2)]
     threads = [
         threading.Thread(target=send, args=(bomb, is_refused), daemon=True)
-        for bomb, is_refused in zip((BOMB, JPEG_BOMB), refusals, strict=True)
-        for _ in range(3)
+        for bomb, is_refused in zip((BOMB, ORDINARY), refusals, strict=True)
+        for _ in range(12)
     ]
     for thread in threads:
         thread.start()
