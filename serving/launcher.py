@@ -24,7 +24,7 @@ import click
 
 from serving.errors import StartError
 from serving.manifest import Precision
-from serving.options import ServiceOptions, is_root_path
+from serving.options import DEFAULT_KEEP_ALIVE_S, ServiceOptions, is_root_path
 from serving.regular_files import open_regular
 from serving.supervisor import has_supervisor, supervise, take_listener
 
@@ -107,6 +107,15 @@ def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
     help="Prefix that a proxy strips, as /ml/darkroom; X-Forwarded-Prefix of the proxy if not given.",
 )
 @click.option(
+    "--keep-alive",
+    "keep_alive_s",
+    type=click.IntRange(1, 3600),
+    default=DEFAULT_KEEP_ALIVE_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long an idle connection stays open; longer than the proxy in front keeps its own.",
+)
+@click.option(
     "--log-requests",
     "log_share",
     type=click.FloatRange(0, 1),
@@ -137,6 +146,7 @@ def serve(
     allow_origin: tuple[str, ...],
     allow_host: tuple[str, ...],
     root_path: str,
+    keep_alive_s: int,
     log_share: float,
     keep_pictures: bool,
     feedback: bool,
@@ -158,6 +168,7 @@ def serve(
         allowed_origins=allow_origin,
         allowed_hosts=allow_host,
         root_path=root_path,
+        keep_alive_s=keep_alive_s,
         log_share=log_share,
         keeps_pictures=keep_pictures,
         takes_feedback=feedback,

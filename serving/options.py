@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.manifest import Precision
 
 OPTIONS_VARIABLE = "DARKROOM_SERVICE_OPTIONS"
+# Longer than usual load balancers keep theirs: who closes first must not be the service.
+DEFAULT_KEEP_ALIVE_S = 75
 
 
 _ROOT_PATH = re.compile(r"(/[\w.~-]+){1,20}")
@@ -38,6 +40,7 @@ class ServiceOptions(BaseModel):
         keeps_pictures: Whether the log keeps the pictures themselves too.
         takes_feedback: Whether `POST /v1/feedback` keeps right labels, and the pictures that come with them.
         root_path: Prefix of the addresses behind a proxy that strips it, e.g. `/ml/darkroom`; empty without one.
+        keep_alive_s: Seconds for which an idle connection stays open, unless its place is needed.
         allows_uncommon_formats: True to decode PPM, run-length BMP and TIFF of uncommon compressions.
     """
 
@@ -54,6 +57,7 @@ class ServiceOptions(BaseModel):
     keeps_pictures: bool = False
     takes_feedback: bool = False
     root_path: str = ""
+    keep_alive_s: int = Field(DEFAULT_KEEP_ALIVE_S, ge=1)
     allows_uncommon_formats: bool = False
 
     def publish(self) -> None:

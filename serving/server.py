@@ -62,6 +62,7 @@ def run_service(listener: socket.socket, is_patient: bool) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=service.options.keep_alive_s,
         timeout_graceful_shutdown=_STOP_TIMEOUT_S,
     )
     server = _AnnouncingServer(config, service.app, is_patient)

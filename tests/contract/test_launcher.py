@@ -1,6 +1,8 @@
 """Starting and stopping the service, as a person does."""
 
+import http.client
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -133,3 +135,20 @@ def test_sigterm_ends_process_1(module):
         [inner] = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
         os.kill(int(inner), signal.SIGTERM)
         assert outer.wait(10) == 128 + signal.SIGTERM
+
+
+def test_idle_connections_stay_open_as_long_as_asked(tmp_path, start_service):
+    release(tmp_path / "bundles")
+    brief, usual = start_service(tmp_path, "--keep-alive", "1"), start_service(tmp_path)
+    ports = [int(service.url.rpartition(":")[2]) for service in (brief, usual)]
+    closed, kept = (http.client.HTTPConnection("127.0.0.1", port, timeout=10) for port in ports)
+    for connection in (closed, kept):
+        connection.request("GET", "/livez")
+        connection.getresponse().read()
+    assert select.select([closed.sock], [], [], 15)[0]
+    assert closed.sock.recv(1) == b""
+    assert not select.select([kept.sock], [], [], 6)[0]
+    kept.request("GET", "/livez")
+    assert kept.getresponse().status == 200
+    closed.close()
+    kept.close()
