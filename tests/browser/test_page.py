@@ -56,6 +56,32 @@ def test_several_pictures_are_looked_at_together(page, url, tmp_path):
     assert {address.split("/")[2] for address in page.requested if address.startswith("http")} == {url.split("/")[2]}
 
 
+REFUSE_FIRST = """
+(() => {
+  const original = window.fetch;
+  const refused = new Set();
+  window.fetch = (address, options) => {
+    if (options.method !== "POST" || refused.has(options.body)) return original(address, options);
+    refused.add(options.body);
+    const full = { status: 503, headers: { "Retry-After": "1" } };
+    return Promise.resolve(new Response('{"error": {"message": "full"}}', full));
+  };
+  return true;
+})()
+"""
+
+
+def test_pictures_that_a_full_service_refuses_are_sent_again(page, url, tmp_path):
+    files = [tmp_path / f"{colour}.png" for colour in ("red", "green")]
+    for file in files:
+        file.write_bytes(paint(file.stem))
+    page.open(url)
+    wait_for(page, "document.getElementById('about')?.textContent.startsWith('cifar10 version 3')", True)
+    assert page.read(REFUSE_FIRST)
+    page.choose_files("#file", files)
+    wait_for(page, "document.getElementById('progress').textContent", "2 of 2 looked at")
+
+
 def test_a_service_with_keys_asks_for_one(page, start_service, tmp_path):  # noqa: F811
     release(tmp_path / "bundles")
     keys = tmp_path / "keys.txt"
