@@ -10,23 +10,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.operations.doctor import Finding
-from flows.printing.summaries import Outcome
-from model_code.data.add import AddedDataset
-from model_code.data.cache import DatasetSummary
 from model_code.disk import format_size
-from model_code.recipes.catalog import Recipe, get_recipe
-from model_code.training.run_config import FIXED_SETTINGS
-from model_code.training.run_folder import RunResult
 from serving.printable import show
 
+# These import torch, for which a list of data sets need not wait.
 if TYPE_CHECKING:
+    from flows.operations.doctor import Finding
+    from flows.printing.summaries import Outcome
+    from model_code.data.add import AddedDataset
+    from model_code.data.cache import DatasetSummary
+    from model_code.recipes.catalog import Recipe
     from model_code.report.files import ReportFiles
+    from model_code.training.run_folder import RunResult
 
 _LOG_FILE_WIDTH = 160
 
 
-def print_recipes(recipes: Sequence[Recipe]) -> None:
+def print_recipes(recipes: "Sequence[Recipe]") -> None:
     """Print name, published accuracy and first docstring line of each recipe."""
     table = new_table("recipe", "published", "pictures", "what it is")
     for recipe in recipes:
@@ -34,8 +34,10 @@ def print_recipes(recipes: Sequence[Recipe]) -> None:
     _print(table)
 
 
-def print_recipe(recipe: Recipe) -> None:
+def print_recipe(recipe: "Recipe") -> None:
     """Print one recipe's evidence and every setting, as `--set` takes them."""
+    from model_code.training.run_config import FIXED_SETTINGS
+
     console = open_console()
     console.print(f"{recipe.name}\n\n{recipe.evidence}\n", markup=False, highlight=False)
     for key, value in recipe.build().flatten().items():
@@ -43,7 +45,7 @@ def print_recipe(recipe: Recipe) -> None:
             console.print(f"  {key}={json.dumps(value)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def print_datasets(datasets: Sequence[DatasetSummary], cache_dir: Path) -> None:
+def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path) -> None:
     """Print what is packed in a cache."""
     if not datasets:
         line = f"no pictures yet in {cache_dir}; start with: darkroom data add shapes"
@@ -67,7 +69,7 @@ def print_datasets(datasets: Sequence[DatasetSummary], cache_dir: Path) -> None:
     _print(table)
 
 
-def print_added(added: AddedDataset) -> None:
+def print_added(added: "AddedDataset") -> None:
     """Print what came of adding a data set, with every picture that was left out."""
     dataset = added.dataset
     counts = ", ".join(f"{len(split.labels_N)} {name}" for name, split in dataset.splits.items())
@@ -93,7 +95,7 @@ def print_added(added: AddedDataset) -> None:
         console.print("  the test pictures have no labels: runs will report validation only", markup=False)
 
 
-def print_result(result: RunResult) -> None:
+def print_result(result: "RunResult") -> None:
     """Print one finished run."""
     lines = [f"{result.recipe}  done in {result.seconds:.0f} s: {_describe_figures(result)}"]
     if "test/macro_f1" in result.metrics:
@@ -105,8 +107,10 @@ def print_result(result: RunResult) -> None:
     open_console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def print_outcomes(outcomes: Sequence[Outcome]) -> None:
+def print_outcomes(outcomes: "Sequence[Outcome]") -> None:
     """Print what happened to each run; published figures stand beside full runs only."""
+    from model_code.recipes.catalog import get_recipe
+
     table = new_table("recipe", "seed", "", "budget", "published", "ours", "best epoch", "seconds", "run")
     for outcome in outcomes:
         result = outcome.result
@@ -152,7 +156,7 @@ _FIGURES = {
 }
 
 
-def _describe_figures(result: RunResult, form: str = "{:.4f}") -> str:
+def _describe_figures(result: "RunResult", form: str = "{:.4f}") -> str:
     metrics = result.metrics
     if result.kind == "untrained":
         share = form.format(metrics["validation/top_class_share"])
@@ -177,7 +181,7 @@ def print_report(files: "ReportFiles", run_count: int, run_id: str) -> None:
     )
 
 
-def print_findings(findings: Sequence[Finding]) -> None:
+def print_findings(findings: "Sequence[Finding]") -> None:
     """Print what the machine can do."""
     colours = {"ok": "green", "note": "yellow", "missing": "red"}
     table = new_table("", "what", "found")

@@ -4,6 +4,9 @@ Whoever changes them on purpose writes the file anew: `python -m tests.unit.flow
 """
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -11,6 +14,7 @@ import pytest
 
 from flows.cli import darkroom
 
+ROOT = Path(__file__).parents[3]
 CONTRACT = Path(__file__).with_name("commands.json")
 # Its options are the service's own.
 ELSEWHERE = {"serve"}
@@ -70,6 +74,18 @@ def test_the_service_is_announced_as_it_announces_itself():
     from serving.launcher import serve
 
     assert serve.help.startswith(darkroom.commands["serve"].help)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["data", "list"], ["train", "--help"], ["serve", "--help"]])
+def test_answering_takes_no_framework(tmp_path, words):
+    code = (
+        "import sys; from flows.cli import darkroom; darkroom(sys.argv[1:], standalone_mode=False); "
+        "print(sorted({'torch', 'mlflow', 'prefect', 'scipy', 'bentoml'}.intersection(sys.modules)))"
+    )
+    environment = os.environ | {"DARKROOM_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 if __name__ == "__main__":
