@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from prefect import task
 
 from flows.experiments import open_experiment
 from flows.experiments.experiment import Experiment
 from flows.experiments.followers import Assignment
-from flows.experiments.pretrained import Pretrained, find_pretrained
+from flows.experiments.inputs import RunInputs, open_inputs
+from flows.experiments.pretrained import Pretrained
 from flows.operations.device_slot import hold_device
 from flows.printing.summaries import Outcome
 from flows.printing.tables import print_result
-from model_code.data.cache import PackedDataset, is_added, open_dataset
+from model_code.data.cache import is_added
 from model_code.errors import DarkroomError, DownloadError, TrackingError, UsageError
 from model_code.recipes.catalog import describe_budget, get_recipe
 from model_code.settings import Settings, load_settings
@@ -36,39 +36,6 @@ from model_code.training.run_folder import (
     open_run_folder,
 )
 from serving.bundle import hash_file
-
-
-@dataclass(frozen=True)
-class RunInputs:
-    """What a run is made from, opened once.
-
-    Attributes:
-        config: All settings.
-        dataset: The packed images that it names.
-        pretrained: Weights that it starts from; None for none.
-    """
-
-    config: AnyConfig
-    dataset: PackedDataset
-    pretrained: Pretrained | None
-
-    @property
-    def record(self) -> RunRecord:
-        """What makes runs the same, without a run id."""
-        sha256 = self.pretrained.sha256 if self.pretrained else None
-        return RunRecord(run_id="", data_checksum=self.dataset.checksum, config=self.config, pretrained_sha256=sha256)
-
-
-def open_inputs(config: AnyConfig) -> RunInputs:
-    """Open the images of a run and find the weights that it starts from.
-
-    Raises:
-        DataError: The data set is not there.
-        TrainingError: The pretrained weights are not there.
-    """
-    settings = load_settings()
-    dataset = open_dataset(config.dataset, settings.cache_dir)
-    return RunInputs(config, dataset, find_pretrained(config, dataset, settings))
 
 
 def find_kept(inputs: RunInputs) -> RunResult | None:

@@ -8,7 +8,7 @@ from model_code.errors import NothingDoneError, TrainingError, UsageError
 from model_code.settings import read_rank
 
 if TYPE_CHECKING:
-    from flows.experiments.training import RunInputs
+    from flows.experiments.inputs import RunInputs
     from model_code.training.run_folder import AnyConfig
 
 Profile = Literal["full", "smoke"]
@@ -60,7 +60,7 @@ class Train(Job):
     @cached_property
     def inputs(self) -> "RunInputs":
         """What the run is made from, opened once."""
-        from flows.experiments.training import open_inputs
+        from flows.experiments.inputs import open_inputs
 
         return open_inputs(self.config)
 

@@ -226,14 +226,14 @@ def test_a_move_while_a_challenger_is_measured_stops_its_promotion(darkroom, run
     from flows.operations import release
     from flows.operations.rollback import roll_back
 
-    judge = release.judge_task
+    compare = release.compare_task
 
-    def judge_and_meanwhile(*given):
-        verdict = judge(*given)
+    def compare_and_meanwhile(*given):
+        verdict = compare(*given)
         roll_back(NAME, why="meanwhile")
         return verdict.model_copy(update={"is_promoted": True})
 
-    monkeypatch.setattr(release, "judge_task", judge_and_meanwhile)
+    monkeypatch.setattr(release, "compare_task", compare_and_meanwhile)
     monkeypatch.setattr(release, "find_rollback_of", lambda *_: None)
     done = darkroom("release", runs[1], "--as", NAME)
     assert done.status == 1

@@ -365,13 +365,13 @@ def test_what_only_a_person_can_mend_fails_at_once(client, told, tmp_path, monke
 
 def test_what_may_mend_itself_is_tried_again(client, told, monkeypatch):
     from flows import scheduled
-    from flows.experiments import training
+    from flows.experiments import inputs
     from model_code.errors import DownloadError
 
     def fail(*_):
         raise DownloadError("the line is dead")
 
-    monkeypatch.setattr(training, "open_inputs", fail)
+    monkeypatch.setattr(inputs, "open_inputs", fail)
     state = scheduled.train_recipe.with_options(retry_delay_seconds=0)(recipe="resnet18_cifar10_exp", return_state=True)
     assert client.read_flow_run(state.state_details.flow_run_id).run_count == 3
 

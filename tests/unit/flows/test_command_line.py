@@ -13,6 +13,7 @@ import click
 import pytest
 
 from flows.cli import darkroom
+from model_code.data.add import add_dataset
 
 ROOT = Path(__file__).parents[3]
 CONTRACT = Path(__file__).with_name("commands.json")
@@ -86,6 +87,20 @@ def test_answering_takes_no_framework(tmp_path, words):
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_training_is_checked_without_prefect(tmp_path):
+    """Prefect reads PREFECT_API_URL when it is imported: without the embedded server's it starts one more."""
+    add_dataset("shapes", cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", image_size=16, progress=False)
+    code = (
+        "import sys; from flows.jobs.training import Train; "
+        "Train.make(recipe='resnet18_cifar10_exp', settings=('dataset=shapes',)).check(); "
+        "print({'prefect'}.intersection(sys.modules))"
+    )
+    environment = os.environ | {"DARKROOM_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""Inputs of a run: settings, packed images, pretrained weights. Opened before Prefect is imported."""
+
+from dataclasses import dataclass
+
+from flows.experiments.pretrained import Pretrained, find_pretrained
+from model_code.data.cache import PackedDataset, open_dataset
+from model_code.settings import load_settings
+from model_code.training.run_folder import AnyConfig, RunRecord
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run is made from, opened once.
+
+    Attributes:
+        config: All settings.
+        dataset: The packed images that it names.
+        pretrained: Weights that it starts from; None for none.
+    """
+
+    config: AnyConfig
+    dataset: PackedDataset
+    pretrained: Pretrained | None
+
+    @property
+    def record(self) -> RunRecord:
+        """What makes runs the same, without a run id."""
+        sha256 = self.pretrained.sha256 if self.pretrained else None
+        return RunRecord(run_id="", data_checksum=self.dataset.checksum, config=self.config, pretrained_sha256=sha256)
+
+
+def open_inputs(config: AnyConfig) -> RunInputs:
+    """Open the images of a run and find the weights that it starts from.
+
+    Raises:
+        DataError: The data set is not there.
+        TrainingError: The pretrained weights are not there.
+    """
+    settings = load_settings()
+    dataset = open_dataset(config.dataset, settings.cache_dir)
+    return RunInputs(config, dataset, find_pretrained(config, dataset, settings))
