@@ -98,21 +98,31 @@ def summarise(name: str, runs: list[tuple[float, float]], whole: list[tuple[floa
     }
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def add_budget_options(parser: argparse.ArgumentParser) -> None:
+    """Add what the budget of short trainings is made from, and the file for the results."""
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=6000, help="training images")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=256, help="the learning rate goes with it")
     parser.add_argument("--out", type=Path, help="JSON file")
-    options = parser.parse_args()
-    budget = {
+
+
+def read_budget(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of a short training."""
+    return {
         "limit_train": options.images,
         "epochs": options.epochs,
         "batch_size": options.batch,
         "learning_rate": RECIPE_RATE * options.batch / RECIPE_BATCH,
     }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_budget_options(parser)
+    options = parser.parse_args()
+    budget = read_budget(options)
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in PARTS}
     for seed in range(options.seeds):
         for name, changes in PARTS.items():

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.ablation import RECIPE_BATCH, RECIPE_RATE, configure, load_images, train_once
+from benchmarks.ablation import add_budget_options, configure, load_images, read_budget, train_once
 from model_code.training.pictures import Pictures
 
 SIDE = 32
@@ -81,19 +81,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--photographs", type=Path, required=True, help="zip of JPEG photographs")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=6000, help="training images")
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=256, help="the learning rate goes with it")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    add_budget_options(parser)
     options = parser.parse_args()
     photographs = read_photographs(options.photographs)
-    changes = {
-        "limit_train": options.images,
-        "epochs": options.epochs,
-        "batch_size": options.batch,
-        "learning_rate": RECIPE_RATE * options.batch / RECIPE_BATCH,
-    }
+    changes = read_budget(options)
     rows: list[dict[str, Any]] = []
     for quality in QUALITIES:
         accuracies = []

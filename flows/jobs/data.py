@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flows.jobs.job import Job, argument, option
+from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.settings import load_settings
 
 
@@ -25,7 +26,7 @@ class AddData(Job):
     )
     skip: bool = option(False, "Leave out what fits no layout, links to nothing and empty classes.")
     max_bad: float = option(
-        0.01, "Largest share of a split's images that may not decode; they are left out.", ge=0, lt=1
+        MAX_BAD_FRACTION, "Largest share of a split's images that may not decode; they are left out.", ge=0, lt=1
     )
 
     def check(self) -> None:

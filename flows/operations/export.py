@@ -89,12 +89,12 @@ def export_task(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -
         "fp16": make_fp16,
         "int8": partial(make_int8, calibration_NHWC=_draw(pictures.train)),
     }
-    measured = (expected_NK, calibration.thresholds, split, final, dataset)
-    variants = [_certify(scratch, "fp32", find_providers(), *measured)]
+    certify_variant = partial(_certify, scratch, expected_NK, calibration.thresholds, split, final, dataset)
+    variants = [certify_variant("fp32", find_providers())]
     for precision, make in makers.items():
         providers = [provider for provider in find_providers() if provider in LIMITS[precision].providers]
         if providers:
-            variants.append(_try_variant(scratch, precision, make, providers, *measured))
+            variants.append(_try_variant(scratch, precision, make, partial(certify_variant, precision, providers)))
     _save_golden(scratch, variants, final.images_NHWC)
     manifest = Manifest(
         name=name,
@@ -173,17 +173,12 @@ def _try_variant(
     scratch: Path,
     precision: Precision,
     make: Callable[[Path, Path], None],
-    providers: Sequence[str],
-    expected_NK: npt.NDArray[np.float32],
-    thresholds: Thresholds,
-    split: str,
-    final: Pictures,
-    dataset: PackedDataset,
+    measure: Callable[[], Variant],
 ) -> Variant:
     """Make and measure a variant; one that onnxruntime cannot make or run is left out and says why."""
     try:
         make(scratch / name_file("fp32"), scratch / name_file(precision))
-        return _certify(scratch, precision, providers, expected_NK, thresholds, split, final, dataset)
+        return measure()
     except _NOT_POSSIBLE as error:
         problem = f"it cannot be made or run here: {str(error).splitlines()[0]}"
         return Variant(precision=precision, file=None, sha256="", size_bytes=0, certificates=(), problem=problem)
@@ -191,13 +186,13 @@ def _try_variant(
 
 def _certify(
     scratch: Path,
-    precision: Precision,
-    providers: Sequence[str],
     expected_NK: npt.NDArray[np.float32],
     thresholds: Thresholds,
     split: str,
     final: Pictures,
     dataset: PackedDataset,
+    precision: Precision,
+    providers: Sequence[str],
 ) -> Variant:
     """Measure one variant; what is outside of its limits stays out of the bundle, fp32 stops the release."""
     file = scratch / name_file(precision)

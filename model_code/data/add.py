@@ -16,7 +16,8 @@ from model_code.data.cache import (
 )
 from model_code.data.download import download_cifar10
 from model_code.data.fingerprint import fingerprint_paths
-from model_code.data.packing import MAX_BAD_FRACTION, pack_dataset
+from model_code.data.limits import MAX_BAD_FRACTION
+from model_code.data.packing import pack_dataset
 from model_code.data.sources.detect import open_source
 from model_code.data.sources.feedback import add_feedback_to
 from model_code.data.sources.pictures import PixelSplit

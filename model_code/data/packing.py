@@ -32,6 +32,7 @@ from model_code.data.cache import (
     read_manifest,
 )
 from model_code.data.decoding import DecodedChunk, count_workers, decode_pictures
+from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.progress import show_progress
 from model_code.data.sources.pictures import (
     EncodedSplit,
@@ -46,7 +47,6 @@ from model_code.errors import DataError
 # Manifest, headers and what the file system adds.
 _OVERHEAD_BYTES = 64 * 1024
 _READ_BYTES = 2**22
-MAX_BAD_FRACTION = 0.01
 
 
 @dataclass(frozen=True)
