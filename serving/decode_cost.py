@@ -31,7 +31,7 @@ def estimate_cost(structure: Structure, resize_size: int) -> Cost:
     """Return the kind of an image.
 
     Args:
-        structure: As `serving.image_structure.glance` returns it.
+        structure: Result of `serving.image_structure.glance`.
         resize_size: Short side that it is resized to, pixels.
     """
     if is_cheap(structure, resize_size):
@@ -49,7 +49,7 @@ def estimate_decode_s(structure: Structure) -> float:
     """Return the seconds that an image probably takes, the most of its format where it does not tell its size.
 
     Args:
-        structure: As `serving.image_structure.glance` returns it.
+        structure: Result of `serving.image_structure.glance`.
     """
     pixels = min(structure.width * structure.height or MAX_PIXELS, MAX_PIXELS)
     return IMAGE_S + BYTE_S * structure.size_bytes + PIXEL_S.get(structure.format or "", 0.0) * pixels

@@ -119,7 +119,7 @@ def is_cheap(structure: Structure, resize_size: int) -> bool:
     """Return True if an image's structure proves that it decodes within milliseconds: a small JPEG or PNG.
 
     Args:
-        structure: As `glance` returns it.
+        structure: Result of `glance`.
         resize_size: Short side that it is resized to, pixels.
     """
     width, height = structure.width, structure.height

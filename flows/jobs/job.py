@@ -85,7 +85,7 @@ def option(
         default: Value of the field where the option is not given; `...` for a required one.
         description: Help of the option and of the form.
         name: Name of the option, with its dashes; that of the field if empty.
-        metavar: What help shows for the value; its type if None.
+        metavar: Name of the value in the help; its type if None.
         bounds: `ge`, `gt`, `le`, `lt`.
     """
     shown: dict[str, Any] = {"option": name, "metavar": metavar}

@@ -1,1 +1,1 @@
-"""What keeps runs and releases going: Prefect, deployments, healing, devices, watching, notification."""
+"""Operation of runs and releases: Prefect, deployments, healing, devices, watching, notification."""

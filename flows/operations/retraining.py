@@ -47,7 +47,7 @@ def retrain(name: str, mode: Mode, why: str) -> None:
 
     Args:
         name: Registered name.
-        mode: Of the release.
+        mode: Release mode.
         why: Reason for the ledger.
     """
     settings = load_settings()

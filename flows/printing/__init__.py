@@ -1,1 +1,1 @@
-"""What the commands print, and the summaries that it is printed from."""
+"""Output of the commands, and the summaries that it is printed from."""

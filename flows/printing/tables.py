@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, in a terminal or a log file."""
+"""Output of the commands: tables for people, in a terminal or a log file."""
 
 import json
 from collections.abc import Sequence

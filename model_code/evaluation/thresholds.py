@@ -97,7 +97,7 @@ def select(answers: LabelledAnswers, per_class: Sequence[float | None], label: i
     """Count accepted and wrong predictions.
 
     Args:
-        answers: Of a model, in any precision.
+        answers: Predictions of a model, in any precision.
         per_class: Threshold of each predicted class; None accepts no prediction of it.
         label: Predicted class that is counted; None counts all.
     """

@@ -98,7 +98,7 @@ def certify(
         split: Name of the pictures, for the record.
         provider: One of `find_providers`.
         classes: Names for the refusal; their numbers when None.
-        thresholds: Of the bundle.
+        thresholds: Thresholds of the bundle; None leaves them out.
 
     Raises:
         BundleError: onnxruntime cannot run the variant on the provider.

@@ -19,8 +19,8 @@ class GateRules(BaseModel):
             cases; also the level of the difference's interval. In (0, 1).
         max_class_drop: Most that the recall of a class may fall, in [0, 1]; a larger fall refuses where it is no
             chance.
-        max_latency_ms: Of the median at batch 1 of the fastest offered variant; None for no limit.
-        max_size_bytes: Of that variant's file; None for no limit.
+        max_latency_ms: Highest median at batch 1 of the fastest offered variant; None for no limit.
+        max_size_bytes: Largest file of that variant; None for no limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -110,7 +110,7 @@ class GradientStep:
 
     Args:
         config: Clipping.
-        engine: As `choose_engine` returns it.
+        engine: Result of `choose_engine`.
         network: Whose parameters the optimiser moves.
         optimizer: Moves them.
         processes: That share the batch.

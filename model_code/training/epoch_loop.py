@@ -64,7 +64,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         run_dir: Where checkpoints go; created when missing.
         callbacks: Told about each step and epoch, in order.
         processes: That train together, and the device of this one.
-        engine: As `choose_engine` returns it; None chooses it here.
+        engine: Result of `choose_engine`; None chooses it here.
 
     Raises:
         TrainingError: The checkpoint in `run_dir` is damaged or belongs to another config.

@@ -91,7 +91,7 @@ def evaluation_features(
 
     Args:
         config: Of the run that trained the backbone.
-        model: As `load_backbone` returns it, on the pictures' device; is left in evaluation mode.
+        model: Result of `load_backbone`, on the pictures' device; is left in evaluation mode.
         pictures: uint8.
         classes: Names in label order.
     """
@@ -156,7 +156,7 @@ def pretrain(
         run_dir: Where checkpoints go; created when missing.
         processes: That train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
-        engine: As `choose_engine` returns it; None chooses it here.
+        engine: Result of `choose_engine`; None chooses it here.
 
     Raises:
         TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.

@@ -113,7 +113,7 @@ def fit(
         processes: That train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
         pretrained: Weights file that `config.pretrained_weights` stands for; None takes what is written there.
-        engine: As `choose_engine` returns it; None chooses it here.
+        engine: Result of `choose_engine`; None chooses it here.
 
     Raises:
         TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.

@@ -1,4 +1,4 @@
-"""Which run a recipe starts from; `flows.experiments.pretrained` needs no Prefect."""
+"""Choice of the run that a recipe starts from; `flows.experiments.pretrained` needs no Prefect."""
 
 import pytest
 
