@@ -18,10 +18,10 @@ from PIL import Image, ImageFilter
 from rich.console import Console
 from rich.table import Table
 
-from serving.bundle import read_champion
-from serving.classifier import Classifier
-from serving.drift import WINDOW_PREDICTIONS, DriftWindow
-from serving.model_set import find_bundles_dir
+from serving.bundle.store import read_champion
+from serving.models.classifier import Classifier
+from serving.models.model_set import find_bundles_dir
+from serving.observation.drift import WINDOW_PREDICTIONS, DriftWindow
 
 BATCH = 64
 

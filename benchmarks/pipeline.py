@@ -28,8 +28,8 @@ from torch.nn.functional import cross_entropy
 from model_code.data.add import add_dataset
 from model_code.data.augmentation import crop_and_flip
 from model_code.data.cache import open_dataset
-from model_code.export.onnx_export import INPUT_NAME, export_onnx
 from model_code.recipes.catalog import build_config
+from model_code.release.onnx_export import INPUT_NAME, export_onnx
 from model_code.tracking.provenance import read_git_sha, read_versions
 from model_code.training.device import choose_device, describe_device, keep_freed_memory
 from model_code.training.supervised import build_model

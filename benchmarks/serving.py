@@ -25,8 +25,8 @@ from benchmarks.services.http_load import count_refused, load
 from benchmarks.services.tables import print_report
 from benchmarks.training import describe_machine
 from model_code.tracking.provenance import find_versions, read_git_sha, read_versions
-from serving.bundle import read_champion
-from serving.preprocess import decode_picture
+from serving.bundle.preprocess import decode_picture
+from serving.bundle.store import read_champion
 
 CONNECTIONS = (1, 16, 64, 256)
 LIBRARIES = ("bentoml", "fastapi", "litserve", "uvicorn", "uvloop")

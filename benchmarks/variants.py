@@ -18,12 +18,12 @@ from torch import nn
 
 from benchmarks.comparison import OURS, Comparison, alternate, print_report
 from benchmarks.training import describe_machine
-from model_code.export.onnx_export import export_onnx
-from model_code.export.variants import make_int8
 from model_code.models.networks import build_network
 from model_code.models.picture_input import PictureInput
+from model_code.release.onnx_export import export_onnx
+from model_code.release.variants import make_int8
 from model_code.tracking.provenance import read_git_sha, read_versions
-from serving.session import CPU, count_cpus, measure_speed, open_session
+from serving.bundle.session import CPU, count_cpus, measure_speed, open_session
 
 NETWORKS = ("resnet18", "resnet18_improved", "resnet18_improved_nopool", "swin_cifar", "swin_cifar_window4")
 SIDE, CLASSES = 32, 10

@@ -62,7 +62,7 @@ class Settings(BaseModel):
 
     @property
     def feedback_dir(self) -> Path:
-        """True labels that the service was told, one folder per registered name (`serving/feedback.py`)."""
+        """True labels that the service was told, one folder per registered name (`serving/observation/feedback.py`)."""
         return (self.inbox or self.home) / "feedback"
 
     @property

@@ -22,8 +22,8 @@ from typing import get_args
 
 import click
 
+from serving.bundle.manifest import Precision
 from serving.errors import StartError
-from serving.manifest import Precision
 from serving.options import DEFAULT_KEEP_ALIVE_S, ServiceOptions, is_root_path
 from serving.regular_files import open_regular
 from serving.supervisor import has_supervisor, supervise, take_listener
@@ -196,8 +196,8 @@ def run_server(
     Raises:
         StartError: Nothing is released or can be loaded and it is not patient, or the address cannot be listened on.
     """
-    from serving.bundle import list_released
-    from serving.model_set import find_bundles_dir
+    from serving.bundle.store import list_released
+    from serving.models.model_set import find_bundles_dir
 
     bundles_dir = find_bundles_dir(home)
     options = options or ServiceOptions()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.manifest import Precision
+from serving.bundle.manifest import Precision
 
 OPTIONS_VARIABLE = "DARKROOM_SERVICE_OPTIONS"
 # Longer than usual load balancers keep theirs: who closes first must not be the service.

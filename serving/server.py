@@ -20,9 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving import service
 from serving.errors import StartError
-from serving.http_api import BENTOML_PATHS
-from serving.http_protocol import BoundedHttp
-from serving.predictions import ModelsAnswer
+from serving.http.api import BENTOML_PATHS
+from serving.http.protocol import BoundedHttp
+from serving.models.predictions import ModelsAnswer
 from serving.printable import PrintableFormatter, show
 from serving.supervisor import start_heartbeat
 
@@ -77,7 +77,7 @@ def separate_paths(whole: ASGIApp, routes: ASGIApp) -> ASGIApp:
     """Send probes, metrics and the life of the process to BentoML, and everything else straight to our routes.
 
     BentoML's layers between a connection and a route cost more than the route itself, and its metrics would keep a
-    label for each path that anybody asks for; `serving/metrics.py` counts requests instead.
+    label for each path that anybody asks for; `serving/observation/metrics.py` counts requests instead.
 
     Args:
         whole: The service as BentoML builds it.

@@ -9,13 +9,18 @@ from collections.abc import Sequence
 import bentoml
 from starlette.exceptions import HTTPException
 
-from serving.decoding import SILENT_S
-from serving.drift import DriftWatch
-from serving.feedback import FEEDBACK_FOLDER, FeedbackStore
-from serving.feedback_api import FeedbackApi
-from serving.http_api import create_app
-from serving.manifest import Manifest
-from serving.metrics import (
+from serving.bundle.manifest import Manifest
+from serving.decoding.decoder import SILENT_S
+from serving.decoding.encoded import EncodedPicture
+from serving.http.api import create_app
+from serving.http.feedback_api import FeedbackApi
+from serving.http.prediction_api import PredictionApi
+from serving.models.model_set import ModelSet, find_bundles_dir, find_inbox_dir
+from serving.models.predictions import ModelsAnswer, PredictAnswer
+from serving.models.registry import RegistryFollower
+from serving.observation.drift import DriftWatch
+from serving.observation.feedback import FEEDBACK_FOLDER, FeedbackStore
+from serving.observation.metrics import (
     count_answer,
     count_batch,
     count_comparison,
@@ -25,13 +30,8 @@ from serving.metrics import (
     publish_drift,
     publish_models,
 )
-from serving.model_set import ModelSet, find_bundles_dir, find_inbox_dir
+from serving.observation.request_log import PICTURES_FOLDER, REQUESTS_FOLDER, RequestLog
 from serving.options import read_options
-from serving.prediction_api import PredictionApi
-from serving.predictions import ModelsAnswer, PredictAnswer
-from serving.registry import RegistryFollower
-from serving.request_body import EncodedPicture
-from serving.request_log import PICTURES_FOLDER, REQUESTS_FOLDER, RequestLog
 
 options = read_options()
 app = create_app(options, on_request=count_request)

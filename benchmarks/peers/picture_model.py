@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from serving.preprocess import decode_picture
+from serving.bundle.preprocess import decode_picture
 
 
 class PictureModel:

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from benchmarks.services.contenders import OURS, Body, Service
 from benchmarks.services.figures import summarise
 from benchmarks.services.http_load import count_refused, load
-from serving.request_body import FIELD_NAME
-from serving.session import CPU, count_cpus, measure_speed, open_session
+from serving.bundle.session import CPU, count_cpus, measure_speed, open_session
+from serving.models.predictions import FIELD_NAME
 
 PICTURES = 64
 CONNECTIONS = 4

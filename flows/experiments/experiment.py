@@ -94,5 +94,5 @@ def follow_epochs(
 ) -> Iterator[tuple[Sequence[Callback], TensorBoardWriter]]:
     """Yield what follows every run of epochs: console, MLflow, TensorBoard and the watch for Ctrl-C."""
     with TensorBoardWriter(folder.path) as events, InterruptionWatcher(is_patient=processes.count > 1) as watcher:
-        progress = ProgressPrinter(folder.record.config.recipe, epochs)
+        progress = ProgressPrinter(epochs)
         yield [progress, tracker, events, watcher], events

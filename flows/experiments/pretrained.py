@@ -11,7 +11,7 @@ from model_code.tracking.store import open_store
 from model_code.training.checkpoints import hash_pretrained
 from model_code.training.config import RECIPE_PREFIX, TrainingConfig
 from model_code.training.run_folder import AnyConfig, RunFolder, open_run_folder
-from serving.bundle import hash_file
+from serving.bundle.store import hash_file
 
 # A documented run starts from a documented one; a custom run takes the best that there is.
 ALLOWED_PROFILES = {"full": ("full",), "smoke": ("smoke",), "custom": ("full", "custom", "smoke")}

@@ -35,7 +35,7 @@ from model_code.training.run_folder import (
     making_run,
     open_run_folder,
 )
-from serving.bundle import hash_file
+from serving.bundle.store import hash_file
 
 
 def find_kept(inputs: RunInputs) -> RunResult | None:
@@ -184,9 +184,10 @@ def _print_start(folder: RunFolder, experiment: Experiment, device: str) -> None
     config = folder.record.config
     published = get_recipe(config.recipe).published_accuracy
     print(
-        f"{config.recipe}  run {folder.record.run_id}  {describe_budget(config)}  seed {config.seed}  on {device}\n"
-        f"{config.recipe}  {config.dataset}: {experiment.pictures_line}"
-        + (f"; published accuracy {published:.3f}" if published and config.profile == "full" else "")
-        + (f"\n{config.recipe}  {experiment.engine_line}" if experiment.engine_line else ""),
+        f"{config.recipe}  {describe_budget(config)}  seed {config.seed}  run {folder.record.run_id}\n"
+        f"  {config.dataset}: {experiment.pictures_line}\n"
+        f"  {device}"
+        + (f"\n  {experiment.engine_line}" if experiment.engine_line else "")
+        + (f"\n  published accuracy {published:.3f}" if published and config.profile == "full" else ""),
         flush=True,
     )

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from model_code.errors import UsageError
-from model_code.registry.names import RELEASE_NAMES, check_release_name
+from model_code.release.names import RELEASE_NAMES, check_release_name
 
 
 class Job(BaseModel):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from flows.jobs.job import Job, ReleaseName, argument, option
 from model_code.errors import ReleaseError, UsageError
-from model_code.registry.gate_rules import Fraction, Gain, GateRules, Limit
+from model_code.release.gate_rules import Fraction, Gain, GateRules, Limit
 
 REASON = "Reason for the ledger."
 
@@ -100,7 +100,7 @@ class Challenge(Job):
     def run(self) -> None:
         if (self.version is None) != self.is_ended:
             raise UsageError(f"give either a version of {self.name}, see `darkroom history {self.name}`, or --none")
-        from flows.operations.challenge import challenge
+        from model_code.release.challenge import challenge
 
         challenge(self.name, self.version)
         state = "no challenger" if self.version is None else f"version {self.version} is challenger"

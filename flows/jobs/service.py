@@ -26,7 +26,7 @@ class Predict(Job):
 
         from rich.console import Console
 
-        from serving.client import list_records, predict, render_predictions, write_csv
+        from serving.client.client import list_records, predict, render_predictions, write_csv
 
         with Console(stderr=True).status("asking about the first images") as status:
             result = predict(
@@ -63,7 +63,7 @@ class GiveFeedback(Job):
     model: str | None = option(None, MODEL)
 
     def run(self) -> None:
-        from serving.client import send_feedback
+        from serving.client.client import send_feedback
 
         kept = send_feedback(self.source, self.label, self.server, self.model)
         print(show(f"{self.source} is kept as {kept.label} for {kept.model}, {kept.count} images with feedback"))

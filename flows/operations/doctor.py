@@ -67,7 +67,7 @@ def _examine_torch() -> Finding:
 
 
 def _examine_onnxruntime() -> Finding:
-    from serving.session import has_cuda
+    from serving.bundle.session import has_cuda
 
     if has_cuda():
         return Finding("ok", "serving device", "CUDAExecutionProvider")
@@ -87,7 +87,7 @@ def _examine_disk() -> Finding:
 
 def _examine_state() -> list[Finding]:
     from model_code.data.cache import list_datasets
-    from serving.bundle import list_released, read_pointer
+    from serving.bundle.store import list_released, read_pointer
     from serving.errors import BundleError
 
     settings = load_settings()

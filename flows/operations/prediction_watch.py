@@ -15,8 +15,8 @@ from flows.operations.upkeep import ask_service
 from model_code.disk import write_atomically
 from model_code.errors import ServiceError
 from model_code.settings import Settings
-from serving.bundle import list_released
-from serving.feedback import count_pictures
+from serving.bundle.store import list_released
+from serving.observation.feedback import count_pictures
 
 DRIFT = "darkroom.drift"
 ENOUGH_FEEDBACK = "darkroom.feedback.enough"

@@ -24,7 +24,7 @@ from model_code.errors import DarkroomError
 from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
 from model_code.training.run_folder import RunResult
-from serving.client import PredictResult, predict
+from serving.client.client import PredictResult, predict
 
 DATASET = "shapes"
 # Each with its changes for 3,000 images, too few for FastNet's batches of 1,024; its learning rate goes with the batch.

@@ -15,19 +15,19 @@ import numpy.typing as npt
 from mlflow import MlflowClient
 from prefect import task
 
-from flows.operations.export import Exported, export_task
 from flows.printing.summaries import ReleaseSummary
 from model_code.data.cache import open_dataset
 from model_code.disk import hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.evaluation.figures import draw_reliability
 from model_code.recipes.catalog import RECIPES
-from model_code.registry.card import summarise, write_card
-from model_code.registry.gate import Verdict, judge
-from model_code.registry.gate_rules import GateRules
-from model_code.registry.ledger import check_reason, complete, find_champion, find_rollback_of, move_champion
-from model_code.registry.names import check_release_name
-from model_code.registry.versions import (
+from model_code.release.card import summarise, write_card
+from model_code.release.export import Exported, export
+from model_code.release.gate import Verdict, judge
+from model_code.release.gate_rules import GateRules
+from model_code.release.ledger import check_reason, complete, find_champion, find_rollback_of, move_champion
+from model_code.release.names import check_release_name
+from model_code.release.versions import (
     fetch_bundle,
     find_bundle_version,
     get_champion,
@@ -40,17 +40,18 @@ from model_code.settings import Settings, load_settings
 from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run, is_dataset_taken
 from model_code.tracking.store import open_store
 from model_code.training.run_folder import open_run_folder
-from serving.bundle import Change, name_bundle, read_bundle, write_bundle
-from serving.classifier import Classifier
+from serving.bundle.manifest import Manifest
+from serving.bundle.store import BUNDLE_TAG, Change, name_bundle, read_bundle, write_bundle
 from serving.errors import BundleError
-from serving.manifest import Manifest
-from serving.registry import BUNDLE_TAG
+from serving.models.classifier import Classifier
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 BATCH = 64
 Mode = Literal["enabled", "dry_run", "forced"]
 
 _log = logging.getLogger(__name__)
+
+export_task = task(name="export and certify", persist_result=False)(export)
 
 
 @dataclass(frozen=True)

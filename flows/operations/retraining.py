@@ -16,12 +16,12 @@ from model_code.data.cache import FEEDBACK_SUFFIX
 from model_code.disk import write_atomically
 from model_code.errors import DataError, UsageError
 from model_code.recipes.catalog import change_dataset
-from model_code.registry.ledger import LONGEST_REASON
+from model_code.release.ledger import LONGEST_REASON
 from model_code.settings import Settings, load_settings
 from model_code.tracking.store import open_store
 from model_code.training.run_folder import open_run_folder
-from serving.bundle import read_champion
-from serving.feedback import count_pictures
+from serving.bundle.store import read_champion
+from serving.observation.feedback import count_pictures
 
 REASON_TAG = "retrained_because"
 

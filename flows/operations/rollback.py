@@ -11,15 +11,14 @@ from mlflow.entities.model_registry import ModelVersion
 
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError, UsageError
-from model_code.registry.ledger import check_reason, complete, find_champion, find_previous, move_champion
-from model_code.registry.names import check_release_name
-from model_code.registry.versions import fetch_bundle, get_champion, get_version
+from model_code.release.ledger import check_reason, complete, find_champion, find_previous, move_champion
+from model_code.release.names import check_release_name
+from model_code.release.versions import fetch_bundle, get_champion, get_version
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
-from serving.bundle import Change, read_bundle
-from serving.classifier import Classifier
+from serving.bundle.store import BUNDLE_TAG, MANIFEST_TAG, Change, read_bundle
 from serving.errors import BundleError
-from serving.registry import BUNDLE_TAG, MANIFEST_TAG
+from serving.models.classifier import Classifier
 
 _log = logging.getLogger(__name__)
 

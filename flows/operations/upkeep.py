@@ -12,7 +12,7 @@ from model_code.disk import format_size
 from model_code.errors import ServiceError
 from model_code.settings import Settings
 from model_code.training.run_folder import list_interrupted
-from serving.bundle import list_released, read_champion
+from serving.bundle.store import list_released, read_champion
 from serving.errors import BundleError
 
 TIMEOUT_S = 10.0

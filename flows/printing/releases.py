@@ -6,8 +6,8 @@ from rich.markup import escape
 
 from flows.printing.summaries import ReleaseSummary
 from flows.printing.tables import new_table, open_console
-from serving.bundle import Change
-from serving.manifest import Calibration, Certificate, Variant
+from serving.bundle.manifest import Calibration, Certificate, Variant
+from serving.bundle.store import Change
 
 
 def print_release(release: ReleaseSummary) -> None:

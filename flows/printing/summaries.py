@@ -2,10 +2,10 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from model_code.registry.gate import Verdict
+from model_code.release.gate import Verdict
 from model_code.training.run_folder import RunResult
-from serving.bundle import Change
-from serving.manifest import Manifest
+from serving.bundle.manifest import Manifest
+from serving.bundle.store import Change
 
 
 class ReleaseSummary(BaseModel):

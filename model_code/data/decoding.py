@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from model_code.data.sources.pictures import EncodedPicture
 from model_code.errors import DataError
+from serving.bundle.preprocess import decode_picture
 from serving.errors import NotAPictureError, TooLargeError
-from serving.preprocess import decode_picture
 
 _MAX_WORKERS = 16
 _MIN_PICTURES_FOR_WORKERS = 2000

@@ -14,7 +14,7 @@ from scipy.stats import beta, norm, sem
 from torch import Tensor
 
 from model_code.errors import ReleaseError
-from serving.manifest import Interval, Reliability, ReliabilityBin, TemperatureTrial
+from serving.bundle.manifest import Interval, Reliability, ReliabilityBin, TemperatureTrial
 
 BINS = 15
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from serving.manifest import Reliability, ReliabilityBin
+from serving.bundle.manifest import Reliability, ReliabilityBin
 
 GRID_SIDE = 8
 RIGHT_COLOUR, WRONG_COLOUR = "#1a7f37", "#c62828"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.stats import binom
 
 from model_code.evaluation.calibration import measure_interval
-from serving.manifest import Selection, Thresholds
+from serving.bundle.manifest import Selection, Thresholds
 
 CONFIDENCE = 0.95
 # The sequence starts at this share of the most probable predictions and goes on in steps of one percent.

@@ -2,8 +2,8 @@
 
 from mlflow import MlflowClient
 
-from model_code.registry.names import RELEASE_NAMES
-from model_code.registry.versions import get_champion
+from model_code.release.names import RELEASE_NAMES
+from model_code.release.versions import get_champion
 from model_code.report.collection import Collection, Group, average
 from model_code.report.comparison import mark_budget, summarise
 from model_code.report.document import Cell, Paragraph, Section, Table

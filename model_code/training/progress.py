@@ -15,23 +15,22 @@ class ProgressPrinter(Callback):
     """Print each epoch as one line, and the steps between as a bar that only a terminal sees.
 
     Args:
-        label: Name at the start of each line, e.g. the recipe.
         epochs: How many there will be.
     """
 
-    def __init__(self, label: str, epochs: int) -> None:
-        self._label, self._epochs = label, epochs
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
         self._bar: tqdm[Any] | None = None
         self._last_line_s = time.monotonic()
         self._is_terminal = sys.stdout.isatty()
 
     def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
         """Say where the run goes on."""
-        tqdm.write(f"{self._label}  goes on after epoch {len(history)} of {self._epochs}")
+        tqdm.write(f"  goes on after epoch {len(history)} of {self._epochs}")
 
     def on_resume_epoch(self, epoch: int, step: int, steps: int) -> None:
         """Say where in the epoch."""
-        tqdm.write(f"{self._label}  goes on in epoch {epoch} of {self._epochs} after step {step} of {steps}")
+        tqdm.write(f"  goes on in epoch {epoch} of {self._epochs} after step {step} of {steps}")
 
     def on_step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """Move the bar, or print a line if the last one is old."""
@@ -49,11 +48,10 @@ class ProgressPrinter(Callback):
             self._bar.close()
             self._bar = None
         self._print(
-            f"epoch {metrics.epoch}/{self._epochs}"
-            f"  {metrics.describe()}"
-            f"  lr {metrics.learning_rate:g}  {metrics.pictures_per_s:.0f} pictures/s  {metrics.seconds:.0f} s"
+            f"epoch {metrics.epoch}/{self._epochs}  {metrics.describe()}"
+            f"  {metrics.pictures_per_s:.0f}/s  {metrics.seconds:.0f} s"
         )
 
     def _print(self, line: str) -> None:
         self._last_line_s = time.monotonic()
-        print(f"{self._label}  {line}", flush=True)
+        print(f"  {line}", flush=True)

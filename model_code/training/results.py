@@ -75,8 +75,8 @@ class EpochMetrics(FinishedEpoch):
     def describe(self) -> str:
         """Return the epoch in a few words."""
         return (
-            f"train loss {self.train_loss:.3f} accuracy {self.train_accuracy:.3f}"
-            f"  validation loss {self.validation_loss:.3f} accuracy {self.validation_accuracy:.3f}"
+            f"loss {self.train_loss:.3f} accuracy {self.train_accuracy:.3f}"
+            f"  validation {self.validation_loss:.3f} {self.validation_accuracy:.3f}"
         )
 
 

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from serving.session import has_cuda
+from serving.bundle.session import has_cuda
 from tests.contract.test_launcher import launch
 from tests.unit.serving.tiny_bundle import paint, release
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.client import predict
+from serving.client.client import predict
 from serving.errors import ClientError
 from tests.unit.serving.tiny_bundle import COLOURS, paint
 

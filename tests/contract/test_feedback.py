@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from serving.client import send_feedback
+from serving.bundle.manifest import Calibration, Thresholds
+from serving.client.client import send_feedback
 from serving.errors import ClientError
-from serving.manifest import Calibration, Thresholds
 from tests.contract.test_http import refusal, wait_for
-from tests.unit.serving.test_drift import measure
+from tests.unit.serving.observation.test_drift import measure
 from tests.unit.serving.tiny_bundle import COLOURS, paint, release
 
 PICTURE = {"Content-Type": "image/png"}

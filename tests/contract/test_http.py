@@ -11,9 +11,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from serving.bundle import MODEL_FILE, hash_file
+from serving.bundle.store import MODEL_FILE, hash_file
 from serving.limits import MAX_BODY_BYTES, MAX_PICTURE_BYTES
-from serving.predictions import ModelsAnswer, PredictAnswer
+from serving.models.predictions import ModelsAnswer, PredictAnswer
 from tests.unit.serving.tiny_bundle import COLOURS, encode, make_bundle, paint, paint_bomb, point_at, release
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")

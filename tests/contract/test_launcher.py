@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.bundle import MODEL_FILE
+from serving.bundle.session import count_cpus
+from serving.bundle.store import MODEL_FILE
 from serving.launcher import _listen
-from serving.session import count_cpus
 from tests.contract.conftest import ROOT
 from tests.unit.serving.tiny_bundle import release
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from serving.predictions import ErrorAnswer
+from serving.models.predictions import ErrorAnswer
 from tests.contract.conftest import Service
 from tests.contract.malformed_requests import BROKEN, CANARY, KINDS, LUCKY, ODD, REFUSED, part, request
 from tests.contract.watched_launcher import SECRET_NAME

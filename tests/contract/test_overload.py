@@ -1,16 +1,17 @@
 """What the service answers when it has too much to do: held in one process, so that the load is exact."""
 
 import asyncio
+import struct
 
 import httpx
 import pytest
 
-from serving.admission import Admission
-from serving.decode_cost import Cost
-from serving.http_api import create_app
-from serving.model_set import ModelSet
-from serving.prediction_api import PredictionApi
-from serving.request_body import RequestBody
+from serving.decoding.cost import Cost
+from serving.http.admission import Admission
+from serving.http.api import create_app
+from serving.http.prediction_api import PredictionApi
+from serving.http.request_body import RequestBody
+from serving.models.model_set import ModelSet
 from tests.unit.serving.tiny_bundle import paint, release
 
 PICTURE = {"Content-Type": "image/png"}
@@ -47,6 +48,27 @@ def test_a_full_queue_says_when_to_come_back(app):
     assert (api.admission.held_bytes, api.queues[Cost.CHEAP].images) == (0, 0)
 
 
+def _bmp(compression):
+    header = struct.pack("<IiiHHII", 40, 32, 32, 1, 8, compression, 0) + bytes(16)
+    return b"BM" + struct.pack("<IHHI", 1500, 0, 0, 54 + 1024) + header + bytes(1024 + 400)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (_bmp(compression=1), "a BMP with an uncommon compression"),
+        (b"P6 8 8 255 " + bytes(192), "203 bytes that are no image"),
+        (b"\0\0\0\x20ftypheic" + bytes(40), "a file in the format HEIC"),
+    ],
+)
+def test_what_no_queue_would_make_acceptable_is_refused_at_once(app, content, problem):
+    queues = app.state.api.queues
+    with queues[Cost.CHEAP].wait(1, 0.001), queues[Cost.ORDINARY].wait(1, 0.001), queues[Cost.LARGE].wait(1, 0.001):
+        response = ask(app, content)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(problem)
+
+
 def test_too_many_bytes_at_once_say_when_to_come_back(app):
     with app.state.api.admission.hold() as other:
         other.take(990)
@@ -60,7 +82,7 @@ def test_a_shortage_of_memory_anywhere_is_overload(app, monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("serving.prediction_api.rank_classes", fail)
+    monkeypatch.setattr("serving.http.prediction_api.rank_classes", fail)
     response = ask(app, paint())
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
     assert "not enough memory" in response.json()["error"]["message"]

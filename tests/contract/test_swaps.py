@@ -11,8 +11,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from serving.bundle import MODEL_FILE
-from serving.classifier import Classifier
+from serving.bundle.store import MODEL_FILE
+from serving.models.classifier import Classifier
 from tests.unit.serving.tiny_bundle import encode, make_bundle, make_two_variants, point_at
 
 SWAPS = int(os.environ.get("DARKROOM_SWAPS", "4"))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from serving.bundle import MODEL_FILE, read_bundle
-from serving.classifier import Classifier
-from serving.session import CPU, CUDA, has_cuda, open_session, run_session
+from serving.bundle.session import CPU, CUDA, has_cuda, open_session, run_session
+from serving.bundle.store import MODEL_FILE, read_bundle
+from serving.models.classifier import Classifier
 from tests.unit.serving.tiny_bundle import IMAGE_SIZE, make_bundle
 
 pytestmark = [

@@ -6,11 +6,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import pytest
 
-from model_code.registry.versions import register_version, set_challenger
+from model_code.release.versions import register_version, set_challenger
 from model_code.tracking.provenance import read_versions
 from model_code.tracking.store import EXPERIMENT, open_store
-from serving.bundle import MODEL_FILE, list_released, read_bundle
-from serving.registry import BUNDLE_TAG, CHAMPION, RegistryFollower
+from serving.bundle.store import BUNDLE_TAG, CHAMPION, MODEL_FILE, list_released, read_bundle
+from serving.models.registry import RegistryFollower
 from tests.contract.conftest import start_service  # noqa: F401
 from tests.contract.test_launcher import launch
 from tests.contract.test_swaps import wait_for

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_code.registry.ledger import find_champion, read_ledger
-from model_code.registry.versions import list_versions
+from model_code.release.ledger import find_champion, read_ledger
+from model_code.release.versions import list_versions
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
 from model_code.training.run_folder import RUN_FILE
-from serving.bundle import MODEL_FILE, read_champion, read_pointer
-from serving.classifier import Classifier
+from serving.bundle.store import MODEL_FILE, read_champion, read_pointer
+from serving.models.classifier import Classifier
 from tests.integration.conftest import COMMAND
 
 KILLS = int(os.environ.get("DARKROOM_KILLS", "2"))
@@ -157,7 +157,7 @@ def test_a_network_that_is_not_the_one_that_was_tested_is_refused(
         record["config"]["mean"] = [5.0, 5.0, 5.0]
         file.write_text(json.dumps(record))
     else:
-        from flows.operations import export
+        from model_code.release import export
 
         swap = export.predict_logits
         monkeypatch.setattr(export, "predict_logits", lambda *given: swap(*given)[:, [1, 0, *range(2, 4)]])
@@ -242,7 +242,7 @@ def test_a_move_while_a_challenger_is_measured_stops_its_promotion(darkroom, run
 
 
 def test_an_int8_that_was_calibrated_on_noise_is_not_offered(darkroom, runs, bundles_dir, monkeypatch):
-    from flows.operations import export
+    from model_code.release import export
 
     noise_NHWC = np.random.default_rng(0).integers(125, 131, (64, SIDE, SIDE, 3), dtype=np.uint8)
     monkeypatch.setattr(export, "_draw", lambda _: noise_NHWC)

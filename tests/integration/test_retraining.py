@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_code.registry.ledger import read_ledger
+from model_code.release.ledger import read_ledger
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
-from serving.bundle import read_champion
-from serving.feedback import FeedbackStore
+from serving.bundle.store import read_champion
+from serving.observation.feedback import FeedbackStore
 from tests.unit.serving.tiny_bundle import encode
 
 NAME, DATASET, SIDE = "food", "food-colours", 16

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from serving.bundle import hash_file, read_champion, read_pointer
+from serving.bundle.store import hash_file, read_champion, read_pointer
 
 TRAIN = (
     "resnet18_cifar10_exp",

@@ -8,11 +8,11 @@ import pytest
 
 from model_code.data.cache import read_manifest
 from model_code.errors import DarkroomError
-from model_code.registry.ledger import read_ledger
+from model_code.release.ledger import read_ledger
 from model_code.training.run_folder import find_finished, list_interrupted, open_run_folder
-from serving.bundle import read_bundle, read_pointer
+from serving.bundle.manifest import Manifest
+from serving.bundle.store import read_bundle, read_pointer
 from serving.errors import BundleError, ServingError
-from serving.manifest import Manifest
 
 HOMES = sorted((Path(__file__).parent / "homes").glob("*.json"))
 NAME = "shapes"

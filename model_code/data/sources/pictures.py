@@ -15,7 +15,7 @@ import numpy.typing as npt
 from model_code.data.cache import BaseDataset, SkippedPicture
 from model_code.data.sources.archives import Archive, Problem
 from model_code.errors import DataError
-from serving.image_structure import SUFFIXES
+from serving.bundle.image_structure import SUFFIXES
 
 CIFAR10_CLASSES = (
     "airplane",

@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_written(add, tmp_path, write_tree, class_files)
 
 
 def test_pixels_are_those_that_serving_decodes(add, write_tree, encode):
-    from serving.preprocess import decode_picture
+    from serving.bundle.preprocess import decode_picture
 
     pictures = {
         f"{name}/{number}.jpg": encode((number * 40, 90, 200), size=20 + 13 * number, kind="JPEG")

@@ -14,7 +14,7 @@ from model_code.evaluation.figures import (
     draw_prediction_grid,
     draw_reliability,
 )
-from serving.manifest import Reliability, ReliabilityBin
+from serving.bundle.manifest import Reliability, ReliabilityBin
 
 
 def save(figure):

@@ -32,7 +32,7 @@ def test_a_form_shows_every_field_as_it_is_defined(kind):
 def test_a_form_offers_names_and_shows_bounds():
     from flows.operations.flow import schedule
     from model_code.recipes.catalog import RECIPES
-    from model_code.registry.names import RELEASE_NAMES
+    from model_code.release.names import RELEASE_NAMES
 
     forms = {kind.flow: schedule(kind).parameters.properties for kind in SCHEDULED}
     assert forms["train-recipe"]["recipe"]["enum"] == list(RECIPES)

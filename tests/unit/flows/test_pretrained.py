@@ -10,7 +10,7 @@ from model_code.recipes.catalog import build_config
 from model_code.tracking.run_tracker import create_run
 from model_code.tracking.store import EXPERIMENT
 from model_code.training.run_folder import RunRecord, RunResult, create_run_folder
-from serving.bundle import hash_file
+from serving.bundle.store import hash_file
 from tests.unit.serving.tiny_bundle import paint
 from tests.unit.tracking.small_store import open_small_store
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from flows.operations import release
-from flows.operations.export import Exported
 from flows.operations.release import Champion, compare
 from model_code.errors import ReleaseError
-from model_code.registry.gate_rules import GateRules
-from serving.bundle import read_bundle
-from serving.classifier import Classifier
+from model_code.release.export import Exported
+from model_code.release.gate_rules import GateRules
+from serving.bundle.store import read_bundle
+from serving.models.classifier import Classifier
 from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_two_variants
 
 

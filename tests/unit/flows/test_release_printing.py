@@ -2,8 +2,8 @@ import pytest
 
 from flows.printing.releases import print_release
 from flows.printing.summaries import ReleaseSummary
-from serving.manifest import Selection
-from tests.unit.registry.test_card import age, make_calibration, make_manifest, make_trial
+from serving.bundle.manifest import Selection
+from tests.unit.release.test_card import age, make_calibration, make_manifest, make_trial
 
 NOTHING = Selection(split="test", count=600, answered=0, wrong=0, error_interval=(0, 1))
 

@@ -8,7 +8,7 @@ from torchvision import transforms
 
 from model_code.models.picture_input import PictureInput
 from model_code.training.run_config import CIFAR10_MEAN, CIFAR10_STD
-from serving.preprocess import decode_picture
+from serving.bundle.preprocess import decode_picture
 
 
 def test_arithmetic_is_that_of_to_tensor_and_normalize():

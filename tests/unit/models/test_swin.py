@@ -6,7 +6,6 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model_code.export.onnx_export import export_onnx
 from model_code.models.networks import build_network
 from model_code.models.picture_input import PictureInput
 from model_code.models.swin import (
@@ -17,7 +16,8 @@ from model_code.models.swin import (
     partition_windows,
 )
 from model_code.models.swin_sizes import swin_t
-from serving.session import INPUT_NAME, OUTPUT_NAME
+from model_code.release.onnx_export import export_onnx
+from serving.bundle.session import INPUT_NAME, OUTPUT_NAME
 
 PARAMETERS = {
     ("swin_cifar", 10): 14_373_340,

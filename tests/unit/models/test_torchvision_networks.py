@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from model_code.export.onnx_export import export_onnx
 from model_code.models.networks import build_network
 from model_code.models.picture_input import PictureInput
-from serving.session import INPUT_NAME, OUTPUT_NAME
+from model_code.release.onnx_export import export_onnx
+from serving.bundle.session import INPUT_NAME, OUTPUT_NAME
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from model_code.export.onnx_export import export_onnx
 from model_code.models.view_average import ViewAverage, shift
-from serving.session import INPUT_NAME, OUTPUT_NAME
+from model_code.release.onnx_export import export_onnx
+from serving.bundle.session import INPUT_NAME, OUTPUT_NAME
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

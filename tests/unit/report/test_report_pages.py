@@ -15,7 +15,7 @@ from model_code.report.files import EXPERIMENT, log_report, write_report
 from model_code.report.markdown import render_markdown
 from model_code.report.page import render_page
 from model_code.report.published import ARTICLES
-from serving.registry import CHAMPION
+from serving.bundle.store import CHAMPION
 from tests.unit.report.synthetic_runs import enter_every_kind, make_collection, make_run
 from tests.unit.tracking.small_store import make_settings, open_small_store
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from serving.decoder_pool import DecoderPool
-from serving.decoder_worker import allow_cpu_s
+from serving.decoding.pool import DecoderPool
+from serving.decoding.worker import allow_cpu_s
 from serving.errors import ServingError
 
 Named = Iterator[tuple[str, bytes]]

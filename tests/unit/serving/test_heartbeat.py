@@ -3,12 +3,12 @@ import threading
 
 import pytest
 
-from serving import request_log
 from serving.heartbeat import Heartbeat
-from serving.model_set import ModelSet
-from serving.registry import RegistryFollower
-from serving.request_log import RequestLog
-from tests.unit.serving.test_request_log import answer_to, make_pictures
+from serving.models.model_set import ModelSet
+from serving.models.registry import RegistryFollower
+from serving.observation import request_log
+from serving.observation.request_log import RequestLog
+from tests.unit.serving.observation.test_request_log import answer_to, make_pictures
 from tests.unit.serving.tiny_bundle import release
 
 

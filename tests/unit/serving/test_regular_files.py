@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.bundle import POINTER_FILE, list_released, read_bundle, read_challenger, read_pointer
+from serving.bundle.store import POINTER_FILE, list_released, read_bundle, read_challenger, read_pointer
 from serving.errors import BundleError
 from serving.regular_files import count_disk_bytes, open_regular, read_regular, writing_whole
 from tests.unit.serving.tiny_bundle import release

@@ -11,7 +11,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from serving.bundle import (
+from serving.bundle.manifest import GOLDEN_FILE, BatchCertificate, Certificate, Manifest, Variant
+from serving.bundle.session import CPU, open_session, run_session
+from serving.bundle.store import (
     MANIFEST_FILE,
     MODEL_FILE,
     Change,
@@ -22,8 +24,6 @@ from serving.bundle import (
     write_manifest,
     write_pointer,
 )
-from serving.manifest import GOLDEN_FILE, BatchCertificate, Certificate, Manifest, Variant
-from serving.session import CPU, open_session, run_session
 
 COLOURS = {
     "red": (255, 0, 0),

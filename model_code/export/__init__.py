@@ -1,1 +1,0 @@
-"""A trained network -> ONNX, proven equal, packed as a bundle."""

@@ -1,1 +1,0 @@
-"""Registered versions and their aliases."""

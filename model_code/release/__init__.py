@@ -1,0 +1,1 @@
+"""A release: precisions, export, certificate, gate, registry, ledger, card."""

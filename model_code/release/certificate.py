@@ -1,0 +1,284 @@
+"""The proof that an ONNX file answers what the trained network answers, and when it is not offered.
+
+Shape suffixes: N = pictures, H = height, W = width, C = the three colour channels, K = classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from tqdm import tqdm
+
+from model_code.errors import ReleaseError
+from model_code.evaluation.calibration import measure_interval
+from model_code.evaluation.thresholds import LabelledAnswers, select
+from model_code.tracking.provenance import read_versions
+from serving.bundle.manifest import BatchCertificate, Certificate, Precision, Thresholds
+from serving.bundle.session import CPU, CUDA, SESSION_ERRORS, count_cpus, has_cuda, open_session, run_session
+from serving.bundle.store import hash_file
+from serving.errors import BundleError
+
+BATCH_SIZES = (1, 7, 64, 256)
+_OTHER_GRAPH_FRACTION = 0.5  # of the pictures answered otherwise, from which on rounding explains nothing
+_ORDER_PICTURES = 500
+_NOT_RUNNING: tuple[type[Exception], ...] = (BundleError, *SESSION_ERRORS)
+
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a variant may be from the trained network, at every batch size.
+
+    Attributes:
+        max_difference: Of a probability.
+        top1_agreement: Lowest share of pictures with the same label, in [0, 1].
+        accuracy_loss: How far its accuracy may be below the trained network's, in [0, 1].
+        providers: onnxruntime's execution providers that it is made for.
+    """
+
+    max_difference: float
+    top1_agreement: float
+    accuracy_loss: float
+    providers: tuple[str, ...]
+
+
+# fp16 rounds to 11 bits (5e-4) in every layer, which the layers pass on: a few 1e-3 of a probability between two nearly
+# equal classes, which may exchange places there. Ten times that, or more than one label in a thousand, is no rounding:
+# a value left float16's range. int8 rounds to 8 bits; what counts of it is how often the label stays.
+LIMITS: dict[Precision, Limits] = {
+    "fp32": Limits(max_difference=1e-4, top1_agreement=1.0, accuracy_loss=0.0, providers=(CPU, CUDA)),
+    "fp16": Limits(max_difference=0.05, top1_agreement=0.999, accuracy_loss=0.001, providers=(CUDA,)),
+    "int8": Limits(max_difference=1.0, top1_agreement=0.99, accuracy_loss=0.005, providers=(CPU,)),
+}
+
+
+def find_providers() -> tuple[str, ...]:
+    """Return onnxruntime's execution providers that really run graphs here: the CPU, and CUDA where it loads."""
+    if not has_cuda():
+        return (CPU,)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "probe", [x], [y])
+    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    try:
+        session = open_session(probe.SerializeToString(), CUDA, threads=1)
+        session.run(None, {"x": np.ones(1, dtype=np.float32)})
+    except _NOT_RUNNING:
+        return (CPU,)
+    return (CPU, CUDA)
+
+
+def certify(
+    precision: Precision,
+    model_file: Path,
+    expected_NK: Probabilities,
+    images_NHWC: npt.NDArray[np.uint8],
+    labels_N: npt.NDArray[np.int64],
+    split: str,
+    provider: str,
+    classes: Sequence[str] | None = None,
+    thresholds: Thresholds | None = None,
+) -> Certificate:
+    """Run a variant over all pictures at batches 1, 7, 64 and 256, and compare it with the trained network.
+
+    Thresholds are chosen with the trained network's probabilities; a less exact variant is refused where more of its
+    accepted predictions are wrong than they promise, with 97.5 % confidence.
+
+    Args:
+        precision: Says which limits count.
+        model_file: The variant.
+        expected_NK: float32, the trained network's probabilities in PyTorch, with the graph's temperature.
+        images_NHWC: uint8.
+        labels_N: In [0, K).
+        split: Name of the pictures, for the record.
+        provider: One of `find_providers`.
+        classes: Names for the refusal; their numbers when None.
+        thresholds: Thresholds of the bundle; None leaves them out.
+
+    Raises:
+        BundleError: onnxruntime cannot run the variant on the provider.
+        ValueError: There are no pictures, or the lengths differ.
+    """
+    if not 0 < len(labels_N) == len(images_NHWC) == len(expected_NK):
+        raise ValueError(
+            f"{len(images_NHWC)} pictures, {len(expected_NK)} answers and {len(labels_N)} labels; all three must be "
+            "equal and above 0"
+        )
+    session = open_session(model_file, provider, count_cpus())
+    batches = []
+    refusal = None
+    description = f"certifying {precision} on {provider.removesuffix('ExecutionProvider')}"
+    total = len(BATCH_SIZES) * len(labels_N)
+    with tqdm(total=total, desc=description, unit="picture", disable=None, leave=False) as progress:
+        for batch_size in BATCH_SIZES:
+            answered_NK = _ask(session, images_NHWC, batch_size, progress)
+            batch = _compare(batch_size, answered_NK, expected_NK, labels_N)
+            batches.append(batch)
+            refusal = refusal or _judge(precision, batch, answered_NK, expected_NK, labels_N, classes)
+    selection = None
+    if thresholds is not None:
+        selection = select(LabelledAnswers(split, answered_NK, labels_N), thresholds.per_class)
+        if precision != "fp32" and selection.error_interval[0] > thresholds.target_error:
+            refusal = refusal or (
+                f"{selection.wrong} of its {selection.answered} accepted predictions are wrong "
+                f"(allowed {thresholds.target_error:.0%})"
+            )
+    count = len(labels_N)
+    torch_right = int((_label(expected_NK) == labels_N).sum())
+    right, agreeing = (
+        round(count * min(getattr(batch, share) for batch in batches)) for share in ("accuracy", "top1_agreement")
+    )
+    return Certificate(
+        precision=precision,
+        provider=provider,
+        sha256=hash_file(model_file),
+        split=split,
+        count=count,
+        torch_accuracy=torch_right / count,
+        torch_accuracy_interval=measure_interval(torch_right, count),
+        accuracy_interval=measure_interval(right, count),
+        agreement_interval=measure_interval(agreeing, count),
+        opset=_read_opset(model_file),
+        versions=read_versions(),
+        batches=tuple(batches),
+        refusal=refusal,
+        selection=selection,
+    )
+
+
+def check_certificate(certificate: Certificate) -> None:
+    """Refuse a release whose variant is outside its limits.
+
+    Raises:
+        ReleaseError: It is; one line that says why.
+    """
+    if certificate.refusal is not None:
+        raise ReleaseError(
+            f"the exported model is not the trained one: on {certificate.provider} {certificate.refusal}; "
+            "nothing was released"
+        )
+
+
+def _ask(
+    session: onnxruntime.InferenceSession, images_NHWC: npt.NDArray[np.uint8], batch_size: int, progress: "tqdm[None]"
+) -> Probabilities:
+    answers = []
+    for start in range(0, len(images_NHWC), batch_size):
+        batch_NHWC = images_NHWC[start : start + batch_size]
+        answers.append(run_session(session, batch_NHWC))
+        progress.update(len(batch_NHWC))
+    return np.concatenate(answers)
+
+
+def _label(probabilities_NK: Probabilities) -> npt.NDArray[np.int64]:
+    """Return each picture's label; -1 where an answer is not a number."""
+    return np.where(np.isnan(probabilities_NK).any(axis=1), -1, probabilities_NK.argmax(axis=1))
+
+
+def _measure_differences(answered_NK: Probabilities, expected_NK: Probabilities) -> npt.NDArray[np.float64]:
+    """Return the absolute differences; 1, the largest there is, where an answer is not a number."""
+    differences_NK = np.abs(answered_NK.astype(np.float64) - expected_NK)
+    return np.nan_to_num(differences_NK, copy=False, nan=1.0, posinf=1.0)
+
+
+def _compare(
+    batch_size: int, answered_NK: Probabilities, expected_NK: Probabilities, labels_N: npt.NDArray[np.int64]
+) -> BatchCertificate:
+    differences_NK = _measure_differences(answered_NK, expected_NK)
+    label_N, expected_N = _label(answered_NK), _label(expected_NK)
+    return BatchCertificate(
+        batch_size=batch_size,
+        max_difference=float(differences_NK.max()),
+        mean_difference=float(differences_NK.mean()),
+        top1_agreement=float(((label_N == expected_N) & (label_N >= 0)).mean()),
+        accuracy=float((label_N == labels_N).mean()),
+    )
+
+
+def _judge(
+    precision: Precision,
+    batch: BatchCertificate,
+    answered_NK: Probabilities,
+    expected_NK: Probabilities,
+    labels_N: npt.NDArray[np.int64],
+    classes: Sequence[str] | None,
+) -> str | None:
+    """Return why a variant is not offered, in one line; None within its limits."""
+    limits, count = LIMITS[precision], len(labels_N)
+    broken = _count_broken(answered_NK, expected_NK)
+    if broken:
+        return f"at batch {batch.batch_size} {broken}"
+    torch_accuracy = float((_label(expected_NK) == labels_N).mean())
+    faults = []
+    if batch.max_difference > limits.max_difference:
+        faults.append(f"probabilities differ by up to {batch.max_difference:.2g} (allowed {limits.max_difference:g})")
+    if batch.top1_agreement < limits.top1_agreement:
+        faults.append(f"{batch.top1_agreement:.4%} of {count} labels agree (wanted {100 * limits.top1_agreement:g}%)")
+    # Counted in pictures: a difference of two shares is not exact.
+    if round((torch_accuracy - batch.accuracy) * count) > limits.accuracy_loss * count:
+        faults.append(
+            f"accuracy is {batch.accuracy:.4f} and the trained network's {torch_accuracy:.4f} "
+            f"(allowed {100 * limits.accuracy_loss:g} points less)"
+        )
+    if not faults:
+        return None
+    cause = _find_cause(precision, answered_NK, expected_NK, classes)
+    return f"at batch {batch.batch_size} {' and '.join(faults)}{cause}"
+
+
+def _count_broken(answered_NK: Probabilities, expected_NK: Probabilities) -> str | None:
+    """Return whose answers are not numbers, and to how many pictures."""
+    for whose, answers_NK in (("the trained network's", expected_NK), ("its", answered_NK)):
+        broken = int(np.isnan(answers_NK).any(axis=1).sum())
+        if broken:
+            return f"{whose} answers to {broken} of {len(answers_NK)} pictures are NaN, no numbers: weights are broken"
+    return None
+
+
+def _find_cause(
+    precision: Precision, answered_NK: Probabilities, expected_NK: Probabilities, classes: Sequence[str] | None
+) -> str:
+    """Return a guess at what is wrong, to follow the figures; empty without one."""
+    order_K = _find_order(answered_NK, expected_NK, LIMITS[precision])
+    if order_K is not None:
+        wrong = int(np.nonzero(order_K != np.arange(len(order_K)))[0][0])
+        names = [str(index) if classes is None else classes[index] for index in (wrong, int(order_K[wrong]))]
+        return f": its classes are in another order, the answers for {names[0]} stand where {names[1]} belongs"
+    differences_N = _measure_differences(answered_NK, expected_NK).max(axis=1)
+    differing = (
+        float((differences_N > LIMITS[precision].max_difference).mean())
+        if precision != "int8"
+        else float((_label(answered_NK) != _label(expected_NK)).mean())
+    )
+    if differing > _OTHER_GRAPH_FRACTION:
+        what = (
+            "its normalisation, its weights or its calibration pictures"
+            if precision == "int8"
+            else ("its normalisation or its weights")
+        )
+        return f": {differing:.0%} of the pictures are answered otherwise, so {what} are others"
+    return ""
+
+
+def _find_order(answered_NK: Probabilities, expected_NK: Probabilities, limits: Limits) -> npt.NDArray[np.int64] | None:
+    """Return at which output each class is answered, if all answers are right but for their order; else None."""
+    answered_NK, expected_NK = answered_NK[:_ORDER_PICTURES], expected_NK[:_ORDER_PICTURES]
+    order_K = np.array(
+        [np.abs(answered_NK - expected_NK[:, [label]]).mean(axis=0).argmin() for label in range(expected_NK.shape[1])]
+    )
+    if len(set(order_K)) < len(order_K) or (order_K == np.arange(len(order_K))).all():
+        return None
+    sorted_NK = answered_NK[:, order_K]
+    agreement = float((sorted_NK.argmax(axis=1) == expected_NK.argmax(axis=1)).mean())
+    is_same = agreement >= limits.top1_agreement and np.abs(sorted_NK - expected_NK).max() <= limits.max_difference
+    return order_K if is_same else None
+
+
+def _read_opset(model_file: Path) -> int:
+    opsets = onnx.load(model_file, load_external_data=False).opset_import
+    return next(int(entry.version) for entry in opsets if entry.domain in {"", "ai.onnx"})

@@ -1,0 +1,38 @@
+"""Letting a registered version look at the pictures that the champion answers, unseen by who asked."""
+
+from model_code.disk import hold_lock
+from model_code.errors import ReleaseError
+from model_code.release.ledger import end_challenge
+from model_code.release.names import check_release_name
+from model_code.release.versions import fetch_bundle, get_version, set_challenger
+from model_code.settings import load_settings
+from model_code.tracking.store import open_store
+from serving.bundle.store import MANIFEST_TAG, BundleReference, read_pointer, write_challenger
+
+
+def challenge(name: str, version: str | None) -> None:
+    """Make a version the challenger of `name`, or end what there is; running services follow within seconds.
+
+    Args:
+        name: Registered name, which has a champion.
+        version: In the registry; None for no challenger.
+
+    Raises:
+        ReleaseError: There is no such version, it is the champion, or its bundle does not verify.
+        BundleError: Nothing is released under that name.
+    """
+    check_release_name(name)
+    settings = load_settings()
+    client = open_store(settings)
+    with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"setting the challenger of {name}"):
+        champion = read_pointer(settings.bundles_dir, name)
+        if version is None:
+            end_challenge(client, settings.bundles_dir, name)
+            return
+        if version == champion.version:
+            raise ReleaseError(f"version {version} is the champion of {name}; a challenger is another version")
+        registered = get_version(client, name, version)
+        folder = fetch_bundle(client, settings.bundles_dir, registered)
+        reference = BundleReference(version=version, bundle=folder.name, manifest_sha256=registered.tags[MANIFEST_TAG])
+        write_challenger(settings.bundles_dir, name, reference)
+        set_challenger(client, name, version)

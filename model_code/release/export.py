@@ -1,0 +1,244 @@
+"""A trained run -> every variant of its ONNX, calibrated, certified, timed, and described by a manifest.
+
+Shape suffixes: N = pictures, H = height, W = width, C = colour channels, K = classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from model_code.data.cache import PackedDataset, open_dataset
+from model_code.errors import ReleaseError
+from model_code.evaluation.calibration import measure_reliability, try_temperature
+from model_code.evaluation.metrics import predict_logits
+from model_code.evaluation.thresholds import LabelledAnswers, choose_thresholds
+from model_code.release.certificate import LIMITS, certify, check_certificate, find_providers
+from model_code.release.onnx_export import OPSET, export_onnx
+from model_code.release.variants import CALIBRATION_COUNT, make_fp16, make_int8
+from model_code.settings import load_settings
+from model_code.tracking.finished_runs import FinishedRun
+from model_code.tracking.provenance import read_git_sha, read_versions
+from model_code.training.config import TrainingConfig
+from model_code.training.pictures import Pictures, TrainingPictures, load_pictures
+from model_code.training.run_folder import RunFolder
+from model_code.training.supervised import load_model
+from serving.bundle.manifest import GOLDEN_FILE, Calibration, Manifest, Precision, Thresholds, Variant
+from serving.bundle.session import SESSION_ERRORS, count_cpus, open_session, run_session
+from serving.bundle.store import hash_file, name_file, write_manifest
+from serving.bundle.timing import time_variant
+from serving.errors import BundleError
+
+TARGET_ERROR = 0.05
+GOLDEN_PICTURES = 16
+# How far the test accuracy may be from the one that the training measured: bfloat16 on a GPU, float32 here.
+MAX_ACCURACY_SHIFT = 0.01
+MAX_PICTURES_SHIFTED = 3
+_NOT_POSSIBLE: tuple[type[Exception], ...] = (BundleError, ValueError, RuntimeError, *SESSION_ERRORS)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is released, before anything is decided.
+
+    Attributes:
+        manifest: Of the files that lie in the scratch folder.
+        split: Of the pictures below.
+        images_NHWC: uint8, the pictures that variants were certified on.
+        labels_N: Right labels of them.
+    """
+
+    manifest: Manifest
+    split: str
+    images_NHWC: npt.NDArray[np.uint8]
+    labels_N: npt.NDArray[np.int64]
+
+
+def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -> Exported:
+    """Write every variant of a run's best weights into `scratch`, and measure each against PyTorch.
+
+    Raises:
+        ReleaseError: The run is not complete, its files or pictures are not those of the training, or the fp32 variant
+            does not answer what the trained network answers.
+    """
+    config = folder.record.config
+    assert isinstance(config, TrainingConfig), "chosen by its kind"
+    dataset = open_dataset(config.dataset, load_settings().cache_dir)
+    pictures = load_pictures(dataset, config.model_copy(update={"limit_test": None}), torch.device("cpu"))
+    model = _load(folder, config, dataset)
+    split, final = pictures.final
+    final_logits_NK = predict_logits(model, final.images_NHWC)
+    calibration = _calibrate(model, pictures, split, final_logits_NK)
+    if config.limit_test is None:
+        _check_accuracy(folder, split, final_logits_NK, final.labels_N)
+    else:
+        _, tested = load_pictures(dataset, config, torch.device("cpu")).final
+        _check_accuracy(folder, split, predict_logits(model, tested.images_NHWC), tested.labels_N)
+    expected_NK = torch.softmax(final_logits_NK / calibration.temperature, dim=1).numpy()
+
+    export_onnx(model, dataset.image_size, scratch / name_file("fp32"), calibration.temperature)
+    makers: dict[Precision, Callable[[Path, Path], None]] = {
+        "fp16": make_fp16,
+        "int8": partial(make_int8, calibration_NHWC=_draw(pictures.train)),
+    }
+    certify_variant = partial(_certify, scratch, expected_NK, calibration.thresholds, split, final, dataset)
+    variants = [certify_variant("fp32", find_providers())]
+    for precision, make in makers.items():
+        providers = [provider for provider in find_providers() if provider in LIMITS[precision].providers]
+        if providers:
+            variants.append(_try_variant(scratch, precision, make, partial(certify_variant, precision, providers)))
+    _save_golden(scratch, variants, final.images_NHWC)
+    manifest = Manifest(
+        name=name,
+        classes=dataset.classes,
+        image_size=dataset.image_size,
+        resize_size=dataset.image_size,
+        opset=OPSET,
+        variants=tuple(variants),
+        calibration=calibration,
+        golden_sha256=hash_file(scratch / GOLDEN_FILE),
+        recipe=run.recipe,
+        run_id=run.run_id,
+        settings=config.model_dump(mode="json", exclude={"recipe", "kind", "dataset"}),
+        pictures={"train": len(pictures.train), "validation": len(pictures.validation), split: len(final)},
+        dataset=dataset.name,
+        data_checksum=dataset.checksum,
+        git_sha=read_git_sha(),
+        accuracy_fraction=run.test_accuracy,
+        versions=read_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    write_manifest(scratch, manifest)
+    return Exported(manifest, split, final.images_NHWC.numpy(), final.labels_N.numpy())
+
+
+def _load(folder: RunFolder, config: TrainingConfig, dataset: PackedDataset) -> nn.Module:
+    record, result = folder.record, folder.result
+    if result is None or result.best_weights is None:
+        raise ReleaseError(f"run {record.run_id} is not complete; repeat its train command first")
+    weights = folder.path / result.best_weights
+    if hash_file(weights) != result.weights_sha256:
+        raise ReleaseError(f"{weights} is not the file that was trained (its sha256 differs); train again")
+    if dataset.checksum != record.data_checksum:
+        raise ReleaseError(f"the {dataset.name} pictures are not those of run {record.run_id}; train again")
+    return load_model(config, len(dataset.classes), dataset.image_size, weights)
+
+
+def _check_accuracy(folder: RunFolder, split: str, logits_NK: Tensor, labels_N: Tensor) -> None:
+    """Refuse a network that is not the one that was tested: other code, other classes, another normalisation."""
+    result = folder.result
+    name = "test/accuracy" if split == "test" else "validation/best_accuracy"
+    tested = None if result is None else result.metrics.get(name)
+    if tested is None:
+        return
+    measured = float((logits_NK.argmax(1) == labels_N).float().mean())
+    if abs(measured - tested) > max(MAX_ACCURACY_SHIFT, MAX_PICTURES_SHIFTED / len(labels_N)):
+        raise ReleaseError(
+            f"the network of run {folder.record.run_id} labels {measured:.4f} of the {len(labels_N)} {split} pictures "
+            f"rightly, when it was trained it was {tested:.4f} (allowed difference {MAX_ACCURACY_SHIFT}): network, "
+            "normalisation or the order of the classes are not those of the training any more; train again"
+        )
+
+
+def _calibrate(model: nn.Module, pictures: TrainingPictures, split: str, final_logits_NK: Tensor) -> Calibration:
+    """Choose temperature and thresholds on validation, and measure on test what they are worth."""
+    _, final = pictures.final
+    has_test = split == "test"
+    validation_NK = predict_logits(model, pictures.validation.images_NHWC) if has_test else final_logits_NK
+    trial = try_temperature(validation_NK, pictures.validation.labels_N)
+    looked_at = [("validation", validation_NK, pictures.validation.labels_N)]
+    if has_test:
+        looked_at.append((split, final_logits_NK, final.labels_N))
+    answers = [
+        LabelledAnswers(name, torch.softmax(logits_NK / trial.temperature, dim=1).numpy(), labels_N.numpy())
+        for name, logits_NK, labels_N in looked_at
+    ]
+    return Calibration(
+        temperature=trial.temperature,
+        reliability=tuple(measure_reliability(*each, trial.temperature) for each in looked_at),
+        thresholds=choose_thresholds(answers[0], answers[1] if has_test else None, TARGET_ERROR),
+        trial=trial,
+    )
+
+
+def _try_variant(
+    scratch: Path,
+    precision: Precision,
+    make: Callable[[Path, Path], None],
+    measure: Callable[[], Variant],
+) -> Variant:
+    """Make and measure a variant; one that onnxruntime cannot make or run is left out and says why."""
+    try:
+        make(scratch / name_file("fp32"), scratch / name_file(precision))
+        return measure()
+    except _NOT_POSSIBLE as error:
+        problem = f"it cannot be made or run here: {str(error).splitlines()[0]}"
+        return Variant(precision=precision, file=None, sha256="", size_bytes=0, certificates=(), problem=problem)
+
+
+def _certify(
+    scratch: Path,
+    expected_NK: npt.NDArray[np.float32],
+    thresholds: Thresholds,
+    split: str,
+    final: Pictures,
+    dataset: PackedDataset,
+    precision: Precision,
+    providers: Sequence[str],
+) -> Variant:
+    """Measure one variant; what is outside of its limits stays out of the bundle, fp32 stops the release."""
+    file = scratch / name_file(precision)
+    print(f"{dataset.name}: certifying {precision} on {len(final)} {split} pictures", flush=True)
+    certificates = tuple(
+        certify(
+            precision,
+            file,
+            expected_NK,
+            final.images_NHWC.numpy(),
+            final.labels_N.numpy(),
+            split,
+            provider,
+            dataset.classes,
+            thresholds,
+        )
+        for provider in providers
+    )
+    if precision == "fp32":
+        for certificate in certificates:
+            check_certificate(certificate)
+    is_offered = any(certificate.refusal is None for certificate in certificates)
+    return Variant(
+        precision=precision,
+        file=file.name if is_offered else None,
+        sha256=hash_file(file),
+        size_bytes=file.stat().st_size,
+        certificates=certificates,
+        timings=tuple(time_variant(file, provider, dataset.image_size) for provider in providers),
+    )
+
+
+def _save_golden(scratch: Path, variants: list[Variant], images_NHWC: Tensor) -> None:
+    """Keep some pictures, evenly spread over the split, with what each offered variant answers on this machine."""
+    chosen = np.linspace(0, len(images_NHWC) - 1, min(GOLDEN_PICTURES, len(images_NHWC))).astype(int)
+    golden_NHWC = np.ascontiguousarray(images_NHWC.numpy()[chosen])
+    answers: dict[str, npt.NDArray[np.float32]] = {
+        variant.precision: run_session(
+            open_session(scratch / variant.file, variant.certificates[-1].provider, count_cpus()), golden_NHWC
+        )
+        for variant in variants
+        if variant.file is not None
+    }
+    np.savez(scratch / GOLDEN_FILE, allow_pickle=False, images_NHWC=golden_NHWC, **answers)
+
+
+def _draw(train: Pictures) -> npt.NDArray[np.uint8]:
+    """Return the training pictures that int8 is calibrated on, the same for the same pictures."""
+    chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_COUNT]
+    images_NHWC: npt.NDArray[np.uint8] = train.images_NHWC[torch.from_numpy(np.sort(chosen))].numpy()
+    return images_NHWC

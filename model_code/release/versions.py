@@ -1,0 +1,204 @@
+"""Registered versions of a model, in MLflow: each holds its whole bundle."""
+
+import logging
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import mlflow
+import mlflow.onnx
+import numpy as np
+import onnx
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import infer_signature
+
+from model_code.disk import writing_to
+from model_code.errors import ReleaseError
+from model_code.release.gate import Verdict
+from serving.bundle.manifest import FILE_NAME, Manifest
+from serving.bundle.store import (
+    BUNDLE_TAG,
+    CHALLENGER,
+    CHAMPION,
+    MANIFEST_FILE,
+    MANIFEST_TAG,
+    MODEL_FILE,
+    hash_file,
+    read_bundle,
+    write_bundle,
+)
+from serving.errors import BundleError
+
+_log = logging.getLogger(__name__)
+
+VERDICT_TAG = "verdict.json"
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def register_version(client: MlflowClient, bundle: Path, manifest: Manifest) -> str:
+    """Enter a bundle into the registry and return its version number as text.
+
+    The same bundle is entered once: a repeated release gets the version that is there.
+
+    Args:
+        client: Of the store.
+        bundle: Folder with the bundle.
+        manifest: Of that bundle.
+    """
+    create_name(client, manifest.name)
+    manifest_sha256 = hash_file(bundle / MANIFEST_FILE)
+    for version in list_versions(client, manifest.name):
+        if version.tags.get(MANIFEST_TAG) == manifest_sha256:
+            return str(version.version)
+    others = [name for name in manifest.files if name != MODEL_FILE]
+    logged = mlflow.onnx.log_model(
+        onnx.load(str(bundle / MODEL_FILE)),
+        name=manifest.name,
+        signature=_signature(manifest),
+        save_as_external_data=False,
+        pip_requirements=[f"onnxruntime-gpu=={manifest.versions['onnxruntime-gpu']}"],
+        extra_files=[str(bundle / name) for name in (MANIFEST_FILE, *others)],
+    )
+    version = client.create_model_version(
+        manifest.name,
+        source=logged.model_uri,
+        run_id=manifest.run_id,
+        model_id=logged.model_id,
+        tags=_tag(manifest) | {BUNDLE_TAG: bundle.name, MANIFEST_TAG: manifest_sha256},
+    )
+    return str(version.version)
+
+
+def write_verdict(client: MlflowClient, name: str, version: str, verdict: Verdict, description: str) -> None:
+    """Write the gate's verdict on a version, in words and numbers, and its short card."""
+    client.set_model_version_tag(name, version, "verdict", verdict.summary)
+    client.set_model_version_tag(name, version, VERDICT_TAG, verdict.model_dump_json())
+    client.update_model_version(name, version, description)
+
+
+def create_name(client: MlflowClient, name: str) -> None:
+    """Make a registered name; nothing happens if it is there."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def list_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """Return all versions of a name, the oldest first; none if there is no such name."""
+    versions: list[ModelVersion] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        versions += page
+        token = page.token
+        if not token:
+            return sorted(versions, key=lambda version: int(version.version))
+
+
+def get_version(client: MlflowClient, name: str, number: str) -> ModelVersion:
+    """Return one version.
+
+    Raises:
+        ReleaseError: There is none of that number.
+    """
+    try:
+        return client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
+        known = ", ".join(str(version.version) for version in list_versions(client, name)) or "none"
+        raise ReleaseError(f"{name} has no version {number}; registered: {known}") from error
+
+
+def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    """Return the version that has the alias `champion`, or None."""
+    try:
+        return client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
+        return None
+
+
+def set_challenger(client: MlflowClient, name: str, version: str | None) -> None:
+    """Give a version the alias `challenger`; None takes it away."""
+    if version is None:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    else:
+        client.set_registered_model_alias(name, CHALLENGER, version)
+
+
+def find_bundle_version(client: MlflowClient, name: str, bundle: str) -> ModelVersion | None:
+    """Return the newest version whose bundle has that folder name, or None."""
+    return next((one for one in reversed(list_versions(client, name)) if one.tags.get(BUNDLE_TAG) == bundle), None)
+
+
+def fetch_bundle(client: MlflowClient, bundles_dir: Path, version: ModelVersion) -> Path:
+    """Return the folder of a version's bundle: the one that is here and intact, or a copy out of the registry.
+
+    The caller holds the lock of the name.
+
+    Args:
+        client: Of the registry.
+        bundles_dir: Where bundles lie.
+        version: A registered version.
+
+    Raises:
+        ReleaseError: The version has no bundle of this format, or the registry's copy is damaged as well.
+    """
+    what = f"version {version.version} of {version.name}"
+    name, manifest_sha256 = version.tags.get(BUNDLE_TAG, ""), version.tags.get(MANIFEST_TAG, "")
+    if not (re.fullmatch(FILE_NAME, name) and manifest_sha256):
+        raise ReleaseError(f"{what} was not registered by this version of Darkroom; release its run again")
+    folder = bundles_dir / version.name / name
+    try:
+        read_bundle(folder, manifest_sha256)
+    except BundleError as problem:
+        _log.warning("%s is fetched from the registry: %s", what, problem)
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                _download(client, version, Path(scratch))
+                manifest = read_bundle(Path(scratch), manifest_sha256)
+                if manifest.name != version.name:
+                    raise BundleError(f"its manifest is that of {manifest.name}")
+            except (BundleError, MlflowException, OSError) as error:
+                raise ReleaseError(f"{what} cannot be verified: {problem}; in the registry: {error}") from error
+            with writing_to(bundles_dir, 0, f"fetching {what}"):
+                return write_bundle(bundles_dir, Path(scratch), {manifest_sha256}, name)
+    return folder
+
+
+def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> None:
+    """Copy the files of a version into one folder, without the folders that MLflow keeps them in."""
+    with tempfile.TemporaryDirectory() as scratch:
+        address = client.get_model_version_download_uri(version.name, version.version)
+        downloaded = Path(mlflow.artifacts.download_artifacts(address, dst_path=scratch))
+        for file in downloaded.rglob("*"):
+            if file.is_file():
+                shutil.move(file, folder / file.name)
+
+
+def _tag(manifest: Manifest) -> dict[str, str]:
+    """Return what a version's page shows of its bundle: the proof of each variant in a few words."""
+    tags = {
+        "sha256": manifest.fp32.sha256,
+        "recipe": manifest.recipe,
+        "precisions": ", ".join(variant.precision for variant in manifest.offered),
+    }
+    for variant in manifest.variants:
+        for certificate in variant.certificates:
+            device = certificate.provider.removesuffix("ExecutionProvider")
+            tags[f"certificate.{variant.precision}.{device}"] = certificate.model_dump_json()
+    return tags
+
+
+def _signature(manifest: Manifest) -> mlflow.models.ModelSignature:
+    side = manifest.image_size
+    return infer_signature(
+        np.zeros((2, side, side, 3), dtype=np.uint8), np.zeros((2, len(manifest.classes)), dtype=np.float32)
+    )

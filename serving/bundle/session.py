@@ -1,0 +1,202 @@
+"""One ONNX file on one onnxruntime provider, known to fit its manifest and to answer as it did at its release.
+
+Shape suffixes: N = pictures in the batch, H = height, W = width, C = colour channels, K = classes.
+"""
+
+import ctypes
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from serving.bundle.manifest import Manifest
+from serving.errors import BundleError
+
+INPUT_NAME = "images"
+OUTPUT_NAME = "probabilities"
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+# How far an answer here may be from the one at the release, by precision. Sums have another order on another machine;
+# integers that overflow, as on processors without the instructions that int8 was certified with, differ by much more.
+GOLDEN_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2}
+
+# onnxruntime has no common base for its exceptions.
+SESSION_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+_LOG_ERRORS_ONLY = 3
+
+
+def open_session(
+    model: Path | bytes, provider: str, threads: int, has_graphs: bool = False
+) -> onnxruntime.InferenceSession:
+    """Load a model.
+
+    Args:
+        model: ONNX file, or its bytes.
+        provider: Execution provider that is to run it.
+        threads: Of the CPU.
+        has_graphs: Whether CUDA records graphs (`serving/models/bound_session.py`).
+
+    Raises:
+        BundleError: The provider does not become active, or cannot run the graph.
+    """
+    what = model if isinstance(model, Path) else "the model"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    # Idle threads that spin would take the cores that decode the next pictures.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without TF32, whose rounding no comparison with the trained network has seen.
+    of_cuda = {"use_tf32": "0", "enable_cuda_graph": str(int(has_graphs))}
+    providers: list[Any] = [(CUDA, of_cuda), CPU] if provider == CUDA else [provider]
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=providers)
+    except SESSION_ERRORS as error:
+        raise BundleError(f"{what}: onnxruntime cannot run it on {provider}: {error}") from error
+    if session.get_providers()[0] != provider:
+        raise BundleError(f"{what}: onnxruntime's {provider} did not load")
+    return session
+
+
+def run_session(
+    session: onnxruntime.InferenceSession,
+    images_NHWC: npt.NDArray[np.uint8],
+    options: onnxruntime.RunOptions | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return the class probabilities of a batch, float32 [N, K], of uint8 [N, H, W, C].
+
+    Raises:
+        BundleError: onnxruntime cannot run the batch.
+    """
+    try:
+        probabilities_NK: npt.NDArray[np.float32] = session.run([OUTPUT_NAME], {INPUT_NAME: images_NHWC}, options)[0]
+    except SESSION_ERRORS as error:
+        raise BundleError(f"onnxruntime cannot run a batch of {len(images_NHWC)}: {error}") from error
+    return probabilities_NK
+
+
+def check_graph(session: onnxruntime.InferenceSession, file: Path, manifest: Manifest) -> None:
+    """Compare inputs and outputs with the manifest, then run one batch: some faults show only there.
+
+    Raises:
+        BundleError: They do not fit.
+    """
+    size, classes = manifest.image_size, len(manifest.classes)
+    inputs = [(node.name, node.type) for node in session.get_inputs()]
+    outputs = [(node.name, node.type) for node in session.get_outputs()]
+    if inputs != [(INPUT_NAME, "tensor(uint8)")] or outputs != [(OUTPUT_NAME, "tensor(float)")]:
+        raise BundleError(
+            f"{file} maps {inputs} to {outputs}; the service needs uint8 "
+            f"`{INPUT_NAME}` to float32 `{OUTPUT_NAME}`; export and release the model again"
+        )
+    batch, *shape = session.get_inputs()[0].shape
+    if isinstance(batch, int) or shape != [size, size, 3]:
+        raise BundleError(
+            f"{file} reads {[batch, *shape]}; its manifest says "
+            f"[batch, {size}, {size}, 3] with any batch size; export and release the model again"
+        )
+    probabilities_NK = run_session(session, np.zeros((2, size, size, 3), dtype=np.uint8))
+    if probabilities_NK.shape != (2, classes):
+        raise BundleError(
+            f"{file} answers {probabilities_NK.shape} for two pictures; its "
+            f"manifest names {classes} classes; export and release the model again"
+        )
+    sums_N = probabilities_NK.sum(axis=1)
+    if not (np.allclose(sums_N, 1.0, atol=1e-2) and (probabilities_NK >= 0).all()):
+        raise BundleError(
+            f"{file} answers no probabilities (rows sum to {sums_N.tolist()}); "
+            "softmax belongs inside the graph; export and release the model again"
+        )
+
+
+def check_golden(
+    session: onnxruntime.InferenceSession, file: Path, precision: str, golden: dict[str, npt.NDArray[Any]]
+) -> None:
+    """Compare the answers to the golden pictures with those at the release.
+
+    Args:
+        session: Of the variant.
+        file: Of the variant, for the message.
+        precision: Of the variant.
+        golden: From `serving.bundle.store.read_golden`; nothing to compare where it is empty.
+
+    Raises:
+        BundleError: They differ by more than `GOLDEN_TOLERANCE`.
+    """
+    if not golden:
+        return
+    expected_NK = golden[precision]
+    answered_NK = run_session(session, golden["images_NHWC"])
+    difference = float(np.abs(answered_NK - expected_NK).max())
+    if not difference <= GOLDEN_TOLERANCE[precision]:
+        raise BundleError(
+            f"{file}: on this machine {len(expected_NK)} golden pictures are answered otherwise than at the release, "
+            f"by up to {difference:.2g} (allowed {GOLDEN_TOLERANCE[precision]:g}) on {session.get_providers()[0]}; "
+            "release the model on a machine like this one"
+        )
+
+
+def measure_speed(
+    sessions: dict[str, onnxruntime.InferenceSession], images_NHWC: npt.NDArray[np.uint8], seconds: float
+) -> dict[str, float]:
+    """Return the pictures per second of several sessions, which take turns; from the median of their batches.
+
+    Args:
+        sessions: By a name; each has run before.
+        images_NHWC: The batch, uint8.
+        seconds: Of each session; at least three batches are run.
+    """
+    times_s: dict[str, list[float]] = {name: [] for name in sessions}
+    end_s = time.perf_counter() + seconds * len(sessions)
+    rounds = 0
+    while rounds < 3 or time.perf_counter() < end_s:
+        for name, session in sessions.items():
+            start_s = time.perf_counter()
+            run_session(session, images_NHWC)
+            times_s[name].append(time.perf_counter() - start_s)
+        rounds += 1
+    return {name: len(images_NHWC) / float(np.median(taken_s)) for name, taken_s in times_s.items()}
+
+
+def count_cpus(cgroup_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return how many CPUs this process may use: its affinity, and its container's quota if that is lower."""
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = cgroup_file.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cpus
+    if quota == "max":
+        return cpus
+    return max(1, min(cpus, round(int(quota) / int(period))))
+
+
+def has_cuda() -> bool:
+    """Return whether the driver shows a GPU that onnxruntime was built for, and load the CUDA libraries if so.
+
+    The driver is asked because onnxruntime prints errors when it tries CUDA without a GPU. Whether a session really
+    runs there is known only from the session.
+    """
+    if CUDA not in onnxruntime.get_available_providers():
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return False
+    onnxruntime.preload_dlls()
+    return True

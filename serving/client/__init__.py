@@ -1,0 +1,1 @@
+"""The client of the service; it also gives the command its `predict` and `feedback`."""

@@ -1,0 +1,318 @@
+"""The client of the prediction service: pictures in, predictions out, one clear line for whatever fails."""
+
+import csv
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePath
+from typing import Any, Protocol, TextIO
+
+import httpx
+from pydantic import ValidationError
+from rich.markup import escape
+from rich.table import Table
+
+from serving.client.sources import SourcePicture, SourceProblem, read_sources
+from serving.errors import ClientError
+from serving.limits import MAX_BODY_BYTES, MAX_PICTURES
+from serving.models.predictions import FIELD_NAME, ErrorAnswer, FeedbackAnswer, ModelIdentity, PredictAnswer, Prediction
+from serving.printable import show, show_cell
+
+DEFAULT_SERVER = "http://127.0.0.1:3000"
+KEY_VARIABLE = "DARKROOM_API_KEY"
+TIMEOUT_S = 120.0
+_MAX_TRIES = 4
+_MAX_WAIT_S = 10.0
+# Boundaries and part headers come on top of the pictures.
+_MAX_GROUP_BYTES = MAX_BODY_BYTES - MAX_PICTURES * 1024
+_ABOUT_ONE_PICTURE = (400, 413)
+_TRY_AGAIN = (429, 503)
+
+
+class _Sleep(Protocol):
+    def __call__(self, seconds: float, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What came of all sources.
+
+    Attributes:
+        model: Which model answered last; None when no picture was answered.
+        provider: onnxruntime's execution provider of the server; None when no picture was answered.
+        predictions: One per answered picture, in the order of the sources; `filename` is the source.
+        models: Which model made each of them: it may be replaced meanwhile.
+        problems: One per source without a prediction.
+    """
+
+    model: ModelIdentity | None
+    provider: str | None
+    predictions: tuple[Prediction, ...]
+    models: tuple[ModelIdentity, ...]
+    problems: tuple[SourceProblem, ...]
+
+
+def predict(
+    sources: Sequence[str],
+    server: str = DEFAULT_SERVER,
+    model: str | None = None,
+    top_k: int | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    sleep: _Sleep = time.sleep,
+    on_progress: Callable[[int], None] | None = None,
+) -> PredictResult:
+    """Classify pictures on a server.
+
+    Args:
+        sources: Files, folders of pictures, and http(s) addresses, which are fetched here.
+        server: Address of the service.
+        model: Registered name; the server's choice when None.
+        top_k: Classes per picture; the server's choice when None.
+        timeout_s: For one request, seconds.
+        sleep: Waits before another try when the server is overloaded, seconds.
+        on_progress: Told how many pictures are done, after each request.
+
+    Returns:
+        A prediction or a problem for every picture.
+
+    Raises:
+        ClientError: No server answers there, it is not Darkroom, or it refuses the model or `top_k`.
+    """
+    parameters = {key: str(value) for key, value in (("model", model), ("top_k", top_k)) if value is not None}
+    answers: list[PredictAnswer] = []
+    problems: list[SourceProblem] = []
+    with _connect(server, timeout_s, parameters, sleep) as connection:
+        for group in _group(sources, problems):
+            for answer in connection.classify(group):
+                if isinstance(answer, SourceProblem):
+                    problems.append(answer)
+                else:
+                    answers.append(answer)
+            if on_progress is not None:
+                on_progress(sum(len(answer.predictions) for answer in answers) + len(problems))
+    return PredictResult(
+        model=answers[-1].model if answers else None,
+        provider=answers[-1].provider if answers else None,
+        predictions=tuple(prediction for answer in answers for prediction in answer.predictions),
+        models=tuple(answer.model for answer in answers for _ in answer.predictions),
+        problems=tuple(problems),
+    )
+
+
+def send_feedback(
+    source: str,
+    label: str,
+    server: str = DEFAULT_SERVER,
+    model: str | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    sleep: _Sleep = time.sleep,
+) -> FeedbackAnswer:
+    """Tell a server the true label of one picture.
+
+    Args:
+        source: A file or an http(s) address, which is fetched here.
+        label: One of the model's classes.
+        server: Address of the service.
+        model: Registered name; the server's choice when None.
+        timeout_s: For one request, seconds.
+        sleep: Waits before another try when the server is overloaded, seconds.
+
+    Raises:
+        ClientError: The picture cannot be read, no server answers there, or it refuses.
+    """
+    (picture, *others) = [*read_sources([source])]
+    if isinstance(picture, SourceProblem):
+        raise ClientError(f"{source}: {picture.message}")
+    if others:
+        raise ClientError(f"{source} holds {1 + len(others)} pictures; give feedback on one at a time")
+    texts = {"label": label} | ({} if model is None else {"model": model})
+    files = [(FIELD_NAME, (PurePath(picture.source).name, picture.data, "application/octet-stream"))]
+    with _connect(server, timeout_s, {}, sleep) as connection:
+        return connection.send_feedback(files, texts)
+
+
+def render_predictions(result: PredictResult) -> Table:
+    """Return a table of the predictions, titled with model, version and provider."""
+    title = None
+    if result.model:
+        model = result.model
+        title = escape(show(f"{model.name} version {model.version}, {model.precision}, {result.provider}"))
+    table = Table(title=title, title_justify="left")
+    table.add_column("Picture", overflow="fold")
+    table.add_column("Label", style="bold")
+    table.add_column("Probability", justify="right")
+    table.add_column("Next", style="dim")
+    for prediction in result.predictions:
+        others = ", ".join(f"{other.label} {other.probability:.1%}" for other in prediction.top[1:])
+        label = prediction.label if prediction.is_confident else f"don't know ({prediction.label}?)"
+        cells = (prediction.filename or "", label, f"{prediction.probability:.1%}", others)
+        table.add_row(*(escape(show(cell)) for cell in cells))
+    return table
+
+
+def list_records(result: PredictResult) -> list[dict[str, Any]]:
+    """Return a flat record for each answered picture: what `--format json` and `csv` print."""
+    return [
+        {
+            "source": prediction.filename,
+            "label": prediction.label,
+            "probability": prediction.probability,
+            "is_confident": prediction.is_confident,
+            "model": model.name,
+            "version": model.version,
+            "sha256": model.sha256,
+            "precision": model.precision,
+            "top": {one.label: one.probability for one in prediction.top},
+        }
+        for prediction, model in zip(result.predictions, result.models, strict=True)
+    ]
+
+
+def write_csv(result: PredictResult, stream: TextIO) -> None:
+    """Write a line for each answered picture, after one with the names; without `top`.
+
+    Names and labels come from other people: a spreadsheet calculates none of them (`show_cell`), and none takes
+    a part of one for a cell, whatever its separator is (all are quoted).
+    """
+    names = ("source", "label", "probability", "is_confident", "model", "version")
+    writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    for record in list_records(result):
+        writer.writerow({key: show_cell(value) if isinstance(value, str) else value for key, value in record.items()})
+
+
+@contextmanager
+def _connect(server: str, timeout_s: float, parameters: dict[str, str], sleep: _Sleep) -> Iterator["_Connection"]:
+    """Open a client of a server; DARKROOM_API_KEY is its key where it wants one.
+
+    Raises:
+        ClientError: That is not an address.
+    """
+    if not server.lower().startswith(("http://", "https://")):
+        raise ClientError(f"server {server!r} is not an address; give one such as --server {DEFAULT_SERVER}")
+    try:
+        host = httpx.URL(server).host
+    except httpx.InvalidURL as error:
+        raise ClientError(
+            f"server {server!r} is not an address ({error}); give one such as {DEFAULT_SERVER}"
+        ) from error
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and (key.isprintable() or not key)):
+        raise ClientError(f"{KEY_VARIABLE} has characters that no key has; set it to one line of the service's file")
+    # A proxy of the environment cannot reach this machine's own loopback.
+    is_local = host in ("127.0.0.1", "localhost", "::1")
+    with httpx.Client(
+        base_url=server,
+        timeout=timeout_s,
+        params=parameters,
+        headers={"X-API-Key": key} if key else {},
+        trust_env=not is_local,
+    ) as client:
+        yield _Connection(client, server, sleep)
+
+
+@dataclass(frozen=True)
+class _Connection:
+    client: httpx.Client
+    server: str
+    sleep: _Sleep
+
+    def classify(self, group: list[SourcePicture]) -> Iterator[PredictAnswer | SourceProblem]:
+        """Send a group as one request; if one picture spoils it, send each alone to learn which."""
+        response = self._insist(partial(self._send, group))
+        if response.status_code in _ABOUT_ONE_PICTURE and len(group) > 1:
+            for picture in group:
+                yield from self.classify([picture])
+            return
+        if response.status_code in _ABOUT_ONE_PICTURE:
+            yield SourceProblem(group[0].source, self._read_error(response))
+            return
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            raise ClientError(f"{self.server} refused: {self._read_error(response)}; set {KEY_VARIABLE} to a key")
+        if response.status_code != httpx.codes.OK:
+            raise ClientError(f"{self.server} refused: {self._read_error(response)}")
+        yield self._read_answer(response, group)
+
+    def send_feedback(self, files: list[tuple[str, tuple[str, bytes, str]]], texts: dict[str, str]) -> FeedbackAnswer:
+        response = self._insist(partial(self.client.post, "/v1/feedback", files=files, data=texts))
+        if response.status_code != httpx.codes.OK:
+            raise ClientError(f"{self.server} refused: {self._read_error(response)}")
+        try:
+            return FeedbackAnswer.model_validate_json(response.content)
+        except ValidationError as error:
+            raise ClientError(f"what answers at {self.server} is not Darkroom; check --server URL") from error
+
+    def _insist(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        for tries_left in reversed(range(_MAX_TRIES)):
+            try:
+                response = send()
+            except httpx.ConnectError as error:
+                raise ClientError(
+                    f"no server at {self.server}; start one with `darkroom serve`, or give --server URL"
+                ) from error
+            except httpx.TimeoutException as error:
+                raise ClientError(f"{self.server} did not answer in time; send fewer pictures at once") from error
+            except httpx.HTTPError as error:
+                raise ClientError(f"{self.server} closed the connection ({error}); is it Darkroom?") from error
+            if response.status_code not in _TRY_AGAIN or not tries_left:
+                break
+            self.sleep(_read_wait(response))
+        return response
+
+    def _send(self, group: list[SourcePicture]) -> httpx.Response:
+        if len(group) == 1:
+            headers = {"Content-Type": "application/octet-stream"}
+            return self.client.post("/v1/predict", content=group[0].data, headers=headers)
+        files = [
+            (FIELD_NAME, (PurePath(picture.source).name, picture.data, "application/octet-stream")) for picture in group
+        ]
+        return self.client.post("/v1/predict", files=files)
+
+    def _read_answer(self, response: httpx.Response, group: list[SourcePicture]) -> PredictAnswer:
+        try:
+            answer = PredictAnswer.model_validate_json(response.content)
+        except ValidationError as error:
+            raise ClientError(f"what answers at {self.server} is not Darkroom; check --server URL") from error
+        if len(answer.predictions) != len(group):
+            raise ClientError(f"{self.server} answered {len(answer.predictions)} predictions for {len(group)} pictures")
+        named = tuple(
+            prediction.model_copy(update={"filename": picture.source})
+            for prediction, picture in zip(answer.predictions, group, strict=True)
+        )
+        return answer.model_copy(update={"predictions": named})
+
+    def _read_error(self, response: httpx.Response) -> str:
+        try:
+            return ErrorAnswer.model_validate_json(response.content).error.message
+        except ValidationError as error:
+            raise ClientError(
+                f"what answers at {self.server} is not Darkroom (it answered {response.status_code}); "
+                "check --server URL"
+            ) from error
+
+
+def _group(sources: Sequence[str], problems: list[SourceProblem]) -> Iterator[list[SourcePicture]]:
+    """Yield pictures in groups that fit one request; what could not be read goes to `problems`."""
+    group: list[SourcePicture] = []
+    group_bytes = 0
+    for item in read_sources(sources):
+        if isinstance(item, SourceProblem):
+            problems.append(item)
+            continue
+        if group and (len(group) == MAX_PICTURES or group_bytes + len(item.data) > _MAX_GROUP_BYTES):
+            yield group
+            group, group_bytes = [], 0
+        group.append(item)
+        group_bytes += len(item.data)
+    if group:
+        yield group
+
+
+def _read_wait(response: httpx.Response) -> float:
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), _MAX_WAIT_S) if text.isdecimal() else 1.0

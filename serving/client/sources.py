@@ -1,0 +1,111 @@
+"""What a person names on the command line -> picture bytes: files, folders of pictures, http(s) addresses.
+
+Addresses are fetched here, on the person's own machine; the service never fetches anything.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from serving.bundle.image_structure import SUFFIXES
+from serving.limits import MAX_PICTURE_BYTES
+
+FETCH_TIMEOUT_S = 10.0
+MAX_REDIRECTS = 5
+
+
+@dataclass(frozen=True)
+class SourcePicture:
+    """One picture, read.
+
+    Attributes:
+        source: As the person named it, or its path inside a named folder.
+        data: The encoded file.
+    """
+
+    source: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class SourceProblem:
+    """Why one source gave no prediction; `message` is one line with the remedy."""
+
+    source: str
+    message: str
+
+
+def read_sources(sources: Iterable[str]) -> Iterator[SourcePicture | SourceProblem]:
+    """Yield the pictures of all sources in order, read one at a time; a problem in place of each that fails.
+
+    A folder stands for the pictures in it and below it, sorted by path.
+    """
+    with httpx.Client(
+        timeout=FETCH_TIMEOUT_S,
+        follow_redirects=True,
+        max_redirects=MAX_REDIRECTS,
+        headers={"Accept": "image/*"},
+    ) as client:
+        for source in sources:
+            if "://" in source:
+                yield _fetch(client, source)
+                continue
+            path = Path(source)
+            if not _is_folder(path):
+                yield _read(path)
+                continue
+            files = _list_pictures(path)
+            if not files:
+                yield SourceProblem(source, f"no picture in the folder; looked for {' '.join(sorted(SUFFIXES))}")
+            yield from map(_read, files)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, say: reading it tells
+        return False
+
+
+def _list_pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _read(path: Path) -> SourcePicture | SourceProblem:
+    source = str(path)
+    try:
+        with path.open("rb") as file:
+            # Not the size on disk: a pipe or a device has none.
+            data = file.read(MAX_PICTURE_BYTES + 1)
+    except OSError as error:
+        return SourceProblem(source, f"cannot be read: {error.strerror or error}")
+    return _check(source, data)
+
+
+def _fetch(client: httpx.Client, url: str) -> SourcePicture | SourceProblem:
+    if not url.lower().startswith(("http://", "https://")):
+        return SourceProblem(url, "only http:// and https:// addresses are fetched")
+    data = bytearray()
+    try:
+        with client.stream("GET", url) as response:
+            if response.status_code != httpx.codes.OK:
+                return SourceProblem(url, f"the address answered {response.status_code} {response.reason_phrase}")
+            for chunk in response.iter_bytes():
+                data += chunk
+                if len(data) > MAX_PICTURE_BYTES:
+                    break
+    except httpx.TimeoutException:
+        return SourceProblem(url, f"no answer within {FETCH_TIMEOUT_S:g} seconds")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return SourceProblem(url, f"cannot be fetched: {error}")
+    return _check(url, bytes(data))
+
+
+def _check(source: str, data: bytes) -> SourcePicture | SourceProblem:
+    if len(data) > MAX_PICTURE_BYTES:
+        return SourceProblem(source, f"more than {MAX_PICTURE_BYTES:,} bytes; send a smaller picture")
+    if not data:
+        return SourceProblem(source, "empty")
+    return SourcePicture(source, data)

@@ -1,0 +1,1 @@
+"""Encoded images of strangers -> arrays, in sandboxed processes with limits on time and memory."""

@@ -1,0 +1,245 @@
+"""The HTTP contract: routes, who may call them, and error bodies."""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+
+from serving.errors import (
+    FeedbackOffError,
+    ForeignPageError,
+    NotReadableError,
+    OverloadedError,
+    ServingError,
+    UnauthorizedError,
+)
+from serving.http.api_keys import ApiKeys
+from serving.http.connections import SURPLUS
+from serving.http.feedback_api import FeedbackApi
+from serving.http.layers import CutOff, RequestCounter, SecurityHeaders
+from serving.http.openapi import describe_api
+from serving.http.origins import PageCheck
+from serving.http.prediction_api import PredictionApi
+from serving.http.protocol import REFUSED
+from serving.http.request_body import RequestBody
+from serving.limits import MAX_CONNECTIONS
+from serving.models.predictions import ErrorAnswer, ErrorDetail
+from serving.observation.drift import DriftWatch
+from serving.options import ServiceOptions, is_root_path
+
+# What BentoML answers when it is asked with GET; everything else about them comes here.
+BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/metrics", "/schema.json"}
+PAGE_FILE = Path(__file__).parents[1] / "page" / "index.html"
+_PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+logger = logging.getLogger(__name__)
+
+_HTTP_CODES = {404: "no_such_route", 405: "method_not_allowed"}
+
+
+def create_app(
+    options: ServiceOptions | None = None, on_request: Callable[[str, int, float], None] | None = None
+) -> Starlette:
+    """Return the routes; `app.state.api` must hold a `PredictionApi` before the first request.
+
+    `app.state.drift` may hold a `DriftWatch`, `app.state.feedback` a `FeedbackApi`, `app.state.log` a `RequestLog`,
+    which is closed with the app.
+
+    Args:
+        options: Who may call.
+        on_request: Told the route, the HTTP status and the seconds of each request.
+
+    Raises:
+        StartError: The API keys cannot be read.
+    """
+    options = options or ServiceOptions()
+    middleware = [
+        Middleware(SecurityHeaders),
+        Middleware(CutOff, answer=_answer_stopping),
+    ]
+    if options.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=options.allowed_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "X-API-Key", "Content-Type"],
+                expose_headers=["Retry-After"],
+            )
+        )
+    app = Starlette(
+        middleware=middleware,
+        routes=[
+            Route("/v1/predict", _guard(_predict), methods=["POST"]),
+            Route("/v1/feedback", _guard(_take_feedback), methods=["POST"]),
+            Route("/v1/models", _guard(_list_models), methods=["GET"]),
+            Route("/", _show_page, methods=["GET"]),
+            Route("/openapi.json", _show_openapi, methods=["GET"]),
+            # BentoML describes only its own methods under this name.
+            Route("/docs.json", _show_openapi, methods=["GET"]),
+            Route("/{path:path}", _refuse_path, methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]),
+        ],
+        exception_handlers={
+            ServingError: _answer_error,
+            MemoryError: _answer_shortage,
+            Exception: _answer_fault,
+            HTTPException: _answer_http_error,
+            ClientDisconnect: _answer_nobody,
+        },
+        lifespan=_close_at_end,
+    )
+    if on_request is not None:
+        paths = {route.path for route in app.routes if isinstance(route, Route) and "{" not in route.path}
+        app.user_middleware.insert(0, Middleware(RequestCounter, paths=paths, on_request=on_request))
+    app.state.root_path = options.root_path
+    app.state.drift = None
+    app.state.feedback = None
+    app.state.log = None
+    app.state.keys = ApiKeys(options.api_keys_file) if options.api_keys_file else None
+    app.state.pages = PageCheck(options.allowed_origins, options.allowed_hosts, has_keys=app.state.keys is not None)
+    return app
+
+
+def _guard(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        keys: ApiKeys | None = request.app.state.keys
+        pages: PageCheck = request.app.state.pages
+        try:
+            if SURPLUS in request.scope.get("state", ()):
+                raise OverloadedError(
+                    f"{MAX_CONNECTIONS} connections wait for answers, the most there may be; try again"
+                )
+            if keys is not None:
+                keys.check(request.headers)
+            if request.method == "POST":
+                pages.check(request.headers)
+        except (OverloadedError, UnauthorizedError, ForeignPageError):
+            request.state.is_body_read = await RequestBody(request).discard()
+            raise
+        return await endpoint(request)
+
+    return answer
+
+
+@asynccontextmanager
+async def _close_at_end(app: Starlette) -> AsyncIterator[None]:
+    yield
+    for other in (app.state.feedback, app.state.log):
+        if other is not None:
+            other.close()
+    app.state.api.close()
+
+
+async def _predict(request: Request) -> Response:
+    api: PredictionApi = request.app.state.api
+    return _answer_json(await api.predict(request))
+
+
+async def _list_models(request: Request) -> Response:
+    api: PredictionApi = request.app.state.api
+    drift: DriftWatch | None = request.app.state.drift
+    answer = api.describe()
+    return _answer_json(answer if drift is None else drift.describe(answer))
+
+
+async def _take_feedback(request: Request) -> Response:
+    feedback: FeedbackApi | None = request.app.state.feedback
+    if feedback is None:
+        request.state.is_body_read = await RequestBody(request).discard()
+        raise FeedbackOffError("this service takes no feedback; start it with `darkroom serve --feedback`")
+    return _answer_json(await feedback.take(request))
+
+
+async def _show_page(_: Request) -> Response:
+    return FileResponse(PAGE_FILE, headers=_PAGE_HEADERS)
+
+
+async def _show_openapi(request: Request) -> Response:
+    forwarded = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    root_path = request.app.state.root_path or (forwarded if is_root_path(forwarded) else "")
+    headers = {"Vary": "X-Forwarded-Prefix"}
+    return Response(_encode_description(root_path), media_type="application/json", headers=headers)
+
+
+@lru_cache(maxsize=16)
+def _encode_description(root_path: str) -> bytes:
+    return json.dumps(describe_api(root_path)).encode()
+
+
+async def _refuse_path(request: Request) -> Response:
+    for route in request.app.routes:
+        match, _ = route.matches(request.scope)
+        if match is Match.PARTIAL:
+            allowed = ", ".join(sorted(route.methods))
+            raise HTTPException(405, f"{request.url.path} answers {allowed}", {"Allow": allowed})
+    if request.url.path in BENTOML_PATHS:
+        raise HTTPException(405, f"{request.url.path} answers GET, HEAD", {"Allow": "GET, HEAD"})
+    raise HTTPException(404, f"nothing is at {request.url.path}; GET /openapi.json lists what is")
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ServingError):
+        raise error
+    headers = {}
+    if error.status >= 500 and not isinstance(error, OverloadedError):
+        logger.warning("%s %s: %s", request.method, request.url.path, error)
+    if isinstance(error, OverloadedError):
+        headers["Retry-After"] = str(error.retry_after_s)
+        request.scope.setdefault("state", {})[REFUSED] = True
+    if isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    if not getattr(request.state, "is_body_read", True):
+        headers["Connection"] = "close"
+    return _refuse(error.status, error.code, str(error), headers)
+
+
+async def _answer_shortage(_: Request, __: Exception) -> Response:
+    headers = {"Retry-After": "5", "Connection": "close"}
+    message = "there is not enough memory for this request now; try again"
+    return _refuse(OverloadedError.status, OverloadedError.code, message, headers)
+
+
+async def _answer_fault(_: Request, error: Exception) -> Response:
+    # Starlette logs the error itself.
+    return _refuse(500, "internal", f"the service failed over this request ({type(error).__name__})", None)
+
+
+async def _answer_http_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    code = _HTTP_CODES.get(error.status_code, "bad_request")
+    return _refuse(error.status_code, code, error.detail, dict(error.headers or {}))
+
+
+async def _answer_nobody(_: Request, __: Exception) -> Response:
+    return _refuse(NotReadableError.status, NotReadableError.code, "the connection was closed early", None)
+
+
+async def _answer_stopping(scope: Scope, receive: Receive, send: Send) -> None:
+    headers = {"Retry-After": "5", "Connection": "close"}
+    answer = _refuse(OverloadedError.status, OverloadedError.code, "the service is stopping; try again", headers)
+    await answer(scope, receive, send)
+
+
+def _refuse(status: int, code: str, message: str, headers: dict[str, str] | None) -> Response:
+    return _answer_json(ErrorAnswer(error=ErrorDetail(code=code, message=message)), status, headers)
+
+
+def _answer_json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body.model_dump_json(), status, headers, media_type="application/json")

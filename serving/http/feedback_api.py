@@ -1,0 +1,157 @@
+"""Feedback over HTTP: an image and its true label -> the review set on disk."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+
+from serving.decoding.encoded import EncodedPicture
+from serving.errors import (
+    BadParameterError,
+    NoSuchPictureError,
+    NotStoredError,
+    ServingError,
+    WrongTypeError,
+)
+from serving.heartbeat import Heartbeat
+from serving.http.admission import Holding
+from serving.http.prediction_api import PredictionApi
+from serving.http.request_body import RequestBody
+from serving.limits import ANSWER_TIMEOUT_S, MAX_PICTURE_BYTES
+from serving.models.predictions import FIELD_NAME, FeedbackAnswer
+from serving.observation.feedback import LOCK_TIMEOUT_S, FeedbackStore, find_label_folder, name_some
+from serving.regular_files import read_regular
+
+# Storing waits for another service's lock first.
+_HUNG_S = LOCK_TIMEOUT_S + 5.0
+
+_Result = TypeVar("_Result")
+
+
+class FeedbackRequest(BaseModel):
+    """The JSON body: a picture that the request log keeps.
+
+    Attributes:
+        picture_sha256: As the prediction named it.
+        label: One of the model's classes.
+        model: Registered name; as `POST /v1/predict` chooses when None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    picture_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    label: str
+    model: str | None = None
+
+
+class FeedbackApi:
+    """Feedback on the models that answer predictions; a slow disk holds up other feedback, never predictions."""
+
+    def __init__(
+        self,
+        predictions: PredictionApi,
+        store: FeedbackStore,
+        kept_dir: Path,
+        on_feedback: Callable[[str, bool], None] | None = None,
+    ) -> None:
+        """Start the thread that writes.
+
+        Args:
+            predictions: Classifies the pictures.
+            store: Takes them.
+            kept_dir: Where the request log keeps pictures.
+            on_feedback: Told the model's name of each that is stored, and whether its label is what the model says.
+        """
+        self._predictions = predictions
+        self._store = store
+        self._kept_dir = kept_dir
+        self._on_feedback = on_feedback
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="feedback")
+        self._heartbeat = Heartbeat(_HUNG_S)
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless the thread that reads and writes hangs."""
+        return not self._heartbeat.is_hung
+
+    def close(self) -> None:
+        """End the thread; feedback that has not started is dropped."""
+        self._disk.shutdown(wait=False, cancel_futures=True)
+
+    async def take(self, request: Request) -> FeedbackAnswer:
+        """Answer the request.
+
+        Raises:
+            ServingError: It is refused, or cannot be stored.
+            starlette.requests.ClientDisconnect: The client went away.
+        """
+        body = RequestBody(request)
+        try:
+            with self._predictions.admission.hold() as holding:
+                picture, label, model = await self._read(body, holding)
+                classifier = self._predictions.models.select(model)
+                name, classes = classifier.manifest.name, classifier.manifest.classes
+                if label not in classes:
+                    raise BadParameterError(f"label {label[:80]!r} is none of {name}'s classes: {name_some(classes)}")
+                find_label_folder(self._store.folder, label)
+                (probabilities_K,) = await self._predictions.classify(classifier, [picture])
+                count = await self._on_disk(self._store.save, name, label, classes, picture.sha256, picture.data)
+        except ServingError:
+            # After the holding is given back: what is discarded takes no memory, but time.
+            request.state.is_body_read = await body.discard()
+            raise
+        if self._on_feedback is not None:
+            self._on_feedback(name, classes[int(probabilities_K.argmax())] == label)
+        return FeedbackAnswer(picture_sha256=picture.sha256, label=label, model=name, count=count)
+
+    async def _read(self, body: RequestBody, holding: Holding) -> tuple[EncodedPicture, str, str | None]:
+        """Return the picture, its label and the model's name."""
+        if body.media_type == "multipart/form-data":
+            picture, texts = await body.read_form(("label", "model"), holding)
+            if "label" not in texts:
+                raise BadParameterError(f"the form has no text field `label` beside the file `{FIELD_NAME}`")
+            return picture, texts["label"], texts.get("model")
+        if body.media_type != "application/json":
+            raise WrongTypeError(
+                f"content type {body.media_type[:80] or 'missing'!r}; send multipart/form-data with the file "
+                f"`{FIELD_NAME}` and the text `label`, or application/json with picture_sha256 and label"
+            )
+        try:
+            given = FeedbackRequest.model_validate_json(await body.read_text(holding))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the body"
+            raise BadParameterError(f"{where}: {first['msg']}; send picture_sha256 and label") from error
+        data = await self._on_disk(self._read_kept, given.picture_sha256)
+        holding.take(len(data))
+        return EncodedPicture(data, None), given.label, given.model
+
+    def _read_kept(self, sha256: str) -> bytes:
+        try:
+            data = read_regular(self._kept_dir / sha256, MAX_PICTURE_BYTES)
+        except OSError:
+            data = None
+        if data is None or hashlib.sha256(data).hexdigest() != sha256:
+            raise NoSuchPictureError(
+                f"picture {sha256} is not kept here; send the picture itself as multipart/form-data, or start the "
+                "service with --log-requests 1 --keep-pictures before it predicts"
+            )
+        return data
+
+    async def _on_disk(self, call: Callable[..., _Result], *arguments: object) -> _Result:
+        """Call on the thread for the disk, for a limited time: a request holds memory while it waits."""
+
+        def work() -> _Result:
+            with self._heartbeat.work():
+                return call(*arguments)
+
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+        except TimeoutError as error:
+            raise NotStoredError(f"the disk did not answer within {ANSWER_TIMEOUT_S:g} seconds; try again") from error

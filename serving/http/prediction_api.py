@@ -1,0 +1,161 @@
+"""Predictions over HTTP: limits, decoding, batches on the device, answers.
+
+Shape suffixes: N = pictures in the request, H = height, W = width, C = colour channels, K = classes.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from starlette.requests import Request
+
+from serving.bundle.manifest import Manifest
+from serving.bundle.session import count_cpus
+from serving.decoding.cost import Cost, estimate_cost, estimate_decode_s
+from serving.decoding.decoder import Decoder
+from serving.decoding.encoded import EncodedPicture
+from serving.decoding.work_queue import WorkQueue
+from serving.errors import BadParameterError, OverloadedError, ServingError
+from serving.http.admission import Admission
+from serving.http.request_body import RequestBody
+from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_PICTURES, MAX_WAITING_PICTURES
+from serving.models.batching import Batcher
+from serving.models.classifier import Classifier
+from serving.models.model_set import ModelSet
+from serving.models.predictions import ModelsAnswer, PredictAnswer, rank_classes
+from serving.models.shadow import OnComparison, Shadow
+
+
+class PredictionApi:
+    """Predictions of one set of models, with the threads that do the work.
+
+    Decoding runs on a few threads, classification in batches on one: onnxruntime spreads a batch over the cores itself.
+
+    Attributes:
+        models: The loaded models.
+        admission: Bytes that are held.
+        queues: Images of each kind from their decoding to their classification; a kind waits for itself only.
+    """
+
+    def __init__(
+        self,
+        models: ModelSet,
+        admission: Admission | None = None,
+        max_images: int = MAX_WAITING_PICTURES,
+        on_batch: Callable[[int], None] | None = None,
+        on_answer: Callable[[Manifest, PredictAnswer, Sequence[EncodedPicture]], None] | None = None,
+        shadow_share: float = 0.0,
+        on_comparison: OnComparison | None = None,
+        allows_uncommon: bool = False,
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            models: The loaded models.
+            admission: How many bytes are held at once; the usual limit when None.
+            max_images: Most images of one kind that wait at once.
+            on_batch: Told how many pictures each batch has.
+            on_answer: Told whose answer each is, the answer and its pictures, before it is sent; it must not wait.
+            shadow_share: Share of the requests that challengers look at too.
+            on_comparison: Told what `serving.models.shadow.Shadow` compared.
+            allows_uncommon: True to decode images of uncommon formats.
+        """
+        self.models = models
+        self._on_answer = on_answer
+        self.admission = admission or Admission()
+        self.queues = {cost: WorkQueue(max_images) for cost in Cost}
+        self._decoder = Decoder(allows_uncommon)
+        self._batcher = Batcher(on_batch=on_batch)
+        self._shadow = Shadow(models, shadow_share, self.classify, on_comparison)
+
+    def describe_threads(self) -> str:
+        """Return how the work is spread over this machine, in words."""
+        cpus = count_cpus()
+        return (
+            f"{cpus} CPUs: a batch of up to {MAX_PICTURES} pictures on {cpus} threads, decoding on "
+            f"{self._decoder.threads}, photographs in as many processes, larger images in one"
+        )
+
+    @property
+    def is_decoding(self) -> bool:
+        """True if images can be decoded."""
+        return self._decoder.is_working
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless the batch on the device hangs."""
+        return not self._batcher.is_hung
+
+    def close(self) -> None:
+        """End the threads, also those of the models; work that has not started is dropped."""
+        self.models.stop()
+        self._decoder.close()
+        self._batcher.close()
+
+    def describe(self) -> ModelsAnswer:
+        """Return the loaded models, what is known of their challengers, and what could not be loaded."""
+        answer, champions = self.models.describe(), self.models.champions
+        served = tuple(
+            model.model_copy(update={"challenger": self._shadow.describe(champions[model.name])})
+            for model in answer.models
+            if model.name in champions
+        )
+        return answer.model_copy(update={"models": served})
+
+    async def predict(self, request: Request) -> PredictAnswer:
+        """Answer `POST /v1/predict`.
+
+        Raises:
+            ServingError: The request is refused.
+            starlette.requests.ClientDisconnect: The client went away.
+        """
+        body = RequestBody(request)
+        try:
+            with self.admission.hold() as holding:
+                classifier = self.models.select(request.query_params.get("model"))
+                top_k = _read_top_k(request, len(classifier.manifest.classes))
+                pictures = await body.read_pictures(holding)
+                probabilities_NK = await self.classify(classifier, pictures)
+        except ServingError:
+            # After the holding is given back: what is discarded takes no memory, but time.
+            request.state.is_body_read = await body.discard()
+            raise
+        self._shadow.offer(classifier, pictures, probabilities_NK)
+        answer = PredictAnswer(
+            model=classifier.identity,
+            provider=classifier.provider,
+            predictions=tuple(
+                rank_classes(probabilities_K, classifier.manifest, top_k, picture.filename, picture.sha256)
+                for probabilities_K, picture in zip(probabilities_NK, pictures, strict=True)
+            ),
+        )
+        if self._on_answer is not None:
+            self._on_answer(classifier.manifest, answer, pictures)
+        return answer
+
+    async def classify(self, classifier: Classifier, pictures: list[EncodedPicture]) -> npt.NDArray[np.float32]:
+        """Return the class probabilities of some pictures, float32 [N, K], when their turn has come.
+
+        Raises:
+            ServingError: A picture does not decode, or there is too much to do.
+        """
+        self._decoder.check_formats(pictures)
+        cost = max(estimate_cost(one.structure, classifier.manifest.resize_size) for one in pictures)
+        work_s = sum(estimate_decode_s(one.structure) for one in pictures)
+        try:
+            with self.queues[cost].wait(len(pictures), work_s):
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    images_NHWC = await self._decoder.decode(classifier.manifest, pictures)
+                    return await self._batcher.classify(classifier, images_NHWC)
+        except TimeoutError as error:
+            raise OverloadedError(f"not answered within {ANSWER_TIMEOUT_S:g} seconds; try again", 5) from error
+
+
+def _read_top_k(request: Request, classes: int) -> int:
+    text = request.query_params.get("top_k")
+    if text is None:
+        return min(DEFAULT_TOP_K, classes)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= classes):
+        raise BadParameterError(f"top_k is {text[:40]!r}; it must be a whole number from 1 to {classes}")
+    return int(text)

@@ -1,0 +1,350 @@
+"""The body of a request -> encoded pictures and texts, in memory, within limits, whatever the client sends.
+
+Limits are enforced while bytes arrive, so an endless body costs no more than a large one. A picture is only
+ever the bytes that were sent: a form field that holds a URL or a path is refused.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from serving.decoding.encoded import EncodedPicture
+from serving.errors import (
+    BadParameterError,
+    NotAPictureError,
+    NotReadableError,
+    OverloadedError,
+    SlowBodyError,
+    TooLargeError,
+    WrongTypeError,
+)
+from serving.http.admission import GIVEN_UP, Holding
+from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_PICTURE_BYTES, MAX_PICTURES
+from serving.models.predictions import FIELD_NAME
+
+MAX_TEXT_BYTES = 4096
+EXAMPLE = f"for example: curl -F {FIELD_NAME}=@cat.jpg http://127.0.0.1:3000/v1/predict"
+_MAX_HEADER_BYTES = 16_384
+_MAX_PART_HEADERS = 16
+_EXTENDED_FILENAME = re.compile(rb"(?i);\s*filename\*\s*=\s*\"?(utf-8|iso-8859-1)'[\w-]*'([^\s;\"]+)")
+_DISCARD_TIMEOUT_S = 5.0
+
+
+class RequestBody:
+    """The body of one request, read once."""
+
+    def __init__(self, request: Request, timeout_s: float = BODY_TIMEOUT_S) -> None:
+        """Start with nothing read.
+
+        Args:
+            request: Its body is not read yet.
+            timeout_s: The whole body must arrive in this time, seconds.
+        """
+        self._request = request
+        self._timeout_s = timeout_s
+        self._is_complete = False
+
+    async def read_pictures(self, holding: Holding) -> list[EncodedPicture]:
+        """Read the pictures, in the order they were sent.
+
+        Args:
+            holding: Account of the bytes that arrive, taken before they are kept.
+
+        Returns:
+            1 to 64 pictures; none is empty.
+
+        Raises:
+            WrongTypeError: The content type or encoding, of the body or a part, is none of a picture.
+            TooLargeError: Too many bytes or parts.
+            BadParameterError: The form has a field that is not a file called `image`, or none that is.
+            NotAPictureError: A picture has no bytes.
+            NotReadableError: The multipart body is malformed.
+            SlowBodyError: The body did not arrive in time.
+            OverloadedError: `holding` refused, or gave this body up for others.
+            starlette.requests.ClientDisconnect: The client went away.
+        """
+        async with self._within_time(holding):
+            return await self._read(holding)
+
+    @property
+    def media_type(self) -> str:
+        """The content type in lower case, without its options; empty where there is none."""
+        return parse_options_header(self._request.headers.get("content-type"))[0].decode("latin-1")
+
+    async def read_form(self, texts: tuple[str, ...], holding: Holding) -> tuple[EncodedPicture, dict[str, str]]:
+        """Read a form of one picture and some texts.
+
+        Args:
+            texts: Names of the text fields that it may have.
+            holding: Account of the bytes that arrive, taken before they are kept.
+
+        Returns:
+            The picture, and those of the texts that came, by name.
+
+        Raises:
+            ServingError: As `read_pictures`.
+            starlette.requests.ClientDisconnect: The client went away.
+        """
+        async with self._within_time(holding):
+            (picture,), given = await self._read_form(holding, MAX_PICTURE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
+        return picture, given
+
+    async def read_text(self, holding: Holding) -> bytes:
+        """Read a short body as it is, such as JSON.
+
+        Raises:
+            TooLargeError: It is not short.
+            SlowBodyError: It did not arrive in time.
+            OverloadedError: `holding` refused, or gave this body up for others.
+            starlette.requests.ClientDisconnect: The client went away.
+        """
+        async with self._within_time(holding):
+            return b"".join([chunk async for chunk in self._stream(MAX_TEXT_BYTES, "a text body", holding)])
+
+    async def discard(self) -> bool:
+        """Read on for a moment after a refusal: closing at once resets the connection unanswered.
+
+        Returns:
+            Whether the whole body was read; if not, the connection must be closed after the answer.
+        """
+        if self._request.headers.get("expect", "").lower() == "100-continue":
+            return self._is_complete
+        left = MAX_BODY_BYTES
+        try:
+            async with asyncio.timeout(_DISCARD_TIMEOUT_S):
+                while left > 0 and not self._is_complete:
+                    left -= len(await self._receive())
+        except (TimeoutError, ClientDisconnect):
+            return False
+        return self._is_complete
+
+    @asynccontextmanager
+    async def _within_time(self, holding: Holding) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._timeout_s) as timeout:
+                with holding.read(lambda: timeout.reschedule(0)):
+                    yield
+        except TimeoutError as error:
+            if holding.is_given_up:
+                raise OverloadedError(GIVEN_UP) from error
+            raise SlowBodyError(f"the body did not arrive within {self._timeout_s:g} seconds") from error
+
+    async def _read_form(
+        self, holding: Holding, max_bytes: int, texts: tuple[str, ...], max_pictures: int
+    ) -> tuple[list[EncodedPicture], dict[str, str]]:
+        _, options = parse_options_header(self._request.headers.get("content-type"))
+        form = _PictureForm(options.get(b"boundary", b""), texts, max_pictures)
+        what = "the pictures of one request" if max_pictures > 1 else "a form with one picture"
+        try:
+            async for chunk in self._stream(max_bytes, what, holding):
+                form.feed(chunk)
+            return form.finish(), form.texts
+        finally:
+            form.release()
+
+    async def _read(self, holding: Holding) -> list[EncodedPicture]:
+        headers = self._request.headers
+        encoding = headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise WrongTypeError(f"content-encoding {encoding!r}; send the picture as it is")
+        media_type, _ = parse_options_header(headers.get("content-type"))
+        if media_type == b"multipart/form-data":
+            pictures, _ = await self._read_form(holding, MAX_BODY_BYTES, (), MAX_PICTURES)
+            return pictures
+        if not _is_picture_type(media_type):
+            raise WrongTypeError(
+                f"content type {media_type.decode('latin-1') or 'missing'!r}; send one picture as image/* or "
+                f"application/octet-stream, or several as files called `{FIELD_NAME}` in multipart/form-data; {EXAMPLE}"
+            )
+        body = bytearray()
+        try:
+            async for chunk in self._stream(MAX_PICTURE_BYTES, "a picture", holding):
+                body += chunk
+            if not body:
+                raise NotAPictureError("the body is empty; send a picture")
+            return [EncodedPicture(bytes(body), None)]
+        finally:
+            body.clear()  # An error's traceback would keep it.
+
+    async def _stream(self, max_bytes: int, what: str, holding: Holding) -> AsyncIterator[bytes]:
+        message = f"{what} may have {max_bytes:,} bytes"
+        announced = self._request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > max_bytes:
+            raise TooLargeError(f"{message}; {int(announced):,} were announced")
+        received = 0
+        while not self._is_complete:
+            chunk = await self._receive()
+            received += len(chunk)
+            if received > max_bytes:
+                raise TooLargeError(f"{message}; more came")
+            holding.take(len(chunk))
+            yield chunk
+
+    async def _receive(self) -> bytes:
+        message = await self._request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        self._is_complete = not message.get("more_body", False)
+        chunk: bytes = message.get("body", b"")
+        return chunk
+
+
+def _is_picture_type(media_type: bytes) -> bool:
+    return media_type.startswith(b"image/") or media_type == b"application/octet-stream"
+
+
+@dataclass
+class _Part:
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    text_name: str | None = None
+    filename: str = ""
+    data: bytearray = field(default_factory=bytearray)
+
+
+class _PictureForm:
+    """Collects file parts called `image` and the texts it was told of; refuses others as soon as their head is read."""
+
+    def __init__(self, boundary: bytes, texts: tuple[str, ...], max_pictures: int) -> None:
+        self._pictures: list[EncodedPicture] = []
+        self.texts: dict[str, str] = {}
+        self._text_names = texts
+        self._max_pictures = max_pictures
+        self._part = _Part()
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._is_complete = False
+        if not boundary:
+            raise NotReadableError("the content type multipart/form-data has no boundary")
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin_part,
+                    "on_header_field": self._add_header_name,
+                    "on_header_value": self._add_header_value,
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._check_headers,
+                    "on_part_data": self._add_data,
+                    "on_part_end": self._end_part,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise NotReadableError(f"the multipart boundary is not valid: {error}") from error
+
+    def feed(self, chunk: bytes) -> None:
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise NotReadableError(f"the multipart body is malformed: {error}") from error
+
+    def release(self) -> None:
+        """Let go of what was read: form and parser hold each other, which would keep it until they are collected."""
+        self._parser.callbacks = {}
+        self._pictures, self._part = [], _Part()
+
+    def finish(self) -> list[EncodedPicture]:
+        if not self._is_complete:
+            raise NotReadableError("the multipart body ends before its last boundary")
+        if not self._pictures:
+            wanted = "one file" if self._max_pictures == 1 else f"1 to {self._max_pictures} files"
+            raise BadParameterError(f"the form holds no picture; send {wanted} called `{FIELD_NAME}`")
+        return self._pictures
+
+    def _begin_part(self) -> None:
+        if len(self._pictures) + len(self.texts) == self._max_pictures + len(self._text_names):
+            self._refuse_more()
+        self._part = _Part()
+
+    def _refuse_more(self) -> None:
+        what = "one picture" if self._max_pictures == 1 else f"{self._max_pictures} pictures"
+        raise TooLargeError(f"more than {what} in one request; send them in several")
+
+    def _add_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+        self._limit_headers()
+
+    def _add_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+        self._limit_headers()
+
+    def _limit_headers(self) -> None:
+        if (
+            len(self._header_name) + len(self._header_value) > _MAX_HEADER_BYTES
+            or len(self._part.headers) > _MAX_PART_HEADERS
+        ):
+            raise NotReadableError("the headers of a multipart part are too long")
+
+    def _end_header(self) -> None:
+        self._part.headers[bytes(self._header_name).lower()] = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _check_headers(self) -> None:
+        disposition = self._part.headers.get(b"content-disposition", b"")
+        _, options = parse_options_header(disposition)
+        filename = _read_filename(disposition, options)
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        if name in self._text_names and filename is None:
+            if name in self.texts:
+                raise BadParameterError(f"form field `{name}` came twice; send it once")
+            self._part.text_name = name
+            return
+        if name != FIELD_NAME:
+            texts = "".join(f", and the text `{text}`" for text in self._text_names)
+            raise BadParameterError(
+                f"form field {name[:40]!r}; the only file is `{FIELD_NAME}`{texts}; parameters belong into the "
+                f"address; {self._example}"
+            )
+        if len(self._pictures) == self._max_pictures:
+            self._refuse_more()
+        if filename is None:
+            raise BadParameterError(
+                f"form field `{FIELD_NAME}` must be a file; a text, a path or a URL is never followed; {self._example}"
+            )
+        media_type, _ = parse_options_header(self._part.headers.get(b"content-type", b"application/octet-stream"))
+        if not _is_picture_type(media_type):
+            raise WrongTypeError(f"a part of content type {media_type.decode('latin-1')!r}; send image/*")
+        self._part.filename = filename
+
+    @property
+    def _example(self) -> str:
+        if not self._text_names:
+            return EXAMPLE
+        return f"for example: curl -F {FIELD_NAME}=@cat.jpg -F label=cat http://127.0.0.1:3000/v1/feedback"
+
+    def _add_data(self, data: bytes, start: int, end: int) -> None:
+        self._part.data += data[start:end]
+        if self._part.text_name is not None and len(self._part.data) > MAX_TEXT_BYTES:
+            raise TooLargeError(f"form field `{self._part.text_name}` may have {MAX_TEXT_BYTES:,} bytes; more came")
+        if len(self._part.data) > MAX_PICTURE_BYTES:
+            raise TooLargeError(f"{self._part.filename!r}: a picture may have {MAX_PICTURE_BYTES:,} bytes; more came")
+
+    def _end_part(self) -> None:
+        if self._part.text_name is not None:
+            try:
+                self.texts[self._part.text_name] = self._part.data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise BadParameterError(f"form field `{self._part.text_name}` is not UTF-8 text") from error
+            return
+        if not self._part.data:
+            raise NotAPictureError(f"{self._part.filename!r} is empty; send a picture")
+        self._pictures.append(EncodedPicture(bytes(self._part.data), self._part.filename))
+
+    def _end(self) -> None:
+        self._is_complete = True
+
+
+def _read_filename(disposition: bytes, options: Mapping[bytes, bytes]) -> str | None:
+    """Return a part's file name, also of RFC 5987's form `filename*`, which its parser leaves out; None without one."""
+    if b"filename" in options:
+        return options[b"filename"].decode("utf-8", "replace")
+    extended = _EXTENDED_FILENAME.search(disposition)
+    return extended and unquote_to_bytes(extended[2]).decode(extended[1].decode().lower(), "replace")

@@ -1,0 +1,144 @@
+"""Micro-batching: what waits is classified together as soon as the device is free; nothing waits for a batch to fill.
+
+Shape suffixes: N = pictures, H = height, W = width, C = colour channels, K = classes.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.limits import ANSWER_TIMEOUT_S, MAX_PICTURES
+
+# A batch hangs when it takes so many times what its model's last one leads to expect, within these bounds.
+_SLOWER = 8
+_LEAST_HUNG_S = 10.0
+
+
+class Model(Protocol):
+    """What classifies a batch: `serving.models.classifier.Classifier`."""
+
+    def classify(self, images_NHWC: npt.NDArray[np.uint8], /) -> npt.NDArray[np.float32]:
+        """Return float32 [N, K] of uint8 [N, H, W, C]."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Job:
+    model: Model
+    images_NHWC: npt.NDArray[np.uint8]
+    answer: "asyncio.Future[npt.NDArray[np.float32]]"
+
+
+class Batcher:
+    """A queue in front of one device; used from one event loop."""
+
+    def __init__(self, max_pictures: int = MAX_PICTURES, on_batch: Callable[[int], None] | None = None) -> None:
+        """Start with an empty queue.
+
+        Args:
+            max_pictures: Most pictures of one batch; a request of more is a batch of its own.
+            on_batch: Told how many pictures each batch has, from the event loop.
+        """
+        self._max_pictures = max_pictures
+        self._on_batch = on_batch
+        self._waiting: deque[_Job] = deque()
+        self._is_busy = False
+        self._start_s = 0.0
+        self._hung_s = ANSWER_TIMEOUT_S
+        self._image_s: WeakKeyDictionary[Model, float] = WeakKeyDictionary()
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="classify")
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for the device."""
+        return len(self._waiting)
+
+    @property
+    def is_hung(self) -> bool:
+        """True if the batch on the device takes much longer than its model's last one leads to expect."""
+        return self._is_busy and time.monotonic() - self._start_s > self._hung_s
+
+    async def classify(self, model: Model, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return the class probabilities of some pictures, float32 [N, K].
+
+        Requests of one model share batches; those that are cancelled before their turn cost nothing.
+
+        Args:
+            model: Classifies.
+            images_NHWC: uint8, all of the size that the model reads.
+
+        Raises:
+            Exception: What the model raises over the batch, for each request in it.
+        """
+        job = _Job(model, images_NHWC, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        if not self._is_busy:
+            self._start()
+        return await job.answer
+
+    def close(self) -> None:
+        """End the thread; what waits is dropped."""
+        self._device.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self) -> None:
+        jobs = self._take()
+        self._start_s = time.monotonic()
+        self._is_busy = bool(jobs)
+        if jobs:
+            image_s = self._image_s.get(jobs[0].model)
+            expected_s = ANSWER_TIMEOUT_S if image_s is None else _SLOWER * image_s * _count_images(jobs)
+            self._hung_s = min(ANSWER_TIMEOUT_S, max(_LEAST_HUNG_S, expected_s))
+            running = asyncio.get_running_loop().run_in_executor(self._device, _classify, jobs)
+            running.add_done_callback(lambda done: self._finish(jobs, done))
+
+    def _take(self) -> list[_Job]:
+        """Take the request that waits longest and those of the same model that fit beside it, in order."""
+        taken: list[_Job] = []
+        left: deque[_Job] = deque()
+        count = 0
+        for job in self._waiting:
+            if job.answer.done():  # its client has gone
+                continue
+            fits = not taken or (job.model is taken[0].model and count + len(job.images_NHWC) <= self._max_pictures)
+            (taken if fits else left).append(job)
+            count += len(job.images_NHWC) if fits else 0
+        self._waiting = left
+        return taken
+
+    def _finish(self, jobs: list[_Job], done: "asyncio.Future[list[npt.NDArray[np.float32]]]") -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is None and not done.cancelled():
+            self._image_s[jobs[0].model] = (time.monotonic() - self._start_s) / _count_images(jobs)
+        # The device first: it does not wait until the answers are handed out.
+        self._start()
+        for index, job in enumerate(jobs):
+            if job.answer.done():
+                continue
+            if done.cancelled():
+                job.answer.cancel()
+            elif error is not None:
+                job.answer.set_exception(error)
+            else:
+                job.answer.set_result(done.result()[index])
+        if self._on_batch is not None and error is None and not done.cancelled():
+            self._on_batch(_count_images(jobs))
+
+
+def _count_images(jobs: list[_Job]) -> int:
+    return sum(len(job.images_NHWC) for job in jobs)
+
+
+def _classify(jobs: list[_Job]) -> list[npt.NDArray[np.float32]]:
+    if len(jobs) == 1:
+        return [jobs[0].model.classify(jobs[0].images_NHWC)]
+    probabilities_NK = jobs[0].model.classify(np.concatenate([job.images_NHWC for job in jobs]))
+    ends = np.cumsum([len(job.images_NHWC) for job in jobs])
+    return np.split(probabilities_NK, ends[:-1])

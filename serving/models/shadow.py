@@ -1,0 +1,105 @@
+"""Challengers look at some of the pictures that champions answer, unseen; where they agree is counted.
+
+Shape suffixes: N = pictures in the request, K = classes.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.decoding.encoded import EncodedPicture
+from serving.errors import OverloadedError, ServingError
+from serving.models.classifier import Classifier
+from serving.models.model_set import ModelSet
+from serving.models.predictions import ChallengerState
+
+logger = logging.getLogger(__name__)
+
+OnComparison = Callable[[str, ChallengerState, str, int, int], None]
+_Classify = Callable[[Classifier, list[EncodedPicture]], Awaitable[npt.NDArray[np.float32]]]
+
+
+class Shadow:
+    """The comparisons of one service; used from its event loop. One request at a time, so that answers do not wait."""
+
+    def __init__(
+        self,
+        models: ModelSet,
+        share: float,
+        classify: _Classify,
+        on_comparison: OnComparison | None = None,
+    ) -> None:
+        """Compare nothing yet.
+
+        Args:
+            models: Where the challengers are.
+            share: Of the requests that are compared, in [0, 1], while no other comparison is going on.
+            classify: Returns float32 [N, K] of a model and N encoded pictures.
+            on_comparison: Told the name, the challenger, the champion's version, and how many pictures were labelled
+                alike and differently.
+        """
+        self._models = models
+        self._share = share
+        self._classify = classify
+        self._on_comparison = on_comparison
+        self._running: asyncio.Task[None] | None = None
+        self._counts: dict[tuple[str, str, str], tuple[int, int]] = {}
+
+    def offer(
+        self, champion: Classifier, pictures: list[EncodedPicture], probabilities_NK: npt.NDArray[np.float32]
+    ) -> None:
+        """Let the champion's challenger, if there is one, look at pictures that were answered; returns at once."""
+        challenger = self._models.get_challenger(champion.manifest.name)
+        is_busy = self._running is not None and not self._running.done()
+        if challenger is None or is_busy or random.random() >= self._share:  # noqa: S311
+            return
+        self._running = asyncio.create_task(self._compare(champion, challenger, pictures, probabilities_NK))
+
+    def describe(self, champion: Classifier) -> ChallengerState | None:
+        """Return the challenger of a champion and how often they agreed; None without one."""
+        challenger = self._models.get_challenger(champion.manifest.name)
+        return None if challenger is None else self._describe(champion, challenger)
+
+    def _describe(self, champion: Classifier, challenger: Classifier) -> ChallengerState:
+        count, agreeing = self._counts.get(_name_pair(champion, challenger), (0, 0))
+        return ChallengerState(
+            version=challenger.version,
+            sha256=challenger.variant.sha256,
+            precision=challenger.variant.precision,
+            count=count,
+            agreement_fraction=agreeing / count if count else None,
+        )
+
+    async def _compare(
+        self,
+        champion: Classifier,
+        challenger: Classifier,
+        pictures: list[EncodedPicture],
+        probabilities_NK: npt.NDArray[np.float32],
+    ) -> None:
+        try:
+            others_NK = await self._classify(challenger, pictures)
+        except OverloadedError:
+            return  # those who asked go first
+        except ServingError as error:
+            logger.warning("%s: challenger version %s: %s", champion.manifest.name, challenger.version, error)
+            return
+        said = [champion.manifest.classes[index] for index in probabilities_NK.argmax(axis=1)]
+        thought = [challenger.manifest.classes[index] for index in others_NK.argmax(axis=1)]
+        alike = sum(one == other for one, other in zip(said, thought, strict=True))
+        pair = _name_pair(champion, challenger)
+        count, agreeing = self._counts.get(pair, (0, 0))
+        # Only what is compared now is kept.
+        self._counts = {known: counts for known, counts in self._counts.items() if known[0] != pair[0]}
+        self._counts[pair] = (count + len(pictures), agreeing + alike)
+        if self._on_comparison is not None:
+            state = self._describe(champion, challenger)
+            self._on_comparison(pair[0], state, champion.version, alike, len(pictures) - alike)
+
+
+def _name_pair(champion: Classifier, challenger: Classifier) -> tuple[str, str, str]:
+    return champion.manifest.name, champion.version, challenger.version

@@ -1,0 +1,169 @@
+"""Whether the pictures that come are still like those that a model was measured on, told without any label.
+
+The population stability index (PSI) compares how sure the model is of the last predictions with how sure it was of the
+pictures that it was measured on: `sum((p - q) * ln(p / q))` over bins of the largest probability, p the share of the
+predictions in a bin and q that of the reference. The field's rule of thumb: below 0.1 nothing has changed, above 0.25
+the two differ much. It sees what changes how sure the model is, and nothing else.
+"""
+
+import asyncio
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+
+from serving.bundle.manifest import Manifest, Reliability, ReliabilityBin
+from serving.models.predictions import ModelIdentity, ModelsAnswer, PredictAnswer
+
+WINDOW_PREDICTIONS = 1000
+LEAST_PREDICTIONS = 200
+PUBLISH_INTERVAL_S = 1.0
+# Two equal distributions have a PSI of about (bins - 1) * (1/n + 1/N): few, well-filled bins keep that noise small.
+_MOST_BINS = 10
+_LEAST_BIN_PICTURES = 20
+_LEAST_REFERENCE_PICTURES = 100
+# Added to each bin's count, so that an empty one has a logarithm.
+_SMOOTHING = 0.5
+
+_Key = tuple[str, str]
+
+
+class DriftWindow:
+    """The largest probabilities of one model's last predictions beside those of its reference."""
+
+    def __init__(self, reference: Reliability, size: int = WINDOW_PREDICTIONS, least: int = LEAST_PREDICTIONS) -> None:
+        """Start without predictions.
+
+        Args:
+            reference: How sure the model was of the pictures that it was measured on.
+            size: How many predictions count, the last ones.
+            least: How many are needed for a score.
+        """
+        groups = merge_bins(reference.bins_after)
+        self._highs = [group[-1].high for group in groups]
+        self._reference = _smooth([sum(one.count for one in group) for group in groups])
+        self._is_usable = reference.count >= _LEAST_REFERENCE_PICTURES and len(groups) > 1
+        self._size, self._least = size, least
+        self._last: deque[int] = deque()
+        self._counts = [0] * len(groups)
+
+    def add(self, probability: float) -> None:
+        """Count the largest probability of one prediction, in [0, 1]; the oldest one leaves a full window."""
+        # The last bin takes what rounding puts above its upper end.
+        group = min(bisect_left(self._highs, probability), len(self._highs) - 1)
+        self._last.append(group)
+        self._counts[group] += 1
+        if len(self._last) > self._size:
+            self._counts[self._last.popleft()] -= 1
+
+    @property
+    def score(self) -> float | None:
+        """The PSI, 0 or more; None with too few predictions, or a reference that says too little."""
+        if not self._is_usable or len(self._last) < self._least:
+            return None
+        shares = _smooth(self._counts)
+        return sum((p - q) * math.log(p / q) for p, q in zip(shares, self._reference, strict=True))
+
+
+def merge_bins(bins: Sequence[ReliabilityBin]) -> list[list[ReliabilityBin]]:
+    """Join neighbours until each group but the last on its side holds enough of the reference.
+
+    The fullest bin stays alone, however full it is: of a model that is nearly always sure, the few pictures of which
+    it is not are what a change shows in.
+
+    Args:
+        bins: By ascending probability.
+
+    Returns:
+        At most about ten groups, in the same order.
+    """
+    fullest = max(range(len(bins)), key=lambda index: bins[index].count)
+    rest = sum(one.count for one in bins) - bins[fullest].count
+    enough = max(_LEAST_BIN_PICTURES, math.ceil(rest / (_MOST_BINS - 1)))
+    return [*_merge(bins[:fullest], enough), [bins[fullest]], *_merge(bins[fullest + 1 :], enough)]
+
+
+def _merge(bins: Sequence[ReliabilityBin], enough: int) -> list[list[ReliabilityBin]]:
+    groups: list[list[ReliabilityBin]] = []
+    group: list[ReliabilityBin] = []
+    for one in bins:
+        group.append(one)
+        if sum(each.count for each in group) >= enough:
+            groups.append(group)
+            group = []
+    if group and groups:
+        groups[-1] += group
+    elif group:
+        groups.append(group)
+    return groups
+
+
+def _smooth(counts: Sequence[int]) -> list[float]:
+    total = sum(counts) + _SMOOTHING * len(counts)
+    return [(count + _SMOOTHING) / total for count in counts]
+
+
+class DriftWatch:
+    """The drift of every model that answers; used from the event loop, but for `keep`."""
+
+    def __init__(
+        self,
+        on_score: Callable[[str, str, float | None], None] | None = None,
+        interval_s: float = PUBLISH_INTERVAL_S,
+    ) -> None:
+        """Start without predictions.
+
+        Args:
+            on_score: Told name, version and score of each model at most once in `interval_s` seconds, after its last
+                prediction too; None as the score of a model that does not answer any more.
+            interval_s: Between two scores.
+        """
+        self._on_score = on_score
+        self._interval_s = interval_s
+        self._is_due = False
+        self._windows: dict[_Key, DriftWindow] = {}
+        self._served: frozenset[_Key] = frozenset()
+
+    def add(self, manifest: Manifest, answer: PredictAnswer) -> None:
+        """Count the predictions of one answer; costs the same however many came before."""
+        if manifest.calibration is None or not manifest.calibration.reliability:
+            return
+        key = (answer.model.name, answer.model.version)
+        if key not in self._served:
+            return  # asked before the model was replaced
+        window = self._windows.get(key)
+        if window is None:
+            # On test if there is one: those pictures chose neither weights nor temperature.
+            window = self._windows[key] = DriftWindow(manifest.calibration.reliability[-1])
+        for prediction in answer.predictions:
+            window.add(prediction.probability)
+        if self._on_score is not None and not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_later(self._interval_s, self._tell)
+
+    def describe(self, answer: ModelsAnswer) -> ModelsAnswer:
+        """Return the answer to `GET /v1/models` with the drift of each model."""
+        models = tuple(model.model_copy(update={"drift_score": self._score(model)}) for model in answer.models)
+        return answer.model_copy(update={"models": models})
+
+    def keep(self, models: Collection[ModelIdentity]) -> None:
+        """Forget the models that do not answer any more."""
+        served = self._served = frozenset((model.name, model.version) for model in models)
+        # A copy: the event loop may add a model meanwhile.
+        windows = dict(self._windows)
+        gone = [key for key in windows if key not in served]
+        self._windows = {key: window for key, window in windows.items() if key in served}
+        if self._on_score is not None:
+            for name, version in gone:
+                self._on_score(name, version, None)
+
+    def _score(self, model: ModelIdentity) -> float | None:
+        window = self._windows.get((model.name, model.version))
+        return None if window is None else window.score
+
+    def _tell(self) -> None:
+        self._is_due = False
+        assert self._on_score is not None, "nobody else asks for it"
+        for (name, version), window in self._windows.items():
+            if (name, version) in self._served and (score := window.score) is not None:
+                self._on_score(name, version, score)

@@ -1,0 +1,229 @@
+"""True labels that people gave, as pictures in class folders: what the next training can be given.
+
+    <home>/feedback/<model name>/<label>/<sha256>.<png, jpg, ...>
+
+`darkroom data add NAME --from` reads the folder of a model as it is. A picture has one label: another one moves it.
+
+Services of one machine, or of several that share the volume, take a lock around each change (`.lock`, flock). Between
+machines this needs a file system whose locks hold between them: NFS 4 without `nolock` or `local_lock`, mounted with
+`lookupcache=positive`; CephFS; a cloud's file store. The kernel frees the lock of a service that dies.
+"""
+
+import fcntl
+import math
+import os
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from serving.bundle.preprocess import FORMATS
+from serving.bundle.store import flush
+from serving.errors import BadParameterError, NotStoredError
+from serving.regular_files import count_disk_bytes, writing_whole
+
+FEEDBACK_FOLDER = "feedback"
+MAX_FEEDBACK_BYTES = 2_000_000_000
+# Of one model: its folders are counted with each picture.
+MAX_FEEDBACK_PICTURES = 100_000
+_SUFFIXES = {
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "GIF": ".gif",
+    "BMP": ".bmp",
+    "TIFF": ".tif",
+    "PPM": ".ppm",
+}
+# Of pictures that are being written, beside the models' folders.
+_SCRATCH_FOLDER = ".scratch"
+_LOCK_FILE = ".lock"
+# A service that holds the lock for longer hangs; waiting requests are told.
+LOCK_TIMEOUT_S = 10.0
+_LOCK_INTERVAL_S = 0.005
+# What a killed service left is removed after this.
+_STALE_S = 3600.0
+_MOST_NAME_BYTES = 255
+# How long a measured size counts, with what was added since: measuring reads every file's size.
+_MEASURE_INTERVAL_S = 60.0
+
+
+class FeedbackStore:
+    """The feedback of every model under one home; safe to call from several threads, processes and machines.
+
+    Attributes:
+        folder: Where everything lies.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = MAX_FEEDBACK_BYTES) -> None:
+        """Make nothing on disk yet.
+
+        Args:
+            folder: `feedback` under DARKROOM_HOME.
+            max_bytes: Of all models' pictures together.
+        """
+        self.folder = folder
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._size_bytes = 0
+        self._measured_s = -math.inf
+
+    def save(self, name: str, label: str, labels: Collection[str], sha256: str, data: bytes) -> int:
+        """Store a picture under its true label, durably; the label that it had before is forgotten.
+
+        Args:
+            name: Registered name of the model.
+            label: One of `labels`.
+            labels: All that the model knows.
+            sha256: Of `data`, lower-case hexadecimal.
+            data: The encoded picture, which decodes.
+
+        Returns:
+            How many pictures have feedback for this model now.
+
+        Raises:
+            BadParameterError: The label is not one of the model's, or cannot be the name of a folder.
+            NotStoredError: The limit is reached, or the system refuses to write.
+        """
+        if label not in labels:
+            raise BadParameterError(f"label {label[:80]!r} is none of {name}'s classes; they are {name_some(labels)}")
+        root = self.folder / name
+        target = find_label_folder(root, label) / f"{sha256}{find_suffix(data)}"
+        try:
+            with self._lock, self._alone():
+                return self._place(name, target, data)
+        except OSError as error:
+            raise NotStoredError(
+                f"feedback cannot be written below {self.folder}: {error.strerror or error}; "
+                "who runs the service must free some space or make the folder writable"
+            ) from error
+
+    def _place(self, name: str, target: Path, data: bytes) -> int:
+        """Leave one copy of an image, at `target`; returns the model's number of images. The caller holds the lock."""
+        root = target.parent.parent
+        count, is_there = count_pictures(root), target.is_file()
+        # Also under labels that only an earlier version of the model had.
+        before = [path for path in root.glob(f"*/{target.name}") if path.parent != target.parent and path.is_file()]
+        if not is_there:
+            if before:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                before[0].replace(target)
+                flush(target.parent)
+                flush(root)
+            else:
+                self._check_room(name, count, len(data))
+                self._write(target, data)
+        for path in before:
+            path.unlink(missing_ok=True)
+            # Class folders that are packed as they are may not be empty.
+            with suppress(OSError):
+                path.parent.rmdir()
+        return count + 1 - is_there - len(before)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other services out of the folder.
+
+        Raises:
+            NotStoredError: One of them does not let go.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self.folder / _LOCK_FILE, flags, 0o600)
+        try:
+            deadline_s = time.monotonic() + LOCK_TIMEOUT_S
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > deadline_s:
+                        raise NotStoredError(
+                            f"another service has held the feedback for {LOCK_TIMEOUT_S:g} seconds; try again, or end "
+                            f"the one that hangs: `fuser {self.folder / _LOCK_FILE}` names it"
+                        ) from error
+                    time.sleep(_LOCK_INTERVAL_S)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _check_room(self, name: str, count: int, needed_bytes: int) -> None:
+        if count >= MAX_FEEDBACK_PICTURES:
+            raise NotStoredError(
+                f"{name} has {MAX_FEEDBACK_PICTURES:,} pictures with feedback, as many as it may; who runs the service "
+                f"must remove some from {self.folder / name}"
+            )
+        if time.monotonic() - self._measured_s > _MEASURE_INTERVAL_S:
+            self._remove_stale()
+            files = [path.stat() for path in self.folder.rglob("*") if path.is_file()]
+            self._size_bytes = sum(map(count_disk_bytes, files))
+            self._measured_s = time.monotonic()
+        if self._size_bytes + needed_bytes > self._max_bytes:
+            raise NotStoredError(
+                f"feedback takes {self._size_bytes:,} bytes and may take {self._max_bytes:,}; who runs the service "
+                f"must remove some from {self.folder / name}"
+            )
+
+    def _write(self, target: Path, data: bytes) -> None:
+        scratch_folder = self.folder / _SCRATCH_FOLDER
+        scratch_folder.mkdir(mode=0o700, exist_ok=True)
+        with writing_whole(scratch_folder, data) as scratch:
+            self._size_bytes += count_disk_bytes(scratch.stat())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch.replace(target)
+            flush(target.parent)
+            flush(target.parent.parent)
+
+    def _remove_stale(self) -> None:
+        """Remove what services left that were killed while they wrote."""
+        for path in (self.folder / _SCRATCH_FOLDER).glob("*"):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink(missing_ok=True)
+
+
+def count_pictures(root: Path) -> int:
+    """Return how many pictures a model's class folders hold; 0 without any."""
+    if not root.is_dir():
+        return 0
+    count = 0
+    with os.scandir(root) as folders:
+        for folder in folders:
+            if folder.is_dir():
+                with os.scandir(folder) as files:
+                    count += sum(file.is_file() and not file.name.startswith(".") for file in files)
+    return count
+
+
+def find_label_folder(root: Path, label: str) -> Path:
+    """Return the folder of a label, directly below `root`.
+
+    Raises:
+        BadParameterError: The label cannot be the name of a folder.
+    """
+    if not is_folder_name(label):
+        raise BadParameterError(f"label {label[:80]!r} cannot be the name of a folder, so no feedback is stored for it")
+    return root / label
+
+
+def is_folder_name(label: str) -> bool:
+    """Whether a label names a folder in its parent, and not a hidden one, which a data set would pass over."""
+    return not (
+        label.startswith(".") or {"/", "\\", "\0"} & set(label) or not 0 < len(os.fsencode(label)) <= _MOST_NAME_BYTES
+    )
+
+
+def find_suffix(data: bytes) -> str:
+    """Return the file name's ending for an encoded picture that decodes, by its content."""
+    with Image.open(BytesIO(data), formats=FORMATS) as picture:
+        return _SUFFIXES.get(picture.format or "", ".png")
+
+
+def name_some(labels: Collection[str], most: int = 20) -> str:
+    """Return some labels for a message, and how many more there are."""
+    shown = ", ".join(sorted(labels)[:most])
+    return f"{shown} and {len(labels) - most} more" if len(labels) > most else shown

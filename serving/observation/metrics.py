@@ -1,0 +1,144 @@
+"""Figures for Prometheus: requests, batches, which models answer on what, and what they answer.
+
+Import it only once BentoML's environment is set (`serving/launcher.py`).
+"""
+
+import math
+from pathlib import Path
+
+import bentoml
+
+from serving.limits import MAX_PICTURES
+from serving.models.model_set import REGISTRY_PROBLEM
+from serving.models.predictions import ChallengerState, ModelsAnswer, PredictAnswer
+
+NVIDIA_DEVICE = Path("/dev/nvidiactl")
+
+_requests = bentoml.metrics.Counter(
+    "darkroom_requests_total", "Answered requests by route and HTTP status", labelnames=["route", "status"]
+)
+_request_seconds = bentoml.metrics.Histogram(
+    "darkroom_request_seconds",
+    "From the request's headers to the last byte of its answer",
+    labelnames=["route"],
+    buckets=(0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+_model_info = bentoml.metrics.Gauge(
+    "darkroom_model_info",
+    "1 for each model that answers now, 0 for one that did",
+    labelnames=["name", "version", "sha256", "precision", "provider"],
+    multiprocess_mode="mostrecent",
+)
+_has_gpu = bentoml.metrics.Gauge(
+    "darkroom_gpu_present", "Whether this machine shows the process an NVIDIA device", multiprocess_mode="mostrecent"
+)
+_swaps = bentoml.metrics.Counter(
+    "darkroom_model_swaps_total", "Releases that were loaded, or refused", labelnames=["name", "outcome"]
+)
+_refused = bentoml.metrics.Gauge(
+    "darkroom_release_refused",
+    "1 while what is released under a name is not what answers, because it cannot be loaded",
+    labelnames=["name"],
+    multiprocess_mode="mostrecent",
+)
+_registry_answers = bentoml.metrics.Gauge(
+    "darkroom_registry_answers", "Whether the followed registry answered the last time", multiprocess_mode="mostrecent"
+)
+_comparisons = bentoml.metrics.Counter(
+    "darkroom_shadow_predictions_total",
+    "Pictures that champion and challenger have labelled, alike or not",
+    labelnames=["name", "champion", "challenger", "agrees"],
+)
+_batch_pictures = bentoml.metrics.Histogram(
+    "darkroom_batch_pictures", "Pictures of one batch on the device", buckets=(1, 2, 4, 8, 16, 32, MAX_PICTURES)
+)
+_predictions = bentoml.metrics.Counter(
+    "darkroom_predictions_total",
+    "Pictures by their most probable class, and whether it is to be believed",
+    labelnames=["name", "version", "label", "confident"],
+)
+_probability = bentoml.metrics.Histogram(
+    "darkroom_prediction_probability",
+    "Probability of the most probable class",
+    labelnames=["name", "version"],
+    buckets=tuple(step / 20 for step in range(1, 21)),
+)
+_drift_score = bentoml.metrics.Gauge(
+    "darkroom_drift_score",
+    "Population stability index of the last predictions beside the pictures that calibrated the model",
+    labelnames=["name", "version"],
+    multiprocess_mode="mostrecent",
+)
+_feedback = bentoml.metrics.Counter(
+    "darkroom_feedback_total",
+    "True labels that were given, by whether the model says the same",
+    labelnames=["name", "agrees"],
+)
+_log_dropped = bentoml.metrics.Counter(
+    "darkroom_request_log_dropped_total", "Pictures that the request log should have written and did not"
+)
+_published: set[tuple[str, ...]] = set()
+_seen: set[tuple[str, str, str]] = set()
+
+
+def count_request(route: str, status: int, seconds: float) -> None:
+    """Count one answered request."""
+    _requests.labels(route, str(status)).inc()
+    _request_seconds.labels(route).observe(seconds)
+
+
+def publish_models(answer: ModelsAnswer) -> None:
+    """Publish what `GET /v1/models` answers now; what was published before and is not there any more becomes 0."""
+    _has_gpu.set(NVIDIA_DEVICE.exists())
+    current = {(model.name, model.version, model.sha256, model.precision, model.provider) for model in answer.models}
+    for labels in _published - current:
+        _model_info.labels(*labels).set(0)
+    for labels in current:
+        _model_info.labels(*labels).set(1)
+    _published.update(current)
+    outcomes = {(model.name, "loaded", model.version) for model in answer.models}
+    outcomes |= {
+        (problem.name, "refused", problem.message) for problem in answer.problems if problem.name != REGISTRY_PROBLEM
+    }
+    refused = {name for name, outcome, _ in outcomes if outcome == "refused"}
+    for name in refused | {name for name, outcome, _ in _seen if outcome == "refused"}:
+        _refused.labels(name).set(name in refused)
+    _registry_answers.set(all(problem.name != REGISTRY_PROBLEM for problem in answer.problems))
+    for name, outcome, _ in outcomes - _seen:
+        _swaps.labels(name, outcome).inc()
+    _seen.clear()
+    _seen.update(outcomes)
+
+
+def count_batch(pictures: int) -> None:
+    """Count one batch on the device."""
+    _batch_pictures.observe(pictures)
+
+
+def count_comparison(name: str, state: ChallengerState, champion: str, alike: int, different: int) -> None:
+    """Count what a challenger thought of some pictures."""
+    _comparisons.labels(name, champion, state.version, "true").inc(alike)
+    _comparisons.labels(name, champion, state.version, "false").inc(different)
+
+
+def count_answer(answer: PredictAnswer) -> None:
+    """Count the predictions of one answer."""
+    name, version = answer.model.name, answer.model.version
+    for prediction in answer.predictions:
+        _predictions.labels(name, version, prediction.label, str(prediction.is_confident).lower()).inc()
+        _probability.labels(name, version).observe(prediction.probability)
+
+
+def publish_drift(name: str, version: str, score: float | None) -> None:
+    """Publish a model's drift; None for one that does not answer any more, whose figure becomes NaN."""
+    _drift_score.labels(name, version).set(math.nan if score is None else score)
+
+
+def count_feedback(name: str, agrees: bool) -> None:
+    """Count one true label, and whether the model agrees with it."""
+    _feedback.labels(name, str(agrees).lower()).inc()
+
+
+def count_dropped(pictures: int) -> None:
+    """Count pictures that the request log left out."""
+    _log_dropped.inc(pictures)

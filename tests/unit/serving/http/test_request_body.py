@@ -1,0 +1,147 @@
+import asyncio
+import gc
+import weakref
+from types import SimpleNamespace
+
+import pytest
+from starlette.requests import Request
+
+from serving.errors import BadParameterError, NotReadableError, OverloadedError
+from serving.http import request_body
+from serving.http.admission import Admission, Holding
+from serving.http.feedback_api import FeedbackApi
+from serving.http.prediction_api import PredictionApi
+from serving.http.request_body import RequestBody
+
+HEAD = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+
+
+def receive_all(*chunks):
+    left = [
+        {"type": "http.request", "body": chunk, "more_body": number < len(chunks) - 1}
+        for number, chunk in enumerate(chunks)
+    ]
+
+    async def receive():
+        return left.pop(0)
+
+    return receive
+
+
+def make_request(receive, length=None, kind=b"multipart/form-data; boundary=b"):
+    headers = [(b"content-type", kind)]
+    headers += [(b"content-length", str(length).encode())] if length is not None else []
+    return Request({"type": "http", "method": "POST", "query_string": b"", "headers": headers}, receive)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "error"),
+    [
+        ((HEAD + b"data\r\n--b--\r\n",), None),
+        ((HEAD + b"data",), NotReadableError),
+        ((HEAD.replace(b"image", b"other"),), BadParameterError),
+    ],
+)
+def test_what_was_read_is_gone_with_the_request(monkeypatch, chunks, error):
+    """Without waiting for the garbage collector: a form can hold 64 MB."""
+    forms, make = [], request_body._PictureForm
+
+    def make_and_see(*given):
+        form = make(*given)
+        forms.append(weakref.ref(form))
+        return form
+
+    monkeypatch.setattr(request_body, "_PictureForm", make_and_see)
+
+    async def read():
+        body = RequestBody(make_request(receive_all(*chunks)))
+        if error is None:
+            (picture,) = await body.read_pictures(Holding(Admission()))
+            assert picture.data == b"data"
+        else:
+            with pytest.raises(error):
+                await body.read_pictures(Holding(Admission()))
+
+    gc.disable()
+    try:
+        asyncio.run(read())
+        (form,) = forms
+        kept = form()
+        assert kept is None or (kept._pictures, bytes(kept._part.data), kept._parser.callbacks) == ([], b"", {})
+    finally:
+        gc.enable()
+
+
+def test_what_is_announced_is_not_held_and_what_arrived_is():
+    async def run():
+        admission, arrived = Admission(), asyncio.Event()
+
+        async def receive():
+            if not arrived.is_set():
+                arrived.set()
+                return {"type": "http.request", "body": HEAD, "more_body": True}
+            return await asyncio.Event().wait()
+
+        with admission.hold() as holding:
+            body = RequestBody(make_request(receive, length=30_000_000))
+            reading = asyncio.create_task(body.read_pictures(holding))
+            await arrived.wait()
+            await asyncio.sleep(0)
+            assert admission.held_bytes == len(HEAD)
+            reading.cancel()
+        assert admission.held_bytes == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", [b"image/png", b"multipart/form-data; boundary=b"])
+def test_where_memory_is_short_the_slow_sender_is_given_up_for_a_fast_one(kind):
+    async def run():
+        admission, stalled = Admission(max_bytes=1000), asyncio.Event()
+
+        async def stall():
+            if not stalled.is_set():
+                stalled.set()
+                return {"type": "http.request", "body": HEAD + b"x" * 800, "more_body": True}
+            return await asyncio.Event().wait()
+
+        async def read_slowly():
+            with admission.hold() as holding:
+                await RequestBody(make_request(stall, kind=kind)).read_pictures(holding)
+
+        slow = asyncio.create_task(read_slowly())
+        await stalled.wait()
+        await asyncio.sleep(0.01)
+        with admission.hold() as holding:
+            whole = (HEAD + b"y" * 500, b"\r\n--b--\r\n")
+            (picture,) = await RequestBody(make_request(receive_all(*whole))).read_pictures(holding)
+            assert picture.data == b"y" * 500
+            assert admission.held_bytes == sum(map(len, whole))
+        with pytest.raises(OverloadedError, match="too slowly") as refused:
+            await slow
+        assert refused.value.retry_after_s == 1
+        assert admission.held_bytes == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["predictions", "feedback"])
+def test_what_is_discarded_after_a_refusal_is_not_held(kind):
+    admission, held = Admission(), []
+    classifier = SimpleNamespace(manifest=SimpleNamespace(classes=("red", "green")))
+    api = PredictionApi(SimpleNamespace(select=lambda _: classifier, stop=lambda: None), admission)
+    feedback = FeedbackApi(api, None, None)
+    other = b"\r\n" + HEAD.replace(b"image", b"other")
+    left = [HEAD + b"a" * 1000, other, b"rest", b"end"]
+
+    async def receive():
+        held.append(admission.held_bytes)
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    try:
+        with pytest.raises(BadParameterError, match="other"):
+            asyncio.run((api.predict if kind == "predictions" else feedback.take)(make_request(receive)))
+    finally:
+        feedback.close()
+        api.close()
+    assert held == [0, len(HEAD) + 1000, 0, 0]

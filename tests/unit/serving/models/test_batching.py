@@ -1,0 +1,151 @@
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from serving.models import batching
+from serving.models.batching import Batcher
+
+
+class Model:
+    """Answers each picture with its first value; waits for `gate`, and keeps the sizes of its batches."""
+
+    def __init__(self):
+        self.sizes = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.begun = threading.Event()
+
+    def classify(self, images_NHWC):
+        self.begun.set()
+        assert self.gate.wait(10)
+        self.sizes.append(len(images_NHWC))
+        if (images_NHWC == 255).any():
+            raise ValueError("white")
+        return images_NHWC[:, 0, 0, :1].astype(np.float32)
+
+
+def draw(*values):
+    return np.stack([np.full((2, 2, 3), value, dtype=np.uint8) for value in values])
+
+
+async def begin(batcher, model, *requests):
+    """Let one request occupy the device, queue the others, then open the gate; the tasks come back."""
+    model.gate.clear()
+    first = asyncio.create_task(batcher.classify(model, draw(0)))
+    await asyncio.to_thread(model.begun.wait, 10)
+    tasks = [asyncio.create_task(batcher.classify(*request)) for request in requests]
+    await asyncio.sleep(0)
+    return [first, *tasks]
+
+
+def test_what_waits_is_one_batch_and_everyone_gets_their_own_answer():
+    async def run():
+        told, model = [], Model()
+        batcher = Batcher(on_batch=told.append)
+        tasks = await begin(batcher, model, *((model, draw(*values)) for values in ((1,), (2, 3), (4, 5, 6))))
+        assert batcher.waiting == 3
+        model.gate.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer[:, 0].tolist() for answer in answers] == [[0], [1], [2, 3], [4, 5, 6]]
+        assert model.sizes == told == [1, 6]
+        assert batcher.waiting == 0
+        assert (await batcher.classify(model, draw(7))).tolist() == [[7]]
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_batch_has_its_limit_and_one_model():
+    async def run():
+        model, other = Model(), Model()
+        batcher = Batcher(max_pictures=4)
+        requests = [(model, draw(1, 2, 3)), (other, draw(9)), (model, draw(4, 5)), (model, draw(6)), (other, draw(8))]
+        tasks = await begin(batcher, model, *requests, (model, draw(*range(10, 16))))
+        model.gate.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer[:, 0].tolist() for answer in answers[1:6]] == [[1, 2, 3], [9], [4, 5], [6], [8]]
+        assert model.sizes == [1, 4, 2, 6]
+        assert other.sizes == [2]
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_request_costs_nothing_and_spoils_nothing():
+    async def run():
+        model = Model()
+        batcher = Batcher()
+        tasks = await begin(batcher, model, (model, draw(1)), (model, draw(255)), (model, draw(3)))
+        tasks[2].cancel()
+        await asyncio.sleep(0)
+        model.gate.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers[2], asyncio.CancelledError)
+        assert [answers[index][0, 0] for index in (0, 1, 3)] == [0, 1, 3]
+        assert model.sizes == [1, 2]
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_an_error_reaches_its_batch_and_the_next_one_runs():
+    async def run():
+        model = Model()
+        batcher = Batcher(max_pictures=2)
+        tasks = await begin(batcher, model, (model, draw(1)), (model, draw(255)), (model, draw(3)))
+        model.gate.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(answers[index]) for index in (1, 2)] == [ValueError, ValueError]
+        assert answers[3].tolist() == [[3]]
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_many_at_once_are_all_answered():
+    async def run():
+        model, count = Model(), 200
+        batcher = Batcher()
+        answers = await asyncio.gather(*(batcher.classify(model, draw(number % 250)) for number in range(count)))
+        assert [answer[0, 0] for answer in answers] == [number % 250 for number in range(count)]
+        assert sum(model.sizes) == count
+        assert len(model.sizes) < count / 10
+        batcher.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("last_s", "hung_after_s"), [(None, 60), (0.001, 10), (0.25, 16), (5, 60)])
+def test_a_batch_hangs_only_when_its_model_was_faster(monkeypatch, last_s, hung_after_s):
+    """A first batch of a slow model may take as long as an answer; a second is measured against it."""
+    now_s = 1000.0
+
+    class Clock:
+        monotonic = staticmethod(lambda: now_s)
+
+    async def run():
+        nonlocal now_s
+        model, batcher = Model(), Batcher()
+        if last_s is not None:
+            (first,) = await begin(batcher, model)
+            now_s += last_s
+            model.gate.set()
+            await first
+            assert not batcher.is_hung
+        model.begun.clear()
+        model.gate.clear()
+        task = asyncio.create_task(batcher.classify(model, draw(*range(8))))
+        await asyncio.to_thread(model.begun.wait, 10)
+        now_s += hung_after_s - 0.1
+        assert not batcher.is_hung
+        now_s += 0.2
+        assert batcher.is_hung
+        model.gate.set()
+        await task
+        assert not batcher.is_hung
+        batcher.close()
+
+    monkeypatch.setattr(batching, "time", Clock)
+    asyncio.run(run())

@@ -1,0 +1,77 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from serving.bundle.store import BundleReference, hash_file, write_challenger
+from serving.decoding.encoded import EncodedPicture
+from serving.errors import BundleError
+from serving.models.model_set import ModelSet
+from serving.models.shadow import Shadow
+from tests.unit.serving.tiny_bundle import COLOURS, make_bundle, paint, release
+
+TURNED = ("green", "red", *list(COLOURS)[2:])  # the challenger confuses the first two
+PICTURES = [EncodedPicture(paint(colour), None) for colour in ("red", "blue", "blue", "white")]
+
+
+@pytest.fixture
+def models(tmp_path):
+    models = ModelSet(tmp_path / "bundles", threads=1)
+    release(models.bundles_dir)
+    folder = make_bundle(models.bundles_dir, softness=9000.0, manifest={"classes": TURNED})
+    sha256 = hash_file(folder / "manifest.json")
+    write_challenger(
+        models.bundles_dir, "cifar10", BundleReference(version="2", bundle=folder.name, manifest_sha256=sha256)
+    )
+    models.refresh()
+    return models
+
+
+async def classify(model, pictures):
+    return model.classify(np.stack([model.decode(picture.data) for picture in pictures]))
+
+
+async def offer(shadow, models, times=1):
+    champion = models.select(None)
+    probabilities_NK = await classify(champion, PICTURES)
+    for _ in range(times):
+        shadow.offer(champion, PICTURES, probabilities_NK)
+    while shadow._running is not None and not shadow._running.done():
+        await asyncio.sleep(0.01)
+    return shadow.describe(champion)
+
+
+def test_labels_that_differ_are_counted(models):
+    told = []
+    shadow = Shadow(models, 1.0, classify, lambda *given: told.append(given))
+    state = asyncio.run(offer(shadow, models))
+    assert (state.version, state.count, state.agreement_fraction) == ("2", 4, 0.75)
+    assert [(name, one.version, champion, alike, other) for name, one, champion, alike, other in told] == [
+        ("cifar10", "2", "1", 3, 1)
+    ]
+
+
+def test_one_comparison_at_a_time(models):
+    shadow = Shadow(models, 1.0, classify)
+    assert asyncio.run(offer(shadow, models, times=5)).count == 4
+
+
+def test_a_share_of_nothing_compares_nothing(models):
+    state = asyncio.run(offer(Shadow(models, 0.0, classify), models, times=50))
+    assert (state.count, state.agreement_fraction) == (0, None)
+
+
+def test_a_challenger_that_fails_is_logged_and_harms_nobody(models, caplog):
+    async def fail(_, __):
+        raise BundleError("the device is gone")
+
+    shadow = Shadow(models, 1.0, fail)
+    champion = models.select(None)
+
+    async def run():
+        shadow.offer(champion, PICTURES, await classify(champion, PICTURES))
+        await shadow._running
+
+    asyncio.run(run())
+    assert "challenger version 2: the device is gone" in caplog.text
+    assert shadow.describe(champion).count == 0
