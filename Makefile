@@ -57,8 +57,8 @@ release: setup ## Make a recipe's best run the champion (ARGS="RECIPE --as cifar
 serve: setup ## Answer predictions at http://127.0.0.1:3000
 	$(DARKROOM) serve $(ARGS)
 
-predict: setup ## Ask the running service (ARGS="picture.jpg")
-	@test -n "$(ARGS)" || { echo 'give pictures: make predict ARGS="cat.jpg"' >&2; exit 2; }
+predict: setup ## Ask the running service (ARGS="image.jpg")
+	@test -n "$(ARGS)" || { echo 'give images: make predict ARGS="cat.jpg"' >&2; exit 2; }
 	$(DARKROOM) predict $(ARGS)
 
 ui: setup ## Open MLflow on the runs, at http://127.0.0.1:5000
@@ -119,7 +119,7 @@ bench-train: $(BENCH_VENV)/.installed ## Measure training beside the articles' l
 	$(BENCH_VENV)/bin/python -m benchmarks.training $(ARGS)
 
 # Ours runs as it is locked: LitServe brings uvloop into the layer, which uvicorn would take.
-bench-serve: $(BENCH_VENV)/.installed ## Measure the service beside FastAPI, LitServe, MLflow: ARGS="--home HOME --picture FILE"
+bench-serve: $(BENCH_VENV)/.installed ## Measure the service beside FastAPI, LitServe, MLflow: ARGS="--home HOME --image FILE"
 	$(BENCH_VENV)/bin/python -m benchmarks.serving --python $(BIN)/python $(ARGS)
 
 bench-variants: setup ## Measure int8 beside fp32 on this machine's CPU

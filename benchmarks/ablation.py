@@ -27,7 +27,7 @@ from model_code.settings import load_settings
 from model_code.training.config import TrainingConfig
 from model_code.training.device import describe_device
 from model_code.training.engine import choose_engine
-from model_code.training.pictures import TrainingPictures, load_pictures
+from model_code.training.images import TrainingImages, load_images
 from model_code.training.processes import ALONE
 from model_code.training.supervised import fit, load_model
 
@@ -59,23 +59,23 @@ def configure(changes: dict[str, Any]) -> TrainingConfig:
     return config
 
 
-def load_images(config: TrainingConfig) -> TrainingPictures:
+def load_tested(config: TrainingConfig) -> TrainingImages:
     """Return the images of a training, which need labelled test images."""
-    pictures = load_pictures(open_dataset(config.dataset, load_settings().cache_dir), config, ALONE.device)
-    if pictures.test is None:
+    images = load_images(open_dataset(config.dataset, load_settings().cache_dir), config, ALONE.device)
+    if images.test is None:
         raise SystemExit(f"{config.dataset} has no test images with labels; add them: darkroom data add")
-    return pictures
+    return images
 
 
-def train_once(config: TrainingConfig, pictures: TrainingPictures) -> tuple[float, float]:
+def train_once(config: TrainingConfig, images: TrainingImages) -> tuple[float, float]:
     """Return test accuracy and the seconds of processor time that the training took."""
-    assert pictures.test is not None, "load_images asks for them"
+    assert images.test is not None, "load_tested asks for them"
     start_s = time.process_time()
     with tempfile.TemporaryDirectory() as run_dir:
-        training = fit(config, pictures, Path(run_dir), ALONE)
+        training = fit(config, images, Path(run_dir), ALONE)
         seconds = time.process_time() - start_s
-        model = load_model(config, len(pictures.classes), pictures.image_size, training.best_weights)
-        report = measure(predict_logits(model, pictures.test.images_NHWC), pictures.test.labels_N)
+        model = load_model(config, len(images.classes), images.image_size, training.best_weights)
+        report = measure(predict_logits(model, images.test.images_NHWC), images.test.labels_N)
     return report.accuracy_fraction, seconds
 
 
@@ -127,7 +127,7 @@ def main() -> None:
     for seed in range(options.seeds):
         for name, changes in PARTS.items():
             config = configure({**budget, **changes, "seed": seed})
-            runs[name].append(train_once(config, load_images(config)))
+            runs[name].append(train_once(config, load_tested(config)))
             print(f"seed {seed}  {name}: {runs[name][-1][0]:.4f}, {runs[name][-1][1]:.0f} s", flush=True)
             rows = [summarise(one, found, runs[WHOLE][: len(found)]) for one, found in runs.items() if found]
             if options.out:

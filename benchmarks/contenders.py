@@ -2,7 +2,7 @@
 
 All crop, flip and so on as the articles do, and end in normalised float32 [.., C, H, W].
 
-Shape suffixes: N = pictures, B = pictures of a batch, H = height, W = width, C = the three colour channels.
+Shape suffixes: N = images, B = images of a batch, H = height, W = width, C = the three colour channels.
 """
 
 import time
@@ -23,14 +23,14 @@ from torchvision.transforms import v2
 from model_code.training.losses import simsiam_loss
 from model_code.training.run_config import CIFAR10_MEAN, CIFAR10_STD
 
-Picture = Callable[[Image.Image], Any]
+View = Callable[[Image.Image], Any]
 Augment = Callable[[Tensor], Any]
 
 
-class PictureFiles(Dataset[Any]):
-    """One PNG file for each picture, opened when it is asked for, as the articles' data sets do."""
+class ImageFiles(Dataset[Any]):
+    """One PNG file for each image, opened when it is asked for, as the articles' data sets do."""
 
-    def __init__(self, files: list[Path], labels: list[int], transform: Picture) -> None:
+    def __init__(self, files: list[Path], labels: list[int], transform: View) -> None:
         self.files, self.labels, self.transform = files, labels, transform
 
     def __len__(self) -> int:
@@ -40,10 +40,10 @@ class PictureFiles(Dataset[Any]):
         return self.transform(Image.open(self.files[index]).convert("RGB")), self.labels[index]
 
 
-class PictureArray(Dataset[Any]):
-    """Pictures in memory, as torchvision's CIFAR10 has them."""
+class ImageArray(Dataset[Any]):
+    """Images in memory, as torchvision's CIFAR10 has them."""
 
-    def __init__(self, images_NHWC: npt.NDArray[np.uint8], transform: Picture) -> None:
+    def __init__(self, images_NHWC: npt.NDArray[np.uint8], transform: View) -> None:
         self.images_NHWC, self.transform = images_NHWC, transform
 
     def __len__(self) -> int:
@@ -68,29 +68,29 @@ def view_steps(library: ModuleType) -> list[Any]:
     ]
 
 
-def torchvision_v1(steps: list[Any]) -> Picture:
-    """The pipeline of the articles: Pillow's pictures until the last two steps."""
+def torchvision_v1(steps: list[Any]) -> View:
+    """The pipeline of the articles: Pillow's images until the last two steps."""
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD)])
 
 
-def torchvision_v2(steps: list[Any]) -> Picture:
-    """The same with v2, which too is faster with Pillow's pictures than with tensors where they have 32 pixels."""
+def torchvision_v2(steps: list[Any]) -> View:
+    """The same with v2, which too is faster with Pillow's images than with tensors where they have 32 pixels."""
     return v2.Compose([*steps, v2.ToImage(), *_v2_normalise()])
 
 
 def torchvision_v2_batched(steps: list[Any]) -> Augment:
-    """v2 on whole batches: one set of parameters for all pictures of a batch, so not the same task."""
+    """v2 on whole batches: one set of parameters for all images of a batch, so not the same task."""
     compose = v2.Compose([*steps, *_v2_normalise()])
     return lambda images_BHWC: compose(images_BHWC.permute(0, 3, 1, 2))
 
 
 def twice(view: Callable[[Any], Tensor]) -> Callable[[Any], tuple[Tensor, Tensor]]:
     """Two views, each with parameters of its own."""
-    return lambda picture: (view(picture), view(picture))
+    return lambda image: (view(image), view(image))
 
 
 def kornia_crop() -> Augment:
-    """Kornia's batched augmentation, with parameters for each picture."""
+    """Kornia's batched augmentation, with parameters for each image."""
     import kornia.augmentation as K
 
     return _kornia(K.RandomCrop((32, 32), padding=4), K.RandomHorizontalFlip())
@@ -108,8 +108,8 @@ def kornia_view() -> Augment:
     )
 
 
-def lightly_two_views() -> Picture:
-    """Lightly's SimSiam transform of one picture, at 32 pixels, without blur, with CIFAR-10's mean and deviation."""
+def lightly_two_views() -> View:
+    """Lightly's SimSiam transform of one image, at 32 pixels, without blur, with CIFAR-10's mean and deviation."""
     from lightly.transforms import SimSiamTransform
 
     normalise = {"mean": list(CIFAR10_MEAN), "std": list(CIFAR10_STD)}
@@ -132,7 +132,7 @@ def lightly_two_views() -> Picture:
 
 
 def train_supervised(loader: DataLoader[Any], network: nn.Module, device: torch.device) -> float:
-    """The ResNet article's epoch as it is printed; pictures per second."""
+    """The ResNet article's epoch as it is printed; images per second."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     loss = nn.CrossEntropyLoss()
     network.train()
@@ -148,7 +148,7 @@ def train_supervised(loader: DataLoader[Any], network: nn.Module, device: torch.
 
 
 def train_simsiam(loader: DataLoader[Any], network: nn.Module, device: torch.device) -> float:
-    """The SimSiam article's epoch; pictures per second, a picture counting once for its two views."""
+    """The SimSiam article's epoch; images per second, an image counting once for its two views."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4)
     network.train()
     count = 0

@@ -1,6 +1,6 @@
 """How fast each stage is on this machine: `make bench`, or `python -m benchmarks.pipeline [--json FILE]`.
 
-Every figure is the median of `RUNS` repeats with their spread, on pictures drawn here; the machine and the versions
+Every figure is the median of `RUNS` repeats with their spread, on images drawn here; the machine and the versions
 stand beside them.
 """
 
@@ -35,7 +35,7 @@ from model_code.training.device import choose_device, describe_device, keep_free
 from model_code.training.supervised import build_model
 
 RUNS = 5
-ZIP_PICTURES = 20_000
+ZIP_IMAGES = 20_000
 # In a process of its own, as the command does it: its workers then start without this file's imports.
 PACK = """
 import sys; from pathlib import Path; from model_code.data.add import add_dataset
@@ -85,13 +85,13 @@ def measure_command() -> list[dict[str, object]]:
 
 
 def measure_data(scratch: Path) -> list[dict[str, object]]:
-    """Pictures packed per second from a zip of JPEGs in class folders, and augmented per second."""
+    """Images packed per second from a zip of JPEGs in class folders, and augmented per second."""
     folders = {"cache_dir": scratch / "cache", "data_dir": scratch / "data", "progress": False}
     shapes = add_dataset("shapes", **folders).dataset  # type: ignore[arg-type]
     train = shapes.splits["train"]
-    archive = scratch / "pictures.zip"
+    archive = scratch / "images.zip"
     with zipfile.ZipFile(archive, "w") as file:
-        for index in range(ZIP_PICTURES):
+        for index in range(ZIP_IMAGES):
             source = index % len(train.labels_N)
             jpeg = BytesIO()
             Image.fromarray(train.images_NHWC[source]).save(jpeg, "JPEG", quality=75)
@@ -102,7 +102,7 @@ def measure_data(scratch: Path) -> list[dict[str, object]]:
         arguments = [f"packed{next(numbers)}", str(archive), str(scratch)]
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", PACK, *arguments], check=True)
-        return ZIP_PICTURES / (time.perf_counter() - start)
+        return ZIP_IMAGES / (time.perf_counter() - start)
 
     images_NHWC = torch.from_numpy(open_dataset("shapes", scratch / "cache").splits["train"].images_NHWC.copy())
     generator = torch.Generator().manual_seed(0)
@@ -114,13 +114,13 @@ def measure_data(scratch: Path) -> list[dict[str, object]]:
         return len(images_NHWC) / (time.perf_counter() - start)
 
     return [
-        _repeat("pack 32x32 JPEGs from a zip", "pictures/s", pack),
-        _repeat("crop and flip, batch 128", "pictures/s", augment),
+        _repeat("pack 32x32 JPEGs from a zip", "images/s", pack),
+        _repeat("crop and flip, batch 128", "images/s", augment),
     ]
 
 
 def measure_training(device: torch.device) -> list[dict[str, object]]:
-    """Pictures learned from per second, batch 128, eager."""
+    """Images learned from per second, batch 128, eager."""
     rows = []
     images_BHWC = torch.randint(0, 256, (128, 32, 32, 3), dtype=torch.uint8, device=device)
     labels_B = torch.randint(0, 10, (128,), device=device)
@@ -139,12 +139,12 @@ def measure_training(device: torch.device) -> list[dict[str, object]]:
             return TRAINING_STEPS * 128 / (time.perf_counter() - start)
 
         learn()
-        rows.append(_repeat(f"train {recipe}, batch 128", "pictures/s", learn))
+        rows.append(_repeat(f"train {recipe}, batch 128", "images/s", learn))
     return rows
 
 
 def measure_onnx(scratch: Path) -> list[dict[str, object]]:
-    """Pictures classified per second by onnxruntime on the CPU, without HTTP."""
+    """Images classified per second by onnxruntime on the CPU, without HTTP."""
     file = scratch / "model.onnx"
     export_onnx(build_model(build_config("resnet18_cifar10_exp6"), 10, 32).eval(), 32, file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -159,7 +159,7 @@ def measure_onnx(scratch: Path) -> list[dict[str, object]]:
             return 512 / (time.perf_counter() - start)
 
         classify()
-        rows.append(_repeat(f"onnxruntime fp32 resnet18_improved, batch {batch}", "pictures/s", classify))
+        rows.append(_repeat(f"onnxruntime fp32 resnet18_improved, batch {batch}", "images/s", classify))
     return rows
 
 

@@ -26,8 +26,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.ablation import add_budget_options, configure, load_images, read_budget, train_once
-from model_code.training.pictures import Pictures
+from benchmarks.ablation import add_budget_options, configure, load_tested, read_budget, train_once
+from model_code.training.images import Images
 
 SIDE = 32
 COPY_QUALITY = 75
@@ -42,14 +42,14 @@ def encode_again(image_HWC: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[
     return np.asarray(Image.open(buffer).convert("RGB"))
 
 
-def recompress(pictures: Pictures, quality: int | None) -> Pictures:
+def recompress(images: Images, quality: int | None) -> Images:
     """Return labelled images with each encoded again."""
     if quality is None:
-        return pictures
+        return images
     images_NHWC: Tensor = torch.from_numpy(
-        np.stack([encode_again(image_HWC, quality) for image_HWC in pictures.images_NHWC.numpy()])
+        np.stack([encode_again(image_HWC, quality) for image_HWC in images.images_NHWC.numpy()])
     )
-    return Pictures(images_NHWC, pictures.labels_N)
+    return Images(images_NHWC, images.labels_N)
 
 
 def read_photographs(file: Path) -> list[npt.NDArray[np.uint8]]:
@@ -90,8 +90,8 @@ def main() -> None:
         accuracies = []
         for seed in range(options.seeds):
             config = configure({**changes, "seed": seed})
-            images = load_images(config)
-            assert images.test is not None, "load_images asks for them"
+            images = load_tested(config)
+            assert images.test is not None, "load_tested asks for them"
             images = dataclasses.replace(
                 images,
                 train=recompress(images.train, quality),

@@ -1,8 +1,8 @@
-"""The service beside what people use and write themselves: `make bench-serve ARGS="--home HOME --picture FILE"`.
+"""The service beside what people use and write themselves: `make bench-serve ARGS="--home HOME --image FILE"`.
 
-The champion of a name answers one picture over and over, to `wrk` (Debian's package) on the same machine. Contenders
+The champion of a name answers one image over and over, to `wrk` (Debian's package) on the same machine. Contenders
 take turns at each number of connections; the others are stopped meanwhile. onnxruntime alone, without HTTP, is the
-limit of requests with many pictures. `--endurance` measures memory over 100,000 requests, and 1,000 connections.
+limit of requests with many images. `--endurance` measures memory over 100,000 requests, and 1,000 connections.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
         parser.error(f"--endurance is about ours: --only {' or '.join(OURS)}")
     # Else what was started would outlive this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    home, picture = options.home.resolve(), options.picture.read_bytes()
+    home, image = options.home.resolve(), options.image.read_bytes()
     _, bundle, manifest = read_champion(home / "bundles", options.name)
     report: dict[str, Any] = {
         "machine": describe_machine(),
@@ -56,7 +56,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         scratch = Path(folder)
-        contenders = describe_contenders(options.only, home, bundle, picture, str(options.python.absolute()), scratch)
+        contenders = describe_contenders(options.only, home, bundle, image, str(options.python.absolute()), scratch)
         report["starts_s"] = measure_starts(contenders, scratch, options.repeats)
         services = {}
         for name, contender in contenders.items():
@@ -65,8 +65,8 @@ def main() -> None:
             load(services[name].address, contender.body, 1, 1)
             services[name].pause()
         report["loads"] = measure_loads(services, options.connections, options.repeats, options.seconds)
-        image_HWC = decode_picture(picture, manifest.image_size, manifest.resize_size)
-        report["batches"] = measure_batches(services, bundle, picture, image_HWC, options.repeats, options.seconds)
+        image_HWC = decode_picture(image, manifest.image_size, manifest.resize_size)
+        report["batches"] = measure_batches(services, bundle, image, image_HWC, options.repeats, options.seconds)
         if options.endurance and ours is not None:
             with start(contenders[ours], scratch) as service:
                 report["endurance"] = endure(service, options.requests, options.seconds)
@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, required=True, help="DARKROOM_HOME with a released model")
     parser.add_argument("--name", default="cifar10")
-    parser.add_argument("--picture", type=Path, required=True, help="of the size that the model reads")
+    parser.add_argument("--image", type=Path, required=True, help="of the size that the model reads")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
     parser.add_argument("--repeats", type=int, default=3)

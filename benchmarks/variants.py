@@ -18,8 +18,8 @@ from torch import nn
 
 from benchmarks.comparison import OURS, Comparison, alternate, print_report
 from benchmarks.training import describe_machine
+from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_network
-from model_code.models.picture_input import PictureInput
 from model_code.release.onnx_export import export_onnx
 from model_code.release.variants import make_int8
 from model_code.tracking.provenance import read_git_sha, read_versions
@@ -55,7 +55,7 @@ def compare(network: str, repeats: int) -> list[dict[str, Any]]:
     images_NHWC = np.random.default_rng(0).integers(0, 256, (max(BATCHES), SIDE, SIDE, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as scratch:
         fp32_file, int8_file = Path(scratch) / "model.onnx", Path(scratch) / "model.int8.onnx"
-        model = nn.Sequential(PictureInput((0.5,) * 3, (0.25,) * 3), build_network(network, CLASSES, SIDE))
+        model = nn.Sequential(ImageInput((0.5,) * 3, (0.25,) * 3), build_network(network, CLASSES, SIDE))
         export_onnx(model.eval(), SIDE, fp32_file)
         make_int8(fp32_file, int8_file, images_NHWC)
         sessions = {
@@ -64,7 +64,7 @@ def compare(network: str, repeats: int) -> list[dict[str, Any]]:
     records = []
     for batch in BATCHES:
         passes = {name: partial(_measure, name, session, images_NHWC[:batch]) for name, session in sessions.items()}
-        comparison = Comparison("pictures/s", passes, {OURS: "int8"})
+        comparison = Comparison("images/s", passes, {OURS: "int8"})
         records.append(alternate(f"{network}, {SIDE} px, batch {batch}", comparison, repeats))
     return records
 

@@ -1,8 +1,8 @@
 """What the training benchmark works on, and how a pass over it is timed.
 
-Pictures are random: what they show does not matter here.
+Images are random: what they show does not matter here.
 
-Shape suffixes: N = pictures, B = pictures of a batch, H = height, W = width, C = the three colour channels.
+Shape suffixes: N = images, B = images of a batch, H = height, W = width, C = the three colour channels.
 """
 
 import time
@@ -23,12 +23,12 @@ NETWORK = "resnet18"  # 7x7 stem: the fastest net of the study, so the one that 
 
 
 def draw_images(count: int) -> Tensor:
-    """Random uint8 pictures [count, 32, 32, 3]."""
+    """Random uint8 images [count, 32, 32, 3]."""
     return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def save_pictures(images_NHWC: Tensor, folder: Path) -> list[Path]:
-    """Write each picture as a PNG file."""
+def save_images(images_NHWC: Tensor, folder: Path) -> list[Path]:
+    """Write each image as a PNG file."""
     folder.mkdir()
     files = [folder / f"{index}.png" for index in range(len(images_NHWC))]
     for file, image_HWC in zip(files, images_NHWC.numpy(), strict=True):
@@ -62,7 +62,7 @@ def time_once(work: Callable[[], object], device: torch.device) -> float:
 
 
 def time_batches(images_NHWC: Tensor, augment: Callable[[Tensor], object]) -> float:
-    """Pictures per second of one pass of batched augmentation, after one batch that does not count."""
+    """Images per second of one pass of batched augmentation, after one batch that does not count."""
     augment(images_NHWC[:BATCH])
     synchronise(images_NHWC.device)
     start = time.perf_counter()
@@ -73,7 +73,7 @@ def time_batches(images_NHWC: Tensor, augment: Callable[[Tensor], object]) -> fl
 
 
 def time_loader(dataset: Dataset[Any]) -> float:
-    """Pictures per second of one pass through a DataLoader whose workers are started already."""
+    """Images per second of one pass through a DataLoader whose workers are started already."""
     loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True)
     _consume(loader)
     start = time.perf_counter()
@@ -88,5 +88,5 @@ def synchronise(device: torch.device) -> None:
 
 
 def _consume(batches: Iterable[Any]) -> int:
-    """Take every batch and return how many pictures came."""
+    """Take every batch and return how many images came."""
     return sum(len(labels) for _, labels in batches)

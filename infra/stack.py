@@ -29,7 +29,7 @@ PROJECT = os.environ.get("COMPOSE_PROJECT_NAME", "darkroom")
 TAG = os.environ.get("DARKROOM_TAG", "latest")
 IMAGES = ("darkroom-train", "darkroom-serve-cpu")
 DATABASES = ("mlflow", "prefect")
-# Packed pictures and downloads are not in a backup, only what they were: they are made again from their source.
+# Packed images and downloads are not in a backup, only what they were: they are made again from their source.
 VOLUMES = {"artifacts": (), "home": ("./cache", "./data"), "inbox": ()}
 # Backups of earlier versions lack these.
 LATER_VOLUMES = ("inbox",)
@@ -282,7 +282,7 @@ class Stack:
                 _in_volume(volume, "ro", command, allowed=(0, 1), stdout=stream)
             print(f"files of {volume}", flush=True)
         manifests = _in_volume("home", "ro", ["sh", "-c", PRINT_MANIFESTS], stdout=subprocess.PIPE)
-        (scratch / PICTURES_FILE).write_text(json.dumps(read_pictures(manifests), indent=2) + "\n", encoding="utf-8")
+        (scratch / PICTURES_FILE).write_text(json.dumps(read_images(manifests), indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(ENV_FILE, scratch / "env")
         (scratch / "written").write_text(datetime.now(UTC).isoformat(timespec="seconds") + "\n", encoding="utf-8")
 
@@ -340,15 +340,15 @@ class Stack:
         # Who held a device when the backup was written does not hold it here.
         freed = "UPDATE concurrency_limit_v2 SET active_slots = 0"
         self._exec("postgres", "psql", "--quiet", "--username=postgres", "--dbname=prefect", "--command", freed)
-        pictures = folder / PICTURES_FILE
-        packed = json.loads(pictures.read_text(encoding="utf-8")) if pictures.exists() else []
+        images = folder / PICTURES_FILE
+        packed = json.loads(images.read_text(encoding="utf-8")) if images.exists() else []
         try:
             self.up()
             for one in packed:
                 if one["name"] == "shapes":
                     self._exec("worker", "darkroom", "data", "add", "shapes", f"--image-size={one['image_size']}")
         finally:
-            print(describe_pictures(packed), end="", flush=True)
+            print(describe_images(packed), end="", flush=True)
 
     def _wait_for_postgres(self) -> None:
         deadline_s = time.monotonic() + HEALTHY_TIMEOUT_S
@@ -417,7 +417,7 @@ def _find_running(service: str) -> str:
     return found[0]
 
 
-def read_pictures(manifests: str) -> list[dict[str, Any]]:
+def read_images(manifests: str) -> list[dict[str, Any]]:
     """Return what the packed data sets were, from their manifests, one in a line; without damaged ones."""
     found = []
     for line in manifests.splitlines():
@@ -426,17 +426,17 @@ def read_pictures(manifests: str) -> list[dict[str, Any]]:
             one = {key: manifest[key] for key in ("name", "image_size", "source", "checksum")}
             found.append(one | {"source_paths": manifest.get("source_paths", [])})
         except (ValueError, KeyError, TypeError):
-            print("a damaged data set is not in the list of pictures", flush=True)
+            print("a damaged data set is not in the list of images", flush=True)
     return found
 
 
-def describe_pictures(packed: list[dict[str, Any]]) -> str:
+def describe_images(packed: list[dict[str, Any]]) -> str:
     """Return the lines that say what has to be added again after a restore; `shapes` is drawn by `restore`."""
     # One that feedback was added to comes after what it was added to.
     missing = sorted((one for one in packed if one["name"] != "shapes"), key=lambda one: str(one["name"]))
     if not missing:
         return ""
-    lines = ["packed pictures are not in a backup; add them again, then start what has failed without them:"]
+    lines = ["packed images are not in a backup; add them again, then start what has failed without them:"]
     for one in missing:
         command = f"python3 infra/stack.py exec worker darkroom data add {one['name']} --image-size {one['image_size']}"
         paths = " ".join(f"--from {shlex.quote(path)}" for path in one.get("source_paths", []))

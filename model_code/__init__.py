@@ -1,4 +1,4 @@
-"""The library: every stage from pictures to a registered, exported model. See docs/architecture.md."""
+"""The library: every stage from images to a registered, exported model. See docs/architecture.md."""
 
 import os
 

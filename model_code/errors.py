@@ -22,7 +22,7 @@ class UsageError(DarkroomError, ValueError):
 
 
 class DataError(DarkroomError):
-    """Pictures or labels are missing, damaged or contradict each other."""
+    """Images or labels are missing, damaged or contradict each other."""
 
 
 class ChecksumError(DataError):

@@ -13,8 +13,8 @@ class ServingError(Exception):
     code = "internal"
 
 
-class NotAPictureError(ServingError):
-    """The bytes do not decode as a picture."""
+class NotAnImageError(ServingError):
+    """The bytes do not decode as an image."""
 
     status = 400
     code = "not_a_picture"
@@ -48,8 +48,8 @@ class FeedbackOffError(ServingError):
     code = "feedback_off"
 
 
-class NoSuchPictureError(ServingError):
-    """Feedback names a picture that the service did not keep."""
+class NoSuchImageError(ServingError):
+    """Feedback names an image that the service did not keep."""
 
     status = 404
     code = "no_such_picture"

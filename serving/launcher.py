@@ -123,7 +123,7 @@ def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
     metavar="SHARE",
     help="Write this share of the answers, 0 to 1, to requests/ in DARKROOM_INBOX, or in DARKROOM_HOME if not set.",
 )
-@click.option("--keep-pictures", is_flag=True, help="Keep the pictures of these requests too.")
+@click.option("--keep-pictures", is_flag=True, help="Keep the images of these requests too.")
 @click.option("--feedback", is_flag=True, help="Accept true labels at /v1/feedback, into feedback/ beside requests/.")
 @click.option(
     "--uncommon-formats",
@@ -170,7 +170,7 @@ def serve(
         root_path=root_path,
         keep_alive_s=keep_alive_s,
         log_share=log_share,
-        keeps_pictures=keep_pictures,
+        keeps_images=keep_pictures,
         takes_feedback=feedback,
         allows_uncommon_formats=uncommon_formats,
     )

@@ -2,12 +2,12 @@
 
 import resource
 
-MAX_PICTURE_BYTES = 10_000_000
-MAX_PICTURES = 64
-# One request may hold 64 small pictures or six of the largest.
+MAX_IMAGE_BYTES = 10_000_000
+MAX_IMAGES = 64
+# One request may hold 64 small images or six of the largest.
 MAX_BODY_BYTES = 64_000_000
 LARGE_BODY_BYTES = 1_000_000
-# Pixels of all pictures of one request, as their headers state them: a small file can hold many.
+# Pixels of all images of one request, as their headers state them: a small file can hold many.
 MAX_REQUEST_PIXELS = 100_000_000
 # Pixels of an image that is decoded beside others of its kind: up to 20 bytes of memory for each. A JPEG, which is
 # decoded at a fraction of its size, may have three times as many: 12 megapixels.
@@ -15,8 +15,8 @@ ORDINARY_PIXELS = 4_200_000
 ORDINARY_JPEG_PIXELS = 3 * ORDINARY_PIXELS
 # Bytes that have arrived of all requests that are being read or classified at one moment.
 MAX_HELD_BYTES = 256_000_000
-# Pictures that wait to be decoded and classified, and how long the last of them may have to wait.
-MAX_WAITING_PICTURES = 1024
+# Images that wait to be decoded and classified, and how long the last of them may have to wait.
+MAX_WAITING_IMAGES = 1024
 MAX_WAIT_S = 5.0
 # How long an image may have to wait for a process that decodes it.
 MAX_TURN_S = 0.5

@@ -36,9 +36,9 @@ class ServiceOptions(BaseModel):
         api_keys_file: One key per line, of which each request under /v1 must bring one; None for no keys.
         allowed_origins: Web pages of other origins that may call the service, e.g. `https://example.org`.
         allowed_hosts: Names, with a dot, under which browsers reach the service, e.g. `darkroom.example.org`.
-        log_share: Share of the answered pictures that is written to the request log, in [0, 1].
-        keeps_pictures: Whether the log keeps the pictures themselves too.
-        takes_feedback: Whether `POST /v1/feedback` keeps right labels, and the pictures that come with them.
+        log_share: Share of the answered images that is written to the request log, in [0, 1].
+        keeps_images: Whether the log keeps the images themselves too.
+        takes_feedback: Whether `POST /v1/feedback` keeps right labels, and the images that come with them.
         root_path: Prefix of the addresses behind a proxy that strips it, e.g. `/ml/darkroom`; empty without one.
         keep_alive_s: Seconds for which an idle connection stays open, unless its place is needed.
         allows_uncommon_formats: True to decode PPM, run-length BMP and TIFF of uncommon compressions.
@@ -54,7 +54,7 @@ class ServiceOptions(BaseModel):
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     log_share: float = Field(0.0, ge=0, le=1)
-    keeps_pictures: bool = False
+    keeps_images: bool = False
     takes_feedback: bool = False
     root_path: str = ""
     keep_alive_s: int = Field(DEFAULT_KEEP_ALIVE_S, ge=1)

@@ -45,7 +45,7 @@ def run_service(listener: socket.socket, is_patient: bool) -> None:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger("serving").setLevel(logging.INFO)
-    # The answer says what is wrong with a picture; Python would keep each different warning about one forever.
+    # The answer says what is wrong with an image; Python would keep each different warning about one forever.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="PIL")
     # The decorator makes the class a bentoml.Service, which type checkers do not see.

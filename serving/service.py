@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from serving.bundle.manifest import Manifest
 from serving.decoding.decoder import SILENT_S
-from serving.decoding.encoded import EncodedPicture
+from serving.decoding.encoded import EncodedImage
 from serving.http.api import create_app
 from serving.http.feedback_api import FeedbackApi
 from serving.http.prediction_api import PredictionApi
@@ -30,7 +30,7 @@ from serving.observation.metrics import (
     publish_drift,
     publish_models,
 )
-from serving.observation.request_log import PICTURES_FOLDER, REQUESTS_FOLDER, RequestLog
+from serving.observation.request_log import IMAGES_FOLDER, REQUESTS_FOLDER, RequestLog
 from serving.options import read_options
 
 options = read_options()
@@ -47,7 +47,7 @@ app = create_app(options, on_request=count_request)
 )
 @bentoml.asgi_app(app, path="/")
 class Darkroom:
-    """Class probabilities of pictures, from the released models."""
+    """Class probabilities of images, from the released models."""
 
     def __init__(self) -> None:
         bundles_dir = find_bundles_dir()
@@ -55,7 +55,7 @@ class Darkroom:
         requests_dir = inbox_dir / REQUESTS_FOLDER
         self._drift = DriftWatch(publish_drift)
         self._log = (
-            RequestLog(requests_dir, options.log_share, options.keeps_pictures, on_drop=count_dropped)
+            RequestLog(requests_dir, options.log_share, options.keeps_images, on_drop=count_dropped)
             if options.log_share
             else None
         )
@@ -82,17 +82,17 @@ class Darkroom:
         app.state.log = self._log
         if options.takes_feedback:
             store = FeedbackStore(inbox_dir / FEEDBACK_FOLDER)
-            app.state.feedback = FeedbackApi(api, store, requests_dir / PICTURES_FOLDER, count_feedback)
+            app.state.feedback = FeedbackApi(api, store, requests_dir / IMAGES_FOLDER, count_feedback)
 
     def _publish(self, answer: ModelsAnswer) -> None:
         publish_models(answer)
         self._drift.keep(answer.models)
 
-    def _observe(self, manifest: Manifest, answer: PredictAnswer, pictures: Sequence[EncodedPicture]) -> None:
+    def _observe(self, manifest: Manifest, answer: PredictAnswer, images: Sequence[EncodedImage]) -> None:
         count_answer(answer)
         self._drift.add(manifest, answer)
         if self._log is not None:
-            self._log.add(answer, pictures)
+            self._log.add(answer, images)
 
     # On the event loop: on a thread they would wait for one, and an event loop that hangs answers neither.
     async def __is_ready__(self) -> bool:

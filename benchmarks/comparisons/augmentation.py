@@ -1,6 +1,6 @@
-"""Augmentation of 32-pixel pictures in batches of 128, to normalised float32.
+"""Augmentation of 32-pixel images in batches of 128, to normalised float32.
 
-Shape suffixes: N = pictures, B = pictures of a batch, H = height, W = width, C = the three colour channels.
+Shape suffixes: N = images, B = images of a batch, H = height, W = width, C = the three colour channels.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from torchvision.transforms import v2
 
 from benchmarks import contenders
 from benchmarks.comparison import OURS, Comparison, Pass
-from benchmarks.contenders import Augment, Picture, twice
+from benchmarks.contenders import Augment, Image, twice
 from benchmarks.workload import draw_images, time_batches, time_loader
 from model_code.data.augmentation import crop_and_flip
 from model_code.data.view_settings import ViewSettings
 from model_code.data.views import two_views
-from model_code.models.picture_input import PictureInput
+from model_code.models.image_input import ImageInput
 from model_code.training.run_config import CIFAR10_MEAN, CIFAR10_STD
 
-PICTURES = 5120
+IMAGES = 5120
 WHOLE_BATCH = "torchvision v2, whole batch"
 KORNIA = "kornia, whole batch"
 
@@ -38,7 +38,7 @@ def compare_crops(device: torch.device, _: Path) -> Comparison:
 
 
 def compare_views(device: torch.device, _: Path) -> Comparison:
-    """Two SimSiam views of each picture."""
+    """Two SimSiam views of each image."""
     comparison = _compare(
         device,
         our_views(device),
@@ -48,7 +48,7 @@ def compare_views(device: torch.device, _: Path) -> Comparison:
         lambda: twice(contenders.kornia_view()),
     )
     if KORNIA in comparison.contenders:
-        comparison.notes[KORNIA] = "one order of the colour changes for all pictures of a batch"
+        comparison.notes[KORNIA] = "one order of the colour changes for all images of a batch"
     comparison.add_optional("lightly, DataLoader, 2 workers", lambda: _load(contenders.lightly_two_views()))
     return comparison
 
@@ -56,31 +56,31 @@ def compare_views(device: torch.device, _: Path) -> Comparison:
 def our_crops(device: torch.device) -> Augment:
     """What our supervised runs do before the network."""
     generator = torch.Generator(device=device).manual_seed(0)
-    normalise = PictureInput(CIFAR10_MEAN, CIFAR10_STD).to(device)
+    normalise = ImageInput(CIFAR10_MEAN, CIFAR10_STD).to(device)
     return lambda images_BHWC: normalise(crop_and_flip(images_BHWC, 4, True, generator))
 
 
 def our_views(device: torch.device) -> Augment:
     """What our SimSiam runs do before the network."""
     generator = torch.Generator(device=device).manual_seed(0)
-    normalise = PictureInput(CIFAR10_MEAN, CIFAR10_STD).to(device)
+    normalise = ImageInput(CIFAR10_MEAN, CIFAR10_STD).to(device)
     settings = ViewSettings()
     return lambda images_BHWC: [normalise(view_BHWC) for view_BHWC in two_views(images_BHWC, generator, settings)]
 
 
 def _compare(
-    device: torch.device, ours: Augment, v1: Picture, v2: Picture, v2_batched: Augment, kornia: Callable[[], Augment]
+    device: torch.device, ours: Augment, v1: Image, v2: Image, v2_batched: Augment, kornia: Callable[[], Augment]
 ) -> Comparison:
-    images_NHWC = draw_images(PICTURES).to(device)
+    images_NHWC = draw_images(IMAGES).to(device)
     comparison = Comparison(
-        "pictures/s",
+        "images/s",
         {
             OURS: lambda: time_batches(images_NHWC, ours),
             "torchvision v1, DataLoader, 2 workers": _load(v1),
             "torchvision v2, DataLoader, 2 workers": _load(v2),
             WHOLE_BATCH: lambda: time_batches(images_NHWC, v2_batched),
         },
-        {WHOLE_BATCH: "one set of parameters for all pictures of a batch"},
+        {WHOLE_BATCH: "one set of parameters for all images of a batch"},
     )
 
     def make_kornia() -> Pass:
@@ -91,6 +91,6 @@ def _compare(
     return comparison
 
 
-def _load(transform: Picture) -> Pass:
-    dataset = contenders.PictureArray(draw_images(PICTURES // 2).numpy(), transform)
+def _load(transform: Image) -> Pass:
+    dataset = contenders.ImageArray(draw_images(IMAGES // 2).numpy(), transform)
     return lambda: time_loader(dataset)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.comparison import Comparison
-from benchmarks.comparisons.augmentation import PICTURES, our_crops, our_views
+from benchmarks.comparisons.augmentation import IMAGES, our_crops, our_views
 from benchmarks.comparisons.several_runs import loss_of
 from benchmarks.workload import BATCH, NETWORK, build_sgd, draw_images, time_batches, time_work
 from model_code.models.networks import build_network
@@ -51,8 +51,8 @@ def compare_arithmetic(device: torch.device, _: Path) -> Comparison:
 
 
 def compare_traffic(device: torch.device, _: Path) -> Comparison:
-    """Our augmentation beside a copy: pictures read as uint8 and written as float32, nothing between counted."""
-    images_NHWC = draw_images(PICTURES).to(device)
+    """Our augmentation beside a copy: images read as uint8 and written as float32, nothing between counted."""
+    images_NHWC = draw_images(IMAGES).to(device)
     source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 

@@ -1,4 +1,4 @@
-"""Nearest neighbours: 5,000 pictures against a bank of 50,000, 512 features, 200 neighbours."""
+"""Nearest neighbours: 5,000 images against a bank of 50,000, 512 features, 200 neighbours."""
 
 from pathlib import Path
 

@@ -3,7 +3,7 @@
 A step is forward, backward and SGD of a ResNet-18 on a batch of its own. BatchNorm keeps no running statistics
 anywhere here, so that all contenders do the same.
 
-Shape suffixes: R = runs, B = pictures of a batch, H = height, W = width, C = the three colour channels.
+Shape suffixes: R = runs, B = images of a batch, H = height, W = width, C = the three colour channels.
 """
 
 import shutil
@@ -43,7 +43,7 @@ def compare_runs(device: torch.device, _: Path) -> Comparison:
         found[COMPILED] = lambda: measure(compiled)
     else:
         notes[COMPILED] = f"{NOT_MEASURED}needs g++"
-    return Comparison("pictures/s", found, notes)
+    return Comparison("images/s", found, notes)
 
 
 def compare_compiling(device: torch.device, _: Path) -> Comparison:

@@ -7,14 +7,14 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 
-from benchmarks.peers.picture_model import PictureModel
+from benchmarks.peers.image_model import ImageModel
 
 app = FastAPI()
-model: PictureModel
+model: ImageModel
 
 
 def classify(body: bytes) -> dict[str, list[float]]:
-    """Return the probabilities of the picture in a body."""
+    """Return the probabilities of the image in a body."""
     return {"probabilities": model.classify(model.decode(body)[None])[0].tolist()}
 
 
@@ -25,5 +25,5 @@ async def predict(request: Request) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    model = PictureModel(Path(sys.argv[1]))
+    model = ImageModel(Path(sys.argv[1]))
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", access_log=False)

@@ -1,4 +1,4 @@
-"""A model for `mlflow models serve` that takes JPEGs as base64: what its users write to send pictures.
+"""A model for `mlflow models serve` that takes JPEGs as base64: what its users write to send images.
 
 python -m benchmarks.peers.mlflow_pyfunc MODEL FOLDER      # writes it to a new folder
 """
@@ -11,24 +11,24 @@ from typing import Any
 import mlflow
 import numpy as np
 
-from benchmarks.peers.picture_model import PictureModel
+from benchmarks.peers.image_model import ImageModel
 
 
-class Base64Pictures(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """Classifies encoded pictures."""
+class Base64Images(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """Classifies encoded images."""
 
     def load_context(self, context: Any) -> None:  # noqa: ANN401
         """Load the ONNX file that was saved with the model."""
-        self._model = PictureModel(Path(context.artifacts["onnx"]))
+        self._model = ImageModel(Path(context.artifacts["onnx"]))
 
     def predict(self, model_input: list[str], params: dict[str, Any] | None = None) -> list[list[float]]:
-        """Return the class probabilities of each picture."""
+        """Return the class probabilities of each image."""
         images_NHWC = np.stack([self._model.decode(base64.b64decode(text)) for text in model_input])
         return self._model.classify(images_NHWC).tolist()
 
 
 # MLflow runs this file to get the model.
-mlflow.models.set_model(Base64Pictures())
+mlflow.models.set_model(Base64Images())
 
 if __name__ == "__main__":
     mlflow.pyfunc.save_model(

@@ -1,4 +1,4 @@
-"""Many pictures in one request, beside onnxruntime without HTTP: how much of its speed arrives."""
+"""Many images in one request, beside onnxruntime without HTTP: how much of its speed arrives."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from benchmarks.services.http_load import count_refused, load
 from serving.bundle.session import CPU, count_cpus, measure_speed, open_session
 from serving.models.predictions import FIELD_NAME
 
-PICTURES = 64
+IMAGES = 64
 CONNECTIONS = 4
 _FILES = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 
 
-def build_multipart(picture: bytes, count: int) -> Body:
-    """Return a body with one picture so many times."""
-    files = [(FIELD_NAME, (f"{position}.jpg", picture, "image/jpeg")) for position in range(count)]
+def build_multipart(image: bytes, count: int) -> Body:
+    """Return a body with one image so many times."""
+    files = [(FIELD_NAME, (f"{position}.jpg", image, "image/jpeg")) for position in range(count)]
     request = httpx.Request("POST", "http://localhost", files=files)
     return Body(request.read(), request.headers["Content-Type"])
 
@@ -28,44 +28,44 @@ def build_multipart(picture: bytes, count: int) -> Body:
 def measure_batches(
     services: dict[str, Service],
     bundle: Path,
-    picture: bytes,
+    image: bytes,
     image_HWC: npt.NDArray[np.uint8],
     repeats: int,
     seconds: int,
 ) -> list[dict[str, Any]]:
-    """Measure ours with `PICTURES` in each request and onnxruntime with batches of as many, in turn.
+    """Measure ours with `IMAGES` in each request and onnxruntime with batches of as many, in turn.
 
     Args:
         services: All that run, by name and paused; those that are ours are measured.
         bundle: Folder of the champion.
-        picture: An encoded picture.
+        image: An encoded image.
         image_HWC: The same decoded, uint8.
         repeats: Of everything.
         seconds: Of each measurement.
 
     Returns:
         For each precision summaries of `pictures_per_s`, of `alone_1_per_s` and `alone_64_per_s` (onnxruntime alone at
-        batches of 1 and of `PICTURES`, pictures/s) and of `share_percent`; `refused`, requests without a 2xx.
+        batches of 1 and of `IMAGES`, images/s) and of `share_percent`; `refused`, requests without a 2xx.
     """
-    body, records = build_multipart(picture, PICTURES), []
+    body, records = build_multipart(image, IMAGES), []
     for name in (name for name in OURS if name in services):
         precision = name.removeprefix("ours-")
         session = open_session(bundle / _FILES[precision], CPU, count_cpus())
-        batch_NHWC = np.repeat(image_HWC[None], PICTURES, axis=0)
+        batch_NHWC = np.repeat(image_HWC[None], IMAGES, axis=0)
         served, alone, alone_1, refused = [], [], [], 0
         for repeat in range(repeats):
             with services[name].awake():
                 found = load(services[name].address, body, CONNECTIONS, seconds)
-            served.append(found["requests_per_s"] * PICTURES)
+            served.append(found["requests_per_s"] * IMAGES)
             refused += count_refused(found)
             alone.append(measure_speed({precision: session}, batch_NHWC, seconds)[precision])
             alone_1.append(measure_speed({precision: session}, batch_NHWC[:1], seconds)[precision])
-            said = f"{served[-1]:,.0f} pictures/s, onnxruntime alone {alone[-1]:,.0f}"
-            print(f"{PICTURES} pictures in a request  {repeat + 1}/{repeats}  {precision}: {said}", flush=True)
+            said = f"{served[-1]:,.0f} images/s, onnxruntime alone {alone[-1]:,.0f}"
+            print(f"{IMAGES} images in a request  {repeat + 1}/{repeats}  {precision}: {said}", flush=True)
         records.append(
             {
                 "precision": precision,
-                "pictures": PICTURES,
+                "images": IMAGES,
                 "connections": CONNECTIONS,
                 "pictures_per_s": summarise(served),
                 "alone_64_per_s": summarise(alone),

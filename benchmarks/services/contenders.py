@@ -42,7 +42,7 @@ class Contender:
         command: What starts it; `{port}` stands for its port.
         path: Where it predicts.
         ready_path: Answers 200 as soon as it can predict.
-        body: A request with one picture.
+        body: A request with one image.
         environment: Variables that it has besides ours.
     """
 
@@ -100,7 +100,7 @@ class Service:
 
 
 def describe_contenders(
-    names: list[str], home: Path, bundle: Path, picture: bytes, python: str, scratch: Path
+    names: list[str], home: Path, bundle: Path, image: bytes, python: str, scratch: Path
 ) -> dict[str, Contender]:
     """Return the chosen contenders by name; what they need beforehand is written.
 
@@ -108,11 +108,11 @@ def describe_contenders(
         names: Of `NAMES`.
         home: DARKROOM_HOME with the released model.
         bundle: Folder of that model's champion.
-        picture: An encoded picture.
+        image: An encoded image.
         python: Interpreter of the environment that our service and MLflow are installed in.
         scratch: An existing folder for files.
     """
-    model, raw, text = bundle / "model.onnx", Body(picture, "application/octet-stream"), base64.b64encode(picture)
+    model, raw, text = bundle / "model.onnx", Body(image, "application/octet-stream"), base64.b64encode(image)
     contenders = {}
     for name in names:
         if name in OURS:
@@ -131,7 +131,7 @@ def describe_contenders(
     return contenders
 
 
-def _describe_mlflow(model: Path, picture: str, python: str, scratch: Path) -> Contender:
+def _describe_mlflow(model: Path, image: str, python: str, scratch: Path) -> Contender:
     environment = {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_TRACKING_URI": (scratch / "mlruns").as_uri(),
@@ -148,7 +148,7 @@ def _describe_mlflow(model: Path, picture: str, python: str, scratch: Path) -> C
         (python, *serve, "--host", "127.0.0.1", "--port", "{port}"),
         "/invocations",
         "/ping",
-        Body(json.dumps({"inputs": [picture]}).encode(), "application/json"),
+        Body(json.dumps({"inputs": [image]}).encode(), "application/json"),
         environment,
     )
 

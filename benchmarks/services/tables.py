@@ -27,7 +27,7 @@ def print_report(report: dict[str, Any]) -> None:
 def build_load_table(report: dict[str, Any]) -> Table:
     """Return requests/s and latency by connections and contender."""
     columns = ("connections", "contender", "2xx/s", "times FastAPI", "p50 ms, all answers", "p99 ms", "not 2xx")
-    table = Table(*columns, box=box.SIMPLE_HEAD, title="one picture in a request")
+    table = Table(*columns, box=box.SIMPLE_HEAD, title="one image in a request")
     for row in report["loads"]:
         table.add_row(
             str(row["connections"]),
@@ -50,9 +50,9 @@ def build_start_table(report: dict[str, Any]) -> Table:
 
 
 def build_batch_table(report: dict[str, Any]) -> Table:
-    """Return pictures/s of ours and of onnxruntime alone by precision."""
+    """Return images/s of ours and of onnxruntime alone by precision."""
     first = report["batches"][0]
-    title = f"{first['pictures']} pictures in a request, {first['connections']} connections, pictures/s"
+    title = f"{first['images']} images in a request, {first['connections']} connections, images/s"
     columns = ("precision", "ours", "onnxruntime alone, batch 64", "share %", "onnxruntime alone, batch 1", "not 2xx")
     table = Table(*columns, box=box.SIMPLE_HEAD, title=title)
     for row in report["batches"]:

@@ -1,4 +1,4 @@
-"""The kinds of run: each joins pictures, training or evaluation, and tracking in one class."""
+"""The kinds of run: each joins images, training or evaluation, and tracking in one class."""
 
 from flows.experiments.experiment import Experiment
 from flows.experiments.random_features import RandomFeaturesExperiment
@@ -21,13 +21,13 @@ def open_experiment(
 
     Args:
         config: All settings.
-        dataset: The packed pictures that the config names.
+        dataset: The packed images that the config names.
         processes: That train together, and the device of this one.
         pretrained: File of the weights that the config starts from, or `torchvision`; None for none.
 
     Raises:
-        UsageError: Pictures, settings and hardware do not go together.
-        DataError: Pictures or labels that are needed are missing.
+        UsageError: Images, settings and hardware do not go together.
+        DataError: Images or labels that are needed are missing.
     """
     if isinstance(config, TrainingConfig):
         return SupervisedExperiment(config, dataset, processes, pretrained)

@@ -36,12 +36,12 @@ class ExperimentResult:
 
 
 class Experiment(ABC):
-    """A run whose pictures are loaded and whose settings go together."""
+    """A run whose images are loaded and whose settings go together."""
 
     @property
     @abstractmethod
-    def pictures_line(self) -> str:
-        """Which pictures the run uses, for people."""
+    def images_line(self) -> str:
+        """Which images the run uses, for people."""
 
     @property
     def engine_line(self) -> str | None:
@@ -59,7 +59,7 @@ class EpochExperiment(Experiment):
     Args:
         config: All settings.
         processes: That train together, and the device of this one.
-        images_NHWC: The pictures to learn from.
+        images_NHWC: The images to learn from.
 
     Raises:
         UsageError: The hardware lacks what the config wants, or the batch cannot be divided.
@@ -71,11 +71,11 @@ class EpochExperiment(Experiment):
         place = "streamed from the host" if has_stream else "resident"
         shared = f", {processes.count} processes" if processes.count > 1 else ""
         self._engine = choose_engine(config, processes)
-        self._engine_line = f"{self._engine.describe()}, {format_size(images_NHWC.nbytes)} of pictures {place}{shared}"
+        self._engine_line = f"{self._engine.describe()}, {format_size(images_NHWC.nbytes)} of images {place}{shared}"
 
     @property
     def engine_line(self) -> str:
-        """Precision, memory layout, compilation and place of the pictures."""
+        """Precision, memory layout, compilation and place of the images."""
         return self._engine_line
 
     @abstractmethod

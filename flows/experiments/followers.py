@@ -24,7 +24,7 @@ def follow_training(config: AnyConfig) -> None:
     """Train beside the first process, which is told the same command.
 
     Raises:
-        UsageError: Pictures, settings and hardware do not go together.
+        UsageError: Images, settings and hardware do not go together.
         TrainingError: Another process has ended, or the training diverged.
     """
     dataset = open_dataset(config.dataset, load_settings().cache_dir)

@@ -36,7 +36,7 @@ def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Setting
     """Return what a config starts from; None when it starts from nothing.
 
     `recipe:NAME` is the run of that recipe with the best validation accuracy among those that have the same network,
-    learned from the same pictures (with feedback or without), held the same ones out, and whose weights are here and
+    learned from the same images (with feedback or without), held the same ones out, and whose weights are here and
     intact. A full run starts only from a full one and a smoke run only from a smoke run.
 
     Raises:
@@ -62,7 +62,7 @@ def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Setting
                 return Pretrained(str(found.path / str(result.best_weights)), result.weights_sha256, run.run_id)
     raise TrainingError(
         f"{config.recipe} starts from {name}, which has no finished {' or '.join(allowed)} run of {config.network} on "
-        f"these {config.dataset} pictures with its weights here; train it first: darkroom train {name}"
+        f"these {config.dataset} images with its weights here; train it first: darkroom train {name}"
         + (" --profile smoke" if config.profile == "smoke" else "")
         + (f" --set dataset={config.dataset}" if config.dataset != get_recipe(name).build().dataset else "")
     )

@@ -8,11 +8,11 @@ from torch import nn
 from flows.experiments.experiment import Experiment, ExperimentResult
 from model_code.data.cache import PackedDataset
 from model_code.data.views import plain_view
+from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_backbone, check_image_size
-from model_code.models.picture_input import PictureInput
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.device import seed_everything
-from model_code.training.pictures import check_neighbours, get_labelled, take, to_device
+from model_code.training.images import check_neighbours, get_labelled, take, to_device
 from model_code.training.random_features import measure_random_features
 from model_code.training.random_features_config import RandomFeaturesConfig
 from model_code.training.run_folder import RunFolder
@@ -33,9 +33,9 @@ class RandomFeaturesExperiment(Experiment):
         self._test = to_device(test, take(test, config.limit_test, config.split_seed), device)
 
     @property
-    def pictures_line(self) -> str:
-        """How many pictures the probes learn from and are asked about."""
-        return f"{len(self._train)} training, {len(self._test)} test pictures, {len(self._classes)} classes"
+    def images_line(self) -> str:
+        """How many images the probes learn from and are asked about."""
+        return f"{len(self._train)} training, {len(self._test)} test images, {len(self._classes)} classes"
 
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
         """Compute the features once and measure them in every way."""
@@ -44,7 +44,7 @@ class RandomFeaturesExperiment(Experiment):
         model = None
         if config.network is not None:
             backbone, _ = build_backbone(config.network, self._image_size)
-            model = nn.Sequential(PictureInput(config.mean, config.std), backbone).to(self._device)
+            model = nn.Sequential(ImageInput(config.mean, config.std), backbone).to(self._device)
         result = measure_random_features(
             model,
             self._train,

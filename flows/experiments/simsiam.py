@@ -1,4 +1,4 @@
-"""Pictures without labels -> a pretrained backbone -> what its features are worth: kNN and a linear layer."""
+"""Images without labels -> a pretrained backbone -> what its features are worth: kNN and a linear layer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 from flows.experiments.experiment import EpochExperiment, ExperimentResult, follow_epochs
 from model_code.data.cache import PackedDataset
 from model_code.tracking.run_tracker import RunTracker
-from model_code.training.pictures import load_pretraining_pictures
+from model_code.training.images import load_pretraining_images
 from model_code.training.pretraining import (
     PretrainingResult,
-    check_pretraining_pictures,
+    check_pretraining_images,
     evaluate_backbone,
     pretrain,
 )
@@ -27,17 +27,17 @@ class SimSiamExperiment(EpochExperiment):
 
     def __init__(self, config: SimSiamConfig, dataset: PackedDataset, processes: Processes) -> None:
         self._config = config
-        self._pictures = load_pretraining_pictures(dataset, config, processes.device)
-        check_pretraining_pictures(config, self._pictures)
-        super().__init__(config, processes, self._pictures.images_NHWC)
+        self._images = load_pretraining_images(dataset, config, processes.device)
+        check_pretraining_images(config, self._images)
+        super().__init__(config, processes, self._images.images_NHWC)
 
     @property
-    def pictures_line(self) -> str:
-        """How many pictures are learned from, vote and are asked."""
-        tests = 0 if self._pictures.test is None else len(self._pictures.test)
+    def images_line(self) -> str:
+        """How many images are learned from, vote and are asked."""
+        tests = 0 if self._images.test is None else len(self._images.test)
         return (
-            f"{len(self._pictures.images_NHWC)} pictures to learn from without labels, {len(self._pictures.memory)} "
-            f"labelled in the memory, {len(self._pictures.validation)} validation, {tests} test pictures"
+            f"{len(self._images.images_NHWC)} images to learn from without labels, {len(self._images.memory)} "
+            f"labelled in the memory, {len(self._images.validation)} validation, {tests} test images"
         )
 
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
@@ -45,7 +45,7 @@ class SimSiamExperiment(EpochExperiment):
         config = self._config
         with follow_epochs(folder, tracker, config.epochs, self._processes) as (callbacks, _):
             training = self.train(folder.path, callbacks)
-        report = evaluate_backbone(config, training.best_weights, self._pictures, self._processes.device)
+        report = evaluate_backbone(config, training.best_weights, self._images, self._processes.device)
         last, even = training.history[-1], config.embedding_width**-0.5
         print(
             f"{config.recipe}  kNN accuracy on validation: {training.untrained_knn_accuracy:.4f} untrained, "
@@ -60,8 +60,8 @@ class SimSiamExperiment(EpochExperiment):
             f"{report.split}/knn_accuracy": report.knn_accuracy,
             f"{report.split}/linear_accuracy": report.linear_accuracy,
             "train/linear_accuracy": report.linear_train_accuracy,
-            "train/pictures": len(self._pictures.images_NHWC),
-            f"{report.split}/pictures": report.count,
+            "train/pictures": len(self._images.images_NHWC),
+            f"{report.split}/images": report.count,
         }
         if report.split == "validation":  # its curve has that name, and its best point is kept already
             del metrics["validation/knn_accuracy"]
@@ -70,4 +70,4 @@ class SimSiamExperiment(EpochExperiment):
 
     def train(self, run_dir: Path, callbacks: Sequence[Callback]) -> PretrainingResult:
         """Pretrain the backbone."""
-        return pretrain(self._config, self._pictures, run_dir, self._processes, callbacks, self._engine)
+        return pretrain(self._config, self._images, run_dir, self._processes, callbacks, self._engine)

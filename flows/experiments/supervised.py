@@ -1,4 +1,4 @@
-"""Labelled pictures -> a trained network -> its report on the test pictures."""
+"""Labelled images -> a trained network -> its report on the test images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from model_code.evaluation.figures import GRID_SIDE, draw_prediction_grid
 from model_code.evaluation.metrics import measure, predict_logits
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.config import TrainingConfig
-from model_code.training.pictures import load_pictures
+from model_code.training.images import load_images
 from model_code.training.processes import Processes
 from model_code.training.results import Callback, EpochMetrics, TrainingResult
 from model_code.training.run_folder import RunFolder
-from model_code.training.supervised import check_pictures, fit, load_model
+from model_code.training.supervised import check_images, fit, load_model
 
 
 class SupervisedExperiment(EpochExperiment):
@@ -26,39 +26,39 @@ class SupervisedExperiment(EpochExperiment):
         self, config: TrainingConfig, dataset: PackedDataset, processes: Processes, pretrained: str | None
     ) -> None:
         self._config, self._pretrained = config, pretrained
-        self._pictures = load_pictures(dataset, config, processes.device)
-        check_pictures(config, self._pictures)
-        super().__init__(config, processes, self._pictures.train.images_NHWC)
+        self._images = load_images(dataset, config, processes.device)
+        check_images(config, self._images)
+        super().__init__(config, processes, self._images.train.images_NHWC)
 
     @property
-    def pictures_line(self) -> str:
+    def images_line(self) -> str:
         """Counts of each split."""
-        pictures = self._pictures
-        tests = 0 if pictures.test is None else len(pictures.test)
+        images = self._images
+        tests = 0 if images.test is None else len(images.test)
         return (
-            f"{len(pictures.train)} training, {len(pictures.validation)} validation, {tests} test pictures, "
-            f"{len(pictures.classes)} classes"
+            f"{len(images.train)} training, {len(images.validation)} validation, {tests} test images, "
+            f"{len(images.classes)} classes"
         )
 
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
-        """Train, then label the final pictures once."""
-        config, pictures = self._config, self._pictures
+        """Train, then label the final images once."""
+        config, images = self._config, self._images
         with follow_epochs(folder, tracker, config.epochs, self._processes) as (callbacks, events):
             training = self.train(folder.path, callbacks)
-            model = load_model(config, len(pictures.classes), pictures.image_size, training.best_weights)
+            model = load_model(config, len(images.classes), images.image_size, training.best_weights)
             model.to(self._processes.device)
-            events.write_graph(model, pictures.validation.images_NHWC[:1].to(self._processes.device))
-        tracker.log_metrics({"train/pictures": len(pictures.train), "validation/pictures": len(pictures.validation)})
+            events.write_graph(model, images.validation.images_NHWC[:1].to(self._processes.device))
+        tracker.log_metrics({"train/pictures": len(images.train), "validation/pictures": len(images.validation)})
         return ExperimentResult(self._evaluate(tracker, model), training)
 
     def train(self, run_dir: Path, callbacks: Sequence[Callback]) -> TrainingResult[EpochMetrics]:
         """Train the network."""
-        return fit(self._config, self._pictures, run_dir, self._processes, callbacks, self._pretrained, self._engine)
+        return fit(self._config, self._images, run_dir, self._processes, callbacks, self._pretrained, self._engine)
 
     def _evaluate(self, tracker: RunTracker, model: nn.Module) -> dict[str, float]:
-        """Label the test pictures, or without any the validation pictures, and log what came out."""
-        split, chosen = self._pictures.final
-        classes = self._pictures.classes
+        """Label the test images, or without any the validation images, and log what came out."""
+        split, chosen = self._images.final
+        classes = self._images.classes
         logits_NK = predict_logits(model, chosen.images_NHWC)
         report = measure(logits_NK, chosen.labels_N)
         shown = torch.linspace(0, len(chosen) - 1, min(GRID_SIDE**2, len(chosen))).long()

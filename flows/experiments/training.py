@@ -158,7 +158,7 @@ def _open_folder(record: RunRecord, settings: Settings, resume_run_id: str | Non
         folder = open_run_folder(settings.checkpoints_dir, resume_run_id)
         if folder.record.config != record.config or folder.record.data_checksum != record.data_checksum:
             raise UsageError(
-                f"run {resume_run_id} has other settings or other pictures; repeat its own command "
+                f"run {resume_run_id} has other settings or other images; repeat its own command "
                 f"(recipe {folder.record.config.recipe}, seed {folder.record.config.seed}) with --resume"
             )
         if folder.result is not None:
@@ -185,7 +185,7 @@ def _print_start(folder: RunFolder, experiment: Experiment, device: str) -> None
     published = get_recipe(config.recipe).published_accuracy
     print(
         f"{config.recipe}  {describe_budget(config)}  seed {config.seed}  run {folder.record.run_id}\n"
-        f"  {config.dataset}: {experiment.pictures_line}\n"
+        f"  {config.dataset}: {experiment.images_line}\n"
         f"  {device}"
         + (f"\n  {experiment.engine_line}" if experiment.engine_line else "")
         + (f"\n  published accuracy {published:.3f}" if published and config.profile == "full" else ""),

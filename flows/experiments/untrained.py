@@ -1,4 +1,4 @@
-"""An untrained network -> how it labels pictures it knows nothing of."""
+"""An untrained network -> how it labels images it knows nothing of."""
 
 from functools import partial
 
@@ -10,11 +10,11 @@ from model_code.data.augmentation import resized_crop
 from model_code.data.cache import PackedDataset
 from model_code.data.progress import show_progress
 from model_code.evaluation.untrained import evaluate_untrained
+from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_network, check_image_size
-from model_code.models.picture_input import PictureInput
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.device import seed_everything
-from model_code.training.pictures import get_labelled, take
+from model_code.training.images import get_labelled, take
 from model_code.training.run_folder import RunFolder
 from model_code.training.untrained_config import UntrainedConfig
 
@@ -31,21 +31,21 @@ class UntrainedExperiment(Experiment):
         check_image_size(config.network, config.image_size)
 
     @property
-    def pictures_line(self) -> str:
-        """How many pictures are labelled."""
-        return f"{len(self._chosen)} pictures, {len(self._classes)} classes"
+    def images_line(self) -> str:
+        """How many images are labelled."""
+        return f"{len(self._chosen)} images, {len(self._classes)} classes"
 
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
-        """Label every picture once."""
+        """Label every image once."""
         config = self._config
         generator = seed_everything(config.seed, self._device)
         network = build_network(config.network, len(self._classes), config.image_size)
-        model = nn.Sequential(PictureInput(config.mean, config.std), network).to(self._device)
+        model = nn.Sequential(ImageInput(config.mean, config.std), network).to(self._device)
         view = partial(resized_crop, image_size=config.image_size, crop_area=config.crop_area, generator=generator)
         images_NHWC, labels_N = self._split.images_NHWC, self._split.labels_N
         if len(self._chosen) < len(labels_N):
             images_NHWC, labels_N = images_NHWC[self._chosen], labels_N[self._chosen]
-        with show_progress(config.recipe, len(labels_N), "pictures") as advance:
+        with show_progress(config.recipe, len(labels_N), "images") as advance:
             report = evaluate_untrained(
                 model, images_NHWC, labels_N, view, config.batch_size, self._device, on_batch=advance
             )

@@ -97,9 +97,9 @@ def _examine_state() -> list[Finding]:
         if dataset.damage:
             findings.append(Finding("missing", f"data {dataset.name}", dataset.damage))
         else:
-            findings.append(Finding("ok", f"data {dataset.name}", f"{counts} pictures"))
+            findings.append(Finding("ok", f"data {dataset.name}", f"{counts} images"))
     if not findings:
-        findings.append(Finding("note", "data", "no pictures yet; start with: darkroom data add shapes"))
+        findings.append(Finding("note", "data", "no images yet; start with: darkroom data add shapes"))
     for name in list_released(settings.bundles_dir):
         try:
             pointer = read_pointer(settings.bundles_dir, name)

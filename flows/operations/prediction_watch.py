@@ -16,7 +16,7 @@ from model_code.disk import write_atomically
 from model_code.errors import ServiceError
 from model_code.settings import Settings
 from serving.bundle.store import list_released
-from serving.observation.feedback import count_pictures
+from serving.observation.feedback import count_images
 
 DRIFT = "darkroom.drift"
 ENOUGH_FEEDBACK = "darkroom.feedback.enough"
@@ -42,7 +42,7 @@ class Told(BaseModel):
 
     Attributes:
         drifted_version: Version whose drift was told and has not gone away; None without one.
-        feedback: How many pictures there were when enough had come the last time.
+        feedback: How many images there were when enough had come the last time.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ def tell_causes(settings: Settings, max_drift: float, enough_feedback: int) -> l
         told = read_told(file if file.exists() else settings.home / "feedback" / f"{name}.json")
         version, score = drifts.get(name, ("", None))
         drift, after_drift = judge_drift(name, told, version, score, max_drift)
-        count = count_pictures(settings.feedback_dir / name)
+        count = count_images(settings.feedback_dir / name)
         feedback, after = judge_feedback(name, after_drift, count, enough_feedback)
         for cause in (drift, feedback):
             if cause is not None:
@@ -82,7 +82,7 @@ def tell_causes(settings: Settings, max_drift: float, enough_feedback: int) -> l
         if after != told:
             write_atomically(file, after.model_dump_json().encode())
         shown = "unknown" if score is None else f"{score:.2f}"
-        lines.append(f"{name}: drift {shown}, {count} pictures with feedback, {after.feedback} of them told before")
+        lines.append(f"{name}: drift {shown}, {count} images with feedback, {after.feedback} of them told before")
     if problem is not None:
         print("\n".join(lines), flush=True)
         raise problem
@@ -101,19 +101,19 @@ def judge_drift(
         return None, told
     why = (
         f"the predictions of {name} version {version} drift: their confidence is {score:.2f} away from that on the "
-        f"pictures it was measured on, {max_drift:g} is allowed"
+        f"images it was measured on, {max_drift:g} is allowed"
     )
     return Cause(DRIFT, name, why), told.model_copy(update={"drifted_version": version})
 
 
 def judge_feedback(name: str, told: Told, count: int, enough: int) -> tuple[Cause | None, Told]:
-    """Return the cause if there is a new one, and what is told then; where pictures were removed, less counts."""
+    """Return the cause if there is a new one, and what is told then; where images were removed, less counts."""
     new = count - told.feedback
     if new < 0:
         return None, told.model_copy(update={"feedback": count})
     if new < enough:
         return None, told
-    why = f"people gave the true labels of {new} more pictures to {name}, {enough} are enough"
+    why = f"people gave the true labels of {new} more images to {name}, {enough} are enough"
     return Cause(ENOUGH_FEEDBACK, name, why), told.model_copy(update={"feedback": count})
 
 

@@ -209,9 +209,9 @@ def choose_task(source: str, name: str) -> FinishedRun:
             return usable[0]
         elsewhere = sorted({run.dataset for run in find_finished_runs(client, source, "*")})
         if runs:
-            why = f"none of its {len(runs)} finished runs has its checkpoint and its pictures here"
+            why = f"none of its {len(runs)} finished runs has its checkpoint and its images here"
         elif elsewhere:
-            why = f"its finished runs are on {', '.join(elsewhere)} and not on {pattern} pictures"
+            why = f"its finished runs are on {', '.join(elsewhere)} and not on {pattern} images"
         else:
             why = "it has no finished run"
         raise ReleaseError(f"{source} cannot be released as {name}: {why}; train it first: darkroom train {source}")
@@ -220,12 +220,12 @@ def choose_task(source: str, name: str) -> FinishedRun:
     run = get_finished_run(client, source)
     _check_is_classifier(f"run {source} of {run.recipe}", run.kind)
     if not is_dataset_taken(run.dataset, pattern):
-        raise ReleaseError(f"run {source} was trained on {run.dataset}; --as {name} takes runs on {pattern} pictures")
+        raise ReleaseError(f"run {source} was trained on {run.dataset}; --as {name} takes runs on {pattern} images")
     return run
 
 
 def _is_usable(settings: Settings, run: FinishedRun) -> bool:
-    """Whether a run's checkpoint and the pictures that it was trained on are on this machine."""
+    """Whether a run's checkpoint and the images that it was trained on are on this machine."""
     try:
         folder = open_run_folder(settings.checkpoints_dir, run.run_id)
         dataset = open_dataset(run.dataset, settings.cache_dir)
@@ -235,7 +235,7 @@ def _is_usable(settings: Settings, run: FinishedRun) -> bool:
 
 
 def compare(exported: Exported, folder: Path, champion: Champion | None, rules: GateRules, mode: Mode) -> Verdict:
-    """Let champion and challenger label the same pictures, each with the variant that it would be served with here.
+    """Let champion and challenger label the same images, each with the variant that it would be served with here.
 
     A forced release goes on without the comparison where the two cannot be compared.
     """
@@ -282,7 +282,7 @@ def _check_comparable(champion: Champion, manifest: Manifest) -> None:
         )
     if old.image_size != manifest.image_size:
         raise ReleaseError(
-            f"version {champion.version} of {manifest.name} reads pictures of {old.image_size} pixels, run "
+            f"version {champion.version} of {manifest.name} reads images of {old.image_size} pixels, run "
             f"{manifest.run_id} of {manifest.image_size}: they cannot be compared"
         )
 
@@ -293,7 +293,7 @@ def _label(classifier: Classifier, images_NHWC: npt.NDArray[np.uint8]) -> npt.ND
 
 
 def _find_latency(classifier: Classifier) -> float | None:
-    """Return the median of one picture with the variant that is served, ms, as it was measured at its release."""
+    """Return the median of one image with the variant that is served, ms, as it was measured at its release."""
     for timing in classifier.variant.timings:
         if timing.provider == classifier.provider:
             return next((batch.median_ms for batch in timing.batches if batch.batch_size == 1), None)

@@ -21,7 +21,7 @@ from model_code.settings import Settings, load_settings
 from model_code.tracking.store import open_store
 from model_code.training.run_folder import open_run_folder
 from serving.bundle.store import read_champion
-from serving.observation.feedback import count_pictures
+from serving.observation.feedback import count_images
 
 REASON_TAG = "retrained_because"
 
@@ -91,7 +91,7 @@ def add_feedback_once(settings: Settings, name: str, dataset: str, flow_run_id: 
 
 
 def add_feedback(settings: Settings, name: str, dataset: str) -> tuple[str, str]:
-    """Pack the feedback of a model with the training pictures of a data set, as a data set of its own.
+    """Pack the feedback of a model with the training images of a data set, as a data set of its own.
 
     Args:
         settings: Where everything lies.
@@ -103,17 +103,17 @@ def add_feedback(settings: Settings, name: str, dataset: str) -> tuple[str, str]
     """
     folder = settings.feedback_dir / name
     base = dataset.removesuffix(FEEDBACK_SUFFIX)
-    count = count_pictures(folder)
+    count = count_images(folder)
     if not count:
         return base, "" if dataset == base else "without feedback, of which there is none any more"
     try:
         added = add_dataset(base + FEEDBACK_SUFFIX, [folder], cache_dir=settings.cache_dir, data_dir=settings.data_dir)
     except (DataError, UsageError) as error:
         new = "" if dataset == base else " new since the last training"
-        return dataset, f"pictures with feedback{new} are left out: {error}"
+        return dataset, f"images with feedback{new} are left out: {error}"
     used = added.dataset.count_feedback()
     skipped = [f"{len(added.skipped)} left out ({one.name}: {one.reason})" for one in added.skipped[:1]]
-    data = f"with {used} pictures of feedback among the training pictures, data {added.dataset.checksum[:12]}"
+    data = f"with {used} images of feedback among the training images, data {added.dataset.checksum[:12]}"
     return added.dataset.name, ", ".join([data, *skipped])
 
 

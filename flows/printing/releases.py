@@ -70,7 +70,7 @@ def _describe_certificate(variant: Variant, certificate: Certificate) -> str:
     )
     for timing in variant.timings:
         if timing.provider == certificate.provider:
-            text += f", {timing.batches[-1].pictures_per_s:,.0f} pictures/s at batch {timing.batches[-1].batch_size}"
+            text += f", {timing.batches[-1].pictures_per_s:,.0f} images/s at batch {timing.batches[-1].batch_size}"
     return text if certificate.refusal is None else f"{text}; not offered: {certificate.refusal}"
 
 

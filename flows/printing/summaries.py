@@ -42,7 +42,7 @@ class Outcome(BaseModel):
         seed: Of the run.
         result: None when there is none.
         was_cached: Whether the result is that of an earlier run.
-        is_skipped: Whether what it needs is not here: its pictures, or weights that cannot be downloaded.
+        is_skipped: Whether what it needs is not here: its images, or weights that cannot be downloaded.
         error: Why there is no result.
     """
 

@@ -28,7 +28,7 @@ _LOG_FILE_WIDTH = 160
 
 def print_recipes(recipes: "Sequence[Recipe]") -> None:
     """Print name, published accuracy and first docstring line of each recipe."""
-    table = new_table("recipe", "published", "pictures", "what it is")
+    table = new_table("recipe", "published", "images", "what it is")
     for recipe in recipes:
         table.add_row(recipe.name, _percent(recipe.published_accuracy), recipe.build().dataset, recipe.title)
     _print(table)
@@ -48,10 +48,10 @@ def print_recipe(recipe: "Recipe") -> None:
 def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path) -> None:
     """Print what is packed in a cache."""
     if not datasets:
-        line = f"no pictures yet in {cache_dir}; start with: darkroom data add shapes"
+        line = f"no images yet in {cache_dir}; start with: darkroom data add shapes"
         open_console().print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    table = new_table("data set", "pictures", "classes", "size", "on disk", "checksum", "source")
+    table = new_table("data set", "images", "classes", "size", "on disk", "checksum", "source")
     for dataset in datasets:
         if dataset.damage is not None:
             table.add_row(escape(dataset.name), "damaged", "", "", "", "", escape(dataset.damage))
@@ -70,14 +70,14 @@ def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path) -> Non
 
 
 def print_added(added: "AddedDataset") -> None:
-    """Print what came of adding a data set, with every picture that was left out."""
+    """Print what came of adding a data set, with every image that was left out."""
     dataset = added.dataset
     counts = ", ".join(f"{len(split.labels_N)} {name}" for name, split in dataset.splits.items())
     verb = "is there already, its source did not change" if added.reused else "packed"
     feedback = "" if dataset.base is None else f", {dataset.count_feedback()} of them feedback"
     console = open_console()
     console.print(
-        f"{dataset.name} {verb}: {counts} pictures{feedback} of {dataset.image_size}x{dataset.image_size}, "
+        f"{dataset.name} {verb}: {counts} images{feedback} of {dataset.image_size}x{dataset.image_size}, "
         f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]}",
         markup=False,
         highlight=False,
@@ -86,13 +86,11 @@ def print_added(added: "AddedDataset") -> None:
         console.print(show(f"  left out: {skipped.name}: {skipped.reason}"), markup=False, highlight=False)
     test = dataset.splits.get("test")
     if "train" not in dataset.splits:
-        console.print("  no training pictures: this set is for evaluation only", markup=False)
+        console.print("  no training images: this set is for evaluation only", markup=False)
     elif test is None:
-        console.print(
-            "  no test pictures: runs will report validation only; add them with one more --from", markup=False
-        )
+        console.print("  no test images: runs will report validation only; add them with one more --from", markup=False)
     elif not test.has_labels:
-        console.print("  the test pictures have no labels: runs will report validation only", markup=False)
+        console.print("  the test images have no labels: runs will report validation only", markup=False)
 
 
 def print_result(result: "RunResult") -> None:
@@ -166,7 +164,7 @@ def _describe_figures(result: "RunResult", form: str = "{:.4f}") -> str:
         )
     shown = [f"{name} {form.format(metrics[key])}" for key, name in _FIGURES[result.kind].items() if key in metrics]
     if result.kind == "supervised" and "test/accuracy" not in metrics:
-        shown.insert(0, "no test pictures with labels")
+        shown.insert(0, "no test images with labels")
     return ", ".join(shown)
 
 

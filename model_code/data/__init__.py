@@ -1,1 +1,1 @@
-"""Pictures in: sources, checksums, the packed cache, splits and augmentation."""
+"""Images in: sources, checksums, the packed cache, splits and augmentation."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from model_code.data.cache import (
     FEEDBACK_SUFFIX,
     PackedDataset,
-    SkippedPicture,
+    SkippedImage,
     check_dataset_name,
     format_remedy,
     open_dataset,
@@ -20,7 +20,7 @@ from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.packing import pack_dataset
 from model_code.data.sources.detect import open_source
 from model_code.data.sources.feedback import add_feedback_to
-from model_code.data.sources.pictures import PixelSplit
+from model_code.data.sources.images import PixelSplit
 from model_code.data.sources.shapes import DRAWING_VERSION, generate_shapes
 from model_code.disk import hold_lock
 from model_code.errors import DataError, UsageError
@@ -40,12 +40,12 @@ class AddedDataset:
     Attributes:
         dataset: The packed data set.
         reused: Whether it was there already and its source had not changed.
-        skipped: Pictures that did not decode and files that are not read, each with its reason.
+        skipped: Images that did not decode and files that are not read, each with its reason.
     """
 
     dataset: PackedDataset
     reused: bool
-    skipped: tuple[SkippedPicture, ...]
+    skipped: tuple[SkippedImage, ...]
 
 
 def add_dataset(
@@ -68,16 +68,16 @@ def add_dataset(
     Args:
         name: `cifar10` (its ten classes are required), `shapes` (drawn, no source), `food11` (any of its three
             layouts), `imagenet-val` (folders named by wnid), or any other name for class folders. With
-            `-with-feedback` at its end what is packed without that, and more training pictures from a folder.
+            `-with-feedback` at its end what is packed without that, and more training images from a folder.
         sources: Folders, zips or tars; several are merged, unless they are CIFAR-10's archive or Kaggle's layout.
         cache_dir: The folder of all packed data sets.
         data_dir: Where downloads are kept.
         download: Fetch the published archive instead of `sources`; only for `cifar10`.
-        image_size: Height and width of the packed pictures, pixels; when None 32 for cifar10 and shapes, 256 for
+        image_size: Height and width of the packed images, pixels; when None 32 for cifar10 and shapes, 256 for
             food11 and imagenet-val, that of what feedback is added to, 64 for others.
         progress: Whether to show progress.
         skip: True to leave out files and folders that fit no layout, links to nothing and empty classes.
-        max_bad_fraction: Largest share of a split's pictures that may not decode; they are left out. 0 to 1.
+        max_bad_fraction: Largest share of a split's images that may not decode; they are left out. 0 to 1.
 
     Raises:
         UsageError: The name, the size, the share or the combination of arguments is not allowed.

@@ -1,6 +1,6 @@
-"""Batched augmentation of uint8 pictures: every picture of a batch draws its own parameters.
+"""Batched augmentation of uint8 images: every image of a batch draws its own parameters.
 
-Shape suffixes: B = pictures, H = height, W = width, C = the three colour channels.
+Shape suffixes: B = images, H = height, W = width, C = the three colour channels.
 """
 
 from typing import Literal
@@ -21,18 +21,18 @@ def crop_and_flip(
     border: Literal["black", "reflect"] = "black",
     is_mirrored_B: Tensor | None = None,
 ) -> Tensor:
-    """Pad, cut a window of the old size at a random place, mirror half of the pictures.
+    """Pad, cut a window of the old size at a random place, mirror half of the images.
 
     The distribution is that of torchvision's RandomCrop(size, padding) followed by RandomHorizontalFlip(0.5), drawn
-    for each picture on its own.
+    for each image on its own.
 
     Args:
-        images_BHWC: uint8 pictures.
-        padding_pixels: Border on each side before the crop; 0 leaves the pictures in place.
+        images_BHWC: uint8 images.
+        padding_pixels: Border on each side before the crop; 0 leaves the images in place.
         has_flip: True to mirror images left to right.
-        generator: Source of randomness, on the pictures' device.
+        generator: Source of randomness, on the images' device.
         border: `black`, or `reflect` for the pixels mirrored at the edge.
-        is_mirrored_B: bool, which pictures are mirrored; None draws each with probability 0.5.
+        is_mirrored_B: bool, which images are mirrored; None draws each with probability 0.5.
 
     Returns:
         uint8 [B, H, W, C], new storage.
@@ -42,7 +42,7 @@ def crop_and_flip(
     tops_B, lefts_B = torch.randint(0, 2 * padding_pixels + 1, (2, batch), generator=generator, device=device)
     sources_B = torch.arange(batch, device=device)
     if has_flip:
-        # A mirrored window of a picture is a window of the mirrored picture.
+        # A mirrored window of an image is a window of the mirrored image.
         if is_mirrored_B is None:
             is_mirrored_B = torch.rand(batch, generator=generator, device=device) < 0.5
         images_BHWC = torch.cat([images_BHWC, images_BHWC.flip(2)])
@@ -79,16 +79,16 @@ def reflect(places: Tensor, size: int) -> Tensor:
 def resized_crop(
     images_BHWC: Tensor, image_size: int, crop_area: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """Cut a random rectangle out of each picture and bring it to one size.
+    """Cut a random rectangle out of each image and bring it to one size.
 
     The distribution is that of torchvision's RandomResizedCrop(image_size, crop_area) with its aspects of 3/4 to 4/3,
-    bilinear with antialiasing, drawn for each picture on its own; nothing is mirrored.
+    bilinear with antialiasing, drawn for each image on its own; nothing is mirrored.
 
     Args:
-        images_BHWC: uint8 pictures of any size.
+        images_BHWC: uint8 images of any size.
         image_size: Height and width of the result, pixels.
-        crop_area: Smallest and largest share of the picture's area that a crop covers.
-        generator: Source of randomness, on the pictures' device.
+        crop_area: Smallest and largest share of the image's area that a crop covers.
+        generator: Source of randomness, on the images' device.
 
     Returns:
         uint8 [B, image_size, image_size, C], new storage.

@@ -6,7 +6,7 @@
 Replacing manifest.json by a rename is the moment at which a new version counts: before it the old one is
 read, after it the new one, and a process killed at any time leaves one of the two. `packing.py` writes it.
 
-Shape suffixes: N = pictures in the split, H = height, W = width, C = the three colour channels, red first.
+Shape suffixes: N = images in the split, H = height, W = width, C = the three colour channels, red first.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from model_code.errors import DataError, UsageError
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
-# NAME-with-feedback is NAME with more training pictures (`sources/feedback.py`).
+# NAME-with-feedback is NAME with more training images (`sources/feedback.py`).
 FEEDBACK_SUFFIX = "-with-feedback"
 _NAME_PATTERN = r"[a-z0-9][a-z0-9_-]*"
 _PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -35,15 +35,15 @@ class _FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SkippedPicture(_FrozenModel):
-    """A picture that was left out, and why."""
+class SkippedImage(_FrozenModel):
+    """An image that was left out, and why."""
 
     name: str
     reason: str
 
 
 class SplitManifest(_FrozenModel):
-    """One split on disk; `count_per_class` leaves out pictures without a label."""
+    """One split on disk; `count_per_class` leaves out images without a label."""
 
     count: Annotated[int, Field(ge=1)]
     count_per_class: Mapping[str, int]
@@ -52,7 +52,7 @@ class SplitManifest(_FrozenModel):
 
 
 class BaseDataset(_FrozenModel):
-    """The data set that feedback was added to; the first `train_count` of the training pictures are its own."""
+    """The data set that feedback was added to; the first `train_count` of the training images are its own."""
 
     checksum: str
     train_count: Annotated[int, Field(ge=1)]
@@ -76,7 +76,7 @@ class CacheManifest(_FrozenModel):
     source_fingerprint: str
     source_paths: tuple[str, ...] = ()
     base: BaseDataset | None = None
-    skipped: tuple[SkippedPicture, ...]
+    skipped: tuple[SkippedImage, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class PackedSplit:
 
     @property
     def has_labels(self) -> bool:
-        """Whether any picture has a label."""
+        """Whether any image has a label."""
         return bool(self.labels_N.max() >= 0)
 
 
@@ -123,7 +123,7 @@ class PackedDataset:
     base: BaseDataset | None = None
 
     def count_feedback(self) -> int:
-        """Return how many training pictures, the last, are feedback."""
+        """Return how many training images, the last, are feedback."""
         return 0 if self.base is None else len(self.splits["train"].labels_N) - self.base.train_count
 
 
@@ -133,7 +133,7 @@ class DatasetSummary:
 
     Attributes:
         name: What it was added as.
-        counts: Pictures per split.
+        counts: Images per split.
         classes: Class names in label order.
         image_size: Height and width, pixels.
         size_bytes: Size on disk.
@@ -276,7 +276,7 @@ def _map_split(manifest: CacheManifest, split: str, path: Path) -> PackedSplit:
     labels_N: npt.NDArray[np.int64] = _map_array(manifest.name, path / f"{split}-labels.npy", expected.labels_bytes)
     size = manifest.image_size
     if images_NHWC.shape != (expected.count, size, size, 3) or images_NHWC.dtype != np.uint8:
-        raise _damaged(manifest.name, f"{split} pictures are {images_NHWC.dtype} {images_NHWC.shape}")
+        raise _damaged(manifest.name, f"{split} images are {images_NHWC.dtype} {images_NHWC.shape}")
     if labels_N.shape != (expected.count,) or labels_N.dtype != np.int64:
         raise _damaged(manifest.name, f"{split} labels are {labels_N.dtype} {labels_N.shape}")
     if labels_N.min() < -1 or labels_N.max() >= len(manifest.classes):

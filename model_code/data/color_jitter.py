@@ -1,10 +1,10 @@
-"""Colour changes of batched float pictures, each picture with factors and an order of its own.
+"""Colour changes of batched float images, each image with factors and an order of its own.
 
-Brightness, contrast and saturation are one operation: a blend of the picture with black, with its mean grey, or with
-its grey version. So a batch in which every picture has its own order needs no loop over pictures: three blends before
-the hue is turned and three after it, where a blend that a picture does not need has factor 1.
+Brightness, contrast and saturation are one operation: a blend of the image with black, with its mean grey, or with
+its grey version. So a batch in which every image has its own order needs no loop over images: three blends before
+the hue is turned and three after it, where a blend that an image does not need has factor 1.
 
-Shape suffixes: N = pictures, C = the three colour channels, red first, H = height, W = width, S = blends, the first
+Shape suffixes: N = images, C = the three colour channels, red first, H = height, W = width, S = blends, the first
 three before the hue.
 """
 
@@ -23,7 +23,7 @@ BLENDS = 3
 
 @dataclass(frozen=True)
 class ColorFactors:
-    """What happens to the colours of N pictures.
+    """What happens to the colours of N images.
 
     Attributes:
         blends_3N: Factors of brightness, contrast and saturation, 0 and above; 1 changes nothing.
@@ -36,19 +36,19 @@ class ColorFactors:
     places_4N: Tensor
 
     def take(self, chosen: Tensor) -> "ColorFactors":
-        """Return the factors of some of the pictures, by index."""
+        """Return the factors of some of the images, by index."""
         return ColorFactors(self.blends_3N[:, chosen], self.hue_N[chosen], self.places_4N[:, chosen])
 
     def order_by_schedule(self) -> Tensor:
-        """Return indices of all pictures, those side by side that turn the hue at the same place, or not at all."""
+        """Return indices of all images, those side by side that turn the hue at the same place, or not at all."""
         return torch.where(self.hue_N == 0, HUE + 1, self.places_4N[HUE]).argsort(stable=True)
 
 
 def draw_color_factors(count: int, settings: ViewSettings, generator: torch.Generator) -> ColorFactors:
-    """Draw as torchvision's ColorJitter does inside RandomApply(jitter_probability), for each picture on its own.
+    """Draw as torchvision's ColorJitter does inside RandomApply(jitter_probability), for each image on its own.
 
     Args:
-        count: Pictures N.
+        count: Images N.
         settings: Strengths and probability.
         generator: Source of randomness; the factors are on its device.
     """
@@ -66,14 +66,14 @@ def draw_color_factors(count: int, settings: ViewSettings, generator: torch.Gene
 
 
 def jitter_colors(images_NCHW: Tensor, factors: ColorFactors) -> Tensor:
-    """Change brightness, contrast, saturation and hue, each picture by its own factors in its own order.
+    """Change brightness, contrast, saturation and hue, each image by its own factors in its own order.
 
-    For each picture the result is that of torchvision's adjust_brightness, adjust_contrast, adjust_saturation and
-    adjust_hue on float pictures, one after the other.
+    For each image the result is that of torchvision's adjust_brightness, adjust_contrast, adjust_saturation and
+    adjust_hue on float images, one after the other.
 
     Args:
-        images_NCHW: Float pictures in [0, 1]; they are overwritten.
-        factors: Of N pictures, on the same device.
+        images_NCHW: Float images in [0, 1]; they are overwritten.
+        factors: Of N images, on the same device.
 
     Returns:
         `images_NCHW`, changed in place.
@@ -90,13 +90,13 @@ def jitter_colors(images_NCHW: Tensor, factors: ColorFactors) -> Tensor:
 
 
 def grayscale(images_NCHW: Tensor) -> Tensor:
-    """Return luma [N, 1, H, W] of float pictures."""
+    """Return luma [N, 1, H, W] of float images."""
     red, green, blue = images_NCHW.unbind(1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).unsqueeze(1)
 
 
 def turn_hue(images_NCHW: Tensor, hue_N: Tensor) -> Tensor:
-    """Turn the colour circle, keeping saturation and value (HSV); float pictures in [0, 1] are changed in place."""
+    """Turn the colour circle, keeping saturation and value (HSV); float images in [0, 1] are changed in place."""
     red, green, blue = images_NCHW.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
@@ -115,7 +115,7 @@ def turn_hue(images_NCHW: Tensor, hue_N: Tensor) -> Tensor:
 
 
 def _schedule_blends(factors: ColorFactors) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each slot and picture how much of the other picture is blended in, and whether that one is grey."""
+    """Return for each slot and image how much of the other image is blended in, and whether that one is grey."""
     places_3N, hue_place_N = factors.places_4N[:HUE], factors.places_4N[HUE]
     is_after_hue_3N = places_3N > hue_place_N
     # Blend number 0 to 2 among the blends alone; those after the hue move three slots on.
@@ -126,7 +126,7 @@ def _schedule_blends(factors: ColorFactors) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _blend(images_NCHW: Tensor, weights_N: Tensor, is_contrast_N: Tensor, is_saturation_N: Tensor) -> None:
-    """Move pictures towards black, their mean grey or their grey version, in place; a negative weight moves away."""
+    """Move images towards black, their mean grey or their grey version, in place; a negative weight moves away."""
     gray_N1HW = grayscale(images_NCHW)
     mean_N111 = gray_N1HW.mean(dim=(2, 3), keepdim=True) * is_contrast_N[:, None, None, None]
     target_N1HW = gray_N1HW.mul_(is_saturation_N[:, None, None, None]).add_(mean_N111)

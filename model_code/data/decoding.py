@@ -1,9 +1,9 @@
-"""Encoded pictures -> pixels, on all cores.
+"""Encoded images -> pixels, on all cores.
 
 Worker processes are started afresh, not forked: the caller may hold threads and locks of frameworks. They
 load this module only, and so neither torch nor MLflow.
 
-Shape suffixes: K = pictures in one chunk, H = height, W = width, C = the three colour channels, red first.
+Shape suffixes: K = images in one chunk, H = height, W = width, C = the three colour channels, red first.
 """
 
 import multiprocessing
@@ -20,24 +20,24 @@ from multiprocessing.connection import wait
 import numpy as np
 import numpy.typing as npt
 
-from model_code.data.sources.pictures import EncodedPicture
+from model_code.data.sources.images import EncodedImage
 from model_code.errors import DataError
 from serving.bundle.preprocess import decode_picture
-from serving.errors import NotAPictureError, TooLargeError
+from serving.errors import NotAnImageError, TooLargeError
 
 _MAX_WORKERS = 16
-_MIN_PICTURES_FOR_WORKERS = 2000
-_CHUNK_PICTURES = 256
+_MIN_IMAGES_FOR_WORKERS = 2000
+_CHUNK_IMAGES = 256
 _CHUNK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """Some pictures of a split.
+    """Some images of a split.
 
     Attributes:
-        positions: Where each picture belongs in the split, one per picture given.
-        images_KHWC: uint8; zeros where a picture did not decode.
+        positions: Where each image belongs in the split, one per image given.
+        images_KHWC: uint8; zeros where an image did not decode.
         failures: (index in this chunk, why) of those that did not.
     """
 
@@ -46,17 +46,17 @@ class DecodedChunk:
     failures: list[tuple[int, str]]
 
 
-def count_workers(picture_count: int) -> int:
+def count_workers(image_count: int) -> int:
     """Return how many processes decode: 0 = this one, for a count that is done before others have started."""
     core_count = len(os.sched_getaffinity(0))
-    return min(core_count, _MAX_WORKERS) if core_count > 1 and picture_count >= _MIN_PICTURES_FOR_WORKERS else 0
+    return min(core_count, _MAX_WORKERS) if core_count > 1 and image_count >= _MIN_IMAGES_FOR_WORKERS else 0
 
 
-def decode_pictures(pictures: Sequence[EncodedPicture], image_size: int, worker_count: int) -> Iterator[DecodedChunk]:
-    """Decode pictures in the order in which their archives are read fastest.
+def decode_images(images: Sequence[EncodedImage], image_size: int, worker_count: int) -> Iterator[DecodedChunk]:
+    """Decode images in the order in which their archives are read fastest.
 
     Args:
-        pictures: All pictures of a split.
+        images: All images of a split.
         image_size: Height and width of the result, pixels.
         worker_count: Processes; 0 decodes in this one.
 
@@ -67,7 +67,7 @@ def decode_pictures(pictures: Sequence[EncodedPicture], image_size: int, worker_
         DataError: A worker process died.
     """
     if worker_count == 0:
-        for positions, contents in _read_chunks(pictures, image_size):
+        for positions, contents in _read_chunks(images, image_size):
             yield DecodedChunk(positions, *decode_chunk(contents, image_size))
         return
     pending: deque[tuple[list[int], Future[tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]]]] = deque()
@@ -75,7 +75,7 @@ def decode_pictures(pictures: Sequence[EncodedPicture], image_size: int, worker_
         worker_count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     ) as executor:
         try:
-            for positions, contents in _read_chunks(pictures, image_size):
+            for positions, contents in _read_chunks(images, image_size):
                 pending.append((positions, executor.submit(decode_chunk, contents, image_size)))
                 if len(pending) > 2 * worker_count:
                     done_positions, future = pending.popleft()
@@ -85,7 +85,7 @@ def decode_pictures(pictures: Sequence[EncodedPicture], image_size: int, worker_
                 yield DecodedChunk(done_positions, *future.result())
         except BrokenProcessPool as error:
             raise DataError(
-                "a process that decodes pictures was killed, usually for lack of memory; free some and try again"
+                "a process that decodes images was killed, usually for lack of memory; free some and try again"
             ) from error
         finally:
             for _, future in pending:
@@ -95,7 +95,7 @@ def decode_pictures(pictures: Sequence[EncodedPicture], image_size: int, worker_
 def decode_chunk(
     contents: Sequence[bytes | str], image_size: int
 ) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
-    """Return uint8 [K, image_size, image_size, 3] and (index, why) of each picture that does not decode.
+    """Return uint8 [K, image_size, image_size, 3] and (index, why) of each image that does not decode.
 
     A text in place of a file says why it could not be read.
     """
@@ -107,39 +107,39 @@ def decode_chunk(
             continue
         try:
             images_KHWC[index] = decode_picture(content, image_size)
-        except (NotAPictureError, TooLargeError) as error:
+        except (NotAnImageError, TooLargeError) as error:
             failures.append((index, str(error)))
     return images_KHWC, failures
 
 
-def _read_chunks(pictures: Sequence[EncodedPicture], image_size: int) -> Iterator[tuple[list[int], list[bytes | str]]]:
-    chunk_pictures = max(1, min(_CHUNK_PICTURES, _CHUNK_BYTES // (3 * image_size * image_size)))
+def _read_chunks(images: Sequence[EncodedImage], image_size: int) -> Iterator[tuple[list[int], list[bytes | str]]]:
+    chunk_images = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // (3 * image_size * image_size)))
     positions: list[int] = []
     contents: list[bytes | str] = []
     size_bytes = 0
-    for position in _order_for_reading(pictures):
-        picture = pictures[position]
+    for position in _order_for_reading(images):
+        image = images[position]
         try:
-            contents.append(picture.archive.read(picture.member))
+            contents.append(image.archive.read(image.member))
         except DataError as error:
             contents.append(str(error))
         positions.append(position)
         size_bytes += len(contents[-1])
-        if len(contents) == chunk_pictures or size_bytes >= _CHUNK_BYTES:
+        if len(contents) == chunk_images or size_bytes >= _CHUNK_BYTES:
             yield positions, contents
             positions, contents, size_bytes = [], [], 0
     if contents:
         yield positions, contents
 
 
-def _order_for_reading(pictures: Sequence[EncodedPicture]) -> list[int]:
-    archives = {id(picture.archive): picture.archive for picture in pictures}
+def _order_for_reading(images: Sequence[EncodedImage]) -> list[int]:
+    archives = {id(image.archive): image.archive for image in images}
     place = {
         (archive_id, member): (archive_index, member_index)
         for archive_index, (archive_id, archive) in enumerate(archives.items())
         for member_index, member in enumerate(archive.files)
     }
-    return sorted(range(len(pictures)), key=lambda index: place[id(pictures[index].archive), pictures[index].member])
+    return sorted(range(len(images)), key=lambda index: place[id(images[index].archive), images[index].member])
 
 
 def _start_worker() -> None:

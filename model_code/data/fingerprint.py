@@ -1,4 +1,4 @@
-"""Whether a source changed since it was packed: cheap to tell, no picture is read."""
+"""Whether a source changed since it was packed: cheap to tell, no image is read."""
 
 import hashlib
 import os

@@ -1,6 +1,6 @@
-"""Augmentations that hide or mix pictures, batched: every picture draws its own place and share.
+"""Augmentations that hide or mix images, batched: every image draws its own place and share.
 
-Shape suffixes: B = pictures, H = height, W = width, C = the three colour channels, T = tries, S = a row's or column's
+Shape suffixes: B = images, H = height, W = width, C = the three colour channels, T = tries, S = a row's or column's
 pixels.
 """
 
@@ -13,15 +13,15 @@ ERASING_TRIES = 10
 
 
 def cut_out(images_BHWC: Tensor, side_pixels: int, generator: torch.Generator) -> Tensor:
-    """Fill a square of each picture with that picture's mean colour.
+    """Fill a square of each image with that image's mean colour.
 
-    The square's centre is anywhere in the picture, so that near the border only a part of it is hidden, as in DeVries &
+    The square's centre is anywhere in the image, so that near the border only a part of it is hidden, as in DeVries &
     Taylor 2017, arXiv:1708.04552.
 
     Args:
         images_BHWC: uint8.
-        side_pixels: Of the square; 0 returns the pictures as they are.
-        generator: Source of randomness, on the pictures' device.
+        side_pixels: Of the square; 0 returns the images as they are.
+        generator: Source of randomness, on the images' device.
 
     Returns:
         uint8 [B, H, W, C].
@@ -42,18 +42,18 @@ def erase_rectangles(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 3.3),
 ) -> Tensor:
-    """Fill a rectangle of some pictures with noise.
+    """Fill a rectangle of some images with noise.
 
     Random erasing (Zhong et al. 2017, arXiv:1708.04896) with the rectangles of torchvision's RandomErasing(probability,
-    area, aspect), drawn for each picture on its own: a try draws area and aspect, the first of ten that is lower and
-    narrower than the picture counts, and if none is, nothing is erased. As in the paper every value of every erased
-    pixel is uniform from 0 to 255; torchvision's `random` is normal instead, because it fills normalised pictures.
+    area, aspect), drawn for each image on its own: a try draws area and aspect, the first of ten that is lower and
+    narrower than the image counts, and if none is, nothing is erased. As in the paper every value of every erased
+    pixel is uniform from 0 to 255; torchvision's `random` is normal instead, because it fills normalised images.
 
     Args:
         images_BHWC: uint8.
-        probability: Of a picture to lose a rectangle; 0 returns the pictures as they are.
-        generator: Source of randomness, on the pictures' device.
-        area: Smallest and largest share of the picture's area.
+        probability: Of an image to lose a rectangle; 0 returns the images as they are.
+        generator: Source of randomness, on the images' device.
+        area: Smallest and largest share of the image's area.
         aspect: Smallest and largest height/width; its logarithm is uniform.
 
     Returns:
@@ -81,30 +81,30 @@ def erase_rectangles(
     return torch.where((rows_BH[:, :, None] & columns_BW[:, None, :])[..., None], noise_BHWC, images_BHWC)
 
 
-def mix_pictures(
+def mix_images(
     images_BHWC: Tensor, labels_B: Tensor, cutmix_alpha: float, mixup_alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix each picture with another one of the batch, by CutMix or by MixUp.
+    """Mix each image with another one of the batch, by CutMix or by MixUp.
 
-    Where both have an alpha above 0, each picture draws one of them with probability 1/2; where neither has, the
-    pictures stay as they are.
+    Where both have an alpha above 0, each image draws one of them with probability 1/2; where neither has, the
+    images stay as they are.
 
     Args:
         images_BHWC: uint8.
         labels_B: int64.
         cutmix_alpha: See `mix_rectangles`; 0 leaves CutMix out.
-        mixup_alpha: See `blend_pictures`; 0 leaves MixUp out.
-        generator: Source of randomness, on the pictures' device.
+        mixup_alpha: See `blend_images`; 0 leaves MixUp out.
+        generator: Source of randomness, on the images' device.
 
     Returns:
-        Mixed pictures; the labels of the pictures mixed in; the share of each picture that is its own, in [0, 1].
+        Mixed images; the labels of the images mixed in; the share of each image that is its own, in [0, 1].
     """
     if not mixup_alpha:
         return mix_rectangles(images_BHWC, labels_B, cutmix_alpha, generator)
     if not cutmix_alpha:
-        return blend_pictures(images_BHWC, labels_B, mixup_alpha, generator)
+        return blend_images(images_BHWC, labels_B, mixup_alpha, generator)
     cut_BHWC, pasted_labels_B, cut_share_B = mix_rectangles(images_BHWC, labels_B, cutmix_alpha, generator)
-    blended_BHWC, blended_labels_B, blended_share_B = blend_pictures(images_BHWC, labels_B, mixup_alpha, generator)
+    blended_BHWC, blended_labels_B, blended_share_B = blend_images(images_BHWC, labels_B, mixup_alpha, generator)
     is_cut_B = torch.rand(len(labels_B), generator=generator, device=images_BHWC.device) < 0.5
     return (
         torch.where(is_cut_B[:, None, None, None], cut_BHWC, blended_BHWC),
@@ -116,18 +116,18 @@ def mix_pictures(
 def mix_rectangles(
     images_BHWC: Tensor, labels_B: Tensor, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace a square of each picture by the same square of another picture of the batch.
+    """Replace a square of each image by the same square of another image of the batch.
 
-    CutMix (Yun et al. 2019, arXiv:1905.04899) with its own mixing share for each picture.
+    CutMix (Yun et al. 2019, arXiv:1905.04899) with its own mixing share for each image.
 
     Args:
         images_BHWC: uint8.
         labels_B: int64.
         alpha: Of the Beta(alpha, alpha) distribution of the share that stays; 0 mixes nothing.
-        generator: Source of randomness, on the pictures' device.
+        generator: Source of randomness, on the images' device.
 
     Returns:
-        Mixed pictures; the labels of the pictures pasted in; the share of each picture that is its own, in [0, 1].
+        Mixed images; the labels of the images pasted in; the share of each image that is its own, in [0, 1].
     """
     batch, height, width, _ = images_BHWC.shape
     device = images_BHWC.device
@@ -142,22 +142,22 @@ def mix_rectangles(
     return mixed, labels_B[partner_B], own_share_B
 
 
-def blend_pictures(
+def blend_images(
     images_BHWC: Tensor, labels_B: Tensor, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Average each picture with another picture of the batch, pixel by pixel.
+    """Average each image with another image of the batch, pixel by pixel.
 
-    MixUp (Zhang et al. 2018, arXiv:1710.09412) with its own mixing share for each picture. Pixels are rounded to the
+    MixUp (Zhang et al. 2018, arXiv:1710.09412) with its own mixing share for each image. Pixels are rounded to the
     nearest of the 256 values, which moves none by more than half a value.
 
     Args:
         images_BHWC: uint8.
         labels_B: int64.
-        alpha: Of the Beta(alpha, alpha) distribution of a picture's own share; 0 mixes nothing.
-        generator: Source of randomness, on the pictures' device.
+        alpha: Of the Beta(alpha, alpha) distribution of an image's own share; 0 mixes nothing.
+        generator: Source of randomness, on the images' device.
 
     Returns:
-        Mixed pictures; the labels of the pictures mixed in; the share of each picture that is its own, in [0, 1].
+        Mixed images; the labels of the images mixed in; the share of each image that is its own, in [0, 1].
     """
     batch = len(images_BHWC)
     if not alpha:
@@ -183,7 +183,7 @@ def _mark_spans(starts_B: Tensor, lengths_B: Tensor, size: int) -> Tensor:
 
 
 def _draw_boxes(images_BHWC: Tensor, half_side_B: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a bool mask [B, H, W] of one square for each picture, its centre anywhere."""
+    """Return a bool mask [B, H, W] of one square for each image, its centre anywhere."""
     batch, height, width, _ = images_BHWC.shape
     device = images_BHWC.device
     half_B1 = half_side_B[:, None]

@@ -3,7 +3,7 @@
 Everything is written into a scratch folder beside the old version, made durable, and then made to count by
 one rename (see `cache.py`). What a killed process left behind is removed by the next one.
 
-Shape suffixes: N = pictures in the split, H = height, W = width, C = the three colour channels, red first.
+Shape suffixes: N = images in the split, H = height, W = width, C = the three colour channels, red first.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ from model_code.data.cache import (
     MANIFEST_FILE,
     CacheManifest,
     PackedDataset,
-    SkippedPicture,
+    SkippedImage,
     SplitManifest,
     compute_checksum,
     open_dataset,
     read_manifest,
 )
-from model_code.data.decoding import DecodedChunk, count_workers, decode_pictures
+from model_code.data.decoding import DecodedChunk, count_workers, decode_images
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.progress import show_progress
-from model_code.data.sources.pictures import (
+from model_code.data.sources.images import (
     EncodedSplit,
-    PictureSource,
+    ImageSource,
     PixelSplit,
     escape_bytes,
     name_some,
@@ -54,12 +54,12 @@ class _WrittenSplit:
     manifest: SplitManifest
     labels_N: npt.NDArray[np.int64]
     pixels_sha256: str
-    skipped: list[SkippedPicture]
+    skipped: list[SkippedImage]
 
 
 def pack_dataset(
     name: str,
-    source: PictureSource,
+    source: ImageSource,
     *,
     image_size: int,
     source_fingerprint: str,
@@ -73,26 +73,26 @@ def pack_dataset(
 
     Args:
         name: What it is added as.
-        source: Classes and pictures.
-        image_size: Height and width of the packed pictures, pixels.
+        source: Classes and images.
+        image_size: Height and width of the packed images, pixels.
         source_fingerprint: Recorded, to tell later whether the source changed.
         cache_dir: The folder of all packed data sets; made when missing.
         source_paths: Recorded, to pack the same again.
         is_progress_shown: Whether to show progress.
         check_source: Called before the new version counts; what it raises keeps the old one.
 
-        max_bad_fraction: Largest share of a split's pictures that is left out because they do not decode.
+        max_bad_fraction: Largest share of a split's images that is left out because they do not decode.
 
     Returns:
         The new version, mapped.
 
     Raises:
-        DataError: Too many pictures do not decode, a class has none left, or the source is damaged.
+        DataError: Too many images do not decode, a class has none left, or the source is damaged.
         DiskFullError: The disk is full; the old version is kept.
     """
     folder = cache_dir / name
-    picture_count = sum(len(split) for split in source.splits.values())
-    needed_bytes = picture_count * (3 * image_size * image_size + 8) + _OVERHEAD_BYTES
+    image_count = sum(len(split) for split in source.splits.values())
+    needed_bytes = image_count * (3 * image_size * image_size + 8) + _OVERHEAD_BYTES
     purpose = f"packing {name}"
     with writing_to(cache_dir, needed_bytes, purpose):
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def pack_dataset(
             check_free_space(cache_dir, needed_bytes, purpose)
             scratch = folder / f"scratch-{secrets.token_hex(4)}"
             scratch.mkdir(parents=True)
-            with show_progress(purpose, picture_count, "pictures", is_progress_shown) as advance:
+            with show_progress(purpose, image_count, "images", is_progress_shown) as advance:
                 written = {
                     split: _write_split(
                         scratch,
@@ -124,7 +124,7 @@ def pack_dataset(
 
 def _describe(
     name: str,
-    source: PictureSource,
+    source: ImageSource,
     image_size: int,
     source_fingerprint: str,
     source_paths: Sequence[Path],
@@ -135,8 +135,8 @@ def _describe(
         image_size,
         ((split, one.labels_N, one.pixels_sha256) for split, one in written.items()),
     )
-    ignored = [SkippedPicture(name=name, reason="this file type is not read") for name in source.ignored]
-    skipped = [*(picture for one in written.values() for picture in one.skipped), *ignored, *source.skipped]
+    ignored = [SkippedImage(name=name, reason="this file type is not read") for name in source.ignored]
+    skipped = [*(image for one in written.values() for image in one.skipped), *ignored, *source.skipped]
     paths = tuple(str(path.resolve()) for path in source_paths)
     return CacheManifest(
         format_version=FORMAT_VERSION,
@@ -151,7 +151,7 @@ def _describe(
         # A path that is no UTF-8 cannot be recorded.
         source_paths=paths if list(paths) == list(map(escape_bytes, paths)) else (),
         base=source.base,
-        skipped=tuple(SkippedPicture(name=escape_bytes(one.name), reason=one.reason) for one in skipped),
+        skipped=tuple(SkippedImage(name=escape_bytes(one.name), reason=one.reason) for one in skipped),
     )
 
 
@@ -196,7 +196,7 @@ def _write_split(
     main_split: str,
 ) -> _WrittenSplit:
     images_path, labels_path = scratch / f"{split}-images.npy", scratch / f"{split}-labels.npy"
-    skipped: list[SkippedPicture] = []
+    skipped: list[SkippedImage] = []
     with images_path.open("wb+") as file:
         if isinstance(content, PixelSplit):
             labels_N = content.labels_N
@@ -210,7 +210,7 @@ def _write_split(
                 more_N, skipped = _write_decoded(file, split, content.more, image_size, advance, len(labels_N), 1.0)
                 if not len(more_N):
                     raise DataError(
-                        f"{len(skipped)} pictures were to be added and none can be: {skipped[0].name}: "
+                        f"{len(skipped)} images were to be added and none can be: {skipped[0].name}: "
                         f"{skipped[0].reason}"
                     )
                 labels_N = np.concatenate([labels_N, more_N])
@@ -223,7 +223,7 @@ def _write_split(
     count_per_class = {name: int((labels_N == label).sum()) for label, name in enumerate(classes)}
     emptied = [name for name, count in count_per_class.items() if count == 0]
     if emptied and split == main_split and labels_N.max() >= 0:
-        raise DataError(f"{split}: no pictures of {name_some(emptied)} can be used; every class needs some")
+        raise DataError(f"{split}: no images of {name_some(emptied)} can be used; every class needs some")
     with labels_path.open("wb") as file:
         np.save(file, labels_N, allow_pickle=False)
         _flush_file(file)
@@ -244,41 +244,41 @@ def _write_decoded(
     advance: Callable[[int], None],
     first_row: int = 0,
     max_bad_fraction: float = MAX_BAD_FRACTION,
-) -> tuple[npt.NDArray[np.int64], list[SkippedPicture]]:
-    """Write pixels at the place of their picture, in any order; then close the gaps of skipped ones.
+) -> tuple[npt.NDArray[np.int64], list[SkippedImage]]:
+    """Write pixels at the place of their image, in any order; then close the gaps of skipped ones.
 
-    The first picture goes to `first_row` of the split. Plain writes, not a writable memory map: on a full disk a map
+    The first image goes to `first_row` of the split. Plain writes, not a writable memory map: on a full disk a map
     kills the process instead of raising.
     """
-    pictures = content.pictures
+    images = content.images
     row_bytes = 3 * image_size * image_size
-    start_bytes = _write_header(file, first_row + len(pictures), image_size) + first_row * row_bytes
+    start_bytes = _write_header(file, first_row + len(images), image_size) + first_row * row_bytes
     reasons: dict[int, str] = {}
-    for chunk in decode_pictures(pictures, image_size, count_workers(len(pictures))):
+    for chunk in decode_images(images, image_size, count_workers(len(images))):
         _write_chunk(file, chunk, start_bytes, row_bytes)
         if content.left_out:
             for position, image_HWC in zip(chunk.positions, chunk.images_KHWC, strict=True):
                 if hashlib.sha256(image_HWC).digest() in content.left_out:
-                    reasons[position] = "is one of the data set's own pictures"
+                    reasons[position] = "is one of the data set's own images"
         reasons.update({chunk.positions[index]: reason for index, reason in chunk.failures})
         advance(len(chunk.positions))
     skipped = [
-        SkippedPicture(name=f"{pictures[position].archive.path.name}/{pictures[position].member}", reason=reason)
+        SkippedImage(name=f"{images[position].archive.path.name}/{images[position].member}", reason=reason)
         for position, reason in sorted(reasons.items())
     ]
-    if len(skipped) > 0 and len(skipped) / len(pictures) > max_bad_fraction:
-        share = math.ceil(100 * len(skipped) / len(pictures))
+    if len(skipped) > 0 and len(skipped) / len(images) > max_bad_fraction:
+        share = math.ceil(100 * len(skipped) / len(images))
         way = "" if share == 100 else f", or leave them out with --max-bad {share / 100:g}"
         raise DataError(
-            f"{len(skipped)} of {len(pictures)} {split} pictures do not decode, more than {100 * max_bad_fraction:g} % "
+            f"{len(skipped)} of {len(images)} {split} images do not decode, more than {100 * max_bad_fraction:g} % "
             f"are not skipped: {name_some((one.name for one in skipped), 3)} (the first: {skipped[0].reason}); "
             f"repair or remove them{way}"
         )
-    kept = [position for position in range(len(pictures)) if position not in reasons]
+    kept = [position for position in range(len(images)) if position not in reasons]
     if skipped:
         _close_gaps(file, kept, start_bytes, row_bytes)
         _write_header(file, first_row + len(kept), image_size)
-    return np.array([pictures[position].label for position in kept], dtype=np.int64), skipped
+    return np.array([images[position].label for position in kept], dtype=np.int64), skipped
 
 
 def _write_chunk(file: IO[bytes], chunk: DecodedChunk, start_bytes: int, row_bytes: int) -> None:
@@ -301,7 +301,7 @@ def _close_gaps(file: IO[bytes], kept: Sequence[int], start_bytes: int, row_byte
 
 
 def _write_header(file: IO[bytes], count: int, image_size: int) -> int:
-    """Write the header of a .npy file of pictures and return its length, which does not depend on `count`."""
+    """Write the header of a .npy file of images and return its length, which does not depend on `count`."""
     header = io.BytesIO()
     shape = (count, image_size, image_size, 3)
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})

@@ -17,7 +17,7 @@ def show_progress(
     Args:
         title: What is being done: `packing cifar10`.
         total: How many units there are; 0 when unknown.
-        unit: Name of one unit: `pictures`; `B` scales to kB, MB and GB.
+        unit: Name of one unit: `images`; `B` scales to kB, MB and GB.
         is_shown: False shows nothing at all.
         done: Units done before.
 

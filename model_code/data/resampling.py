@@ -1,9 +1,9 @@
 """Crops at random places brought to one size, and Gaussian blur, as matrix products over whole batches.
 
-A crop, its antialiased bilinear resize and a flip are together one linear map per axis; so is a blur. Each picture
+A crop, its antialiased bilinear resize and a flip are together one linear map per axis; so is a blur. Each image
 gets its own matrices.
 
-Shape suffixes: N = pictures, C = colour channels, H = height, W = width, O = pixels of an output axis, I = pixels of
+Shape suffixes: N = images, C = colour channels, H = height, W = width, O = pixels of an output axis, I = pixels of
 an input axis, T = tries.
 """
 
@@ -25,7 +25,7 @@ SIGMA_WITHOUT_BLUR = 0.01
 
 @dataclass(frozen=True)
 class Crops:
-    """Rectangles in N pictures, in whole pixels.
+    """Rectangles in N images, in whole pixels.
 
     Attributes:
         tops_N: First row.
@@ -42,7 +42,7 @@ class Crops:
     is_mirrored_N: Tensor
 
     def take(self, chosen: Tensor) -> "Crops":
-        """Return the crops of some of the pictures, by index."""
+        """Return the crops of some of the images, by index."""
         return Crops(*(values_N[chosen] for values_N in vars(self).values()))
 
 
@@ -56,17 +56,17 @@ def draw_crops(
     crop_aspect: tuple[float, float] = CROP_ASPECT,
     flip_probability: float = 0.0,
 ) -> Crops:
-    """Draw as torchvision's RandomResizedCrop and RandomHorizontalFlip do, for each picture on its own.
+    """Draw as torchvision's RandomResizedCrop and RandomHorizontalFlip do, for each image on its own.
 
-    A try draws area and aspect; the first of ten that fits into the picture counts, and if none fits it is the
+    A try draws area and aspect; the first of ten that fits into the image counts, and if none fits it is the
     largest central crop whose aspect is allowed.
 
     Args:
-        count: Pictures N.
-        height: Of each picture, pixels.
-        width: Of each picture, pixels.
+        count: Images N.
+        height: Of each image, pixels.
+        width: Of each image, pixels.
         generator: Source of randomness; the crops are on its device.
-        crop_area: Smallest and largest share of the picture's area.
+        crop_area: Smallest and largest share of the image's area.
         crop_aspect: Smallest and largest width/height; its logarithm is uniform.
         flip_probability: Of mirroring left to right.
     """
@@ -97,13 +97,13 @@ def draw_crops(
 
 
 def resize_crops(images_NCHW: Tensor, crops: Crops, image_size: int) -> Tensor:
-    """Cut a rectangle out of each picture and bring it to one size, mirrored where the crop says so.
+    """Cut a rectangle out of each image and bring it to one size, mirrored where the crop says so.
 
-    Bilinear with antialiasing, the arithmetic of torchvision's resize(antialias=True) on float pictures.
+    Bilinear with antialiasing, the arithmetic of torchvision's resize(antialias=True) on float images.
 
     Args:
-        images_NCHW: Float pictures.
-        crops: Of N pictures, on the same device.
+        images_NCHW: Float images.
+        crops: Of N images, on the same device.
         image_size: Height and width of the result, pixels.
 
     Returns:
@@ -117,7 +117,7 @@ def resize_crops(images_NCHW: Tensor, crops: Crops, image_size: int) -> Tensor:
 
 
 def draw_sigmas(count: int, settings: ViewSettings, generator: torch.Generator) -> Tensor:
-    """Draw the blur's standard deviation for each picture, pixels; `SIGMA_WITHOUT_BLUR` where it has none."""
+    """Draw the blur's standard deviation for each image, pixels; `SIGMA_WITHOUT_BLUR` where it has none."""
     chances_2N = torch.rand((2, count), generator=generator, device=generator.device)
     smallest, largest = settings.blur_sigma_pixels
     sigmas_N = smallest + (largest - smallest) * chances_2N[1]
@@ -130,10 +130,10 @@ def is_blurred(sigmas_N: Tensor) -> Tensor:
 
 
 def blur(images_NCHW: Tensor, sigmas_N: Tensor) -> Tensor:
-    """Blur each picture with a Gaussian of its own, borders mirrored; as torchvision's gaussian_blur.
+    """Blur each image with a Gaussian of its own, borders mirrored; as torchvision's gaussian_blur.
 
     Args:
-        images_NCHW: Float pictures, square.
+        images_NCHW: Float images, square.
         sigmas_N: Standard deviations, pixels.
 
     Returns:
@@ -145,7 +145,7 @@ def blur(images_NCHW: Tensor, sigmas_N: Tensor) -> Tensor:
 
 
 def to_float(images_NHWC: Tensor) -> Tensor:
-    """Return new float32 [N, C, H, W] in [0, 1] of uint8 pictures, or of float pictures in [0, 1]."""
+    """Return new float32 [N, C, H, W] in [0, 1] of uint8 images, or of float images in [0, 1]."""
     images_NCHW = images_NHWC.permute(0, 3, 1, 2).contiguous()
     return images_NCHW.float().div_(255) if images_NHWC.dtype == torch.uint8 else images_NCHW.float()
 

@@ -1,6 +1,6 @@
 """Seeded, stratified index sets: validation splits and smaller training sets.
 
-Shape suffixes: N = pictures.
+Shape suffixes: N = images.
 """
 
 import numpy as np
@@ -12,27 +12,27 @@ Indices = npt.NDArray[np.int64]
 
 
 def split_stratified(labels_N: npt.NDArray[np.int64], validation_fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Divide pictures into training and validation with the same class proportions.
+    """Divide images into training and validation with the same class proportions.
 
     Args:
         labels_N: Class indices, 0 and above.
-        validation_fraction: Share of the pictures for validation, between 0 and 1, both excluded.
+        validation_fraction: Share of the images for validation, between 0 and 1, both excluded.
         seed: The same seed gives the same split, 0 and above.
 
     Returns:
         (train indices, validation indices): disjoint, ascending, together all of 0..N-1. Validation holds the
         nearest whole number of N * validation_fraction, divided over the classes to the nearest whole
-        picture.
+        image.
 
     Raises:
-        UsageError: The fraction or seed is out of range, one side would be empty, or pictures have no label.
+        UsageError: The fraction or seed is out of range, one side would be empty, or images have no label.
     """
     if not 0 < validation_fraction < 1:
         raise UsageError(f"validation fraction {validation_fraction} is not allowed; give one between 0 and 1")
     validation_count = round(len(labels_N) * validation_fraction)
     if not 0 < validation_count < len(labels_N):
         raise UsageError(
-            f"validation fraction {validation_fraction} of {len(labels_N)} pictures leaves "
+            f"validation fraction {validation_fraction} of {len(labels_N)} images leaves "
             f"{validation_count} for validation; both sides need at least 1"
         )
     validation = take_stratified(labels_N, validation_count, seed)
@@ -42,31 +42,31 @@ def split_stratified(labels_N: npt.NDArray[np.int64], validation_fraction: float
 
 
 def take_stratified(labels_N: npt.NDArray[np.int64], count: int, seed: int) -> Indices:
-    """Choose exactly `count` pictures with the class proportions of all.
+    """Choose exactly `count` images with the class proportions of all.
 
     Args:
         labels_N: Class indices, 0 and above.
         count: How many, 1 to N.
-        seed: The same seed gives the same pictures, 0 and above.
+        seed: The same seed gives the same images, 0 and above.
 
     Returns:
         Ascending indices into `labels_N`, each at most once.
 
     Raises:
-        UsageError: The count or seed is out of range, or pictures have no label.
+        UsageError: The count or seed is out of range, or images have no label.
     """
     if not 1 <= count <= len(labels_N):
-        raise UsageError(f"{count} pictures cannot be taken; 1 to {len(labels_N)} are there")
+        raise UsageError(f"{count} images cannot be taken; 1 to {len(labels_N)} are there")
     if seed < 0:
         raise UsageError(f"seed {seed} is not allowed; give 0 or above")
     if labels_N.min() < 0:
-        raise UsageError("pictures without a label cannot be stratified; leave out those with label -1")
+        raise UsageError("images without a label cannot be stratified; leave out those with label -1")
     classes, class_counts = np.unique(labels_N, return_counts=True)
     shares = count * class_counts / len(labels_N)
     quotas = np.floor(shares).astype(np.int64)
     # A stream of its own: a seed sequence takes [seed] and [seed, 0] for the same.
     chance = np.random.default_rng([seed, 2**32 - 1]).random(len(classes))
-    # The largest remainders get the pictures that rounding down left over; chance decides between equal ones.
+    # The largest remainders get the images that rounding down left over; chance decides between equal ones.
     by_remainder = np.lexsort((chance, -np.round(shares - quotas, 9)))
     quotas[by_remainder[: count - quotas.sum()]] += 1
     taken = [

@@ -1,4 +1,4 @@
-"""How two views of one picture may differ: the settings of SimSiam's augmentation."""
+"""How two views of one image may differ: the settings of SimSiam's augmentation."""
 
 from typing import Annotated
 
@@ -19,7 +19,7 @@ def _check_ascending(interval: tuple[float, float]) -> tuple[float, float]:
 
 def _check_share(crop_area: tuple[float, float]) -> tuple[float, float]:
     if crop_area[1] > 1:
-        raise ValueError("a crop covers at most 1, the whole picture")
+        raise ValueError("a crop covers at most 1, the whole image")
     return crop_area
 
 
@@ -34,7 +34,7 @@ class ViewSettings(BaseModel):
 
     Attributes:
         image_size: Height and width of a view, pixels.
-        crop_area: Smallest and largest share of the picture's area that a crop covers.
+        crop_area: Smallest and largest share of the image's area that a crop covers.
         crop_aspect: Smallest and largest width/height of a crop; its logarithm is uniform.
         flip_probability: Of mirroring left to right.
         jitter_probability: Of changing the colours at all.

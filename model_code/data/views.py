@@ -1,6 +1,6 @@
-"""Two random views of every picture of a batch, for SimSiam, and the one plain view for evaluation.
+"""Two random views of every image of a batch, for SimSiam, and the one plain view for evaluation.
 
-Shape suffixes: B = pictures, N = views, H = height, W = width, C = the three colour channels, red first.
+Shape suffixes: B = images, N = views, H = height, W = width, C = the three colour channels, red first.
 """
 
 import torch
@@ -23,18 +23,18 @@ from model_code.data.view_settings import ViewSettings
 
 @torch.no_grad()
 def two_views(images_BHWC: Tensor, generator: torch.Generator, settings: ViewSettings) -> tuple[Tensor, Tensor]:
-    """Draw two views of each picture: crop, flip, colours, grey, blur; every view has parameters of its own.
+    """Draw two views of each image: crop, flip, colours, grey, blur; every view has parameters of its own.
 
     The distribution is that of torchvision's RandomResizedCrop, RandomHorizontalFlip, ColorJitter inside RandomApply,
-    RandomGrayscale and GaussianBlur inside RandomApply, in this order, on float pictures.
+    RandomGrayscale and GaussianBlur inside RandomApply, in this order, on float images.
 
     Args:
-        images_BHWC: uint8 pictures, or float pictures in [0, 1]; they stay as they are.
-        generator: Source of randomness, on the pictures' device.
+        images_BHWC: uint8 images, or float images in [0, 1]; they stay as they are.
+        generator: Source of randomness, on the images' device.
         settings: Sizes, strengths and probabilities.
 
     Returns:
-        Two tensors [B, image_size, image_size, C] of the pictures' dtype; not normalised. An equal state of the
+        Two tensors [B, image_size, image_size, C] of the images' dtype; not normalised. An equal state of the
         generator gives equal views on the same device.
     """
     count, height, width, _ = images_BHWC.shape
@@ -65,16 +65,16 @@ def two_views(images_BHWC: Tensor, generator: torch.Generator, settings: ViewSet
 
 @torch.no_grad()
 def plain_view(images_BHWC: Tensor, image_size: int, enlargement: float = 1.0) -> Tensor:
-    """Return the middle of each picture at one size, for evaluation.
+    """Return the middle of each image at one size, for evaluation.
 
     Args:
-        images_BHWC: uint8 pictures, or float pictures in [0, 1].
+        images_BHWC: uint8 images, or float images in [0, 1].
         image_size: Height and width of the result, pixels.
         enlargement: The shorter side becomes image_size * enlargement pixels (bicubic, antialiased) before the middle
-            is cut out; SimSiam's published evaluation has 8/7, and 1 leaves pictures of the right size as they are.
+            is cut out; SimSiam's published evaluation has 8/7, and 1 leaves images of the right size as they are.
 
     Returns:
-        [B, image_size, image_size, C] of the pictures' dtype.
+        [B, image_size, image_size, C] of the images' dtype.
     """
     _, height, width, _ = images_BHWC.shape
     old_side, new_side = min(height, width), int(image_size * enlargement)

@@ -1,6 +1,6 @@
-"""BatchNorm statistics of a frozen network, estimated on pictures that it was not trained on.
+"""BatchNorm statistics of a frozen network, estimated on images that it was not trained on.
 
-Shape suffixes: N = pictures, H = height, W = width, C = colour channels.
+Shape suffixes: N = images, H = height, W = width, C = colour channels.
 """
 
 from collections.abc import Callable
@@ -23,23 +23,23 @@ def calibrate_batch_norm(
 ) -> None:
     """Replace every BatchNorm's running statistics by the mean of its batches' statistics, in place.
 
-    The pictures are visited once in a fixed random order, in batches that differ by one picture at most: so none
-    counts more than another, and a batch holds all classes even where pictures lie class by class. Weights stay, other
+    The images are visited once in a fixed random order, in batches that differ by one image at most: so none
+    counts more than another, and a batch holds all classes even where images lie class by class. Weights stay, other
     layers are in evaluation mode, and the model is left in evaluation mode. A model without BatchNorm stays as it is.
 
     Args:
-        model: Pictures [B, H, W, C] in.
-        images_NHWC: uint8 pictures, at least 2.
+        model: Images [B, H, W, C] in.
+        images_NHWC: uint8 images, at least 2.
         prepare: Brings each batch to the size that the model reads; None leaves it.
-        batch_size: Most pictures at once, at least 2 (3 are taken where 2 would leave a single one).
+        batch_size: Most images at once, at least 2 (3 are taken where 2 would leave a single one).
 
     Raises:
-        UsageError: There are too few pictures, or the batches are too small.
+        UsageError: There are too few images, or the batches are too small.
     """
     if len(images_NHWC) < 2 or batch_size < 2:
         raise UsageError(
-            f"BatchNorm cannot be calibrated on {len(images_NHWC)} pictures in batches of {batch_size}; "
-            "give at least 2 pictures and batches of at least 2"
+            f"BatchNorm cannot be calibrated on {len(images_NHWC)} images in batches of {batch_size}; "
+            "give at least 2 images and batches of at least 2"
         )
     model.eval()
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)]
@@ -61,6 +61,6 @@ def calibrate_batch_norm(
         model.eval()
 
 
-def _count_batches(pictures: int, batch_size: int) -> int:
-    """Return how few batches hold all pictures, each 2 or more: BatchNorm has no variance of a single value."""
-    return min(-(-pictures // batch_size), pictures // 2)
+def _count_batches(images: int, batch_size: int) -> int:
+    """Return how few batches hold all images, each 2 or more: BatchNorm has no variance of a single value."""
+    return min(-(-images // batch_size), images // 2)

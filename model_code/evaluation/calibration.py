@@ -155,14 +155,14 @@ def measure_interval(count: int, total: int) -> Interval:
 
 
 def _read(logits_NK: Tensor, labels_N: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return both as arrays, float64 so that no sum over thousands of pictures loses digits."""
+    """Return both as arrays, float64 so that no sum over thousands of images loses digits."""
     if len(labels_N) == 0 or len(labels_N) != len(logits_NK):
         raise ValueError(f"{len(logits_NK)} predictions for {len(labels_N)} labels; both must be equal and above 0")
     logits = logits_NK.detach().cpu().double().numpy()
     broken = int((~np.isfinite(logits)).any(axis=1).sum())
     if broken:
         raise ReleaseError(
-            f"the network's answers about {broken} of {len(logits)} pictures are not finite; its weights are broken: "
+            f"the network's answers about {broken} of {len(logits)} images are not finite; its weights are broken: "
             "train again"
         )
     return logits, labels_N.cpu().numpy()

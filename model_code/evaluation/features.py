@@ -1,6 +1,6 @@
-"""Features of pictures from a network without its last layer, and the watch for their collapse.
+"""Features of images from a network without its last layer, and the watch for their collapse.
 
-Shape suffixes: N = pictures, B = pictures of one batch, H = height, W = width, C = colour channels, D = features.
+Shape suffixes: N = images, B = images of one batch, H = height, W = width, C = colour channels, D = features.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from model_code.evaluation.metrics import LARGEST_BATCH, find_device
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """What a network sees in some pictures, and what they are.
+    """What a network sees in some images, and what they are.
 
     Attributes:
         features_ND: Float, any scale.
@@ -45,10 +45,10 @@ def compute_features(
     """Return the model's output float32 [N, D] on its device; the model is left in evaluation mode.
 
     Args:
-        model: Pictures [B, H, W, C] in, [B, D] out.
-        images_NHWC: uint8 pictures; each batch is moved to the model's device.
+        model: Images [B, H, W, C] in, [B, D] out.
+        images_NHWC: uint8 images; each batch is moved to the model's device.
         prepare: Brings each batch to the size that the model reads; None leaves it.
-        batch_size: Pictures at once.
+        batch_size: Images at once.
     """
     model.eval()
     device = find_device(model, images_NHWC)
@@ -59,15 +59,15 @@ def compute_features(
 def feature_std(features_ND: Tensor) -> float:
     """Return how far L2-normalised features spread: the standard deviation of each dimension, and their mean.
 
-    0 means collapse: every picture has the same features. 1 / sqrt(D) is what features spread evenly over the sphere
+    0 means collapse: every image has the same features. 1 / sqrt(D) is what features spread evenly over the sphere
     have. Source: Chen & He 2021, arXiv:2011.10566, Sec. 4.1, where it is watched on the projector's output.
 
     Args:
         features_ND: Float, any scale; N at least 2.
 
     Raises:
-        ValueError: There are fewer than two pictures.
+        ValueError: There are fewer than two images.
     """
     if len(features_ND) < 2:
-        raise ValueError(f"the spread of {len(features_ND)} pictures is not defined; give at least 2")
+        raise ValueError(f"the spread of {len(features_ND)} images is not defined; give at least 2")
     return float(F.normalize(features_ND.detach().float(), dim=1).std(dim=0).mean())

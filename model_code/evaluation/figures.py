@@ -1,4 +1,4 @@
-"""Figures of one run: learning curves, confusion matrix, reliability, and the grid of labelled test pictures.
+"""Figures of one run: learning curves, confusion matrix, reliability, and the grid of labelled test images.
 
 Every function returns a matplotlib figure that belongs to nobody else: save it and let it go.
 """
@@ -82,7 +82,7 @@ def draw_prediction_grid(
     predictions_N: npt.NDArray[np.int64],
     classes: Sequence[str],
 ) -> Figure:
-    """Draw the first 8x8 pictures titled "predicted (true)", green where right and red where wrong."""
+    """Draw the first 8x8 images titled "predicted (true)", green where right and red where wrong."""
     figure = Figure(figsize=(12, 13), layout="constrained")
     axes = figure.subplots(GRID_SIDE, GRID_SIDE)
     for axis in axes.flat:
@@ -103,18 +103,18 @@ def draw_reliability(reliability: Reliability) -> Figure:
     Only without it where it changes nothing.
 
     Above, the share of right labels in each bin of the largest probability, drawn over its mean; on the diagonal a
-    model can be believed. Red lines are labels less often right than said, green ones more often. Below, the pictures
-    in each bin, on a logarithmic scale, because most pictures lie in the last bin.
+    model can be believed. Red lines are labels less often right than said, green ones more often. Below, the images
+    in each bin, on a logarithmic scale, because most images lie in the last bin.
     """
     figure = Figure(figsize=(8.4, 5.2), layout="constrained")
-    figure.suptitle(f"reliability on {reliability.count:,} {reliability.split} pictures")
+    figure.suptitle(f"reliability on {reliability.count:,} {reliability.split} images")
     sides = [
         ("without the temperature", reliability.ece_before, reliability.ece_before_interval, reliability.bins_before),
         ("with it", reliability.ece_after, reliability.ece_after_interval, reliability.bins_after),
     ]
     if reliability.bins_before == reliability.bins_after:
         sides = [("no temperature", *sides[0][1:])]
-    most_pictures = max(10, *(2 * found.count for *_, bins in sides for found in bins))
+    most_images = max(10, *(2 * found.count for *_, bins in sides for found in bins))
     axes = figure.subplots(2, len(sides), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
     for column, (title, error, interval, bins) in enumerate(sides):
         above, below = axes[:, column]
@@ -130,17 +130,17 @@ def draw_reliability(reliability: Reliability) -> Figure:
             edgecolor="white",
         )
         below.set_yscale("symlog", linthresh=1)
-        below.set_ylim(0, most_pictures)
+        below.set_ylim(0, most_images)
         below.grid(alpha=0.3)
         below.set_xlabel("largest probability")
     axes[0, 0].set_ylabel("share of right labels")
-    axes[1, 0].set_ylabel("pictures")
+    axes[1, 0].set_ylabel("images")
     axes[0, 0].legend(loc="upper left")
     return figure
 
 
 def _draw_bins(axis: Axes, bins: Sequence[ReliabilityBin]) -> None:
-    """Draw accuracy over confidence of the bins that have pictures."""
+    """Draw accuracy over confidence of the bins that have images."""
     axis.bar(
         [found.low for found in bins],
         [found.accuracy for found in bins],

@@ -2,7 +2,7 @@
 
 Source: Wu et al. 2018, arXiv:1805.01978, Sec. 3.4.
 
-Shape suffixes: N = pictures to classify, Q = pictures of one chunk, M = pictures of the bank, D = features,
+Shape suffixes: N = images to classify, Q = images of one chunk, M = images of the bank, D = features,
 K = classes, T = nearest neighbours taken.
 """
 
@@ -23,13 +23,13 @@ CHUNK_ELEMENTS = 2**26
 def knn_predict(
     bank: LabelledFeatures, features_ND: Tensor, neighbours: int = NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """Classify pictures by the votes of the most similar ones in a bank.
+    """Classify images by the votes of the most similar ones in a bank.
 
     Each of the `neighbours` nearest, by cosine similarity s, gives exp(s / temperature) to its class.
 
     Args:
-        bank: Labelled pictures.
-        features_ND: Of the pictures to classify, float, any scale, on the bank's device.
+        bank: Labelled images.
+        features_ND: Of the images to classify, float, any scale, on the bank's device.
         neighbours: How many vote.
         temperature: Above 0; smaller listens more to the nearest.
 
@@ -37,14 +37,14 @@ def knn_predict(
         int64 [N], indices into the bank's classes. Equal votes go to the class with the smaller index.
 
     Raises:
-        UsageError: The bank has fewer pictures than `neighbours`, or a setting is out of range.
+        UsageError: The bank has fewer images than `neighbours`, or a setting is out of range.
     """
     if neighbours < 1 or temperature <= 0:
         raise UsageError(f"neighbours={neighbours} and temperature={temperature} must both be above 0")
     if len(bank) < neighbours:
         raise UsageError(
-            f"the bank has {len(bank)} pictures and {neighbours} neighbours are to vote; "
-            f"lower the neighbours to at most {len(bank)} or give more labelled pictures"
+            f"the bank has {len(bank)} images and {neighbours} neighbours are to vote; "
+            f"lower the neighbours to at most {len(bank)} or give more labelled images"
         )
     bank_DM = F.normalize(bank.features_ND.float(), dim=1).T
     chunk = max(1, CHUNK_ELEMENTS // len(bank))
@@ -58,18 +58,18 @@ def knn_accuracy(
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> float:
-    """Return the share of the queries that `knn_predict` labels right, in [0, 1]; every picture counts once.
+    """Return the share of the queries that `knn_predict` labels right, in [0, 1]; every image counts once.
 
     Raises:
         UsageError: The two have different classes, there are no queries, or as `knn_predict`.
     """
     if bank.classes != queries.classes:
         raise UsageError(
-            f"the bank's classes {', '.join(bank.classes)} are not those of the pictures to classify, "
+            f"the bank's classes {', '.join(bank.classes)} are not those of the images to classify, "
             f"{', '.join(queries.classes)}; give two splits of one data set"
         )
     if not len(queries):
-        raise UsageError("there are no pictures to classify; give at least 1")
+        raise UsageError("there are no images to classify; give at least 1")
     predicted_N = knn_predict(bank, queries.features_ND, neighbours, temperature)
     return int((predicted_N == queries.labels_N).sum()) / len(queries)
 

@@ -1,6 +1,6 @@
-"""Classification metrics of one set of pictures.
+"""Classification metrics of one set of images.
 
-Shape suffixes: N = pictures, B = pictures of one batch, K = classes.
+Shape suffixes: N = images, B = images of one batch, K = classes.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ _BATCH_PIXELS = LARGEST_BATCH * 64**2
 
 @dataclass(frozen=True)
 class Report:
-    """How well a network labels some pictures.
+    """How well a network labels some images.
 
     Attributes:
-        count: Pictures.
+        count: Images.
         loss: Mean cross-entropy, nats.
         accuracy_fraction: Share of right labels, in [0, 1].
         macro_f1: Mean of the classes' F1, in [0, 1]; a class never predicted and never present counts 0.
-        per_class_accuracy: Recall of each class; NaN where the class has no picture.
+        per_class_accuracy: Recall of each class; NaN where the class has no image.
         confusion_KK: Counts, rows the true class, columns the predicted one.
     """
 
@@ -37,12 +37,12 @@ class Report:
 
 
 def choose_batch(image_size: int) -> int:
-    """Return how many pictures of this height and width are evaluated at once: fewer large ones, for their memory."""
+    """Return how many images of this height and width are evaluated at once: fewer large ones, for their memory."""
     return max(1, min(LARGEST_BATCH, _BATCH_PIXELS // image_size**2))
 
 
 def find_device(model: nn.Module, images_NHWC: Tensor) -> torch.device:
-    """Return where a model computes: its weights' device, or that of the pictures if it has none."""
+    """Return where a model computes: its weights' device, or that of the images if it has none."""
     weights = next(model.parameters(), None)
     return images_NHWC.device if weights is None else weights.device
 
@@ -52,7 +52,7 @@ def predict_logits(model: nn.Module, images_NHWC: Tensor) -> Tensor:
     """Return logits float32 [N, K] on the CPU; the model is left in evaluation mode.
 
     Args:
-        model: Pictures [B, H, W, C] in, logits out.
+        model: Images [B, H, W, C] in, logits out.
         images_NHWC: uint8; each batch is moved to the model's device.
     """
     model.eval()
@@ -69,7 +69,7 @@ def measure(logits_NK: Tensor, labels_N: Tensor) -> Report:
         labels_N: int64 in [0, K).
 
     Raises:
-        ValueError: There are no pictures, or the lengths differ.
+        ValueError: There are no images, or the lengths differ.
     """
     if len(labels_N) == 0 or len(labels_N) != len(logits_NK):
         raise ValueError(f"{len(logits_NK)} predictions for {len(labels_N)} labels; both must be equal and above 0")

@@ -1,6 +1,6 @@
-"""What an untrained network answers to many pictures, how fast and in how much memory.
+"""What an untrained network answers to many images, how fast and in how much memory.
 
-Shape suffixes: N = pictures, B = pictures of one batch, H = height, W = width, C = the three colour channels,
+Shape suffixes: N = images, B = images of one batch, H = height, W = width, C = the three colour channels,
 K = classes.
 """
 
@@ -21,14 +21,14 @@ class UntrainedReport:
     """The answers of one network.
 
     Attributes:
-        count: Pictures.
+        count: Images.
         correct: Right answers.
         accuracy_fraction: Share of right answers, in [0, 1].
         distinct_classes: How many different classes were answered.
-        top_class_share: Share of pictures that got the most frequent answer, in (0, 1].
-        seconds: From reading the first picture to the last answer, with the first batch's warm-up; the network was
+        top_class_share: Share of images that got the most frequent answer, in (0, 1].
+        seconds: From reading the first image to the last answer, with the first batch's warm-up; the network was
             built and moved to the device before.
-        pictures_per_s: Pictures / seconds.
+        pictures_per_s: Images / seconds.
         peak_memory_bytes: On CUDA the most that tensors, weights among them, took at once; on a CPU the most that the
             whole process has held since it began.
     """
@@ -53,24 +53,24 @@ def evaluate_untrained(
     device: torch.device,
     on_batch: Callable[[int], None] | None = None,
 ) -> UntrainedReport:
-    """Ask a network about every picture once, in order; one batch at a time is in memory.
+    """Ask a network about every image once, in order; one batch at a time is in memory.
 
     Args:
-        model: Pictures [B, H, W, C] as `view` returns them in, logits [B, K] out; is moved to the device and left in
+        model: Images [B, H, W, C] as `view` returns them in, logits [B, K] out; is moved to the device and left in
             evaluation mode.
         images: uint8 [N, H, W, C], may be memory-mapped.
         labels_N: Indices into the classes.
         view: What each batch goes through on the device, such as a random resized crop; uint8 in and out.
-        batch_size: Pictures at once, at least 1.
+        batch_size: Images at once, at least 1.
         device: Where to compute.
-        on_batch: Told after each batch how many pictures it had.
+        on_batch: Told after each batch how many images it had.
 
     Raises:
-        ValueError: There are no pictures, the lengths differ, or `batch_size` is below 1.
+        ValueError: There are no images, the lengths differ, or `batch_size` is below 1.
     """
     if len(labels_N) == 0 or len(labels_N) != len(images) or batch_size < 1:
         raise ValueError(
-            f"{len(images)} pictures for {len(labels_N)} labels in batches of {batch_size}; "
+            f"{len(images)} images for {len(labels_N)} labels in batches of {batch_size}; "
             "the first two must be equal, and all above 0"
         )
     model.to(device).eval()

@@ -29,12 +29,12 @@ _FILES = {
         "swin_s_torchvision",
     ),
 }
-# Built for one picture size; the others take any size that `check_image_size` allows.
+# Built for one image size; the others take any size that `check_image_size` allows.
 _SIZED = (*_FILES["swin_sizes"], "vit_b_16", "vit_l_16")
 _LAST_LAYERS = ("fc", "head", "heads")
-# Start of a network's name -> its smallest pictures and the step between sizes, pixels. 7x7 stem and max-pool turn 4x4
+# Start of a network's name -> its smallest images and the step between sizes, pixels. 7x7 stem and max-pool turn 4x4
 # pixels into one place, so a ResNet's first stage sees 2x2 places at 8; with less, all its maps are single places, most
-# of each convolution reads padding, and in training BatchNorm has one value for each picture. A Swin pads maps to whole
+# of each convolution reads padding, and in training BatchNorm has one value for each image. A Swin pads maps to whole
 # windows and, where it halves them, to even sizes, so a single patch is enough. A FastNet loses a row and a column and
 # halves the rest three times. The first start that fits counts.
 _SIZES = {"fastnet": (9, 1), "resnet": (8, 1), "vit": (16, 16), "swin_cifar": (2, 1), "swin": (4, 1)}
@@ -56,14 +56,14 @@ NETWORKS: dict[str, Callable[..., "nn.Module"]] = {
 
 
 def check_image_size(network_name: str, image_size: int) -> None:
-    """Refuse pictures that a network cannot read.
+    """Refuse images that a network cannot read.
 
     Args:
         network_name: Key of `NETWORKS`.
-        image_size: Height and width of the pictures, pixels.
+        image_size: Height and width of the images, pixels.
 
     Raises:
-        UsageError: No network has that name, or its pictures cannot have that size; the message says which can.
+        UsageError: No network has that name, or its images cannot have that size; the message says which can.
     """
     _check_name(network_name)
     smallest, step = next((sizes for start, sizes in _SIZES.items() if network_name.startswith(start)), (1, 1))
@@ -72,7 +72,7 @@ def check_image_size(network_name: str, image_size: int) -> None:
     nearest = max(smallest, round(image_size / step) * step)
     sizes = f"{smallest} and more" if step == 1 else f"multiples of {step} from {smallest}"
     raise UsageError(
-        f"{network_name} cannot read pictures of {image_size} pixels; {sizes} are allowed, the nearest is {nearest}"
+        f"{network_name} cannot read images of {image_size} pixels; {sizes} are allowed, the nearest is {nearest}"
     )
 
 
@@ -82,7 +82,7 @@ def build_network(name: str, num_classes: int, image_size: int | None = None) ->
     Args:
         name: Key of `NETWORKS`.
         num_classes: Width of the output.
-        image_size: Height and width of the pictures, pixels; None takes the network's own size, where it has one.
+        image_size: Height and width of the images, pixels; None takes the network's own size, where it has one.
 
     Raises:
         UsageError: No network has that name, the message lists those that exist; or as `check_image_size`.

@@ -2,7 +2,7 @@
 
 Every random weight comes from the given generator, on whose device the layers are.
 
-Shape suffixes: N = pictures, D = features, K = classes.
+Shape suffixes: N = images, D = features, K = classes.
 """
 
 import math

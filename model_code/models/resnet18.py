@@ -1,9 +1,9 @@
-"""ResNet-18 for 32x32 pictures: torchvision's, our own, and ours with a stem made for small pictures.
+"""ResNet-18 for 32x32 images: torchvision's, our own, and ours with a stem made for small images.
 
 torchvision's and our own compute the same but start from other weights, so each is also here with the other's start:
 four corners that tell the implementation from the initialisation.
 
-Shape suffixes: B = pictures, C = channels, H = height, W = width, D = features, K = classes.
+Shape suffixes: B = images, C = channels, H = height, W = width, D = features, K = classes.
 
 Source: He et al. 2016, arXiv:1512.03385, Table 1 and Fig. 5 (left).
 """
@@ -68,12 +68,12 @@ class ResNet18(nn.Module):
         self.fc = nn.Linear(width, num_classes)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits [B, K] of normalised float pictures [B, 3, H, W]; H and W at least 32."""
+        """Return logits [B, K] of normalised float images [B, 3, H, W]; H and W at least 32."""
         logits_BK: Tensor = self.fc(self.features(images_BCHW))
         return logits_BK
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """Return what the last layer reads, [B, D = 512], 0 and above, of normalised float pictures [B, 3, H, W]."""
+        """Return what the last layer reads, [B, D = 512], 0 and above, of normalised float images [B, 3, H, W]."""
         features_BCHW: Tensor = self.stages(self.max_pool(self.stem(images_BCHW)))
         return features_BCHW.mean(dim=(2, 3))
 

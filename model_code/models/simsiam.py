@@ -3,7 +3,7 @@
 Source: Chen & He 2021, arXiv:2011.10566, Sec. 3 and Appendix D; the output BatchNorm without scale and shift and the
 linear layers without bias before a BatchNorm are those of the authors' code, github.com/facebookresearch/simsiam.
 
-Shape suffixes: B = pictures, C = channels, H = height, W = width, D = width of an embedding.
+Shape suffixes: B = images, C = channels, H = height, W = width, D = width of an embedding.
 """
 
 from typing import NamedTuple
@@ -30,9 +30,9 @@ class SimSiam(nn.Module):
     """Backbone, projector and predictor.
 
     Args:
-        backbone: Normalised float pictures [B, C, H, W] in, features [B, feature_width] out.
+        backbone: Normalised float images [B, C, H, W] in, features [B, feature_width] out.
         feature_width: Of the backbone.
-        projector_layers: 2 as in the paper's CIFAR-10 runs, 3 as for larger pictures.
+        projector_layers: 2 as in the paper's CIFAR-10 runs, 3 as for larger images.
         embedding_width: Width D of projections and predictions, and of the projector's hidden layers.
         bottleneck_width: Hidden width of the predictor.
 

@@ -1,6 +1,6 @@
-"""Swin Transformer, for 32-pixel pictures and in the paper's four sizes.
+"""Swin Transformer, for 32-pixel images and in the paper's four sizes.
 
-Shape suffixes: B = pictures, H = height, W = width, C = channels, N = windows of a feature map, T = tokens of a window,
+Shape suffixes: B = images, H = height, W = width, C = channels, N = windows of a feature map, T = tokens of a window,
 P = relative positions in a window, A = attention heads, D = channels of one head, K = classes.
 
 Source: Liu et al. 2021, arXiv:2103.14030. Feature maps are square and keep channels last between layers.
@@ -105,7 +105,7 @@ class SwinBlock(nn.Module):
         window: Height and width of a window, tokens.
         shift: How far the windows are shifted, tokens; 0 for not at all.
         mlp_ratio: Hidden width of the MLP / C.
-        drop_path: Probability that a picture skips a branch in training, in [0, 1).
+        drop_path: Probability that an image skips a branch in training, in [0, 1).
     """
 
     def __init__(
@@ -195,14 +195,14 @@ class SwinTransformer(nn.Module):
 
     Args:
         num_classes: Width K of the output.
-        image_size: Height and width of the pictures, pixels; the masks are made for it, the parameters fit any.
+        image_size: Height and width of the images, pixels; the masks are made for it, the parameters fit any.
         patch_size: Height and width of a patch, pixels; what does not fill a patch is left out.
         channels: Width C of the first stage; doubles with every stage.
         depths: Blocks of each stage.
         heads: Attention heads of each stage.
         window: Height and width of a window, tokens.
         mlp_ratio: Hidden width of the MLPs / C.
-        drop_path: Probability that a picture skips a branch of the last block in training, in [0, 1); rises to it
+        drop_path: Probability that an image skips a branch of the last block in training, in [0, 1); rises to it
             linearly from 0 in the first.
         has_patch_norm: Whether a LayerNorm follows the patch embedding.
     """
@@ -244,14 +244,14 @@ class SwinTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits [B, K] of normalised float pictures [B, 3, image_size, image_size].
+        """Return logits [B, K] of normalised float images [B, 3, image_size, image_size].
 
         Raises:
-            ValueError: The pictures have another size than the network was built for.
+            ValueError: The images have another size than the network was built for.
         """
         if images_BCHW.shape[2:] != (self.image_size, self.image_size):
             raise ValueError(
-                f"pictures of {images_BCHW.shape[2]}x{images_BCHW.shape[3]} pixels, but this network was built for "
+                f"images of {images_BCHW.shape[2]}x{images_BCHW.shape[3]} pixels, but this network was built for "
                 f"{self.image_size}x{self.image_size}; build it with another image_size"
             )
         features_BHWC = self.patch_norm(self.patch_embedding(images_BCHW).permute(0, 2, 3, 1))

@@ -1,6 +1,6 @@
 """The sizes of Swin Transformer that have a name.
 
-`image_size` is the height and width of the pictures, pixels; the number of parameters does not depend on it.
+`image_size` is the height and width of the images, pixels; the number of parameters does not depend on it.
 """
 
 from model_code.models.swin import SwinTransformer
@@ -9,7 +9,7 @@ from model_code.models.swin import SwinTransformer
 def swin_cifar(num_classes: int, image_size: int = 32) -> SwinTransformer:
     """Return the small network for CIFAR-10; 14,373,340 parameters with 10 classes.
 
-    1.35 GMAC a picture, since its maps of 16, 8 and 4 tokens are padded to 21, 14 and 7. In the last stage one window
+    1.35 GMAC an image, since its maps of 16, 8 and 4 tokens are padded to 21, 14 and 7. In the last stage one window
     covers the map, so windows are not shifted there: so do the paper's authors and torchvision, while the article that
     published this network shifts them.
     """
@@ -28,7 +28,7 @@ def swin_cifar(num_classes: int, image_size: int = 32) -> SwinTransformer:
 def swin_cifar_window4(num_classes: int, image_size: int = 32) -> SwinTransformer:
     """Return `swin_cifar` with windows of 4, which need no padding at 32 pixels, MLP ratio 2 and drop-path 0.1.
 
-    18,645,868 parameters with 10 classes, 0.80 GMAC a picture. The three settings are those of Lee et al. 2021,
+    18,645,868 parameters with 10 classes, 0.80 GMAC an image. The three settings are those of Lee et al. 2021,
     arXiv:2112.13492 (code: aanna0701/SPT_LSA_ViT), whose network is another one: 96 channels, depths 2/6/4 and a
     learned absolute position embedding.
     """

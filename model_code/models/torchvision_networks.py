@@ -1,7 +1,7 @@
 """torchvision's larger networks, untrained, as it initialises them.
 
-The last layer of a ViT starts at 0, so untrained it answers the same to every picture; those of the others start from
-random weights. `image_size` is the height and width of the pictures, pixels; a ViT has a position for each patch, so
+The last layer of a ViT starts at 0, so untrained it answers the same to every image; those of the others start from
+random weights. `image_size` is the height and width of the images, pixels; a ViT has a position for each patch, so
 its parameters grow with it.
 
 Sources: He et al. 2016, arXiv:1512.03385; Dosovitskiy et al. 2021, arXiv:2010.11929; Liu et al. 2021, arXiv:2103.14030.
@@ -36,12 +36,12 @@ def vit_l_16(num_classes: int, image_size: int = 224) -> nn.Module:
 
 
 def swin_t_torchvision(num_classes: int) -> nn.Module:
-    """Return torchvision's Swin-T with its drop-path of 0.2, for any picture size; parameters as `swin_t`."""
+    """Return torchvision's Swin-T with its drop-path of 0.2, for any image size; parameters as `swin_t`."""
     network: nn.Module = torchvision.models.swin_t(weights=None, num_classes=num_classes)
     return network
 
 
 def swin_s_torchvision(num_classes: int) -> nn.Module:
-    """Return torchvision's Swin-S with its drop-path of 0.3, for any picture size; parameters as `swin_s`."""
+    """Return torchvision's Swin-S with its drop-path of 0.3, for any image size; parameters as `swin_s`."""
     network: nn.Module = torchvision.models.swin_s(weights=None, num_classes=num_classes)
     return network

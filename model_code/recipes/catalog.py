@@ -131,7 +131,7 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
 
     Args:
         name: Recipe name.
-        profile: `full`, or `smoke`: few pictures, few epochs, a smaller network where the recipe's is large.
+        profile: `full`, or `smoke`: few images, few epochs, a smaller network where the recipe's is large.
         changes: Settings that replace the recipe's. The run is then `custom`, unless only the seed, the device, the
             engine (but for its parts) or the place of torchvision's weights change (or, in a smoke run, the data set).
 
@@ -155,7 +155,7 @@ def _find_profile(config: AnyConfig, profile: str) -> str:
 
 
 def change_dataset(config: AnyConfig, dataset: str) -> AnyConfig:
-    """Return the config of the same run on other pictures, where a documented run is a custom one."""
+    """Return the config of the same run on other images, where a documented run is a custom one."""
     changed = config.model_copy(update={"dataset": dataset})
     profile = _find_profile(changed, "smoke" if config.profile == "smoke" else "full")
     return changed.model_copy(update={"profile": profile})
@@ -164,7 +164,7 @@ def change_dataset(config: AnyConfig, dataset: str) -> AnyConfig:
 def describe_budget(config: RunConfig) -> str:
     """Return what a run's figures may be compared with.
 
-    `full`; `smoke`, or `smoke on NAME` with pictures other than the recipe's; or `custom: ` and the settings that
+    `full`; `smoke`, or `smoke on NAME` with images other than the recipe's; or `custom: ` and the settings that
     differ from the full run's.
     """
     documented = get_recipe(config.recipe).build()

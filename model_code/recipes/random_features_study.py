@@ -2,7 +2,7 @@
 
 The article finds untrained networks at chance and asks why Deep Clustering reports a random AlexNet far above it: there
 a trained MLP sits on the random convolutions. Each recipe freezes a backbone as torchvision initialises it and measures
-kNN, a linear probe and an MLP probe on its features, beside the untrained head that the article used. Pictures are
+kNN, a linear probe and an MLP probe on its features, beside the untrained head that the article used. Images are
 enlarged to 224 pixels, which these networks are made for; the raw pixels are probed as they are.
 """
 
@@ -36,7 +36,7 @@ def resnet18_cifar10_random() -> RandomFeaturesConfig:
 
 @recipe(seeds=SEEDS)
 def resnet18_cifar10_random_calibrated() -> RandomFeaturesConfig:
-    """Probes on untrained ResNet-18, BatchNorm statistics measured on the training pictures.
+    """Probes on untrained ResNet-18, BatchNorm statistics measured on the training images.
 
     Published: no figure of its own.
     Ours: not yet measured.
@@ -56,7 +56,7 @@ def resnet50_cifar10_random() -> RandomFeaturesConfig:
 
 @recipe(seeds=SEEDS)
 def resnet50_cifar10_random_calibrated() -> RandomFeaturesConfig:
-    """Probes on untrained ResNet-50, BatchNorm statistics measured on the training pictures.
+    """Probes on untrained ResNet-50, BatchNorm statistics measured on the training images.
 
     Published: no figure of its own.
     Ours: not yet measured.

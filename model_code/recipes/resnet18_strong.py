@@ -12,7 +12,7 @@ def resnet18_cifar10_strong() -> TrainingConfig:
     Published: no figure of its own; 0.9567 is reported for this network after 200 epochs of plain SGD with cosine
         (kuangliu/pytorch-cifar, issue 149).
     Ours: not yet measured; the goal is 0.955 on test.
-    Departures: 20 % of the training pictures only choose the epoch (`--set validation_fraction` changes that).
+    Departures: 20 % of the training images only choose the epoch (`--set validation_fraction` changes that).
     """
     return TrainingConfig(
         network="resnet18_improved_nopool",

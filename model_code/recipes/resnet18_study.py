@@ -2,8 +2,8 @@
 
 The article gives learning rate, decay, epochs, augmentation and split; momentum 0.9, weight decay 5e-4 and batch 128
 are the usual ones and our choice. Departures that hold for every recipe here: validation and test are kept apart (the
-published figure is the best epoch on the pictures that chose it); the split is a seeded permutation, disjoint and
-stratified; pictures that do not fill the last batch of an epoch are left for the next one.
+published figure is the best epoch on the images that chose it); the split is a seeded permutation, disjoint and
+stratified; images that do not fill the last batch of an epoch are left for the next one.
 """
 
 from model_code.recipes.catalog import recipe

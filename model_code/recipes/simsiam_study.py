@@ -1,8 +1,8 @@
 """SimSiam on CIFAR-10 and Food-11, what its backbones are worth when fine-tuned, and the supervised food baseline.
 
-The article pretrains on Food-11's unlabelled pictures, remembers the labelled ones and asks the validation pictures; it
-reports kNN accuracy. Departures that hold here: every picture counts once (the published code averages batches and
-leaves the last partial batch of the bank out); the final figures are those of the test pictures where they have labels.
+The article pretrains on Food-11's unlabelled images, remembers the labelled ones and asks the validation images; it
+reports kNN accuracy. Departures that hold here: every image counts once (the published code averages batches and
+leaves the last partial batch of the bank out); the final figures are those of the test images where they have labels.
 """
 
 from model_code.data.view_settings import ViewSettings
@@ -24,16 +24,16 @@ def simsiam_cifar10() -> SimSiamConfig:
     Published: no figure of its own; the paper reports 0.918 linear (Chen & He 2021, Appendix D), lightly 0.904
         kNN after 800 epochs.
     Ours: not yet measured.
-    Departures: the best epoch is chosen by kNN on 20 % of the labelled training pictures.
+    Departures: the best epoch is chosen by kNN on 20 % of the labelled training images.
     """
     return SimSiamConfig()
 
 
 @recipe(published_accuracy=0.71, smoke=SMALL_FOOD_VIEWS)
 def simsiam_food11() -> SimSiamConfig:
-    """SimSiam on Food-11 as published: unlabelled pictures to learn from, labelled ones remembered, validation asked.
+    """SimSiam on Food-11 as published: unlabelled images to learn from, labelled ones remembered, validation asked.
 
-    Published: kNN accuracy on the validation pictures, 224 pixels, batch 32, more than 60 hours.
+    Published: kNN accuracy on the validation images, 224 pixels, batch 32, more than 60 hours.
     Ours: not yet measured.
     Departures: batch 128 (the article's 32 was its GPU's limit); the article does not say how many epochs.
     """
@@ -64,9 +64,9 @@ def simsiam_cifar10_finetuned() -> TrainingConfig:
 
 @recipe(seeds=(0, 1, 2), smoke={"image_size": 32, **SMALL_NETWORK})
 def resnet18_food11() -> TrainingConfig:
-    """The supervised baseline on Food-11's labelled pictures: ResNet-18 from scratch at 224 pixels.
+    """The supervised baseline on Food-11's labelled images: ResNet-18 from scratch at 224 pixels.
 
-    Published: no figure of its own but an upper limit on the validation pictures, without settings.
+    Published: no figure of its own but an upper limit on the validation images, without settings.
     Ours: not yet measured.
     Departures: all settings are our choice.
     """

@@ -11,7 +11,7 @@ def swin_cifar10_published() -> TrainingConfig:
 
     Published: on the 10,000 test images after 20 epochs, chosen on those same images.
     Ours: not yet measured.
-    Departures: the best epoch is chosen on 20 % of the training pictures, which are not learned from; in the last
+    Departures: the best epoch is chosen on 20 % of the training images, which are not learned from; in the last
         stage, where one window covers the map, windows are not shifted (as in the paper's code); the plateau is
         watched on the validation loss.
     """

@@ -1,9 +1,9 @@
-"""Untrained torchvision networks on the pictures of ImageNet's validation set, with and without normalisation.
+"""Untrained torchvision networks on the images of ImageNet's validation set, with and without normalisation.
 
 The article feeds random crops (RandomResizedCrop, 20 to 100 % of the area, 224 pixels) to networks as torchvision
 initialises them, in evaluation mode, and counts right answers. It wonders whether normalisation matters: each network
-has a recipe with and one without (`_raw`). Departures that hold for every recipe here: crops are taken from pictures
-packed at 256 pixels, the middle square of the whole picture.
+has a recipe with and one without (`_raw`). Departures that hold for every recipe here: crops are taken from images
+packed at 256 pixels, the middle square of the whole image.
 """
 
 from model_code.recipes.catalog import recipe
@@ -16,7 +16,7 @@ SEEDS = (0, 1, 2)
 
 @recipe(published_accuracy=50 / 50_000, seeds=SEEDS)
 def resnet50_imagenet_untrained() -> UntrainedConfig:
-    """Untrained ResNet-50 (25.56 million parameters), pictures normalised.
+    """Untrained ResNet-50 (25.56 million parameters), images normalised.
 
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
@@ -26,7 +26,7 @@ def resnet50_imagenet_untrained() -> UntrainedConfig:
 
 @recipe(seeds=SEEDS)
 def resnet50_imagenet_untrained_raw() -> UntrainedConfig:
-    """Untrained ResNet-50 (25.56 million parameters), pictures not normalised.
+    """Untrained ResNet-50 (25.56 million parameters), images not normalised.
 
     Published: no figure of its own; the article asks whether normalisation matters.
     Ours: not yet measured.
@@ -36,7 +36,7 @@ def resnet50_imagenet_untrained_raw() -> UntrainedConfig:
 
 @recipe(published_accuracy=50 / 50_000, seeds=SEEDS)
 def resnet101_imagenet_untrained() -> UntrainedConfig:
-    """Untrained ResNet-101 (44.55 million parameters), pictures normalised.
+    """Untrained ResNet-101 (44.55 million parameters), images normalised.
 
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
@@ -46,7 +46,7 @@ def resnet101_imagenet_untrained() -> UntrainedConfig:
 
 @recipe(seeds=SEEDS)
 def resnet101_imagenet_untrained_raw() -> UntrainedConfig:
-    """Untrained ResNet-101 (44.55 million parameters), pictures not normalised.
+    """Untrained ResNet-101 (44.55 million parameters), images not normalised.
 
     Published: no figure of its own; the article asks whether normalisation matters.
     Ours: not yet measured.
@@ -56,7 +56,7 @@ def resnet101_imagenet_untrained_raw() -> UntrainedConfig:
 
 @recipe(published_accuracy=50 / 50_000, seeds=SEEDS)
 def vit_b_16_imagenet_untrained() -> UntrainedConfig:
-    """Untrained ViT-B/16 (86.57 million parameters), pictures normalised.
+    """Untrained ViT-B/16 (86.57 million parameters), images normalised.
 
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
@@ -66,7 +66,7 @@ def vit_b_16_imagenet_untrained() -> UntrainedConfig:
 
 @recipe(seeds=SEEDS)
 def vit_b_16_imagenet_untrained_raw() -> UntrainedConfig:
-    """Untrained ViT-B/16 (86.57 million parameters), pictures not normalised.
+    """Untrained ViT-B/16 (86.57 million parameters), images not normalised.
 
     Published: no figure of its own; the article asks whether normalisation matters.
     Ours: not yet measured.
@@ -76,7 +76,7 @@ def vit_b_16_imagenet_untrained_raw() -> UntrainedConfig:
 
 @recipe(published_accuracy=50 / 50_000, seeds=SEEDS)
 def vit_l_16_imagenet_untrained() -> UntrainedConfig:
-    """Untrained ViT-L/16 (304.33 million parameters), pictures normalised.
+    """Untrained ViT-L/16 (304.33 million parameters), images normalised.
 
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
@@ -86,7 +86,7 @@ def vit_l_16_imagenet_untrained() -> UntrainedConfig:
 
 @recipe(seeds=SEEDS)
 def vit_l_16_imagenet_untrained_raw() -> UntrainedConfig:
-    """Untrained ViT-L/16 (304.33 million parameters), pictures not normalised.
+    """Untrained ViT-L/16 (304.33 million parameters), images not normalised.
 
     Published: no figure of its own; the article asks whether normalisation matters.
     Ours: not yet measured.
@@ -96,7 +96,7 @@ def vit_l_16_imagenet_untrained_raw() -> UntrainedConfig:
 
 @recipe(published_accuracy=43 / 50_000, seeds=SEEDS)
 def swin_t_imagenet_untrained() -> UntrainedConfig:
-    """Untrained Swin-T (28.29 million parameters), pictures normalised.
+    """Untrained Swin-T (28.29 million parameters), images normalised.
 
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
@@ -106,7 +106,7 @@ def swin_t_imagenet_untrained() -> UntrainedConfig:
 
 @recipe(seeds=SEEDS)
 def swin_t_imagenet_untrained_raw() -> UntrainedConfig:
-    """Untrained Swin-T (28.29 million parameters), pictures not normalised.
+    """Untrained Swin-T (28.29 million parameters), images not normalised.
 
     Published: no figure of its own; the article asks whether normalisation matters.
     Ours: not yet measured.
@@ -116,7 +116,7 @@ def swin_t_imagenet_untrained_raw() -> UntrainedConfig:
 
 @recipe(published_accuracy=49 / 50_000, seeds=SEEDS)
 def swin_s_imagenet_untrained() -> UntrainedConfig:
-    """Untrained Swin-S (49.61 million parameters), pictures normalised.
+    """Untrained Swin-S (49.61 million parameters), images normalised.
 
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
@@ -126,7 +126,7 @@ def swin_s_imagenet_untrained() -> UntrainedConfig:
 
 @recipe(seeds=SEEDS)
 def swin_s_imagenet_untrained_raw() -> UntrainedConfig:
-    """Untrained Swin-S (49.61 million parameters), pictures not normalised.
+    """Untrained Swin-S (49.61 million parameters), images not normalised.
 
     Published: no figure of its own; the article asks whether normalisation matters.
     Ours: not yet measured.

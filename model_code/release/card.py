@@ -62,13 +62,13 @@ def summarise(manifest: Manifest, verdict: Verdict, profile: str = "full") -> st
         profile: Of the run: `full`, `smoke` or `custom`.
     """
     low, high = verdict.challenger_interval
-    accuracy = f"Accuracy {verdict.challenger_accuracy:.4f} ({low:.4f} to {high:.4f}), {_count_pictures(verdict)}."
+    accuracy = f"Accuracy {verdict.challenger_accuracy:.4f} ({low:.4f} to {high:.4f}), {_count_images(verdict)}."
     parts = [
         _cut(_introduce(manifest, profile), 600),
         f"**Verdict:** {_cut(escape(verdict.summary), _LONGEST_VERDICT)}",
         accuracy,
         _table(
-            ("variant", "agreement with PyTorch", "ms at batch 1", "pictures/s at batch 64", "offered"),
+            ("variant", "agreement with PyTorch", "ms at batch 1", "images/s at batch 64", "offered"),
             [_summarise_variant(variant, provider) for variant, provider in _list_measured(manifest)],
         ),
         _summarise_calibration(manifest.calibration),
@@ -81,8 +81,8 @@ def summarise(manifest: Manifest, verdict: Verdict, profile: str = "full") -> st
 def _introduce(manifest: Manifest, profile: str) -> str:
     how = "" if profile == "full" else f", `{escape(profile)}` profile"
     return (
-        f"Labels a picture with one of {len(manifest.classes)} classes. Recipe {escape(manifest.recipe)}{how}, trained "
-        f"on {escape(manifest.dataset)}, pictures of {manifest.image_size} x {manifest.image_size} pixels."
+        f"Labels an image with one of {len(manifest.classes)} classes. Recipe {escape(manifest.recipe)}{how}, trained "
+        f"on {escape(manifest.dataset)}, images of {manifest.image_size} x {manifest.image_size} pixels."
     )
 
 
@@ -95,7 +95,7 @@ def _describe_verdict(verdict: Verdict) -> str:
     size = "no limit" if rules.max_size_bytes is None else f"at most {rules.max_size_bytes:,} bytes"
     rows = [
         ("difference", _format_difference(verdict), f"above 0, at least {100 * rules.min_gain:g} points"),
-        ("pictures gained / lost", _format_changes(verdict), ""),
+        ("images gained / lost", _format_changes(verdict), ""),
         ("McNemar p", "-" if verdict.p_value is None else f"{verdict.p_value:.2g}", f"below {rules.alpha:g}"),
         (
             "recall of a class",
@@ -142,8 +142,8 @@ def _describe_data(manifest: Manifest, verdict: Verdict) -> str:
             f"sha256: `{manifest.data_checksum}`",
             f"read as: short side resized to {manifest.resize_size}, the middle {manifest.image_size} x "
             f"{manifest.image_size} pixels, RGB",
-            f"learned from {manifest.pictures.get('train', 0)} pictures, best epoch chosen by "
-            f"{manifest.pictures.get('validation', 0)}, measured on: {_count_pictures(verdict)}",
+            f"learned from {manifest.pictures.get('train', 0)} images, best epoch chosen by "
+            f"{manifest.pictures.get('validation', 0)}, measured on: {_count_images(verdict)}",
             f"{len(manifest.classes)} classes: {escape(', '.join(manifest.classes))}",
         ]
     )
@@ -171,12 +171,12 @@ def _describe_accuracy(manifest: Manifest, verdict: Verdict) -> str:
         rows.append(
             (f"champion, version {verdict.champion_version}", verdict.split, f"{verdict.champion_accuracy:.4f}")
         )
-    table = _table(("what", "pictures", "accuracy"), rows)
-    return f"{table}\n\nIntervals are 95 % Clopper-Pearson, over {_count_pictures(verdict)}."
+    table = _table(("what", "images", "accuracy"), rows)
+    return f"{table}\n\nIntervals are 95 % Clopper-Pearson, over {_count_images(verdict)}."
 
 
 def _describe_classes(verdict: Verdict) -> str:
-    columns = ("class", "pictures", "recall", "champion", "gained", "lost", "p that it got worse", "after Holm")
+    columns = ("class", "images", "recall", "champion", "gained", "lost", "p that it got worse", "after Holm")
     return _table(columns, [_describe_class(change, verdict.difference is not None) for change in verdict.classes])
 
 
@@ -306,7 +306,7 @@ def _negate(interval: Interval | None) -> Interval | None:
 def _describe_certificates(manifest: Manifest) -> str:
     """Return onnxruntime against PyTorch: every variant on every provider that was present."""
     columns = (
-        *("variant", "provider", "pictures", "PyTorch", "onnxruntime", "agreement"),
+        *("variant", "provider", "images", "PyTorch", "onnxruntime", "agreement"),
         *("largest difference of a probability", "mean difference", "wrong / accepted", "verdict"),
     )
     rows = [
@@ -338,7 +338,7 @@ def _describe_certificates(manifest: Manifest) -> str:
 
 
 def _describe_speed(manifest: Manifest) -> str:
-    columns = ("variant", "on", "batch", "median ms", "p99 ms", "pictures/s", "host memory", "offered")
+    columns = ("variant", "on", "batch", "median ms", "p99 ms", "images/s", "host memory", "offered")
     rows = [
         row
         for variant, provider in _list_measured(manifest)
@@ -447,8 +447,8 @@ def _name_provider(provider: str) -> str:
     return PROVIDERS.get(provider, escape(provider))
 
 
-def _count_pictures(verdict: Verdict) -> str:
-    return f"{verdict.count} {escape(verdict.split)} picture{'s' * (verdict.count != 1)}"
+def _count_images(verdict: Verdict) -> str:
+    return f"{verdict.count} {escape(verdict.split)} image{'s' * (verdict.count != 1)}"
 
 
 def _format_share(share: float, interval: Interval, decimals: int = 4) -> str:

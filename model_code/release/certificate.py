@@ -1,6 +1,6 @@
 """The proof that an ONNX file answers what the trained network answers, and when it is not offered.
 
-Shape suffixes: N = pictures, H = height, W = width, C = the three colour channels, K = classes.
+Shape suffixes: N = images, H = height, W = width, C = the three colour channels, K = classes.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from serving.bundle.store import hash_file
 from serving.errors import BundleError
 
 BATCH_SIZES = (1, 7, 64, 256)
-_OTHER_GRAPH_FRACTION = 0.5  # of the pictures answered otherwise, from which on rounding explains nothing
-_ORDER_PICTURES = 500
+_OTHER_GRAPH_FRACTION = 0.5  # of the images answered otherwise, from which on rounding explains nothing
+_ORDER_IMAGES = 500
 _NOT_RUNNING: tuple[type[Exception], ...] = (BundleError, *SESSION_ERRORS)
 
 Probabilities = npt.NDArray[np.float32]
@@ -37,7 +37,7 @@ class Limits:
 
     Attributes:
         max_difference: Of a probability.
-        top1_agreement: Lowest share of pictures with the same label, in [0, 1].
+        top1_agreement: Lowest share of images with the same label, in [0, 1].
         accuracy_loss: How far its accuracy may be below the trained network's, in [0, 1].
         providers: onnxruntime's execution providers that it is made for.
     """
@@ -84,7 +84,7 @@ def certify(
     classes: Sequence[str] | None = None,
     thresholds: Thresholds | None = None,
 ) -> Certificate:
-    """Run a variant over all pictures at batches 1, 7, 64 and 256, and compare it with the trained network.
+    """Run a variant over all images at batches 1, 7, 64 and 256, and compare it with the trained network.
 
     Thresholds are chosen with the trained network's probabilities; a less exact variant is refused where more of its
     accepted predictions are wrong than they promise, with 97.5 % confidence.
@@ -95,18 +95,18 @@ def certify(
         expected_NK: float32, the trained network's probabilities in PyTorch, with the graph's temperature.
         images_NHWC: uint8.
         labels_N: In [0, K).
-        split: Name of the pictures, for the record.
+        split: Name of the images, for the record.
         provider: One of `find_providers`.
         classes: Names for the refusal; their numbers when None.
         thresholds: Thresholds of the bundle; None leaves them out.
 
     Raises:
         BundleError: onnxruntime cannot run the variant on the provider.
-        ValueError: There are no pictures, or the lengths differ.
+        ValueError: There are no images, or the lengths differ.
     """
     if not 0 < len(labels_N) == len(images_NHWC) == len(expected_NK):
         raise ValueError(
-            f"{len(images_NHWC)} pictures, {len(expected_NK)} answers and {len(labels_N)} labels; all three must be "
+            f"{len(images_NHWC)} images, {len(expected_NK)} answers and {len(labels_N)} labels; all three must be "
             "equal and above 0"
         )
     session = open_session(model_file, provider, count_cpus())
@@ -114,7 +114,7 @@ def certify(
     refusal = None
     description = f"certifying {precision} on {provider.removesuffix('ExecutionProvider')}"
     total = len(BATCH_SIZES) * len(labels_N)
-    with tqdm(total=total, desc=description, unit="picture", disable=None, leave=False) as progress:
+    with tqdm(total=total, desc=description, unit="image", disable=None, leave=False) as progress:
         for batch_size in BATCH_SIZES:
             answered_NK = _ask(session, images_NHWC, batch_size, progress)
             batch = _compare(batch_size, answered_NK, expected_NK, labels_N)
@@ -176,7 +176,7 @@ def _ask(
 
 
 def _label(probabilities_NK: Probabilities) -> npt.NDArray[np.int64]:
-    """Return each picture's label; -1 where an answer is not a number."""
+    """Return each image's label; -1 where an answer is not a number."""
     return np.where(np.isnan(probabilities_NK).any(axis=1), -1, probabilities_NK.argmax(axis=1))
 
 
@@ -219,7 +219,7 @@ def _judge(
         faults.append(f"probabilities differ by up to {batch.max_difference:.2g} (allowed {limits.max_difference:g})")
     if batch.top1_agreement < limits.top1_agreement:
         faults.append(f"{batch.top1_agreement:.4%} of {count} labels agree (wanted {100 * limits.top1_agreement:g}%)")
-    # Counted in pictures: a difference of two shares is not exact.
+    # Counted in images: a difference of two shares is not exact.
     if round((torch_accuracy - batch.accuracy) * count) > limits.accuracy_loss * count:
         faults.append(
             f"accuracy is {batch.accuracy:.4f} and the trained network's {torch_accuracy:.4f} "
@@ -232,11 +232,11 @@ def _judge(
 
 
 def _count_broken(answered_NK: Probabilities, expected_NK: Probabilities) -> str | None:
-    """Return whose answers are not numbers, and to how many pictures."""
+    """Return whose answers are not numbers, and to how many images."""
     for whose, answers_NK in (("the trained network's", expected_NK), ("its", answered_NK)):
         broken = int(np.isnan(answers_NK).any(axis=1).sum())
         if broken:
-            return f"{whose} answers to {broken} of {len(answers_NK)} pictures are NaN, no numbers: weights are broken"
+            return f"{whose} answers to {broken} of {len(answers_NK)} images are NaN, no numbers: weights are broken"
     return None
 
 
@@ -257,17 +257,17 @@ def _find_cause(
     )
     if differing > _OTHER_GRAPH_FRACTION:
         what = (
-            "its normalisation, its weights or its calibration pictures"
+            "its normalisation, its weights or its calibration images"
             if precision == "int8"
             else ("its normalisation or its weights")
         )
-        return f": {differing:.0%} of the pictures are answered otherwise, so {what} are others"
+        return f": {differing:.0%} of the images are answered otherwise, so {what} are others"
     return ""
 
 
 def _find_order(answered_NK: Probabilities, expected_NK: Probabilities, limits: Limits) -> npt.NDArray[np.int64] | None:
     """Return at which output each class is answered, if all answers are right but for their order; else None."""
-    answered_NK, expected_NK = answered_NK[:_ORDER_PICTURES], expected_NK[:_ORDER_PICTURES]
+    answered_NK, expected_NK = answered_NK[:_ORDER_IMAGES], expected_NK[:_ORDER_IMAGES]
     order_K = np.array(
         [np.abs(answered_NK - expected_NK[:, [label]]).mean(axis=0).argmin() for label in range(expected_NK.shape[1])]
     )

@@ -1,4 +1,4 @@
-"""Letting a registered version look at the pictures that the champion answers, unseen by who asked."""
+"""Letting a registered version look at the images that the champion answers, unseen by who asked."""
 
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError

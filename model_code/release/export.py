@@ -1,6 +1,6 @@
 """A trained run -> every variant of its ONNX, calibrated, certified, timed, and described by a manifest.
 
-Shape suffixes: N = pictures, H = height, W = width, C = colour channels, K = classes.
+Shape suffixes: N = images, H = height, W = width, C = colour channels, K = classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from model_code.settings import load_settings
 from model_code.tracking.finished_runs import FinishedRun
 from model_code.tracking.provenance import read_git_sha, read_versions
 from model_code.training.config import TrainingConfig
-from model_code.training.pictures import Pictures, TrainingPictures, load_pictures
+from model_code.training.images import Images, TrainingImages, load_images
 from model_code.training.run_folder import RunFolder
 from model_code.training.supervised import load_model
 from serving.bundle.manifest import GOLDEN_FILE, Calibration, Manifest, Precision, Thresholds, Variant
@@ -36,10 +36,10 @@ from serving.bundle.timing import time_variant
 from serving.errors import BundleError
 
 TARGET_ERROR = 0.05
-GOLDEN_PICTURES = 16
+GOLDEN_IMAGES = 16
 # How far the test accuracy may be from the one that the training measured: bfloat16 on a GPU, float32 here.
 MAX_ACCURACY_SHIFT = 0.01
-MAX_PICTURES_SHIFTED = 3
+MAX_IMAGES_SHIFTED = 3
 _NOT_POSSIBLE: tuple[type[Exception], ...] = (BundleError, ValueError, RuntimeError, *SESSION_ERRORS)
 
 
@@ -49,8 +49,8 @@ class Exported:
 
     Attributes:
         manifest: Of the files that lie in the scratch folder.
-        split: Of the pictures below.
-        images_NHWC: uint8, the pictures that variants were certified on.
+        split: Of the images below.
+        images_NHWC: uint8, the images that variants were certified on.
         labels_N: Right labels of them.
     """
 
@@ -64,28 +64,28 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -> Exp
     """Write every variant of a run's best weights into `scratch`, and measure each against PyTorch.
 
     Raises:
-        ReleaseError: The run is not complete, its files or pictures are not those of the training, or the fp32 variant
+        ReleaseError: The run is not complete, its files or images are not those of the training, or the fp32 variant
             does not answer what the trained network answers.
     """
     config = folder.record.config
     assert isinstance(config, TrainingConfig), "chosen by its kind"
     dataset = open_dataset(config.dataset, load_settings().cache_dir)
-    pictures = load_pictures(dataset, config.model_copy(update={"limit_test": None}), torch.device("cpu"))
+    images = load_images(dataset, config.model_copy(update={"limit_test": None}), torch.device("cpu"))
     model = _load(folder, config, dataset)
-    split, final = pictures.final
+    split, final = images.final
     final_logits_NK = predict_logits(model, final.images_NHWC)
-    calibration = _calibrate(model, pictures, split, final_logits_NK)
+    calibration = _calibrate(model, images, split, final_logits_NK)
     if config.limit_test is None:
         _check_accuracy(folder, split, final_logits_NK, final.labels_N)
     else:
-        _, tested = load_pictures(dataset, config, torch.device("cpu")).final
+        _, tested = load_images(dataset, config, torch.device("cpu")).final
         _check_accuracy(folder, split, predict_logits(model, tested.images_NHWC), tested.labels_N)
     expected_NK = torch.softmax(final_logits_NK / calibration.temperature, dim=1).numpy()
 
     export_onnx(model, dataset.image_size, scratch / name_file("fp32"), calibration.temperature)
     makers: dict[Precision, Callable[[Path, Path], None]] = {
         "fp16": make_fp16,
-        "int8": partial(make_int8, calibration_NHWC=_draw(pictures.train)),
+        "int8": partial(make_int8, calibration_NHWC=_draw(images.train)),
     }
     certify_variant = partial(_certify, scratch, expected_NK, calibration.thresholds, split, final, dataset)
     variants = [certify_variant("fp32", find_providers())]
@@ -106,7 +106,7 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -> Exp
         recipe=run.recipe,
         run_id=run.run_id,
         settings=config.model_dump(mode="json", exclude={"recipe", "kind", "dataset"}),
-        pictures={"train": len(pictures.train), "validation": len(pictures.validation), split: len(final)},
+        pictures={"train": len(images.train), "validation": len(images.validation), split: len(final)},
         dataset=dataset.name,
         data_checksum=dataset.checksum,
         git_sha=read_git_sha(),
@@ -126,7 +126,7 @@ def _load(folder: RunFolder, config: TrainingConfig, dataset: PackedDataset) -> 
     if hash_file(weights) != result.weights_sha256:
         raise ReleaseError(f"{weights} is not the file that was trained (its sha256 differs); train again")
     if dataset.checksum != record.data_checksum:
-        raise ReleaseError(f"the {dataset.name} pictures are not those of run {record.run_id}; train again")
+        raise ReleaseError(f"the {dataset.name} images are not those of run {record.run_id}; train again")
     return load_model(config, len(dataset.classes), dataset.image_size, weights)
 
 
@@ -138,21 +138,21 @@ def _check_accuracy(folder: RunFolder, split: str, logits_NK: Tensor, labels_N: 
     if tested is None:
         return
     measured = float((logits_NK.argmax(1) == labels_N).float().mean())
-    if abs(measured - tested) > max(MAX_ACCURACY_SHIFT, MAX_PICTURES_SHIFTED / len(labels_N)):
+    if abs(measured - tested) > max(MAX_ACCURACY_SHIFT, MAX_IMAGES_SHIFTED / len(labels_N)):
         raise ReleaseError(
-            f"the network of run {folder.record.run_id} labels {measured:.4f} of the {len(labels_N)} {split} pictures "
+            f"the network of run {folder.record.run_id} labels {measured:.4f} of the {len(labels_N)} {split} images "
             f"rightly, when it was trained it was {tested:.4f} (allowed difference {MAX_ACCURACY_SHIFT}): network, "
             "normalisation or the order of the classes are not those of the training any more; train again"
         )
 
 
-def _calibrate(model: nn.Module, pictures: TrainingPictures, split: str, final_logits_NK: Tensor) -> Calibration:
+def _calibrate(model: nn.Module, images: TrainingImages, split: str, final_logits_NK: Tensor) -> Calibration:
     """Choose temperature and thresholds on validation, and measure on test what they are worth."""
-    _, final = pictures.final
+    _, final = images.final
     has_test = split == "test"
-    validation_NK = predict_logits(model, pictures.validation.images_NHWC) if has_test else final_logits_NK
-    trial = try_temperature(validation_NK, pictures.validation.labels_N)
-    looked_at = [("validation", validation_NK, pictures.validation.labels_N)]
+    validation_NK = predict_logits(model, images.validation.images_NHWC) if has_test else final_logits_NK
+    trial = try_temperature(validation_NK, images.validation.labels_N)
+    looked_at = [("validation", validation_NK, images.validation.labels_N)]
     if has_test:
         looked_at.append((split, final_logits_NK, final.labels_N))
     answers = [
@@ -187,14 +187,14 @@ def _certify(
     expected_NK: npt.NDArray[np.float32],
     thresholds: Thresholds,
     split: str,
-    final: Pictures,
+    final: Images,
     dataset: PackedDataset,
     precision: Precision,
     providers: Sequence[str],
 ) -> Variant:
     """Measure one variant; what is outside of its limits stays out of the bundle, fp32 stops the release."""
     file = scratch / name_file(precision)
-    print(f"{dataset.name}: certifying {precision} on {len(final)} {split} pictures", flush=True)
+    print(f"{dataset.name}: certifying {precision} on {len(final)} {split} images", flush=True)
     certificates = tuple(
         certify(
             precision,
@@ -224,8 +224,8 @@ def _certify(
 
 
 def _save_golden(scratch: Path, variants: list[Variant], images_NHWC: Tensor) -> None:
-    """Keep some pictures, evenly spread over the split, with what each offered variant answers on this machine."""
-    chosen = np.linspace(0, len(images_NHWC) - 1, min(GOLDEN_PICTURES, len(images_NHWC))).astype(int)
+    """Keep some images, evenly spread over the split, with what each offered variant answers on this machine."""
+    chosen = np.linspace(0, len(images_NHWC) - 1, min(GOLDEN_IMAGES, len(images_NHWC))).astype(int)
     golden_NHWC = np.ascontiguousarray(images_NHWC.numpy()[chosen])
     answers: dict[str, npt.NDArray[np.float32]] = {
         variant.precision: run_session(
@@ -237,8 +237,8 @@ def _save_golden(scratch: Path, variants: list[Variant], images_NHWC: Tensor) ->
     np.savez(scratch / GOLDEN_FILE, allow_pickle=False, images_NHWC=golden_NHWC, **answers)
 
 
-def _draw(train: Pictures) -> npt.NDArray[np.uint8]:
-    """Return the training pictures that int8 is calibrated on, the same for the same pictures."""
+def _draw(train: Images) -> npt.NDArray[np.uint8]:
+    """Return the training images that int8 is calibrated on, the same for the same images."""
     chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_COUNT]
     images_NHWC: npt.NDArray[np.uint8] = train.images_NHWC[torch.from_numpy(np.sort(chosen))].numpy()
     return images_NHWC

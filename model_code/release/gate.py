@@ -1,6 +1,6 @@
-"""The gate in front of `champion`: a challenger is judged against the champion on the same pictures.
+"""The gate in front of `champion`: a challenger is judged against the champion on the same images.
 
-Shape suffixes: N = pictures, K = classes.
+Shape suffixes: N = images, K = classes.
 """
 
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ class ClassChange(_Frozen):
 
     Attributes:
         label: Its name.
-        count: Pictures of it.
-        champion_accuracy: Recall, in [0, 1]; None without a champion or without pictures.
-        challenger_accuracy: Recall, in [0, 1]; None without pictures.
-        gained: Pictures of it that only the challenger labels rightly; 0 without a champion.
+        count: Images of it.
+        champion_accuracy: Recall, in [0, 1]; None without a champion or without images.
+        challenger_accuracy: Recall, in [0, 1]; None without images.
+        gained: Images of it that only the challenger labels rightly; 0 without a champion.
         lost: Those that only the champion labels rightly; 0 without a champion.
-        p_value: One-sided exact McNemar test that it got worse; None without a champion or without pictures.
-        adjusted_p_value: The same after Holm's correction for having looked at every class with pictures.
+        p_value: One-sided exact McNemar test that it got worse; None without a champion or without images.
+        adjusted_p_value: The same after Holm's correction for having looked at every class with images.
     """
 
     label: str
@@ -50,7 +50,7 @@ class ClassChange(_Frozen):
 
     @property
     def drop(self) -> float:
-        """How far the recall fell, a fraction of the class's pictures; negative where it rose, 0 without pictures."""
+        """How far the recall fell, a fraction of the class's images; negative where it rose, 0 without images."""
         return (self.lost - self.gained) / self.count if self.count else 0.0
 
 
@@ -61,14 +61,14 @@ class Verdict(_Frozen):
         is_promoted: Whether nothing refuses the challenger.
         refusals: Every reason against it, each one sentence with the value and what is allowed.
         champion_version: Version that it was compared with; None if there is no champion.
-        split: `test`, or `validation` where the data set has no test pictures.
-        count: Pictures.
+        split: `test`, or `validation` where the data set has no test images.
+        count: Images.
         challenger_accuracy: Share of right labels, in [0, 1].
         challenger_interval: 95 % Clopper-Pearson interval of it.
-        champion_accuracy: Of the champion on the same pictures; None without one.
-        difference: Challenger minus champion, a fraction of the pictures; None without a champion.
-        difference_interval: Percentile interval of it at the rules' confidence, by a bootstrap over pictures.
-        gained: Pictures that only the challenger labels rightly; 0 without a champion.
+        champion_accuracy: Of the champion on the same images; None without one.
+        difference: Challenger minus champion, a fraction of the images; None without a champion.
+        difference_interval: Percentile interval of it at the rules' confidence, by a bootstrap over images.
+        gained: Images that only the challenger labels rightly; 0 without a champion.
         lost: Those that only the champion labels rightly; 0 without a champion.
         p_value: Two-sided exact McNemar test of gained against lost; None without a champion.
         classes: In the order of the network's outputs.
@@ -104,16 +104,16 @@ class Verdict(_Frozen):
     @property
     def measured(self) -> str:
         """The comparison in words and numbers, without the decision."""
-        pictures = f"on {self.count} {self.split} picture{'s' * (self.count != 1)}"
+        images = f"on {self.count} {self.split} image{'s' * (self.count != 1)}"
         own, other = (f" as {one}" if one else "" for one in (self.precision, self.champion_precision))
         if self.difference is None or self.difference_interval is None or self.p_value is None:
             low, high = self.challenger_interval
             interval = f"(95 % interval {low:.4f} to {high:.4f})"
-            return f"{self.challenger_accuracy:.4f}{own} {interval} {pictures}, no champion to compare with"
+            return f"{self.challenger_accuracy:.4f}{own} {interval} {images}, no champion to compare with"
         ends = [_format_points(end, self.count) for end in self.difference_interval]
         return (
             f"{self.challenger_accuracy:.4f}{own} against {self.champion_accuracy:.4f} of version "
-            f"{self.champion_version}{other} {pictures}: {_format_points(self.difference, self.count, '+')} points "
+            f"{self.champion_version}{other} {images}: {_format_points(self.difference, self.count, '+')} points "
             f"({100 * self.rules.confidence:g} % interval {ends[0]} to {ends[1]}, McNemar p = {self.p_value:.2g})"
         )
 
@@ -143,19 +143,19 @@ def judge(
     precision: Precision | None = None,
     champion_precision: Precision | None = None,
 ) -> Verdict:
-    """Decide whether a challenger becomes champion, by what both label the same pictures.
+    """Decide whether a challenger becomes champion, by what both label the same images.
 
     It is promoted where nothing refuses it; every refusal is listed:
 
     - The difference is not above 0, or below the least gain.
-    - The difference can be chance: the two-sided exact McNemar test (McNemar 1947, Psychometrika 12) over the pictures
+    - The difference can be chance: the two-sided exact McNemar test (McNemar 1947, Psychometrika 12) over the images
       that only one of the two labels rightly has p >= 1 - confidence. The test decides and not the bootstrap's
-      interval: it holds its level at any count, where the interval is too narrow for few such pictures (4 gained,
+      interval: it holds its level at any count, where the interval is too narrow for few such images (4 gained,
       0 lost: the interval excludes 0, p = 0.125). Asking for both would ask for nothing more: where p is below
       1 - confidence, the interval does not reach below 0. An equal challenger passes in at most half of
       1 - confidence of the cases, because only differences upwards count.
     - The recall of a class fell by more than the limit, and its one-sided exact McNemar test has a p below
-      1 - confidence after Holm's correction (1979, Scand. J. Stat. 6) over the classes with pictures. Without the
+      1 - confidence after Holm's correction (1979, Scand. J. Stat. 6) over the classes with images. Without the
       correction a better model of 101 small classes would often be refused by noise in one of them. The price: a small
       class has to fall far before it refuses.
     - A latency or size limit is broken, or the value was not measured.
@@ -164,10 +164,10 @@ def judge(
 
     Args:
         labels_N: Right labels, in [0, K), at least one.
-        challenger_N: Labels that the challenger gives the same pictures; one outside [0, K) counts as wrong.
+        challenger_N: Labels that the challenger gives the same images; one outside [0, K) counts as wrong.
         champion_N: The same of the champion, in the challenger's order of classes; None if there is none.
         classes: Names of the K classes.
-        split: What the pictures are: `test` or `validation`.
+        split: What the images are: `test` or `validation`.
         champion_version: The champion's version; None if there is none.
         rules: What is asked.
         latency_ms: Median at batch 1 of the challenger's fastest offered variant.
@@ -177,7 +177,7 @@ def judge(
         champion_precision: Of the champion's.
 
     Raises:
-        ValueError: There are no pictures, the lengths differ, a label has no class, or a champion lacks its version
+        ValueError: There are no images, the lengths differ, a label has no class, or a champion lacks its version
             or its labels.
     """
     _check(labels_N, challenger_N, champion_N, classes, champion_version)
@@ -219,11 +219,11 @@ def judge(
 
 
 def measure_chance(gained: int, lost: int, alternative: str = "two-sided") -> float:
-    """Return the p value of the exact McNemar test of gained against lost pictures; 1 if there are neither.
+    """Return the p value of the exact McNemar test of gained against lost images; 1 if there are neither.
 
     Args:
-        gained: Pictures that only the challenger labels rightly.
-        lost: Pictures that only the champion labels rightly.
+        gained: Images that only the challenger labels rightly.
+        lost: Images that only the champion labels rightly.
         alternative: `two-sided`, or `less`: only a change for the worse counts.
     """
     if gained + lost == 0:
@@ -232,9 +232,9 @@ def measure_chance(gained: int, lost: int, alternative: str = "two-sided") -> fl
 
 
 def resample(gained: int, lost: int, count: int, confidence: float) -> Interval:
-    """Return the bootstrap's percentile interval of (gained - lost) / count over the pictures, fractions.
+    """Return the bootstrap's percentile interval of (gained - lost) / count over the images, fractions.
 
-    A picture adds 1, -1 or 0 to the sum, so drawing `count` pictures with replacement is drawing the three counts from
+    An image adds 1, -1 or 0 to the sum, so drawing `count` images with replacement is drawing the three counts from
     one multinomial distribution. The seed is fixed: the same counts give the same interval.
     """
     shares = [(count - gained - lost) / count, lost / count, gained / count]
@@ -258,15 +258,13 @@ def _check(
         )
     shapes = [labels.shape for labels in (labels_N, challenger_N, champion_N) if labels is not None]
     if len(set(shapes)) > 1 or len(shapes[0]) != 1 or shapes[0][0] == 0:
-        raise ValueError(
-            f"shapes {shapes} of labels and answers; all must be (pictures,) of the same pictures, 1 or more"
-        )
+        raise ValueError(f"shapes {shapes} of labels and answers; all must be (images,) of the same images, 1 or more")
     if labels_N.min() < 0 or labels_N.max() >= len(classes):
         raise ValueError(f"labels {labels_N.min()} to {labels_N.max()} for {len(classes)} classes")
 
 
 def _count_changes(is_right_N: npt.NDArray[np.bool_], was_right_N: npt.NDArray[np.bool_] | None) -> tuple[int, int]:
-    """Return how many pictures were gained and lost."""
+    """Return how many images were gained and lost."""
     if was_right_N is None:
         return 0, 0
     return int((is_right_N & ~was_right_N).sum()), int((was_right_N & ~is_right_N).sum())
@@ -311,8 +309,8 @@ def _adjust(changes: list[ClassChange]) -> tuple[ClassChange, ...]:
 
 def _judge_gain(difference: float, p_value: float, gained: int, lost: int, count: int, rules: GateRules) -> list[str]:
     refusals = []
-    pictures = f"{gained} pictures gained, {lost} lost"
-    points = f"{_format_points(difference, count, '+')} points ({pictures})"
+    images = f"{gained} images gained, {lost} lost"
+    points = f"{_format_points(difference, count, '+')} points ({images})"
     if difference <= 0 or difference < rules.min_gain:
         wanted = f"at least {_format_points(rules.min_gain, count, '+')}" if rules.min_gain else "more than 0"
         refusals.append(f"the difference of {points} is too small, wanted are {wanted}")
@@ -324,7 +322,7 @@ def _judge_gain(difference: float, p_value: float, gained: int, lost: int, count
 def _judge_classes(changes: tuple[ClassChange, ...], rules: GateRules) -> list[str]:
     return [
         f"{change.label} got worse by {_format_points(change.drop, change.count)} points, recall "
-        f"{change.champion_accuracy:.4f} -> {change.challenger_accuracy:.4f} (of {change.count} pictures "
+        f"{change.champion_accuracy:.4f} -> {change.challenger_accuracy:.4f} (of {change.count} images "
         f"{change.gained} gained, {change.lost} lost, p = {change.adjusted_p_value:.2g} after Holm), allowed are "
         f"{_format_points(rules.max_class_drop, change.count)}"
         for change in changes
@@ -352,6 +350,6 @@ def _judge_budgets(latency_ms: float | None, size_bytes: int | None, rules: Gate
 
 
 def _format_points(fraction: float, count: int, sign: str = "") -> str:
-    """Return a fraction in points, with decimals enough to see one picture of `count`."""
+    """Return a fraction in points, with decimals enough to see one image of `count`."""
     decimals = 2 if count <= 10_000 else 3
     return f"{round(100 * fraction, decimals) + 0.0:{sign}.{decimals}f}"

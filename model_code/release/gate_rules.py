@@ -13,7 +13,7 @@ class GateRules(BaseModel):
     """What a challenger has to show.
 
     Attributes:
-        min_gain: Least difference of the accuracies, a fraction of the pictures, in [0, 1). It is compared with the
+        min_gain: Least difference of the accuracies, a fraction of the images, in [0, 1). It is compared with the
             measured difference; that the difference is no chance is asked besides.
         confidence: A difference counts where chance alone makes one as large in less than 1 - confidence of the
             cases; also the level of the difference's interval. In (0, 1).

@@ -6,7 +6,7 @@ from model_code.evaluation.calibration import measure_interval
 from model_code.release.gate import ClassChange, Verdict
 from serving.bundle.manifest import Calibration, Manifest
 
-FEW_PICTURES = 50
+FEW_IMAGES = 50
 _CUDA = "CUDAExecutionProvider"
 
 
@@ -22,7 +22,7 @@ def list_limits(manifest: Manifest, verdict: Verdict, profile: str = "full") -> 
         *_list_origins(manifest, profile),
         *_list_tests(verdict),
         *_list_classes(verdict),
-        *_list_pictures(manifest),
+        *_list_images(manifest),
         *_list_probabilities(manifest.calibration),
         *_list_variants(manifest),
     ]
@@ -30,7 +30,7 @@ def list_limits(manifest: Manifest, verdict: Verdict, profile: str = "full") -> 
 
 def _list_origins(manifest: Manifest, profile: str) -> Iterator[str]:
     if profile == "smoke":
-        yield "Trained by the smoke profile, on few pictures for few epochs: it proves the path and is no result."
+        yield "Trained by the smoke profile, on few images for few epochs: it proves the path and is no result."
     elif profile != "full":
         yield f"Trained with settings of its own ({profile} profile): the recipe's published figure does not apply."
     if manifest.git_sha == "unknown":
@@ -43,12 +43,12 @@ def _list_tests(verdict: Verdict) -> Iterator[str]:
     low, high = verdict.challenger_interval
     if verdict.split != "test":
         yield (
-            f"No test pictures: the accuracy is that of {verdict.split} pictures, which also served to choose the "
+            f"No test images: the accuracy is that of {verdict.split} images, which also served to choose the "
             "weights, so it is too high rather than too low."
         )
     yield (
-        f"Measured on {verdict.count} pictures: the accuracy on all pictures of their kind is between {low:.4f} and "
-        f"{high:.4f} (95 % confidence), and on other kinds of pictures unknown."
+        f"Measured on {verdict.count} images: the accuracy on all images of their kind is between {low:.4f} and "
+        f"{high:.4f} (95 % confidence), and on other kinds of images unknown."
     )
     if verdict.difference is None:
         yield "It was compared with no champion."
@@ -60,26 +60,26 @@ def _list_classes(verdict: Verdict) -> Iterator[str]:
     worst = min(tested, key=_get_recall)
     low, high = measure_interval(round(_get_recall(worst) * worst.count), worst.count)
     yield (
-        f"Weakest class: {worst.label}, of whose {worst.count} pictures {100 * _get_recall(worst):.1f} % are labelled "
+        f"Weakest class: {worst.label}, of whose {worst.count} images {100 * _get_recall(worst):.1f} % are labelled "
         f"rightly (95 % interval {100 * low:.1f} to {100 * high:.1f} %)."
     )
-    few = [change.label for change in tested if change.count < FEW_PICTURES]
+    few = [change.label for change in tested if change.count < FEW_IMAGES]
     if few:
-        yield f"{_name(few)}: fewer than {FEW_PICTURES} pictures each, so the recall is hardly known."
+        yield f"{_name(few)}: fewer than {FEW_IMAGES} images each, so the recall is hardly known."
     never = [change.label for change in verdict.classes if not change.count]
     if never:
-        yield f"{_name(never)}: never tested, there is no picture of it among the {verdict.count}."
+        yield f"{_name(never)}: never tested, there is no image of it among the {verdict.count}."
 
 
-def _list_pictures(manifest: Manifest) -> Iterator[str]:
+def _list_images(manifest: Manifest) -> Iterator[str]:
     count, side = len(manifest.classes), manifest.image_size
-    yield f"It knows {count} classes and nothing else: a picture of anything else gets one of these labels too."
+    yield f"It knows {count} classes and nothing else: an image of anything else gets one of these labels too."
     crop = (
         "its middle square is read"
         if manifest.resize_size == side
         else (f"its short side becomes {manifest.resize_size} pixels and the middle {side} x {side} are read")
     )
-    yield f"A picture is read at {side} x {side} pixels: {crop}; smaller detail and what lies outside is not seen."
+    yield f"An image is read at {side} x {side} pixels: {crop}; smaller detail and what lies outside is not seen."
 
 
 def _list_probabilities(calibration: Calibration | None) -> Iterator[str]:
@@ -131,7 +131,7 @@ def _list_variants(manifest: Manifest) -> Iterator[str]:
                 other = 100 * (1 - certificate.top1_agreement)
                 yield (
                     f"{variant.precision} on {certificate.provider} gives {other:.3f} % of {certificate.count} "
-                    f"{certificate.split} pictures another label than the trained network does."
+                    f"{certificate.split} images another label than the trained network does."
                 )
     if not any(certificate.provider == _CUDA for variant in manifest.variants for certificate in variant.certificates):
         yield "Never compared with the trained network on a CUDA device: none was there at the release."
@@ -143,7 +143,7 @@ def _list_variants(manifest: Manifest) -> Iterator[str]:
 
 
 def _get_recall(change: ClassChange) -> float:
-    assert change.challenger_accuracy is not None, "the class has pictures"
+    assert change.challenger_accuracy is not None, "the class has images"
     return change.challenger_accuracy
 
 

@@ -1,4 +1,4 @@
-"""What a released model may be called, and which pictures each name takes."""
+"""What a released model may be called, and which images each name takes."""
 
 from model_code.errors import UsageError
 

@@ -1,6 +1,6 @@
-"""A trained network -> one ONNX file that reads uint8 pictures and answers probabilities.
+"""A trained network -> one ONNX file that reads uint8 images and answers probabilities.
 
-Shape suffixes: B = pictures, K = classes.
+Shape suffixes: B = images, K = classes.
 """
 
 import logging
@@ -32,7 +32,7 @@ def export_onnx(model: nn.Module, image_size: int, file: Path, temperature: floa
     `probabilities`, each row summing to 1; the batch is dynamic, weights are inside the file.
 
     Args:
-        model: uint8 pictures in, logits out (`model_code.training.supervised.load_model`); on the CPU.
+        model: uint8 images in, logits out (`model_code.training.supervised.load_model`); on the CPU.
         image_size: Height and width, pixels.
         file: Is replaced.
         temperature: The logits are divided by it; 1 adds nothing to the graph.

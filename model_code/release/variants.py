@@ -1,9 +1,9 @@
 """The exported network at other precisions: int8 for the CPU, fp16 for CUDA.
 
-Both keep their ends in float32: what scales and normalises the pictures, the last layer, and what makes probabilities
+Both keep their ends in float32: what scales and normalises the images, the last layer, and what makes probabilities
 of its logits.
 
-Shape suffixes: N = pictures, H = height, W = width, C = the three colour channels.
+Shape suffixes: N = images, H = height, W = width, C = the three colour channels.
 """
 
 import logging
@@ -37,10 +37,10 @@ _ATTENTION = ["MatMul", "Gemm"]
 def make_int8(model_file: Path, file: Path, calibration_NHWC: npt.NDArray[np.uint8]) -> None:
     """Write a model with int8 weights, one scale per output channel, and uint8 activations (static, QDQ).
 
-    The range of each activation is that of the calibration pictures. In a network without attention, all from the
+    The range of each activation is that of the calibration images. In a network without attention, all from the
     first convolution to the layer before the last is in integers; in one with attention, the layers with weights are,
     and answer in float. The last layer stays in float: rounding the logits would undo more than all the rest.
-    The same model and pictures give the same bytes.
+    The same model and images give the same bytes.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, Sec. 2 and 3; int8 weights per channel: Krishnamoorthi 2018,
     arXiv:1806.08342, Sec. 3.
@@ -48,24 +48,24 @@ def make_int8(model_file: Path, file: Path, calibration_NHWC: npt.NDArray[np.uin
     Args:
         model_file: What `export_onnx` wrote.
         file: Is replaced.
-        calibration_NHWC: uint8, of the size that the model reads; training pictures, 512 are enough.
+        calibration_NHWC: uint8, of the size that the model reads; training images, 512 are enough.
 
     Raises:
-        ValueError: There are no pictures.
+        ValueError: There are no images.
     """
     if len(calibration_NHWC) == 0:
-        raise ValueError("there are no pictures to calibrate with; give training pictures")
+        raise ValueError("there are no images to calibrate with; give training images")
     with tempfile.TemporaryDirectory() as scratch, _quiet_root_logger():
         prepared = Path(scratch) / "prepared.onnx"
         quant_pre_process(model_file, prepared, skip_symbolic_shape=True)
         graph = onnx.load(prepared).graph
         has_attention = any(node.op_type == "LayerNormalization" for node in graph.node)
         first_nodes, last_nodes = _find_ends(graph)
-        with _Pictures(calibration_NHWC) as pictures:
+        with _Images(calibration_NHWC) as images:
             quantize_static(
                 prepared,
                 Path(scratch) / "int8.onnx",
-                pictures,
+                images,
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=_ATTENTION if has_attention else _CONVOLUTIONAL,
                 per_channel=True,
@@ -78,7 +78,7 @@ def make_int8(model_file: Path, file: Path, calibration_NHWC: npt.NDArray[np.uin
 
 
 def make_fp16(model_file: Path, file: Path) -> None:
-    """Write a model that computes in float16 between its ends; pictures stay uint8, probabilities float32.
+    """Write a model that computes in float16 between its ends; images stay uint8, probabilities float32.
 
     The same model gives the same bytes. (onnxruntime's own converter makes an invalid graph where two of the nodes left
     in float32 share a constant, as mean and standard deviation do when they are equal.)
@@ -148,15 +148,13 @@ def _answer_in_half(node: onnx.NodeProto) -> None:
             attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
 
 
-class _Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Pictures in batches, with progress."""
+class _Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """Images in batches, with progress."""
 
     def __init__(self, images_NHWC: npt.NDArray[np.uint8]) -> None:
         self._images_NHWC = images_NHWC
         self._start = 0
-        self._progress = tqdm(
-            total=len(images_NHWC), desc="calibrating int8", unit="picture", disable=None, leave=False
-        )
+        self._progress = tqdm(total=len(images_NHWC), desc="calibrating int8", unit="image", disable=None, leave=False)
 
     def __enter__(self) -> Self:
         return self
@@ -176,12 +174,12 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has
 
 def _find_ends(graph: onnx.GraphProto) -> tuple[list[str], list[str]]:
     """Return the names of the nodes before the first layer with weights, and of the last one and all after it."""
-    pictures = {INPUT_NAME}  # all that depends on them
+    images = {INPUT_NAME}  # all that depends on them
     weighted = []
     for node in graph.node:
-        if pictures.intersection(node.input):
-            pictures.update(node.output)
-            if node.op_type in _WEIGHTED and not pictures.issuperset(filter(None, node.input)):
+        if images.intersection(node.input):
+            images.update(node.output)
+            if node.op_type in _WEIGHTED and not images.issuperset(filter(None, node.input)):
                 weighted.append(node)
     if not weighted:
         return [node.name for node in graph.node], []

@@ -8,20 +8,20 @@ def format_published(figure: PublishedFigure) -> str:
     if figure.unit == "fraction":
         text = f"{round(figure.value * 100, 6):g} %"
     elif figure.unit == "count":
-        text = f"{figure.value:.0f} of {figure.pictures:,}"
+        text = f"{figure.value:.0f} of {figure.images:,}"
     else:
         text = f"{figure.value:g} s"
     return f"{figure.qualifier} {text}".lstrip()
 
 
-def format_mean(mean: float, spread: float | None, unit: Unit, pictures: int | None = None) -> str:
+def format_mean(mean: float, spread: float | None, unit: Unit, images: int | None = None) -> str:
     """Return `83.10 ± 0.21 %`, `50 of 50,000` or `35.5 ± 0.2 s`; no spread for one run.
 
     Args:
         mean: In the unit.
         spread: Sample standard deviation in the unit; None for one run.
         unit: Of both.
-        pictures: What a count is of.
+        images: What a count is of.
     """
     scale, decimals = {"fraction": (100, 2), "count": (1, 0 if spread is None else 1), "seconds": (1, 2)}[unit]
     if unit == "fraction" and 0 < mean < 0.01:
@@ -29,15 +29,15 @@ def format_mean(mean: float, spread: float | None, unit: Unit, pictures: int | N
     text = f"{mean * scale:,.{decimals}f}"
     if spread is not None:
         text += f" ± {spread * scale:,.{decimals}f}"
-    suffix = {"fraction": " %", "count": "" if pictures is None else f" of {pictures:,}", "seconds": " s"}[unit]
+    suffix = {"fraction": " %", "count": "" if images is None else f" of {images:,}", "seconds": " s"}[unit]
     return text + suffix
 
 
 def format_difference(difference: float, unit: Unit) -> str:
-    """Return a difference with its sign: `+0.40 points`, `+3 pictures` or `-1.20 s`."""
+    """Return a difference with its sign: `+0.40 points`, `+3 images` or `-1.20 s`."""
     return {
         "fraction": f"{difference * 100:+.2f} points",
-        "count": f"{difference:+.0f} pictures",
+        "count": f"{difference:+.0f} images",
         "seconds": f"{difference:+.2f} s",
     }[unit]
 

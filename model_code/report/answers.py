@@ -2,7 +2,7 @@
 
 from model_code.report.collection import Collection
 from model_code.report.comparison import NOT_RUN, mark_budget, summarise
-from model_code.report.document import Block, Cell, Heading, Paragraph, Picture, Section, Table
+from model_code.report.document import Block, Cell, Heading, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import draw_forest, render
 from model_code.report.questions import QUESTIONS, Question
 from model_code.report.verdicts import Verdict, decide
@@ -80,4 +80,4 @@ def _build_forest(question: Question, verdicts: list[Verdict]) -> list[Block]:
         "not judged, grey ones are not full runs."
     )
     runs = tuple(dict.fromkeys(run_id for verdict in shown for run_id in verdict.run_ids))
-    return [Picture(f"Differences: {question.key}", (image,), caption, runs)]
+    return [ImageGroup(f"Differences: {question.key}", (image,), caption, runs)]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from model_code.evaluation.figures import draw_confusion
 from model_code.report.collection import ClassReport, Collection, Group, Run
 from model_code.report.comparison import mark_budget
-from model_code.report.document import Block, Cell, Paragraph, Picture, Section, Table
+from model_code.report.document import Block, Cell, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import render
 from model_code.report.published import get_published_classes
 
@@ -23,13 +23,13 @@ def build_classes(collection: Collection) -> Section:
     ]
     if not shown:
         return Section("Class by class", "classes", (Paragraph("No supervised run with a report yet: not run."),))
-    explanation = "Of the latest run of each recipe at its best budget, on the test pictures where there are any."
+    explanation = "Of the latest run of each recipe at its best budget, on the test images where there are any."
     by_classes: dict[tuple[str, ...], list[tuple[Group, Run, ClassReport]]] = {}
     for group, run, report in shown:
         by_classes.setdefault(tuple(report.per_class), []).append((group, run, report))
     tables: list[Block] = [_build_table(classes, rows) for classes, rows in by_classes.items()]
-    pictures = [_draw(group, run, report) for group, run, report in shown if len(report.per_class) <= MOST_CLASSES]
-    return Section("Class by class", "classes", (Paragraph(explanation), *tables, *pictures))
+    images = [_draw(group, run, report) for group, run, report in shown if len(report.per_class) <= MOST_CLASSES]
+    return Section("Class by class", "classes", (Paragraph(explanation), *tables, *images))
 
 
 def _build_table(classes: tuple[str, ...], rows: Sequence[tuple[Group, Run, ClassReport]]) -> Table:
@@ -52,13 +52,13 @@ def _build_table(classes: tuple[str, ...], rows: Sequence[tuple[Group, Run, Clas
     return Table(f"Accuracy of each class of {datasets}, %", ("recipe", "all", *classes, "run"), tuple(cells))
 
 
-def _draw(group: Group, run: Run, report: ClassReport) -> Picture:
+def _draw(group: Group, run: Run, report: ClassReport) -> ImageGroup:
     title = f"{group.recipe}\n{report.split}, seed {run.seed}, {report.accuracy:.1%} right"
     figure = draw_confusion(title, report.confusion_KK, tuple(report.per_class))
     alt = f"Confusion matrix of {group.recipe}, {report.split}: {report.accuracy:.1%} right; {_name_worst(report)}"
     image = render(f"{group.recipe}-confusion", figure, alt, CONFUSION_DPI)
-    caption = f"{report.split} pictures, seed {run.seed}: {_name_worst(report)}."
-    return Picture(f"{group.recipe} ({mark_budget(group)})", (image,), caption, (run.run_id,))
+    caption = f"{report.split} images, seed {run.seed}: {_name_worst(report)}."
+    return ImageGroup(f"{group.recipe} ({mark_budget(group)})", (image,), caption, (run.run_id,))
 
 
 def _name_worst(report: ClassReport) -> str:

@@ -31,10 +31,10 @@ class ClassReport:
     """What a run labelled, class by class, from its artifact `reports/<split>.json`.
 
     Attributes:
-        split: `test`, or `validation` where there were no test pictures.
+        split: `test`, or `validation` where there were no test images.
         accuracy: In [0, 1].
-        per_class: Accuracy of each class in [0, 1], in class order; None for a class without pictures.
-        confusion_KK: Counts of pictures, [true class, predicted class].
+        per_class: Accuracy of each class in [0, 1], in class order; None for a class without images.
+        confusion_KK: Counts of images, [true class, predicted class].
     """
 
     split: str
@@ -52,13 +52,13 @@ class Run:
         experiment_id: MLflow experiment.
         recipe: Recipe name.
         kind: `supervised`, `simsiam`, `untrained` or `random_features`.
-        budget: `full`, `smoke`, `smoke on` other pictures than the recipe's, or what a custom run changed, e.g.
+        budget: `full`, `smoke`, `smoke on` other images than the recipe's, or what a custom run changed, e.g.
             `custom: epochs=5`.
         dataset: Packed data set.
         seed: Of everything random.
         epochs: Of the whole run; None where there are none.
         device: Name of the device, with the precision of its computation where there is one, for people.
-        data_checksum: Of the packed pictures.
+        data_checksum: Of the packed images.
         git_sha: Of the code.
         seconds: Wall time between start and end in MLflow; None if MLflow does not know.
         ended_ms: Since 1970.
@@ -115,7 +115,7 @@ class Group:
 
     @property
     def has_one_data_set(self) -> bool:
-        """Whether every run saw the same pictures."""
+        """Whether every run saw the same images."""
         return len({run.data_checksum for run in self.runs}) <= 1
 
     @property
@@ -157,12 +157,12 @@ class Collection:
 
 
 def is_smoke(budget: str) -> bool:
-    """Return whether a budget is that of smoke runs, on the recipe's pictures or on others: `smoke on shapes`."""
+    """Return whether a budget is that of smoke runs, on the recipe's images or on others: `smoke on shapes`."""
     return budget == SMOKE or budget.startswith(f"{SMOKE} on ")
 
 
 def rank_budget(budget: str, seed_count: int) -> tuple[int, int, str]:
-    """Return a sort key: full, custom with many seeds before few, smoke, and last smoke on other pictures."""
+    """Return a sort key: full, custom with many seeds before few, smoke, and last smoke on other images."""
     order = 0 if budget == FULL else 1 if not is_smoke(budget) else 2 if budget == SMOKE else 3
     return order, -seed_count, budget
 
@@ -259,7 +259,7 @@ def _read_history(client: MlflowClient, run_id: str, key: str) -> History:
 
 
 def _read_report(run_id: str) -> ClassReport | None:
-    """Return the run's report on the test pictures, else on the validation pictures, or None if it has none."""
+    """Return the run's report on the test images, else on the validation images, or None if it has none."""
     for split in ("test", "validation"):
         try:
             table = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/reports/{split}.json"))

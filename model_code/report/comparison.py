@@ -27,25 +27,25 @@ class Comparison:
     values: tuple[float, ...]
 
     @property
-    def picture_counts(self) -> tuple[int | None, ...]:
-        """Pictures that each of `runs` was measured on; None for one that does not say."""
-        name = f"{self.figure.metric.split('/')[0]}/pictures"
+    def image_counts(self) -> tuple[int | None, ...]:
+        """Images that each of `runs` was measured on; None for one that does not say."""
+        name = f"{self.figure.metric.split('/')[0]}/images"
         return tuple(round(run.metrics[name]) if name in run.metrics else None for run in self.runs)
 
     @property
-    def pictures(self) -> int | None:
-        """Pictures that ours was measured on, where the runs say so and agree."""
-        counts = set(self.picture_counts)
+    def images(self) -> int | None:
+        """Images that ours was measured on, where the runs say so and agree."""
+        counts = set(self.image_counts)
         return counts.pop() if len(counts) == 1 else None
 
     @property
     def is_on_equally_many(self) -> bool:
-        """Whether ours was measured on as many pictures as published; also where the article does not say."""
-        return self.figure.pictures is None or self.pictures == self.figure.pictures
+        """Whether ours was measured on as many images as published; also where the article does not say."""
+        return self.figure.images is None or self.images == self.figure.images
 
     @property
     def is_comparable(self) -> bool:
-        """Whether ours may stand beside the published figure: full runs on equally many pictures."""
+        """Whether ours may stand beside the published figure: full runs on equally many images."""
         return bool(self.group and self.group.is_full and self.values and self.is_on_equally_many)
 
     @property
@@ -146,16 +146,16 @@ def _describe_ours(row: Comparison) -> Cell:
     differences = _list_differences(group)
     notes += differences
     if not row.is_on_equally_many:
-        notes.append(_describe_counts(row.picture_counts))
+        notes.append(_describe_counts(row.image_counts))
     mean, spread = average(row.values)
-    text = format_mean(mean, spread, figure.unit, row.pictures if figure.unit == "count" else None)
+    text = format_mean(mean, spread, figure.unit, row.images if figure.unit == "count" else None)
     return Cell(text, detail="; ".join(notes), is_caution=not row.is_comparable or bool(differences))
 
 
 def _list_differences(group: Group) -> list[str]:
     """Return what besides the seed differs between the runs of a group."""
     notes = {
-        "the runs saw different pictures": group.has_one_data_set,
+        "the runs saw different images": group.has_one_data_set,
         "the runs started from different weights": group.has_one_start,
     }
     return [note for note, is_equal in notes.items() if not is_equal]
@@ -164,14 +164,14 @@ def _list_differences(group: Group) -> list[str]:
 def _describe_counts(counts: tuple[int | None, ...]) -> str:
     known = [f"{count:,}" for count in sorted({count for count in counts if count is not None})]
     if None in counts:
-        return "count of pictures not recorded"
-    return f"on {' or '.join(known)} pictures"
+        return "count of images not recorded"
+    return f"on {' or '.join(known)} images"
 
 
 def summarise(group: Group | None, metric: str) -> Cell:
     """Return mean and spread of a fraction over a group's runs, `-` without values.
 
-    Marked unless the runs are full, saw the same pictures and started from the same weights.
+    Marked unless the runs are full, saw the same images and started from the same weights.
     """
     values = [run.metrics[metric] for run in (group.runs if group else ()) if metric in run.metrics]
     if group is None or not values:

@@ -79,10 +79,10 @@ def _build_legend() -> Section:
         "Only full runs, those with every setting and all epochs of the recipe, stand beside published figures. A "
         "custom or smoke run stands in the place of a missing full one, is marked, and gets no difference; smoke runs "
         "are minutes long and never a result.",
-        "Verdicts rest on pairs of runs of the same seed, budget and pictures: the mean difference and its 95 % "
+        "Verdicts rest on pairs of runs of the same seed, budget and images: the mean difference and its 95 % "
         f"interval (Student's t). Fewer than {LEAST_SEEDS} seeds decide nothing, and an interval that holds 0 shows no "
         "difference, which is no proof that there is none. The intervals are not corrected for how many there are.",
-        "Accuracies are shares of pictures; points are hundredths of them. A run is shown by the first eight digits of "
+        "Accuracies are shares of images; points are hundredths of them. A run is shown by the first eight digits of "
         "its MLflow id; the appendix has the rest.",
     )
     return Section("How to read this", "legend", tuple(Paragraph(text) for text in sentences))

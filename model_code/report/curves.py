@@ -4,7 +4,7 @@ import math
 
 from model_code.report.collection import Collection, Group, average
 from model_code.report.comparison import mark_budget
-from model_code.report.document import Block, Image, Paragraph, Picture, Section
+from model_code.report.document import Block, Image, ImageGroup, Paragraph, Section
 from model_code.report.figures import draw_seeds, list_histories, render
 
 UNTRAINED_KNN = "validation/untrained_knn_accuracy"
@@ -38,7 +38,7 @@ def build_simsiam_curves(collection: Collection) -> Section:
         blocks += _assemble(group, panels, "kNN accuracy at the monitored epochs, spread of the projections, loss")
     explanation = (
         "The kNN classifier looks at the backbone's features. The spread is that of the normalised projections: 0 "
-        "means that every picture gets the same one (collapse), 1/sqrt(width of the projections) that they point "
+        "means that every image gets the same one (collapse), 1/sqrt(width of the projections) that they point "
         "everywhere."
     )
     return Section(
@@ -74,4 +74,4 @@ def _assemble(group: Group, panels: list[Image | None], what: str) -> list[Block
     count = len(group.runs)
     seeds = f"{count} seeds, thin, and their mean" if count > 1 else "1 seed"
     title = f"{group.recipe} ({mark_budget(group)})"
-    return [Picture(title, images, f"{what}: {seeds}.", tuple(run.run_id for run in group.runs))]
+    return [ImageGroup(title, images, f"{what}: {seeds}.", tuple(run.run_id for run in group.runs))]

@@ -69,7 +69,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageGroup:
     """Images with one title above, one caption below and the runs that they come from."""
 
     title: str
@@ -78,7 +78,7 @@ class Picture:
     run_ids: tuple[str, ...]
 
 
-Block = Table | Paragraph | Heading | Picture
+Block = Table | Paragraph | Heading | ImageGroup
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,17 @@ class Document:
             image
             for section in self.sections
             for block in section.blocks
-            if isinstance(block, Picture)
+            if isinstance(block, ImageGroup)
             for image in block.images
         )
 
 
 def list_run_ids(sections: tuple[Section, ...]) -> list[str]:
-    """Return the id of every run that some cell or picture comes from, each once, in order."""
+    """Return the id of every run that some cell or image comes from, each once, in order."""
     found: dict[str, None] = {}
     for section in sections:
         for block in section.blocks:
-            if isinstance(block, Picture):
+            if isinstance(block, ImageGroup):
                 found |= dict.fromkeys(block.run_ids)
             elif isinstance(block, Table):
                 for row in block.rows:

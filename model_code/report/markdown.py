@@ -1,7 +1,7 @@
 """A report as Markdown; its figures are PNG files in `figures/` beside it."""
 
 from model_code.markdown_text import escape, join_cells
-from model_code.report.document import Block, Cell, Document, Heading, Paragraph, Picture, Table
+from model_code.report.document import Block, Cell, Document, Heading, ImageGroup, Paragraph, Table
 
 FIGURES_FOLDER = "figures"
 SHORT_ID = 8
@@ -27,7 +27,7 @@ def _render(block: Block) -> str:
         return f"**Caution:** {escape(block.text)}" if block.is_caution else escape(block.text)
     if isinstance(block, Table):
         return _render_table(block)
-    return _render_picture(block)
+    return _render_group(block)
 
 
 def _render_table(table: Table) -> str:
@@ -48,7 +48,7 @@ def _render_cell(cell: Cell) -> str:
     return " ".join(part for part in (text, runs) if part) + detail
 
 
-def _render_picture(picture: Picture) -> str:
-    images = "\n".join(f"![{_escape_alt(image.alt)}]({FIGURES_FOLDER}/{image.name}.png)" for image in picture.images)
-    runs = " ".join(f"`{run_id[:SHORT_ID]}`" for run_id in picture.run_ids)
-    return f"**{escape(picture.title)}**\n\n{images}\n\n{escape(picture.caption)} Runs: {runs}"
+def _render_group(group: ImageGroup) -> str:
+    images = "\n".join(f"![{_escape_alt(image.alt)}]({FIGURES_FOLDER}/{image.name}.png)" for image in group.images)
+    runs = " ".join(f"`{run_id[:SHORT_ID]}`" for run_id in group.run_ids)
+    return f"**{escape(group.title)}**\n\n{images}\n\n{escape(group.caption)} Runs: {runs}"

@@ -1,11 +1,11 @@
-"""A report as one HTML file that needs nothing else: no script, no font, no picture from elsewhere."""
+"""A report as one HTML file that needs nothing else: no script, no font, no image from elsewhere."""
 
 import base64
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from model_code.report.document import Document, Heading, Image, Paragraph, Picture, Table
+from model_code.report.document import Document, Heading, Image, ImageGroup, Paragraph, Table
 
 TEMPLATE = "page.html.j2"
 SHORT_ID = 8
@@ -26,7 +26,7 @@ def render_page(document: Document) -> str:
         "heading": lambda block: isinstance(block, Heading),
         "paragraph": lambda block: isinstance(block, Paragraph),
         "table": lambda block: isinstance(block, Table),
-        "picture": lambda block: isinstance(block, Picture),
+        "picture": lambda block: isinstance(block, ImageGroup),
     }
     return environment.get_template(TEMPLATE).render(document=document, short=SHORT_ID)
 

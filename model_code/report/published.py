@@ -10,10 +10,10 @@ from model_code.recipes.catalog import get_recipe
 
 Unit = Literal["fraction", "count", "seconds"]
 
-IMAGENET_PICTURES = 50_000
-CIFAR10_TEST_PICTURES = 10_000
-# 20 % of the 50,000 training pictures.
-CIFAR10_VALIDATION_PICTURES = 10_000
+IMAGENET_IMAGES = 50_000
+CIFAR10_TEST_IMAGES = 10_000
+# 20 % of the 50,000 training images.
+CIFAR10_VALIDATION_IMAGES = 10_000
 # Seconds of each epoch, training and validation; the figure is their mean.
 SECONDS_PER_EPOCH = "train/seconds"
 
@@ -26,11 +26,11 @@ class PublishedFigure:
         label: What was measured, in the article's words where it names it.
         recipe: Ours that repeats it.
         metric: MLflow metric that holds ours, or `SECONDS_PER_EPOCH`.
-        value: As published: a fraction in [0, 1], a count of pictures, or seconds.
+        value: As published: a fraction in [0, 1], a count of images, or seconds.
         unit: Of `value`.
         epoch: Epoch of the figure, counted from 1; None for the run's final figure.
-        class_name: Class of a per-class accuracy; None for a figure over all pictures.
-        pictures: Pictures that it was measured on, for one class those of all classes; None where the article does
+        class_name: Class of a per-class accuracy; None for a figure over all images.
+        images: Images that it was measured on, for one class those of all classes; None where the article does
             not say.
         qualifier: Before the value: "at most".
         remark: How the two differ, or what the article says beside the figure.
@@ -44,7 +44,7 @@ class PublishedFigure:
     unit: Unit = "fraction"
     epoch: int | None = None
     class_name: str | None = None
-    pictures: int | None = None
+    images: int | None = None
     qualifier: str = ""
     remark: str = ""
     is_same_work: bool = True
@@ -70,7 +70,7 @@ class Article:
 
 
 _OTHER_WORK = (
-    "not the same work: ours reads packed pictures of 256 pixels from memory, the article decoded files, on two GPUs"
+    "not the same work: ours reads packed images of 256 pixels from memory, the article decoded files, on two GPUs"
 )
 
 
@@ -87,16 +87,14 @@ def _resnet18(run: str, what: str) -> PublishedFigure:
         recipe,
         "validation/best_accuracy",
         _get_accuracy(recipe),
-        pictures=CIFAR10_VALIDATION_PICTURES,
+        images=CIFAR10_VALIDATION_IMAGES,
     )
 
 
 def _swin(
-    label: str, metric: str, accuracy: float, epoch: int | None = None, remark: str = "", pictures: int | None = None
+    label: str, metric: str, accuracy: float, epoch: int | None = None, remark: str = "", images: int | None = None
 ) -> PublishedFigure:
-    return PublishedFigure(
-        label, "swin_cifar10_published", metric, accuracy, epoch=epoch, remark=remark, pictures=pictures
-    )
+    return PublishedFigure(label, "swin_cifar10_published", metric, accuracy, epoch=epoch, remark=remark, images=images)
 
 
 def _swin_class(name: str, accuracy: float) -> PublishedFigure:
@@ -106,7 +104,7 @@ def _swin_class(name: str, accuracy: float) -> PublishedFigure:
         "test/accuracy",
         accuracy,
         class_name=name,
-        pictures=CIFAR10_TEST_PICTURES,
+        images=CIFAR10_TEST_IMAGES,
     )
 
 
@@ -117,9 +115,9 @@ def _untrained(network: str, seconds: float, remark: str) -> tuple[PublishedFigu
             f"{network}: right",
             recipe,
             "validation/correct",
-            round(_get_accuracy(recipe) * IMAGENET_PICTURES),
+            round(_get_accuracy(recipe) * IMAGENET_IMAGES),
             "count",
-            pictures=IMAGENET_PICTURES,
+            images=IMAGENET_IMAGES,
             remark=remark,
         ),
         PublishedFigure(
@@ -128,21 +126,21 @@ def _untrained(network: str, seconds: float, remark: str) -> tuple[PublishedFigu
             "validation/seconds",
             seconds,
             "seconds",
-            pictures=IMAGENET_PICTURES,
+            images=IMAGENET_IMAGES,
             remark=_OTHER_WORK,
             is_same_work=False,
         ),
     )
 
 
-_ON_VALIDATION = "the article measured on the test pictures, ours on the validation pictures"
+_ON_VALIDATION = "the article measured on the test images, ours on the validation images"
 
 ARTICLES = (
     Article(
         "A",
         "ResNet-18 on CIFAR-10",
-        "Validation accuracy of the best epoch, chosen on the same pictures, after 100 epochs. Momentum, weight decay "
-        "and batch size are not in the article and our choice. Ours on the test pictures stands apart: they were "
+        "Validation accuracy of the best epoch, chosen on the same images, after 100 epochs. Momentum, weight decay "
+        "and batch size are not in the article and our choice. Ours on the test images stands apart: they were "
         "looked at once.",
         (
             _resnet18("exp", "torchvision's network, lr 0.01"),
@@ -161,22 +159,20 @@ ARTICLES = (
         "B",
         "Swin from scratch",
         "A small Swin Transformer on CIFAR-10, Adam, 20 epochs, no augmentation stated. The article chose the epoch on "
-        "the test pictures; ours chooses it on 20 % of the training pictures, which are not learned from.",
+        "the test images; ours chooses it on 20 % of the training images, which are not learned from.",
         (
-            _swin("epoch 1, training pictures", "train/accuracy", 0.4309, 1),
+            _swin("epoch 1, training images", "train/accuracy", 0.4309, 1),
+            _swin("epoch 1, held-out images", "validation/accuracy", 0.5330, 1, _ON_VALIDATION, CIFAR10_TEST_IMAGES),
+            _swin("epoch 20, training images", "train/accuracy", 0.9765, 20),
             _swin(
-                "epoch 1, held-out pictures", "validation/accuracy", 0.5330, 1, _ON_VALIDATION, CIFAR10_TEST_PICTURES
-            ),
-            _swin("epoch 20, training pictures", "train/accuracy", 0.9765, 20),
-            _swin(
-                "epoch 20, held-out pictures",
+                "epoch 20, held-out images",
                 "validation/accuracy",
                 _get_accuracy("swin_cifar10_published"),
                 20,
                 _ON_VALIDATION,
-                CIFAR10_TEST_PICTURES,
+                CIFAR10_TEST_IMAGES,
             ),
-            _swin("final, test pictures", "test/accuracy", 0.6775, pictures=CIFAR10_TEST_PICTURES),
+            _swin("final, test images", "test/accuracy", 0.6775, images=CIFAR10_TEST_IMAGES),
             _swin_class("airplane", 0.7111),
             _swin_class("automobile", 0.6937),
             _swin_class("bird", 0.5646),
@@ -201,8 +197,8 @@ ARTICLES = (
     Article(
         "C",
         "SimSiam",
-        "Food-11: pretrained on the unlabelled pictures, the labelled ones are the memory bank of the kNN classifier, "
-        "the validation pictures are what is measured. 224 pixels, batch 32, more than 60 hours.",
+        "Food-11: pretrained on the unlabelled images, the labelled ones are the memory bank of the kNN classifier, "
+        "the validation images are what is measured. 224 pixels, batch 32, more than 60 hours.",
         (
             PublishedFigure(
                 "supervised baseline",
@@ -223,7 +219,7 @@ ARTICLES = (
     Article(
         "D",
         "Untrained networks",
-        "The 50,000 validation pictures of ImageNet-1k, 1000 classes, torchvision's default initialisation, evaluation "
+        "The 50,000 validation images of ImageNet-1k, 1000 classes, torchvision's default initialisation, evaluation "
         "mode, random crops, two RTX 3090. Ours here are the runs with normalisation; those without stand in the table "
         "of untrained networks.",
         (

@@ -135,7 +135,7 @@ QUESTIONS = (
     ),
     Question(
         "random-features",
-        "Do random, frozen networks carry information about the pictures?",
+        "Do random, frozen networks carry information about the images?",
         "Deep Clustering (Caron et al. 2018) puts a random AlexNet at 12 % on ImageNet, the article finds chance. The "
         "paper trains an MLP on the frozen features, the article used the untrained head: here both, on CIFAR-10.",
         (Arm("raw pixels", PIXELS), *_RANDOM),
@@ -158,7 +158,7 @@ QUESTIONS = (
     ),
     Question(
         "normalisation",
-        "Does normalising the pictures matter to an untrained network?",
+        "Does normalising the images matter to an untrained network?",
         "The article's author wonders and does not try. Chance is 0.1 %, so there is little to gain: the differences "
         "are shown, not judged.",
         tuple(
@@ -191,9 +191,9 @@ QUESTIONS = (
         ),
         (TEST, VALIDATION),
         (
-            _on(TEST, "Food-11, test pictures", "simsiam_food11_finetuned", "resnet18_food11"),
-            _on(VALIDATION, "Food-11, validation pictures", "simsiam_food11_finetuned", "resnet18_food11"),
-            _on(TEST, "CIFAR-10, test pictures", "simsiam_cifar10_finetuned", "resnet18_cifar10_exp6_nopool"),
+            _on(TEST, "Food-11, test images", "simsiam_food11_finetuned", "resnet18_food11"),
+            _on(VALIDATION, "Food-11, validation images", "simsiam_food11_finetuned", "resnet18_food11"),
+            _on(TEST, "CIFAR-10, test images", "simsiam_cifar10_finetuned", "resnet18_cifar10_exp6_nopool"),
         ),
         caution="The epochs of the pretraining come on top of the fine-tuned network's: equal in labels, not in "
         "computation. Fair as to the training on labels only where the table shows no setting that differs but the "

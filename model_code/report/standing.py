@@ -15,7 +15,7 @@ def build_standing(collection: Collection, client: MlflowClient) -> Section:
     """Return the section with the best recipe of each data set and the champion of each registered name."""
     explanation = (
         "The best recipe is chosen by validation accuracy, mean over its seeds, among full runs only: shorter ones say "
-        "little about which is best. The test pictures do not choose."
+        "little about which is best. The test images do not choose."
     )
     return Section(
         "Best recipe and champion", "best", (Paragraph(explanation), _build_best(collection), _build_champions(client))

@@ -14,7 +14,7 @@ COLUMNS = (
     "distinct classes",
     "share of the top class",
     "time",
-    "pictures/s",
+    "images/s",
     "peak memory",
     "seeds",
     "budget",
@@ -26,11 +26,11 @@ COLUMNS = (
 def build_untrained(collection: Collection) -> Section:
     """Return the section with one row for each recipe of an untrained network that was run."""
     explanation = (
-        "1000 classes of 50 pictures each: a network that gives one answer to every picture is right exactly 50 times "
+        "1000 classes of 50 images each: a network that gives one answer to every image is right exactly 50 times "
         "of 50,000, which is chance. Distinct classes and the share of the most frequent one tell the two apart."
     )
     rows = tuple(_build_row(group) for group in collection.list_best("untrained"))
-    table = Table("Untrained networks on ImageNet-1k's validation pictures", COLUMNS, rows)
+    table = Table("Untrained networks on ImageNet-1k's validation images", COLUMNS, rows)
     blocks = (
         (Paragraph(explanation), table) if rows else (Paragraph("No untrained network was measured yet: not run."),)
     )
@@ -38,14 +38,14 @@ def build_untrained(collection: Collection) -> Section:
 
 
 def _build_row(group: Group) -> tuple[Cell, ...]:
-    pictures = _read(group, "pictures")
-    of_pictures = round(pictures[0]) if len(set(pictures)) == 1 else None
+    images = _read(group, "pictures")
+    of_images = round(images[0]) if len(set(images)) == 1 else None
     memory = _read(group, "peak_memory_bytes")
     speeds = _read(group, "pictures_per_s")
     is_caution = not group.is_full
     return (
         Cell(group.recipe, is_code=True),
-        Cell(_describe(_read(group, "correct"), "count", of_pictures), is_caution=is_caution),
+        Cell(_describe(_read(group, "correct"), "count", of_images), is_caution=is_caution),
         Cell(_describe(_read(group, "accuracy"), "fraction"), is_caution=is_caution),
         Cell(_describe(_read(group, "distinct_classes"), "count"), is_caution=is_caution),
         Cell(_describe(_read(group, "top_class_share"), "fraction"), is_caution=is_caution),
@@ -66,5 +66,5 @@ def _read(group: Group, name: str) -> list[float]:
     return [value for run in group.runs if (value := find(run)) is not None]
 
 
-def _describe(values: list[float], unit: Unit, pictures: int | None = None) -> str:
-    return format_mean(*average(values), unit, pictures) if values else "-"
+def _describe(values: list[float], unit: Unit, images: int | None = None) -> str:
+    return format_mean(*average(values), unit, images) if values else "-"

@@ -35,7 +35,7 @@ class Verdict:
         contrast: What was asked.
         budget: Of every run in `pairs`; None without pairs.
         pairs: By ascending seed.
-        other_pictures: Seeds that were left out because the two runs saw different pictures.
+        other_images: Seeds that were left out because the two runs saw different images.
         missing: Recipes of the contrast without any finished run.
         is_descriptive: The difference is shown and not judged.
     """
@@ -43,7 +43,7 @@ class Verdict:
     contrast: Contrast
     budget: str | None
     pairs: tuple[Pair, ...]
-    other_pictures: int = 0
+    other_images: int = 0
     missing: tuple[str, ...] = ()
     is_descriptive: bool = False
 
@@ -86,7 +86,7 @@ class Verdict:
         if self.is_descriptive:
             return f"not judged: {self._describe_difference()}, {seeds}"
         if self.interval is None:
-            left_out = f" ({self.other_pictures} more on different pictures)" if self.other_pictures else ""
+            left_out = f" ({self.other_images} more on different images)" if self.other_images else ""
             return f"undecided: {count} of at least {LEAST_SEEDS} seeds{left_out}"
         return self._judge(*self.interval, seeds)
 
@@ -110,8 +110,8 @@ class Verdict:
         if self.missing:
             both = set(self.missing) == {self.contrast.treatment, self.contrast.control}
             return "not run" if both else f"not run: no run of {self.missing[0]}"
-        if self.other_pictures:
-            return f"undecided: the runs saw different pictures ({self.other_pictures} seeds)"
+        if self.other_images:
+            return f"undecided: the runs saw different images ({self.other_images} seeds)"
         return "undecided: no seed was run with both at the same budget"
 
     def list_differing_settings(self) -> list[str]:
@@ -144,9 +144,9 @@ def decide(collection: Collection, contrast: Contrast, is_descriptive: bool = Fa
     missing = tuple(recipe for recipe in recipes if not collection.groups.get(recipe))
     found: list[Verdict] = []
     for group in collection.groups.get(contrast.treatment, ()):
-        pairs, other_pictures = _pair(collection, contrast, group.budget)
-        if pairs or other_pictures:
-            found.append(Verdict(contrast, group.budget, pairs, other_pictures, is_descriptive=is_descriptive))
+        pairs, other_images = _pair(collection, contrast, group.budget)
+        if pairs or other_images:
+            found.append(Verdict(contrast, group.budget, pairs, other_images, is_descriptive=is_descriptive))
     with_pairs = [verdict for verdict in found if verdict.pairs] or found
     if not with_pairs:
         return Verdict(contrast, None, (), missing=missing, is_descriptive=is_descriptive)
@@ -154,13 +154,13 @@ def decide(collection: Collection, contrast: Contrast, is_descriptive: bool = Fa
 
 
 def _pair(collection: Collection, contrast: Contrast, budget: str) -> tuple[tuple[Pair, ...], int]:
-    """Return the pairs at one budget, and how many seeds were left out because the pictures differ."""
+    """Return the pairs at one budget, and how many seeds were left out because the images differ."""
     treatments = collection.get_group(contrast.treatment, budget)
     controls = collection.get_group(contrast.control, budget)
     if treatments is None or controls is None:
         return (), 0
     by_seed = {run.seed: run for run in controls.runs}
-    pairs, other_pictures = [], 0
+    pairs, other_images = [], 0
     for treatment in treatments.runs:
         control = by_seed.get(treatment.seed)
         if control is None:
@@ -170,7 +170,7 @@ def _pair(collection: Collection, contrast: Contrast, budget: str) -> tuple[tupl
         if after is None or before is None:
             continue
         if treatment.data_checksum != control.data_checksum:
-            other_pictures += 1
+            other_images += 1
             continue
         pairs.append(Pair(treatment.seed, treatment, control, after - before))
-    return tuple(pairs), other_pictures
+    return tuple(pairs), other_images

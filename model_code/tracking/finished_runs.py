@@ -23,7 +23,7 @@ class FinishedRun:
         profile: `full`, `smoke` or `custom`.
         dataset: Packed data set.
         validation_accuracy: Of the best epoch, in [0, 1]; with SimSiam its kNN accuracy; None where nothing is trained.
-        test_accuracy: In [0, 1]; None without test pictures.
+        test_accuracy: In [0, 1]; None without test images.
     """
 
     run_id: str

@@ -156,8 +156,8 @@ class RunTracker(Callback):
         self._send(self._client.log_text, folder.record.config.model_dump_json(indent=2), "config.json")
 
     def log_report(self, split: str, report: Report, classes: tuple[str, ...], grid: Figure) -> None:
-        """Send the metrics of a split, its per-class table, confusion matrix and grid of pictures."""
-        # JSON has no NaN: a class without pictures has no accuracy.
+        """Send the metrics of a split, its per-class table, confusion matrix and grid of images."""
+        # JSON has no NaN: a class without images has no accuracy.
         accuracies = [None if math.isnan(accuracy) else accuracy for accuracy in report.per_class_accuracy]
         per_class = dict(zip(classes, accuracies, strict=True))
         self.log_metrics(
@@ -165,7 +165,7 @@ class RunTracker(Callback):
                 f"{split}/loss": report.loss,
                 f"{split}/accuracy": report.accuracy_fraction,
                 f"{split}/macro_f1": report.macro_f1,
-                f"{split}/pictures": report.count,
+                f"{split}/images": report.count,
             }
         )
         table = {

@@ -43,7 +43,7 @@ class TensorBoardWriter(Callback):
             self._writer.add_scalar(key, value, metrics.epoch)
 
     def write_graph(self, model: nn.Module, images_BHWC: Tensor) -> None:
-        """Write the model's graph, traced with some uint8 pictures."""
+        """Write the model's graph, traced with some uint8 images."""
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # tracing is deprecated in torch, and what TensorBoard's graph needs
             self._writer.add_graph(model.eval(), images_BHWC)

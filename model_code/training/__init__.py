@@ -1,1 +1,1 @@
-"""From a config and pictures to a trained network; knows neither MLflow nor Prefect."""
+"""From a config and images to a trained network; knows neither MLflow nor Prefect."""

@@ -1,6 +1,6 @@
-"""An order of pictures -> batch after batch on the device, wherever the pictures are kept.
+"""An order of images -> batch after batch on the device, wherever the images are kept.
 
-Shape suffixes: N = pictures, B = pictures of a batch, H = height, W = width, C = the three colour channels.
+Shape suffixes: N = images, B = images of a batch, H = height, W = width, C = the three colour channels.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ RESIDENT_SHARE = 0.5
 
 
 def fits_device(size_bytes: int, device: torch.device) -> bool:
-    """Whether pictures of this size are kept on the device; on a CPU they are in its memory anyway."""
+    """Whether images of this size are kept on the device; on a CPU they are in its memory anyway."""
     return device.type != "cuda" or size_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def is_streamed(images_NHWC: Tensor, wanted: str, device: torch.device) -> bool:
-    """Whether a run copies its batches to the device: where that is wanted, or the pictures are not there."""
+    """Whether a run copies its batches to the device: where that is wanted, or the images are not there."""
     return wanted == "streamed" or images_NHWC.device.type != device.type
 
 
@@ -32,12 +32,12 @@ def iterate_batches(
     first: int = 0,
     is_ahead: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each batch's indices and pictures on the device; what does not fill the last batch is left out.
+    """Yield each batch's indices and images on the device; what does not fill the last batch is left out.
 
     Args:
         images_NHWC: uint8; on the device, or on the host where they are streamed.
-        order_N: int64 on the device; which pictures, in which order.
-        batch_size: Pictures of a batch.
+        order_N: int64 on the device; which images, in which order.
+        batch_size: Images of a batch.
         device: Where the batches are wanted.
         first: Batches to leave out at the start.
         is_ahead: Whether the next batch is gathered and copied by a thread while the caller works on this one.
@@ -70,7 +70,7 @@ def iterate_batches(
 def _fetch(
     images_NHWC: Tensor, rows_B: Tensor, device: torch.device, stream: torch.cuda.Stream | None
 ) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Gather some pictures on the host and start their copy to the device; the event is its end."""
+    """Gather some images on the host and start their copy to the device; the event is its end."""
     images_BHWC = images_NHWC[rows_B]
     if stream is None:
         return images_BHWC, None

@@ -27,9 +27,9 @@ class TrainingConfig(EpochConfig):
         whitening_bias_epochs: Epochs in which the bias of that convolution is trained.
         has_frozen_norm_scale: True if the scales of BatchNorm stay at 1.
         image_size: Height and width that the network sees, pixels: in training a random resized crop (`crop_area`), in
-            evaluation the middle. None takes the pictures as they are packed.
-        crop_area: Smallest and largest share of the picture that such a crop covers.
-        epochs: Passes over the training pictures.
+            evaluation the middle. None takes the images as they are packed.
+        crop_area: Smallest and largest share of the image that such a crop covers.
+        epochs: Passes over the training images.
         optimizer: `sgd`, `adam` or `adamw`.
         learning_rate: At the start; of a warm-up, at its end.
         momentum: Of SGD.
@@ -56,18 +56,18 @@ class TrainingConfig(EpochConfig):
         flip: `random` mirrors each image with probability 1/2 in each epoch; `alternating` does so in the first epoch,
             and after that each image is mirrored in every second epoch.
         has_flip: False leaves mirroring out.
-        cutout_pixels: Side of the square that is hidden in each picture; 0 hides none.
-        erasing_probability: Of a picture to have a random rectangle filled with noise.
+        cutout_pixels: Side of the square that is hidden in each image; 0 hides none.
+        erasing_probability: Of an image to have a random rectangle filled with noise.
         cutmix_alpha: Of CutMix's Beta distribution; 0 leaves CutMix out.
-        mixup_alpha: Of MixUp's Beta distribution; 0 leaves MixUp out. With both, each picture draws one of the two.
+        mixup_alpha: Of MixUp's Beta distribution; 0 leaves MixUp out. With both, each image draws one of the two.
         label_smoothing: Share of the target spread over all classes.
         ema_decay: Of the moving average of the weights, for each step; the average is what is validated and kept. None
             keeps the weights themselves.
-        has_flip_averaging: Whether the finished model answers with the mean of a picture and its mirror image, which
+        has_flip_averaging: Whether the finished model answers with the mean of an image and its mirror image, which
             costs twice the time; validation during the run does without.
         shift_averaging_pixels: The finished model's answer is half that of the image and half the mean of two copies,
             shifted so far up and left, down and right; 0 leaves them out. Costs three times the time.
-        validation_fraction: Share of the training pictures that are held out.
+        validation_fraction: Share of the training images that are held out.
         kept_epoch: Epoch whose weights are tested and released: the one with the `best` validation accuracy, or the
             `last` one.
     """

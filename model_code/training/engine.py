@@ -13,11 +13,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from model_code.errors import TrainingError, UsageError
-from model_code.models.picture_input import PictureInput
+from model_code.models.image_input import ImageInput
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import Processes
 
-# BatchNorm needs two pictures.
+# BatchNorm needs two images.
 SMALLEST_PART = 2
 MOST_COMPILED = 256
 Model = TypeVar("Model", bound=nn.Module)
@@ -31,7 +31,7 @@ class Engine:
     Attributes:
         device: Where to compute.
         precision: Of the forward pass: float32 or bfloat16.
-        memory_format: Of the pictures that the network computes with; on CUDA of its weights as well.
+        memory_format: Of the images that the network computes with; on CUDA of its weights as well.
         compile: `off`, `on` or `cuda_graphs`.
         parts: Of a batch, one after the other.
     """
@@ -51,13 +51,13 @@ class Engine:
 
     @property
     def is_channels_last(self) -> bool:
-        """Whether pictures and weights are laid out with their channels last."""
+        """Whether images and weights are laid out with their channels last."""
         return self.memory_format == torch.channels_last
 
     def lay_out(self, model: Model) -> Model:
-        """Return the model on the device, its pictures, and on CUDA its weights as well, in the memory format."""
+        """Return the model on the device, its images, and on CUDA its weights as well, in the memory format."""
         for module in model.modules():
-            if isinstance(module, PictureInput):
+            if isinstance(module, ImageInput):
                 module.is_channels_last = self.is_channels_last
         model = model.to(self.device)
         return model.to(memory_format=self.memory_format) if self.device.type == "cuda" else model
@@ -130,8 +130,8 @@ class GradientStep:
         BatchNorm's running statistics move with each part, and have moved with those of a try that failed.
 
         Args:
-            count: Pictures of this process's share of the batch.
-            compute: Some of these pictures -> their mean loss and what the network returned, [pictures, ...].
+            count: Images of this process's share of the batch.
+            compute: Some of these images -> their mean loss and what the network returned, [images, ...].
 
         Returns:
             The mean loss of the whole batch, and the outputs for this process's share, detached.
@@ -182,7 +182,7 @@ class GradientStep:
         parts = self._parts * 2
         if count // parts < SMALLEST_PART or self._processes.count > 1:
             raise TrainingError(
-                f"the device's memory does not hold {count // self._parts} pictures of a batch at once; lower --set "
+                f"the device's memory does not hold {count // self._parts} images of a batch at once; lower --set "
                 "batch_size, or give --set engine.parts=N for N parts of a batch one after the other "
                 f"({reason.splitlines()[0][:100]})"
             )
@@ -210,7 +210,7 @@ def _check_division(config: EpochConfig, process_count: int) -> None:
     share = config.batch_size // process_count
     if share // config.engine.parts < SMALLEST_PART:
         raise UsageError(
-            f"engine.parts={config.engine.parts} leaves fewer than {SMALLEST_PART} of {share} pictures for a part, and "
+            f"engine.parts={config.engine.parts} leaves fewer than {SMALLEST_PART} of {share} images for a part, and "
             f"BatchNorm needs so many; at most {share // SMALLEST_PART} parts are allowed"
         )
 

@@ -14,12 +14,12 @@ class EngineSettings(BaseModel):
         precision: Of the forward pass; `bfloat16` keeps weights, BatchNorm, loss and optimiser in float32. `auto` is
             bfloat16 on a device that has instructions for it (CUDA of compute capability 8.0 and newer, a CPU with
             AVX512_BF16 or AMX), else float32.
-        memory_format: Of the pictures that the network computes with; on CUDA of its weights as well. `auto` is
+        memory_format: Of the images that the network computes with; on CUDA of its weights as well. `auto` is
             `channels_last` (docs/benchmarks.md).
         compile: `on` compiles the network with torch.compile, `cuda_graphs` records its kernels as well; the first
             steps then take minutes, and runs of the same network and shapes in one process share the code. Short runs
             lose by it.
-        pictures: `resident` keeps the pictures on the device; `streamed` keeps them in the host's memory and copies
+        pictures: `resident` keeps the images on the device; `streamed` keeps them in the host's memory and copies
             each batch, pinned, while the one before is computed. `auto` streams where the data set, for SimSiam two
             copies of it, would take more than half of a CUDA device's free memory.
         parts: Into how many parts, one after the other, a batch is divided to save memory; the gradients are those of

@@ -1,6 +1,6 @@
 """What every run of epochs does: resume, take steps, keep the best and the last epoch, stop where that is asked.
 
-Shape suffixes: N = pictures of an epoch, B = pictures of a batch, H = height, W = width, C = the three colour channels,
+Shape suffixes: N = images of an epoch, B = images of a batch, H = height, W = width, C = the three colour channels,
 S = steps of an epoch.
 """
 
@@ -32,7 +32,7 @@ class Progress:
     """How far an epoch is.
 
     Attributes:
-        order_N: Indices of the pictures in the order in which they are visited.
+        order_N: Indices of the images in the order in which they are visited.
         losses_S: Mean loss of each step; 0 where it is still to come.
         total: Sum over the steps of whatever else the loop adds up: this process's share of it.
         learning_rate: At the first step.
@@ -60,7 +60,7 @@ class EpochLoop(ABC, Generic[Epoch]):
     Args:
         config: All settings.
         epochs: How many.
-        images_NHWC: uint8 pictures to learn from, on the device or streamed to it.
+        images_NHWC: uint8 images to learn from, on the device or streamed to it.
         run_dir: Where checkpoints go; created when missing.
         callbacks: Told about each step and epoch, in order.
         processes: That train together, and the device of this one.
@@ -118,7 +118,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         Args:
             epoch: Counted from 1.
             step: Counted from 0.
-            images_BHWC: uint8 pictures on the device.
+            images_BHWC: uint8 images on the device.
             chosen_B: Their indices.
 
         Returns:
@@ -163,10 +163,10 @@ class EpochLoop(ABC, Generic[Epoch]):
         )
 
     def learn(self, epoch: int) -> tuple[Progress, int]:
-        """Visit the pictures once, or what an interruption left of them.
+        """Visit the images once, or what an interruption left of them.
 
         Returns:
-            The whole epoch, its total that of all processes, and how many pictures were visited now.
+            The whole epoch, its total that of all processes, and how many images were visited now.
         """
         progress, self._progress = self._progress or self._begin_epoch(), None
         first = progress.step

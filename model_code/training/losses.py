@@ -1,6 +1,6 @@
 """Losses for self-supervised pretraining.
 
-Shape suffixes: B = pictures in the batch, D = embedding width.
+Shape suffixes: B = images in the batch, D = embedding width.
 """
 
 import torch.nn.functional as F

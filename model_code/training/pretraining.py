@@ -1,6 +1,6 @@
-"""The SimSiam loop: two views of every picture, symmetric loss, and nearest neighbours that watch the backbone.
+"""The SimSiam loop: two views of every image, symmetric loss, and nearest neighbours that watch the backbone.
 
-Shape suffixes: B = pictures of a batch, H = height, W = width, C = the three colour channels, D = embedding width.
+Shape suffixes: B = images of a batch, H = height, W = width, C = the three colour channels, D = embedding width.
 """
 
 import time
@@ -17,14 +17,14 @@ from model_code.data.views import plain_view, two_views
 from model_code.evaluation.features import LabelledFeatures, compute_features, feature_std
 from model_code.evaluation.knn import knn_accuracy, knn_predict
 from model_code.evaluation.metrics import choose_batch
+from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_backbone, check_image_size
-from model_code.models.picture_input import PictureInput
 from model_code.models.simsiam import SimSiam
 from model_code.training import checkpoints
 from model_code.training.engine import Engine, GradientStep
 from model_code.training.epoch_loop import EpochLoop
+from model_code.training.images import Images, PretrainingImages, check_batch, check_neighbours
 from model_code.training.losses import simsiam_loss
-from model_code.training.pictures import Pictures, PretrainingPictures, check_batch, check_neighbours
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.probe import train_probe
 from model_code.training.processes import Processes
@@ -38,7 +38,7 @@ class PretrainingResult(TrainingResult[PretrainingEpoch]):
     """A complete run; its weights are the backbone's, without a last layer.
 
     Attributes:
-        untrained_knn_accuracy: Of the validation pictures, by the backbone before the first step, in [0, 1].
+        untrained_knn_accuracy: Of the validation images, by the backbone before the first step, in [0, 1].
     """
 
     untrained_knn_accuracy: float
@@ -46,14 +46,14 @@ class PretrainingResult(TrainingResult[PretrainingEpoch]):
 
 @dataclass(frozen=True)
 class BackboneReport:
-    """What frozen features are worth on pictures that chose nothing, where there are such.
+    """What frozen features are worth on images that chose nothing, where there are such.
 
     Attributes:
-        split: `test`, or `validation` where there are no labelled test pictures.
-        count: Pictures.
-        knn_accuracy: By the weighted votes of all labelled training pictures, in [0, 1].
+        split: `test`, or `validation` where there are no labelled test images.
+        count: Images.
+        knn_accuracy: By the weighted votes of all labelled training images, in [0, 1].
         linear_accuracy: Of a linear layer learned on the same features, in [0, 1].
-        linear_train_accuracy: Of that layer on the pictures that it learned from.
+        linear_train_accuracy: Of that layer on the images that it learned from.
     """
 
     split: str
@@ -74,72 +74,72 @@ def build_simsiam(config: SimSiamConfig) -> SimSiam:
 
 
 def load_backbone(config: SimSiamConfig, weights: Path) -> nn.Sequential:
-    """Return a pretrained backbone in evaluation mode, on the CPU: uint8 pictures [B, H, W, C] in, features out.
+    """Return a pretrained backbone in evaluation mode, on the CPU: uint8 images [B, H, W, C] in, features out.
 
     Raises:
         TrainingError: The weights are missing or belong to another network.
     """
     backbone, _ = build_backbone(config.network, config.views.image_size)
     checkpoints.load_weights(backbone, weights)
-    return nn.Sequential(PictureInput(config.mean, config.std), backbone).eval()
+    return nn.Sequential(ImageInput(config.mean, config.std), backbone).eval()
 
 
 def evaluation_features(
-    config: SimSiamConfig, model: nn.Module, pictures: Pictures, classes: tuple[str, ...]
+    config: SimSiamConfig, model: nn.Module, images: Images, classes: tuple[str, ...]
 ) -> LabelledFeatures:
-    """Return what a backbone sees in the plain view of labelled pictures, in full precision.
+    """Return what a backbone sees in the plain view of labelled images, in full precision.
 
     Args:
         config: Of the run that trained the backbone.
-        model: Result of `load_backbone`, on the pictures' device; is left in evaluation mode.
-        pictures: uint8.
+        model: Result of `load_backbone`, on the images' device; is left in evaluation mode.
+        images: uint8.
         classes: Names in label order.
     """
     show = partial(plain_view, image_size=config.views.image_size, enlargement=config.evaluation_enlargement)
     batch_size = choose_batch(config.views.image_size)
-    features_ND = compute_features(model, pictures.images_NHWC, show, batch_size)
-    return LabelledFeatures(features_ND, pictures.labels_N, classes)
+    features_ND = compute_features(model, images.images_NHWC, show, batch_size)
+    return LabelledFeatures(features_ND, images.labels_N, classes)
 
 
 def evaluate_backbone(
-    config: SimSiamConfig, weights: Path, pictures: PretrainingPictures, device: torch.device
+    config: SimSiamConfig, weights: Path, images: PretrainingImages, device: torch.device
 ) -> BackboneReport:
-    """Measure a pretrained backbone by kNN and linear evaluation; every picture counts once.
+    """Measure a pretrained backbone by kNN and linear evaluation; every image counts once.
 
     Args:
         config: Of the run that trained it.
         weights: Its file.
-        pictures: Of that run, on `device`.
+        images: Of that run, on `device`.
         device: Where to work.
 
     Raises:
         TrainingError: The weights do not fit, or the linear layer's loss is not finite.
     """
     backbone = load_backbone(config, weights).to(device)
-    split, asked = ("validation", pictures.validation) if pictures.test is None else ("test", pictures.test)
+    split, asked = ("validation", images.validation) if images.test is None else ("test", images.test)
     bank, queries = (
-        evaluation_features(config, backbone, chosen, pictures.classes)
-        for chosen in (pictures.memory if split == "validation" else pictures.labelled, asked)
+        evaluation_features(config, backbone, chosen, images.classes)
+        for chosen in (images.memory if split == "validation" else images.labelled, asked)
     )
     probe = train_probe(bank, queries, config.linear, config.seed)
     accuracy = knn_accuracy(bank, queries, config.knn_neighbours, config.knn_temperature)
     return BackboneReport(split, len(queries), accuracy, probe.test_accuracy, probe.train_accuracy)
 
 
-def check_pretraining_pictures(config: SimSiamConfig, pictures: PretrainingPictures) -> None:
-    """Refuse a run whose pictures do not fill one batch, whose memory is too small to vote, or whose views are.
+def check_pretraining_images(config: SimSiamConfig, images: PretrainingImages) -> None:
+    """Refuse a run whose images do not fill one batch, whose memory is too small to vote, or whose views are.
 
     Raises:
-        UsageError: There are too few pictures, or the network cannot take views of this size.
+        UsageError: There are too few images, or the network cannot take views of this size.
     """
     check_image_size(config.network, config.views.image_size)
-    check_batch(len(pictures.images_NHWC), config.batch_size)
-    check_neighbours(len(pictures.memory), config.knn_neighbours, "memory")
+    check_batch(len(images.images_NHWC), config.batch_size)
+    check_neighbours(len(images.memory), config.knn_neighbours, "memory")
 
 
 def pretrain(
     config: SimSiamConfig,
-    pictures: PretrainingPictures,
+    images: PretrainingImages,
     run_dir: Path,
     processes: Processes,
     callbacks: Sequence[Callback] = (),
@@ -147,12 +147,12 @@ def pretrain(
 ) -> PretrainingResult:
     """Train a backbone without labels, or go on where an interrupted run in `run_dir` stopped.
 
-    Each epoch visits the pictures once in a new random order; those that do not fill the last batch wait for the next
+    Each epoch visits the images once in a new random order; those that do not fill the last batch wait for the next
     epoch. Labels are used only to watch.
 
     Args:
         config: All settings.
-        pictures: On the device, or streamed to it.
+        images: On the device, or streamed to it.
         run_dir: Where checkpoints go; created when missing.
         processes: That train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
@@ -160,13 +160,13 @@ def pretrain(
 
     Raises:
         TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.
-        UsageError: There are fewer pictures than one batch, fewer memory pictures than neighbours, or the hardware
+        UsageError: There are fewer images than one batch, fewer memory images than neighbours, or the hardware
             lacks what `config.engine` wants.
         KeyboardInterrupt: A callback wanted the run to stop; its state is kept.
         DiskFullError: A checkpoint could not be written; the one before stays.
     """
-    check_pretraining_pictures(config, pictures)
-    loop = _SimSiamLoop(config, pictures, run_dir, processes, callbacks, engine)
+    check_pretraining_images(config, images)
+    loop = _SimSiamLoop(config, images, run_dir, processes, callbacks, engine)
     untrained_knn_accuracy = loop.measure_knn()
     return PretrainingResult(**vars(loop.train()), untrained_knn_accuracy=untrained_knn_accuracy)
 
@@ -181,19 +181,19 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
     def __init__(
         self,
         config: SimSiamConfig,
-        pictures: PretrainingPictures,
+        images: PretrainingImages,
         run_dir: Path,
         processes: Processes,
         callbacks: Sequence[Callback],
         engine: Engine | None,
     ) -> None:
-        super().__init__(config, config.epochs, pictures.images_NHWC, run_dir, callbacks, processes, engine)
-        self.config, self.pictures = config, pictures
+        super().__init__(config, config.epochs, images.images_NHWC, run_dir, callbacks, processes, engine)
+        self.config, self.images = config, images
         network = build_simsiam(config)
         if processes.count > 1:
             synchronise_batch_norm(network, self.device)
-        model = self.engine.lay_out(nn.Sequential(PictureInput(config.mean, config.std), network))
-        self.picture_input, self.network = model[0], network
+        model = self.engine.lay_out(nn.Sequential(ImageInput(config.mean, config.std), network))
+        self.image_input, self.network = model[0], network
         self.forward = self.engine.compile_model(model)
         encoder = [*network.backbone.parameters(), *network.projector.parameters()]
         self.optimizer = SGD(
@@ -214,7 +214,7 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
         return self._is_due(epoch, self.config.checkpoint_every_epochs)
 
     def run_epoch(self, epoch: int) -> PretrainingEpoch:
-        """Visit the pictures once and ask the nearest neighbours, where that is due."""
+        """Visit the images once and ask the nearest neighbours, where that is due."""
         start = time.perf_counter()
         learned, visited = self.learn(epoch)
         trained = time.perf_counter()
@@ -255,22 +255,22 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
         encoder["lr"] = self.config.learning_rate * cosine_factor(step, steps, warmup_steps)
 
     def measure_knn(self) -> float:
-        """Return the share of the validation pictures that their neighbours in the memory label right, in [0, 1].
+        """Return the share of the validation images that their neighbours in the memory label right, in [0, 1].
 
-        Each process computes features of its share of the memory, and asks its share of the pictures.
+        Each process computes features of its share of the memory, and asks its share of the images.
         """
-        config, processes, memory = self.config, self.processes, self.pictures.memory
-        validation = self.pictures.validation.take(processes.share(len(self.pictures.validation)))
+        config, processes, memory = self.config, self.processes, self.images.memory
+        validation = self.images.validation.take(processes.share(len(self.images.validation)))
         bank_ND = processes.gather(self._evaluate(memory.take(processes.share(len(memory)))).features_ND)
-        bank = LabelledFeatures(bank_ND, memory.labels_N, self.pictures.classes)
+        bank = LabelledFeatures(bank_ND, memory.labels_N, self.images.classes)
         asked_ND = self._evaluate(validation).features_ND
         predicted_N = knn_predict(bank, asked_ND, config.knn_neighbours, config.knn_temperature)
         right = processes.add((predicted_N == validation.labels_N).sum())
-        return int(right) / len(self.pictures.validation)
+        return int(right) / len(self.images.validation)
 
-    def _evaluate(self, pictures: Pictures) -> LabelledFeatures:
-        model = nn.Sequential(self.picture_input, self.network.backbone)
-        return evaluation_features(self.config, model, pictures, self.pictures.classes)
+    def _evaluate(self, images: Images) -> LabelledFeatures:
+        model = nn.Sequential(self.image_input, self.network.backbone)
+        return evaluation_features(self.config, model, images, self.images.classes)
 
     def _is_due(self, epoch: int, interval: int) -> bool:
         return epoch % interval == 0 or epoch == self.config.epochs

@@ -17,13 +17,13 @@ class SimSiamConfig(EpochConfig):
 
     Attributes:
         network: Backbone; key of `model_code.models.networks.NETWORKS`.
-        projector_layers: 2 on CIFAR, 3 for larger pictures.
+        projector_layers: 2 on CIFAR, 3 for larger images.
         embedding_width: Of projections and predictions.
         bottleneck_width: Of the predictor's hidden layer.
-        views: How two views of a picture differ.
-        epochs: Passes over the pictures.
-        batch_size: Pictures in one step, each in two views.
-        base_learning_rate: Of SGD for a batch of 256 pictures.
+        views: How two views of an image differ.
+        epochs: Passes over the images.
+        batch_size: Images in one step, each in two views.
+        base_learning_rate: Of SGD for a batch of 256 images.
         warmup_epochs: Epochs over which the learning rate rises to its highest value; then it follows half a cosine.
             The predictor's stays at the highest value throughout.
         momentum: Of SGD.
@@ -32,8 +32,8 @@ class SimSiamConfig(EpochConfig):
         checkpoint_every_epochs: How often state is kept to go on from; the last epoch always is.
         knn_neighbours: How many vote.
         knn_temperature: Of the votes.
-        evaluation_enlargement: See `plain_view`; 8/7 with larger pictures.
-        validation_fraction: Share of the labelled training pictures that choose the best epoch.
+        evaluation_enlargement: See `plain_view`; 8/7 with larger images.
+        validation_fraction: Share of the labelled training images that choose the best epoch.
         linear: The linear evaluation after the run.
     """
 

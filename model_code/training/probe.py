@@ -1,9 +1,9 @@
 """How good features are: a linear layer or a small MLP learned on the features of a frozen backbone.
 
 The defaults are linear evaluation as in Chen & He 2021, arXiv:2011.10566, Sec. 4 and Appendix D; the published SimSiam
-runs learn with SGD at 30 * batch / 256. The features are computed once, so pictures are not augmented.
+runs learn with SGD at 30 * batch / 256. The features are computed once, so images are not augmented.
 
-Shape suffixes: N = pictures, B = pictures of a batch, D = features, K = classes.
+Shape suffixes: N = images, B = images of a batch, D = features, K = classes.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class ProbeResult:
 def train_probe(
     train: LabelledFeatures, test: LabelledFeatures, config: ProbeConfig | None = None, seed: int = 0
 ) -> ProbeResult:
-    """Learn a probe on frozen features and measure it on others; every picture counts once.
+    """Learn a probe on frozen features and measure it on others; every image counts once.
 
     Args:
         train: Features to learn from; where the config has candidates, a fifth of them chooses.
@@ -107,6 +107,6 @@ def _learn(train: LabelledFeatures, config: ProbeConfig, seed: int) -> nn.Module
 
 
 @torch.no_grad()
-def _accuracy(probe: nn.Module, pictures: LabelledFeatures) -> float:
-    predicted_N: Tensor = probe(pictures.features_ND).argmax(dim=1)
-    return int((predicted_N == pictures.labels_N).sum()) / len(pictures)
+def _accuracy(probe: nn.Module, images: LabelledFeatures) -> float:
+    predicted_N: Tensor = probe(images.features_ND).argmax(dim=1)
+    return int((predicted_N == images.labels_N).sum()) / len(images)

@@ -11,8 +11,8 @@ class ProbeConfig(BaseModel):
     Attributes:
         epochs: Passes over the training features.
         warmup_epochs: Epochs over which the learning rate rises to its highest value; then it follows half a cosine.
-        batch_size: Pictures in one step.
-        base_learning_rate: Of SGD for a batch of 256 pictures.
+        batch_size: Images in one step.
+        base_learning_rate: Of SGD for a batch of 256 images.
         momentum: Of SGD.
         weight_decay: Of SGD.
         candidates: Pairs of base_learning_rate and weight_decay of which the best on a held-out fifth of the training
@@ -42,7 +42,7 @@ class ProbeConfig(BaseModel):
 
 
 # The same choice for every backbone and for raw pixels, which need different ones: on features of an untrained network
-# a probe learns the training pictures by heart unless weight decay is large.
+# a probe learns the training images by heart unless weight decay is large.
 _CANDIDATES = tuple((rate, decay) for rate in (0.01, 0.1) for decay in (0.0005, 0.03, 0.1))
 RANDOM_FEATURES_LINEAR = ProbeConfig(candidates=_CANDIDATES, is_standardised=True)
 RANDOM_FEATURES_MLP = ProbeConfig(

@@ -1,4 +1,4 @@
-"""The processes of one training, as torchrun starts them: who computes which pictures, and what they tell each other.
+"""The processes of one training, as torchrun starts them: who computes which images, and what they tell each other.
 
 Every process holds the same weights and draws the same random numbers; each computes its share of every batch, and the
 gradients are averaged. With one process, the usual case, nothing here does anything.
@@ -57,7 +57,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """Return which of `count` pictures are this process's."""
+        """Return which of `count` images are this process's."""
         return slice(self.rank * count // self.count, (self.rank + 1) * count // self.count)
 
     def gather(self, rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 An untrained last layer on random features is at chance; a trained one on the same features need not be.
 
-Shape suffixes: N = pictures, B = pictures of one batch, H = height, W = width, C = the three colour channels,
+Shape suffixes: N = images, B = images of one batch, H = height, W = width, C = the three colour channels,
 D = features.
 """
 
@@ -19,21 +19,21 @@ from model_code.evaluation.features import LabelledFeatures, compute_features
 from model_code.evaluation.knn import NEIGHBOURS, knn_accuracy
 from model_code.evaluation.metrics import LARGEST_BATCH
 from model_code.models.probes import build_untrained_head
-from model_code.training.pictures import Pictures
+from model_code.training.images import Images
 from model_code.training.probe import train_probe
 from model_code.training.probe_config import RANDOM_FEATURES_LINEAR, RANDOM_FEATURES_MLP, ProbeConfig
 
 
 @dataclass(frozen=True)
 class RandomFeaturesResult:
-    """What one frozen backbone's features are worth on the test pictures.
+    """What one frozen backbone's features are worth on the test images.
 
     Attributes:
-        knn_accuracy: Of the weighted nearest neighbours among the training pictures, in [0, 1].
+        knn_accuracy: Of the weighted nearest neighbours among the training images, in [0, 1].
         linear_accuracy: Of a learned linear layer.
         mlp_accuracy: Of a learned MLP.
         untrained_head_accuracy: Of an untrained linear layer; None for raw pixels.
-        feature_width: Features of one picture.
+        feature_width: Features of one image.
     """
 
     knn_accuracy: float
@@ -50,8 +50,8 @@ class _RawPixels(nn.Module):
 
 def measure_random_features(
     model: nn.Module | None,
-    train: Pictures,
-    test: Pictures,
+    train: Images,
+    test: Images,
     classes: tuple[str, ...],
     *,
     prepare: Callable[[Tensor], Tensor] | None = None,
@@ -65,22 +65,22 @@ def measure_random_features(
     """Compute a frozen backbone's features once and measure them in four ways.
 
     Args:
-        model: uint8 pictures [B, H, W, C] in, features [B, D] out, on the pictures' device; is not changed but for
+        model: uint8 images [B, H, W, C] in, features [B, D] out, on the images' device; is not changed but for
             being left in evaluation mode. None takes the raw pixels in [0, 1] as features.
-        train: Pictures to learn from, also the neighbours.
-        test: Pictures to measure on.
+        train: Images to learn from, also the neighbours.
+        test: Images to measure on.
         classes: Names in label order.
-        prepare: Brings each batch of uint8 pictures to the size that the model reads; None leaves it.
-        is_calibrated: Whether BatchNorm's statistics are estimated on the training pictures; otherwise they are those
+        prepare: Brings each batch of uint8 images to the size that the model reads; None leaves it.
+        is_calibrated: Whether BatchNorm's statistics are estimated on the training images; otherwise they are those
             of `model`, mean 0 and variance 1 where it is untrained. Says nothing about raw pixels.
         neighbours: How many vote.
         linear: Of the linear probe.
         mlp: Of the MLP probe.
         seed: Of the probes and the untrained linear layer.
-        batch_size: Pictures at once.
+        batch_size: Images at once.
 
     Raises:
-        UsageError: A setting is impossible for these pictures.
+        UsageError: A setting is impossible for these images.
         TrainingError: Features are not finite, or a probe's loss is not.
     """
     backbone: nn.Module = _RawPixels() if model is None else model
@@ -100,24 +100,24 @@ def measure_random_features(
 
 def _label_features(
     backbone: nn.Module,
-    pictures: Pictures,
+    images: Images,
     classes: tuple[str, ...],
     prepare: Callable[[Tensor], Tensor] | None,
     batch_size: int,
 ) -> LabelledFeatures:
-    features_ND = compute_features(backbone, pictures.images_NHWC, prepare, batch_size)
+    features_ND = compute_features(backbone, images.images_NHWC, prepare, batch_size)
     broken = int((~features_ND.isfinite().all(dim=1)).sum())
     if broken:
         raise TrainingError(
-            f"the features of {broken} of {len(pictures)} pictures are not finite; calibrate BatchNorm or take "
+            f"the features of {broken} of {len(images)} images are not finite; calibrate BatchNorm or take "
             "another seed of the network"
         )
-    return LabelledFeatures(features_ND, pictures.labels_N, classes)
+    return LabelledFeatures(features_ND, images.labels_N, classes)
 
 
 @torch.no_grad()
-def _ask_untrained_head(pictures: LabelledFeatures, seed: int) -> float:
+def _ask_untrained_head(images: LabelledFeatures, seed: int) -> float:
     """Return the share of right answers of an untrained last layer, in [0, 1]."""
-    generator = torch.Generator(device=pictures.features_ND.device).manual_seed(seed)
-    head = build_untrained_head(pictures.features_ND.shape[1], len(pictures.classes), generator)
-    return int((head(pictures.features_ND).argmax(dim=1) == pictures.labels_N).sum()) / len(pictures)
+    generator = torch.Generator(device=images.features_ND.device).manual_seed(seed)
+    head = build_untrained_head(images.features_ND.shape[1], len(images.classes), generator)
+    return int((head(images.features_ND).argmax(dim=1) == images.labels_N).sum()) / len(images)

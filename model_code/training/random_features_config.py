@@ -14,8 +14,8 @@ class RandomFeaturesConfig(RunConfig):
 
     Attributes:
         network: Backbone; key of `model_code.models.networks.NETWORKS`, or None for the pixels themselves.
-        image_size: Height and width that the network sees, pixels; None takes the pictures as they are packed.
-        is_calibrated: Whether BatchNorm's statistics are measured on the training pictures; else they are mean 0 and
+        image_size: Height and width that the network sees, pixels; None takes the images as they are packed.
+        is_calibrated: Whether BatchNorm's statistics are measured on the training images; else they are mean 0 and
             variance 1, as an untrained network has them.
         knn_neighbours: How many vote.
         linear: Settings of the linear probe.

@@ -87,7 +87,7 @@ class PretrainingEpoch(FinishedEpoch):
     Attributes:
         loss: Mean over the steps, in [-1, 1]; -1 is agreement.
         feature_std: Of the projections of the last step; near 1 / sqrt(embedding width) is healthy, 0 is collapse.
-        knn_accuracy: Of the validation pictures, in [0, 1]; None in an epoch that was not monitored.
+        knn_accuracy: Of the validation images, in [0, 1]; None in an epoch that was not monitored.
     """
 
     loss: float

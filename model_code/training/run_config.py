@@ -1,4 +1,4 @@
-"""What every run's config has in common: which pictures, which seed, how long; and how single settings are changed.
+"""What every run's config has in common: which images, which seed, how long; and how single settings are changed.
 
 A config is frozen and checked when it is made. `kind` tells the kinds apart wherever a config is read from a file.
 """
@@ -35,7 +35,7 @@ CIFAR10_STD: Channels = (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
-# Learning rates that grow with the batch are given for this many pictures in a step.
+# Learning rates that grow with the batch are given for this many images in a step.
 REFERENCE_BATCH = 256
 
 # What a recipe and a profile decide, and `--set` cannot change.
@@ -50,14 +50,14 @@ class RunConfig(BaseModel):
         profile: `full` is the documented run, `smoke` takes seconds on two CPU cores, `custom` has settings of its own;
             only `full` runs are compared with published figures.
         dataset: Name of a packed data set (`darkroom data list`).
-        batch_size: Pictures in one step.
-        mean: Per channel, subtracted from pictures in [0, 1].
+        batch_size: Images in one step.
+        mean: Per channel, subtracted from images in [0, 1].
         std: Per channel, divides them.
-        split_seed: Seed of the choice of pictures; runs that are compared share it.
-        limit_train: Use so many training pictures (before the split, same share of each class); None uses all.
-        limit_test: Use so many test pictures, and so many of validation pictures that the data set brings along; None
+        split_seed: Seed of the choice of images; runs that are compared share it.
+        limit_train: Use so many training images (before the split, same share of each class); None uses all.
+        limit_test: Use so many test images, and so many of validation images that the data set brings along; None
             uses all.
-        seed: Of everything random but the choice of pictures.
+        seed: Of everything random but the choice of images.
         device: `auto` is CUDA when there is one.
     """
 

@@ -34,7 +34,7 @@ class RunRecord(BaseModel):
 
     Attributes:
         run_id: MLflow run.
-        data_checksum: Of the packed pictures.
+        data_checksum: Of the packed images.
         config: All settings.
         pretrained_sha256: Of the file of pretrained weights; None without one.
     """

@@ -1,6 +1,6 @@
 """The supervised loop: cross-entropy by gradient descent, validation after each epoch, best and last checkpoint.
 
-Shape suffixes: B = pictures of a batch, H = height, W = width, C = the three colour channels, K = classes.
+Shape suffixes: B = images of a batch, H = height, W = width, C = the three colour channels, K = classes.
 """
 
 import math
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model_code.data.augmentation import crop_and_flip, resized_crop
-from model_code.data.mixing import cut_out, erase_rectangles, mix_pictures
+from model_code.data.mixing import cut_out, erase_rectangles, mix_images
 from model_code.errors import UsageError
 from model_code.evaluation.metrics import Report, measure, predict_logits
+from model_code.models.image_input import ImageInput
 from model_code.models.initialization import (
     find_whitening,
     freeze_norm_scales,
@@ -25,33 +26,32 @@ from model_code.models.initialization import (
     whiten_first_convolution,
 )
 from model_code.models.networks import build_network, check_image_size
-from model_code.models.picture_input import PictureInput
 from model_code.models.view_average import ViewAverage
 from model_code.training import checkpoints
 from model_code.training.config import TrainingConfig
 from model_code.training.engine import Engine, GradientStep
 from model_code.training.epoch_loop import EpochLoop
+from model_code.training.images import TrainingImages, check_batch
 from model_code.training.lookahead import Lookahead
 from model_code.training.optimization import Schedule, build_optimizer
-from model_code.training.pictures import TrainingPictures, check_batch
 from model_code.training.processes import Processes
 from model_code.training.results import Callback, EpochMetrics, TrainingResult
 from model_code.training.sync_batch_norm import synchronise_batch_norm
 
 
 def build_model(config: TrainingConfig, num_classes: int, packed_size: int) -> nn.Sequential:
-    """Return the untrained model of a config: uint8 pictures [B, H, W, C] in, logits [B, classes] out.
+    """Return the untrained model of a config: uint8 images [B, H, W, C] in, logits [B, classes] out.
 
     Args:
         config: All settings.
         num_classes: Width of the output.
-        packed_size: Height and width of the packed pictures, pixels.
+        packed_size: Height and width of the packed images, pixels.
 
     Raises:
         UsageError: The network cannot take this size.
     """
     network = build_network(config.network, num_classes, config.image_size or packed_size)
-    return nn.Sequential(PictureInput(config.mean, config.std, config.image_size), network)
+    return nn.Sequential(ImageInput(config.mean, config.std, config.image_size), network)
 
 
 def load_model(config: TrainingConfig, num_classes: int, packed_size: int, weights: Path) -> nn.Module:
@@ -67,17 +67,17 @@ def load_model(config: TrainingConfig, num_classes: int, packed_size: int, weigh
     return model.eval()
 
 
-def check_pictures(config: TrainingConfig, pictures: TrainingPictures) -> None:
-    """Refuse a run whose pictures do not fill one batch, or are of a size that the network cannot take.
+def check_images(config: TrainingConfig, images: TrainingImages) -> None:
+    """Refuse a run whose images do not fill one batch, or are of a size that the network cannot take.
 
     Raises:
-        UsageError: There are fewer training pictures than one batch, or they are too small.
+        UsageError: There are fewer training images than one batch, or they are too small.
     """
-    packed_size = pictures.image_size
+    packed_size = images.image_size
     if config.image_size is not None and config.image_size > packed_size:
         raise UsageError(
             f"{config.dataset} is packed at {packed_size} pixels and image_size={config.image_size} is larger; give "
-            f"--set image_size={packed_size}, or add the pictures anew with --image-size {config.image_size}"
+            f"--set image_size={packed_size}, or add the images anew with --image-size {config.image_size}"
         )
     size = config.image_size or packed_size
     check_image_size(config.network, size)
@@ -88,13 +88,13 @@ def check_pictures(config: TrainingConfig, pictures: TrainingPictures) -> None:
         if pixels >= size:
             raise UsageError(f"{setting}={pixels} reflects more than an image of {size} pixels; at most {size - 1}")
     if config.whitening_images:
-        find_whitening(build_network(config.network, len(pictures.classes), size))
-    check_batch(len(pictures.train), config.batch_size)
+        find_whitening(build_network(config.network, len(images.classes), size))
+    check_batch(len(images.train), config.batch_size)
 
 
 def fit(
     config: TrainingConfig,
-    pictures: TrainingPictures,
+    images: TrainingImages,
     run_dir: Path,
     processes: Processes,
     callbacks: Sequence[Callback] = (),
@@ -103,12 +103,12 @@ def fit(
 ) -> TrainingResult[EpochMetrics]:
     """Train a network, or go on where an interrupted run in `run_dir` stopped.
 
-    Each epoch visits the training pictures once in a new random order; the pictures that do not fill the last batch
+    Each epoch visits the training images once in a new random order; the images that do not fill the last batch
     wait for the next epoch.
 
     Args:
         config: All settings.
-        pictures: On the device, or streamed to it.
+        images: On the device, or streamed to it.
         run_dir: Where checkpoints go; created when missing.
         processes: That train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
@@ -117,13 +117,13 @@ def fit(
 
     Raises:
         TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.
-        UsageError: There are fewer training pictures than one batch, the network cannot take their size, or the
+        UsageError: There are fewer training images than one batch, the network cannot take their size, or the
             hardware lacks what `config.engine` wants.
         KeyboardInterrupt: A callback wanted the run to stop; its state is kept.
         DiskFullError: A checkpoint could not be written; the one before stays.
     """
-    check_pictures(config, pictures)
-    return _SupervisedLoop(config, pictures, run_dir, processes, callbacks, pretrained, engine).train()
+    check_images(config, images)
+    return _SupervisedLoop(config, images, run_dir, processes, callbacks, pretrained, engine).train()
 
 
 class _SupervisedLoop(EpochLoop[EpochMetrics]):
@@ -135,19 +135,19 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
     def __init__(
         self,
         config: TrainingConfig,
-        pictures: TrainingPictures,
+        images: TrainingImages,
         run_dir: Path,
         processes: Processes,
         callbacks: Sequence[Callback],
         pretrained: str | None,
         engine: Engine | None,
     ) -> None:
-        super().__init__(config, config.epochs, pictures.train.images_NHWC, run_dir, callbacks, processes, engine)
-        self.config, self.pictures = config, pictures
+        super().__init__(config, config.epochs, images.train.images_NHWC, run_dir, callbacks, processes, engine)
+        self.config, self.images = config, images
         self.is_last_kept = config.kept_epoch == "last"
-        model = build_model(config, len(pictures.classes), pictures.image_size)
+        model = build_model(config, len(images.classes), images.image_size)
         pretrained = pretrained or config.pretrained_weights
-        _prepare_start(config, model, pictures.train.images_NHWC)
+        _prepare_start(config, model, images.train.images_NHWC)
         if pretrained and self.state is None:
             checkpoints.load_pretrained(model[1], pretrained)
         if processes.count > 1:
@@ -163,7 +163,7 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         self.optimizer = build_optimizer(config, self.model)
         self.gradient_step = GradientStep(config, self.engine, self.model, self.optimizer, processes)
         self.schedule = Schedule(config, self.optimizer, self.steps)
-        self._first_mirrored_N = draw_first_mirrored(config, len(pictures.train)).to(self.device)
+        self._first_mirrored_N = draw_first_mirrored(config, len(images.train)).to(self.device)
 
     @property
     def kept_model(self) -> nn.Sequential:
@@ -189,7 +189,7 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
             average.load_state_dict(state.average)
 
     def run_epoch(self, epoch: int) -> EpochMetrics:
-        """Visit the training pictures once and validate."""
+        """Visit the training images once and validate."""
         start = time.perf_counter()
         if self.config.whitening_images:
             bias = find_whitening(self.network).bias
@@ -218,7 +218,7 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         is_mirrored_B = None
         if self.config.flip == "alternating":
             is_mirrored_B = self._first_mirrored_N[chosen_B] ^ (epoch % 2 == 0)
-        images_BHWC, targets = self._augment(images_BHWC, self.pictures.train.labels_N[chosen_B], is_mirrored_B)
+        images_BHWC, targets = self._augment(images_BHWC, self.images.train.labels_N[chosen_B], is_mirrored_B)
         mine = self.processes.share(len(images_BHWC))
         images_BHWC, targets = images_BHWC[mine], targets.take(mine)
 
@@ -237,7 +237,7 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
     def _augment(
         self, images_BHWC: Tensor, labels_B: Tensor, is_mirrored_B: Tensor | None
     ) -> tuple[Tensor, "_Targets"]:
-        """Change the pictures of a batch at random; return them and what is to be answered."""
+        """Change the images of a batch at random; return them and what is to be answered."""
         config, generator = self.config, self.generator
         if config.image_size is not None:
             images_BHWC = resized_crop(images_BHWC, config.image_size, config.crop_area, generator)
@@ -253,14 +253,14 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         images_BHWC = erase_rectangles(images_BHWC, config.erasing_probability, generator)
         if not (config.cutmix_alpha or config.mixup_alpha):
             return images_BHWC, _Targets(labels_B)
-        images_BHWC, pasted_labels_B, own_share_B = mix_pictures(
+        images_BHWC, pasted_labels_B, own_share_B = mix_images(
             images_BHWC, labels_B, config.cutmix_alpha, config.mixup_alpha, generator
         )
         return images_BHWC, _Targets(labels_B, pasted_labels_B, own_share_B)
 
     def _validate(self) -> Report:
-        """Label the validation pictures, each process its share."""
-        validation = self.pictures.validation
+        """Label the validation images, each process its share."""
+        validation = self.images.validation
         mine = self.processes.share(len(validation))
         logits_NK = self.processes.gather(predict_logits(self.kept_model, validation.images_NHWC[mine]))
         return measure(logits_NK, validation.labels_N)
@@ -274,25 +274,25 @@ def draw_first_mirrored(config: TrainingConfig, count: int) -> Tensor:
 
 def _prepare_start(config: TrainingConfig, model: nn.Sequential, images_NHWC: Tensor) -> None:
     """Give the network the start that the config asks for, and freeze what it freezes."""
-    picture_input, network = model
+    image_input, network = model
     if config.has_partial_identity:
         start_as_partial_identity(network)
     if config.whitening_images:
         generator = torch.Generator().manual_seed(config.seed)
         chosen = torch.randperm(len(images_NHWC), generator=generator)[: config.whitening_images]
-        whiten_first_convolution(network, picture_input(images_NHWC[chosen.to(images_NHWC.device)].cpu()))
+        whiten_first_convolution(network, image_input(images_NHWC[chosen.to(images_NHWC.device)].cpu()))
     if config.has_frozen_norm_scale:
         freeze_norm_scales(network)
 
 
 @dataclass(frozen=True)
 class _Targets:
-    """What the network is to answer for some pictures.
+    """What the network is to answer for some images.
 
     Attributes:
         labels_B: int64.
-        pasted_labels_B: Of the pictures mixed in; None where nothing is.
-        own_share_B: How much of each picture is its own, in [0, 1]; None the same.
+        pasted_labels_B: Of the images mixed in; None where nothing is.
+        own_share_B: How much of each image is its own, in [0, 1]; None the same.
     """
 
     labels_B: Tensor
@@ -300,7 +300,7 @@ class _Targets:
     own_share_B: Tensor | None = None
 
     def take(self, part: slice) -> "_Targets":
-        """Return the targets of some of the pictures."""
+        """Return the targets of some of the images."""
         if self.pasted_labels_B is None or self.own_share_B is None:
             return _Targets(self.labels_B[part])
         return _Targets(self.labels_B[part], self.pasted_labels_B[part], self.own_share_B[part])

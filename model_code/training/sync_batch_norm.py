@@ -1,4 +1,4 @@
-"""BatchNorm over the pictures of all processes, so that a divided batch is normalised as a whole one is.
+"""BatchNorm over the images of all processes, so that a divided batch is normalised as a whole one is.
 
 On CUDA torch's SyncBatchNorm does it, which refuses a CPU; there this file's own does.
 """

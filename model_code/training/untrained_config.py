@@ -14,7 +14,7 @@ class UntrainedConfig(RunConfig):
     Attributes:
         network: Key of `model_code.models.networks.NETWORKS`.
         image_size: Height and width that the network sees, pixels.
-        crop_area: Smallest and largest share of a picture that the random crop covers.
+        crop_area: Smallest and largest share of an image that the random crop covers.
     """
 
     kind: Literal["untrained"] = "untrained"
@@ -27,7 +27,7 @@ class UntrainedConfig(RunConfig):
     std: Channels = IMAGENET_STD
 
     @model_validator(mode="after")
-    def _has_no_training_pictures(self) -> "UntrainedConfig":
+    def _has_no_training_images(self) -> "UntrainedConfig":
         if self.limit_train is not None:
-            raise ValueError("nothing is trained here: limit_test says how many pictures are asked about")
+            raise ValueError("nothing is trained here: limit_test says how many images are asked about")
         return self

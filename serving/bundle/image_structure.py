@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serving.errors import NotAPictureError, ServingError, TooLargeError
+from serving.errors import NotAnImageError, ServingError, TooLargeError
 
 # Endings of file names, in lower case.
 _FEW_SUFFIXES = (".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif")
@@ -142,7 +142,7 @@ def check_structure(data: bytes, allows_uncommon: bool = False) -> Structure:
         allows_uncommon: True to accept PPM, run-length BMP and TIFF of uncommon compressions.
 
     Raises:
-        NotAPictureError: The format is not accepted.
+        NotAnImageError: The format is not accepted.
         TooLargeError: The structure has more parts than are decoded.
     """
     name = find_format(data)
@@ -162,12 +162,12 @@ def check_format(data: bytes, structure: Structure) -> None:
         structure: Of the image.
 
     Raises:
-        NotAPictureError: The format is not accepted.
+        NotAnImageError: The format is not accepted.
     """
     if structure.format is None:
-        raise NotAPictureError(f"{describe_unread(data)}; send one of {', '.join(COMMON_FORMATS)}")
+        raise NotAnImageError(f"{describe_unread(data)}; send one of {', '.join(COMMON_FORMATS)}")
     if structure.format in ("BMP", "TIFF") and not structure.is_simple:
-        raise NotAPictureError(
+        raise NotAnImageError(
             f"a {structure.format} with an uncommon compression, which is not accepted; save it uncompressed, or as PNG"
         )
 
@@ -207,12 +207,12 @@ def _read_jpeg(data: bytes, is_glance: bool) -> Structure:
         if marker == _EOI:
             if not structure.scans:
                 # Pillow goes on behind it, through as many segments as there are.
-                raise NotAPictureError("a JPEG that ends before its first scan; save it again with an ordinary encoder")
+                raise NotAnImageError("a JPEG that ends before its first scan; save it again with an ordinary encoder")
             is_whole = not is_broken
             break
         if marker in _WITHOUT_BODY and not structure.scans:
             # Pillow does not skip what follows these: it looks for segments in it, one byte after the other.
-            raise NotAPictureError("a JPEG with reserved markers; save it again with an ordinary encoder")
+            raise NotAnImageError("a JPEG with reserved markers; save it again with an ordinary encoder")
         structure.parts += 1
         structure.scans += marker == _SOS
         if is_glance and (structure.parts > CHEAP_PARTS or (marker == _SOS and len(data) > CHEAP_BYTES)):

@@ -23,10 +23,10 @@ class BatchCertificate(_Frozen):
     """One variant on one provider against the trained network, at one batch size.
 
     Attributes:
-        batch_size: Pictures given to onnxruntime at once.
+        batch_size: Images given to onnxruntime at once.
         max_difference: Largest absolute difference of a probability.
         mean_difference: Mean absolute difference of the probabilities.
-        top1_agreement: Share of pictures with the same label, in [0, 1].
+        top1_agreement: Share of images with the same label, in [0, 1].
         accuracy: Share of right labels, in [0, 1].
     """
 
@@ -56,14 +56,14 @@ class Selection(_Frozen):
 
 
 class Certificate(_Frozen):
-    """One variant on one onnxruntime provider against the trained network in PyTorch, on all pictures of a split.
+    """One variant on one onnxruntime provider against the trained network in PyTorch, on all images of a split.
 
     Attributes:
         precision: Variant.
         provider: onnxruntime's execution provider, e.g. `CPUExecutionProvider`.
         sha256: Of the variant's file that was measured.
-        split: `test`, or `validation` where the data set has no test pictures.
-        count: Pictures.
+        split: `test`, or `validation` where the data set has no test images.
+        count: Images.
         torch_accuracy: Of the trained network, in [0, 1].
         torch_accuracy_interval: 95 % Clopper-Pearson interval of it.
         accuracy_interval: The same of the variant, at the batch size with the lowest accuracy.
@@ -110,7 +110,7 @@ class BatchTiming(_Frozen):
     """How long one batch takes.
 
     Attributes:
-        batch_size: Pictures.
+        batch_size: Images.
         runs: Batches that were timed.
         median_ms: Of one batch.
         p99_ms: Of one batch.
@@ -174,14 +174,14 @@ class Variant(_Frozen):
 
 
 class ReliabilityBin(_Frozen):
-    """The pictures whose largest probability lies in (low, high].
+    """The images whose largest probability lies in (low, high].
 
     Attributes:
         low: In [0, 1].
         high: In [0, 1].
-        count: Pictures.
-        confidence: Mean of their largest probabilities; 0 without pictures.
-        accuracy: Share of right labels among them; 0 without pictures.
+        count: Images.
+        confidence: Mean of their largest probabilities; 0 without images.
+        accuracy: Share of right labels among them; 0 without images.
     """
 
     low: float
@@ -307,7 +307,7 @@ class Manifest(_Frozen):
         dataset: Packed data set that it was trained on.
         data_checksum: Of that data set.
         git_sha: Commit of the code that released it; `unknown` outside of a repository.
-        accuracy_fraction: Test accuracy of the trained network, in [0, 1]; None if it had no test pictures.
+        accuracy_fraction: Test accuracy of the trained network, in [0, 1]; None if it had no test images.
         versions: Library versions that made it.
         created: ISO 8601 time in UTC.
     """

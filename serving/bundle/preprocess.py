@@ -1,6 +1,6 @@
-"""Picture bytes -> uint8 array: the one function that training and serving share.
+"""Image bytes -> uint8 array: the one function that training and serving share.
 
-The evaluation pictures of training are decoded here too, so what a model is measured on is what it is asked
+The evaluation images of training are decoded here too, so what a model is measured on is what it is asked
 about later. Normalisation is not done here: it lives inside the ONNX graph.
 
 Shape suffixes: H = height, W = width, C = the three colour channels, red first.
@@ -18,7 +18,7 @@ from PIL import AvifImagePlugin, Image, UnidentifiedImageError, features
 from serving.bundle.image_structure import describe_unread
 from serving.bundle.mending import decode_mended
 from serving.bundle.sample_range import SampleRange, check_colour, read_range, scale_grey
-from serving.errors import NotAPictureError, OverloadedError, ServingError, TooLargeError
+from serving.errors import NotAnImageError, OverloadedError, ServingError, TooLargeError
 
 MAX_PIXELS = 50_000_000
 # A JPEG of more pixels is decoded at a fraction of its size, but no less than so many times what it is resized to.
@@ -46,7 +46,7 @@ _UNDECODABLE = (
 )
 # Pillow's word for malloc's refusal inside a decoder.
 _NO_MEMORY = "out of memory"
-_SHORTAGE, _RETRY_AFTER_S = "there is not enough memory to decode the picture now; try again", 5
+_SHORTAGE, _RETRY_AFTER_S = "there is not enough memory to decode the image now; try again", 5
 
 
 def decode_picture(
@@ -57,13 +57,13 @@ def decode_picture(
     take_pixels: Callable[[int], None] | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> npt.NDArray[np.uint8]:
-    """Decode one picture and bring it to the size that the network reads.
+    """Decode one image and bring it to the size that the network reads.
 
-    The picture is turned upright (EXIF), made RGB (transparent pixels over white, the first frame of an
+    The image is turned upright (EXIF), made RGB (transparent pixels over white, the first frame of an
     animation), its short side resized to `resize_size` with bicubic filtering, and its centre cropped. A
-    picture that has the right size already is not resampled. A JPEG of over a megapixel is decoded at a half, a
+    image that has the right size already is not resampled. A JPEG of over a megapixel is decoded at a half, a
     quarter or an eighth of its size, never below three times `resize_size` (libjpeg's scaled decoding). That is ten
-    times faster for a photograph of 2000x1500 and 32 pixels (2.9 against 29.5 ms, n = 5 times 60 pictures), takes a
+    times faster for a photograph of 2000x1500 and 32 pixels (2.9 against 29.5 ms, n = 5 times 60 images), takes a
     fraction of the memory, and changes the result by one level of 256 in the mean; of these 60 no label changed.
 
     Args:
@@ -71,21 +71,21 @@ def decode_picture(
         image_size: Height and width of the result, pixels.
         resize_size: Short side before the crop, pixels; `image_size` when None.
         max_pixels: Most pixels that are decoded, checked before any pixel is.
-        take_pixels: Told how many pixels the picture has before they are decoded; it may refuse by raising.
+        take_pixels: Told how many pixels the image has before they are decoded; it may refuse by raising.
         formats: Pillow's names of the formats that are accepted.
 
     Returns:
         uint8 [image_size, image_size, 3].
 
     Raises:
-        NotAPictureError: The bytes are empty, truncated, not a picture, or of samples whose range is not known.
-        TooLargeError: The picture has more than `max_pixels` pixels, or would have them once it is resized.
+        NotAnImageError: The bytes are empty, truncated, not an image, or of samples whose range is not known.
+        TooLargeError: The image has more than `max_pixels` pixels, or would have them once it is resized.
         OverloadedError: There is not enough memory.
     """
     resize_size = resize_size or image_size
     with _naming_errors(data, max_pixels, formats):
         try:
-            picture, whole_size = _decode(data, resize_size, max_pixels, take_pixels, formats)
+            image, whole_size = _decode(data, resize_size, max_pixels, take_pixels, formats)
         except _UNDECODABLE as error:
             sizes: list[tuple[int, int]] = []
 
@@ -97,8 +97,8 @@ def decode_picture(
             found = None if isinstance(error, ServingError) else decode_mended(data, error, decode_again)
             if found is None:
                 raise
-            picture, whole_size = found, sizes[0]
-    return np.asarray(_fit(picture, whole_size, image_size, resize_size))
+            image, whole_size = found, sizes[0]
+    return np.asarray(_fit(image, whole_size, image_size, resize_size))
 
 
 @contextmanager
@@ -106,13 +106,13 @@ def _naming_errors(data: bytes, max_pixels: int, formats: Sequence[str]) -> Iter
     try:
         yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLargeError(f"the picture has more than {max_pixels:,} pixels; no more are decoded") from error
+        raise TooLargeError(f"the image has more than {max_pixels:,} pixels; no more are decoded") from error
     except UnidentifiedImageError as error:
-        raise NotAPictureError(f"{describe_unread(data)}; send one of {', '.join(formats)}") from error
+        raise NotAnImageError(f"{describe_unread(data)}; send one of {', '.join(formats)}") from error
     except _UNDECODABLE as error:
         if _NO_MEMORY in str(error):
             raise OverloadedError(_SHORTAGE, _RETRY_AFTER_S) from error
-        raise NotAPictureError(f"{len(data)} bytes that do not decode as a picture ({error})") from error
+        raise NotAnImageError(f"{len(data)} bytes that do not decode as an image ({error})") from error
     except MemoryError as error:
         raise OverloadedError(_SHORTAGE, _RETRY_AFTER_S) from error
 
@@ -128,14 +128,14 @@ def _decode(
     with Image.open(io.BytesIO(data), formats=tuple(formats)) as opened:
         if opened.width * opened.height > max_pixels:
             raise TooLargeError(
-                f"the picture has {opened.width}x{opened.height} pixels; at most {max_pixels:,} are decoded"
+                f"the image has {opened.width}x{opened.height} pixels; at most {max_pixels:,} are decoded"
             )
         if take_pixels is not None:
             take_pixels(opened.width * opened.height)
         # A line of 1 x 60,000 pixels is small as it comes and gigantic once its short side is 256.
         if max(opened.size) * resize_size**2 > max_pixels * min(opened.size):
             raise TooLargeError(
-                f"the picture of {opened.width}x{opened.height} pixels is too long and thin: with "
+                f"the image of {opened.width}x{opened.height} pixels is too long and thin: with "
                 f"its short side at {resize_size} it would have more than {max_pixels:,}"
             )
         whole_size = opened.size
@@ -145,51 +145,51 @@ def _decode(
         decoded_size, samples = opened.size, read_range(opened)
         opened.load()  # a TIFF is turned by this, and has no orientation any more
         turn = _find_turn(opened)
-        picture = _as_rgb(opened, samples)
+        image = _as_rgb(opened, samples)
         opened.close()  # frees its pixels
     if turn is not None:
-        picture = picture.transpose(turn)
-    return picture, whole_size if picture.size == decoded_size else whole_size[::-1]
+        image = image.transpose(turn)
+    return image, whole_size if image.size == decoded_size else whole_size[::-1]
 
 
-def _find_turn(picture: Image.Image) -> Image.Transpose | None:
+def _find_turn(image: Image.Image) -> Image.Transpose | None:
     """Return what undoes the camera's rotation; ImageOps.exif_transpose rewrites all tags, also damaged ones."""
-    orientation = picture.getexif().get(_ORIENTATION)
+    orientation = image.getexif().get(_ORIENTATION)
     return _TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
-def _as_rgb(picture: Image.Image, samples: SampleRange | None) -> Image.Image:
-    """Return the picture in RGB, converted in bands: the whole at once would take up to 20 bytes a pixel."""
+def _as_rgb(image: Image.Image, samples: SampleRange | None) -> Image.Image:
+    """Return the image in RGB, converted in bands: the whole at once would take up to 20 bytes a pixel."""
     if samples is not None and samples.is_grey:
-        picture = scale_grey(picture, samples)
+        image = scale_grey(image, samples)
     elif samples is not None:
-        check_colour(picture, samples)
-    if picture.mode == "RGB" and not picture.has_transparency_data:
-        return picture.copy()
-    rows = max(1, _BAND_PIXELS // picture.width)
-    if picture.height <= rows:
-        return _convert(picture)
-    converted = Image.new("RGB", picture.size)
-    for top in range(0, picture.height, rows):
-        band = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        check_colour(image, samples)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image.copy()
+    rows = max(1, _BAND_PIXELS // image.width)
+    if image.height <= rows:
+        return _convert(image)
+    converted = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
         converted.paste(_convert(band), (0, top))
     return converted
 
 
-def _convert(picture: Image.Image) -> Image.Image:
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
+def _convert(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return picture.copy() if picture.mode == "RGB" else picture.convert("RGB")
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
-def _fit(picture: Image.Image, whole_size: tuple[int, int], image_size: int, resize_size: int) -> Image.Image:
-    """Resize and crop a picture whose size before it was decoded at a fraction was `whole_size`, upright."""
-    if min(picture.size) != resize_size:
+def _fit(image: Image.Image, whole_size: tuple[int, int], image_size: int, resize_size: int) -> Image.Image:
+    """Resize and crop an image whose size before it was decoded at a fraction was `whole_size`, upright."""
+    if min(image.size) != resize_size:
         scale = resize_size / min(whole_size)
         width, height = (max(resize_size, round(side * scale)) for side in whole_size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (picture.width - image_size) // 2, (picture.height - image_size) // 2
-    if picture.size == (image_size, image_size):
-        return picture
-    return picture.crop((left, top, left + image_size, top + image_size))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
+    if image.size == (image_size, image_size):
+        return image
+    return image.crop((left, top, left + image_size, top + image_size))

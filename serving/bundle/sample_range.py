@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serving.errors import NotAPictureError
+from serving.errors import NotAnImageError
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 # (lowest, highest) value: SMinSampleValue and SMaxSampleValue, then MinSampleValue and MaxSampleValue.
@@ -49,13 +49,13 @@ def read_range(opened: Image.Image) -> SampleRange | None:
     """Return what an opened image states of its samples; None for ordinary 8 bits.
 
     Raises:
-        NotAPictureError: Its samples are signed and have 8 bits, which Pillow takes for unsigned ones.
+        NotAnImageError: Its samples are signed and have 8 bits, which Pillow takes for unsigned ones.
     """
     tags: Mapping[int, Any] = getattr(opened, "tag_v2", {})
     bits, form = int(_first(tags, _BITS) or 16), int(_first(tags, _SAMPLE_FORMAT) or _UNSIGNED)
     if opened.mode != "F" and not opened.mode.startswith("I"):
         if form == _SIGNED:
-            raise NotAPictureError("a TIFF of signed 8-bit samples, which are not read; save it with unsigned ones")
+            raise NotAnImageError("a TIFF of signed 8-bit samples, which are not read; save it with unsigned ones")
         is_deep = any(";16" in str(tile[3]) for tile in getattr(opened, "tile", ()))
         return SampleRange("16-bit", None, is_grey=False) if is_deep else None
     if not tags:
@@ -72,19 +72,19 @@ def read_range(opened: Image.Image) -> SampleRange | None:
     return SampleRange(kind, stated, True, is_unsigned_32, is_inverted=tags.get(_PHOTOMETRIC) == 0)
 
 
-def scale_grey(picture: Image.Image, samples: SampleRange) -> Image.Image:
+def scale_grey(image: Image.Image, samples: SampleRange) -> Image.Image:
     """Return a grey image of 8 bits: black and white are the ends of the range.
 
     Raises:
-        NotAPictureError: The range is not stated and cannot be told from the kind, or there are values outside of it.
+        NotAnImageError: The range is not stated and cannot be told from the kind, or there are values outside of it.
     """
-    values_HW: npt.NDArray[np.generic] = np.asarray(picture)
+    values_HW: npt.NDArray[np.generic] = np.asarray(image)
     if samples.is_unsigned_32:
         values_HW = values_HW.view(np.uint32)
     lowest, highest = float(values_HW.min()), float(values_HW.max())
     low, high = samples.stated or _assume_range(samples.kind, lowest, highest)
     if not (low <= lowest and highest <= high):
-        raise NotAPictureError(
+        raise NotAnImageError(
             f"a grey image with {samples.kind} samples from {lowest:g} to {highest:g}, outside of {low:g} to {high:g}, "
             f"its range; {_REMEDY}"
         )
@@ -103,16 +103,16 @@ def scale_grey(picture: Image.Image, samples: SampleRange) -> Image.Image:
     return Image.fromarray(255 - grey_HW if samples.is_inverted else grey_HW)
 
 
-def check_colour(picture: Image.Image, samples: SampleRange) -> None:
+def check_colour(image: Image.Image, samples: SampleRange) -> None:
     """Refuse colour of 16 bits that uses less than a quarter of them.
 
     Raises:
-        NotAPictureError: It does.
+        NotAnImageError: It does.
     """
-    bands = np.atleast_2d(picture.getextrema())
-    brightest = max(int(band[1]) for band, name in zip(bands, picture.getbands(), strict=True) if name != "A")
-    if picture.mode in ("RGB", "RGBA", "LA") and 0 < brightest < _LEAST_MAXIMUM >> 8:
-        raise NotAPictureError(_say_dark(samples.kind, (brightest << 8) + 255))
+    bands = np.atleast_2d(image.getextrema())
+    brightest = max(int(band[1]) for band, name in zip(bands, image.getbands(), strict=True) if name != "A")
+    if image.mode in ("RGB", "RGBA", "LA") and 0 < brightest < _LEAST_MAXIMUM >> 8:
+        raise NotAnImageError(_say_dark(samples.kind, (brightest << 8) + 255))
 
 
 def _assume_range(kind: str, lowest: float, highest: float) -> tuple[float, float]:
@@ -120,9 +120,9 @@ def _assume_range(kind: str, lowest: float, highest: float) -> tuple[float, floa
         return 0.0, 1.0
     if kind == "16-bit":
         if 0 < highest < _LEAST_MAXIMUM:
-            raise NotAPictureError(_say_dark(kind, highest))
+            raise NotAnImageError(_say_dark(kind, highest))
         return _FULL_16_BITS
-    raise NotAPictureError(
+    raise NotAnImageError(
         f"a grey image with {kind} samples from {lowest:g} to {highest:g} and no stated range; {_REMEDY}"
     )
 

@@ -1,6 +1,6 @@
 """One ONNX file on one onnxruntime provider, known to fit its manifest and to answer as it did at its release.
 
-Shape suffixes: N = pictures in the batch, H = height, W = width, C = colour channels, K = classes.
+Shape suffixes: N = images in the batch, H = height, W = width, C = colour channels, K = classes.
 """
 
 import ctypes
@@ -57,7 +57,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _LOG_ERRORS_ONLY
     options.intra_op_num_threads = threads
-    # Idle threads that spin would take the cores that decode the next pictures.
+    # Idle threads that spin would take the cores that decode the next images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Without TF32, whose rounding no comparison with the trained network has seen.
     of_cuda = {"use_tf32": "0", "enable_cuda_graph": str(int(has_graphs))}
@@ -111,7 +111,7 @@ def check_graph(session: onnxruntime.InferenceSession, file: Path, manifest: Man
     probabilities_NK = run_session(session, np.zeros((2, size, size, 3), dtype=np.uint8))
     if probabilities_NK.shape != (2, classes):
         raise BundleError(
-            f"{file} answers {probabilities_NK.shape} for two pictures; its "
+            f"{file} answers {probabilities_NK.shape} for two images; its "
             f"manifest names {classes} classes; export and release the model again"
         )
     sums_N = probabilities_NK.sum(axis=1)
@@ -125,7 +125,7 @@ def check_graph(session: onnxruntime.InferenceSession, file: Path, manifest: Man
 def check_golden(
     session: onnxruntime.InferenceSession, file: Path, precision: str, golden: dict[str, npt.NDArray[Any]]
 ) -> None:
-    """Compare the answers to the golden pictures with those at the release.
+    """Compare the answers to the golden images with those at the release.
 
     Args:
         session: Of the variant.
@@ -143,7 +143,7 @@ def check_golden(
     difference = float(np.abs(answered_NK - expected_NK).max())
     if not difference <= GOLDEN_TOLERANCE[precision]:
         raise BundleError(
-            f"{file}: on this machine {len(expected_NK)} golden pictures are answered otherwise than at the release, "
+            f"{file}: on this machine {len(expected_NK)} golden images are answered otherwise than at the release, "
             f"by up to {difference:.2g} (allowed {GOLDEN_TOLERANCE[precision]:g}) on {session.get_providers()[0]}; "
             "release the model on a machine like this one"
         )
@@ -152,7 +152,7 @@ def check_golden(
 def measure_speed(
     sessions: dict[str, onnxruntime.InferenceSession], images_NHWC: npt.NDArray[np.uint8], seconds: float
 ) -> dict[str, float]:
-    """Return the pictures per second of several sessions, which take turns; from the median of their batches.
+    """Return the images per second of several sessions, which take turns; from the median of their batches.
 
     Args:
         sessions: By a name; each has run before.

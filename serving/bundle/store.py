@@ -5,7 +5,7 @@
         model.onnx          fp32; model.fp16.onnx and model.int8.onnx where they are offered
         golden.npz          images_NHWC uint8, and the answers of each variant at its release: float32 [N, classes]
     bundles/<name>/champion.json        which bundle is served, its manifest's sha256, and the change that made it so
-    bundles/<name>/challenger.json      which bundle looks at the same pictures unseen, if one does
+    bundles/<name>/challenger.json      which bundle looks at the same images unseen, if one does
 
 The export side writes bundles, the service reads them; both use this file only. Every write is atomic: a
 folder is renamed into place when complete, and the pointer is replaced in one step.
@@ -219,7 +219,7 @@ def read_golden(folder: Path, manifest: Manifest) -> dict[str, npt.NDArray[Any]]
     """Return `images_NHWC`, uint8, and each variant's answers by its precision; nothing for a bundle without them.
 
     Raises:
-        BundleError: Pictures, or the answers of a variant that is offered, are missing.
+        BundleError: Images, or the answers of a variant that is offered, are missing.
     """
     if manifest.golden_sha256 is None:
         return {}
@@ -265,7 +265,7 @@ def read_pointer(bundles_dir: Path, name: str) -> Pointer:
 
 
 def read_challenger(bundles_dir: Path, name: str) -> BundleReference:
-    """Read which bundle of `name` looks at the same pictures unseen.
+    """Read which bundle of `name` looks at the same images unseen.
 
     Raises:
         BundleError: There is none, or its pointer is damaged.
@@ -302,7 +302,7 @@ def write_pointer(bundles_dir: Path, name: str, pointer: Pointer) -> None:
 
 
 def write_challenger(bundles_dir: Path, name: str, challenger: BundleReference | None) -> None:
-    """Set which bundle looks at the same pictures unseen, in one atomic step; None for no one."""
+    """Set which bundle looks at the same images unseen, in one atomic step; None for no one."""
     file = bundles_dir / name / CHALLENGER_FILE
     if challenger is None:
         file.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """How fast a variant answers and how much memory it takes, measured in a process of its own.
 
-Shape suffixes: N = pictures in the batch, H = height, W = width, C = the three colour channels.
+Shape suffixes: N = images in the batch, H = height, W = width, C = the three colour channels.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def time_variant(
     Args:
         file: What `export_onnx`, `make_int8` or `make_fp16` wrote.
         provider: onnxruntime's execution provider.
-        image_size: Height and width of the pictures, pixels.
-        batch_sizes: Pictures given at once.
+        image_size: Height and width of the images, pixels.
+        batch_sizes: Images given at once.
         seconds_per_batch: How long each batch size is repeated; at least 5 runs.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The client of the prediction service: pictures in, predictions out, one clear line for whatever fails."""
+"""The client of the prediction service: images in, predictions out, one clear line for whatever fails."""
 
 import csv
 import os
@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from rich.markup import escape
 from rich.table import Table
 
-from serving.client.sources import SourcePicture, SourceProblem, read_sources
+from serving.client.sources import SourceImage, SourceProblem, read_sources
 from serving.errors import ClientError
-from serving.limits import MAX_BODY_BYTES, MAX_PICTURES
+from serving.limits import MAX_BODY_BYTES, MAX_IMAGES
 from serving.models.predictions import FIELD_NAME, ErrorAnswer, FeedbackAnswer, ModelIdentity, PredictAnswer, Prediction
 from serving.printable import show, show_cell
 
@@ -26,9 +26,9 @@ KEY_VARIABLE = "DARKROOM_API_KEY"
 TIMEOUT_S = 120.0
 _MAX_TRIES = 4
 _MAX_WAIT_S = 10.0
-# Boundaries and part headers come on top of the pictures.
-_MAX_GROUP_BYTES = MAX_BODY_BYTES - MAX_PICTURES * 1024
-_ABOUT_ONE_PICTURE = (400, 413)
+# Boundaries and part headers come on top of the images.
+_MAX_GROUP_BYTES = MAX_BODY_BYTES - MAX_IMAGES * 1024
+_ABOUT_ONE_IMAGE = (400, 413)
 _TRY_AGAIN = (429, 503)
 
 
@@ -41,9 +41,9 @@ class PredictResult:
     """What came of all sources.
 
     Attributes:
-        model: Which model answered last; None when no picture was answered.
-        provider: onnxruntime's execution provider of the server; None when no picture was answered.
-        predictions: One per answered picture, in the order of the sources; `filename` is the source.
+        model: Which model answered last; None when no image was answered.
+        provider: onnxruntime's execution provider of the server; None when no image was answered.
+        predictions: One per answered image, in the order of the sources; `filename` is the source.
         models: Which model made each of them: it may be replaced meanwhile.
         problems: One per source without a prediction.
     """
@@ -65,19 +65,19 @@ def predict(
     sleep: _Sleep = time.sleep,
     on_progress: Callable[[int], None] | None = None,
 ) -> PredictResult:
-    """Classify pictures on a server.
+    """Classify images on a server.
 
     Args:
-        sources: Files, folders of pictures, and http(s) addresses, which are fetched here.
+        sources: Files, folders of images, and http(s) addresses, which are fetched here.
         server: Address of the service.
         model: Registered name; the server's choice when None.
-        top_k: Classes per picture; the server's choice when None.
+        top_k: Classes per image; the server's choice when None.
         timeout_s: For one request, seconds.
         sleep: Waits before another try when the server is overloaded, seconds.
-        on_progress: Told how many pictures are done, after each request.
+        on_progress: Told how many images are done, after each request.
 
     Returns:
-        A prediction or a problem for every picture.
+        A prediction or a problem for every image.
 
     Raises:
         ClientError: No server answers there, it is not Darkroom, or it refuses the model or `top_k`.
@@ -112,7 +112,7 @@ def send_feedback(
     timeout_s: float = TIMEOUT_S,
     sleep: _Sleep = time.sleep,
 ) -> FeedbackAnswer:
-    """Tell a server the true label of one picture.
+    """Tell a server the true label of one image.
 
     Args:
         source: A file or an http(s) address, which is fetched here.
@@ -123,15 +123,15 @@ def send_feedback(
         sleep: Waits before another try when the server is overloaded, seconds.
 
     Raises:
-        ClientError: The picture cannot be read, no server answers there, or it refuses.
+        ClientError: The image cannot be read, no server answers there, or it refuses.
     """
-    (picture, *others) = [*read_sources([source])]
-    if isinstance(picture, SourceProblem):
-        raise ClientError(f"{source}: {picture.message}")
+    (image, *others) = [*read_sources([source])]
+    if isinstance(image, SourceProblem):
+        raise ClientError(f"{source}: {image.message}")
     if others:
-        raise ClientError(f"{source} holds {1 + len(others)} pictures; give feedback on one at a time")
+        raise ClientError(f"{source} holds {1 + len(others)} images; give feedback on one at a time")
     texts = {"label": label} | ({} if model is None else {"model": model})
-    files = [(FIELD_NAME, (PurePath(picture.source).name, picture.data, "application/octet-stream"))]
+    files = [(FIELD_NAME, (PurePath(image.source).name, image.data, "application/octet-stream"))]
     with _connect(server, timeout_s, {}, sleep) as connection:
         return connection.send_feedback(files, texts)
 
@@ -143,7 +143,7 @@ def render_predictions(result: PredictResult) -> Table:
         model = result.model
         title = escape(show(f"{model.name} version {model.version}, {model.precision}, {result.provider}"))
     table = Table(title=title, title_justify="left")
-    table.add_column("Picture", overflow="fold")
+    table.add_column("Image", overflow="fold")
     table.add_column("Label", style="bold")
     table.add_column("Probability", justify="right")
     table.add_column("Next", style="dim")
@@ -156,7 +156,7 @@ def render_predictions(result: PredictResult) -> Table:
 
 
 def list_records(result: PredictResult) -> list[dict[str, Any]]:
-    """Return a flat record for each answered picture: what `--format json` and `csv` print."""
+    """Return a flat record for each answered image: what `--format json` and `csv` print."""
     return [
         {
             "source": prediction.filename,
@@ -174,7 +174,7 @@ def list_records(result: PredictResult) -> list[dict[str, Any]]:
 
 
 def write_csv(result: PredictResult, stream: TextIO) -> None:
-    """Write a line for each answered picture, after one with the names; without `top`.
+    """Write a line for each answered image, after one with the names; without `top`.
 
     Names and labels come from other people: a spreadsheet calculates none of them (`show_cell`), and none takes
     a part of one for a cell, whatever its separator is (all are quoted).
@@ -222,14 +222,14 @@ class _Connection:
     server: str
     sleep: _Sleep
 
-    def classify(self, group: list[SourcePicture]) -> Iterator[PredictAnswer | SourceProblem]:
-        """Send a group as one request; if one picture spoils it, send each alone to learn which."""
+    def classify(self, group: list[SourceImage]) -> Iterator[PredictAnswer | SourceProblem]:
+        """Send a group as one request; if one image spoils it, send each alone to learn which."""
         response = self._insist(partial(self._send, group))
-        if response.status_code in _ABOUT_ONE_PICTURE and len(group) > 1:
-            for picture in group:
-                yield from self.classify([picture])
+        if response.status_code in _ABOUT_ONE_IMAGE and len(group) > 1:
+            for image in group:
+                yield from self.classify([image])
             return
-        if response.status_code in _ABOUT_ONE_PICTURE:
+        if response.status_code in _ABOUT_ONE_IMAGE:
             yield SourceProblem(group[0].source, self._read_error(response))
             return
         if response.status_code == httpx.codes.UNAUTHORIZED:
@@ -256,7 +256,7 @@ class _Connection:
                     f"no server at {self.server}; start one with `darkroom serve`, or give --server URL"
                 ) from error
             except httpx.TimeoutException as error:
-                raise ClientError(f"{self.server} did not answer in time; send fewer pictures at once") from error
+                raise ClientError(f"{self.server} did not answer in time; send fewer images at once") from error
             except httpx.HTTPError as error:
                 raise ClientError(f"{self.server} closed the connection ({error}); is it Darkroom?") from error
             if response.status_code not in _TRY_AGAIN or not tries_left:
@@ -264,25 +264,23 @@ class _Connection:
             self.sleep(_read_wait(response))
         return response
 
-    def _send(self, group: list[SourcePicture]) -> httpx.Response:
+    def _send(self, group: list[SourceImage]) -> httpx.Response:
         if len(group) == 1:
             headers = {"Content-Type": "application/octet-stream"}
             return self.client.post("/v1/predict", content=group[0].data, headers=headers)
-        files = [
-            (FIELD_NAME, (PurePath(picture.source).name, picture.data, "application/octet-stream")) for picture in group
-        ]
+        files = [(FIELD_NAME, (PurePath(image.source).name, image.data, "application/octet-stream")) for image in group]
         return self.client.post("/v1/predict", files=files)
 
-    def _read_answer(self, response: httpx.Response, group: list[SourcePicture]) -> PredictAnswer:
+    def _read_answer(self, response: httpx.Response, group: list[SourceImage]) -> PredictAnswer:
         try:
             answer = PredictAnswer.model_validate_json(response.content)
         except ValidationError as error:
             raise ClientError(f"what answers at {self.server} is not Darkroom; check --server URL") from error
         if len(answer.predictions) != len(group):
-            raise ClientError(f"{self.server} answered {len(answer.predictions)} predictions for {len(group)} pictures")
+            raise ClientError(f"{self.server} answered {len(answer.predictions)} predictions for {len(group)} images")
         named = tuple(
-            prediction.model_copy(update={"filename": picture.source})
-            for prediction, picture in zip(answer.predictions, group, strict=True)
+            prediction.model_copy(update={"filename": image.source})
+            for prediction, image in zip(answer.predictions, group, strict=True)
         )
         return answer.model_copy(update={"predictions": named})
 
@@ -296,15 +294,15 @@ class _Connection:
             ) from error
 
 
-def _group(sources: Sequence[str], problems: list[SourceProblem]) -> Iterator[list[SourcePicture]]:
-    """Yield pictures in groups that fit one request; what could not be read goes to `problems`."""
-    group: list[SourcePicture] = []
+def _group(sources: Sequence[str], problems: list[SourceProblem]) -> Iterator[list[SourceImage]]:
+    """Yield images in groups that fit one request; what could not be read goes to `problems`."""
+    group: list[SourceImage] = []
     group_bytes = 0
     for item in read_sources(sources):
         if isinstance(item, SourceProblem):
             problems.append(item)
             continue
-        if group and (len(group) == MAX_PICTURES or group_bytes + len(item.data) > _MAX_GROUP_BYTES):
+        if group and (len(group) == MAX_IMAGES or group_bytes + len(item.data) > _MAX_GROUP_BYTES):
             yield group
             group, group_bytes = [], 0
         group.append(item)

@@ -1,4 +1,4 @@
-"""What a person names on the command line -> picture bytes: files, folders of pictures, http(s) addresses.
+"""What a person names on the command line -> image bytes: files, folders of images, http(s) addresses.
 
 Addresses are fetched here, on the person's own machine; the service never fetches anything.
 """
@@ -10,15 +10,15 @@ from pathlib import Path
 import httpx
 
 from serving.bundle.image_structure import SUFFIXES
-from serving.limits import MAX_PICTURE_BYTES
+from serving.limits import MAX_IMAGE_BYTES
 
 FETCH_TIMEOUT_S = 10.0
 MAX_REDIRECTS = 5
 
 
 @dataclass(frozen=True)
-class SourcePicture:
-    """One picture, read.
+class SourceImage:
+    """One image, read.
 
     Attributes:
         source: As the person named it, or its path inside a named folder.
@@ -37,10 +37,10 @@ class SourceProblem:
     message: str
 
 
-def read_sources(sources: Iterable[str]) -> Iterator[SourcePicture | SourceProblem]:
-    """Yield the pictures of all sources in order, read one at a time; a problem in place of each that fails.
+def read_sources(sources: Iterable[str]) -> Iterator[SourceImage | SourceProblem]:
+    """Yield the images of all sources in order, read one at a time; a problem in place of each that fails.
 
-    A folder stands for the pictures in it and below it, sorted by path.
+    A folder stands for the images in it and below it, sorted by path.
     """
     with httpx.Client(
         timeout=FETCH_TIMEOUT_S,
@@ -56,9 +56,9 @@ def read_sources(sources: Iterable[str]) -> Iterator[SourcePicture | SourceProbl
             if not _is_folder(path):
                 yield _read(path)
                 continue
-            files = _list_pictures(path)
+            files = _list_images(path)
             if not files:
-                yield SourceProblem(source, f"no picture in the folder; looked for {' '.join(sorted(SUFFIXES))}")
+                yield SourceProblem(source, f"no image in the folder; looked for {' '.join(sorted(SUFFIXES))}")
             yield from map(_read, files)
 
 
@@ -69,22 +69,22 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _list_pictures(folder: Path) -> list[Path]:
+def _list_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
-def _read(path: Path) -> SourcePicture | SourceProblem:
+def _read(path: Path) -> SourceImage | SourceProblem:
     source = str(path)
     try:
         with path.open("rb") as file:
             # Not the size on disk: a pipe or a device has none.
-            data = file.read(MAX_PICTURE_BYTES + 1)
+            data = file.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:
         return SourceProblem(source, f"cannot be read: {error.strerror or error}")
     return _check(source, data)
 
 
-def _fetch(client: httpx.Client, url: str) -> SourcePicture | SourceProblem:
+def _fetch(client: httpx.Client, url: str) -> SourceImage | SourceProblem:
     if not url.lower().startswith(("http://", "https://")):
         return SourceProblem(url, "only http:// and https:// addresses are fetched")
     data = bytearray()
@@ -94,7 +94,7 @@ def _fetch(client: httpx.Client, url: str) -> SourcePicture | SourceProblem:
                 return SourceProblem(url, f"the address answered {response.status_code} {response.reason_phrase}")
             for chunk in response.iter_bytes():
                 data += chunk
-                if len(data) > MAX_PICTURE_BYTES:
+                if len(data) > MAX_IMAGE_BYTES:
                     break
     except httpx.TimeoutException:
         return SourceProblem(url, f"no answer within {FETCH_TIMEOUT_S:g} seconds")
@@ -103,9 +103,9 @@ def _fetch(client: httpx.Client, url: str) -> SourcePicture | SourceProblem:
     return _check(url, bytes(data))
 
 
-def _check(source: str, data: bytes) -> SourcePicture | SourceProblem:
-    if len(data) > MAX_PICTURE_BYTES:
-        return SourceProblem(source, f"more than {MAX_PICTURE_BYTES:,} bytes; send a smaller picture")
+def _check(source: str, data: bytes) -> SourceImage | SourceProblem:
+    if len(data) > MAX_IMAGE_BYTES:
+        return SourceProblem(source, f"more than {MAX_IMAGE_BYTES:,} bytes; send a smaller image")
     if not data:
         return SourceProblem(source, "empty")
-    return SourcePicture(source, data)
+    return SourceImage(source, data)

@@ -20,7 +20,7 @@ from serving.bundle.manifest import Manifest
 from serving.bundle.preprocess import decode_picture
 from serving.bundle.session import count_cpus
 from serving.decoding.cost import Cost, estimate_cost, estimate_decode_s, limit_ordinary_pixels
-from serving.decoding.encoded import EncodedPicture
+from serving.decoding.encoded import EncodedImage
 from serving.decoding.pool import DecoderPool
 from serving.decoding.work_queue import WorkQueue
 from serving.errors import OverloadedError, ServingError, TooLargeError
@@ -31,7 +31,7 @@ MOST_THREADS = 4
 SILENT_S = 15.0
 LARGE_NICENESS = 8
 
-_Part = list[tuple[int, EncodedPicture]]
+_Part = list[tuple[int, EncodedImage]]
 _Outcome = npt.NDArray[np.uint8] | ServingError
 _Decode = Callable[[bytes, Callable[[int], None]], npt.NDArray[np.uint8]]
 
@@ -63,35 +63,35 @@ class Decoder:
         """True if a worker process has answered lately."""
         return self._lanes[Cost.ORDINARY].pool.count_silent_s() < SILENT_S
 
-    def check_formats(self, pictures: list[EncodedPicture]) -> None:
+    def check_formats(self, images: list[EncodedImage]) -> None:
         """Refuse images of formats that are not decoded, before they wait.
 
         Raises:
-            NotAPictureError: The format of one is not accepted; of several the first is named.
+            NotAnImageError: The format of one is not accepted; of several the first is named.
         """
-        for position, picture in enumerate(pictures):
+        for position, image in enumerate(images):
             # A format without a size was not read to its end; a worker process tells more.
-            is_known = picture.structure.format is None or picture.structure.width > 0
+            is_known = image.structure.format is None or image.structure.width > 0
             if is_known and not self._allows_uncommon:
                 try:
-                    check_format(picture.data, picture.structure)
+                    check_format(image.data, image.structure)
                 except ServingError as error:
-                    raise _name_picture(error, position, picture, len(pictures)) from None
+                    raise _name_image(error, position, image, len(images)) from None
 
-    async def decode(self, manifest: Manifest, pictures: list[EncodedPicture]) -> npt.NDArray[np.uint8]:
+    async def decode(self, manifest: Manifest, images: list[EncodedImage]) -> npt.NDArray[np.uint8]:
         """Return a request's images as the model reads them, uint8 [N, H, W, C].
 
         They are decoded in as many parts as there are threads: a hop to a thread costs as much as a small image.
 
         Raises:
-            NotAPictureError: One does not decode; of several the first is named.
+            NotAnImageError: One does not decode; of several the first is named.
             TooLargeError: One has too many pixels or takes too long, or all together have too many.
             OverloadedError: There is too much to do, or too little memory.
         """
         by_cost: dict[Cost, _Part] = {cost: [] for cost in Cost}
-        for position, picture in enumerate(pictures):
-            by_cost[estimate_cost(picture.structure, manifest.resize_size)].append((position, picture))
-        budget = _PixelBudget(len(pictures))
+        for position, image in enumerate(images):
+            by_cost[estimate_cost(image.structure, manifest.resize_size)].append((position, image))
+        budget = _PixelBudget(len(images))
 
         def decode(data: bytes, take_pixels: Callable[[int], None]) -> npt.NDArray[np.uint8]:
             return decode_picture(data, manifest.image_size, manifest.resize_size, take_pixels=take_pixels)
@@ -110,12 +110,12 @@ class Decoder:
             if isinstance(part, BaseException):
                 raise part
             outcomes |= part
-        images = []
+        decoded = []
         for _, outcome in sorted(outcomes.items()):
             if isinstance(outcome, ServingError):
                 raise outcome
-            images.append(outcome)
-        return images[0][None] if len(images) == 1 else np.stack(images)
+            decoded.append(outcome)
+        return decoded[0][None] if len(decoded) == 1 else np.stack(decoded)
 
     def close(self) -> None:
         """End threads and processes at once; what has not started is dropped."""
@@ -152,7 +152,7 @@ class _Lane:
         self._queue = WorkQueue(max_wait_s=MAX_TURN_S, workers=pool.size)
 
     async def decode(
-        self, one: tuple[int, EncodedPicture], manifest: Manifest, budget: "_PixelBudget"
+        self, one: tuple[int, EncodedImage], manifest: Manifest, budget: "_PixelBudget"
     ) -> dict[int, _Outcome]:
         """Return the image of a position, or the error; what cannot begin in time is refused."""
         structure = one[1].structure
@@ -187,20 +187,20 @@ class _Lane:
 def _decode_part(part: _Part, decode: _Decode, budget: "_PixelBudget") -> dict[int, _Outcome]:
     """Decode some of a request's images until one fails; returns images and the error by position."""
     outcomes: dict[int, _Outcome] = {}
-    for position, picture in part:
+    for position, image in part:
         try:
-            outcomes[position] = decode(picture.data, budget.take)
-            _ = picture.sha256  # computed here, on a thread, and kept
+            outcomes[position] = decode(image.data, budget.take)
+            _ = image.sha256  # computed here, on a thread, and kept
         except ServingError as error:
-            outcomes[position] = _name_picture(error, position, picture, budget.pictures)
+            outcomes[position] = _name_image(error, position, image, budget.images)
             break
     return outcomes
 
 
-def _name_picture(error: ServingError, position: int, picture: EncodedPicture, count: int) -> ServingError:
-    """Return the error with the picture that it is about; it keeps what else it tells, such as when to try again."""
-    if picture.filename is not None and not isinstance(error, _OverBudgetError):
-        error.args = (f"picture {position + 1} of {count}, {picture.filename!r}: {error}",)
+def _name_image(error: ServingError, position: int, image: EncodedImage, count: int) -> ServingError:
+    """Return the error with the image that it is about; it keeps what else it tells, such as when to try again."""
+    if image.filename is not None and not isinstance(error, _OverBudgetError):
+        error.args = (f"image {position + 1} of {count}, {image.filename!r}: {error}",)
     return error
 
 
@@ -212,8 +212,8 @@ def _split(part: _Part, count: int) -> list[_Part]:
 class _PixelBudget:
     """Pixels that one request may still have decoded; a small file can hold many."""
 
-    def __init__(self, pictures: int) -> None:
-        self.pictures = pictures
+    def __init__(self, images: int) -> None:
+        self.images = images
         self._taken = 0
         self._lock = threading.Lock()
 
@@ -222,12 +222,12 @@ class _PixelBudget:
             self._taken += pixels
             if self._taken > MAX_REQUEST_PIXELS:
                 raise _OverBudgetError(
-                    f"{self.pictures} pictures of more than {MAX_REQUEST_PIXELS:,} pixels together; send fewer at once"
+                    f"{self.images} images of more than {MAX_REQUEST_PIXELS:,} pixels together; send fewer at once"
                 )
 
 
 class _OverBudgetError(TooLargeError):
-    """All pictures together are too large, not the one at which it showed."""
+    """All images together are too large, not the one at which it showed."""
 
 
 class _MisjudgedError(ServingError):

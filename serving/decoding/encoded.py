@@ -8,8 +8,8 @@ from serving.bundle.image_structure import Structure, glance
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
-    """One picture as it was sent.
+class EncodedImage:
+    """One image as it was sent.
 
     Attributes:
         data: The encoded file.

@@ -36,7 +36,7 @@ from serving.decoding.worker import (
     receive_message,
     send_message,
 )
-from serving.errors import NotAPictureError, OverloadedError, ServingError, TooLargeError
+from serving.errors import NotAnImageError, OverloadedError, ServingError, TooLargeError
 
 WATCH_INTERVAL_S = 2.0
 # A worker that owes an answer and used no CPU time for so long is stopped or hung. One that computes has longer, on a
@@ -47,7 +47,7 @@ ANSWER_TIMEOUT_S = 45.0
 NICENESS = 5
 _RETRY_AFTER_S = 2
 _MAX_ANSWER_BYTES = 4_000
-_ERRORS = {error.__name__: error for error in (NotAPictureError, TooLargeError, OverloadedError)}
+_ERRORS = {error.__name__: error for error in (NotAnImageError, TooLargeError, OverloadedError)}
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
 _ROOT = Path(__file__).parents[2]
 
@@ -107,7 +107,7 @@ class DecoderPool:
             uint8 [image_size, image_size, 3].
 
         Raises:
-            NotAPictureError: The bytes are empty, truncated or not an image, or of a format that is not accepted.
+            NotAnImageError: The bytes are empty, truncated or not an image, or of a format that is not accepted.
             TooLargeError: Too many pixels or parts, or more CPU time than its pixels allow.
             OverloadedError: The worker was killed, hung, or lacked memory: the image is not to blame.
         """

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from serving.errors import OverloadedError
-from serving.limits import LARGE_SHARE, LARGE_WORK_S, MAX_WAIT_S, MAX_WAITING_PICTURES
+from serving.limits import LARGE_SHARE, LARGE_WORK_S, MAX_WAIT_S, MAX_WAITING_IMAGES
 
 # After so many seconds, what the pace was learned from counts for a third.
 _MEMORY_S = 2.0
@@ -26,7 +26,7 @@ class WorkQueue:
 
     def __init__(
         self,
-        max_images: int = MAX_WAITING_PICTURES,
+        max_images: int = MAX_WAITING_IMAGES,
         max_wait_s: float = MAX_WAIT_S,
         workers: int = 2,
         clock: Callable[[], float] = time.perf_counter,
@@ -69,7 +69,7 @@ class WorkQueue:
         max_wait_s = self._max_wait_s * (LARGE_SHARE if work_s > LARGE_WORK_S else 1)
         if before and (before + images > self._max_images or wait_s > max_wait_s):
             raise OverloadedError(
-                f"{before} pictures are waiting, {wait_s:.1f} s of work; try again",
+                f"{before} images are waiting, {wait_s:.1f} s of work; try again",
                 min(max(1, math.ceil(wait_s)), _MAX_RETRY_S),
             )
         self.images += images

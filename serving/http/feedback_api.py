@@ -10,10 +10,10 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from serving.decoding.encoded import EncodedPicture
+from serving.decoding.encoded import EncodedImage
 from serving.errors import (
     BadParameterError,
-    NoSuchPictureError,
+    NoSuchImageError,
     NotStoredError,
     ServingError,
     WrongTypeError,
@@ -22,7 +22,7 @@ from serving.heartbeat import Heartbeat
 from serving.http.admission import Holding
 from serving.http.prediction_api import PredictionApi
 from serving.http.request_body import RequestBody
-from serving.limits import ANSWER_TIMEOUT_S, MAX_PICTURE_BYTES
+from serving.limits import ANSWER_TIMEOUT_S, MAX_IMAGE_BYTES
 from serving.models.predictions import FIELD_NAME, FeedbackAnswer
 from serving.observation.feedback import LOCK_TIMEOUT_S, FeedbackStore, find_label_folder, name_some
 from serving.regular_files import read_regular
@@ -34,7 +34,7 @@ _Result = TypeVar("_Result")
 
 
 class FeedbackRequest(BaseModel):
-    """The JSON body: a picture that the request log keeps.
+    """The JSON body: an image that the request log keeps.
 
     Attributes:
         picture_sha256: As the prediction named it.
@@ -62,9 +62,9 @@ class FeedbackApi:
         """Start the thread that writes.
 
         Args:
-            predictions: Classifies the pictures.
+            predictions: Classifies the images.
             store: Takes them.
-            kept_dir: Where the request log keeps pictures.
+            kept_dir: Where the request log keeps images.
             on_feedback: Told the model's name of each that is stored, and whether its label is what the model says.
         """
         self._predictions = predictions
@@ -93,29 +93,29 @@ class FeedbackApi:
         body = RequestBody(request)
         try:
             with self._predictions.admission.hold() as holding:
-                picture, label, model = await self._read(body, holding)
+                image, label, model = await self._read(body, holding)
                 classifier = self._predictions.models.select(model)
                 name, classes = classifier.manifest.name, classifier.manifest.classes
                 if label not in classes:
                     raise BadParameterError(f"label {label[:80]!r} is none of {name}'s classes: {name_some(classes)}")
                 find_label_folder(self._store.folder, label)
-                (probabilities_K,) = await self._predictions.classify(classifier, [picture])
-                count = await self._on_disk(self._store.save, name, label, classes, picture.sha256, picture.data)
+                (probabilities_K,) = await self._predictions.classify(classifier, [image])
+                count = await self._on_disk(self._store.save, name, label, classes, image.sha256, image.data)
         except ServingError:
             # After the holding is given back: what is discarded takes no memory, but time.
             request.state.is_body_read = await body.discard()
             raise
         if self._on_feedback is not None:
             self._on_feedback(name, classes[int(probabilities_K.argmax())] == label)
-        return FeedbackAnswer(picture_sha256=picture.sha256, label=label, model=name, count=count)
+        return FeedbackAnswer(picture_sha256=image.sha256, label=label, model=name, count=count)
 
-    async def _read(self, body: RequestBody, holding: Holding) -> tuple[EncodedPicture, str, str | None]:
-        """Return the picture, its label and the model's name."""
+    async def _read(self, body: RequestBody, holding: Holding) -> tuple[EncodedImage, str, str | None]:
+        """Return the image, its label and the model's name."""
         if body.media_type == "multipart/form-data":
-            picture, texts = await body.read_form(("label", "model"), holding)
+            image, texts = await body.read_form(("label", "model"), holding)
             if "label" not in texts:
                 raise BadParameterError(f"the form has no text field `label` beside the file `{FIELD_NAME}`")
-            return picture, texts["label"], texts.get("model")
+            return image, texts["label"], texts.get("model")
         if body.media_type != "application/json":
             raise WrongTypeError(
                 f"content type {body.media_type[:80] or 'missing'!r}; send multipart/form-data with the file "
@@ -129,16 +129,16 @@ class FeedbackApi:
             raise BadParameterError(f"{where}: {first['msg']}; send picture_sha256 and label") from error
         data = await self._on_disk(self._read_kept, given.picture_sha256)
         holding.take(len(data))
-        return EncodedPicture(data, None), given.label, given.model
+        return EncodedImage(data, None), given.label, given.model
 
     def _read_kept(self, sha256: str) -> bytes:
         try:
-            data = read_regular(self._kept_dir / sha256, MAX_PICTURE_BYTES)
+            data = read_regular(self._kept_dir / sha256, MAX_IMAGE_BYTES)
         except OSError:
             data = None
         if data is None or hashlib.sha256(data).hexdigest() != sha256:
-            raise NoSuchPictureError(
-                f"picture {sha256} is not kept here; send the picture itself as multipart/form-data, or start the "
+            raise NoSuchImageError(
+                f"image {sha256} is not kept here; send the image itself as multipart/form-data, or start the "
                 "service with --log-requests 1 --keep-pictures before it predicts"
             )
         return data

@@ -5,16 +5,16 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from serving.http.feedback_api import FeedbackRequest
-from serving.limits import DEFAULT_TOP_K, MAX_PICTURE_BYTES, MAX_PICTURES
+from serving.limits import DEFAULT_TOP_K, MAX_IMAGE_BYTES, MAX_IMAGES
 from serving.models.predictions import ErrorAnswer, FeedbackAnswer, ModelsAnswer, PredictAnswer
 
 _REFUSALS = {
-    "400": "Not a picture, or a malformed body",
+    "400": "Not an image, or a malformed body",
     "401": "No API key, or an unknown one, where the service asks for one",
     "403": "A web page of another origin, which the service was not told to allow",
     "404": "No such model",
     "408": "The body did not arrive in time",
-    "413": "Too many bytes, pixels or pictures",
+    "413": "Too many bytes, pixels or images",
     "415": "Wrong content type",
     "422": "Bad parameter",
 }
@@ -45,7 +45,7 @@ def describe_api(root_path: str = "") -> dict[str, Any]:
         "info": {
             "title": "Darkroom",
             "version": "1",
-            "description": "Class probabilities of pictures, from the released models.",
+            "description": "Class probabilities of images, from the released models.",
         },
         "paths": {
             "/v1/predict": {"post": _describe_predict()},
@@ -64,7 +64,7 @@ def describe_api(root_path: str = "") -> dict[str, Any]:
             "/livez": {"get": _describe_probe("isAlive", "Event loop and classification make progress")},
             "/readyz": {"get": _describe_probe("isReady", "A model is loaded and images can be decoded", "Not so")},
             "/metrics": {"get": _describe_probe("readMetrics", "Metrics in Prometheus text format")},
-            "/": {"get": _describe_probe("showPage", "A page to try the service with a picture", kind="text/html")},
+            "/": {"get": _describe_probe("showPage", "A page to try the service with an image", kind="text/html")},
             "/openapi.json": {"get": _describe_probe("describe", "This description", kind="application/json")},
         },
         "components": {"schemas": definitions["$defs"], "securitySchemes": _KEYS},
@@ -72,25 +72,25 @@ def describe_api(root_path: str = "") -> dict[str, Any]:
 
 
 def _describe_predict() -> dict[str, Any]:
-    raw_picture = {"schema": {"type": "string", "format": "binary", "maxLength": MAX_PICTURE_BYTES}}
-    picture_list = {
+    raw_image = {"schema": {"type": "string", "format": "binary", "maxLength": MAX_IMAGE_BYTES}}
+    image_list = {
         "type": "array",
         "items": {"type": "string", "format": "binary"},
         "minItems": 1,
-        "maxItems": MAX_PICTURES,
+        "maxItems": MAX_IMAGES,
     }
     form = {
         "type": "object",
         "required": ["image"],
-        "properties": {"image": picture_list},
+        "properties": {"image": image_list},
         "additionalProperties": False,
     }
-    responses = {"200": _answer("One prediction per picture, in the order they were sent", "PredictAnswer")}
+    responses = {"200": _answer("One prediction per image, in the order they were sent", "PredictAnswer")}
     responses |= {status: _answer(text, "ErrorAnswer") for status, text in _REFUSALS.items()}
     responses |= _describe_overload()
     return {
         "operationId": "predict",
-        "summary": "Classify one picture, or up to 64 in one batch",
+        "summary": "Classify one image, or up to 64 in one batch",
         "security": _SECURITY,
         "parameters": [
             {
@@ -109,8 +109,8 @@ def _describe_predict() -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {
-                "image/*": raw_picture,
-                "application/octet-stream": raw_picture,
+                "image/*": raw_image,
+                "application/octet-stream": raw_image,
                 "multipart/form-data": {"schema": form},
             },
         },
@@ -128,12 +128,12 @@ def _describe_feedback() -> dict[str, Any]:
     }
     responses = {"200": _answer("The label is stored", "FeedbackAnswer")}
     responses |= {status: _answer(text, "ErrorAnswer") for status, text in _REFUSALS.items()}
-    responses["404"] = _answer("No such model, no such picture, or the service takes no feedback", "ErrorAnswer")
+    responses["404"] = _answer("No such model, no such image, or the service takes no feedback", "ErrorAnswer")
     responses |= _describe_overload()
     responses["507"] = _answer("The label cannot be stored: the limit is reached, or the disk full", "ErrorAnswer")
     return {
         "operationId": "giveFeedback",
-        "summary": "Store the true label of a picture, or of one that the request log keeps",
+        "summary": "Store the true label of an image, or of one that the request log keeps",
         "security": _SECURITY,
         "requestBody": {
             "required": True,

@@ -1,6 +1,6 @@
 """Predictions over HTTP: limits, decoding, batches on the device, answers.
 
-Shape suffixes: N = pictures in the request, H = height, W = width, C = colour channels, K = classes.
+Shape suffixes: N = images in the request, H = height, W = width, C = colour channels, K = classes.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from serving.bundle.manifest import Manifest
 from serving.bundle.session import count_cpus
 from serving.decoding.cost import Cost, estimate_cost, estimate_decode_s
 from serving.decoding.decoder import Decoder
-from serving.decoding.encoded import EncodedPicture
+from serving.decoding.encoded import EncodedImage
 from serving.decoding.work_queue import WorkQueue
 from serving.errors import BadParameterError, OverloadedError, ServingError
 from serving.http.admission import Admission
 from serving.http.request_body import RequestBody
-from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_PICTURES, MAX_WAITING_PICTURES
+from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_IMAGES, MAX_WAITING_IMAGES
 from serving.models.batching import Batcher
 from serving.models.classifier import Classifier
 from serving.models.model_set import ModelSet
@@ -42,9 +42,9 @@ class PredictionApi:
         self,
         models: ModelSet,
         admission: Admission | None = None,
-        max_images: int = MAX_WAITING_PICTURES,
+        max_images: int = MAX_WAITING_IMAGES,
         on_batch: Callable[[int], None] | None = None,
-        on_answer: Callable[[Manifest, PredictAnswer, Sequence[EncodedPicture]], None] | None = None,
+        on_answer: Callable[[Manifest, PredictAnswer, Sequence[EncodedImage]], None] | None = None,
         shadow_share: float = 0.0,
         on_comparison: OnComparison | None = None,
         allows_uncommon: bool = False,
@@ -55,8 +55,8 @@ class PredictionApi:
             models: The loaded models.
             admission: How many bytes are held at once; the usual limit when None.
             max_images: Most images of one kind that wait at once.
-            on_batch: Told how many pictures each batch has.
-            on_answer: Told whose answer each is, the answer and its pictures, before it is sent; it must not wait.
+            on_batch: Told how many images each batch has.
+            on_answer: Told whose answer each is, the answer and its images, before it is sent; it must not wait.
             shadow_share: Share of the requests that challengers look at too.
             on_comparison: Told what `serving.models.shadow.Shadow` compared.
             allows_uncommon: True to decode images of uncommon formats.
@@ -73,7 +73,7 @@ class PredictionApi:
         """Return how the work is spread over this machine, in words."""
         cpus = count_cpus()
         return (
-            f"{cpus} CPUs: a batch of up to {MAX_PICTURES} pictures on {cpus} threads, decoding on "
+            f"{cpus} CPUs: a batch of up to {MAX_IMAGES} images on {cpus} threads, decoding on "
             f"{self._decoder.threads}, photographs in as many processes, larger images in one"
         )
 
@@ -115,38 +115,38 @@ class PredictionApi:
             with self.admission.hold() as holding:
                 classifier = self.models.select(request.query_params.get("model"))
                 top_k = _read_top_k(request, len(classifier.manifest.classes))
-                pictures = await body.read_pictures(holding)
-                probabilities_NK = await self.classify(classifier, pictures)
+                images = await body.read_images(holding)
+                probabilities_NK = await self.classify(classifier, images)
         except ServingError:
             # After the holding is given back: what is discarded takes no memory, but time.
             request.state.is_body_read = await body.discard()
             raise
-        self._shadow.offer(classifier, pictures, probabilities_NK)
+        self._shadow.offer(classifier, images, probabilities_NK)
         answer = PredictAnswer(
             model=classifier.identity,
             provider=classifier.provider,
             predictions=tuple(
-                rank_classes(probabilities_K, classifier.manifest, top_k, picture.filename, picture.sha256)
-                for probabilities_K, picture in zip(probabilities_NK, pictures, strict=True)
+                rank_classes(probabilities_K, classifier.manifest, top_k, image.filename, image.sha256)
+                for probabilities_K, image in zip(probabilities_NK, images, strict=True)
             ),
         )
         if self._on_answer is not None:
-            self._on_answer(classifier.manifest, answer, pictures)
+            self._on_answer(classifier.manifest, answer, images)
         return answer
 
-    async def classify(self, classifier: Classifier, pictures: list[EncodedPicture]) -> npt.NDArray[np.float32]:
-        """Return the class probabilities of some pictures, float32 [N, K], when their turn has come.
+    async def classify(self, classifier: Classifier, images: list[EncodedImage]) -> npt.NDArray[np.float32]:
+        """Return the class probabilities of some images, float32 [N, K], when their turn has come.
 
         Raises:
-            ServingError: A picture does not decode, or there is too much to do.
+            ServingError: An image does not decode, or there is too much to do.
         """
-        self._decoder.check_formats(pictures)
-        cost = max(estimate_cost(one.structure, classifier.manifest.resize_size) for one in pictures)
-        work_s = sum(estimate_decode_s(one.structure) for one in pictures)
+        self._decoder.check_formats(images)
+        cost = max(estimate_cost(one.structure, classifier.manifest.resize_size) for one in images)
+        work_s = sum(estimate_decode_s(one.structure) for one in images)
         try:
-            with self.queues[cost].wait(len(pictures), work_s):
+            with self.queues[cost].wait(len(images), work_s):
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    images_NHWC = await self._decoder.decode(classifier.manifest, pictures)
+                    images_NHWC = await self._decoder.decode(classifier.manifest, images)
                     return await self._batcher.classify(classifier, images_NHWC)
         except TimeoutError as error:
             raise OverloadedError(f"not answered within {ANSWER_TIMEOUT_S:g} seconds; try again", 5) from error

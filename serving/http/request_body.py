@@ -1,6 +1,6 @@
-"""The body of a request -> encoded pictures and texts, in memory, within limits, whatever the client sends.
+"""The body of a request -> encoded images and texts, in memory, within limits, whatever the client sends.
 
-Limits are enforced while bytes arrive, so an endless body costs no more than a large one. A picture is only
+Limits are enforced while bytes arrive, so an endless body costs no more than a large one. An image is only
 ever the bytes that were sent: a form field that holds a URL or a path is refused.
 """
 
@@ -15,10 +15,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from serving.decoding.encoded import EncodedPicture
+from serving.decoding.encoded import EncodedImage
 from serving.errors import (
     BadParameterError,
-    NotAPictureError,
+    NotAnImageError,
     NotReadableError,
     OverloadedError,
     SlowBodyError,
@@ -26,7 +26,7 @@ from serving.errors import (
     WrongTypeError,
 )
 from serving.http.admission import GIVEN_UP, Holding
-from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_PICTURE_BYTES, MAX_PICTURES
+from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_IMAGES
 from serving.models.predictions import FIELD_NAME
 
 MAX_TEXT_BYTES = 4096
@@ -51,20 +51,20 @@ class RequestBody:
         self._timeout_s = timeout_s
         self._is_complete = False
 
-    async def read_pictures(self, holding: Holding) -> list[EncodedPicture]:
-        """Read the pictures, in the order they were sent.
+    async def read_images(self, holding: Holding) -> list[EncodedImage]:
+        """Read the images, in the order they were sent.
 
         Args:
             holding: Account of the bytes that arrive, taken before they are kept.
 
         Returns:
-            1 to 64 pictures; none is empty.
+            1 to 64 images; none is empty.
 
         Raises:
-            WrongTypeError: The content type or encoding, of the body or a part, is none of a picture.
+            WrongTypeError: The content type or encoding, of the body or a part, is none of an image.
             TooLargeError: Too many bytes or parts.
             BadParameterError: The form has a field that is not a file called `image`, or none that is.
-            NotAPictureError: A picture has no bytes.
+            NotAnImageError: An image has no bytes.
             NotReadableError: The multipart body is malformed.
             SlowBodyError: The body did not arrive in time.
             OverloadedError: `holding` refused, or gave this body up for others.
@@ -78,23 +78,23 @@ class RequestBody:
         """The content type in lower case, without its options; empty where there is none."""
         return parse_options_header(self._request.headers.get("content-type"))[0].decode("latin-1")
 
-    async def read_form(self, texts: tuple[str, ...], holding: Holding) -> tuple[EncodedPicture, dict[str, str]]:
-        """Read a form of one picture and some texts.
+    async def read_form(self, texts: tuple[str, ...], holding: Holding) -> tuple[EncodedImage, dict[str, str]]:
+        """Read a form of one image and some texts.
 
         Args:
             texts: Names of the text fields that it may have.
             holding: Account of the bytes that arrive, taken before they are kept.
 
         Returns:
-            The picture, and those of the texts that came, by name.
+            The image, and those of the texts that came, by name.
 
         Raises:
-            ServingError: As `read_pictures`.
+            ServingError: As `read_images`.
             starlette.requests.ClientDisconnect: The client went away.
         """
         async with self._within_time(holding):
-            (picture,), given = await self._read_form(holding, MAX_PICTURE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
-        return picture, given
+            (image,), given = await self._read_form(holding, MAX_IMAGE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
+        return image, given
 
     async def read_text(self, holding: Holding) -> bytes:
         """Read a short body as it is, such as JSON.
@@ -137,11 +137,11 @@ class RequestBody:
             raise SlowBodyError(f"the body did not arrive within {self._timeout_s:g} seconds") from error
 
     async def _read_form(
-        self, holding: Holding, max_bytes: int, texts: tuple[str, ...], max_pictures: int
-    ) -> tuple[list[EncodedPicture], dict[str, str]]:
+        self, holding: Holding, max_bytes: int, texts: tuple[str, ...], max_images: int
+    ) -> tuple[list[EncodedImage], dict[str, str]]:
         _, options = parse_options_header(self._request.headers.get("content-type"))
-        form = _PictureForm(options.get(b"boundary", b""), texts, max_pictures)
-        what = "the pictures of one request" if max_pictures > 1 else "a form with one picture"
+        form = _ImageForm(options.get(b"boundary", b""), texts, max_images)
+        what = "the images of one request" if max_images > 1 else "a form with one image"
         try:
             async for chunk in self._stream(max_bytes, what, holding):
                 form.feed(chunk)
@@ -149,27 +149,27 @@ class RequestBody:
         finally:
             form.release()
 
-    async def _read(self, holding: Holding) -> list[EncodedPicture]:
+    async def _read(self, holding: Holding) -> list[EncodedImage]:
         headers = self._request.headers
         encoding = headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
-            raise WrongTypeError(f"content-encoding {encoding!r}; send the picture as it is")
+            raise WrongTypeError(f"content-encoding {encoding!r}; send the image as it is")
         media_type, _ = parse_options_header(headers.get("content-type"))
         if media_type == b"multipart/form-data":
-            pictures, _ = await self._read_form(holding, MAX_BODY_BYTES, (), MAX_PICTURES)
-            return pictures
-        if not _is_picture_type(media_type):
+            images, _ = await self._read_form(holding, MAX_BODY_BYTES, (), MAX_IMAGES)
+            return images
+        if not _is_image_type(media_type):
             raise WrongTypeError(
-                f"content type {media_type.decode('latin-1') or 'missing'!r}; send one picture as image/* or "
+                f"content type {media_type.decode('latin-1') or 'missing'!r}; send one image as image/* or "
                 f"application/octet-stream, or several as files called `{FIELD_NAME}` in multipart/form-data; {EXAMPLE}"
             )
         body = bytearray()
         try:
-            async for chunk in self._stream(MAX_PICTURE_BYTES, "a picture", holding):
+            async for chunk in self._stream(MAX_IMAGE_BYTES, "an image", holding):
                 body += chunk
             if not body:
-                raise NotAPictureError("the body is empty; send a picture")
-            return [EncodedPicture(bytes(body), None)]
+                raise NotAnImageError("the body is empty; send an image")
+            return [EncodedImage(bytes(body), None)]
         finally:
             body.clear()  # An error's traceback would keep it.
 
@@ -196,7 +196,7 @@ class RequestBody:
         return chunk
 
 
-def _is_picture_type(media_type: bytes) -> bool:
+def _is_image_type(media_type: bytes) -> bool:
     return media_type.startswith(b"image/") or media_type == b"application/octet-stream"
 
 
@@ -208,14 +208,14 @@ class _Part:
     data: bytearray = field(default_factory=bytearray)
 
 
-class _PictureForm:
+class _ImageForm:
     """Collects file parts called `image` and the texts it was told of; refuses others as soon as their head is read."""
 
-    def __init__(self, boundary: bytes, texts: tuple[str, ...], max_pictures: int) -> None:
-        self._pictures: list[EncodedPicture] = []
+    def __init__(self, boundary: bytes, texts: tuple[str, ...], max_images: int) -> None:
+        self._images: list[EncodedImage] = []
         self.texts: dict[str, str] = {}
         self._text_names = texts
-        self._max_pictures = max_pictures
+        self._max_images = max_images
         self._part = _Part()
         self._header_name = bytearray()
         self._header_value = bytearray()
@@ -248,23 +248,23 @@ class _PictureForm:
     def release(self) -> None:
         """Let go of what was read: form and parser hold each other, which would keep it until they are collected."""
         self._parser.callbacks = {}
-        self._pictures, self._part = [], _Part()
+        self._images, self._part = [], _Part()
 
-    def finish(self) -> list[EncodedPicture]:
+    def finish(self) -> list[EncodedImage]:
         if not self._is_complete:
             raise NotReadableError("the multipart body ends before its last boundary")
-        if not self._pictures:
-            wanted = "one file" if self._max_pictures == 1 else f"1 to {self._max_pictures} files"
-            raise BadParameterError(f"the form holds no picture; send {wanted} called `{FIELD_NAME}`")
-        return self._pictures
+        if not self._images:
+            wanted = "one file" if self._max_images == 1 else f"1 to {self._max_images} files"
+            raise BadParameterError(f"the form holds no image; send {wanted} called `{FIELD_NAME}`")
+        return self._images
 
     def _begin_part(self) -> None:
-        if len(self._pictures) + len(self.texts) == self._max_pictures + len(self._text_names):
+        if len(self._images) + len(self.texts) == self._max_images + len(self._text_names):
             self._refuse_more()
         self._part = _Part()
 
     def _refuse_more(self) -> None:
-        what = "one picture" if self._max_pictures == 1 else f"{self._max_pictures} pictures"
+        what = "one image" if self._max_images == 1 else f"{self._max_images} images"
         raise TooLargeError(f"more than {what} in one request; send them in several")
 
     def _add_header_name(self, data: bytes, start: int, end: int) -> None:
@@ -303,14 +303,14 @@ class _PictureForm:
                 f"form field {name[:40]!r}; the only file is `{FIELD_NAME}`{texts}; parameters belong into the "
                 f"address; {self._example}"
             )
-        if len(self._pictures) == self._max_pictures:
+        if len(self._images) == self._max_images:
             self._refuse_more()
         if filename is None:
             raise BadParameterError(
                 f"form field `{FIELD_NAME}` must be a file; a text, a path or a URL is never followed; {self._example}"
             )
         media_type, _ = parse_options_header(self._part.headers.get(b"content-type", b"application/octet-stream"))
-        if not _is_picture_type(media_type):
+        if not _is_image_type(media_type):
             raise WrongTypeError(f"a part of content type {media_type.decode('latin-1')!r}; send image/*")
         self._part.filename = filename
 
@@ -324,8 +324,8 @@ class _PictureForm:
         self._part.data += data[start:end]
         if self._part.text_name is not None and len(self._part.data) > MAX_TEXT_BYTES:
             raise TooLargeError(f"form field `{self._part.text_name}` may have {MAX_TEXT_BYTES:,} bytes; more came")
-        if len(self._part.data) > MAX_PICTURE_BYTES:
-            raise TooLargeError(f"{self._part.filename!r}: a picture may have {MAX_PICTURE_BYTES:,} bytes; more came")
+        if len(self._part.data) > MAX_IMAGE_BYTES:
+            raise TooLargeError(f"{self._part.filename!r}: an image may have {MAX_IMAGE_BYTES:,} bytes; more came")
 
     def _end_part(self) -> None:
         if self._part.text_name is not None:
@@ -335,8 +335,8 @@ class _PictureForm:
                 raise BadParameterError(f"form field `{self._part.text_name}` is not UTF-8 text") from error
             return
         if not self._part.data:
-            raise NotAPictureError(f"{self._part.filename!r} is empty; send a picture")
-        self._pictures.append(EncodedPicture(bytes(self._part.data), self._part.filename))
+            raise NotAnImageError(f"{self._part.filename!r} is empty; send an image")
+        self._images.append(EncodedImage(bytes(self._part.data), self._part.filename))
 
     def _end(self) -> None:
         self._is_complete = True

@@ -1,6 +1,6 @@
 """Micro-batching: what waits is classified together as soon as the device is free; nothing waits for a batch to fill.
 
-Shape suffixes: N = pictures, H = height, W = width, C = colour channels, K = classes.
+Shape suffixes: N = images, H = height, W = width, C = colour channels, K = classes.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from serving.limits import ANSWER_TIMEOUT_S, MAX_PICTURES
+from serving.limits import ANSWER_TIMEOUT_S, MAX_IMAGES
 
 # A batch hangs when it takes so many times what its model's last one leads to expect, within these bounds.
 _SLOWER = 8
@@ -40,14 +40,14 @@ class _Job:
 class Batcher:
     """A queue in front of one device; used from one event loop."""
 
-    def __init__(self, max_pictures: int = MAX_PICTURES, on_batch: Callable[[int], None] | None = None) -> None:
+    def __init__(self, max_images: int = MAX_IMAGES, on_batch: Callable[[int], None] | None = None) -> None:
         """Start with an empty queue.
 
         Args:
-            max_pictures: Most pictures of one batch; a request of more is a batch of its own.
-            on_batch: Told how many pictures each batch has, from the event loop.
+            max_images: Most images of one batch; a request of more is a batch of its own.
+            on_batch: Told how many images each batch has, from the event loop.
         """
-        self._max_pictures = max_pictures
+        self._max_images = max_images
         self._on_batch = on_batch
         self._waiting: deque[_Job] = deque()
         self._is_busy = False
@@ -67,7 +67,7 @@ class Batcher:
         return self._is_busy and time.monotonic() - self._start_s > self._hung_s
 
     async def classify(self, model: Model, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the class probabilities of some pictures, float32 [N, K].
+        """Return the class probabilities of some images, float32 [N, K].
 
         Requests of one model share batches; those that are cancelled before their turn cost nothing.
 
@@ -107,7 +107,7 @@ class Batcher:
         for job in self._waiting:
             if job.answer.done():  # its client has gone
                 continue
-            fits = not taken or (job.model is taken[0].model and count + len(job.images_NHWC) <= self._max_pictures)
+            fits = not taken or (job.model is taken[0].model and count + len(job.images_NHWC) <= self._max_images)
             (taken if fits else left).append(job)
             count += len(job.images_NHWC) if fits else 0
         self._waiting = left

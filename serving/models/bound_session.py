@@ -1,7 +1,7 @@
 """A session with fixed buffers for each batch size: nothing is allocated for a batch, and a GPU can replay its kernels.
 
 On CUDA each size's kernels are recorded once and replayed as one CUDA graph, where onnxruntime can record them. Shape
-suffixes: N = pictures in the batch, H = height, W = width, C = colour channels, K = classes.
+suffixes: N = images in the batch, H = height, W = width, C = colour channels, K = classes.
 """
 
 import logging
@@ -136,6 +136,6 @@ def bind_on_cuda(
 
 
 def fill_batch(images_NHWC: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Return the pictures with black ones behind them, `size` in all."""
+    """Return the images with black ones behind them, `size` in all."""
     filling = np.zeros((size - len(images_NHWC), *images_NHWC.shape[1:]), dtype=np.uint8)
     return np.concatenate([images_NHWC, filling]) if len(filling) else images_NHWC

@@ -1,6 +1,6 @@
 """One bundle, ready to classify with the fastest of its variants that answers right on this machine.
 
-Shape suffixes: N = pictures in the batch, K = classes.
+Shape suffixes: N = images in the batch, K = classes.
 """
 
 import logging
@@ -29,7 +29,7 @@ from serving.errors import BundleError
 from serving.models.bound_session import bind_on_cuda
 from serving.models.predictions import ModelIdentity, ServedModel
 
-# How long each variant is timed when a bundle is loaded, and how many pictures at once.
+# How long each variant is timed when a bundle is loaded, and how many images at once.
 _TIMING_S = 0.3
 _TIMING_BATCH = 8
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class Classifier:
-    """A model that answers pictures with class probabilities; safe to call from several threads.
+    """A model that answers images with class probabilities; safe to call from several threads.
 
     Attributes:
         manifest: The bundle's manifest.
@@ -58,7 +58,7 @@ class Classifier:
         requires_cuda: bool = False,
         manifest_sha256: str | None = None,
     ) -> None:
-        """Load a bundle, check it, ask it the golden pictures, and choose its fastest variant.
+        """Load a bundle, check it, ask it the golden images, and choose its fastest variant.
 
         Args:
             folder: The bundle.
@@ -83,7 +83,7 @@ class Classifier:
             speeds = measure_speed(sessions, self._draw_batch(), _TIMING_S)
             chosen = max(speeds, key=lambda name: speeds[name])
             measured = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
-            why = f"fastest here at {_TIMING_BATCH} pictures (pictures/s: {measured})"
+            why = f"fastest here at {_TIMING_BATCH} images (images/s: {measured})"
         else:
             (chosen,) = sessions
             why = "asked for" if precision else f"the only variant that is offered for {self.provider} and works here"
@@ -130,7 +130,7 @@ class Classifier:
         )
 
     def decode(self, data: bytes, take_pixels: Callable[[int], None] | None = None) -> npt.NDArray[np.uint8]:
-        """Decode one picture to the size that this model reads.
+        """Decode one image to the size that this model reads.
 
         Args:
             data: The encoded file.
@@ -140,8 +140,8 @@ class Classifier:
             uint8 [image_size, image_size, 3].
 
         Raises:
-            NotAPictureError: The bytes are empty, truncated or not a picture.
-            TooLargeError: The picture has too many pixels.
+            NotAnImageError: The bytes are empty, truncated or not an image.
+            TooLargeError: The image has too many pixels.
         """
         manifest = self.manifest
         return decode_picture(data, manifest.image_size, manifest.resize_size, take_pixels=take_pixels)

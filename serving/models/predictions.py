@@ -41,16 +41,16 @@ class LabelProbability(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the model sees in one picture.
+    """What the model sees in one image.
 
     Attributes:
-        filename: Name that the client gave the picture; None for a picture sent as the raw body.
+        filename: Name that the client gave the image; None for an image sent as the raw body.
         label: Most probable class.
         probability: Of `label`, in [0, 1].
         is_confident: True if the prediction is accepted: its probability reaches the threshold of its class. False
             below it and for a class without one: show "don't know" instead. True for a model without calibration.
         top: The `top_k` most probable classes, most probable first.
-        picture_sha256: Of the file as it was sent, lower-case hexadecimal: `POST /v1/feedback` knows the picture by it.
+        picture_sha256: Of the file as it was sent, lower-case hexadecimal: `POST /v1/feedback` knows the image by it.
             None in the answers of earlier services.
     """
 
@@ -65,12 +65,12 @@ class Prediction(BaseModel):
 
 
 class PredictAnswer(BaseModel):
-    """Answer to `POST /v1/predict`: one prediction per picture, in the order they were sent.
+    """Answer to `POST /v1/predict`: one prediction per image, in the order they were sent.
 
     Attributes:
         model: Which model answered.
         provider: onnxruntime's execution provider that is really active.
-        predictions: One per picture.
+        predictions: One per image.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,14 +81,14 @@ class PredictAnswer(BaseModel):
 
 
 class ChallengerState(BaseModel):
-    """A model that looks at some of the pictures unseen.
+    """A model that looks at some of the images unseen.
 
     Attributes:
         version: Version in the registry.
         sha256: Of the file of the variant that looks, lower-case hexadecimal.
         precision: `fp32`, `fp16` or `int8`.
-        count: Pictures that both have labelled since both are loaded.
-        agreement_fraction: Share of them with the same label, in [0, 1]; None without pictures.
+        count: Images that both have labelled since both are loaded.
+        agreement_fraction: Share of them with the same label, in [0, 1]; None without images.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -115,8 +115,8 @@ class ServedModel(ModelIdentity):
         recipe: Recipe that trained it.
         run_id: MLflow run that trained it.
         created: ISO 8601 time in UTC.
-        challenger: What looks at its pictures unseen; None for nothing.
-        drift_score: How far the last predictions are from the pictures that the model was measured on: the population
+        challenger: What looks at its images unseen; None for nothing.
+        drift_score: How far the last predictions are from the images that the model was measured on: the population
             stability index of `serving/observation/drift.py`, 0.1 small, 0.25 large; None without enough of them.
     """
 
@@ -156,10 +156,10 @@ class FeedbackAnswer(BaseModel):
     """Answer to `POST /v1/feedback`.
 
     Attributes:
-        picture_sha256: Of the picture, lower-case hexadecimal.
+        picture_sha256: Of the image, lower-case hexadecimal.
         label: Its true label, as it is stored now.
         model: Registered name that it was given for.
-        count: Pictures with feedback for that name, this one included.
+        count: Images with feedback for that name, this one included.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -194,7 +194,7 @@ def rank_classes(
     filename: str | None,
     picture_sha256: str | None = None,
 ) -> Prediction:
-    """Return the `top_k` most probable classes of one picture; equal ones stay in the order of the classes."""
+    """Return the `top_k` most probable classes of one image; equal ones stay in the order of the classes."""
     order = np.argsort(-probabilities_K, kind="stable")[:top_k]
     # float32 softmax may exceed 1 by one rounding step.
     top = tuple(

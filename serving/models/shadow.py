@@ -1,6 +1,6 @@
-"""Challengers look at some of the pictures that champions answer, unseen; where they agree is counted.
+"""Challengers look at some of the images that champions answer, unseen; where they agree is counted.
 
-Shape suffixes: N = pictures in the request, K = classes.
+Shape suffixes: N = images in the request, K = classes.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 import numpy.typing as npt
 
-from serving.decoding.encoded import EncodedPicture
+from serving.decoding.encoded import EncodedImage
 from serving.errors import OverloadedError, ServingError
 from serving.models.classifier import Classifier
 from serving.models.model_set import ModelSet
@@ -20,7 +20,7 @@ from serving.models.predictions import ChallengerState
 logger = logging.getLogger(__name__)
 
 OnComparison = Callable[[str, ChallengerState, str, int, int], None]
-_Classify = Callable[[Classifier, list[EncodedPicture]], Awaitable[npt.NDArray[np.float32]]]
+_Classify = Callable[[Classifier, list[EncodedImage]], Awaitable[npt.NDArray[np.float32]]]
 
 
 class Shadow:
@@ -38,8 +38,8 @@ class Shadow:
         Args:
             models: Where the challengers are.
             share: Of the requests that are compared, in [0, 1], while no other comparison is going on.
-            classify: Returns float32 [N, K] of a model and N encoded pictures.
-            on_comparison: Told the name, the challenger, the champion's version, and how many pictures were labelled
+            classify: Returns float32 [N, K] of a model and N encoded images.
+            on_comparison: Told the name, the challenger, the champion's version, and how many images were labelled
                 alike and differently.
         """
         self._models = models
@@ -50,14 +50,14 @@ class Shadow:
         self._counts: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def offer(
-        self, champion: Classifier, pictures: list[EncodedPicture], probabilities_NK: npt.NDArray[np.float32]
+        self, champion: Classifier, images: list[EncodedImage], probabilities_NK: npt.NDArray[np.float32]
     ) -> None:
-        """Let the champion's challenger, if there is one, look at pictures that were answered; returns at once."""
+        """Let the champion's challenger, if there is one, look at images that were answered; returns at once."""
         challenger = self._models.get_challenger(champion.manifest.name)
         is_busy = self._running is not None and not self._running.done()
         if challenger is None or is_busy or random.random() >= self._share:  # noqa: S311
             return
-        self._running = asyncio.create_task(self._compare(champion, challenger, pictures, probabilities_NK))
+        self._running = asyncio.create_task(self._compare(champion, challenger, images, probabilities_NK))
 
     def describe(self, champion: Classifier) -> ChallengerState | None:
         """Return the challenger of a champion and how often they agreed; None without one."""
@@ -78,11 +78,11 @@ class Shadow:
         self,
         champion: Classifier,
         challenger: Classifier,
-        pictures: list[EncodedPicture],
+        images: list[EncodedImage],
         probabilities_NK: npt.NDArray[np.float32],
     ) -> None:
         try:
-            others_NK = await self._classify(challenger, pictures)
+            others_NK = await self._classify(challenger, images)
         except OverloadedError:
             return  # those who asked go first
         except ServingError as error:
@@ -95,10 +95,10 @@ class Shadow:
         count, agreeing = self._counts.get(pair, (0, 0))
         # Only what is compared now is kept.
         self._counts = {known: counts for known, counts in self._counts.items() if known[0] != pair[0]}
-        self._counts[pair] = (count + len(pictures), agreeing + alike)
+        self._counts[pair] = (count + len(images), agreeing + alike)
         if self._on_comparison is not None:
             state = self._describe(champion, challenger)
-            self._on_comparison(pair[0], state, champion.version, alike, len(pictures) - alike)
+            self._on_comparison(pair[0], state, champion.version, alike, len(images) - alike)
 
 
 def _name_pair(champion: Classifier, challenger: Classifier) -> tuple[str, str, str]:

@@ -1,7 +1,7 @@
-"""Whether the pictures that come are still like those that a model was measured on, told without any label.
+"""Whether the images that come are still like those that a model was measured on, told without any label.
 
 The population stability index (PSI) compares how sure the model is of the last predictions with how sure it was of the
-pictures that it was measured on: `sum((p - q) * ln(p / q))` over bins of the largest probability, p the share of the
+images that it was measured on: `sum((p - q) * ln(p / q))` over bins of the largest probability, p the share of the
 predictions in a bin and q that of the reference. The field's rule of thumb: below 0.1 nothing has changed, above 0.25
 the two differ much. It sees what changes how sure the model is, and nothing else.
 """
@@ -20,8 +20,8 @@ LEAST_PREDICTIONS = 200
 PUBLISH_INTERVAL_S = 1.0
 # Two equal distributions have a PSI of about (bins - 1) * (1/n + 1/N): few, well-filled bins keep that noise small.
 _MOST_BINS = 10
-_LEAST_BIN_PICTURES = 20
-_LEAST_REFERENCE_PICTURES = 100
+_LEAST_BIN_IMAGES = 20
+_LEAST_REFERENCE_IMAGES = 100
 # Added to each bin's count, so that an empty one has a logarithm.
 _SMOOTHING = 0.5
 
@@ -35,14 +35,14 @@ class DriftWindow:
         """Start without predictions.
 
         Args:
-            reference: How sure the model was of the pictures that it was measured on.
+            reference: How sure the model was of the images that it was measured on.
             size: How many predictions count, the last ones.
             least: How many are needed for a score.
         """
         groups = merge_bins(reference.bins_after)
         self._highs = [group[-1].high for group in groups]
         self._reference = _smooth([sum(one.count for one in group) for group in groups])
-        self._is_usable = reference.count >= _LEAST_REFERENCE_PICTURES and len(groups) > 1
+        self._is_usable = reference.count >= _LEAST_REFERENCE_IMAGES and len(groups) > 1
         self._size, self._least = size, least
         self._last: deque[int] = deque()
         self._counts = [0] * len(groups)
@@ -68,7 +68,7 @@ class DriftWindow:
 def merge_bins(bins: Sequence[ReliabilityBin]) -> list[list[ReliabilityBin]]:
     """Join neighbours until each group but the last on its side holds enough of the reference.
 
-    The fullest bin stays alone, however full it is: of a model that is nearly always sure, the few pictures of which
+    The fullest bin stays alone, however full it is: of a model that is nearly always sure, the few images of which
     it is not are what a change shows in.
 
     Args:
@@ -79,7 +79,7 @@ def merge_bins(bins: Sequence[ReliabilityBin]) -> list[list[ReliabilityBin]]:
     """
     fullest = max(range(len(bins)), key=lambda index: bins[index].count)
     rest = sum(one.count for one in bins) - bins[fullest].count
-    enough = max(_LEAST_BIN_PICTURES, math.ceil(rest / (_MOST_BINS - 1)))
+    enough = max(_LEAST_BIN_IMAGES, math.ceil(rest / (_MOST_BINS - 1)))
     return [*_merge(bins[:fullest], enough), [bins[fullest]], *_merge(bins[fullest + 1 :], enough)]
 
 
@@ -133,7 +133,7 @@ class DriftWatch:
             return  # asked before the model was replaced
         window = self._windows.get(key)
         if window is None:
-            # On test if there is one: those pictures chose neither weights nor temperature.
+            # On test if there is one: those images chose neither weights nor temperature.
             window = self._windows[key] = DriftWindow(manifest.calibration.reliability[-1])
         for prediction in answer.predictions:
             window.add(prediction.probability)

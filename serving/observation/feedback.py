@@ -1,8 +1,8 @@
-"""True labels that people gave, as pictures in class folders: what the next training can be given.
+"""True labels that people gave, as images in class folders: what the next training can be given.
 
     <home>/feedback/<model name>/<label>/<sha256>.<png, jpg, ...>
 
-`darkroom data add NAME --from` reads the folder of a model as it is. A picture has one label: another one moves it.
+`darkroom data add NAME --from` reads the folder of a model as it is. An image has one label: another one moves it.
 
 Services of one machine, or of several that share the volume, take a lock around each change (`.lock`, flock). Between
 machines this needs a file system whose locks hold between them: NFS 4 without `nolock` or `local_lock`, mounted with
@@ -28,8 +28,8 @@ from serving.regular_files import count_disk_bytes, writing_whole
 
 FEEDBACK_FOLDER = "feedback"
 MAX_FEEDBACK_BYTES = 2_000_000_000
-# Of one model: its folders are counted with each picture.
-MAX_FEEDBACK_PICTURES = 100_000
+# Of one model: its folders are counted with each image.
+MAX_FEEDBACK_IMAGES = 100_000
 _SUFFIXES = {
     "JPEG": ".jpg",
     "MPO": ".jpg",
@@ -40,7 +40,7 @@ _SUFFIXES = {
     "TIFF": ".tif",
     "PPM": ".ppm",
 }
-# Of pictures that are being written, beside the models' folders.
+# Of images that are being written, beside the models' folders.
 _SCRATCH_FOLDER = ".scratch"
 _LOCK_FILE = ".lock"
 # A service that holds the lock for longer hangs; waiting requests are told.
@@ -65,7 +65,7 @@ class FeedbackStore:
 
         Args:
             folder: `feedback` under DARKROOM_HOME.
-            max_bytes: Of all models' pictures together.
+            max_bytes: Of all models' images together.
         """
         self.folder = folder
         self._max_bytes = max_bytes
@@ -74,17 +74,17 @@ class FeedbackStore:
         self._measured_s = -math.inf
 
     def save(self, name: str, label: str, labels: Collection[str], sha256: str, data: bytes) -> int:
-        """Store a picture under its true label, durably; the label that it had before is forgotten.
+        """Store an image under its true label, durably; the label that it had before is forgotten.
 
         Args:
             name: Registered name of the model.
             label: One of `labels`.
             labels: All that the model knows.
             sha256: Of `data`, lower-case hexadecimal.
-            data: The encoded picture, which decodes.
+            data: The encoded image, which decodes.
 
         Returns:
-            How many pictures have feedback for this model now.
+            How many images have feedback for this model now.
 
         Raises:
             BadParameterError: The label is not one of the model's, or cannot be the name of a folder.
@@ -106,7 +106,7 @@ class FeedbackStore:
     def _place(self, name: str, target: Path, data: bytes) -> int:
         """Leave one copy of an image, at `target`; returns the model's number of images. The caller holds the lock."""
         root = target.parent.parent
-        count, is_there = count_pictures(root), target.is_file()
+        count, is_there = count_images(root), target.is_file()
         # Also under labels that only an earlier version of the model had.
         before = [path for path in root.glob(f"*/{target.name}") if path.parent != target.parent and path.is_file()]
         if not is_there:
@@ -153,9 +153,9 @@ class FeedbackStore:
             os.close(descriptor)
 
     def _check_room(self, name: str, count: int, needed_bytes: int) -> None:
-        if count >= MAX_FEEDBACK_PICTURES:
+        if count >= MAX_FEEDBACK_IMAGES:
             raise NotStoredError(
-                f"{name} has {MAX_FEEDBACK_PICTURES:,} pictures with feedback, as many as it may; who runs the service "
+                f"{name} has {MAX_FEEDBACK_IMAGES:,} images with feedback, as many as it may; who runs the service "
                 f"must remove some from {self.folder / name}"
             )
         if time.monotonic() - self._measured_s > _MEASURE_INTERVAL_S:
@@ -186,8 +186,8 @@ class FeedbackStore:
                 path.unlink(missing_ok=True)
 
 
-def count_pictures(root: Path) -> int:
-    """Return how many pictures a model's class folders hold; 0 without any."""
+def count_images(root: Path) -> int:
+    """Return how many images a model's class folders hold; 0 without any."""
     if not root.is_dir():
         return 0
     count = 0
@@ -218,9 +218,9 @@ def is_folder_name(label: str) -> bool:
 
 
 def find_suffix(data: bytes) -> str:
-    """Return the file name's ending for an encoded picture that decodes, by its content."""
-    with Image.open(BytesIO(data), formats=FORMATS) as picture:
-        return _SUFFIXES.get(picture.format or "", ".png")
+    """Return the file name's ending for an encoded image that decodes, by its content."""
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        return _SUFFIXES.get(image.format or "", ".png")
 
 
 def name_some(labels: Collection[str], most: int = 20) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import bentoml
 
-from serving.limits import MAX_PICTURES
+from serving.limits import MAX_IMAGES
 from serving.models.model_set import REGISTRY_PROBLEM
 from serving.models.predictions import ChallengerState, ModelsAnswer, PredictAnswer
 
@@ -46,15 +46,15 @@ _registry_answers = bentoml.metrics.Gauge(
 )
 _comparisons = bentoml.metrics.Counter(
     "darkroom_shadow_predictions_total",
-    "Pictures that champion and challenger have labelled, alike or not",
+    "Images that champion and challenger have labelled, alike or not",
     labelnames=["name", "champion", "challenger", "agrees"],
 )
-_batch_pictures = bentoml.metrics.Histogram(
-    "darkroom_batch_pictures", "Pictures of one batch on the device", buckets=(1, 2, 4, 8, 16, 32, MAX_PICTURES)
+_batch_images = bentoml.metrics.Histogram(
+    "darkroom_batch_pictures", "Images of one batch on the device", buckets=(1, 2, 4, 8, 16, 32, MAX_IMAGES)
 )
 _predictions = bentoml.metrics.Counter(
     "darkroom_predictions_total",
-    "Pictures by their most probable class, and whether it is to be believed",
+    "Images by their most probable class, and whether it is to be believed",
     labelnames=["name", "version", "label", "confident"],
 )
 _probability = bentoml.metrics.Histogram(
@@ -65,7 +65,7 @@ _probability = bentoml.metrics.Histogram(
 )
 _drift_score = bentoml.metrics.Gauge(
     "darkroom_drift_score",
-    "Population stability index of the last predictions beside the pictures that calibrated the model",
+    "Population stability index of the last predictions beside the images that calibrated the model",
     labelnames=["name", "version"],
     multiprocess_mode="mostrecent",
 )
@@ -75,7 +75,7 @@ _feedback = bentoml.metrics.Counter(
     labelnames=["name", "agrees"],
 )
 _log_dropped = bentoml.metrics.Counter(
-    "darkroom_request_log_dropped_total", "Pictures that the request log should have written and did not"
+    "darkroom_request_log_dropped_total", "Images that the request log should have written and did not"
 )
 _published: set[tuple[str, ...]] = set()
 _seen: set[tuple[str, str, str]] = set()
@@ -110,13 +110,13 @@ def publish_models(answer: ModelsAnswer) -> None:
     _seen.update(outcomes)
 
 
-def count_batch(pictures: int) -> None:
+def count_batch(images: int) -> None:
     """Count one batch on the device."""
-    _batch_pictures.observe(pictures)
+    _batch_images.observe(images)
 
 
 def count_comparison(name: str, state: ChallengerState, champion: str, alike: int, different: int) -> None:
-    """Count what a challenger thought of some pictures."""
+    """Count what a challenger thought of some images."""
     _comparisons.labels(name, champion, state.version, "true").inc(alike)
     _comparisons.labels(name, champion, state.version, "false").inc(different)
 
@@ -139,6 +139,6 @@ def count_feedback(name: str, agrees: bool) -> None:
     _feedback.labels(name, str(agrees).lower()).inc()
 
 
-def count_dropped(pictures: int) -> None:
-    """Count pictures that the request log left out."""
-    _log_dropped.inc(pictures)
+def count_dropped(images: int) -> None:
+    """Count images that the request log left out."""
+    _log_dropped.inc(images)

@@ -1,7 +1,7 @@
-"""A sample of what the service answered, for people to look through: a line for each picture, pictures only if asked.
+"""A sample of what the service answered, for people to look through: a line for each image, images only if asked.
 
     <home>/requests/2026-11-23.jsonl        what was answered on a day (UTC), a JSON object in each line
-    <home>/requests/pictures/<sha256>       the files as they were sent
+    <home>/requests/images/<sha256>       the files as they were sent
 
 Answers never wait for it: a thread writes what it finds in a queue, and what does not fit the queue or cannot be
 written is counted and left out. A line that a crash cut short is followed by a line break, so that only itself is lost.
@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from serving.decoding.encoded import EncodedPicture
+from serving.decoding.encoded import EncodedImage
 from serving.heartbeat import Heartbeat
 from serving.models.predictions import PredictAnswer
 from serving.regular_files import count_disk_bytes, writing_whole
 
 REQUESTS_FOLDER = "requests"
-PICTURES_FOLDER = "pictures"
+IMAGES_FOLDER = "pictures"
 MAX_LOG_BYTES = 1_000_000_000
-# What waits to be written; pictures are held in memory until then.
+# What waits to be written; images are held in memory until then.
 _MAX_QUEUED_LINES = 4096
 _MAX_QUEUED_BYTES = 64_000_000
 # Once the folder is too large, so much of its limit is kept.
@@ -53,18 +53,18 @@ class _Entry:
 
 
 class RequestLog:
-    """Writes a share of the answered pictures; `add` is called from one thread.
+    """Writes a share of the answered images; `add` is called from one thread.
 
     Attributes:
         folder: Where everything lies.
-        dropped: Pictures that should have been written and were not.
+        dropped: Images that should have been written and were not.
     """
 
     def __init__(
         self,
         folder: Path,
         share: float,
-        keeps_pictures: bool = False,
+        keeps_images: bool = False,
         *,
         max_bytes: int = MAX_LOG_BYTES,
         on_drop: Callable[[int], None] | None = None,
@@ -73,15 +73,15 @@ class RequestLog:
 
         Args:
             folder: `requests` under DARKROOM_HOME.
-            share: Of all pictures, in [0, 1]. A picture's hash decides, so that the same one is always in or out.
-            keeps_pictures: Whether the pictures are kept too.
+            share: Of all images, in [0, 1]. An image's hash decides, so that the same one is always in or out.
+            keeps_images: Whether the images are kept too.
             max_bytes: Size limit of the folder on the disk, in whole blocks; beyond it the oldest files are removed.
-            on_drop: Told how many pictures were left out, from any thread.
+            on_drop: Told how many images were left out, from any thread.
         """
         self.folder = folder
         self.dropped = 0
         self._share = share
-        self._keeps_pictures = keeps_pictures
+        self._keeps_images = keeps_images
         self._max_bytes = max_bytes
         self._on_drop = on_drop
         self._queue: deque[_Entry] = deque()
@@ -95,8 +95,8 @@ class RequestLog:
         self._thread = threading.Thread(target=self._write_all, name="request log", daemon=True)
         self._thread.start()
 
-    def add(self, answer: PredictAnswer, pictures: Sequence[EncodedPicture]) -> None:
-        """Queue those of an answer's pictures that are in the sample; never waits."""
+    def add(self, answer: PredictAnswer, images: Sequence[EncodedImage]) -> None:
+        """Queue those of an answer's images that are in the sample; never waits."""
         now = datetime.now(UTC)
         model = answer.model
         entries = [
@@ -104,7 +104,7 @@ class RequestLog:
                 day=now.date().isoformat(),
                 record={
                     "time": now.isoformat(timespec="milliseconds"),
-                    "picture_sha256": picture.sha256,
+                    "picture_sha256": image.sha256,
                     "model": model.name,
                     "version": model.version,
                     "model_sha256": model.sha256,
@@ -112,12 +112,12 @@ class RequestLog:
                     "label": prediction.label,
                     "probability": prediction.probability,
                     "is_confident": prediction.is_confident,
-                    "is_kept": self._keeps_pictures,
+                    "is_kept": self._keeps_images,
                 },
-                data=picture.data if self._keeps_pictures else None,
+                data=image.data if self._keeps_images else None,
             )
-            for prediction, picture in zip(answer.predictions, pictures, strict=True)
-            if is_sampled(picture.sha256, self._share)
+            for prediction, image in zip(answer.predictions, images, strict=True)
+            if is_sampled(image.sha256, self._share)
         ]
         if not entries:
             return
@@ -174,8 +174,8 @@ class RequestLog:
             for entry in entries:
                 self._heartbeat.beat()
                 if entry.data is not None:
-                    self._added_bytes += _keep_picture(
-                        self.folder / PICTURES_FOLDER / str(entry.record["picture_sha256"]), entry.data
+                    self._added_bytes += _keep_image(
+                        self.folder / IMAGES_FOLDER / str(entry.record["picture_sha256"]), entry.data
                     )
                 written.append(entry)
         except OSError as error:
@@ -205,7 +205,7 @@ class RequestLog:
     def _list_files(self) -> list[tuple[int, int, Path]]:
         """Return time of the last change (ns), bytes on the disk and path of every file."""
         found = []
-        for folder in (self.folder, self.folder / PICTURES_FOLDER):
+        for folder in (self.folder, self.folder / IMAGES_FOLDER):
             if folder.is_dir():
                 with os.scandir(folder) as scan:
                     for entry in scan:
@@ -226,7 +226,7 @@ class RequestLog:
 
 
 def is_sampled(sha256: str, share: float) -> bool:
-    """Whether a picture of that hash is in a sample of `share`, which each larger sample contains."""
+    """Whether an image of that hash is in a sample of `share`, which each larger sample contains."""
     return int(sha256[:15], 16) < share * 16**15
 
 
@@ -244,8 +244,8 @@ def _append(file: Path, content: bytes) -> int:
         return written
 
 
-def _keep_picture(file: Path, data: bytes) -> int:
-    """Write a picture whole or not at all, unless it is there; return how many bytes of the disk were added."""
+def _keep_image(file: Path, data: bytes) -> int:
+    """Write an image whole or not at all, unless it is there; return how many bytes of the disk were added."""
     try:
         os.utime(file)  # as new as its last request
     except FileNotFoundError:

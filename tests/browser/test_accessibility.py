@@ -52,10 +52,10 @@ def test_nothing_is_in_anybodys_way(page, url, tmp_path, scheme, width):  # noqa
     assert find_violations(page) == []
     files = [tmp_path / name for name in ("red.png", "green.png", "blue, which is not sure.png", "broken.png")]
     for file, colour in zip(files, ("red", "green", "blue", None), strict=True):
-        file.write_bytes(paint(colour, size=(400, 300)) if colour else b"no picture")
+        file.write_bytes(paint(colour, size=(400, 300)) if colour else b"no image")
     page.choose_files("#file", files)
     wait_for(page, "document.getElementById('progress').textContent", "4 of 4 looked at, 1 not answered")
-    page.read("say('65 pictures: the first 64 are looked at.')")
+    page.read("say('65 images: the first 64 are looked at.')")
     page.resize(width, page.read("document.documentElement.scrollHeight"))
     page.save_screenshot(tmp_path / "results.png")
     titles = page.read("[...document.querySelectorAll('#results h2')].map((one) => one.textContent.split(',')[0])")

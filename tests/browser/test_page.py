@@ -1,4 +1,4 @@
-"""The service's page in a real browser: several pictures at once, what is not sure, what is no picture."""
+"""The service's page in a real browser: several images at once, what is not sure, what is no image."""
 
 import time
 
@@ -36,13 +36,13 @@ def wait_for(page, expression, wanted):
 TITLES = "[...document.querySelectorAll('#results h2')].map((one) => one.textContent)"
 
 
-def test_several_pictures_are_looked_at_together(page, url, tmp_path):
+def test_several_images_are_looked_at_together(page, url, tmp_path):
     files = []
     for colour in ("red", "green", "blue"):
         files.append(tmp_path / f"{colour}.png")
         files[-1].write_bytes(paint(colour, size=(40, 30)))
     files.append(tmp_path / "broken.png")
-    files[-1].write_bytes(b"no picture")
+    files[-1].write_bytes(b"no image")
     page.open(url)
     wait_for(page, "document.getElementById('about')?.textContent.startsWith('cifar10 version 3')", True)
     page.choose_files("#file", files)
@@ -71,7 +71,7 @@ REFUSE_FIRST = """
 """
 
 
-def test_pictures_that_a_full_service_refuses_are_sent_again(page, url, tmp_path):
+def test_images_that_a_full_service_refuses_are_sent_again(page, url, tmp_path):
     files = [tmp_path / f"{colour}.png" for colour in ("red", "green")]
     for file in files:
         file.write_bytes(paint(file.stem))
@@ -98,13 +98,13 @@ def test_a_service_with_keys_asks_for_one(page, start_service, tmp_path):  # noq
     use("a-key-of-the-service")
     wait_for(page, "document.getElementById('about').textContent.startsWith('cifar10 version 1')", True)
     assert page.read("document.getElementById('access').hidden") is True
-    picture = tmp_path / "red.png"
-    picture.write_bytes(paint("red"))
-    page.choose_files("#file", [picture])
+    image = tmp_path / "red.png"
+    image.write_bytes(paint("red"))
+    page.choose_files("#file", [image])
     wait_for(page, f"{TITLES}.join().split(',')[0]", "red")
 
 
-def test_pasted_pictures_are_looked_at_too(page, url):
+def test_pasted_images_are_looked_at_too(page, url):
     page.open(url)
     wait_for(page, "document.getElementById('about')?.textContent.startsWith('cifar10 version 3')", True)
     page.read(
@@ -122,9 +122,9 @@ def test_everything_fits_a_phone_and_a_desk(page, url, tmp_path, width):
     page.resize(width, 900)
     page.open(url)
     wait_for(page, "document.getElementById('about')?.textContent.startsWith('cifar10 version 3')", True)
-    picture = tmp_path / ("a-very-long-name-" * 8 + ".png")
-    picture.write_bytes(paint("red", size=(900, 300)))
-    page.choose_files("#file", [picture])
+    image = tmp_path / ("a-very-long-name-" * 8 + ".png")
+    image.write_bytes(paint("red", size=(900, 300)))
+    page.choose_files("#file", [image])
     wait_for(page, "document.getElementById('progress').textContent", "1 of 1 looked at")
     assert page.read("document.documentElement.scrollWidth") <= width
     page.save_screenshot(tmp_path / "page.png")
@@ -141,5 +141,5 @@ def test_people_who_do_not_see_it_or_have_no_mouse_can_use_it(page, url):
     assert page.read("document.documentElement.lang") == "en"
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
     names = {(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if "role" in node}
-    assert ("heading", "What is in these pictures?") in names
-    assert any(role == "button" and "Choose pictures" in name for role, name in names), names
+    assert ("heading", "What is in these images?") in names
+    assert any(role == "button" and "Choose images" in name for role, name in names), names

@@ -84,10 +84,10 @@ def read_served(stack):
 
 
 def predict(stack):
-    picture = io.BytesIO()
-    Image.new("RGB", (32, 32), "red").save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(image, "PNG")
     answer = httpx.post(
-        f"{stack.url('SERVING')}/v1/predict", content=picture.getvalue(), headers={"Content-Type": "image/png"}
+        f"{stack.url('SERVING')}/v1/predict", content=image.getvalue(), headers={"Content-Type": "image/png"}
     )
     assert answer.status_code == 200, answer.text
     return answer.json()
@@ -177,9 +177,9 @@ def test_feedback_starts_a_training_that_says_why(stack, client):
     """The service writes only once it is told to; what it writes, the worker trains with."""
 
     def give(number):
-        picture = io.BytesIO()
-        Image.new("RGB", (32, 32), (number, 0, 0)).save(picture, "PNG")
-        form = {"files": {"image": picture.getvalue()}, "data": {"label": "circle"}}
+        image = io.BytesIO()
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(image, "PNG")
+        form = {"files": {"image": image.getvalue()}, "data": {"label": "circle"}}
         return httpx.post(f"{stack.url('SERVING')}/v1/feedback", **form)
 
     assert (give(0).status_code, give(0).json()["error"]["code"]) == (404, "feedback_off")
@@ -199,10 +199,10 @@ def test_feedback_starts_a_training_that_says_why(stack, client):
         return [one for one in client.read_flow_runs(limit=50) if one.deployment_id == deployment]
 
     (training,) = wait_for(find_retraining, 120, "the training that the event starts")
-    assert training.parameters["why"].startswith("people gave the true labels of 3 more pictures to shapes")
+    assert training.parameters["why"].startswith("people gave the true labels of 3 more images to shapes")
     finish(client, training)
     log = "\n".join(line.message for line in client.read_logs(limit=200) if line.flow_run_id == training.id)
-    assert "with 3 pictures of feedback among the training pictures" in log
+    assert "with 3 images of feedback among the training images" in log
     assert predict(stack)["model"]["version"] == "1"  # the form's mode is dry_run
 
 

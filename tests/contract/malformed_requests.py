@@ -9,17 +9,17 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tests.contract import malformed_pictures as pictures
+from tests.contract import malformed_images as images
 from tests.unit.serving.tiny_bundle import paint
 
-CANARY = "{canary}"  # Replaced by the path of a picture that exists.
+CANARY = "{canary}"  # Replaced by the path of an image that exists.
 REFUSED = "refused"
 BROKEN = "broken"
 LUCKY = "lucky"
 ODD = "odd"
 _PNG = b"Content-Type: image/png\r\n"
 _FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
-_PICTURE = paint()
+_IMAGE = paint()
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def request(
 
 
 def part(
-    data: bytes = _PICTURE,
+    data: bytes = _IMAGE,
     disposition: bytes = b'form-data; name="image"; filename="a.png"',
     headers: bytes = _PNG,
 ) -> bytes:
@@ -74,34 +74,34 @@ def form(*parts: bytes) -> bytes:
     return request(b"".join(parts) + b"--b--\r\n", _FORM)
 
 
-def truncated_pictures() -> Requests:
-    for name, data in pictures.cut_pictures():
+def truncated_images() -> Requests:
+    for name, data in images.cut_images():
         yield Malformed(name, request(data))
 
 
-def pictures_with_an_odd_end() -> Requests:
-    for name, data in pictures.odd_ends():
+def images_with_an_odd_end() -> Requests:
+    for name, data in images.odd_ends():
         yield Malformed(name, request(data), LUCKY)
 
 
-def changed_pictures() -> Requests:
-    for name, data in pictures.changed_pictures():
+def changed_images() -> Requests:
+    for name, data in images.changed_images():
         yield Malformed(name, request(data), LUCKY)
 
 
 def noise() -> Requests:
-    for name, data in pictures.noise():
+    for name, data in images.noise():
         yield Malformed(name, request(data))
 
 
 def bombs() -> Requests:
-    for name, data in pictures.bombs():
+    for name, data in images.bombs():
         yield Malformed(name, request(data))
         yield Malformed(f"{name} in a form", form(part(), part(data)))
 
 
 def disguised_files() -> Requests:
-    for name, data in pictures.disguises():
+    for name, data in images.disguises():
         yield Malformed(name, request(data))
         yield Malformed(f"{name} in a form", form(part(data, headers=b"Content-Type: image/jpeg\r\n")))
 
@@ -135,8 +135,8 @@ def wrong_content_types() -> Requests:
         b"=?utf-8?q?i?=",
     ]
     for kind in kinds:
-        yield Malformed(f"{kind[:40]!r}", request(_PICTURE, b"Content-Type: " + kind + b"\r\n"))
-    yield Malformed("no content type", request(_PICTURE, b""))
+        yield Malformed(f"{kind[:40]!r}", request(_IMAGE, b"Content-Type: " + kind + b"\r\n"))
+    yield Malformed("no content type", request(_IMAGE, b""))
     for kind in (
         b"text/html",
         b"text/plain",
@@ -153,14 +153,14 @@ def huge_headers() -> Requests:
     for size in (70_000, 200_000, 2_000_000):
         # The server's limit is 64 KiB, but what arrives in one piece of up to 256 KiB it reads as a whole.
         fate = BROKEN if size > 2**18 else ODD
-        yield Malformed(f"value of {size}", request(_PICTURE, _PNG + b"X-A: " + b"a" * size + b"\r\n"), fate)
-        yield Malformed(f"name of {size}", request(_PICTURE, _PNG + b"a" * size + b": a\r\n"), fate)
-        yield Malformed(f"cookies of {size}", request(_PICTURE, _PNG + b"Cookie: a=b\r\n" * (size // 13)), fate)
-        yield Malformed(f"content type of {size}", request(_PICTURE, b"Content-Type: " + b"a" * size + b"\r\n"), BROKEN)
+        yield Malformed(f"value of {size}", request(_IMAGE, _PNG + b"X-A: " + b"a" * size + b"\r\n"), fate)
+        yield Malformed(f"name of {size}", request(_IMAGE, _PNG + b"a" * size + b": a\r\n"), fate)
+        yield Malformed(f"cookies of {size}", request(_IMAGE, _PNG + b"Cookie: a=b\r\n" * (size // 13)), fate)
+        yield Malformed(f"content type of {size}", request(_IMAGE, b"Content-Type: " + b"a" * size + b"\r\n"), BROKEN)
         yield Malformed(f"no end after {size}", b"POST /v1/predict HTTP/1.1\r\nA: " + b"a" * size, BROKEN, True)
     many = b"".join(b"a%d: b\r\n" % one for one in range(60_000))
-    yield Malformed("60000 short headers", request(_PICTURE, _PNG + many), BROKEN)
-    yield Malformed("long but allowed content type", request(_PICTURE, b"Content-Type: " + b"a" * 50_000 + b"\r\n"))
+    yield Malformed("60000 short headers", request(_IMAGE, _PNG + many), BROKEN)
+    yield Malformed("long but allowed content type", request(_IMAGE, b"Content-Type: " + b"a" * 50_000 + b"\r\n"))
 
 
 def endless_heads() -> Requests:
@@ -181,17 +181,17 @@ def endless_heads() -> Requests:
 def long_addresses() -> Requests:
     for size in (1000, 10_000, 50_000):
         yield Malformed(f"path of {size}", request(target=b"/v1/" + b"a" * size))
-        yield Malformed(f"model of {size}", request(_PICTURE, target=b"/v1/predict?model=" + b"a" * size))
-        yield Malformed(f"top_k of {size}", request(_PICTURE, target=b"/v1/predict?top_k=" + b"9" * size))
+        yield Malformed(f"model of {size}", request(_IMAGE, target=b"/v1/predict?model=" + b"a" * size))
+        yield Malformed(f"top_k of {size}", request(_IMAGE, target=b"/v1/predict?top_k=" + b"9" * size))
         yield Malformed(f"path of {size} slashes", request(target=b"/" * size))
         yield Malformed(f"path of {size} dots", request(target=b"/.." * (size // 3)))
     many = b"/v1/predict?top_k=0&" + b"a=b&" * 10_000
-    yield Malformed("10000 parameters", request(_PICTURE, target=many))
+    yield Malformed("10000 parameters", request(_IMAGE, target=many))
     for size in (70_000, 1_000_000):
         yield Malformed(f"path of {size}", request(target=b"/" + b"a" * size), BROKEN)
         yield Malformed(
             f"query of {size}",
-            request(_PICTURE, target=b"/v1/predict?a=" + b"b" * size),
+            request(_IMAGE, target=b"/v1/predict?a=" + b"b" * size),
             ODD if size < 2**18 else BROKEN,
         )
 
@@ -243,15 +243,15 @@ def forms_in_forms() -> Requests:
         b"message/rfc822",
     ):
         yield Malformed(f"part of {kind!r}", form(part(inner, headers=b"Content-Type: " + kind + b"\r\n")))
-    yield Malformed("form as a picture", request(inner))
+    yield Malformed("form as an image", request(inner))
     yield Malformed("form as a file", form(part(inner.replace(b"--b", b"--c"))))
-    deep = _PICTURE
+    deep = _IMAGE
     for depth in range(60):
         deep = deep.join(
             [b"--c%d\r\nContent-Type: multipart/mixed; boundary=c%d\r\n\r\n" % (depth, depth + 1), b"\r\n"]
         )
     yield Malformed("60 deep", form(part(deep, headers=b"Content-Type: multipart/mixed; boundary=c59\r\n")))
-    yield Malformed("60 deep as a picture", form(part(deep)))
+    yield Malformed("60 deep as an image", form(part(deep)))
 
 
 def boundaries() -> Requests:
@@ -357,7 +357,7 @@ def part_heads() -> Requests:
     for name in names:
         disposition = b'form-data; name="image"; filename="' + name + b'"'
         yield Malformed(f"garbage called {name[:20]!r}", form(part(b"garbage", disposition)), REFUSED)
-        yield Malformed(f"picture called {name[:20]!r}", form(part(disposition=disposition)), LUCKY)
+        yield Malformed(f"image called {name[:20]!r}", form(part(disposition=disposition)), LUCKY)
     head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n'
     lines = [
         b"no colon\r\n",
@@ -375,15 +375,15 @@ def part_heads() -> Requests:
         b"a" * 20_000 + b": b\r\n",
     ]
     for line in lines:
-        body = head + line + b"\r\n" + _PICTURE + b"\r\n--b--\r\n"
+        body = head + line + b"\r\n" + _IMAGE + b"\r\n--b--\r\n"
         yield Malformed(f"header {line[:20]!r}", request(body, _FORM), LUCKY if line == b" continued\r\n" else REFUSED)
-    yield Malformed("no headers", form(b"--b\r\n\r\n" + _PICTURE + b"\r\n"))
+    yield Malformed("no headers", form(b"--b\r\n\r\n" + _IMAGE + b"\r\n"))
     yield Malformed("base64", form(part(b"aGVsbG8=", headers=b"Content-Transfer-Encoding: base64\r\n")))
-    yield Malformed("gzip", form(part(gzip.compress(_PICTURE, mtime=0), headers=b"Content-Encoding: gzip\r\n")))
-    yield Malformed("65 pictures", form(*[part()] * 65))
+    yield Malformed("gzip", form(part(gzip.compress(_IMAGE, mtime=0), headers=b"Content-Encoding: gzip\r\n")))
+    yield Malformed("65 images", form(*[part()] * 65))
     yield Malformed("1000 empty parts", form(*[part(b"")] * 1000))
-    yield Malformed("an empty part after a picture", form(part(), part(b"")))
-    yield Malformed("a text after a picture", form(part(), part(b"5", b'form-data; name="top_k"', b"")))
+    yield Malformed("an empty part after an image", form(part(), part(b"")))
+    yield Malformed("a text after an image", form(part(), part(b"5", b'form-data; name="top_k"', b"")))
 
 
 def content_lengths() -> Requests:
@@ -402,28 +402,28 @@ def content_lengths() -> Requests:
         b"NaN",
         b"%35",
     ):
-        yield Malformed(f"{length!r}", request(_PICTURE, length=length), BROKEN, True)
+        yield Malformed(f"{length!r}", request(_IMAGE, length=length), BROKEN, True)
     for length in (b"5", b"20", b"40"):
-        yield Malformed(f"short: {length!r}", request(_PICTURE, length=length), BROKEN)
+        yield Malformed(f"short: {length!r}", request(_IMAGE, length=length), BROKEN)
     for length in (b"1000", b"9999999"):
-        yield Malformed(f"long: {length!r}", request(_PICTURE, length=length), BROKEN, True)
+        yield Malformed(f"long: {length!r}", request(_IMAGE, length=length), BROKEN, True)
     for length in (b"10000001", b"99999999999", b"9" * 18):
-        yield Malformed(f"far too long: {length!r}", request(_PICTURE, length=length), BROKEN, True)
+        yield Malformed(f"far too long: {length!r}", request(_IMAGE, length=length), BROKEN, True)
     for one, two in ((b"5", b"6"), (b"75", b"0"), (b"0", b"75"), (b"-1", b"75"), (b"75", b"")):
         lines = b"Content-Length: " + one + b"\r\nContent-Length: " + two + b"\r\n"
-        yield Malformed(f"{one!r} and {two!r}", request(_PICTURE, _PNG + lines, length=b""), BROKEN, True)
-    yield Malformed("none", request(_PICTURE, length=b""), BROKEN)
-    yield Malformed("zero", request(_PICTURE, length=b"0"), BROKEN)
+        yield Malformed(f"{one!r} and {two!r}", request(_IMAGE, _PNG + lines, length=b""), BROKEN, True)
+    yield Malformed("none", request(_IMAGE, length=b""), BROKEN)
+    yield Malformed("zero", request(_IMAGE, length=b"0"), BROKEN)
     both = _PNG + b"Transfer-Encoding: chunked\r\n"
-    yield Malformed("a length and chunks that are none", request(_PICTURE, both), BROKEN, True)
+    yield Malformed("a length and chunks that are none", request(_IMAGE, both), BROKEN, True)
 
 
 def chunked_bodies() -> Requests:
     lines = _PNG + b"Transfer-Encoding: chunked\r\n"
-    size = b"%x" % len(_PICTURE)
-    good = size + b"\r\n" + _PICTURE + b"\r\n"
+    size = b"%x" % len(_IMAGE)
+    good = size + b"\r\n" + _IMAGE + b"\r\n"
     bodies = [
-        _PICTURE,
+        _IMAGE,
         b"",
         b"\r\n",
         b"0",
@@ -442,8 +442,8 @@ def chunked_bodies() -> Requests:
         size,
     ]
     bodies += [
-        b"f" * 30 + b"\r\n" + _PICTURE,
-        b"ffffffff\r\n" + _PICTURE,
+        b"f" * 30 + b"\r\n" + _IMAGE,
+        b"ffffffff\r\n" + _IMAGE,
         b"5\r\nabcdefghij\r\n0\r\n\r\n",
         b" 5\r\nabcde\r\n0\r\n\r\n",
     ]
@@ -483,9 +483,9 @@ def chunked_bodies() -> Requests:
 
 
 def pipelined_garbage() -> Requests:
-    good = request(_PICTURE).replace(b"Connection: close\r\n", b"")
+    good = request(_IMAGE).replace(b"Connection: close\r\n", b"")
     refused = request(b"garbage").replace(b"Connection: close\r\n", b"")
-    rests = [b"garbage", b"\0" * 500, make_noise(500), b"GET", b"POST /v1/predict", _PICTURE, b"\x16\x03\x01" * 90]
+    rests = [b"garbage", b"\0" * 500, make_noise(500), b"GET", b"POST /v1/predict", _IMAGE, b"\x16\x03\x01" * 90]
     for rest in rests:
         end = rest + b"\r\n\r\n"
         yield Malformed(f"after a good request: {rest[:20]!r}", good + end, BROKEN, good_requests=1)
@@ -512,9 +512,9 @@ def bad_first_lines() -> Requests:
     ]
     for version in versions:
         fate = ODD if version in (b"HTTP/0.9", b"HTTP/2.0", b"HTTP/9.9") else BROKEN
-        yield Malformed(f"version {version!r}", request(_PICTURE, version=version), fate, True)
+        yield Malformed(f"version {version!r}", request(_IMAGE, version=version), fate, True)
     for method in (b"FOO", b"get", b"post", b"HACK" * 50):
-        yield Malformed(f"method {method[:20]!r}", request(_PICTURE, method=method), BROKEN)
+        yield Malformed(f"method {method[:20]!r}", request(_IMAGE, method=method), BROKEN)
     for method in (
         b"TRACE",
         b"PROPFIND",
@@ -524,9 +524,9 @@ def bad_first_lines() -> Requests:
         b"OPTIONS",
         b"GET",
     ):
-        yield Malformed(f"method {method[:20]!r}", request(_PICTURE, method=method))
+        yield Malformed(f"method {method[:20]!r}", request(_IMAGE, method=method))
     for method in (b"", b"PO ST", b"P\0ST", b"POST\t", b"P\xffST", b"(POST)", b"POST:", b"a" * 70_000):
-        yield Malformed(f"method {method[:20]!r}", request(_PICTURE, method=method), BROKEN, True)
+        yield Malformed(f"method {method[:20]!r}", request(_IMAGE, method=method), BROKEN, True)
     for target in (
         b"",
         b" ",
@@ -538,7 +538,7 @@ def bad_first_lines() -> Requests:
         b"/\x7f",
         b"/v1/predict?model=\xff",
     ):
-        yield Malformed(f"target {target!r}", request(_PICTURE, target=target), BROKEN, True)
+        yield Malformed(f"target {target!r}", request(_IMAGE, target=target), BROKEN, True)
     targets = [
         b"*",
         b"//v1/predict",
@@ -564,11 +564,11 @@ def bad_first_lines() -> Requests:
         b"/v1/%u0070redict",
     ]
     for target in targets:
-        yield Malformed(f"target {target!r}", request(_PICTURE, target=target))
+        yield Malformed(f"target {target!r}", request(_IMAGE, target=target))
     for target in (b"v1/predict", b"http://example.org/v1/predict", b"example.org:443"):
-        yield Malformed(f"target {target!r}", request(_PICTURE, target=target), ODD)
-    yield Malformed("no host", request(_PICTURE).replace(b"Host: darkroom\r\n", b""), ODD)
-    yield Malformed("two hosts", request(_PICTURE, _PNG + b"Host: other\r\n"), ODD)
+        yield Malformed(f"target {target!r}", request(_IMAGE, target=target), ODD)
+    yield Malformed("no host", request(_IMAGE).replace(b"Host: darkroom\r\n", b""), ODD)
+    yield Malformed("two hosts", request(_IMAGE, _PNG + b"Host: other\r\n"), ODD)
     lines = [
         b"no colon\r\n",
         b"a\0b: c\r\n",
@@ -583,7 +583,7 @@ def bad_first_lines() -> Requests:
     ]
     for line in lines:
         fate = ODD if line in (b" folded\r\n", b"a: b\x01\r\n") else BROKEN
-        yield Malformed(f"header {line!r}", request(_PICTURE, line + _PNG), fate, True)
+        yield Malformed(f"header {line!r}", request(_IMAGE, line + _PNG), fate, True)
     others = [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
         b"SSH-2.0-OpenSSH_9.6\r\n",
@@ -607,7 +607,7 @@ def bad_first_lines() -> Requests:
     for target, fate in ((b"/v1/predict", REFUSED), (b"/nowhere", REFUSED), (b"/", LUCKY)):
         head = b"GET " + target + b" HTTP/1.1\r\nHost: darkroom\r\n" + upgrade + b"\r\n"
         yield Malformed(f"websocket to {target!r}", head, fate, True)
-    yield Malformed("upgrade to HTTP/2", request(_PICTURE, b"Upgrade: h2c\r\nHTTP2-Settings: AAAA\r\n"))
+    yield Malformed("upgrade to HTTP/2", request(_IMAGE, b"Upgrade: h2c\r\nHTTP2-Settings: AAAA\r\n"))
 
 
 def make_noise(size: int) -> bytes:
@@ -665,7 +665,7 @@ def bad_parameters() -> Requests:
         b"1=1",
     ]
     for count in counts:
-        yield Malformed(f"top_k={count[:20]!r}", request(_PICTURE, target=b"/v1/predict?top_k=" + count))
+        yield Malformed(f"top_k={count[:20]!r}", request(_IMAGE, target=b"/v1/predict?top_k=" + count))
     names = [
         b"",
         b"dogs",
@@ -704,11 +704,11 @@ def bad_parameters() -> Requests:
         b"%2e%2e%2f",
     ]
     for name in names:
-        yield Malformed(f"model={name[:20]!r}", request(_PICTURE, target=b"/v1/predict?model=" + name))
-    yield Malformed("both wrong", request(_PICTURE, target=b"/v1/predict?model=a&top_k=b"))
-    yield Malformed("top_k twice", request(_PICTURE, target=b"/v1/predict?top_k=1&top_k=a"))
-    yield Malformed("model twice", request(_PICTURE, target=b"/v1/predict?model=food&model=b"))
-    yield Malformed("wrong and no picture", request(b"", b"", target=b"/v1/predict?top_k=a"))
+        yield Malformed(f"model={name[:20]!r}", request(_IMAGE, target=b"/v1/predict?model=" + name))
+    yield Malformed("both wrong", request(_IMAGE, target=b"/v1/predict?model=a&top_k=b"))
+    yield Malformed("top_k twice", request(_IMAGE, target=b"/v1/predict?top_k=1&top_k=a"))
+    yield Malformed("model twice", request(_IMAGE, target=b"/v1/predict?model=food&model=b"))
+    yield Malformed("wrong and no image", request(b"", b"", target=b"/v1/predict?top_k=a"))
 
 
 def expectations() -> Requests:
@@ -721,13 +721,13 @@ def expectations() -> Requests:
     )
     yield Malformed("too much and nothing sent", request(b"", _PNG + expect, length=b"999999999"))
     yield Malformed("garbage", request(b"garbage", _PNG + expect))
-    yield Malformed("picture and then nothing", request(_PICTURE[:9], _PNG + expect, length=b"75"), BROKEN, True)
+    yield Malformed("image and then nothing", request(_IMAGE[:9], _PNG + expect, length=b"75"), BROKEN, True)
     for value in (b"200-ok", b"", b"100-continue, 100-continue", b"\xff", b"x" * 5000):
         yield Malformed(f"expects {value[:20]!r}", request(b"garbage", _PNG + b"Expect: " + value + b"\r\n"))
 
 
 def content_encodings() -> Requests:
-    packed = gzip.compress(_PICTURE, mtime=0)
+    packed = gzip.compress(_IMAGE, mtime=0)
     for coding in (
         b"gzip",
         b"GZIP",
@@ -749,7 +749,7 @@ def content_encodings() -> Requests:
     bomb = gzip.compress(bytes(50_000_000), mtime=0)
     yield Malformed("gzip bomb", request(bomb, _PNG + b"Content-Encoding: gzip\r\n"))
     yield Malformed("gzip bomb as it is", request(bomb))
-    yield Malformed("deflate bomb as it is", request(pictures.compress_zeros(50_000_000)))
+    yield Malformed("deflate bomb as it is", request(images.compress_zeros(50_000_000)))
 
 
 def bodies_where_none_belong() -> Requests:
@@ -760,7 +760,7 @@ def bodies_where_none_belong() -> Requests:
         yield Malformed(f"GET {target!r}", request(b"a" * 100_000, method=b"GET", target=target), LUCKY)
         yield Malformed(f"POST {target!r}", request(b"a" * 100_000, target=target), REFUSED)
     yield Malformed("GET with a broken form", request(b"--b", _FORM, method=b"GET", target=b"/v1/models"), LUCKY)
-    yield Malformed("GET of nothing with a body", request(_PICTURE, method=b"GET", target=b"/v1/nothing"))
+    yield Malformed("GET of nothing with a body", request(_IMAGE, method=b"GET", target=b"/v1/nothing"))
 
 
 def too_much() -> Requests:
@@ -770,15 +770,15 @@ def too_much() -> Requests:
     yield Malformed("10 MB of boundaries", request(b"--b\r\n" * 2_000_000, _FORM))
     yield Malformed("5 MB of almost boundaries", form(part(b"\r\n--a" * 1_000_000)))
     yield Malformed("10 MB in a text field", form(part(bytes(10_000_000), b'form-data; name="image"', b"")))
-    yield Malformed("60 MB of parts that are no pictures", form(*[part(bytes(950_000))] * 63))
+    yield Malformed("60 MB of parts that are no images", form(*[part(bytes(950_000))] * 63))
 
 
 KINDS: dict[str, Callable[[], Requests]] = {
     make.__name__: make
     for make in (
-        truncated_pictures,
-        pictures_with_an_odd_end,
-        changed_pictures,
+        truncated_images,
+        images_with_an_odd_end,
+        changed_images,
         noise,
         bombs,
         disguised_files,

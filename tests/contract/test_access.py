@@ -7,12 +7,12 @@ from serving.bundle.session import has_cuda
 from tests.contract.test_launcher import launch
 from tests.unit.serving.tiny_bundle import paint, release
 
-PICTURE = {"Content-Type": "image/png"}
+IMAGE = {"Content-Type": "image/png"}
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
 
 
 def ask(url, **headers):
-    return httpx.post(f"{url}/v1/predict", content=paint(), headers=PICTURE | headers, trust_env=False)
+    return httpx.post(f"{url}/v1/predict", content=paint(), headers=IMAGE | headers, trust_env=False)
 
 
 def test_without_a_key_of_the_file_nothing_is_answered(tmp_path, start_service):

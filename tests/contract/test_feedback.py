@@ -16,7 +16,7 @@ from tests.contract.test_http import refusal, wait_for
 from tests.unit.serving.observation.test_drift import measure
 from tests.unit.serving.tiny_bundle import COLOURS, paint, release
 
-PICTURE = {"Content-Type": "image/png"}
+IMAGE = {"Content-Type": "image/png"}
 FILE = {"image": ("a.png", paint("red"), "image/png")}
 SHA256 = hashlib.sha256(paint("red")).hexdigest()
 
@@ -61,7 +61,7 @@ def test_a_service_takes_no_feedback_and_writes_nothing_unless_told_to(client, s
     response = give(client, "red")
     assert refusal(response) == (404, "feedback_off")
     assert "darkroom serve --feedback" in response.json()["error"]["message"]
-    assert client.post("/v1/predict", content=paint(), headers=PICTURE).status_code == 200
+    assert client.post("/v1/predict", content=paint(), headers=IMAGE).status_code == 200
     assert [path.name for path in service.bundles_dir.parent.iterdir()] == ["bundles"]
     assert {model["drift_score"] for model in client.get("/v1/models").json()["models"]} == {None}
 
@@ -83,12 +83,12 @@ def test_a_label_is_stored_and_compared_with_what_the_model_says(asked, home):
     assert [new - old for new, old in zip(after, before, strict=True)] == [1, 1]
 
 
-def test_a_kept_picture_is_named_by_its_hash(asked, home):
+def test_a_kept_image_is_named_by_its_hash(asked, home):
     data = paint("green", size=(31, 17))
-    (prediction,) = asked.post("/v1/predict?model=food", content=data, headers=PICTURE).json()["predictions"]
+    (prediction,) = asked.post("/v1/predict?model=food", content=data, headers=IMAGE).json()["predictions"]
     sha256 = prediction["picture_sha256"]
     assert sha256 == hashlib.sha256(data).hexdigest()
-    wait_for((home / "requests/pictures" / sha256).is_file)
+    wait_for((home / "requests/images" / sha256).is_file)
     answer = asked.post("/v1/feedback", json={"picture_sha256": sha256, "label": "yellow", "model": "food"})
     assert answer.json() == {"picture_sha256": sha256, "label": "yellow", "model": "food", "count": 1}
     assert (home / f"feedback/food/yellow/{sha256}.png").read_bytes() == data
@@ -98,14 +98,14 @@ def test_a_kept_picture_is_named_by_its_hash(asked, home):
 
 
 @pytest.mark.parametrize("sha256", ["0" * 64, hashlib.sha256(b"").hexdigest()])
-def test_a_picture_that_is_not_kept(asked, sha256):
+def test_a_image_that_is_not_kept(asked, sha256):
     response = asked.post("/v1/feedback", json={"picture_sha256": sha256, "label": "red", "model": "food"})
     assert refusal(response) == (404, "no_such_picture")
     assert "--keep-pictures" in response.json()["error"]["message"]
 
 
-def test_a_kept_picture_that_was_changed_is_not_taken(asked, home):
-    file = home / "requests/pictures" / ("ab" * 32)
+def test_a_kept_image_that_was_changed_is_not_taken(asked, home):
+    file = home / "requests/images" / ("ab" * 32)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(paint("green"))
     response = asked.post("/v1/feedback", json={"picture_sha256": file.name, "label": "red", "model": "food"})
@@ -133,7 +133,7 @@ def test_a_label_must_be_one_of_the_classes(asked, home, label):
         ({"content": b"no json", "headers": {"Content-Type": "application/json"}}, (422, "bad_parameter")),
         ({"content": b" " * 9000, "headers": {"Content-Type": "application/json"}}, (413, "too_large")),
         ({"json": {"picture_sha256": "0" * 64, "label": "red", "url": "http://127.0.0.1:1/"}}, (422, "bad_parameter")),
-        ({"content": paint(), "headers": PICTURE}, (415, "wrong_type")),
+        ({"content": paint(), "headers": IMAGE}, (415, "wrong_type")),
         ({"content": b""}, (415, "wrong_type")),
         ({"files": FILE}, (422, "bad_parameter")),
         (
@@ -177,7 +177,7 @@ def test_predictions_are_counted_against_what_the_model_was_measured_on(asked):
 
 
 def paint_between(one, other):
-    """A picture whose mean is as far from one colour as from another: the model cannot tell."""
+    """An image whose mean is as far from one colour as from another: the model cannot tell."""
     from PIL import Image
 
     from tests.unit.serving.tiny_bundle import encode
@@ -187,26 +187,26 @@ def paint_between(one, other):
 
 
 def test_many_at_once_lose_nothing(asked, running, home):
-    pictures = [paint("white", size=(20 + number, 9)) for number in range(40)]
+    images = [paint("white", size=(20 + number, 9)) for number in range(40)]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda data: give(asked, "black", data, model="food").status_code, pictures))
+        answers = list(pool.map(lambda data: give(asked, "black", data, model="food").status_code, images))
     assert answers == [200] * 40
     assert len(list((home / "feedback/food/black").iterdir())) == 40
 
 
 def test_keys_guard_feedback_and_the_client_brings_one(tmp_path, start_service, monkeypatch):
     release(tmp_path / "bundles")
-    keys, picture = tmp_path / "keys.txt", tmp_path / "a.png"
+    keys, image = tmp_path / "keys.txt", tmp_path / "a.png"
     keys.write_text("0123456789abcdef\n")
-    picture.write_bytes(paint("red"))
+    image.write_bytes(paint("red"))
     url = start_service(tmp_path, "--feedback", "--api-keys", keys).url
     with pytest.raises(ClientError, match="this service wants a key"):
-        send_feedback(str(picture), "red", url)
+        send_feedback(str(image), "red", url)
     assert not (tmp_path / "feedback").exists()
     monkeypatch.setenv("DARKROOM_API_KEY", "0123456789abcdef")
-    assert send_feedback(str(picture), "green", url).count == 1
+    assert send_feedback(str(image), "green", url).count == 1
     with pytest.raises(ClientError, match="none of cifar10's classes"):
-        send_feedback(str(picture), "mauve", url)
+        send_feedback(str(image), "mauve", url)
     with pytest.raises(ClientError, match="cannot be read"):
         send_feedback(str(tmp_path / "b.png"), "red", url)
 
@@ -224,7 +224,7 @@ def test_a_full_disk_refuses_feedback_and_answers_predictions(mount_disk, start_
         assert "No space left on device" in response.json()["error"]["message"]
         start_s = time.perf_counter()
         for _ in range(20):
-            assert client.post("/v1/predict", content=paint(), headers=PICTURE).status_code == 200
+            assert client.post("/v1/predict", content=paint(), headers=IMAGE).status_code == 200
         assert time.perf_counter() - start_s < 5
         wait_for(lambda: read_metric(client, "darkroom_request_log_dropped_total") == 20)
     assert sum("some requests are not logged" in line for line in service.log) == 1
@@ -235,7 +235,7 @@ def test_what_was_answered_before_the_end_is_logged(tmp_path, start_service):
     service = start_service(tmp_path, "--log-requests", "1")
     with httpx.Client(base_url=service.url, trust_env=False) as client:
         for _ in range(50):
-            client.post("/v1/predict", content=paint(), headers=PICTURE)
+            client.post("/v1/predict", content=paint(), headers=IMAGE)
     assert service.stop() == 0
     (file,) = (tmp_path / "requests").iterdir()
     assert len(file.read_text().splitlines()) == 50

@@ -12,22 +12,22 @@ import pytest
 from PIL import Image
 
 from serving.bundle.store import MODEL_FILE, hash_file
-from serving.limits import MAX_BODY_BYTES, MAX_PICTURE_BYTES
+from serving.limits import MAX_BODY_BYTES, MAX_IMAGE_BYTES
 from serving.models.predictions import ModelsAnswer, PredictAnswer
 from tests.unit.serving.tiny_bundle import COLOURS, encode, make_bundle, paint, paint_bomb, point_at, release
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 
-PICTURE = {"Content-Type": "image/png"}
+IMAGE = {"Content-Type": "image/png"}
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
-def post(client, data, headers=PICTURE, **params):
+def post(client, data, headers=IMAGE, **params):
     return client.post("/v1/predict", content=data, headers=headers, params=params)
 
 
-def post_form(client, *pictures, **params):
-    files = [("image", (name, data, "image/png")) for name, data in pictures]
+def post_form(client, *images, **params):
+    files = [("image", (name, data, "image/png")) for name, data in images]
     return client.post("/v1/predict", files=files, params=params)
 
 
@@ -53,7 +53,7 @@ def part(data, disposition='form-data; name="image"; filename="a.png"', kind="im
     return head.encode() + data + b"\r\n"
 
 
-def test_one_picture(client, service):
+def test_one_image(client, service):
     response = post(client, paint("red"))
     assert response.status_code == 200
     body = response.json()
@@ -82,7 +82,7 @@ def test_accepted_content_types(client, kind):
     assert post(client, paint("blue"), {"Content-Type": kind}).json()["predictions"][0]["label"] == "blue"
 
 
-def test_pictures_are_answered_in_order(client):
+def test_images_are_answered_in_order(client):
     names = [*COLOURS, *reversed(COLOURS)]
     answer = PredictAnswer.model_validate_json(
         post_form(client, *((f"{name}.png", paint(name)) for name in names)).content
@@ -91,7 +91,7 @@ def test_pictures_are_answered_in_order(client):
     assert [one.filename for one in answer.predictions] == [f"{name}.png" for name in names]
 
 
-def test_64_pictures_are_one_batch(client):
+def test_64_images_are_one_batch(client):
     response = post_form(client, *[("a.png", paint("green"))] * 64)
     assert [one["label"] for one in response.json()["predictions"]] == ["green"] * 64
 
@@ -106,7 +106,7 @@ def test_a_form_without_part_types_and_with_a_strange_name(client):
 
 
 @pytest.mark.parametrize(
-    ("picture", "label"),
+    ("image", "label"),
     [
         (Image.new("RGBA", (9, 9), (255, 0, 0, 0)), "white"),
         (Image.new("RGBA", (9, 9), (255, 0, 0, 255)), "red"),
@@ -115,17 +115,17 @@ def test_a_form_without_part_types_and_with_a_strange_name(client):
         (Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "red"),
     ],
 )
-def test_every_mode_of_picture(client, picture, label):
-    kind = "TIFF" if picture.mode == "CMYK" else "PNG"
-    assert post(client, encode(picture, kind)).json()["predictions"][0]["label"] == label
+def test_every_mode_of_image(client, image, label):
+    kind = "TIFF" if image.mode == "CMYK" else "PNG"
+    assert post(client, encode(image, kind)).json()["predictions"][0]["label"] == label
 
 
 def test_exif_orientation_is_obeyed(client):
-    picture = Image.new("RGB", (30, 10), "red")
-    picture.paste((0, 0, 255), (0, 0, 10, 10))
+    image = Image.new("RGB", (30, 10), "red")
+    image.paste((0, 0, 255), (0, 0, 10, 10))
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert post(client, encode(picture, "JPEG", exif=exif, quality=95)).json()["predictions"][0]["label"] == "red"
+    assert post(client, encode(image, "JPEG", exif=exif, quality=95)).json()["predictions"][0]["label"] == "red"
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,10 @@ def test_what_is_not_a_picture(client, data):
     assert refusal(post(client, data)) == (400, "not_a_picture")
 
 
-def test_the_bad_picture_of_a_batch_is_named(client):
+def test_the_bad_image_of_a_batch_is_named(client):
     response = post_form(client, ("good.png", paint()), ("bad.png", b"garbage"))
     assert refusal(response) == (400, "not_a_picture")
-    assert "picture 2 of 2, 'bad.png'" in response.json()["error"]["message"]
+    assert "image 2 of 2, 'bad.png'" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_form_without_parts(client):
 
 
 @pytest.mark.parametrize("value", ["http://127.0.0.1:1/a.png", "file:///etc/passwd", "x"])
-def test_a_string_is_never_a_picture(client, value):
+def test_a_string_is_never_a_image(client, value):
     body = part(value.encode(), 'form-data; name="image"', "text/plain") + b"--b--\r\n"
     assert refusal(post(client, body, MULTIPART)) == (422, "bad_parameter")
 
@@ -250,8 +250,8 @@ def test_too_many_pixels(client, data):
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_too_many_bytes_in_one_picture(client, announced):
-    data = bytes(MAX_PICTURE_BYTES + 1)
+def test_too_many_bytes_in_one_image(client, announced):
+    data = bytes(MAX_IMAGE_BYTES + 1)
     assert refusal(post(client, data if announced else iter([data]))) == (413, "too_large")
     assert refusal(post_form(client, ("a.png", data))) == (413, "too_large")
 
@@ -335,7 +335,7 @@ def test_paths_that_nothing_answers_make_no_labels(client):
 
 
 def test_every_answer_carries_the_security_headers(client):
-    for response in (client.get("/"), client.get("/v1/models"), client.get("/nothing"), post(client, b"no picture")):
+    for response in (client.get("/"), client.get("/v1/models"), client.get("/nothing"), post(client, b"no image")):
         assert response.headers["x-content-type-options"] == "nosniff"
         assert response.headers["referrer-policy"] == "no-referrer"
         assert "server" not in response.headers
@@ -495,9 +495,9 @@ def test_unknown_paths_leave_nothing_behind(client):
     assert "nowhere" not in client.get("/metrics").text
 
 
-def test_many_large_pictures_in_one_request(client):
+def test_many_large_images_in_one_request(client):
     large = encode(Image.new("L", (6000, 6000)))
     assert post(client, large).status_code == 200
     answer = post_form(client, *[(f"{number}.png", large) for number in range(3)])
     assert refusal(answer) == (413, "too_large")
-    assert answer.json()["error"]["message"].startswith("3 pictures of more than 100,000,000 pixels together")
+    assert answer.json()["error"]["message"].startswith("3 images of more than 100,000,000 pixels together")

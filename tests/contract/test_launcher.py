@@ -65,7 +65,7 @@ def test_it_says_what_it_serves_and_ctrl_c_stops_it(tmp_path, start_service):
     assert httpx.get(f"{service.url}/readyz", trust_env=False).status_code == 200
     assert service.stop(signal.SIGINT) == 0
     log = "".join(service.log)
-    assert f"{count_cpus()} CPUs: a batch of up to 64 pictures on {count_cpus()} threads, decoding on" in log
+    assert f"{count_cpus()} CPUs: a batch of up to 64 images on {count_cpus()} threads, decoding on" in log
     assert "food version 12, 6 classes, CPUExecutionProvider, fp32: the only variant that is" in log
     assert "Traceback" not in log
 

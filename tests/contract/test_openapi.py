@@ -14,7 +14,7 @@ from tests.unit.serving.tiny_bundle import COLOURS, release
 
 SETTINGS = """
 seed = 20260102
-hooks = "generated_pictures.py"
+hooks = "generated_images.py"
 continue-on-failure = true
 
 [generation]
@@ -29,7 +29,7 @@ negative_data_rejection.expected-statuses = [400, 404, 405, 408, 413, 415, 422]
 
 [[operations]]
 include-path = "/v1/feedback"
-# 404: of a picture that the log does not keep.
+# 404: of an image that the log does not keep.
 checks.positive_data_acceptance.expected-statuses = [200, 404]
 """
 
@@ -50,7 +50,7 @@ def read_description(url):
 def check_description(url, folder, *options):
     (folder / "openapi.json").write_text(json.dumps(read_description(url)))
     (folder / "schemathesis.toml").write_text(SETTINGS)
-    shutil.copy(ROOT / "tests" / "contract" / "generated_pictures.py", folder)
+    shutil.copy(ROOT / "tests" / "contract" / "generated_images.py", folder)
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml", "run", "openapi.json"]
     outcome = subprocess.run(
         [*command, "--url", url, *options],

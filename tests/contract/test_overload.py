@@ -14,7 +14,7 @@ from serving.http.request_body import RequestBody
 from serving.models.model_set import ModelSet
 from tests.unit.serving.tiny_bundle import paint, release
 
-PICTURE = {"Content-Type": "image/png"}
+IMAGE = {"Content-Type": "image/png"}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def app(tmp_path):
     created.state.api.close()
 
 
-def ask(app, content, headers=PICTURE):
+def ask(app, content, headers=IMAGE):
     async def post():
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://darkroom") as client:
@@ -117,7 +117,7 @@ def test_a_request_that_the_end_of_the_process_cuts_off_is_told(app):
             await asyncio.sleep(30)
 
         async with httpx.AsyncClient(transport=transport, base_url="http://darkroom") as client:
-            asking = asyncio.create_task(client.post("/v1/predict", content=drip(), headers=PICTURE))
+            asking = asyncio.create_task(client.post("/v1/predict", content=drip(), headers=IMAGE))
             await asyncio.sleep(0.2)
             asking.cancel()
             return await asking

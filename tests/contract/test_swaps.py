@@ -19,17 +19,17 @@ SWAPS = int(os.environ.get("DARKROOM_SWAPS", "4"))
 CORRUPTED = max(1, SWAPS // 6)
 CLIENTS = 8
 # Between the classes: its probability tells the models apart.
-PICTURE = encode(Image.new("RGB", (12, 9), (140, 90, 60)))
+IMAGE = encode(Image.new("RGB", (12, 9), (140, 90, 60)))
 
 
 @pytest.fixture
 def versions(tmp_path):
-    """{version: (folder, probability of the picture)} of bundles that answer differently."""
+    """{version: (folder, probability of the image)} of bundles that answer differently."""
     found = {}
     for number in range(1, SWAPS + 2):
         folder = make_bundle(tmp_path / "bundles", softness=4000.0 + 500 * number)
         classifier = Classifier(folder, str(number))
-        found[str(number)] = folder, float(classifier.classify(classifier.decode(PICTURE)[None]).max())
+        found[str(number)] = folder, float(classifier.classify(classifier.decode(IMAGE)[None]).max())
     assert len({round(probability, 5) for _, probability in found.values()}) == SWAPS + 1
     return found
 
@@ -43,7 +43,7 @@ def test_no_request_fails_and_every_answer_is_of_one_model(tmp_path, start_servi
     def ask():
         with httpx.Client(base_url=service.url, timeout=30, trust_env=False) as client:
             while not is_done.is_set():
-                response = client.post("/v1/predict", content=PICTURE, headers={"Content-Type": "image/png"})
+                response = client.post("/v1/predict", content=IMAGE, headers={"Content-Type": "image/png"})
                 answers.append((response.status_code, response.json()))
 
     threads = [threading.Thread(target=ask) for _ in range(CLIENTS)]
@@ -69,11 +69,11 @@ def test_no_request_fails_and_every_answer_is_of_one_model(tmp_path, start_servi
 
 
 def refuse_a_corrupted_one(client, bundles_dir, number):
-    """Each second one is whole, and answers its golden pictures otherwise than at its release."""
+    """Each second one is whole, and answers its golden images otherwise than at its release."""
     if number % 4:
         folder, why = (
             make_two_variants(bundles_dir, fp32_golden_error=0.5, softness=50_000.0 + number),
-            "golden pictures",
+            "golden images",
         )
     else:
         folder, why = make_bundle(bundles_dir, softness=50_000.0 + number), "was changed after"

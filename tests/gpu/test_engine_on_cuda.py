@@ -6,26 +6,26 @@ from torch import nn
 
 from model_code.models.networks import NETWORKS
 from model_code.training.engine import choose_engine
-from model_code.training.pictures import Pictures, TrainingPictures
+from model_code.training.images import Images, TrainingImages
 from model_code.training.processes import Processes
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import draw_pictures, make_config
+from tests.unit.training.small_runs import draw_images, make_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 CUDA = torch.device("cuda", 0)
 
 
 def train(folder, is_resident=True, **settings):
-    """Return the losses of each epoch of a ResNet-18 on drawn pictures."""
+    """Return the losses of each epoch of a ResNet-18 on drawn images."""
 
-    def place(pictures):
-        images_NHWC = pictures.images_NHWC.to(CUDA) if is_resident else pictures.images_NHWC
-        return Pictures(images_NHWC, pictures.labels_N.to(CUDA))
+    def place(images):
+        images_NHWC = images.images_NHWC.to(CUDA) if is_resident else images.images_NHWC
+        return Images(images_NHWC, images.labels_N.to(CUDA))
 
-    learned, asked = (place(draw_pictures(count, seed=count, side=32)) for count in (512, 64))
-    pictures = TrainingPictures(learned, asked, None, tuple("abcd"), "c" * 64)
+    learned, asked = (place(draw_images(count, seed=count, side=32)) for count in (512, 64))
+    images = TrainingImages(learned, asked, None, tuple("abcd"), "c" * 64)
     defaults = {"network": "resnet18_improved", "epochs": 2, "batch_size": 64, "learning_rate": 0.01, "device": "cuda"}
-    result = fit(make_config(**(defaults | settings)), pictures, folder, Processes(CUDA))
+    result = fit(make_config(**(defaults | settings)), images, folder, Processes(CUDA))
     return [metrics.train_loss for metrics in result.history]
 
 
@@ -46,14 +46,14 @@ def test_every_engine_learns_what_eager_float32_does(tmp_path):
         assert train(tmp_path / name, engine=engine) == pytest.approx(expected, rel=tolerance), name
 
 
-def test_streamed_pictures_give_the_same_losses(tmp_path):
+def test_streamed_images_give_the_same_losses(tmp_path):
     engine = {"precision": "float32"}
     resident = train(tmp_path / "resident", engine=engine)
     assert train(tmp_path / "streamed", is_resident=False, engine=engine) == pytest.approx(resident, rel=1e-3)
 
 
 class Hungry(nn.Module):
-    """Asks for more memory than the device has, unless there are few pictures."""
+    """Asks for more memory than the device has, unless there are few images."""
 
     def __init__(self, num_classes):
         super().__init__()
@@ -61,8 +61,8 @@ class Hungry(nn.Module):
 
     def forward(self, images_BCHW):
         if self.training:
-            per_picture = torch.cuda.get_device_properties(CUDA).total_memory // 20
-            torch.empty(per_picture * len(images_BCHW), dtype=torch.uint8, device=CUDA)
+            per_image = torch.cuda.get_device_properties(CUDA).total_memory // 20
+            torch.empty(per_image * len(images_BCHW), dtype=torch.uint8, device=CUDA)
         return self.fc(images_BCHW.mean(dim=(2, 3)))
 
 

@@ -15,7 +15,7 @@ from tests.integration.conftest import COMMAND
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def encode_picture(colour=(200, 30, 30)) -> bytes:
+def encode_image(colour=(200, 30, 30)) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
     return buffer.getvalue()
@@ -25,7 +25,7 @@ def write_classes(folder: Path, classes=CIFAR10, count=3) -> Path:
     for name in classes:
         (folder / "train" / name).mkdir(parents=True)
         for number in range(count):
-            (folder / "train" / name / f"{number}.png").write_bytes(encode_picture((number, 0, 0)))
+            (folder / "train" / name / f"{number}.png").write_bytes(encode_image((number, 0, 0)))
     return folder
 
 
@@ -46,7 +46,7 @@ def make_truncated_zip(folder):
     whole = folder / "whole.zip"
     with zipfile.ZipFile(whole, "w") as archive:
         for name in CIFAR10:
-            archive.writestr(f"train/{name}/0.png", encode_picture())
+            archive.writestr(f"train/{name}/0.png", encode_image())
     path = folder / "cut.zip"
     path.write_bytes(whole.read_bytes()[:-200])
     return path
@@ -64,8 +64,8 @@ def make_truncated_tar(folder):
 def make_escaping_zip(folder):
     path = folder / "escape.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("train/cat/0.png", encode_picture())
-        archive.writestr("../../train/cat/1.png", encode_picture())
+        archive.writestr("train/cat/0.png", encode_image())
+        archive.writestr("../../train/cat/1.png", encode_image())
     return path
 
 
@@ -80,24 +80,24 @@ def make_linking_tar(folder):
 
 def make_undecodable(folder):
     write_classes(folder / "pictures", count=5)
-    (folder / "pictures" / "train" / "cat" / "0.png").write_bytes(b"not a picture")
+    (folder / "pictures" / "train" / "cat" / "0.png").write_bytes(b"not an image")
     return folder / "pictures"
 
 
 def make_kaggle(folder, ids, labelled):
     (folder / "trainImages").mkdir(parents=True)
     for number in ids:
-        (folder / "trainImages" / f"{number}.png").write_bytes(encode_picture())
+        (folder / "trainImages" / f"{number}.png").write_bytes(encode_image())
     lines = [f"{number},{CIFAR10[index % 10]}" for index, number in enumerate(labelled)]
     (folder / "trainLabels.csv").write_text("\n".join(["id,label", *lines]))
     return folder
 
 
-def make_label_without_picture(folder):
+def make_label_without_image(folder):
     return make_kaggle(folder / "kaggle", range(1, 11), range(1, 12))
 
 
-def make_picture_without_label(folder):
+def make_image_without_label(folder):
     return make_kaggle(folder / "kaggle", range(1, 12), range(1, 11))
 
 
@@ -105,7 +105,7 @@ def make_nine_classes(folder):
     return write_classes(folder / "pictures", CIFAR10[:9])
 
 
-def make_no_pictures(folder):
+def make_no_images(folder):
     (folder / "empty").mkdir()
     return folder / "empty"
 
@@ -125,18 +125,18 @@ def make_no_archive(folder):
         (make_escaping_zip, ("../../train/cat/1.png",)),
         (make_linking_tar, ("train/cat/0.png", "link")),
         (make_undecodable, ("train/cat/0.png", "1 of 50")),
-        (make_label_without_picture, ("11", "label")),
-        (make_picture_without_label, ("11", "label")),
+        (make_label_without_image, ("11", "label")),
+        (make_image_without_label, ("11", "label")),
         (make_nine_classes, ("9 classes", "truck")),
-        (make_no_pictures, ("no pictures",)),
+        (make_no_images, ("no images",)),
         (make_no_archive, ("notes.zip",)),
     ],
 )
-def test_broken_pictures_are_one_line_and_lose_nothing(darkroom, home, tmp_path, make, words):
+def test_broken_images_are_one_line_and_lose_nothing(darkroom, home, tmp_path, make, words):
     good = tmp_path / "good.zip"
     with zipfile.ZipFile(good, "w") as archive:
         for name in CIFAR10:
-            archive.writestr(f"train/{name}/0.png", encode_picture())
+            archive.writestr(f"train/{name}/0.png", encode_image())
     assert darkroom("data", "add", "cifar10", "--from", good).status == 0
     before = sorted((home / "cache" / "cifar10").rglob("*.npy"))
     assert before
@@ -152,10 +152,10 @@ def test_broken_pictures_are_one_line_and_lose_nothing(darkroom, home, tmp_path,
 
 
 def test_full_disk_is_one_line_and_the_old_set_stays(start_darkroom, mount_disk, tmp_path):
-    # Room for the databases and for a set of 30 pictures, not for one of 4,000.
+    # Room for the databases and for a set of 30 images, not for one of 4,000.
     disk = mount_disk("9m")
     small = start_darkroom("data", "add", "cifar10", "--from", write_classes(tmp_path / "few"), DARKROOM_HOME=str(disk))
-    assert "30 train pictures" in small.communicate()[0]
+    assert "30 train images" in small.communicate()[0]
     large = start_darkroom("data", "add", "shapes", DARKROOM_HOME=str(disk))
     out = large.communicate()[0]
     assert large.returncode == 1
@@ -235,7 +235,7 @@ def test_names_with_brackets_are_printed_as_they_are(darkroom, home, tmp_path):
     for label in ("a", "b"):
         folder = tmp_path / "pets[v2]" / label
         folder.mkdir(parents=True)
-        (folder / "0.png").write_bytes(encode_picture())
+        (folder / "0.png").write_bytes(encode_image())
     assert darkroom("data", "add", "brackets", "--from", tmp_path / "pets[v2]").status == 0
     listed = darkroom("data", "list")
     assert listed.status == 0, listed.err

@@ -109,11 +109,11 @@ def test_random_features_are_probed(darkroom):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("simsiam_cifar10", "--set", "knn_neighbours=10000"), 2, "memory pictures are fewer than 10000 neighbours"),
-        (("simsiam_cifar10", "--limit-train", 50), 2, "50 training pictures are fewer than one batch"),
+        (("simsiam_cifar10", "--set", "knn_neighbours=10000"), 2, "memory images are fewer than 10000 neighbours"),
+        (("simsiam_cifar10", "--limit-train", 50), 2, "50 training images are fewer than one batch"),
         (("simsiam_cifar10", "--set", "views.hue=2"), 2, "views.hue=2: "),
         (("simsiam_cifar10", "--set", "learning_rate=0.1"), 2, "has no setting 'learning_rate'"),
-        (("resnet18_cifar10_random", "--set", "knn_neighbours=10000"), 2, "training pictures are fewer than 10000"),
+        (("resnet18_cifar10_random", "--set", "knn_neighbours=10000"), 2, "training images are fewer than 10000"),
         (("resnet18_cifar10_random", "--set", "mlp.hidden_width=0"), 2, "mlp.hidden_width above 0"),
         (
             ("resnet18_cifar10_random", "--set", "linear.warmup_epochs=50"),
@@ -139,12 +139,12 @@ def test_impossible_runs_are_one_line_and_leave_no_run(darkroom, arguments, stat
     assert len(client.search_runs([experiment.experiment_id])) == before
 
 
-def test_what_was_tested_is_the_average_of_a_picture_and_its_mirror_image(darkroom, home):
+def test_what_was_tested_is_the_average_of_a_image_and_its_mirror_image(darkroom, home):
     import torch
 
     from model_code.data.cache import open_dataset
     from model_code.evaluation.metrics import measure, predict_logits
-    from model_code.training.pictures import load_test
+    from model_code.training.images import load_test
     from model_code.training.run_folder import open_run_folder
     from model_code.training.supervised import load_model
 
@@ -173,7 +173,7 @@ def test_settings_of_train_all_reach_the_recipes_that_have_them(darkroom):
     assert "skipped: data set 'nowhere' is not in" in taken.out
 
 
-def test_recipes_whose_pictures_are_not_here_are_skipped(darkroom):
+def test_recipes_whose_images_are_not_here_are_skipped(darkroom):
     done = darkroom("train-all", "--profile", "smoke", "--only", "*food11*")
     assert done.status == 1
     assert done.out.count("skipped: data set 'food11' is not in") >= 3

@@ -16,7 +16,7 @@ from model_code.training.run_folder import RunRecord, create_run_folder, find_in
 from model_code.training.supervised import fit
 from tests.integration.mlflow_server import Server
 from tests.unit.tracking.small_store import make_settings, mlflow_given_back
-from tests.unit.training.small_runs import make_config, make_pictures, tiny_network_entered
+from tests.unit.training.small_runs import make_config, make_images, tiny_network_entered
 
 RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
 EPOCHS = 7
@@ -157,7 +157,7 @@ def test_a_run_that_mlflow_did_not_see_end_is_completed_by_the_same_command(serv
 
     def train(*callbacks):
         with track_run(record, {}, patience) as tracker:
-            result = fit(config, make_pictures(), folder.path, ALONE, [tracker, counter, *callbacks])
+            result = fit(config, make_images(), folder.path, ALONE, [tracker, counter, *callbacks])
             tracker.log_training(result, "d" * 64)
             tracker.log_checkpoints(folder, result)
             tracker.log_metrics({"seconds": 1.0})

@@ -18,7 +18,7 @@ from tests.integration.mlflow_server import Server
 from tests.unit.serving.tiny_bundle import make_bundle, paint, release
 from tests.unit.tracking.small_store import make_settings, mlflow_given_back
 
-PICTURE = {"Content-Type": "image/png"}
+IMAGE = {"Content-Type": "image/png"}
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_champions_are_fetched_verified_and_kept_without_the_registry(
         return httpx.get(f"{service.url}/v1/models", trust_env=False).json()
 
     def ask():
-        return httpx.post(f"{service.url}/v1/predict", content=paint(), headers=PICTURE, trust_env=False).json()
+        return httpx.post(f"{service.url}/v1/predict", content=paint(), headers=IMAGE, trust_env=False).json()
 
     assert ask()["model"]["version"] == first
     client.set_registered_model_alias("cifar10", CHAMPION, second)

@@ -26,23 +26,23 @@ from serving.models.classifier import Classifier
 from tests.integration.conftest import COMMAND
 
 KILLS = int(os.environ.get("DARKROOM_KILLS", "2"))
-NAME, DATASET, SIDE, TEST_PICTURES = "food", "food-colours", 16, 400
+NAME, DATASET, SIDE, TEST_IMAGES = "food", "food-colours", 16, 400
 TRAIN = ("train", "resnet18_cifar10_exp3", "--set", f"dataset={DATASET}", "--set", "batch_size=20", "--seed", 3)
 RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
 
 
 def draw_colours(folder: Path) -> None:
-    """Write pictures of four colours, most of which can be told apart."""
+    """Write images of four colours, most of which can be told apart."""
     generator = np.random.default_rng(0)
     colours = {"tomato": (170, 90, 90), "lettuce": (90, 170, 90), "plum": (90, 90, 170), "grey bread": (130, 130, 130)}
-    for split, count in (("train", 100), ("test", TEST_PICTURES // len(colours))):
+    for split, count in (("train", 100), ("test", TEST_IMAGES // len(colours))):
         for label, colour in colours.items():
             (folder / split / label).mkdir(parents=True)
             for number in range(count):
                 mean = np.array(colour) + generator.normal(0, 22, 3)
                 pixels = mean + generator.normal(0, 20, (SIDE, SIDE, 3))
-                picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-                picture.save(folder / split / label / f"{number}.png")
+                image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+                image.save(folder / split / label / f"{number}.png")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_the_bundle_says_what_was_measured(runs, bundles_dir):
     for variant in manifest.variants:
         for certificate in variant.certificates:
             assert [batch.batch_size for batch in certificate.batches] == [1, 7, 64, 256]
-            assert (certificate.split, certificate.count) == ("test", TEST_PICTURES)
+            assert (certificate.split, certificate.count) == ("test", TEST_IMAGES)
             assert certificate.sha256 == variant.sha256
     assert by_precision["fp32"].certificates[0].max_difference <= 1e-4
     assert {one.split for one in manifest.calibration.reliability} == {"validation", "test"}
@@ -183,10 +183,10 @@ def test_a_changed_bundle_is_not_gone_back_to_but_fetched_anew(darkroom, runs, b
     assert (unknown.status, "food has no version 77; registered: 1, 2" in unknown.err) == (1, True)
 
 
-def test_runs_on_other_pictures_are_named(darkroom, runs):
+def test_runs_on_other_images_are_named(darkroom, runs):
     done = darkroom("release", "resnet18_cifar10_exp3", "--as", "cifar10")
     assert done.status == 1
-    assert "its finished runs are on food-colours and not on cifar10 pictures" in done.err
+    assert "its finished runs are on food-colours and not on cifar10 images" in done.err
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,9 @@ def test_feedback_is_trained_on_and_the_ledger_says_why(champion, own_home):
         for _ in range(150):
             data = draw(generator, colour)
             store.save(NAME, label, tuple(COLOURS), hashlib.sha256(data).hexdigest(), data)
-    why = "people gave the true labels of 600 more pictures to food, 200 are enough"
+    why = "people gave the true labels of 600 more images to food, 200 are enough"
     assert retrain(name=NAME, mode="enabled", why=why, return_state=True).is_completed()
-    reason = f"{why}; with 600 pictures of feedback among the training pictures, data "
+    reason = f"{why}; with 600 images of feedback among the training images, data "
     pointer, _, manifest = read_champion(own_home / "bundles", NAME)
     assert manifest.run_id != champion
     assert manifest.dataset == f"{DATASET}-with-feedback"

@@ -292,9 +292,9 @@ def test_feedback_and_drift_start_trainings_that_say_why(client, tmp_path, monke
 
     release(tmp_path / "bundles")
     for number in range(3):
-        picture = tmp_path / f"feedback/cifar10/red/{number}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(paint())
+        image = tmp_path / f"feedback/cifar10/red/{number}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.write_bytes(paint())
     models = {"models": [{"name": "cifar10", "version": "1", "drift_score": 0.4}], "problems": []}
     with answering(models) as (address, keys):
         monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
@@ -306,8 +306,8 @@ def test_feedback_and_drift_start_trainings_that_say_why(client, tmp_path, monke
     runs = wait_for(lambda: len(found := list_runs(client, "on-feedback")) > 1 and found, 180, "the second training")
     assert {run.parameters["name"] for run in runs} == {"cifar10"}
     assert sorted(run.parameters["why"] for run in runs) == [
-        "people gave the true labels of 3 more pictures to cifar10, 3 are enough",
-        "the predictions of cifar10 version 1 drift: their confidence is 0.40 away from that on the pictures it was "
+        "people gave the true labels of 3 more images to cifar10, 3 are enough",
+        "the predictions of cifar10 version 1 drift: their confidence is 0.40 away from that on the images it was "
         "measured on, 0.25 is allowed",
     ]
     time.sleep(5)
@@ -376,7 +376,7 @@ def test_what_may_mend_itself_is_tried_again(client, told, monkeypatch):
     assert client.read_flow_run(state.state_details.flow_run_id).run_count == 3
 
 
-def test_a_run_that_failed_for_missing_pictures_goes_on_when_they_are_there(client, api, prefect_home, tmp_path):
+def test_a_run_that_failed_for_missing_images_goes_on_when_they_are_there(client, api, prefect_home, tmp_path):
     """As "Retry" does in Prefect's pages."""
     from prefect.states import Scheduled
 

@@ -1,4 +1,4 @@
-"""From pictures to a prediction over HTTP, for real: data, training, tracking, release, service, client."""
+"""From images to a prediction over HTTP, for real: data, training, tracking, release, service, client."""
 
 import io
 import json
@@ -27,7 +27,7 @@ RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
 
 @pytest.fixture(scope="module")
 def shapes(home):
-    """The drawn pictures, packed."""
+    """The drawn images, packed."""
     from model_code.data.add import add_dataset
     from model_code.settings import load_settings
 
@@ -95,7 +95,7 @@ def test_train_release_serve_predict(darkroom, home, shapes):
 
 
 def check_service(darkroom, home, shapes, result, manifest):
-    """The service answers every test picture as the test did."""
+    """The service answers every test image as the test did."""
     test = shapes.splits["test"]
     process = subprocess.Popen(
         [sys.executable, "-m", "serving.launcher", "--port", "0", "--precision", "fp32"],
@@ -115,9 +115,9 @@ def check_service(darkroom, home, shapes, result, manifest):
         assert answers[0]["model"]["sha256"] == manifest.fp32.sha256
         assert answers[0]["provider"].endswith("ExecutionProvider")
 
-        picture = home / "one.png"
-        picture.write_bytes(as_png(test.images_NHWC[7]))
-        asked = darkroom("predict", picture, "--server", url, "--model", "shapes", "--top-k", 2)
+        image = home / "one.png"
+        image.write_bytes(as_png(test.images_NHWC[7]))
+        asked = darkroom("predict", image, "--server", url, "--model", "shapes", "--top-k", 2)
         assert asked.status == 0, asked.err
         assert predicted[7] in asked.out
     finally:
@@ -227,7 +227,7 @@ def test_two_trainings_wait_for_each_other(home, shapes, capfd):
     assert "waiting for it" in capfd.readouterr().out
 
 
-def test_no_test_pictures_means_validation_only(darkroom, home, tmp_path):
+def test_no_test_images_means_validation_only(darkroom, home, tmp_path):
     for label in ("bright", "dark"):
         folder = tmp_path / "set" / label
         folder.mkdir(parents=True)
@@ -236,12 +236,12 @@ def test_no_test_pictures_means_validation_only(darkroom, home, tmp_path):
             Image.new("RGB", (32, 32), (level, level, level)).save(folder / f"{number}.png")
     added = darkroom("data", "add", "shades", "--from", tmp_path / "set", "--image-size", 32)
     assert added.status == 0, added.err
-    assert "no test pictures" in added.out
+    assert "no test images" in added.out
     done = darkroom(
         *("train", "resnet18_cifar10_exp", "--set", "dataset=shades", "--epochs", 1, "--set", "batch_size=16")
     )
     assert done.status == 0, done.err
-    assert "no test pictures" in done.out
+    assert "no test images" in done.out
     run = get_client().get_run(RUN_LINE.search(done.out).group(1))
     assert "test/accuracy" not in run.data.metrics
     assert "validation/macro_f1" in run.data.metrics

@@ -25,7 +25,7 @@ TRAIN = ("train", "resnet18_cifar10_exp", "--profile", "smoke", "--set", "datase
 
 @pytest.fixture(scope="module")
 def own_home(tmp_path_factory):
-    """A home of its own, with the drawn pictures in it."""
+    """A home of its own, with the drawn images in it."""
     own_home = tmp_path_factory.mktemp("survival")
     subprocess.run([COMMAND, "data", "add", "shapes"], env=make_environment(own_home), check=True, capture_output=True)
     return own_home
@@ -92,7 +92,7 @@ def test_torchrun_trains_in_two_processes_that_a_signal_stops_together(own_home)
     process.communicate(timeout=120)
     assert process.returncode != 0
     assert "2 processes" in "".join(printed)
-    assert sum("pictures to learn from" in line for line in printed) == 1  # only the first process reports
+    assert sum("images to learn from" in line for line in printed) == 1  # only the first process reports
     (state,) = (own_home / "checkpoints").glob("*/state.pt")
     done = subprocess.run(command, env=make_environment(own_home), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

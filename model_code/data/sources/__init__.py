@@ -1,1 +1,1 @@
-"""One file per layout that pictures come in; each yields (split, label, name, bytes) pictures."""
+"""One file per layout that images come in; each yields (split, label, name, bytes) images."""

@@ -3,7 +3,7 @@
 The files are Python pickles. A pickle can run any code while it is read, so they are read only after their
 checksum matched, and then by a reader that knows nothing but arrays and plain containers.
 
-Shape suffixes: N = pictures, H = height, W = width, C = the three colour channels, red first.
+Shape suffixes: N = images, H = height, W = width, C = the three colour channels, red first.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from numpy._core.multiarray import _reconstruct
 
 from model_code.data.checksums import check_md5, format_mismatch
 from model_code.data.sources.archives import Archive, open_archive
-from model_code.data.sources.pictures import PictureSource, PixelSplit, order_classes
+from model_code.data.sources.images import ImageSource, PixelSplit, order_classes
 from model_code.errors import ChecksumError, DataError
 
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
@@ -52,7 +52,7 @@ def read_cifar_archive(
     expected_classes: tuple[str, ...] | None = None,
     archive_md5: str = ARCHIVE_MD5,
     file_md5s: Mapping[str, str] = FILE_MD5S,
-) -> PictureSource:
+) -> ImageSource:
     """Read the published archive or its extracted folder.
 
     Args:
@@ -95,7 +95,7 @@ def _in_order(archive: Archive, members: Mapping[str, str]) -> list[tuple[str, s
     return sorted(members.items(), key=lambda item: position[item[1]])
 
 
-def _build_source(path: Path, contents: Mapping[str, bytes], expected_classes: tuple[str, ...] | None) -> PictureSource:
+def _build_source(path: Path, contents: Mapping[str, bytes], expected_classes: tuple[str, ...] | None) -> ImageSource:
     meta = load_batch(contents[META_FILE], f"{path}/{META_FILE}")
     names = meta.get("label_names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -111,7 +111,7 @@ def _build_source(path: Path, contents: Mapping[str, bytes], expected_classes: t
             np.concatenate([images for images, _ in batches]),
             relabel[np.concatenate([labels for _, labels in batches])],
         )
-    return PictureSource(f"CIFAR-10 as published, {path.name}", expected_classes or tuple(names), splits)
+    return ImageSource(f"CIFAR-10 as published, {path.name}", expected_classes or tuple(names), splits)
 
 
 def _read_batch(content: bytes, where: str, class_count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-from model_code.data.cache import SkippedPicture
+from model_code.data.cache import SkippedImage
 from model_code.data.sources.archives import Archive, Problem
-from model_code.data.sources.pictures import (
-    EncodedPicture,
+from model_code.data.sources.images import (
+    EncodedImage,
     EncodedSplit,
-    PictureSource,
+    ImageSource,
     find_twins,
-    is_picture_name,
+    is_image_name,
     name_some,
     normalise_class_name,
     order_classes,
@@ -33,7 +33,7 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("test", "testing", "evaluation"), "test"),
 }
 LAYOUTS = (
-    "{train,test,val}/<class>/<picture>, <class>/<picture>, Kaggle's trainImages/<id>.png + trainLabels.csv, "
+    "{train,test,val}/<class>/<image>, <class>/<image>, Kaggle's trainImages/<id>.png + trainLabels.csv, "
     "or cifar-10-python.tar.gz"
 )
 _UNLABELLED = ""
@@ -68,11 +68,11 @@ def read_class_folders(
     expected_classes: tuple[str, ...] | None = None,
     main_split: str = "train",
     skip: bool = False,
-) -> PictureSource:
-    """List the pictures of class folders; several sources are merged.
+) -> ImageSource:
+    """List the images of class folders; several sources are merged.
 
     Args:
-        archives: Open; they must stay open until the pictures are read.
+        archives: Open; they must stay open until the images are read.
         expected_classes: Official order; None sorts by name.
         main_split: The one that must be there, whose classes count; class folders outside of any split are it.
         skip: True to leave out what can be left out of all that is wrong.
@@ -81,7 +81,7 @@ def read_class_folders(
         The source, ordered by class and then file name, whatever order the archive has. A split may lack a class.
 
     Raises:
-        DataError: No pictures, no pictures of `main_split`, classes that differ from those expected, one file name
+        DataError: No images, no images of `main_split`, classes that differ from those expected, one file name
             twice, or a list of all else that is wrong: files that cannot be read or fit no layout, empty classes,
             classes that the main split does not have, names that look alike.
     """
@@ -104,25 +104,25 @@ def read_class_folders(
     skipped = settle_problems(where, scan.problems, skip)
     classes = order_classes(main_classes, expected_classes, where)
     splits = sorted({split for split, _ in scan.found})
-    return PictureSource(
+    return ImageSource(
         description=f"class folders in {', '.join(archive.path.name for archive in archives)}",
         classes=classes,
-        splits={split: _order_pictures(split, classes, scan) for split in splits},
+        splits={split: _order_images(split, classes, scan) for split in splits},
         ignored=tuple(scan.ignored),
         skipped=skipped + tuple(_tell_missing(scan, splits, classes)),
     )
 
 
-def find_wrapper(pictures: Sequence[Sequence[str]]) -> int:
-    """Return how many folders wrap the layout: most pictures are below them, and one more folder still follows.
+def find_wrapper(images: Sequence[Sequence[str]]) -> int:
+    """Return how many folders wrap the layout: most images are below them, and one more folder still follows.
 
-    A few pictures may lie beside a wrapping folder, or in it.
+    A few images may lie beside a wrapping folder, or in it.
     """
     wrapper = 0
     while True:
-        tops = {parts[wrapper] for parts in pictures if len(parts) > wrapper + 1}
-        nested = sum(len(parts) > wrapper + 2 for parts in pictures)
-        if len(tops) != 1 or any(map(find_split, tops)) or 2 * nested <= len(pictures):
+        tops = {parts[wrapper] for parts in images if len(parts) > wrapper + 1}
+        nested = sum(len(parts) > wrapper + 2 for parts in images)
+        if len(tops) != 1 or any(map(find_split, tops)) or 2 * nested <= len(images):
             return wrapper
         wrapper += 1
 
@@ -133,17 +133,17 @@ def find_split(folder: str) -> str | None:
 
 
 def _collect(archive: Archive, scan: _Scan) -> None:
-    pictures = [name.split("/") for name in archive.files if is_picture_name(name)]
-    if not pictures:
+    images = [name.split("/") for name in archive.files if is_image_name(name)]
+    if not images:
         if not archive.problems:
             types = name_some(sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in archive.files}))
             found = f" among {len(archive.files)} files ({types})" if archive.files else ""
-            raise DataError(f"{archive.path}: no pictures found{found}; allowed layouts: {LAYOUTS}")
+            raise DataError(f"{archive.path}: no images found{found}; allowed layouts: {LAYOUTS}")
         return
-    wrapper = find_wrapper(pictures)
-    split_by_top = _find_splits(pictures, wrapper)
+    wrapper = find_wrapper(images)
+    split_by_top = _find_splits(images, wrapper)
     placed: list[tuple[str, list[str], list[str]]] = []
-    for parts in pictures:
+    for parts in images:
         place = _place(parts, wrapper, split_by_top, scan.main_split)
         if isinstance(place, str):
             scan.problems.append(Problem(place, f"{archive.path.name}/{'/'.join(parts)}"))
@@ -158,13 +158,13 @@ def _collect(archive: Archive, scan: _Scan) -> None:
             scan.problems.append(Problem(_NO_CLASS, f"{archive.path.name}/{'/'.join(parts)}"))
             continue
         scan.found[split, class_name].append(("/".join(rest[1:] or rest), archive, "/".join(parts)))
-    _collect_rest(archive, max(pictures, key=len)[:wrapper], split_by_top, scan)
+    _collect_rest(archive, max(images, key=len)[:wrapper], split_by_top, scan)
 
 
-def _find_splits(pictures: Sequence[Sequence[str]], wrapper: int) -> dict[str, str]:
+def _find_splits(images: Sequence[Sequence[str]], wrapper: int) -> dict[str, str]:
     """Return the split of each top folder that is one; none where the top folders are classes."""
-    tops = sorted({parts[wrapper] for parts in pictures if len(parts) > wrapper + 1})
-    with_folders = {parts[wrapper] for parts in pictures if len(parts) > wrapper + 2}
+    tops = sorted({parts[wrapper] for parts in images if len(parts) > wrapper + 1})
+    with_folders = {parts[wrapper] for parts in images if len(parts) > wrapper + 2}
     whole = {top: split for top in tops if (split := find_split(top))}
     if whole.keys() & with_folders:
         return whole
@@ -183,7 +183,7 @@ def _find_split_word(folder: str) -> str | None:
 def _place(
     parts: list[str], wrapper: int, split_by_top: dict[str, str], main_split: str
 ) -> tuple[str, list[str]] | str:
-    """Return a picture's split and its path from the class on, or what is wrong with it."""
+    """Return an image's split and its path from the class on, or what is wrong with it."""
     rest = parts[wrapper:]
     if len(rest) < 2:
         return _NO_CLASS
@@ -196,12 +196,12 @@ def _place(
 
 
 def _collect_rest(archive: Archive, wrapper: Sequence[str], split_by_top: dict[str, str], scan: _Scan) -> None:
-    """Note class folders without pictures, and files of other types in class folders."""
+    """Note class folders without images, and files of other types in class folders."""
     names = [*(f"{folder}/" for folder in sorted(archive.folders)), *archive.files]
     for name in names:
         parts = name.split("/")
         place = _place(parts, len(wrapper), split_by_top, scan.main_split)
-        if parts[: len(wrapper)] != wrapper or isinstance(place, str) or is_picture_name(name):
+        if parts[: len(wrapper)] != wrapper or isinstance(place, str) or is_image_name(name):
             continue
         split, rest = place
         if parts[-1] and len(rest) > 1:
@@ -210,17 +210,17 @@ def _collect_rest(archive: Archive, wrapper: Sequence[str], split_by_top: dict[s
             scan.empty.append((normalise_class_name(rest[0]), f"{archive.path.name}/{name.rstrip('/')}"))
 
 
-def _tell_missing(scan: _Scan, splits: Sequence[str], classes: tuple[str, ...]) -> list[SkippedPicture]:
+def _tell_missing(scan: _Scan, splits: Sequence[str], classes: tuple[str, ...]) -> list[SkippedImage]:
     told = []
     for split in splits:
         missing = [name for name in classes if (split, name) not in scan.found]
         if missing and (split, _UNLABELLED) not in scan.found:
-            told.append(SkippedPicture(name=split, reason=f"has no images of {name_some(missing)}"))
+            told.append(SkippedImage(name=split, reason=f"has no images of {name_some(missing)}"))
     return told
 
 
-def _order_pictures(split: str, classes: tuple[str, ...], scan: _Scan) -> EncodedSplit:
-    ordered: list[EncodedPicture] = []
+def _order_images(split: str, classes: tuple[str, ...], scan: _Scan) -> EncodedSplit:
+    ordered: list[EncodedImage] = []
     is_unlabelled = (split, _UNLABELLED) in scan.found
     for label, class_name in [(-1, _UNLABELLED)] if is_unlabelled else enumerate(classes):
         entries = sorted(scan.found.get((split, class_name), []), key=lambda entry: (entry[0], entry[2]))
@@ -228,7 +228,7 @@ def _order_pictures(split: str, classes: tuple[str, ...], scan: _Scan) -> Encode
             if name == next_name and archive is not next_archive:
                 raise DataError(
                     f"{split}/{class_name}/{name} is in {archive.path} and again in {next_archive.path}; "
-                    "give each picture once"
+                    "give each image once"
                 )
-        ordered.extend(EncodedPicture(archive, member, label) for _, archive, member in entries)
+        ordered.extend(EncodedImage(archive, member, label) for _, archive, member in entries)
     return EncodedSplit(tuple(ordered))

@@ -11,22 +11,22 @@ from model_code.data.sources.cifar_archive import META_FILE, is_cifar_archive, r
 from model_code.data.sources.class_folders import read_class_folders
 from model_code.data.sources.food11 import read_food11
 from model_code.data.sources.imagenet_folders import read_imagenet_validation
+from model_code.data.sources.images import CIFAR10_CLASSES, ImageSource, name_some, settle_problems
 from model_code.data.sources.kaggle import find_labels_file, read_kaggle
-from model_code.data.sources.pictures import CIFAR10_CLASSES, PictureSource, name_some, settle_problems
 from model_code.errors import DataError
 
 _OFFICIAL_CLASSES = {"cifar10": CIFAR10_CLASSES}
 _OWN_LAYOUTS = {"food11", "imagenet-val"}
 
 
-def open_source(name: str, paths: Sequence[Path], stack: ExitStack, skip: bool = False) -> PictureSource:
-    """Find out which layout the paths have and list their pictures.
+def open_source(name: str, paths: Sequence[Path], stack: ExitStack, skip: bool = False) -> ImageSource:
+    """Find out which layout the paths have and list their images.
 
     Args:
         name: What it is added as. `food11` and `imagenet-val` have layouts of their own, `cifar10` its official
             classes in their order; for any other name classes are sorted by name.
         paths: At least one folder, zip or tar. CIFAR-10's archive and Kaggle's layout cannot be several.
-        stack: Keeps the archives open; close it when the pictures have been read.
+        stack: Keeps the archives open; close it when the images have been read.
         skip: True to leave out what can be left out of all that is wrong.
 
     Raises:
@@ -41,7 +41,7 @@ def open_source(name: str, paths: Sequence[Path], stack: ExitStack, skip: bool =
         return read_imagenet_validation(archives, skip)
     tables = [(archive, table) for archive in archives if (table := find_labels_file(archive))]
     if name == "food11":
-        read: Callable[[], PictureSource] = partial(read_food11, archives)
+        read: Callable[[], ImageSource] = partial(read_food11, archives)
     elif any(_holds_cifar_batches(archive) for archive in archives):
         read = partial(read_cifar_archive, _take_only(paths), expected_classes)
     elif tables:

@@ -1,4 +1,4 @@
-"""ImageNet's validation pictures: `val/<wnid>/<picture>`, or `<wnid>/<picture>`; there is no training split.
+"""ImageNet's validation images: `val/<wnid>/<image>`, or `<wnid>/<image>`; there is no training split.
 
 ImageNet's class indices are the positions of the wnids (WordNet ids: `n01440764`) sorted by name.
 """
@@ -9,24 +9,24 @@ from pathlib import PurePosixPath
 
 from model_code.data.sources.archives import Archive
 from model_code.data.sources.class_folders import read_class_folders
-from model_code.data.sources.pictures import PictureSource, is_picture_name, name_some
+from model_code.data.sources.images import ImageSource, is_image_name, name_some
 from model_code.errors import DataError
 
 _WNID_PATTERN = r"n[0-9]{8}"
 
 
-def read_imagenet_validation(archives: Sequence[Archive], skip: bool = False) -> PictureSource:
-    """List ImageNet's validation pictures, or those of some of its classes.
+def read_imagenet_validation(archives: Sequence[Archive], skip: bool = False) -> ImageSource:
+    """List ImageNet's validation images, or those of some of its classes.
 
     Args:
-        archives: Open; they must stay open until the pictures are read.
+        archives: Open; they must stay open until the images are read.
         skip: True to leave out what can be left out of all that is wrong.
 
     Returns:
         The source: one split, "validation"; classes are the wnids that were found, at least two, sorted by name.
 
     Raises:
-        DataError: A picture is in no folder named by a wnid, other splits are there too, or what `read_class_folders`
+        DataError: An image is in no folder named by a wnid, other splits are there too, or what `read_class_folders`
             refuses.
     """
     for archive in archives:
@@ -36,17 +36,17 @@ def read_imagenet_validation(archives: Sequence[Archive], skip: bool = False) ->
     others = sorted(set(source.splits) - {"validation"})
     if others:
         raise DataError(
-            f"{where}: found {', '.join(others)} beside validation; only validation pictures are packed as "
+            f"{where}: found {', '.join(others)} beside validation; only validation images are packed as "
             "imagenet-val: give the val folder alone, or add it under another name"
         )
     return source
 
 
 def _check_folders(archive: Archive) -> None:
-    """Refuse pictures outside of wnid folders: their labels are unknown, or would not be ImageNet's."""
+    """Refuse images outside of wnid folders: their labels are unknown, or would not be ImageNet's."""
     for name in archive.files:
-        if is_picture_name(name) and not re.fullmatch(_WNID_PATTERN, PurePosixPath(name).parent.name):
+        if is_image_name(name) and not re.fullmatch(_WNID_PATTERN, PurePosixPath(name).parent.name):
             raise DataError(
                 f"{archive.path}: {name!r} is in no folder named by a wnid such as n01440764; give the val folder "
-                "alone, with its pictures as <wnid>/<picture>, or add it under another name"
+                "alone, with its images as <wnid>/<image>, or add it under another name"
             )

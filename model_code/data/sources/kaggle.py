@@ -2,7 +2,7 @@
 
 The table may be in UTF-8 or UTF-16, separated by commas, semicolons or tabs, with an index column beside the two.
 
-There is no test split: the pictures that Kaggle calls test have no labels.
+There is no test split: the images that Kaggle calls test have no labels.
 """
 
 import csv
@@ -11,12 +11,12 @@ import re
 from pathlib import PurePosixPath
 
 from model_code.data.sources.archives import Archive, Problem
-from model_code.data.sources.pictures import (
-    EncodedPicture,
+from model_code.data.sources.images import (
+    EncodedImage,
     EncodedSplit,
-    PictureSource,
+    ImageSource,
     find_twins,
-    is_picture_name,
+    is_image_name,
     name_some,
     normalise_class_name,
     order_classes,
@@ -25,7 +25,7 @@ from model_code.data.sources.pictures import (
 from model_code.errors import DataError
 
 LABELS_FILE = "trainLabels.csv"
-PICTURE_FOLDERS = ("trainImages", "train")
+IMAGE_FOLDERS = ("trainImages", "train")
 # What pandas writes for the index and for a missing label, and for a number beside missing ones.
 _INDEX_COLUMNS = {"", "index", "unnamed: 0"}
 _NO_LABELS = {"", "nan"}
@@ -37,43 +37,43 @@ def find_labels_file(archive: Archive) -> str | None:
     return next((name for name in archive.files if PurePosixPath(name).name == LABELS_FILE), None)
 
 
-def read_kaggle(archive: Archive, table: str, expected_classes: tuple[str, ...] | None = None) -> PictureSource:
-    """List the pictures of Kaggle's layout, ids in the order of numbers: 2 comes before 10.
+def read_kaggle(archive: Archive, table: str, expected_classes: tuple[str, ...] | None = None) -> ImageSource:
+    """List the images of Kaggle's layout, ids in the order of numbers: 2 comes before 10.
 
     Args:
-        archive: Open; it must stay open until the pictures are read.
+        archive: Open; it must stay open until the images are read.
         table: Name of the label table in it, from `find_labels_file`.
         expected_classes: Official order; None sorts by name.
 
     Raises:
-        DataError: The table has other columns, an id that is no number or twice, or labels and pictures do
+        DataError: The table has other columns, an id that is no number or twice, or labels and images do
             not pair up.
     """
     where = f"{archive.path}/{table}"
     label_by_id = _read_labels(archive, table)
-    pictures = _find_pictures(archive, PurePosixPath(table).parent)
-    without_picture = sorted(label_by_id.keys() - pictures.keys())
-    if without_picture:
+    images = _find_images(archive, PurePosixPath(table).parent)
+    without_image = sorted(label_by_id.keys() - images.keys())
+    if without_image:
         raise DataError(
-            f"{where}: {len(without_picture)} labels have no picture "
-            f"(ids {name_some(map(str, without_picture))}); complete {' or '.join(PICTURE_FOLDERS)}/"
+            f"{where}: {len(without_image)} labels have no image "
+            f"(ids {name_some(map(str, without_image))}); complete {' or '.join(IMAGE_FOLDERS)}/"
         )
-    without_label = sorted(pictures.keys() - label_by_id.keys())
+    without_label = sorted(images.keys() - label_by_id.keys())
     if without_label:
         raise DataError(
-            f"{where}: {len(without_label)} pictures have no label "
+            f"{where}: {len(without_label)} images have no label "
             f"(ids {name_some(map(str, without_label))}); complete the table or remove them"
         )
     classes = order_classes(label_by_id.values(), expected_classes, where)
     index_by_class = {name: index for index, name in enumerate(classes)}
-    return PictureSource(
+    return ImageSource(
         description=f"Kaggle layout in {archive.path.name}",
         classes=classes,
         splits={
             "train": EncodedSplit(
                 tuple(
-                    EncodedPicture(archive, member, index_by_class[label_by_id[picture_id]])
-                    for picture_id, member in sorted(pictures.items())
+                    EncodedImage(archive, member, index_by_class[label_by_id[image_id]])
+                    for image_id, member in sorted(images.items())
                 )
             )
         },
@@ -97,12 +97,12 @@ def _read_labels(archive: Archive, table: str) -> dict[int, str]:
             reason = f"{len(row)} cells instead of {len(header)}"
         elif not (number := re.fullmatch(_ID_PATTERN, row[id_column].strip())):
             reason = f"id {row[id_column][:30]!r} is not a whole number"
-        elif (picture_id := int(number[1])) in label_by_id:
-            reason = f"id {picture_id} is there twice"
+        elif (image_id := int(number[1])) in label_by_id:
+            reason = f"id {image_id} is there twice"
         elif (label := normalise_class_name(row[label_column])).casefold() in _NO_LABELS:
-            reason = f"label {row[label_column]!r} of id {picture_id} is none"
+            reason = f"label {row[label_column]!r} of id {image_id} is none"
         else:
-            label_by_id[picture_id] = label
+            label_by_id[image_id] = label
         if reason is not None:
             problems.append(Problem("line without one id and one label", f"line {line} ({reason})", can_skip=False))
     settle_problems(where, problems + find_twins(label_by_id.values()), skip=False)
@@ -123,21 +123,21 @@ def _read_rows(data: bytes, where: str) -> tuple[list[str], list[tuple[int, list
     return ([name.strip().casefold() for name in rows[0][1]], rows[1:]) if rows else ([], [])
 
 
-def _find_pictures(archive: Archive, parent: PurePosixPath) -> dict[int, str]:
-    folder = next((str(parent / name) for name in PICTURE_FOLDERS if str(parent / name) in archive.folders), None)
+def _find_images(archive: Archive, parent: PurePosixPath) -> dict[int, str]:
+    folder = next((str(parent / name) for name in IMAGE_FOLDERS if str(parent / name) in archive.folders), None)
     if folder is None:
-        raise DataError(f"{archive.path}: no {' or '.join(PICTURE_FOLDERS)} folder beside {LABELS_FILE}; add it")
-    pictures: dict[int, str] = {}
+        raise DataError(f"{archive.path}: no {' or '.join(IMAGE_FOLDERS)} folder beside {LABELS_FILE}; add it")
+    images: dict[int, str] = {}
     for member in archive.files:
         path = PurePosixPath(member)
-        if str(path.parent) == folder and is_picture_name(member):
-            picture_id = _parse_id(path.stem, f"{archive.path}/{member}")
-            if picture_id in pictures:
-                raise DataError(f"{archive.path}: {member} and {pictures[picture_id]} have one id; keep one of them")
-            pictures[picture_id] = member
-    if not pictures:
-        raise DataError(f"{archive.path}/{folder}: no pictures; expected <id>.png")
-    return pictures
+        if str(path.parent) == folder and is_image_name(member):
+            image_id = _parse_id(path.stem, f"{archive.path}/{member}")
+            if image_id in images:
+                raise DataError(f"{archive.path}: {member} and {images[image_id]} have one id; keep one of them")
+            images[image_id] = member
+    if not images:
+        raise DataError(f"{archive.path}/{folder}: no images; expected <id>.png")
+    return images
 
 
 def _parse_id(text: str, where: str) -> int:

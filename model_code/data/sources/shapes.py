@@ -1,10 +1,10 @@
-"""Drawn pictures for trials and tests: ten shapes that no download is needed for.
+"""Drawn images for trials and tests: ten shapes that no download is needed for.
 
-Every picture has one shape at a random place, size, angle and colour over a noisy, uneven background crossed
+Every image has one shape at a random place, size, angle and colour over a noisy, uneven background crossed
 by lines. Place, angle and the sign of the contrast are random, so single pixels say little and a classifier
 has to find the outline.
 
-Shape suffixes: N = pictures, H = height, W = width, C = the three colour channels, red first, P = outline
+Shape suffixes: N = images, H = height, W = width, C = the three colour channels, red first, P = outline
 points.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from model_code.data.sources.pictures import PictureSource, PixelSplit
+from model_code.data.sources.images import ImageSource, PixelSplit
 from model_code.errors import UsageError
 
-# Raised whenever a picture comes out differently, so that packed sets are made anew.
+# Raised whenever an image comes out differently, so that packed sets are made anew.
 DRAWING_VERSION = 1
 TRAIN_PER_CLASS = 300
 TEST_PER_CLASS = 100
@@ -34,13 +34,13 @@ def generate_shapes(
     train_per_class: int = TRAIN_PER_CLASS,
     test_per_class: int = TEST_PER_CLASS,
     seed: int = SEED,
-) -> PictureSource:
+) -> ImageSource:
     """Draw the set; the same arguments give the same pixels.
 
     Args:
         image_size: Height and width, pixels, 16 to 256.
-        train_per_class: Training pictures per class, at least 1.
-        test_per_class: Test pictures per class, at least 1.
+        train_per_class: Training images per class, at least 1.
+        test_per_class: Test images per class, at least 1.
         seed: Start of the random numbers; train and test never share any.
 
     Returns:
@@ -52,17 +52,17 @@ def generate_shapes(
     if not 16 <= image_size <= 256:
         raise UsageError(f"image size {image_size} of shapes is not allowed; 16 to 256 pixels are")
     if train_per_class < 1 or test_per_class < 1:
-        raise UsageError(f"{train_per_class} train and {test_per_class} test pictures per class; at least 1 is needed")
+        raise UsageError(f"{train_per_class} train and {test_per_class} test images per class; at least 1 is needed")
     splits = {}
     for stream, (split, per_class) in enumerate((("train", train_per_class), ("test", test_per_class))):
         generator = np.random.Generator(np.random.PCG64([seed, stream]))
         labels_N = np.tile(np.arange(len(SHAPE_CLASSES), dtype=np.int64), per_class)
-        images_NHWC = np.stack([_draw_picture(SHAPE_CLASSES[label], image_size, generator) for label in labels_N])
+        images_NHWC = np.stack([_draw_image(SHAPE_CLASSES[label], image_size, generator) for label in labels_N])
         splits[split] = PixelSplit(images_NHWC, labels_N)
-    return PictureSource("drawn by Darkroom", SHAPE_CLASSES, splits)
+    return ImageSource("drawn by Darkroom", SHAPE_CLASSES, splits)
 
 
-def _draw_picture(shape: str, image_size: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _draw_image(shape: str, image_size: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
     size = image_size * _SUPERSAMPLING
     background_C, foreground_C = _choose_colours(generator)
     image = _draw_background(background_C, image_size, generator).resize((size, size), Image.Resampling.BILINEAR)
@@ -86,7 +86,7 @@ def _choose_colours(generator: np.random.Generator) -> tuple[Points, Points]:
 
 
 def _draw_background(colour_C: Points, image_size: int, generator: np.random.Generator) -> Image.Image:
-    """Return an uneven surface: blotches of a few pixels and a slope of brightness across the picture."""
+    """Return an uneven surface: blotches of a few pixels and a slope of brightness across the image."""
     blotches = Image.fromarray(generator.uniform(0, 255, (5, 5)).astype(np.uint8))
     blotches_HW1 = np.asarray(blotches.resize((image_size, image_size), Image.Resampling.BICUBIC), dtype=np.float64)[
         :, :, None

@@ -15,7 +15,7 @@ def restore_algorithms():
     torch.use_deterministic_algorithms(before)
 
 
-def measure_in_turn(unit="pictures/s", ours=(10.0, 30.0, 20.0), theirs=(4.0, 5.0, 6.0), **options):
+def measure_in_turn(unit="images/s", ours=(10.0, 30.0, 20.0), theirs=(4.0, 5.0, 6.0), **options):
     calls = []
     values = {OURS: iter(ours), "theirs": iter(theirs)}
 
@@ -45,8 +45,8 @@ def test_contenders_take_turns_and_every_pass_counts():
     assert (theirs["n"], theirs["median"], theirs["min"], theirs["max"]) == (3, 5, 4, 6)
 
 
-@pytest.mark.parametrize(("unit", "expected"), [("pictures/s", 4.0), ("s", 0.25)])
-def test_few_seconds_are_fast_and_many_pictures_a_second_too(unit, expected):
+@pytest.mark.parametrize(("unit", "expected"), [("images/s", 4.0), ("s", 0.25)])
+def test_few_seconds_are_fast_and_many_images_a_second_too(unit, expected):
     record, _ = measure_in_turn(unit)
     assert record["figures"][1]["ours_times_as_fast"] == expected
     assert f"{expected:.2f} times as fast" in draw(record)
@@ -68,7 +68,7 @@ def test_notes_stand_beside_their_contender():
 
 def test_a_missing_library_is_a_note(monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
-    comparison = Comparison("pictures/s", {OURS: lambda: 1.0})
+    comparison = Comparison("images/s", {OURS: lambda: 1.0})
     comparison.add_optional("kornia", contenders.kornia_crop)
     record = alternate("a task", comparison, 1)
     assert [figure["what"] for figure in record["figures"]] == [OURS]

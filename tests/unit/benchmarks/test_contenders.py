@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 BRIGHTNESS = 204
-PICTURES = torch.full((16, 32, 32, 3), BRIGHTNESS, dtype=torch.uint8)
+IMAGES = torch.full((16, 32, 32, 3), BRIGHTNESS, dtype=torch.uint8)
 
 
 def one_by_one(transform):
@@ -35,7 +35,7 @@ VIEWS = {
     "torchvision v2": lambda: one_by_one(contenders.torchvision_v2(contenders.view_steps(v2))),
     "torchvision v2, whole batch": lambda: contenders.torchvision_v2_batched(contenders.view_steps(v2)),
     "kornia": contenders.kornia_view,
-    "lightly": lambda: one_by_one(lambda picture: contenders.lightly_two_views()(picture)[1]),
+    "lightly": lambda: one_by_one(lambda image: contenders.lightly_two_views()(image)[1]),
 }
 
 
@@ -48,7 +48,7 @@ def build(makers, name):
 
 @pytest.mark.parametrize("name", CROPS)
 def test_crops_have_black_borders_and_are_normalised(name):
-    images = torch.cat([build(CROPS, name)(PICTURES) for _ in range(4)])
+    images = torch.cat([build(CROPS, name)(IMAGES) for _ in range(4)])
     assert (images.dtype, images.shape) == (torch.float32, (64, 3, 32, 32))
     for channel, mean, std in zip(images.unbind(1), CIFAR10_MEAN, CIFAR10_STD, strict=True):
         expected = torch.tensor([-mean / std, (BRIGHTNESS / 255 - mean) / std])
@@ -59,7 +59,7 @@ def test_crops_have_black_borders_and_are_normalised(name):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_views_are_normalised_and_change_the_brightness_by_two_fifths_at_most(name):
-    images = build(VIEWS, name)(PICTURES)
+    images = build(VIEWS, name)(IMAGES)
     assert (images.dtype, images.shape) == (torch.float32, (16, 3, 32, 32))
     mean, std = torch.tensor(CIFAR10_MEAN).view(3, 1, 1), torch.tensor(CIFAR10_STD).view(3, 1, 1)
     brightness = images * std + mean

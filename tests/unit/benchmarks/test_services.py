@@ -17,10 +17,10 @@ def test_the_rate_is_that_of_good_answers():
     assert count_refused(found) == 42
 
 
-def test_every_picture_is_in_the_body():
-    body = build_multipart(b"a picture", 64)
+def test_every_image_is_in_the_body():
+    body = build_multipart(b"an image", 64)
     assert body.content_type.startswith("multipart/form-data; boundary=")
-    assert body.data.count(b"a picture") == 64
+    assert body.data.count(b"an image") == 64
     assert body.data.count(b'name="image"') == 64
 
 

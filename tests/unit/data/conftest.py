@@ -1,4 +1,4 @@
-"""Small real sources: class folders, zips, tars and Kaggle's layout, with one plain colour per picture."""
+"""Small real sources: class folders, zips, tars and Kaggle's layout, with one plain colour per image."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from PIL import Image
 from model_code.data.add import AddedDataset, add_dataset
 
 
-def encode_picture(colour: tuple[int, int, int] = (10, 20, 30), size: int = 16, kind: str = "PNG") -> bytes:
+def encode_image(colour: tuple[int, int, int] = (10, 20, 30), size: int = 16, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (size, size), colour).save(buffer, kind)
     return buffer.getvalue()
@@ -18,12 +18,12 @@ def encode_picture(colour: tuple[int, int, int] = (10, 20, 30), size: int = 16, 
 
 @pytest.fixture
 def png() -> bytes:
-    return encode_picture()
+    return encode_image()
 
 
 @pytest.fixture
 def encode() -> Callable[..., bytes]:
-    return encode_picture
+    return encode_image
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def class_files() -> Callable[..., dict[str, bytes]]:
         classes: Sequence[str] = ("cat", "dog"), splits: Sequence[str] = ("train", "test"), per_class: int = 3
     ) -> dict[str, bytes]:
         return {
-            f"{split}/{name}/{number:04}.png": encode_picture((split_index * 100, class_index * 10, number % 256))
+            f"{split}/{name}/{number:04}.png": encode_image((split_index * 100, class_index * 10, number % 256))
             for split_index, split in enumerate(splits)
             for class_index, name in enumerate(classes)
             for number in range(per_class)

@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from model_code.data.cache import open_dataset
-from model_code.data.sources.pictures import CIFAR10_CLASSES
+from model_code.data.sources.images import CIFAR10_CLASSES
 from model_code.errors import ChecksumError, DataError
 
 
@@ -34,7 +34,7 @@ def test_an_archive_that_changes_is_packed_again(add, tmp_path, write_tree, clas
     assert list(add("x", tmp_path / "x.zip").dataset.splits) == ["train"]
 
 
-def test_skipped_pictures_are_told_again_when_reused(add, write_tree, class_files):
+def test_skipped_images_are_told_again_when_reused(add, write_tree, class_files):
     source = write_tree(class_files(per_class=100) | {"train/cat/bad.png": b"bad"})
     assert [one.name for one in add("x", source).skipped] == ["source/train/cat/bad.png"]
     again = add("x", source)
@@ -57,7 +57,7 @@ def test_progress_is_one_line_where_no_terminal_is(add, capsys, write_tree, clas
     add("x", write_tree(class_files()), progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("packing x: 12 pictures in ")
+    assert captured.err.startswith("packing x: 12 images in ")
     assert captured.err.count("\n") == 1
 
 

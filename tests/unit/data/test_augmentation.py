@@ -12,8 +12,8 @@ SIDE, PADDING = 8, 4
 SHIFTS = 2 * PADDING + 1
 
 
-def draw_position_picture():
-    """A picture whose pixels say where they are and are never black."""
+def draw_position_image():
+    """An image whose pixels say where they are and are never black."""
     rows, columns = torch.meshgrid(torch.arange(1, SIDE + 1), torch.arange(1, SIDE + 1), indexing="ij")
     return torch.stack([rows, columns, torch.full_like(rows, 200)], dim=-1).to(torch.uint8)
 
@@ -33,13 +33,13 @@ def list_windows(image_HWC):
 
 
 def augment(count, seed=0, padding=PADDING, has_flip=True):
-    images = draw_position_picture().expand(count, -1, -1, -1)
+    images = draw_position_image().expand(count, -1, -1, -1)
     return crop_and_flip(images, padding, has_flip, torch.Generator().manual_seed(seed))
 
 
 def count_results(images_BHWC):
     """How often each (row shift, column shift, is mirrored) came out, as an array [shifts, shifts, 2]."""
-    windows = list_windows(draw_position_picture())
+    windows = list_windows(draw_position_image())
     counts = np.zeros((SHIFTS, SHIFTS, 2), dtype=np.int64)
     for image in images_BHWC.numpy():
         row, column, is_mirrored = windows[image.tobytes()]
@@ -58,7 +58,7 @@ def test_every_window_of_torchvision_is_equally_likely():
 
 def test_distribution_is_that_of_torchvisions_transforms():
     theirs = transforms.Compose([transforms.RandomCrop(SIDE, padding=PADDING), transforms.RandomHorizontalFlip(0.5)])
-    image_CHW = draw_position_picture().permute(2, 0, 1)
+    image_CHW = draw_position_image().permute(2, 0, 1)
     torch.manual_seed(0)
     their_counts = count_results(torch.stack([theirs(image_CHW).permute(1, 2, 0) for _ in range(4000)]))
     our_counts = count_results(augment(4000, seed=1))
@@ -67,7 +67,7 @@ def test_distribution_is_that_of_torchvisions_transforms():
 
 
 def test_a_reflected_border_is_torchvisions():
-    images = draw_position_picture().expand(2000, -1, -1, -1)
+    images = draw_position_image().expand(2000, -1, -1, -1)
     cut = crop_and_flip(images, PADDING, False, torch.Generator().manual_seed(0), border="reflect")
     padded = functional.pad(images[0].permute(2, 0, 1), [PADDING] * 4, padding_mode="reflect").permute(1, 2, 0)
     windows = {
@@ -78,15 +78,15 @@ def test_a_reflected_border_is_torchvisions():
     assert {image.numpy().tobytes() for image in cut} == windows
 
 
-def test_pictures_are_mirrored_as_told():
-    images = draw_position_picture().expand(6, -1, -1, -1)
+def test_images_are_mirrored_as_told():
+    images = draw_position_image().expand(6, -1, -1, -1)
     is_mirrored = torch.tensor([True, False, True, True, False, False])
     told = crop_and_flip(images, 0, True, torch.Generator().manual_seed(0), is_mirrored_B=is_mirrored)
     for image, is_flipped in zip(told, is_mirrored.tolist(), strict=True):
         assert torch.equal(image, images[0].flip(1) if is_flipped else images[0])
 
 
-def test_pictures_of_one_batch_draw_their_own_parameters():
+def test_images_of_one_batch_draw_their_own_parameters():
     counts = count_results(augment(64))
     assert (counts > 0).sum() > 30
 
@@ -95,7 +95,7 @@ def test_the_generator_decides():
     assert torch.equal(augment(32, seed=5), augment(32, seed=5))
     assert not torch.equal(augment(32, seed=5), augment(32, seed=6))
     generator = torch.Generator().manual_seed(5)
-    images = draw_position_picture().expand(32, -1, -1, -1)
+    images = draw_position_image().expand(32, -1, -1, -1)
     assert not torch.equal(*(crop_and_flip(images, PADDING, True, generator) for _ in range(2)))
 
 
@@ -115,7 +115,7 @@ def test_no_padding_and_no_flip_is_a_copy():
 
 
 def test_no_padding_mirrors_or_leaves():
-    image = draw_position_picture()
+    image = draw_position_image()
     results = augment(200, padding=0)
     mirrored = sum(torch.equal(result, image.flip(1)) for result in results)
     left = sum(torch.equal(result, image) for result in results)
@@ -138,7 +138,7 @@ def test_border_is_black_and_at_most_the_padding_wide(padding):
     assert set(black_rows_B.tolist()) == set(range(padding + 1))
 
 
-def test_pictures_need_not_be_square():
+def test_images_need_not_be_square():
     images = torch.randint(1, 256, (20, 6, 10, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert crop_and_flip(images, 2, True, torch.Generator().manual_seed(0)).shape == (20, 6, 10, 3)
 
@@ -158,7 +158,7 @@ def crop_ramps(count, size=(160, 160), image_size=32, seed=0):
 
 
 def measure_crops(images_BHWC):
-    """Columns of centre row, centre column, height and width, all in pixels of the uncropped picture."""
+    """Columns of centre row, centre column, height and width, all in pixels of the uncropped image."""
     images = images_BHWC.double()
     rows, columns = images[..., 0].mean(dim=2), images[..., 1].mean(dim=1)
     sides = [(axis[:, -2] - axis[:, 1]) / (axis.shape[1] - 3) * axis.shape[1] for axis in (rows, columns)]
@@ -180,7 +180,7 @@ def test_resized_crops_are_distributed_as_torchvisions(size):
         assert ks_2samp(derived(ours), derived(theirs)).pvalue > 1e-3
 
 
-def test_a_resized_crop_keeps_its_picture_and_direction():
+def test_a_resized_crop_keeps_its_image_and_direction():
     found = crop_ramps(300)
     assert found.dtype == torch.uint8
     assert found.shape == (300, 32, 32, 3)
@@ -191,7 +191,7 @@ def test_a_resized_crop_keeps_its_picture_and_direction():
     assert torch.equal(small, levels[:, None, None, None].expand(-1, 12, 12, 3))
 
 
-def test_pictures_of_one_batch_are_cropped_differently():
+def test_images_of_one_batch_are_cropped_differently():
     assert len(crop_ramps(64).flatten(1).unique(dim=0)) > 60
 
 
@@ -206,7 +206,7 @@ def test_equal_generators_give_equal_resized_crops(monkeypatch):
     assert (crop_ramps(32, seed=5).int() - whole.int()).abs().max() <= 1
 
 
-def test_the_whole_picture_at_its_size_is_a_copy():
+def test_the_whole_image_at_its_size_is_a_copy():
     images = torch.randint(0, 256, (4, 9, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     # An aspect other than 1 does not fit, so what is left is the largest crop: everything.
     assert torch.equal(resized_crop(images, 9, (1.0, 1.0), torch.Generator().manual_seed(0)), images)

@@ -56,7 +56,7 @@ def test_checksum_tells_classes_labels_and_pixels_apart(packed):
         ("test-labels.npy", lambda content: None, "No such file"),
         ("../manifest.json", lambda content: b"{", r"manifest\.json cannot be read"),
         ("../manifest.json", lambda content: content.replace(b'"pets"', b'"cats"'), "is that of 'cats'"),
-        ("../manifest.json", lambda content: content.replace(b'"count": 6', b'"count": 5'), "test pictures are uint8"),
+        ("../manifest.json", lambda content: content.replace(b'"count": 6', b'"count": 5'), "test images are uint8"),
         (
             "../manifest.json",
             lambda content: json.dumps(json.loads(content) | {"folder": "../../etc"}).encode(),

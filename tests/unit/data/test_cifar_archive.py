@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model_code.data.sources.cifar_archive import SPLIT_FILES, read_cifar_archive
-from model_code.data.sources.pictures import CIFAR10_CLASSES
+from model_code.data.sources.images import CIFAR10_CLASSES
 from model_code.errors import ChecksumError, DataError
 
 NAMES = [name for names in SPLIT_FILES.values() for name in names]
@@ -16,7 +16,7 @@ NAMES = [name for names in SPLIT_FILES.values() for name in names]
 
 @pytest.fixture
 def contents():
-    """The seven files as their authors wrote them, with four pictures each."""
+    """The seven files as their authors wrote them, with four images each."""
     files = {"batches.meta": {"label_names": list(CIFAR10_CLASSES), "num_vis": 3072}}
     for number, name in enumerate(NAMES):
         data = np.arange(4 * 3072, dtype=np.uint32).reshape(4, 3072) % 251 + number % 5

@@ -59,8 +59,8 @@ def test_cifar10_has_its_official_order(add, write_tree, png):
         ("x", ["train/a/1.png", "train/b/1.png", "test/c/1.png"], r"1 x class of test that train does not have: .*c/1"),
         ("x", ["test/cat/1.png", "test/dog/1.png"], r"found only test; a train folder"),
         ("x", ["evaluation/cat/1.png", "testing/dog/1.png"], r"found only test; a train folder"),
-        ("x", ["a/1.HEIC", "b/2.heic", "c"], r"no pictures found among 3 files \(\.heic, no ending\); allowed"),
-        ("x", ["readme.txt"], r"no pictures found among 1 files \(\.txt\); allowed layouts: .*trainLabels\.csv"),
+        ("x", ["a/1.HEIC", "b/2.heic", "c"], r"no images found among 3 files \(\.heic, no ending\); allowed"),
+        ("x", ["readme.txt"], r"no images found among 1 files \(\.txt\); allowed layouts: .*trainLabels\.csv"),
         ("x", ["1.png", "2.png"], r"2 x image outside of any class folder .*: source/1\.png, source/2\.png"),
         ("x", ["train/1.png", "test/1.png"], r"found only test, train; a train folder with class folders is needed"),
         ("x", ["train/cat/1.png", "extra/dog/1.png"], r"outside of the train, validation and test .*extra/dog/1\.png"),
@@ -78,7 +78,7 @@ def test_wrong_layouts_and_classes(add, write_tree, png, name, files, message):
 
 def test_empty_folder_and_empty_class(add, tmp_path, write_tree, class_files):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no pictures found"):
+    with pytest.raises(DataError, match="no images found"):
         add("x", tmp_path / "empty")
     folder = write_tree(class_files())
     (folder / "train" / "fox").mkdir()
@@ -89,14 +89,14 @@ def test_empty_folder_and_empty_class(add, tmp_path, write_tree, class_files):
         add("x", folder)
 
 
-def test_the_same_picture_from_two_sources(add, write_tree, class_files):
+def test_the_same_image_from_two_sources(add, write_tree, class_files):
     one, two = write_tree(class_files(), "one"), write_tree(class_files(), "two")
     with pytest.raises(DataError, match=r"/cat/0000\.png is in .*one and again in .*two"):
         add("x", one, two)
 
 
 def test_up_to_one_percent_is_skipped_by_name(add, write_tree, class_files, png):
-    files = class_files(splits=("train",), per_class=50) | {"train/cat/0007.png": b"no picture"}
+    files = class_files(splits=("train",), per_class=50) | {"train/cat/0007.png": b"no image"}
     added = add("x", write_tree(files | {"train/dog/notes.txt": b""}))
     assert [(one.name, "no image" in one.reason) for one in added.skipped] == [
         ("source/train/cat/0007.png", True),
@@ -111,9 +111,7 @@ def test_up_to_one_percent_is_skipped_by_name(add, write_tree, class_files, png)
 def test_more_than_one_percent_is_refused(add, tmp_path, write_tree, class_files):
     files = class_files(splits=("train",), per_class=50)
     folder = write_tree(files | {"train/cat/0001.png": b"", "train/dog/0002.png": files["train/dog/0002.png"][:40]})
-    with pytest.raises(
-        DataError, match=r"^2 of 100 train pictures do not decode, more than 1 % .*cat/0001\.png, .*dog"
-    ):
+    with pytest.raises(DataError, match=r"^2 of 100 train images do not decode, more than 1 % .*cat/0001\.png, .*dog"):
         add("x", folder)
     assert not (tmp_path / "cache" / "x").exists()
 

@@ -1,6 +1,6 @@
-"""Colour changes against torchvision's, picture by picture.
+"""Colour changes against torchvision's, image by image.
 
-Shape suffixes: N = pictures, C = colour channels, H = height, W = width.
+Shape suffixes: N = images, C = colour channels, H = height, W = width.
 """
 
 from itertools import permutations
@@ -31,7 +31,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(count: int, size: int = 16) -> torch.Tensor:
+def images(count: int, size: int = 16) -> torch.Tensor:
     """Noise, with pure colours, greys, black and white among it."""
     images_NCHW = torch.rand((count, 3, size, size), generator=generator(1))
     images_NCHW[:, :, 0] = images_NCHW[:, :, 0].round()
@@ -50,11 +50,11 @@ def adjust_one_by_one(images_NCHW: torch.Tensor, factors: ColorFactors) -> torch
     return torch.stack(adjusted)
 
 
-def test_every_order_equals_torchvision_picture_by_picture():
+def test_every_order_equals_torchvision_image_by_image():
     orders_4N = torch.tensor(list(permutations(range(4)))).T.repeat(1, 8)
     factors = draw_color_factors(orders_4N.shape[1], SETTINGS, generator())
     factors = ColorFactors(factors.blends_3N, factors.hue_N, orders_4N.argsort(dim=0))
-    images_NCHW = pictures(orders_4N.shape[1])
+    images_NCHW = images(orders_4N.shape[1])
     expected = adjust_one_by_one(images_NCHW, factors)
     torch.testing.assert_close(jitter_colors(images_NCHW.clone(), factors), expected, rtol=0, atol=1e-5)
 
@@ -64,14 +64,14 @@ def test_extreme_strengths_equal_torchvision(strength):
     settings = SETTINGS.model_copy(
         update={"brightness": strength, "contrast": strength, "saturation": strength, "hue": strength / 2}
     )
-    factors, images_NCHW = draw_color_factors(100, settings, generator(2)), pictures(100)
+    factors, images_NCHW = draw_color_factors(100, settings, generator(2)), images(100)
     expected = adjust_one_by_one(images_NCHW, factors)
     torch.testing.assert_close(jitter_colors(images_NCHW.clone(), factors), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.2, 0.0, 1 / 6, 0.5])
 def test_hue_equals_torchvision(turn):
-    images_NCHW = pictures(20)
+    images_NCHW = images(20)
     expected = reference.adjust_hue(images_NCHW, turn)
     torch.testing.assert_close(turn_hue(images_NCHW.clone(), torch.full((20,), turn)), expected, rtol=0, atol=1e-5)
 
@@ -83,17 +83,17 @@ def test_a_third_of_a_turn_makes_red_green():
 
 
 def test_grayscale_equals_torchvision():
-    images_NCHW = pictures(5)
+    images_NCHW = images(5)
     torch.testing.assert_close(grayscale(images_NCHW), reference.rgb_to_grayscale(images_NCHW))
 
 
-def test_pictures_without_jitter_stay_as_they_are():
+def test_images_without_jitter_stay_as_they_are():
     factors = draw_color_factors(50, SETTINGS.model_copy(update={"jitter_probability": 0.0}), generator())
-    images_NCHW = pictures(50)
+    images_NCHW = images(50)
     assert torch.equal(jitter_colors(images_NCHW.clone(), factors), images_NCHW)
 
 
-def test_only_some_pictures_are_jittered():
+def test_only_some_images_are_jittered():
     settings = SETTINGS.model_copy(update={"jitter_probability": 0.8})
     factors = draw_color_factors(5000, settings, generator())
     is_jittered = factors.hue_N != 0

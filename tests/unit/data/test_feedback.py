@@ -18,7 +18,7 @@ def read_colours(split):
     return [tuple(map(int, image_HWC[0, 0])) for image_HWC in split.images_NHWC]
 
 
-def test_training_pictures_are_more_and_the_rest_is_as_it_was(add, tmp_path, write_tree, encode, base):
+def test_training_images_are_more_and_the_rest_is_as_it_was(add, tmp_path, write_tree, encode, base):
     given = write_tree({"dog/b.png": encode((1, 2, 3)), "cat/a.png": encode((4, 5, 6), size=40)}, "feedback")
     extended = add("x-with-feedback", given).dataset
     assert (extended.name, extended.classes, extended.image_size) == ("x-with-feedback", ("cat", "dog"), 16)
@@ -28,7 +28,7 @@ def test_training_pictures_are_more_and_the_rest_is_as_it_was(add, tmp_path, wri
     assert (base.count_feedback(), extended.count_feedback()) == (0, 2)
     assert np.array_equal(extended.splits["test"].images_NHWC, base.splits["test"].images_NHWC)
     assert read_manifest("x-with-feedback", tmp_path / "cache").source_paths == (str(given),)
-    # Whoever trains on the set itself goes on with the same pictures.
+    # Whoever trains on the set itself goes on with the same images.
     assert open_dataset("x", tmp_path / "cache").checksum == base.checksum
 
 
@@ -44,20 +44,20 @@ def test_it_is_reused_until_feedback_or_the_set_itself_changes(add, write_tree, 
     assert len(add("x-with-feedback", given).dataset.splits["train"].labels_N) == 10 + 2
 
 
-def test_broken_pictures_and_copies_are_left_out(add, write_tree, encode, base):
+def test_broken_images_and_copies_are_left_out(add, write_tree, encode, base):
     copies = {f"cat/{split}.png": encode(read_colours(base.splits[split])[4]) for split in base.splits}
     given = {"cat/broken.png": b"no", "cat/good.png": encode((4, 5, 6)), **copies}
     added = add("x-with-feedback", write_tree(given | {"cat/notes.txt": b"", "notes.txt": b""}, "feedback"))
     assert read_colours(added.dataset.splits["train"])[6:] == [(4, 5, 6)]
     assert [(one.name, one.reason.split(";")[0]) for one in added.skipped] == [
         ("feedback/cat/broken.png", "2 bytes that are no image of the accepted formats"),
-        *((f"feedback/{name}", "is one of the data set's own pictures") for name in sorted(copies)),
+        *((f"feedback/{name}", "is one of the data set's own images") for name in sorted(copies)),
         ("feedback/cat/notes.txt", "this file type is not read"),
         ("feedback/notes.txt", "this file type is not read"),
     ]
 
 
-def test_a_picture_that_moves_while_it_is_read_is_left_out(add, write_tree, encode, base, monkeypatch):
+def test_a_image_that_moves_while_it_is_read_is_left_out(add, write_tree, encode, base, monkeypatch):
     given = write_tree({"cat/a.png": encode((4, 5, 6)), "dog/b.png": encode((1, 2, 3))}, "feedback")
 
     class Moving(feedback._FeedbackFolder):
@@ -72,7 +72,7 @@ def test_a_picture_that_moves_while_it_is_read_is_left_out(add, write_tree, enco
 
 
 def test_a_folder_that_is_removed_while_it_is_listed_is_passed_over(add, write_tree, encode, base, monkeypatch):
-    """The last picture of a label moves to another one: its folder goes too."""
+    """The last image of a label moves to another one: its folder goes too."""
     given = write_tree({"cat/a.png": encode((4, 5, 6)), "dog/b.png": encode((1, 2, 3))}, "feedback")
     scan, removed = os.scandir, []
 
@@ -93,16 +93,16 @@ def test_a_folder_that_is_removed_while_it_is_listed_is_passed_over(add, write_t
     [
         (
             {"bird/a.png": b""},
-            r"feedback holds bird/a\.png, which is not a picture in a folder of a class; give the folder that holds "
+            r"feedback holds bird/a\.png, which is not an image in a folder of a class; give the folder that holds "
             r"those of x's classes: cat, dog$",
         ),
         ({"cat/deep/a.png": b""}, r"feedback holds cat/deep/a\.png, which is not"),
         ({"a.png": b""}, r"feedback holds a\.png, which is not"),
         (
             {"cat/a.png": b"no", "dog/b.png": b"no"},
-            r"^2 pictures were to be added and none can be: feedback/cat/a\.png: ",
+            r"^2 images were to be added and none can be: feedback/cat/a\.png: ",
         ),
-        ({"cat/a.txt": b""}, r"feedback: no pictures found; give a folder with a folder for each class$"),
+        ({"cat/a.txt": b""}, r"feedback: no images found; give a folder with a folder for each class$"),
     ],
 )
 def test_what_is_no_feedback_is_refused(add, tmp_path, write_tree, base, files, message):

@@ -15,7 +15,7 @@ COUNT = len(FOOD11_CLASSES)
 
 
 def list_numbered_files(*splits):
-    """Layout a: two pictures per label in each split."""
+    """Layout a: two images per label in each split."""
     return [f"{split}/{label}_{number}.jpg" for split in splits for label in range(COUNT) for number in (10, 9)]
 
 
@@ -31,7 +31,7 @@ def list_class_folders(*splits):
 
 @pytest.fixture(name="add_names")
 def adder(add, write_tree, encode):
-    """Add Food-11 from file names; the blue of a picture is its place among the sorted names."""
+    """Add Food-11 from file names; the blue of an image is its place among the sorted names."""
     folders = itertools.count()
 
     def run(names, **settings):
@@ -67,7 +67,7 @@ def test_class_names_in_any_case(add_names):
 
 @pytest.mark.parametrize("testing", ["testing/{:04}.jpg", "testing/00/{:04}.jpg", "test/{:04}.jpg"])
 @pytest.mark.parametrize("unlabelled", ["training/unlabeled/00/{}.jpg", "training/unlabeled/{}_0.jpg"])
-def test_unlabelled_pictures_are_a_split_of_their_own(add_names, tmp_path, testing, unlabelled):
+def test_unlabelled_images_are_a_split_of_their_own(add_names, tmp_path, testing, unlabelled):
     names = [
         *list_numbered_folders("training/labeled", "validation"),
         *(unlabelled.format(number) for number in range(5)),
@@ -86,7 +86,7 @@ def test_unlabelled_pictures_are_a_split_of_their_own(add_names, tmp_path, testi
     assert counts == {"train": 22, "validation": 22, "unlabelled": 5, "test": 3}
 
 
-def test_test_pictures_without_labels_in_flat_folders(add_names):
+def test_test_images_without_labels_in_flat_folders(add_names):
     names = list_numbered_files("training", "validation") + [f"test/{number:04}.jpg" for number in range(4)]
     assert count_labels(add_names(names))["test"] == [-1] * 4
 
@@ -125,7 +125,7 @@ def test_several_sources_are_merged(add, write_tree, encode):
     ]
     added = add("food11", *sources, image_size=4)
     assert count_labels(added) == dict.fromkeys(("train", "validation", "test"), TWO_OF_EACH)
-    with pytest.raises(DataError, match=r"train has 0_10\.jpg twice; give each picture once"):
+    with pytest.raises(DataError, match=r"train has 0_10\.jpg twice; give each image once"):
         add("food11", sources[0], write_tree({"training/0_10.jpg": encode(size=4)}, "again"), image_size=4)
 
 
@@ -145,16 +145,16 @@ def test_one_percent_that_does_not_decode_is_skipped(add, write_tree, encode):
         ([*list_numbered_files("training"), "test/99_0.jpg"], r"label 99 is not one of Food-11"),
         (
             [*list_numbered_files("training"), "training/0001.jpg"],
-            r"1 of 23 train pictures have no label \(0001\.jpg\); name them <label>_<id>\.jpg, or move",
+            r"1 of 23 train images have no label \(0001\.jpg\); name them <label>_<id>\.jpg, or move",
         ),
-        ([*list_numbered_files("training", "test"), "test/1.jpg"], r"1 of 23 test pictures have no label \(1\.jpg\)"),
-        ([*list_numbered_files("training"), "validation/a_1.jpg"], r"1 of 1 validation pictures have no label"),
-        (["training/1.jpg", "training/2.jpg"], r"2 of 2 train pictures have no label"),
-        (list_numbered_files("validation", "test"), r"found only test, validation; labelled pictures in training/"),
-        (["training/unlabeled/1.jpg"], r"found only unlabelled; labelled pictures in training/"),
+        ([*list_numbered_files("training", "test"), "test/1.jpg"], r"1 of 23 test images have no label \(1\.jpg\)"),
+        ([*list_numbered_files("training"), "validation/a_1.jpg"], r"1 of 1 validation images have no label"),
+        (["training/1.jpg", "training/2.jpg"], r"2 of 2 train images have no label"),
+        (list_numbered_files("validation", "test"), r"found only test, validation; labelled images in training/"),
+        (["training/unlabeled/1.jpg"], r"found only unlabelled; labelled images in training/"),
         (
             list_numbered_files("training")[2:],
-            r"train has no pictures of Bread; every class, labels 0 to 10, needs some",
+            r"train has no images of Bread; every class, labels 0 to 10, needs some",
         ),
         (
             [*list_class_folders("training"), "training/Pizza/1.jpg"],
@@ -167,7 +167,7 @@ def test_one_percent_that_does_not_decode_is_skipped(add, write_tree, encode):
             r"validation/unlabeled/1\.jpg fits no layout",
         ),
         (["1.jpg"], r"1\.jpg fits no layout"),
-        (["training/readme.txt"], r"no pictures found; layouts of Food-11"),
+        (["training/readme.txt"], r"no images found; layouts of Food-11"),
         (
             [*list_numbered_files("training"), *list_class_folders("training")],
             r"train mixes class folders and numbers in file names; give each split one layout",

@@ -1,4 +1,4 @@
-"""ImageNet's validation pictures: one split, classes by wnid."""
+"""ImageNet's validation images: one split, classes by wnid."""
 
 import io
 
@@ -13,7 +13,7 @@ WNIDS = ("n01440764", "n01443537", "n15075141")
 
 
 def list_files(content, prefix="val/"):
-    """Two pictures per wnid, in an order that is not that of the names."""
+    """Two images per wnid, in an order that is not that of the names."""
     return {f"{prefix}{wnid}/ILSVRC2012_val_{number:08}.JPEG": content for wnid in reversed(WNIDS) for number in (2, 1)}
 
 
@@ -62,8 +62,8 @@ def test_grey_and_cmyk_jpegs_keep_their_colours(add, write_tree):
             [f"{split}/{wnid}/1.png" for split in ("train", "val") for wnid in WNIDS],
             r"found train beside validation; .*give the val folder alone",
         ),
-        (["val/ILSVRC2012_val_00000001.JPEG"], r"00000001\.JPEG' is in no folder named by a wnid .*<wnid>/<picture>"),
-        (["val/readme.txt"], r"no pictures found"),
+        (["val/ILSVRC2012_val_00000001.JPEG"], r"00000001\.JPEG' is in no folder named by a wnid .*<wnid>/<image>"),
+        (["val/readme.txt"], r"no images found"),
     ],
 )
 def test_wrong_layouts(add, write_tree, png, names, message):
@@ -72,6 +72,6 @@ def test_wrong_layouts(add, write_tree, png, names, message):
     assert "\n" not in str(caught.value)
 
 
-def test_other_names_still_need_training_pictures(add, write_tree, png):
+def test_other_names_still_need_training_images(add, write_tree, png):
     with pytest.raises(DataError, match=r"found only validation; a train folder"):
         add("birds", write_tree(list_files(png)))

@@ -33,8 +33,8 @@ def test_ids_are_ordered_as_numbers(add, write_tree, files, folder):
         ({"trainLabels.csv": b"id,label\n1,\n"}, r"line 2 \(label '' of id 1 is none\)"),
         ({"trainLabels.csv": b"id,label\n1,cat,extra\n"}, r"line 2 \(3 cells instead of 2\)"),
         ({"trainLabels.csv": b"\xff\xfe\x00"}, "not a table in UTF-8 or UTF-16"),
-        ({"trainLabels.csv": b"id,label\n1,cat\n2,dog\n"}, r"10 pictures have no label \(ids 3, 4, 5, 6, 7 and 5 more"),
-        ({"trainImages/3.png": None, "trainImages/10.png": None}, r"2 labels have no picture \(ids 3, 10\)"),
+        ({"trainLabels.csv": b"id,label\n1,cat\n2,dog\n"}, r"10 images have no label \(ids 3, 4, 5, 6, 7 and 5 more"),
+        ({"trainImages/3.png": None, "trainImages/10.png": None}, r"2 labels have no image \(ids 3, 10\)"),
         ({"trainImages/x.png": b""}, "id 'x' is not a number"),
         ({"trainImages/01.png": b""}, "have one id"),
     ],
@@ -45,7 +45,7 @@ def test_broken_tables_and_folders(add, write_tree, files, change, message):
         add("x", write_tree(changed))
 
 
-def test_no_picture_folder(add, write_tree, files, png):
+def test_no_image_folder(add, write_tree, files, png):
     with pytest.raises(DataError, match=r"no trainImages or train folder beside trainLabels\.csv"):
         add("x", write_tree({"trainLabels.csv": files["trainLabels.csv"], "other/1.png": png}))
 

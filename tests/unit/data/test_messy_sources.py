@@ -52,7 +52,7 @@ def test_one_list_of_all_that_is_wrong(add, monkeypatch, tmp_path, write_tree, p
     (folder / "empty").mkdir()
     (folder / "b" / "gone.png").symlink_to(tmp_path / "nothing.png")
     with monkeypatch.context() as patch:
-        patch.setattr("model_code.data.packing.decode_pictures", None)
+        patch.setattr("model_code.data.packing.decode_images", None)
         with pytest.raises(DataError) as error:
             add("x", folder)
     message = str(error.value)
@@ -105,7 +105,7 @@ def test_names_that_are_no_utf8_are_packed_escaped(add, tmp_path, write_tree, pn
 def test_the_share_of_bad_files_is_a_setting(add, write_tree, class_files):
     files = class_files(splits=("train",), per_class=10)
     folder = write_tree(files | {"train/cat/0001.png": b"", "train/dog/0002.png": b"x", "train/dog/0003.png": b"x"})
-    with pytest.raises(DataError, match=r"3 of 20 train pictures .* or leave them out with --max-bad 0\.15$"):
+    with pytest.raises(DataError, match=r"3 of 20 train images .* or leave them out with --max-bad 0\.15$"):
         add("x", folder)
     added = add("x", folder, max_bad_fraction=0.15)
     assert count(added.dataset) == {"train": [9, 8]}
@@ -163,8 +163,8 @@ TABLES = {
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_label_tables(add, write_tree, encode, table, encoding):
-    pictures = {f"train/{number}.png": encode((number, 0, 0)) for number in (1, 2)}
-    dataset = add("x", write_tree(pictures | {"trainLabels.csv": TABLES[table].encode(encoding)})).dataset
+    images = {f"train/{number}.png": encode((number, 0, 0)) for number in (1, 2)}
+    dataset = add("x", write_tree(images | {"trainLabels.csv": TABLES[table].encode(encoding)})).dataset
     assert dataset.classes == ("cat", "dog")
     assert dataset.splits["train"].labels_N.tolist() == [0, 1]
 

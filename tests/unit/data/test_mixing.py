@@ -5,7 +5,7 @@ from scipy.stats import beta, binomtest, chisquare, fisher_exact, ks_2samp, kste
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import RandomErasing
 
-from model_code.data.mixing import blend_pictures, cut_out, erase_rectangles, mix_pictures, mix_rectangles
+from model_code.data.mixing import blend_images, cut_out, erase_rectangles, mix_images, mix_rectangles
 
 SIGNIFICANCE = 1e-3
 
@@ -14,8 +14,8 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def plain_pictures(count, side=32):
-    """Pictures of one colour each: red tells the picture's index, from 1."""
+def plain_images(count, side=32):
+    """Images of one colour each: red tells the image's index, from 1."""
     images_BHWC = torch.zeros((count, side, side, 3), dtype=torch.uint8)
     images_BHWC[..., 0] = torch.arange(1, count + 1, dtype=torch.uint8)[:, None, None]
     return images_BHWC
@@ -48,13 +48,13 @@ def test_the_hidden_square_is_anywhere_and_of_the_right_size():
 
 
 def test_nothing_is_hidden_or_mixed_unless_asked():
-    images_BHWC, labels_B, generator = plain_pictures(4), torch.arange(4), seeded()
+    images_BHWC, labels_B, generator = plain_images(4), torch.arange(4), seeded()
     assert cut_out(images_BHWC, 0, generator) is images_BHWC
     assert erase_rectangles(images_BHWC, 0, generator) is images_BHWC
     for mixture in (
         mix_rectangles(images_BHWC, labels_B, 0, generator),
-        blend_pictures(images_BHWC, labels_B, 0, generator),
-        mix_pictures(images_BHWC, labels_B, 0, 0, generator),
+        blend_images(images_BHWC, labels_B, 0, generator),
+        mix_images(images_BHWC, labels_B, 0, 0, generator),
     ):
         mixed, partners_B, own_share_B = mixture
         assert mixed is images_BHWC
@@ -63,8 +63,8 @@ def test_nothing_is_hidden_or_mixed_unless_asked():
     assert torch.equal(generator.get_state(), seeded().get_state())
 
 
-def test_mixed_pictures_have_the_shares_that_are_told():
-    images_BHWC, labels_B = plain_pictures(100), torch.arange(100)
+def test_mixed_images_have_the_shares_that_are_told():
+    images_BHWC, labels_B = plain_images(100), torch.arange(100)
     mixed, pasted_labels_B, own_share_B = mix_rectangles(images_BHWC, labels_B, 1.0, seeded(3))
     is_own_BHW = mixed[..., 0] == images_BHWC[..., 0]
     is_pasted_BHW = mixed[..., 0] == (pasted_labels_B + 1)[:, None, None]
@@ -77,12 +77,12 @@ def test_mixed_pictures_have_the_shares_that_are_told():
     assert sorted(pasted_labels_B.tolist()) == labels_B.tolist()
 
 
-def noisy_pictures(count, side=32):
+def noisy_images(count, side=32):
     return torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=seeded(99))
 
 
 def find_rectangles(is_erased_BHW):
-    """Rows of top, left, height, width, of the pictures that lost pixels; each is checked to be a full rectangle."""
+    """Rows of top, left, height, width, of the images that lost pixels; each is checked to be a full rectangle."""
     found = []
     for is_erased_HW in is_erased_BHW[is_erased_BHW.any((1, 2))].numpy():
         rows, columns = is_erased_HW.any(1).nonzero()[0], is_erased_HW.any(0).nonzero()[0]
@@ -129,7 +129,7 @@ def test_erased_rectangles_are_distributed_as_torchvisions(size, area, aspect):
     assert len(np.unique(ours, axis=0)) > 300
 
 
-def test_pictures_in_which_no_try_fits_stay_whole_as_often_as_torchvisions():
+def test_images_in_which_no_try_fits_stay_whole_as_often_as_torchvisions():
     bounds = {"area": (0.8, 1.0), "aspect": (0.3, 3.3)}
     ours = int(erase_plain(3000, (16, 16), **bounds).any((1, 2)).sum())
     theirs = int(torchvisions_erase(3000, (16, 16), 1.0, *bounds.values()).any((1, 2)).sum())
@@ -138,12 +138,12 @@ def test_pictures_in_which_no_try_fits_stay_whole_as_often_as_torchvisions():
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 1.0])
-def test_pictures_lose_a_rectangle_as_often_as_asked(probability):
+def test_images_lose_a_rectangle_as_often_as_asked(probability):
     erased = int(erase_plain(4000, (32, 32), probability, seed=4).any((1, 2)).sum())
     assert binomtest(erased, 4000, probability).pvalue > SIGNIFICANCE
 
 
-def test_the_pictures_of_one_batch_lose_rectangles_of_their_own():
+def test_the_images_of_one_batch_lose_rectangles_of_their_own():
     found = find_rectangles(erase_plain(64, (32, 32)))
     assert len(np.unique(found, axis=0)) > 60
 
@@ -164,7 +164,7 @@ def test_erased_pixels_are_uniform_noise_and_the_others_stay():
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_blended_shares_are_distributed_as_beta(alpha):
     images_BHWC, labels_B = torch.zeros((5000, 1, 1, 3), dtype=torch.uint8), torch.arange(5000)
-    shares = blend_pictures(images_BHWC, labels_B, alpha, seeded(6))[2].numpy()
+    shares = blend_images(images_BHWC, labels_B, alpha, seeded(6))[2].numpy()
     assert ((shares >= 0) & (shares <= 1)).all()
     assert kstest(shares, beta(alpha, alpha).cdf).pvalue > SIGNIFICANCE
 
@@ -176,8 +176,8 @@ def blend_exactly(images_BHWC, partners_B, own_share_B):
 
 
 def test_blended_pixels_are_the_rounded_mean_by_the_shares_that_are_told():
-    images_BHWC, labels_B = noisy_pictures(128), torch.arange(128)
-    mixed, partners_B, own_share_B = blend_pictures(images_BHWC, labels_B, 0.8, seeded(7))
+    images_BHWC, labels_B = noisy_images(128), torch.arange(128)
+    mixed, partners_B, own_share_B = blend_images(images_BHWC, labels_B, 0.8, seeded(7))
     assert mixed.dtype == torch.uint8
     assert sorted(partners_B.tolist()) == labels_B.tolist()
     assert (partners_B != labels_B).sum() > 120
@@ -188,26 +188,26 @@ def test_blended_pixels_are_the_rounded_mean_by_the_shares_that_are_told():
     assert ((mixed - exact_BHWC).abs() < 0.5 + 1e-4).all()
 
 
-def test_a_picture_blended_with_its_like_stays():
-    images_BHWC = noisy_pictures(1).expand(64, -1, -1, -1)
-    mixed, _, own_share_B = blend_pictures(images_BHWC, torch.zeros(64, dtype=torch.int64), 1.0, seeded(8))
+def test_a_image_blended_with_its_like_stays():
+    images_BHWC = noisy_images(1).expand(64, -1, -1, -1)
+    mixed, _, own_share_B = blend_images(images_BHWC, torch.zeros(64, dtype=torch.int64), 1.0, seeded(8))
     assert torch.equal(mixed, images_BHWC)
     assert len(own_share_B.unique()) > 60
 
 
 def test_one_alpha_alone_is_that_mixture_alone():
-    images_BHWC, labels_B = noisy_pictures(16), torch.arange(16)
+    images_BHWC, labels_B = noisy_images(16), torch.arange(16)
     for mixed, alone in (
-        (mix_pictures(images_BHWC, labels_B, 0.7, 0, seeded()), mix_rectangles(images_BHWC, labels_B, 0.7, seeded())),
-        (mix_pictures(images_BHWC, labels_B, 0, 0.7, seeded()), blend_pictures(images_BHWC, labels_B, 0.7, seeded())),
+        (mix_images(images_BHWC, labels_B, 0.7, 0, seeded()), mix_rectangles(images_BHWC, labels_B, 0.7, seeded())),
+        (mix_images(images_BHWC, labels_B, 0, 0.7, seeded()), blend_images(images_BHWC, labels_B, 0.7, seeded())),
     ):
         assert all(torch.equal(*pair) for pair in zip(mixed, alone, strict=True))
 
 
-def test_with_both_each_picture_is_cut_or_blended_and_its_label_and_share_say_so():
+def test_with_both_each_image_is_cut_or_blended_and_its_label_and_share_say_so():
     count = 2000
-    images_BHWC, labels_B = noisy_pictures(count, side=8), torch.arange(count)
-    mixed, partners_B, own_share_B = mix_pictures(images_BHWC, labels_B, 1.0, 1.0, seeded(9))
+    images_BHWC, labels_B = noisy_images(count, side=8), torch.arange(count)
+    mixed, partners_B, own_share_B = mix_images(images_BHWC, labels_B, 1.0, 1.0, seeded(9))
     partners_BHWC = images_BHWC[partners_B]
     is_own_BHW, is_pasted_BHW = (mixed == images_BHWC).all(-1), (mixed == partners_BHWC).all(-1)
     is_cut_B = (is_own_BHW | is_pasted_BHW).all((1, 2))
@@ -224,10 +224,10 @@ def test_with_both_each_picture_is_cut_or_blended_and_its_label_and_share_say_so
     assert binomtest(changes, len(is_cut_B) - 1, 0.5).pvalue > SIGNIFICANCE
 
 
-def test_with_both_half_of_the_pictures_are_cut():
+def test_with_both_half_of_the_images_are_cut():
     """Blended shares are at 1/2 with so large an alpha; those of CutMix are multiples of a pixel's share."""
-    images_BHWC, labels_B = noisy_pictures(4000, side=3), torch.arange(4000)
-    own_share_B = mix_pictures(images_BHWC, labels_B, 1.0, 1e6, seeded(10))[2]
+    images_BHWC, labels_B = noisy_images(4000, side=3), torch.arange(4000)
+    own_share_B = mix_images(images_BHWC, labels_B, 1.0, 1e6, seeded(10))[2]
     is_blended_B = (own_share_B - 0.5).abs() < 0.01
     assert binomtest(int(is_blended_B.sum()), 4000, 0.5).pvalue > SIGNIFICANCE
 
@@ -236,25 +236,25 @@ RANDOM_CHANGES = {
     "cut_out": lambda images, labels, generator: (cut_out(images, 8, generator),),
     "erase_rectangles": lambda images, labels, generator: (erase_rectangles(images, 0.5, generator),),
     "mix_rectangles": lambda images, labels, generator: mix_rectangles(images, labels, 0.5, generator),
-    "blend_pictures": lambda images, labels, generator: blend_pictures(images, labels, 0.5, generator),
-    "mix_pictures": lambda images, labels, generator: mix_pictures(images, labels, 0.5, 0.5, generator),
+    "blend_images": lambda images, labels, generator: blend_images(images, labels, 0.5, generator),
+    "mix_images": lambda images, labels, generator: mix_images(images, labels, 0.5, 0.5, generator),
 }
 
 
 @pytest.mark.parametrize("change", RANDOM_CHANGES.values(), ids=RANDOM_CHANGES)
 def test_one_seed_gives_one_result(change):
-    images_BHWC, labels_B = noisy_pictures(16), torch.arange(16)
+    images_BHWC, labels_B = noisy_images(16), torch.arange(16)
     first, again, other = (change(images_BHWC, labels_B, seeded(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
 
 
 @pytest.mark.parametrize("change", RANDOM_CHANGES.values(), ids=RANDOM_CHANGES)
-def test_the_pictures_that_are_given_stay_as_they_are(change):
-    images_BHWC, labels_B = noisy_pictures(16), torch.arange(16)
+def test_the_images_that_are_given_stay_as_they_are(change):
+    images_BHWC, labels_B = noisy_images(16), torch.arange(16)
     changed = change(images_BHWC, labels_B, seeded())
     assert not torch.equal(changed[0], images_BHWC)
-    assert torch.equal(images_BHWC, noisy_pictures(16))
+    assert torch.equal(images_BHWC, noisy_images(16))
     assert torch.equal(labels_B, torch.arange(16))
 
 
@@ -268,9 +268,9 @@ def test_nothing_depends_on_reading_a_value_back(change):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", ["erase_rectangles", "blend_pictures", "mix_pictures"])
+@pytest.mark.parametrize("name", ["erase_rectangles", "blend_images", "mix_images"])
 def test_cuda_is_not_waited_for(name):
-    images_BHWC, labels_B = noisy_pictures(16).cuda(), torch.arange(16, device="cuda")
+    images_BHWC, labels_B = noisy_images(16).cuda(), torch.arange(16, device="cuda")
     generator = torch.Generator("cuda").manual_seed(0)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -52,7 +52,7 @@ def list_folder(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def test_killed_while_reading_pictures(add, tmp_path, write_tree, class_files):
+def test_killed_while_reading_images(add, tmp_path, write_tree, class_files):
     source = write_tree(class_files(per_class=900))
     process = start(source, tmp_path)
     while not list((tmp_path / "cache").glob("x/scratch-*/*-images.npy")):
@@ -97,7 +97,7 @@ def test_two_processes_at_once(tmp_path, write_tree, class_files):
 def test_worker_processes_give_the_same_and_load_no_framework(add, monkeypatch, write_tree, class_files):
     source = write_tree(class_files(per_class=60))
     serial = add("one", source).dataset.checksum
-    monkeypatch.setattr(packing, "count_workers", lambda picture_count: 2)
+    monkeypatch.setattr(packing, "count_workers", lambda image_count: 2)
     assert add("two", source).dataset.checksum == serial
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, model_code.data.add; print(*sys.modules)"],
@@ -120,13 +120,13 @@ def test_an_open_set_stays_readable_while_it_is_replaced(add, write_tree, class_
 
 def test_a_source_that_changes_while_it_is_read(add, monkeypatch, tmp_path, write_tree, class_files):
     source = write_tree(class_files())
-    kept = packing.decode_pictures
+    kept = packing.decode_images
 
     def change_and_decode(*args):
         (source / "train" / "cat" / "late.png").touch()
         return kept(*args)
 
-    monkeypatch.setattr(packing, "decode_pictures", change_and_decode)
+    monkeypatch.setattr(packing, "decode_images", change_and_decode)
     with pytest.raises(DataError, match="changed while it was read"):
         add("x", source)
     assert not (tmp_path / "cache" / "x").exists()
@@ -163,11 +163,11 @@ def test_a_folder_that_cannot_be_written(add, tmp_path, write_tree, class_files)
 def test_pixels_are_those_that_serving_decodes(add, write_tree, encode):
     from serving.bundle.preprocess import decode_picture
 
-    pictures = {
+    images = {
         f"{name}/{number}.jpg": encode((number * 40, 90, 200), size=20 + 13 * number, kind="JPEG")
         for name in ("a", "b")
         for number in range(4)
     }
-    images = add("x", write_tree(pictures), image_size=24).dataset.splits["train"].images_NHWC
-    assert np.array_equal(images, np.stack([decode_picture(content, 24) for content in pictures.values()]))
-    assert Path(images.filename).stat().st_size == 128 + 8 * 24 * 24 * 3
+    packed = add("x", write_tree(images), image_size=24).dataset.splits["train"].images_NHWC
+    assert np.array_equal(packed, np.stack([decode_picture(content, 24) for content in images.values()]))
+    assert Path(packed.filename).stat().st_size == 128 + 8 * 24 * 24 * 3

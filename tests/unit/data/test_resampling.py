@@ -1,6 +1,6 @@
-"""Crops and blur against torchvision's, picture by picture.
+"""Crops and blur against torchvision's, image by image.
 
-Shape suffixes: N = pictures, C = colour channels, H = height, W = width.
+Shape suffixes: N = images, C = colour channels, H = height, W = width.
 """
 
 import numpy as np
@@ -72,7 +72,7 @@ def test_crops_stay_inside_and_reach_every_border():
 
 
 @pytest.mark.parametrize("size", [(16, 64), (64, 16), (32, 32)])
-def test_a_picture_in_which_no_try_fits_gets_the_central_crop(size):
+def test_a_image_in_which_no_try_fits_gets_the_central_crop(size):
     settings = ViewSettings(crop_area=(1.0, 1.0), crop_aspect=(0.9, 0.9) if size == (32, 32) else (3 / 4, 4 / 3))
     ours, theirs = our_crops(50, size, settings), torchvision_crops(50, size, settings)
     assert np.array_equal(np.unique(ours, axis=0), np.unique(theirs, axis=0))
@@ -85,7 +85,7 @@ def test_half_of_the_crops_are_mirrored():
 
 
 @pytest.mark.parametrize(("size", "image_size"), [((32, 32), 32), ((80, 80), 24), ((40, 60), 32)])
-def test_resized_crops_equal_torchvision_picture_by_picture(size, image_size):
+def test_resized_crops_equal_torchvision_image_by_image(size, image_size):
     count = 60
     images_NCHW = torch.rand((count, 3, *size), generator=generator(1))
     crops = draw_crops(count, *size, generator(2), crop_area=(0.2, 1.0), flip_probability=0.5)
@@ -100,7 +100,7 @@ def test_resized_crops_equal_torchvision_picture_by_picture(size, image_size):
         torch.testing.assert_close(ours[index], expected, rtol=0, atol=1e-5)
 
 
-def test_the_whole_picture_at_its_own_size_is_unchanged():
+def test_the_whole_image_at_its_own_size_is_unchanged():
     images_NCHW = torch.rand((2, 3, 8, 8), generator=generator())
     zero, eight = torch.zeros(2, dtype=torch.int64), torch.full((2,), 8)
     views = resize_crops(images_NCHW, Crops(zero, zero, eight, eight, torch.tensor([False, True])), 8)
@@ -109,7 +109,7 @@ def test_the_whole_picture_at_its_own_size_is_unchanged():
 
 
 @pytest.mark.parametrize("size", [40, 96])
-def test_blur_equals_torchvision_picture_by_picture(size):
+def test_blur_equals_torchvision_image_by_image(size):
     images_NCHW = torch.rand((8, 3, size, size), generator=generator())
     sigmas_N = torch.tensor([0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 1.9, 2.0])
     ours, kernel = blur(images_NCHW, sigmas_N), size // 20 * 2 + 1
@@ -118,12 +118,12 @@ def test_blur_equals_torchvision_picture_by_picture(size):
         torch.testing.assert_close(ours[index], expected, rtol=0, atol=1e-5)
 
 
-def test_without_blur_a_picture_is_unchanged():
+def test_without_blur_a_image_is_unchanged():
     images_NCHW = torch.rand((2, 3, 64, 64), generator=generator())
     assert torch.equal(blur(images_NCHW, torch.full((2,), SIGMA_WITHOUT_BLUR)), images_NCHW)
 
 
-def test_half_of_the_pictures_are_blurred_with_uniform_sigma():
+def test_half_of_the_images_are_blurred_with_uniform_sigma():
     sigmas = draw_sigmas(4000, SETTINGS, generator()).numpy()
     blurred = sigmas[sigmas != np.float32(SIGMA_WITHOUT_BLUR)]
     assert stats.binomtest(len(blurred), 4000, 0.5).pvalue > SIGNIFICANCE

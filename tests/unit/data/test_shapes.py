@@ -17,10 +17,10 @@ def test_the_default_set_is_pinned(add):
     assert add("shapes").reused
 
 
-def test_train_and_test_share_no_picture():
+def test_train_and_test_share_no_image():
     splits = generate_shapes(train_per_class=20, test_per_class=20).splits
-    pictures = [image.tobytes() for split in splits.values() for image in split.images_NHWC]
-    assert len(set(pictures)) == 400
+    images = [image.tobytes() for split in splits.values() for image in split.images_NHWC]
+    assert len(set(images)) == 400
 
 
 def test_pixels_alone_say_little():

@@ -21,7 +21,7 @@ def test_split_follows_the_seed():
     assert not np.array_equal(first, other)
 
 
-def test_uneven_classes_are_divided_to_the_nearest_picture():
+def test_uneven_classes_are_divided_to_the_nearest_image():
     labels = np.repeat([0, 1, 2], [10, 21, 7]).astype(np.int64)
     _, validation = split_stratified(labels, 0.25, seed=0)
     assert len(validation) == round(38 * 0.25)
@@ -58,7 +58,7 @@ def test_impossible_count(count):
         take_stratified(LABELS, count, seed=0)
 
 
-def test_negative_seed_and_unlabelled_pictures():
+def test_negative_seed_and_unlabelled_images():
     with pytest.raises(UsageError, match="seed -1"):
         take_stratified(LABELS, 5, seed=-1)
     with pytest.raises(UsageError, match="label -1"):

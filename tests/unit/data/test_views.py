@@ -1,6 +1,6 @@
-"""Two views per picture as a whole.
+"""Two views per image as a whole.
 
-Shape suffixes: B = pictures, H = height, W = width, C = colour channels.
+Shape suffixes: B = images, H = height, W = width, C = colour channels.
 """
 
 import pytest
@@ -16,7 +16,7 @@ from model_code.data.views import plain_view, two_views
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIGNIFICANCE = 0.01
-# Nothing happens to a picture.
+# Nothing happens to an image.
 STILL = ViewSettings(
     crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0), flip_probability=0, jitter_probability=0, grayscale_probability=0
 )
@@ -31,7 +31,7 @@ def noise() -> torch.Tensor:
     return torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8, generator=generator(9))
 
 
-def test_the_seed_decides_and_the_pictures_stay(images_BHWC):
+def test_the_seed_decides_and_the_images_stay(images_BHWC):
     before = images_BHWC.clone()
     first, again, other = (two_views(images_BHWC, generator(seed), ViewSettings()) for seed in (1, 1, 2))
     assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
@@ -49,14 +49,14 @@ def test_views_keep_dtype_and_take_the_size(images_BHWC):
             assert view.max() <= (255 if images is images_BHWC else 1)
 
 
-def test_uint8_and_float_pictures_get_the_same_views(images_BHWC):
+def test_uint8_and_float_images_get_the_same_views(images_BHWC):
     from_uint8 = two_views(images_BHWC, generator(), ViewSettings())
     from_float = two_views(images_BHWC.float() / 255, generator(), ViewSettings())
     for one, other in zip(from_uint8, from_float, strict=True):
         assert (one.float() / 255 - other).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_with_everything_off_views_are_the_pictures(images_BHWC):
+def test_with_everything_off_views_are_the_images(images_BHWC):
     for view in two_views(images_BHWC, generator(), STILL):
         assert torch.equal(view, images_BHWC)
 
@@ -71,10 +71,10 @@ def test_with_everything_off_views_are_the_pictures(images_BHWC):
         {"image_size": 40, "blur_probability": 0.5},
     ],
 )
-def test_copies_of_one_picture_differ_within_a_batch_and_between_views(change):
-    picture = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, generator=generator(3))
+def test_copies_of_one_image_differ_within_a_batch_and_between_views(change):
+    image = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, generator=generator(3))
     settings = ViewSettings(**{**STILL.model_dump(), **change})
-    both = torch.cat(two_views(picture.expand(64, -1, -1, -1), generator(), settings))
+    both = torch.cat(two_views(image.expand(64, -1, -1, -1), generator(), settings))
     kinds = len(both.flatten(1).unique(dim=0))
     few_kinds = "flip_probability" in change or "grayscale_probability" in change
     assert kinds == 2 if few_kinds else kinds > 50
@@ -100,7 +100,7 @@ def test_views_do_not_depend_on_the_chunks(images_BHWC, monkeypatch):
         assert (one.int() - other.int()).abs().max() <= 1
 
 
-def test_each_view_shows_its_own_picture():
+def test_each_view_shows_its_own_image():
     levels = torch.arange(0, 250, 5, dtype=torch.uint8)
     images_BHWC = levels[:, None, None, None].expand(-1, 32, 32, 3)
     settings = ViewSettings(jitter_probability=0, grayscale_probability=0)
@@ -109,10 +109,10 @@ def test_each_view_shows_its_own_picture():
 
 
 def test_pixel_statistics_are_those_of_torchvisions_pipeline():
-    """Mean, spread and colourfulness of views of one picture, against per-picture transforms."""
+    """Mean, spread and colourfulness of views of one image, against per-image transforms."""
     ramp = torch.linspace(0, 1, 32)
     red, green = ramp[:, None].expand(32, 32), ramp[None, :].expand(32, 32)
-    picture_CHW = torch.stack([red, green, (red * 0.7 + 0.1)])
+    image_CHW = torch.stack([red, green, (red * 0.7 + 0.1)])
     transform = v2.Compose(
         [
             v2.RandomResizedCrop(32, (0.2, 1.0), antialias=True),
@@ -122,8 +122,8 @@ def test_pixel_statistics_are_those_of_torchvisions_pipeline():
         ]
     )
     torch.manual_seed(0)
-    theirs = torch.stack([transform(picture_CHW) for _ in range(1000)])
-    batch = picture_CHW.permute(1, 2, 0).expand(500, -1, -1, -1)
+    theirs = torch.stack([transform(image_CHW) for _ in range(1000)])
+    batch = image_CHW.permute(1, 2, 0).expand(500, -1, -1, -1)
     ours = torch.cat(two_views(batch, generator(), ViewSettings())).permute(0, 3, 1, 2)
     for statistic in (
         lambda views: views.mean(dim=(1, 2, 3)),
@@ -135,7 +135,7 @@ def test_pixel_statistics_are_those_of_torchvisions_pipeline():
         assert stats.ks_2samp(statistic(ours).numpy(), statistic(theirs).numpy()).pvalue > SIGNIFICANCE
 
 
-def test_plain_view_of_the_right_size_is_the_picture(images_BHWC):
+def test_plain_view_of_the_right_size_is_the_image(images_BHWC):
     assert torch.equal(plain_view(images_BHWC, 32), images_BHWC)
 
 

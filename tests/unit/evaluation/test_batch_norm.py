@@ -1,6 +1,6 @@
 """Calibrated BatchNorm statistics, by hand.
 
-Shape suffixes: N = pictures, H = height, W = width, C = channels.
+Shape suffixes: N = images, H = height, W = width, C = channels.
 """
 
 import copy
@@ -32,7 +32,7 @@ def draw(count, seed=0):
     return torch.randint(0, 256, (count, 4, 4, 3), dtype=torch.uint8, generator=generator)
 
 
-def test_one_batch_gives_the_statistics_of_the_pictures():
+def test_one_batch_gives_the_statistics_of_the_images():
     model, images_NHWC = make_model(), draw(40)
     calibrate_batch_norm(model, images_NHWC, batch_size=40)
     pixels = images_NHWC.float().flatten(0, 2)
@@ -65,14 +65,14 @@ def test_earlier_statistics_do_not_count_and_weights_stay():
     assert all(torch.equal(value, before[name]) for name, value in other.named_parameters())
 
 
-def test_pictures_are_prepared():
+def test_images_are_prepared():
     model, images_NHWC = make_model(), draw(12)
     calibrate_batch_norm(model, images_NHWC, prepare=lambda batch: batch // 2, batch_size=12)
     torch.testing.assert_close(model[1].running_mean, (images_NHWC // 2).float().mean(dim=(0, 1, 2)))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 7])
-def test_no_batch_has_a_single_picture(count):
+def test_no_batch_has_a_single_image(count):
     sizes = []
     model = nn.Sequential(Channels(), nn.Flatten(), nn.BatchNorm1d(48))
     model[2].register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
@@ -99,6 +99,6 @@ def test_a_network_without_batch_norm_stays_as_it_is():
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 8), (0, 8), (8, 1)])
-def test_too_few_pictures(count, batch_size):
-    with pytest.raises(UsageError, match=f"on {count} pictures in batches of {batch_size}; give at least 2"):
+def test_too_few_images(count, batch_size):
+    with pytest.raises(UsageError, match=f"on {count} images in batches of {batch_size}; give at least 2"):
         calibrate_batch_norm(make_model(), draw(count), batch_size=batch_size)

@@ -57,7 +57,7 @@ def test_all_right_or_all_wrong_is_no_temperature_of_zero_or_infinity():
 def test_logits_that_are_not_finite_are_refused(value):
     logits_NK, labels_N = draw_calibrated(20)
     logits_NK[3, 1] = value
-    with pytest.raises(ReleaseError, match="about 1 of 20 pictures are not finite"):
+    with pytest.raises(ReleaseError, match="about 1 of 20 images are not finite"):
         fit_temperature(logits_NK, labels_N)
     with pytest.raises(ReleaseError, match="not finite"):
         try_temperature(logits_NK, labels_N)
@@ -65,7 +65,7 @@ def test_logits_that_are_not_finite_are_refused(value):
         measure_reliability("validation", logits_NK, labels_N, 1.0)
 
 
-def test_no_pictures_are_refused():
+def test_no_images_are_refused():
     with pytest.raises(ValueError, match="0 predictions for 0 labels"):
         fit_temperature(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(ValueError, match="4 predictions for 3 labels"):

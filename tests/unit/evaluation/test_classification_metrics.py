@@ -47,7 +47,7 @@ def test_against_sklearn():
     assert report.loss == pytest.approx(sklearn_metrics.log_loss(true, probabilities), rel=1e-5)
 
 
-def test_classes_without_pictures():
+def test_classes_without_images():
     report = measure(make_logits([0, 3, 3], 5), torch.tensor([0, 0, 3]))
     assert report.confusion_KK.shape == (5, 5)
     assert report.per_class_accuracy[0] == 0.5
@@ -96,7 +96,7 @@ def test_predictions_do_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize(("image_size", "count"), [(8, 500), (32, 500), (64, 500), (128, 125), (224, 40), (4096, 1)])
-def test_fewer_large_pictures_are_evaluated_at_once(image_size, count):
+def test_fewer_large_images_are_evaluated_at_once(image_size, count):
     assert choose_batch(image_size) == count
 
 

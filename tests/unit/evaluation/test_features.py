@@ -31,12 +31,12 @@ def test_std_by_hand():
     assert feature_std(torch.tensor([[3.0, 0.0], [0.0, 5.0]])) == pytest.approx(0.5**0.5)
 
 
-def test_one_picture_has_no_spread():
+def test_one_image_has_no_spread():
     with pytest.raises(ValueError, match="at least 2"):
         feature_std(torch.ones(1, 4))
 
 
-def test_every_picture_gets_features_in_evaluation_mode():
+def test_every_image_gets_features_in_evaluation_mode():
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9))
     images = torch.arange(7 * 12, dtype=torch.uint8).view(7, 2, 2, 3)
     features = compute_features(model, images, prepare=lambda batch: batch.float(), batch_size=3)

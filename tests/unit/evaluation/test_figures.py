@@ -21,9 +21,9 @@ def save(figure):
     """Return the size of the figure as a PNG, and how many colours it has."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=50)
-    with Image.open(file) as picture:
-        assert picture.format == "PNG"
-        return picture.size, len(picture.convert("RGB").getcolors(maxcolors=2**24))
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        return image.size, len(image.convert("RGB").getcolors(maxcolors=2**24))
 
 
 def name_classes(count):
@@ -102,7 +102,7 @@ def test_the_figure_grows_with_the_classes():
 
 
 def draw_grid(count):
-    """Picture n is grey n; predictions run ahead of labels at every third picture."""
+    """Image n is grey n; predictions run ahead of labels at every third image."""
     images_NHWC = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 4, 4, 3))
     labels_N = np.arange(count) % 3
     predictions_N = np.where(np.arange(count) % 3 == 2, 0, labels_N)
@@ -125,7 +125,7 @@ def test_grid_titles_are_green_where_right_and_red_where_wrong():
 
 
 @pytest.mark.parametrize("count", [0, 63])
-def test_a_grid_of_few_pictures_leaves_places_empty(count):
+def test_a_grid_of_few_images_leaves_places_empty(count):
     figure = draw_grid(count)
     assert sum(bool(axis.images) for axis in figure.axes) == count
     assert sum(bool(axis.get_title()) for axis in figure.axes) == count
@@ -162,13 +162,13 @@ def test_reliability_has_a_panel_before_and_one_after():
         split="test", count=2000, ece_before=0.0321, ece_after=0.0123, bins_before=before, bins_after=after
     )
     figure = draw_reliability(reliability)
-    assert figure.get_suptitle() == "reliability on 2,000 test pictures"
+    assert figure.get_suptitle() == "reliability on 2,000 test images"
     left, right, left_counts, right_counts = figure.axes
     assert [axis.get_title() for axis in (left, right)] == [
         "without the temperature: ECE 0.0321",
         "with it: ECE 0.0123",
     ]
-    # A bin without pictures has no accuracy, so none is drawn.
+    # A bin without images has no accuracy, so none is drawn.
     assert [bar.get_height() for bar in left.patches] == [0.3, 0.5, 1.0]
     assert [bar.get_x() for bar in left.patches] == [0.25, 0.5, 0.75]
     assert [bar.get_height() for bar in right.patches] == [0.2, 0.45, 0.55, 0.94]
@@ -203,7 +203,7 @@ def test_reliability_has_one_panel_where_there_is_no_temperature():
     save(figure)
 
 
-def test_reliability_without_pictures_can_be_drawn():
+def test_reliability_without_images_can_be_drawn():
     empty = make_bins(*[(0, 0, 0)] * 4)
     nothing = Reliability(split="validation", count=0, ece_before=0, ece_after=0, bins_before=empty, bins_after=empty)
     figure = draw_reliability(nothing)

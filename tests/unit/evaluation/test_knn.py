@@ -1,6 +1,6 @@
 """Nearest neighbours, by hand and against a plain loop.
 
-Shape suffixes: N = pictures, D = features.
+Shape suffixes: N = images, D = features.
 """
 
 import math
@@ -72,7 +72,7 @@ def test_small_temperatures_do_not_overflow():
 
 
 @pytest.mark.parametrize("elements", [1, 60 * 7, 2**26])
-def test_chunks_change_nothing_and_every_picture_counts_once(elements, monkeypatch):
+def test_chunks_change_nothing_and_every_image_counts_once(elements, monkeypatch):
     bank, queries = noise(60, 1), noise(23, 2)
     right = sum(
         predict_by_loop(bank, row, 5, 0.1) == label
@@ -83,7 +83,7 @@ def test_chunks_change_nothing_and_every_picture_counts_once(elements, monkeypat
 
 
 def test_too_small_a_bank():
-    with pytest.raises(UsageError, match="60 pictures and 61 neighbours"):
+    with pytest.raises(UsageError, match="60 images and 61 neighbours"):
         knn_predict(noise(60, 1), noise(2, 2).features_ND, 61)
 
 
@@ -95,7 +95,7 @@ def test_other_classes():
 
 def test_nothing_to_classify():
     nothing = LabelledFeatures(torch.zeros(0, 12), torch.zeros(0, dtype=torch.int64), CLASSES)
-    with pytest.raises(UsageError, match="no pictures"):
+    with pytest.raises(UsageError, match="no images"):
         knn_accuracy(noise(60, 1), nothing, 5)
 
 

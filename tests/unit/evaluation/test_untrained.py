@@ -28,7 +28,7 @@ def ask(images, labels, view=lambda batch: batch, batch_size=4, **options):
     return evaluate_untrained(FirstPixel(), images, np.array(labels), view, batch_size, CPU, **options)
 
 
-def test_answers_are_counted_by_pictures_also_in_a_partial_last_batch():
+def test_answers_are_counted_by_images_also_in_a_partial_last_batch():
     report = ask(make_images([3, 3, 5, 3, 7, 5, 3]), [3, 0, 5, 3, 0, 0, 3])
     assert (report.count, report.correct, report.accuracy_fraction) == (7, 4, 4 / 7)
     assert (report.distinct_classes, report.top_class_share) == (3, 4 / 7)
@@ -75,10 +75,10 @@ def test_time_and_memory():
     assert 2**20 < report.peak_memory_bytes < 2**40
 
 
-@pytest.mark.parametrize(("pictures", "labels", "batch_size"), [(0, 0, 4), (3, 2, 4), (3, 3, 0)])
-def test_nothing_to_ask_about(pictures, labels, batch_size):
-    with pytest.raises(ValueError, match=f"{pictures} pictures for {labels} labels in batches of {batch_size}"):
-        ask(make_images([1] * pictures), [1] * labels, batch_size=batch_size)
+@pytest.mark.parametrize(("images", "labels", "batch_size"), [(0, 0, 4), (3, 2, 4), (3, 3, 0)])
+def test_nothing_to_ask_about(images, labels, batch_size):
+    with pytest.raises(ValueError, match=f"{images} images for {labels} labels in batches of {batch_size}"):
+        ask(make_images([1] * images), [1] * labels, batch_size=batch_size)
 
 
 @pytest.mark.gpu

@@ -67,7 +67,7 @@ def ask_untrained(dataset, seen, **settings):
     return torch.cat(seen), log.metrics
 
 
-def test_untrained_networks_see_normalised_random_crops_of_the_validation_pictures(dataset, seen):
+def test_untrained_networks_see_normalised_random_crops_of_the_validation_images(dataset, seen):
     normal, metrics = ask_untrained(dataset, seen)
     raw, _ = ask_untrained(dataset, seen, mean=(0, 0, 0), std=(1, 1, 1))
     assert normal.shape == (20, 3, 8, 8)

@@ -50,8 +50,8 @@ def test_each_cause_is_told_once(settings, service):
         lines = tell_causes(settings, 0.25, 5)
     assert [cause.event for cause in service.told] == [DRIFT, ENOUGH_FEEDBACK]
     assert "version 3 drift: their confidence is 0.31 away" in service.told[0].why
-    assert "5 more pictures to cifar10, 5 are enough" in service.told[1].why
-    assert lines == ["cifar10: drift 0.31, 5 pictures with feedback, 5 of them told before"]
+    assert "5 more images to cifar10, 5 are enough" in service.told[1].why
+    assert lines == ["cifar10: drift 0.31, 5 images with feedback, 5 of them told before"]
     assert json.loads((settings.retraining_dir / "cifar10.told.json").read_text()) == {
         "drifted_version": "3",
         "feedback": 5,
@@ -116,5 +116,5 @@ def test_without_an_address_only_feedback_is_looked_at(settings, service):
     release(settings.bundles_dir)
     lines = tell_causes(settings.model_copy(update={"service_url": None}), 0.25, 5)
     assert lines[0].startswith("DARKROOM_SERVICE_URL is not set")
-    assert lines[1] == "cifar10: drift unknown, 0 pictures with feedback, 0 of them told before"
+    assert lines[1] == "cifar10: drift unknown, 0 images with feedback, 0 of them told before"
     assert not settings.feedback_dir.exists()

@@ -14,7 +14,7 @@ from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_two_variant
 
 
 def paint_all(count=4):
-    """Pictures of every colour, and their labels."""
+    """Images of every colour, and their labels."""
     labels_N = np.repeat(np.arange(len(COLOURS)), count)
     colours_KC = np.array(list(COLOURS.values()), dtype=np.uint8)
     return np.tile(colours_KC[labels_N][:, None, None], (1, IMAGE_SIZE, IMAGE_SIZE, 1)), labels_N
@@ -50,7 +50,7 @@ def test_a_verdict_names_the_variants_whose_labels_it_judged(exported, tmp_path,
     chosen = {"challenger": "int8", "7": "fp32"}
     monkeypatch.setattr(release, "Classifier", lambda *given: Classifier(*given, precision=chosen[given[1]]))
     verdict = judge(exported, make_champion(tmp_path))
-    assert verdict.measured.startswith("1.0000 as int8 against 1.0000 of version 7 as fp32 on 24 test pictures: ")
+    assert verdict.measured.startswith("1.0000 as int8 against 1.0000 of version 7 as fp32 on 24 test images: ")
     assert judge(exported, None).measured.startswith("1.0000 as int8 (95 % interval ")
 
 
@@ -58,7 +58,7 @@ def test_a_verdict_names_the_variants_whose_labels_it_judged(exported, tmp_path,
     ("fields", "message"),
     [
         ({"classes": ("red", "green", "blue", "yellow", "black", "grey")}, "not the same ones"),
-        ({"image_size": 9}, "reads pictures of 9 pixels"),
+        ({"image_size": 9}, "reads images of 9 pixels"),
     ],
 )
 def test_what_cannot_be_compared_is_released_by_force_only(exported, tmp_path, fields, message):
@@ -72,6 +72,6 @@ def test_what_cannot_be_compared_is_released_by_force_only(exported, tmp_path, f
 def test_a_champion_that_does_not_work_here_is_replaced_by_force_only(exported, tmp_path):
     bundle = make_two_variants(tmp_path, golden_error=0.5, fp32_golden_error=0.5)
     champion = Champion("7", read_bundle(bundle), bundle)
-    with pytest.raises(ReleaseError, match="golden pictures are answered otherwise than at the release"):
+    with pytest.raises(ReleaseError, match="golden images are answered otherwise than at the release"):
         judge(exported, champion)
     assert judge(exported, champion, "forced").champion_version is None

@@ -19,8 +19,8 @@ def paint_folder(folder, names, count=3, offset=0):
     for name in names:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            picture = Image.new("RGB", (9, 9), (offset + number, len(name), 0))
-            (folder / name / f"{offset + number}.png").write_bytes(encode(picture))
+            image = Image.new("RGB", (9, 9), (offset + number, len(name), 0))
+            (folder / name / f"{offset + number}.png").write_bytes(encode(image))
     return folder
 
 
@@ -37,7 +37,7 @@ def test_feedback_is_packed_beside_the_set_that_was_there(settings, tmp_path):
     packed = open_dataset("food-tiny-with-feedback", settings.cache_dir)
     assert first == (
         packed.name,
-        f"with 2 pictures of feedback among the training pictures, data {packed.checksum[:12]}",
+        f"with 2 images of feedback among the training images, data {packed.checksum[:12]}",
     )
     assert len(packed.splits["train"].labels_N) == 8
     assert len(open_dataset("food-tiny", settings.cache_dir).splits["train"].labels_N) == 6
@@ -45,7 +45,7 @@ def test_feedback_is_packed_beside_the_set_that_was_there(settings, tmp_path):
     assert add_feedback(settings, "food", packed.name) == first
     paint_folder(settings.feedback_dir / "food", ["red"], count=1, offset=200)
     dataset, reason = add_feedback(settings, "food", packed.name)
-    assert (dataset, reason[:15]) == (packed.name, "with 3 pictures")
+    assert (dataset, reason[:15]) == (packed.name, "with 3 images")
 
 
 def test_without_feedback_the_set_itself_is_trained_on(settings, tmp_path):
@@ -61,24 +61,24 @@ def test_what_cannot_be_used_is_said(settings, tmp_path):
     broken = settings.feedback_dir / "food/red/broken.png"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"no")
-    broken_picture = "food/red/broken.png: 2 bytes that are no image of the accepted formats; "
+    broken_image = "food/red/broken.png: 2 bytes that are no image of the accepted formats; "
     dataset, reason = add_feedback(settings, "food", "food-tiny")
     assert dataset == "food-tiny"
-    assert reason.startswith("pictures with feedback are left out: 1 pictures were to be added and none can be: ")
-    assert broken_picture in reason
+    assert reason.startswith("images with feedback are left out: 1 images were to be added and none can be: ")
+    assert broken_image in reason
     paint_folder(settings.feedback_dir / "food", ["green"], count=1, offset=100)
     dataset, reason = add_feedback(settings, "food", "food-tiny")
     assert dataset == "food-tiny-with-feedback"
-    assert reason.startswith("with 1 pictures of feedback among ")
-    assert f", 1 left out ({broken_picture}" in reason
+    assert reason.startswith("with 1 images of feedback among ")
+    assert f", 1 left out ({broken_image}" in reason
     paint_folder(settings.feedback_dir / "food", ["blue"], count=1)
     dataset, reason = add_feedback(settings, "food", "food-tiny")
     assert dataset == "food-tiny"
-    assert reason.startswith("pictures with feedback are left out: ")
-    assert "holds blue/0.png, which is not a picture in a folder of a class; " in reason
+    assert reason.startswith("images with feedback are left out: ")
+    assert "holds blue/0.png, which is not an image in a folder of a class; " in reason
     dataset, reason = add_feedback(settings, "food", "food-tiny-with-feedback")
     assert dataset == "food-tiny-with-feedback"
-    assert reason.startswith("pictures with feedback new since the last training are left out: ")
+    assert reason.startswith("images with feedback new since the last training are left out: ")
 
 
 def test_a_reason_fits_the_ledger():

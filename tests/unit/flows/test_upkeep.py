@@ -37,7 +37,7 @@ def finish(folder):
     )
 
 
-def test_pictures_that_an_interrupted_run_needs_are_missed(settings):
+def test_images_that_an_interrupted_run_needs_are_missed(settings):
     make_run(settings, INTERRUPTED)
     finish(make_run(settings, FINISHED, dataset="pets"))
     (problem,) = find_problems(settings)
@@ -49,7 +49,7 @@ def test_pictures_that_an_interrupted_run_needs_are_missed(settings):
     assert find_problems(settings) == []
 
 
-def test_pictures_that_a_released_model_came_from_are_missed(settings):
+def test_images_that_a_released_model_came_from_are_missed(settings):
     release(settings.bundles_dir, manifest={"dataset": "pets"})
     (problem,) = find_problems(settings)
     assert "data set pets is not in" in problem

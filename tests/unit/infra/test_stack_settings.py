@@ -241,21 +241,19 @@ def test_watching_pauses_while_the_stack_is_changed(stack, docker, monkeypatch):
     assert rounds == [1, 2]
 
 
-def test_a_backup_says_which_pictures_there_were(stack, capsys):
+def test_a_backup_says_which_images_there_were(stack, capsys):
     manifest = {"name": "cifar10", "image_size": 32, "source": "c.tgz", "checksum": "1a", "classes": []}
-    packed = stack.read_pictures(
-        "\n".join([json.dumps(manifest), "{damaged", json.dumps(manifest | {"name": "shapes"})])
-    )
+    packed = stack.read_images("\n".join([json.dumps(manifest), "{damaged", json.dumps(manifest | {"name": "shapes"})]))
     assert [one["name"] for one in packed] == ["cifar10", "shapes"]
     command = "  python3 infra/stack.py exec worker darkroom data add cifar10 --image-size 32"
-    assert stack.describe_pictures(packed).splitlines()[1:] == [f"{command} --from …   # was c.tgz"]
-    (known,) = stack.read_pictures(json.dumps(manifest | {"source_paths": ["/pictures/c.tgz", "/b d"]}))
-    assert stack.describe_pictures([known]).splitlines()[1:] == [
-        f"{command} --from /pictures/c.tgz --from '/b d'   # was c.tgz"
+    assert stack.describe_images(packed).splitlines()[1:] == [f"{command} --from …   # was c.tgz"]
+    (known,) = stack.read_images(json.dumps(manifest | {"source_paths": ["/images/c.tgz", "/b d"]}))
+    assert stack.describe_images([known]).splitlines()[1:] == [
+        f"{command} --from /images/c.tgz --from '/b d'   # was c.tgz"
     ]
-    assert stack.describe_pictures(packed[1:]) == ""
+    assert stack.describe_images(packed[1:]) == ""
     extended = {"name": "cifar10-with-feedback", "source_paths": ["/data/feedback/cifar10"]}
-    lines = stack.describe_pictures([known | extended, known]).splitlines()[1:]
+    lines = stack.describe_images([known | extended, known]).splitlines()[1:]
     assert [line.split(" data add ")[1].split()[0] for line in lines] == ["cifar10", "cifar10-with-feedback"]
 
 

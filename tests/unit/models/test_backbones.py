@@ -27,11 +27,11 @@ def test_a_backbone_is_the_network_without_its_last_layer(name):
         nn.init.normal_(parameter)  # that of a ViT starts at 0
     weights = {key: value for key, value in network.state_dict().items() if not key.startswith(LAST_LAYERS[name] + ".")}
     backbone.load_state_dict(weights)
-    pictures = torch.randn((2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    images = torch.randn((2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        features = backbone.eval()(pictures)
+        features = backbone.eval()(images)
         assert features.shape == (2, feature_width)
-        torch.testing.assert_close(last_layer(features), network.eval()(pictures))
+        torch.testing.assert_close(last_layer(features), network.eval()(images))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -41,11 +41,11 @@ def test_every_network_can_be_a_backbone(name):
         assert backbone(torch.empty(2, 3, 32, 32)).shape == (2, feature_width)
 
 
-def test_a_picture_size_reaches_the_backbone():
+def test_a_image_size_reaches_the_backbone():
     with torch.device("meta"):
         assert build_backbone("swin_cifar")[0].image_size == 32
         assert build_backbone("swin_cifar", 64)[0].image_size == 64
-    with pytest.raises(UsageError, match="vit_b_16 cannot read pictures of 20 pixels"):
+    with pytest.raises(UsageError, match="vit_b_16 cannot read images of 20 pixels"):
         build_backbone("vit_b_16", 20)
 
 

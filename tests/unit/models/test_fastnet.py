@@ -44,7 +44,7 @@ def test_every_allowed_size_gives_logits_and_gradients(side):
 
 
 def test_images_that_vanish_on_the_way_are_refused():
-    with pytest.raises(UsageError, match="fastnet cannot read pictures of 8 pixels; 9 and more are allowed"):
+    with pytest.raises(UsageError, match="fastnet cannot read images of 8 pixels; 9 and more are allowed"):
         build_network("fastnet", 7, image_size=8)
 
 

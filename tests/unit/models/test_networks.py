@@ -22,7 +22,7 @@ PARAMETERS = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Threads that share busy cores wait for each other; one is the fastest for pictures this small."""
+    """Threads that share busy cores wait for each other; one is the fastest for images this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -159,7 +159,7 @@ def use_sgd(parameters):
     ("name", "make_optimizer"),
     [("resnet50", use_adam), ("vit_b_16", use_sgd), ("swin_t", use_sgd), ("swin_t_torchvision", use_sgd)],
 )
-def test_a_large_network_learns_eight_small_pictures_by_heart(name, make_optimizer):
+def test_a_large_network_learns_eight_small_images_by_heart(name, make_optimizer):
     torch.manual_seed(0)
     network = skip_nothing(build_network(name, 10, image_size=32).train())
     optimizer = make_optimizer(network.parameters())
@@ -194,7 +194,7 @@ def test_outputs_of_a_deep_network_are_finite_and_every_parameter_has_a_gradient
         ("resnet18_improved_nopool", [32, 16, 8, 4]),
     ],
 )
-def test_feature_sizes_of_a_32_pixel_picture(name, sizes):
+def test_feature_sizes_of_a_32_pixel_image(name, sizes):
     network = build_network(name, 10).eval()
     seen = []
     for stage in network.stages[1::2]:
@@ -205,7 +205,7 @@ def test_feature_sizes_of_a_32_pixel_picture(name, sizes):
 
 
 @pytest.mark.parametrize(("name", "macs"), [("resnet18_improved", 140e6), ("resnet18_improved_nopool", 555e6)])
-def test_multiply_accumulates_per_picture(name, macs):
+def test_multiply_accumulates_per_image(name, macs):
     network = build_network(name, 10).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(draw(1))
@@ -230,11 +230,11 @@ def test_unknown_network_names_those_that_exist():
         ("vit_l_16", 16, 8, "8 pixels; multiples of 16 from 16 are allowed, the nearest is 16"),
     ],
 )
-def test_pictures_that_a_network_cannot_read_are_refused(name, smallest, refused, message):
+def test_images_that_a_network_cannot_read_are_refused(name, smallest, refused, message):
     for act in (check_image_size, lambda name, size: build_network(name, 3, size)):
         with pytest.raises(UsageError) as caught:
             act(name, refused)
-        assert str(caught.value) == f"{name} cannot read pictures of {message}"
+        assert str(caught.value) == f"{name} cannot read images of {message}"
     with torch.device("meta"):
         network = build_network(name, 3, image_size=smallest)
         assert network(torch.empty(2, 3, smallest, smallest)).shape == (2, 3)
@@ -247,14 +247,14 @@ def test_a_swin_reads_sizes_that_do_not_halve_evenly(name, image_size):
         assert network(torch.empty(1, 3, image_size, image_size)).shape == (1, 3)
 
 
-def test_a_picture_size_reaches_the_networks_that_are_built_for_one():
+def test_a_image_size_reaches_the_networks_that_are_built_for_one():
     with torch.device("meta"):
         assert [build_network("swin_t", 3, size).image_size for size in (None, 64)] == [224, 64]
         assert [build_network("vit_b_16", 3, size).seq_length for size in (None, 64)] == [197, 17]
         assert build_network("resnet18", 3, 64)(torch.empty(2, 3, 32, 32)).shape == (2, 3)
 
 
-def test_a_picture_size_of_an_unknown_network():
+def test_a_image_size_of_an_unknown_network():
     with pytest.raises(UsageError, match="no network 'resnet19'"):
         check_image_size("resnet19", 32)
 

@@ -1,6 +1,6 @@
 """Probes and the standardisation before them.
 
-Shape suffixes: N = pictures, D = features.
+Shape suffixes: N = images, D = features.
 """
 
 import pytest
@@ -66,5 +66,5 @@ def test_constant_dimensions_become_0(value):
     assert standardise(features_ND).isfinite().all()
 
 
-def test_a_single_picture_says_no_scale():
+def test_a_single_image_says_no_scale():
     assert not Standardise(torch.ones(1, 3))(torch.randn((4, 3), generator=seeded())).any()

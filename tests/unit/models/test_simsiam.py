@@ -1,6 +1,6 @@
 """The SimSiam network.
 
-Shape suffixes: B = pictures, C = channels, H = height, W = width.
+Shape suffixes: B = images, C = channels, H = height, W = width.
 """
 
 import pytest
@@ -61,8 +61,8 @@ def test_a_projector_needs_a_layer():
 
 def test_features_are_what_the_last_layer_reads():
     network = ResNet18(7, stem="3x3").eval()
-    pictures = torch.randn((2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    images = torch.randn((2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        features = network.features(pictures)
+        features = network.features(images)
         assert features.shape == (2, 512)
-        assert torch.equal(network.fc(features), network(pictures))
+        assert torch.equal(network.fc(features), network(images))

@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_network
-from model_code.models.picture_input import PictureInput
 from model_code.models.swin import (
     SwinBlock,
     SwinTransformer,
@@ -97,7 +97,7 @@ def test_parameters_and_shape_of_the_output(name, num_classes):
 @pytest.mark.parametrize(
     ("name", "macs"), [("swin_cifar", 1.350e9), ("swin_cifar_window4", 0.802e9), ("swin_t", 4.49e9)]
 )
-def test_multiply_accumulates_per_picture(name, macs):
+def test_multiply_accumulates_per_image(name, macs):
     with torch.device("meta"):
         network = build_network(name, 10).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -184,7 +184,7 @@ def test_a_forward_pass_changes_nothing_in_the_network():
     assert list_attributes() == attributes
 
 
-def test_masks_are_no_part_of_a_checkpoint_and_weights_fit_any_picture_size():
+def test_masks_are_no_part_of_a_checkpoint_and_weights_fit_any_image_size():
     network = build_small()
     assert set(network.state_dict()) == set(dict(network.named_parameters()))
     build_small(image_size=32).load_state_dict(network.state_dict())
@@ -208,8 +208,8 @@ def test_patch_norm_is_optional():
     assert set(names) < set(dict(build_small().named_parameters()))
 
 
-def test_pictures_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="pictures of 24x20 pixels, but this network was built for 20x20"):
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="images of 24x20 pixels, but this network was built for 20x20"):
         build_small()(draw(1, 3, 24, 20))
 
 
@@ -246,9 +246,9 @@ def test_shift_only_where_the_map_has_more_than_one_window():
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """(model, session of its export) for swin_cifar with a head that tells pictures apart"""
+    """(model, session of its export) for swin_cifar with a head that tells images apart"""
     torch.manual_seed(0)
-    model = nn.Sequential(PictureInput((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), build_network("swin_cifar", 10)).eval()
+    model = nn.Sequential(ImageInput((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), build_network("swin_cifar", 10)).eval()
     with torch.no_grad():
         model[1].head.weight.mul_(20)
     file = tmp_path_factory.mktemp("swin") / "model.onnx"

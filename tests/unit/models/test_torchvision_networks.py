@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_network
-from model_code.models.picture_input import PictureInput
 from model_code.release.onnx_export import export_onnx
 from serving.bundle.session import INPUT_NAME, OUTPUT_NAME
 
@@ -42,7 +42,7 @@ def test_parameters_and_shape_of_the_output(name):
     assert logits.shape == (2, 1000)
 
 
-def test_an_untrained_vit_answers_the_same_to_every_picture():
+def test_an_untrained_vit_answers_the_same_to_every_image():
     network = build_network("vit_b_16", 10, image_size=16).eval()
     with torch.no_grad():
         logits = network(torch.randn((2, 3, 16, 16), generator=torch.Generator().manual_seed(0)))
@@ -55,7 +55,7 @@ def test_onnx_answers_what_torch_answers(name, tmp_path):
     network = keep_two_blocks(build_network(name, 10, image_size=32))
     if name == "vit_b_16":
         nn.init.normal_(network.heads.head.weight, std=0.1)
-    model, file = nn.Sequential(PictureInput((0.5,) * 3, (0.5,) * 3), network).eval(), tmp_path / "model.onnx"
+    model, file = nn.Sequential(ImageInput((0.5,) * 3, (0.5,) * 3), network).eval(), tmp_path / "model.onnx"
     export_onnx(model, 32, file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     file.unlink()

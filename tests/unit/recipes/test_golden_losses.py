@@ -1,4 +1,4 @@
-"""Twenty steps of every recipe that trains, on drawn pictures, as they were written down once in golden_losses.json.
+"""Twenty steps of every recipe that trains, on drawn images, as they were written down once in golden_losses.json.
 
 Whoever changes the arithmetic changes them. If that is meant: `python -m tests.unit.recipes.test_golden_losses`.
 """
@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from model_code.recipes.catalog import RECIPES, build_config, has_setting
-from model_code.training.pictures import PretrainingPictures
+from model_code.training.images import PretrainingImages
 from model_code.training.pretraining import pretrain
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import draw_pictures, make_pictures
+from tests.unit.training.small_runs import draw_images, make_images
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 EPOCHS, STEPS, BATCH = 2, 10, 4
@@ -44,11 +44,11 @@ def take_steps(name, run_dir):
     side = 64 if config.dataset == "food11" else 32
     recorder = LossRecorder()
     if config.kind == "simsiam":
-        few = draw_pictures(8, side=side)
-        learned = draw_pictures(STEPS * BATCH, side=side).images_NHWC
-        pretrain(config, PretrainingPictures(learned, few, few, few, None, tuple("abcd")), run_dir, ALONE, [recorder])
+        few = draw_images(8, side=side)
+        learned = draw_images(STEPS * BATCH, side=side).images_NHWC
+        pretrain(config, PretrainingImages(learned, few, few, few, None, tuple("abcd")), run_dir, ALONE, [recorder])
     else:
-        fit(config, make_pictures(train=STEPS * BATCH, validation=4, side=side), run_dir, ALONE, [recorder])
+        fit(config, make_images(train=STEPS * BATCH, validation=4, side=side), run_dir, ALONE, [recorder])
     return recorder.losses
 
 

@@ -31,7 +31,7 @@ INITIALISATION = {
     "resnet18_cifar10_exp2_fan_out": ("resnet18_fan_out", 0.01, (), None),
 }
 STUDY = PUBLISHED | NO_POOL | INITIALISATION
-# What a smoke run may change: how much is done, on how large pictures, by how large a network; the learning rate goes
+# What a smoke run may change: how much is done, on how large images, by how large a network; the learning rate goes
 # with the batch.
 SIZES = {
     *(
@@ -120,7 +120,7 @@ def test_smoke_changes_sizes_only(name):
 
 @pytest.mark.parametrize("profile", ["full", "smoke"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_network_reads_pictures_of_the_recipes_size(name, profile):
+def test_the_network_reads_images_of_the_recipes_size(name, profile):
     config = build_config(name, profile)
     size = config.views.image_size if config.kind == "simsiam" else config.image_size or 32
     if config.network is not None:
@@ -160,7 +160,7 @@ def test_budgets_of_custom_runs_name_what_differs_from_the_documented_run():
         ("smoke", "smoke", "smoke on cifar10-with-feedback"),
     ],
 )
-def test_a_run_on_other_pictures_is_not_the_documented_one(profile, changed, budget):
+def test_a_run_on_other_images_is_not_the_documented_one(profile, changed, budget):
     config = build_config("resnet18_cifar10_exp", profile)
     elsewhere = change_dataset(config, "cifar10-with-feedback")
     assert (elsewhere.profile, describe_budget(elsewhere)) == (changed, budget)

@@ -49,7 +49,7 @@ def make_bundle(store):
 
 
 def make_verdict():
-    """The verdict on three pictures without a champion, two of them right."""
+    """The verdict on three images without a champion, two of them right."""
     import numpy as np
 
     return judge(

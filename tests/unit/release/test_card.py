@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 from model_code.release.card import LONGEST_SUMMARY, summarise, write_card
 from model_code.release.gate import judge
 from model_code.release.gate_rules import GateRules
-from model_code.release.known_limits import FEW_PICTURES, list_limits
+from model_code.release.known_limits import FEW_IMAGES, list_limits
 from serving.bundle.manifest import (
     BatchCertificate,
     BatchTiming,
@@ -224,7 +224,7 @@ def test_the_card_has_every_section_with_its_facts():
             *verdict.refusals,
             "4.21 ms",
         ),
-        "Data": ("shapes", DATA, "resized to 36", "32 x 32", "600 test pictures", "cat, dog, emu"),
+        "Data": ("shapes", DATA, "resized to 36", "32 x 32", "600 test images", "cat, dog, emu"),
         "Recipe": ("resnet18_cifar10_strong", RUN, "full"),
         "Accuracy": ("0.8500 (", "0.9017", "0.7500"),
         "Calibration": (
@@ -314,7 +314,7 @@ def test_a_cuda_device_at_the_release_is_told():
     assert "Never compared with the trained network on a CUDA device" in write_card(make_manifest(), make_verdict())
 
 
-def test_a_card_without_champion_calibration_and_test_pictures():
+def test_a_card_without_champion_calibration_and_test_images():
     manifest = make_manifest(calibration=None, accuracy_fraction=None, git_sha="unknown")
     verdict = make_verdict(has_champion=False, split="validation")
     card = write_card(manifest, verdict)
@@ -327,7 +327,7 @@ def test_a_card_without_champion_calibration_and_test_pictures():
     assert [row[3:] for row in rows] == [["-"] * 5] * 3
     limits = sections["Known limits"]
     for fact in (
-        "No test pictures",
+        "No test images",
         "compared with no champion",
         "not calibrated",
         "commit that released it is unknown",
@@ -343,7 +343,7 @@ def test_limits_follow_from_the_facts():
     limits = "\n".join(list_limits(make_manifest(), make_verdict()))
     low, high = binomtest(150, 200).proportion_ci(0.95, method="exact")
     facts = (
-        f"emu, of whose 200 pictures 75.0 % are labelled rightly (95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
+        f"emu, of whose 200 images 75.0 % are labelled rightly (95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
         "3 classes and nothing else",
         "36 pixels and the middle 32 x 32",
         "off by 1.23 points",
@@ -355,7 +355,7 @@ def test_limits_follow_from_the_facts():
     )
     for fact in facts:
         assert fact in limits, fact
-    for absent in ("smoke", "settings of its own", "No test pictures", "fewer than", "never tested", "made it worse"):
+    for absent in ("smoke", "settings of its own", "No test images", "fewer than", "never tested", "made it worse"):
         assert absent not in limits, absent
     # int8 is not offered, so nobody is answered by it.
     assert "int8" not in limits
@@ -368,7 +368,7 @@ def test_limits_follow_from_the_facts():
         ({}, {}, "custom", "settings of its own (custom profile)"),
         ({"git_sha": GIT + "-dirty"}, {}, "full", "Files differed"),
         ({"resize_size": 32}, {}, "full", "its middle square is read"),
-        ({}, {"per_class": 20}, "full", f"cat, dog, emu: fewer than {FEW_PICTURES} pictures"),
+        ({}, {"per_class": 20}, "full", f"cat, dog, emu: fewer than {FEW_IMAGES} images"),
         ({}, {"classes": (*CLASSES, "fox")}, "full", "Weakest class: emu"),
     ],
 )
@@ -452,12 +452,12 @@ def test_an_offered_variant_that_labels_differently_is_a_limit():
         .model_copy(update={"file": "model.int8.onnx", "certificates": (certify("int8", agreement=0.9925),)})
     )
     manifest = make_manifest(variants=(make_manifest().variants[0], int8))
-    assert "int8 on CPUExecutionProvider gives 0.750 % of 600 test pictures another label" in "\n".join(
+    assert "int8 on CPUExecutionProvider gives 0.750 % of 600 test images another label" in "\n".join(
         list_limits(manifest, make_verdict())
     )
 
 
-def test_a_class_without_pictures_was_never_tested():
+def test_a_class_without_images_was_never_tested():
     verdict = judge(
         labels_N=np.arange(100) % 2,
         challenger_N=np.arange(100) % 2,

@@ -9,7 +9,7 @@ from torch import nn
 
 from model_code.errors import ReleaseError
 from model_code.evaluation.metrics import predict_logits
-from model_code.models.picture_input import PictureInput
+from model_code.models.image_input import ImageInput
 from model_code.release import certificate as certificate_file
 from model_code.release.certificate import BATCH_SIZES, LIMITS, certify, check_certificate, find_providers
 from model_code.release.onnx_export import OPSET, export_onnx
@@ -23,7 +23,7 @@ CLASSES = ("ant", "bee", "cat", "dog")
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return draw(COUNT, seed=7)
 
 
@@ -33,7 +33,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def compare(tmp_path_factory, pictures):
+def compare(tmp_path_factory, images):
     """Export one model, each once, and certify it against another."""
     files = {}
 
@@ -41,8 +41,8 @@ def compare(tmp_path_factory, pictures):
         if exported not in files:
             files[exported] = tmp_path_factory.mktemp("export") / "model.onnx"
             export_onnx(exported, SIDE, files[exported])
-        expected_NK = torch.softmax(predict_logits(trained, pictures.images_NHWC), dim=1).numpy()
-        images_NHWC, labels_N = pictures.images_NHWC.numpy(), pictures.labels_N.numpy()
+        expected_NK = torch.softmax(predict_logits(trained, images.images_NHWC), dim=1).numpy()
+        images_NHWC, labels_N = images.images_NHWC.numpy(), images.labels_N.numpy()
         return certify(precision, files[exported], expected_NK, images_NHWC, labels_N, "test", CPU, classes)
 
     run.files = files
@@ -91,7 +91,7 @@ def judge(monkeypatch, compare, model):
     return run
 
 
-def test_a_model_equals_its_own_export(compare, model, pictures):
+def test_a_model_equals_its_own_export(compare, model, images):
     certificate = compare(model, model)
     check_certificate(certificate)
     assert certificate.refusal is None
@@ -100,7 +100,7 @@ def test_a_model_equals_its_own_export(compare, model, pictures):
         assert 0 <= batch.mean_difference <= batch.max_difference < 1e-5
         assert batch.top1_agreement == 1.0
     with torch.no_grad():
-        right = int((model(pictures.images_NHWC).argmax(1) == pictures.labels_N).sum())
+        right = int((model(images.images_NHWC).argmax(1) == images.labels_N).sum())
     assert certificate.torch_accuracy == certificate.accuracy == pytest.approx(right / COUNT)
     assert (certificate.split, certificate.count, certificate.provider) == ("test", COUNT, CPU)
     assert (certificate.precision, certificate.opset) == ("fp32", OPSET)
@@ -118,13 +118,13 @@ def test_the_record_is_plain_json(compare, model):
 
 
 def test_another_normalisation_is_refused_and_named(compare, model):
-    shifted = nn.Sequential(PictureInput((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), model[1])
+    shifted = nn.Sequential(ImageInput((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), model[1])
     certificate = compare(shifted, model)
     assert certificate.max_difference > 1e-3
     with pytest.raises(
         ReleaseError,
         match=r"not the trained one: on CPUExecutionProvider at batch 1 probabilities differ by up to .*"
-        r"\(allowed 0\.0001\).*: \d+% of the pictures are answered otherwise, so its normalisation or its weights are "
+        r"\(allowed 0\.0001\).*: \d+% of the images are answered otherwise, so its normalisation or its weights are "
         r"others; nothing was released$",
     ):
         check_certificate(certificate)
@@ -150,7 +150,7 @@ def test_another_training_is_no_other_order(compare, model):
     other = change(model, weight=-model[1].fc.weight, bias=-model[1].fc.bias)
     assert compare(other, model).refusal.endswith("so its normalisation or its weights are others")
     assert compare(other, model, "int8").refusal.endswith(
-        "so its normalisation, its weights or its calibration pictures are others"
+        "so its normalisation, its weights or its calibration images are others"
     )
 
 
@@ -164,7 +164,7 @@ def test_nan_is_refused_and_named(compare, model, broken, precision, is_broken, 
     assert certificate.max_difference == 1.0
     assert certificate.top1_agreement == 0.0
     assert Certificate.model_validate_json(certificate.model_dump_json()) == certificate
-    with pytest.raises(ReleaseError, match=f"at batch 1 {whose} answers to 300 of 300 pictures are NaN, no numbers"):
+    with pytest.raises(ReleaseError, match=f"at batch 1 {whose} answers to 300 of 300 images are NaN, no numbers"):
         check_certificate(certificate)
 
 
@@ -173,9 +173,9 @@ def broken(model):
     return change(model, bias=torch.full((4,), torch.nan))
 
 
-def test_one_other_label_is_refused_however_small_the_difference(compare, model, pictures):
+def test_one_other_label_is_refused_however_small_the_difference(compare, model, images):
     with torch.no_grad():
-        logits_K = model(pictures.images_NHWC[:1])[0]
+        logits_K = model(images.images_NHWC[:1])[0]
     first, second = logits_K.topk(2).indices.tolist()
     gap = torch.zeros(4)
     gap[second] = float(logits_K[first] - logits_K[second])
@@ -189,7 +189,7 @@ def test_one_other_label_is_refused_however_small_the_difference(compare, model,
 
 
 def make_answers(count, differing=0, wrong=0):
-    """Sure answers to `count` pictures; some labels differ from the trained network's, some of its own are wrong.
+    """Sure answers to `count` images; some labels differ from the trained network's, some of its own are wrong.
 
     Those that differ are wrong where the trained network is right.
     """
@@ -282,10 +282,10 @@ def test_one_batch_size_is_enough_to_refuse(monkeypatch, compare, model):
     assert certificate.max_difference == pytest.approx(1e-3, rel=0.01)
 
 
-def test_pictures_answers_and_labels_must_be_equally_many(compare, model, pictures):
+def test_images_answers_and_labels_must_be_equally_many(compare, model, images):
     compare(model, model)
-    images_NHWC, labels_N = pictures.images_NHWC.numpy(), pictures.labels_N.numpy()
-    with pytest.raises(ValueError, match="300 pictures, 2 answers and 300 labels"):
+    images_NHWC, labels_N = images.images_NHWC.numpy(), images.labels_N.numpy()
+    with pytest.raises(ValueError, match="300 images, 2 answers and 300 labels"):
         certify("fp32", compare.files[model], np.ones((2, 4), np.float32), images_NHWC, labels_N, "test", CPU)
 
 

@@ -31,7 +31,7 @@ def answer(labels_N, is_right_N, classes=10):
 
 
 def plant(both, gained, lost, neither, classes=10, seed=0):
-    """(labels, challenger's, champion's) with these counts of pictures, spread evenly over the classes."""
+    """(labels, challenger's, champion's) with these counts of images, spread evenly over the classes."""
     is_right_N = np.repeat([True, True, False, False], [both, gained, lost, neither])
     was_right_N = np.repeat([True, False, True, False], [both, gained, lost, neither])
     labels_N = np.arange(len(is_right_N)) % classes
@@ -43,7 +43,7 @@ def plant(both, gained, lost, neither, classes=10, seed=0):
 
 
 def draw(random, count, gain, loss, classes=10, right=0.85):
-    """Draw a pair of models: each picture is gained with one probability and lost with another."""
+    """Draw a pair of models: each image is gained with one probability and lost with another."""
     state_N = random.choice(4, size=count, p=[right, gain, loss, 1 - right - gain - loss])
     labels_N = random.integers(classes, size=count)
     return (
@@ -54,7 +54,7 @@ def draw(random, count, gain, loss, classes=10, right=0.85):
 
 
 def join_classes(*classes):
-    """One picture set of several classes, each given as (both, gained, lost, neither)."""
+    """One image set of several classes, each given as (both, gained, lost, neither)."""
     parts = []
     for index, counts in enumerate(classes):
         labels_N = np.full(sum(counts), index)
@@ -84,13 +84,13 @@ def test_as_many_gained_as_lost_is_not_promoted():
     assert low < 0 < high
 
 
-def test_a_gain_of_three_points_on_2000_pictures_is_promoted():
+def test_a_gain_of_three_points_on_2000_images_is_promoted():
     verdict = judge_answers(*plant(1750, 100, 40, 110), rules=GateRules(min_gain=0.03))
     assert verdict.is_promoted
     assert verdict.refusals == ()
     assert verdict.difference == 0.03
     assert (verdict.challenger_accuracy, verdict.champion_accuracy) == (1850 / 2000, 1790 / 2000)
-    for number in ("0.9250", "0.8950", "version 4", "2000 test pictures", "+3.00 points", ": promoted"):
+    for number in ("0.9250", "0.8950", "version 4", "2000 test images", "+3.00 points", ": promoted"):
         assert number in verdict.summary
     assert "\n" not in verdict.summary
 
@@ -111,7 +111,7 @@ def test_the_verdicts_numbers_are_those_of_scipy():
     theirs = bootstrap(
         (differences_N,), np.mean, n_resamples=4000, batch=500, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    # Half of a point would be 10 pictures; the two draw different resamples.
+    # Half of a point would be 10 images; the two draw different resamples.
     assert verdict.difference_interval == pytest.approx(tuple(theirs), abs=0.001)
     for index, change in enumerate(verdict.classes):
         of_class_N = labels_N == index
@@ -177,7 +177,7 @@ def test_where_the_test_is_sure_the_interval_does_not_reach_below_0(confidence):
             assert 0 <= low <= (gained - lost) / count <= high <= 1
 
 
-def test_few_pictures_are_where_the_interval_alone_would_be_wrong():
+def test_few_images_are_where_the_interval_alone_would_be_wrong():
     labels_N, challenger_N, champion_N = plant(190, 4, 0, 6)
     verdict = judge_answers(labels_N, challenger_N, champion_N)
     assert verdict.difference_interval[0] > 0
@@ -199,7 +199,7 @@ def test_a_worse_challenger_is_refused_for_its_difference():
     verdict = judge_answers(*plant(1700, 40, 100, 160))
     assert not verdict.is_promoted
     assert verdict.difference == -0.03
-    assert "-3.00 points (40 pictures gained, 100 lost) is too small" in verdict.refusals[0]
+    assert "-3.00 points (40 images gained, 100 lost) is too small" in verdict.refusals[0]
 
 
 def test_a_sure_gain_below_the_least_gain_is_refused():
@@ -257,7 +257,7 @@ def test_a_larger_p_is_not_corrected_below_a_smaller_one():
     assert [change.adjusted_p_value for change in verdict.classes] == pytest.approx([3 / 32, 3 / 32, 1])
 
 
-def test_a_class_without_pictures_is_not_judged():
+def test_a_class_without_images_is_not_judged():
     labels_N, challenger_N, champion_N = plant(170, 20, 0, 10, classes=2)
     verdict = judge_answers(labels_N, challenger_N, champion_N, classes=("cat", "dog", "emu"))
     emu = verdict.classes[2]

@@ -11,20 +11,20 @@ from model_code.release.onnx_export import OPSET, export_onnx
 from model_code.training.checkpoints import save_weights
 from model_code.training.supervised import build_model, load_model
 from serving.bundle.session import INPUT_NAME, OUTPUT_NAME
-from tests.unit.training.small_runs import draw_pictures, make_config
+from tests.unit.training.small_runs import draw_images, make_config
 
 CLASSES = 10
 
 
 def make_model(network="resnet18_improved", side=32):
-    """A network whose batch statistics are those of pictures, so that it answers each picture differently."""
+    """A network whose batch statistics are those of images, so that it answers each image differently."""
     torch.manual_seed(0)
     model = build_model(make_config(network=network), CLASSES, 32)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0
     with torch.no_grad():
-        model(draw_pictures(16, seed=5, classes=CLASSES, side=side).images_NHWC)
+        model(draw_images(16, seed=5, classes=CLASSES, side=side).images_NHWC)
         model[1].fc.weight.mul_(5)
     return model.eval()
 
@@ -45,7 +45,7 @@ def ask_onnx(session, images):
 
 @pytest.fixture(scope="module")
 def images():
-    return draw_pictures(64, classes=CLASSES, side=32).images_NHWC
+    return draw_images(64, classes=CLASSES, side=32).images_NHWC
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,11 @@ def test_answers_are_those_of_torch(exported, images, batch_size):
     assert answers.std(axis=0).max() > 0.01
 
 
-def test_the_graph_reads_uint8_pictures_and_answers_probabilities(exported):
+def test_the_graph_reads_uint8_images_and_answers_probabilities(exported):
     _, file = exported
     session = start(file)
-    [pictures], [probabilities] = session.get_inputs(), session.get_outputs()
-    assert (pictures.name, pictures.type, pictures.shape) == ("images", "tensor(uint8)", ["batch", 32, 32, 3])
+    [images], [probabilities] = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)", ["batch", 32, 32, 3])
     assert (probabilities.name, probabilities.type) == ("probabilities", "tensor(float)")
     assert probabilities.shape == ["batch", CLASSES]
 
@@ -95,7 +95,7 @@ def test_black_and_white_are_answered_like_torch(exported):
     assert np.abs(ask_onnx(start(file), extremes) - ask_torch(model, extremes)).max() < 1e-5
 
 
-def test_float_pictures_are_refused(exported, images):
+def test_float_images_are_refused(exported, images):
     _, file = exported
     with pytest.raises(Exception, match="Unexpected input data type"):
         ask_onnx(start(file), images.float())
@@ -111,7 +111,7 @@ def test_exporting_twice_gives_the_same_bytes(exported, tmp_path):
 
 
 def test_a_model_in_training_mode_is_exported_for_evaluation(tmp_path):
-    images = draw_pictures(5, side=12).images_NHWC
+    images = draw_images(5, side=12).images_NHWC
     model, file = make_model("tiny", side=12), tmp_path / "model.onnx"
     file.write_bytes(b"the export before")
     expected = ask_torch(model, images)
@@ -130,7 +130,7 @@ def test_a_model_in_training_mode_is_exported_for_evaluation(tmp_path):
 
 
 def test_what_is_served_sees_the_middle_twice_as_the_test_did(tmp_path, images):
-    """A recipe's smaller picture size and flip averaging are part of the graph, which reads pictures as packed."""
+    """A recipe's smaller image size and flip averaging are part of the graph, which reads images as packed."""
     config = make_config(network="resnet18", image_size=24, has_flip_averaging=True)
     torch.manual_seed(0)
     trained = build_model(config, CLASSES, 32)

@@ -27,7 +27,7 @@ make_int8(Path(sys.argv[1]), Path(sys.argv[2]), np.load(sys.argv[3]))
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return draw(200, seed=7)
 
 
@@ -44,9 +44,9 @@ def exported(request, tmp_path_factory):
     return model, file
 
 
-def certify_variant(precision, exported, file, pictures):
-    expected_NK = torch.softmax(predict_logits(exported[0], pictures.images_NHWC) / 1.5, dim=1).numpy()
-    images_NHWC, labels_N = pictures.images_NHWC.numpy(), pictures.labels_N.numpy()
+def certify_variant(precision, exported, file, images):
+    expected_NK = torch.softmax(predict_logits(exported[0], images.images_NHWC) / 1.5, dim=1).numpy()
+    images_NHWC, labels_N = images.images_NHWC.numpy(), images.labels_N.numpy()
     return certify(precision, file, expected_NK, images_NHWC, labels_N, "test", CPU)
 
 
@@ -54,9 +54,9 @@ def count_operators(file):
     return [node.op_type for node in onnx.load(str(file)).graph.node]
 
 
-def test_int8_keeps_the_labels(exported, pictures, calibration, tmp_path):
+def test_int8_keeps_the_labels(exported, images, calibration, tmp_path):
     make_int8(exported[1], tmp_path / "int8.onnx", calibration)
-    certificate = certify_variant("int8", exported, tmp_path / "int8.onnx", pictures)
+    certificate = certify_variant("int8", exported, tmp_path / "int8.onnx", images)
     assert certificate.refusal is None
     assert certificate.torch_accuracy > 0.9
     assert certificate.top1_agreement >= 0.99
@@ -97,12 +97,12 @@ def test_the_last_layer_and_the_probabilities_stay_in_float(exported, calibratio
 
 
 @pytest.mark.parametrize("exported", ["tiny"], indirect=True)
-def test_int8_calibrated_on_grey_noise_is_refused(exported, pictures, tmp_path):
+def test_int8_calibrated_on_grey_noise_is_refused(exported, images, tmp_path):
     """Of a network without layer norm, which would bring any activation back into the range of the noise."""
     generator = np.random.default_rng(0)
     noise = generator.integers(127, 130, (64, SIDE, SIDE, 3)).astype(np.uint8)
     make_int8(exported[1], tmp_path / "int8.onnx", noise)
-    refusal = certify_variant("int8", exported, tmp_path / "int8.onnx", pictures).refusal
+    refusal = certify_variant("int8", exported, tmp_path / "int8.onnx", images).refusal
     assert refusal is not None
     assert "of 200 labels agree (wanted 99%)" in refusal
 
@@ -134,14 +134,14 @@ def test_int8_is_made_without_advice_in_the_log(exported, calibration, tmp_path,
     assert [record.message for record in caplog.records] == ["heard again"]
 
 
-def test_int8_needs_pictures(exported, tmp_path):
-    with pytest.raises(ValueError, match="no pictures to calibrate with"):
+def test_int8_needs_images(exported, tmp_path):
+    with pytest.raises(ValueError, match="no images to calibrate with"):
         make_int8(exported[1], tmp_path / "int8.onnx", np.zeros((0, SIDE, SIDE, 3), dtype=np.uint8))
 
 
-def test_fp16_answers_nearly_the_same(exported, pictures, tmp_path):
+def test_fp16_answers_nearly_the_same(exported, images, tmp_path):
     make_fp16(exported[1], tmp_path / "fp16.onnx")
-    certificate = certify_variant("fp16", exported, tmp_path / "fp16.onnx", pictures)
+    certificate = certify_variant("fp16", exported, tmp_path / "fp16.onnx", images)
     assert certificate.refusal is None
     assert 0 < certificate.max_difference < 0.01
     session = open_session(tmp_path / "fp16.onnx", CPU, threads=1)
@@ -159,7 +159,7 @@ def test_fp16_halves_every_weight_but_the_ends(exported, tmp_path):
     assert not floats.intersection(name for node in between for name in node.input)
     assert any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in graph.initializer)
     casts = [node for node in graph.node if node.op_type == "Cast"]
-    assert len(casts) == 3  # of the pictures, into float16, and out of it
+    assert len(casts) == 3  # of the images, into float16, and out of it
 
 
 def test_fp16_writes_the_same_bytes_again(exported, tmp_path):

@@ -89,7 +89,7 @@ class Store:
         self.run_ids.append(run_id)
         return run_id
 
-    def enter_supervised(self, recipe, accuracy, seed=0, classes=CIFAR10, pictures=10_000, epochs=100, **settings):
+    def enter_supervised(self, recipe, accuracy, seed=0, classes=CIFAR10, images=10_000, epochs=100, **settings):
         shapes = 1 - np.exp(-(3 + seed) * np.arange(1, epochs + 1) / epochs)
         shapes /= shapes[-1]
         test = accuracy - 0.004 + 0.001 * math.sin(seed)
@@ -102,8 +102,8 @@ class Store:
                 "test/loss": 1 - test,
                 "test/macro_f1": test,
                 "train/pictures": 40_000,
-                "validation/pictures": pictures,
-                "test/pictures": pictures,
+                "validation/pictures": images,
+                "test/pictures": images,
             },
             {
                 "train/seconds": {step: 30 + 10 / step for step in range(1, epochs + 1)},
@@ -112,7 +112,7 @@ class Store:
                 "validation/loss": {step: 2.3 * (1 - accuracy * shape) for step, shape in enumerate(shapes, 1)},
                 "validation/accuracy": {step: accuracy * shape for step, shape in enumerate(shapes, 1)},
             },
-            make_report(classes, test, pictures),
+            make_report(classes, test, images),
             seed=seed,
             epochs=epochs,
             **settings,
@@ -144,17 +144,17 @@ class Store:
             **{"params": {"embedding_width": 2048}, **settings},
         )
 
-    def enter_untrained(self, recipe, correct, seed=0, pictures=50_000, seconds=20.0, distinct=1, **settings):
+    def enter_untrained(self, recipe, correct, seed=0, images=50_000, seconds=20.0, distinct=1, **settings):
         return self.enter(
             recipe,
             {
                 "validation/correct": correct,
-                "validation/accuracy": correct / pictures,
+                "validation/accuracy": correct / images,
                 "validation/distinct_classes": distinct,
                 "validation/top_class_share": 1 / distinct,
-                "validation/pictures": pictures,
+                "validation/pictures": images,
                 "validation/seconds": seconds,
-                "validation/pictures_per_s": pictures / seconds,
+                "validation/pictures_per_s": images / seconds,
                 "validation/peak_memory_bytes": 2_500_000_000,
             },
             seed=seed,
@@ -181,9 +181,9 @@ class Store:
         )
 
 
-def make_report(classes, accuracy, pictures):
+def make_report(classes, accuracy, images):
     """The text of reports/test.json: class k is taken for the next one as often as it is mistaken."""
-    count = pictures // len(classes)
+    count = images // len(classes)
     right = [round(count * min(1, accuracy + 0.02 * math.sin(index))) for index in range(len(classes))]
     confusion = np.zeros((len(classes), len(classes)), dtype=int)
     for index, number in enumerate(right):
@@ -254,7 +254,7 @@ def enter_every_kind(store):
     store.enter_supervised("resnet18_cifar10_exp5", 0.61, epochs=5, budget="custom: epochs=5, limit_train=10000")
     store.enter_supervised("resnet18_cifar10_exp7", 0.25, epochs=2, budget="smoke")
     for seed in range(2):
-        store.enter_supervised("swin_cifar10_published", 0.671 + 0.003 * seed, seed, pictures=5000, epochs=20)
+        store.enter_supervised("swin_cifar10_published", 0.671 + 0.003 * seed, seed, images=5000, epochs=20)
     store.enter_supervised("resnet18_food11", 0.583, classes=FOOD11, dataset="food11", checksum="f" * 64)
     for seed in range(3):
         pretrained = store.enter_simsiam("simsiam_cifar10", 0.89 + 0.003 * seed, seed)
@@ -272,7 +272,7 @@ def enter_every_kind(store):
             for suffix in ("", "_raw"):
                 count = correct + seed if network == "swin_t" and suffix else correct
                 store.enter_untrained(f"{network}_imagenet_untrained{suffix}", count, seed, distinct=distinct)
-    store.enter_untrained("vit_l_16_imagenet_untrained", 1, pictures=1000, budget="custom: limit_pictures=1000")
+    store.enter_untrained("vit_l_16_imagenet_untrained", 1, images=1000, budget="custom: limit_images=1000")
     for seed in range(3):
         store.enter_random_features("pixels_cifar10_random", 0.34, 0.39, 0.52, 0.1, seed)
         wobble = 0.004 * math.cos(seed)

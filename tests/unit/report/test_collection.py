@@ -47,7 +47,7 @@ def test_what_a_run_says(opened, store):
 
 
 def test_a_device_stands_with_the_precision_of_its_computation(opened, store):
-    store.enter("half", tags={"engine": "bfloat16, channels last, eager, 147.5 MB of pictures resident"})
+    store.enter("half", tags={"engine": "bfloat16, channels last, eager, 147.5 MB of images resident"})
     [run] = collect_runs(opened[1]).get_best("half").runs
     assert run.device == "cuda (NVIDIA H200), bfloat16"
 
@@ -113,7 +113,7 @@ def test_more_runs_than_a_page(opened, store, monkeypatch):
     assert len(collect_runs(opened[1]).get_best("many").runs) == 7
 
 
-def test_the_test_pictures_do_not_choose_the_best_recipe(tmp_path):
+def test_the_test_images_do_not_choose_the_best_recipe(tmp_path):
     with open_small_store(tmp_path) as (_, client):
         store = Store(client)
         for recipe, chosen_by, tested, budget in (

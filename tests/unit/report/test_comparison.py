@@ -67,17 +67,17 @@ def test_without_seconds_of_the_epochs_there_is_no_value():
 
 
 @pytest.mark.parametrize(("value", "unit"), [(47, "count"), (0.47, "fraction"), (4.7, "seconds")])
-@pytest.mark.parametrize(("pictures", "is_comparable"), [(50_000, True), (1000, False), (None, False)])
-def test_only_figures_of_equally_many_pictures_are_compared(value, unit, pictures, is_comparable):
-    figure = PublishedFigure("row", "net", "validation/it", 1, unit, pictures=50_000)
-    more = {"test/pictures": 50_000} | ({} if pictures is None else {"validation/pictures": pictures})
+@pytest.mark.parametrize(("images", "is_comparable"), [(50_000, True), (1000, False), (None, False)])
+def test_only_figures_of_equally_many_images_are_compared(value, unit, images, is_comparable):
+    figure = PublishedFigure("row", "net", "validation/it", 1, unit, images=50_000)
+    more = {"test/pictures": 50_000} | ({} if images is None else {"validation/pictures": images})
     row = compare(make_collection(make_runs(value, metric="validation/it", more=more)), figure)
     assert (row.values, row.is_comparable) == ((value,), is_comparable)
     assert row.difference == (value - 1 if is_comparable else None)
 
 
 @pytest.mark.parametrize("more", [{}, {"validation/pictures": 7}])
-def test_a_figure_on_an_unknown_number_of_pictures_compares_with_any(more):
+def test_a_figure_on_an_unknown_number_of_images_compares_with_any(more):
     figure = PublishedFigure("row", "net", "validation/it", 0.5)
     row = compare(make_collection(make_runs(0.6, metric="validation/it", more=more)), figure)
     assert row.difference == pytest.approx(0.1)
@@ -87,13 +87,13 @@ def test_a_figure_on_an_unknown_number_of_pictures_compares_with_any(more):
     ("counts", "note"),
     [
         ((10_000, 10_000), ""),
-        ((5000, 5000), "on 5,000 pictures"),
-        ((10_000, 5000), "on 5,000 or 10,000 pictures"),
-        ((None, None), "count of pictures not recorded"),
-        ((10_000, None), "count of pictures not recorded"),
+        ((5000, 5000), "on 5,000 images"),
+        ((10_000, 5000), "on 5,000 or 10,000 images"),
+        ((None, None), "count of images not recorded"),
+        ((10_000, None), "count of images not recorded"),
     ],
 )
-def test_other_counts_of_pictures_are_marked(counts, note):
+def test_other_counts_of_images_are_marked(counts, note):
     report = ClassReport("test", 0.5, {"cat": 0.6}, None)
     runs = [
         make_run(
@@ -106,7 +106,7 @@ def test_other_counts_of_pictures_are_marked(counts, note):
     ]
     _, rows = read_table(make_collection(runs), "Swin")
     for label, text, difference in (
-        ("final, test pictures", "70.00 ± 0.00 %", "+2.25 points"),
+        ("final, test images", "70.00 ± 0.00 %", "+2.25 points"),
         ("class cat", "60.00 ± 0.00 %", "+8.59 points"),
     ):
         _, _, ours, beside, *_ = rows[label]
@@ -118,9 +118,9 @@ def test_times_of_untrained_networks_are_shown_without_a_difference():
     metrics = {"validation/correct": 50, "validation/seconds": 20.0, "validation/pictures": 50_000}
     columns, rows = read_table(make_collection([make_run("swin_t_imagenet_untrained", metrics=metrics)]), "Untrained")
     right, time = (dict(zip(columns, rows[f"swin_t: {what}"], strict=True)) for what in ("right", "time"))
-    assert right["ours - published"].text == "+7 pictures"
+    assert right["ours - published"].text == "+7 images"
     assert (time["ours (mean ± std)"].text, time["ours - published"].text) == ("20.00 s", "")
-    assert "packed pictures of 256 pixels from memory, the article decoded files, on two GPUs" in time["what"].detail
+    assert "packed images of 256 pixels from memory, the article decoded files, on two GPUs" in time["what"].detail
     assert "256 pixels" not in right["what"].detail
 
 
@@ -209,9 +209,9 @@ def test_every_row_has_every_column():
                 assert {len(row) for row in block.rows} == {len(block.columns)}
 
 
-def test_runs_on_different_pictures_are_marked():
+def test_runs_on_different_images_are_marked():
     first, second = enter_resnet("exp", [0.83, 0.9])
     runs = [first, replace(second, data_checksum="other")]
     _, rows = read_table(make_collection(runs), "ResNet-18")
     ours = rows["exp: torchvision's network, lr 0.01"][2]
-    assert (ours.detail, ours.is_caution) == ("the runs saw different pictures", True)
+    assert (ours.detail, ours.is_caution) == ("the runs saw different images", True)

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from model_code.report.curves import build_simsiam_curves
-from model_code.report.document import Paragraph, Picture
+from model_code.report.document import ImageGroup, Paragraph
 from tests.unit.report.synthetic_runs import make_collection, make_run
 
 
@@ -13,8 +13,8 @@ def read_spread_line(*params):
         for seed, one in enumerate(params)
     ]
     section = build_simsiam_curves(make_collection(runs))
-    [picture] = [block for block in section.blocks if isinstance(block, Picture)]
-    [image] = picture.images
+    [group] = [block for block in section.blocks if isinstance(block, ImageGroup)]
+    [image] = group.images
     [first, *_] = [block.text for block in section.blocks if isinstance(block, Paragraph)]
     assert "2048" not in first
     return re.findall(r"line at (\S+) \((.+?\)?)\)", image.alt)

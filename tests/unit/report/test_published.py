@@ -7,7 +7,7 @@ from model_code.report.questions import QUESTIONS, list_asked_recipes
 RESNET, SWIN = "resnet18_cifar10_", "swin_cifar10_published"
 BEST, TRAIN, HELD_OUT = "validation/best_accuracy", "train/accuracy", "validation/accuracy"
 TEST, RIGHT, TIME = "test/accuracy", "validation/correct", "validation/seconds"
-# Article, recipe, metric, epoch, class, qualifier, value, unit, pictures.
+# Article, recipe, metric, epoch, class, qualifier, value, unit, images.
 PUBLISHED = [
     ("A", f"{RESNET}exp", BEST, None, None, "", 0.827, "fraction", 10_000),
     ("A", f"{RESNET}exp2", BEST, None, None, "", 0.846, "fraction", 10_000),
@@ -58,7 +58,7 @@ def test_every_recipe_is_in_the_catalog():
 
 
 def test_every_published_figure():
-    names = ("recipe", "metric", "epoch", "class_name", "qualifier", "value", "unit", "pictures")
+    names = ("recipe", "metric", "epoch", "class_name", "qualifier", "value", "unit", "images")
     found = [
         (article.letter, *(getattr(one, name) for name in names)) for article in ARTICLES for one in article.figures
     ]

@@ -38,7 +38,7 @@ def test_what_a_row_says():
         "distinct classes": "3",
         "share of the top class": "75.00 %",
         "time": "20.00 s",
-        "pictures/s": "2,500",
+        "images/s": "2,500",
         "peak memory": "",
         "seeds": "1",
         "budget": "full",
@@ -50,7 +50,7 @@ def test_what_a_row_says():
 
 @pytest.mark.parametrize(
     ("budget", "is_marked"),
-    [("full", False), ("smoke", True), ("smoke on shapes", True), ("custom: limit_pictures=1000", True)],
+    [("full", False), ("smoke", True), ("smoke on shapes", True), ("custom: limit_images=1000", True)],
 )
 def test_only_full_rows_are_not_marked(budget, is_marked):
     row = read_row(budget)

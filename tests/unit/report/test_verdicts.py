@@ -121,11 +121,11 @@ def test_smoke_runs_decide_nothing(smoke):
     assert verdict.words == "smoke: not a result (+22.0 points, 3 seeds)"
 
 
-def test_different_pictures_are_not_paired():
+def test_different_images_are_not_paired():
     collection = make_collection(
         make_runs("new", [0.9] * 3, data_checksum="a"), make_runs("old", [0.8] * 3, data_checksum="b")
     )
-    assert decide(collection, CONTRAST).words == "undecided: the runs saw different pictures (3 seeds)"
+    assert decide(collection, CONTRAST).words == "undecided: the runs saw different images (3 seeds)"
 
 
 def test_runs_without_the_metric_do_not_count():

@@ -8,7 +8,7 @@ from serving.models.model_set import ModelSet
 from serving.models.registry import RegistryFollower
 from serving.observation import request_log
 from serving.observation.request_log import RequestLog
-from tests.unit.serving.observation.test_request_log import answer_to, make_pictures
+from tests.unit.serving.observation.test_request_log import answer_to, make_images
 from tests.unit.serving.tiny_bundle import release
 
 
@@ -39,11 +39,11 @@ def wait_for(is_true):
 def test_a_log_that_hangs_or_ended_is_not_alive(tmp_path, monkeypatch):
     monkeypatch.setattr(request_log, "_HUNG_S", 0.2)
     is_let = threading.Event()
-    monkeypatch.setattr(request_log, "_keep_picture", lambda *_: is_let.wait(60) and 1)
-    log = RequestLog(tmp_path, 1, keeps_pictures=True)
+    monkeypatch.setattr(request_log, "_keep_image", lambda *_: is_let.wait(60) and 1)
+    log = RequestLog(tmp_path, 1, keeps_images=True)
     assert log.is_alive
-    pictures = make_pictures(1)
-    log.add(answer_to(pictures), pictures)
+    images = make_images(1)
+    log.add(answer_to(images), images)
     assert wait_for(lambda: not log.is_alive)
     is_let.set()
     assert wait_for(lambda: log.is_alive)
@@ -52,7 +52,7 @@ def test_a_log_that_hangs_or_ended_is_not_alive(tmp_path, monkeypatch):
         raise SystemExit
 
     monkeypatch.setattr(log, "_write", fail)
-    log.add(answer_to(pictures), pictures)
+    log.add(answer_to(images), images)
     assert wait_for(lambda: not log.is_alive)
     log.close()
 

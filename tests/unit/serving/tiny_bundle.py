@@ -1,4 +1,4 @@
-"""A real bundle with a real ONNX graph, small enough for a test: it names the colour nearest to a picture's mean."""
+"""A real bundle with a real ONNX graph, small enough for a test: it names the colour nearest to an image's mean."""
 
 import io
 import shutil
@@ -122,7 +122,7 @@ def make_two_variants(
     fp32_repeats=0,
     **int8_options,
 ) -> Path:
-    """Write a bundle with an fp32 and an int8 file, and with golden pictures that are answered for real.
+    """Write a bundle with an fp32 and an int8 file, and with golden images that are answered for real.
 
     Args:
         bundles_dir: Where.
@@ -212,15 +212,15 @@ def point_at(bundles_dir: Path, name: str, version: str, folder: Path) -> None:
     )
 
 
-def encode(picture: Image.Image, kind="PNG", **options) -> bytes:
-    """Return the encoded file of a picture."""
+def encode(image: Image.Image, kind="PNG", **options) -> bytes:
+    """Return the encoded file of an image."""
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def paint(colour="red", size=(12, 9), kind="PNG") -> bytes:
-    """Return the encoded file of a picture of one colour."""
+    """Return the encoded file of an image of one colour."""
     return encode(Image.new("RGB", size, COLOURS[colour]), kind)
 
 

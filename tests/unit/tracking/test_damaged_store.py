@@ -19,7 +19,7 @@ from model_code.training.run_folder import RunRecord
 from model_code.training.supervised import fit
 from tests.unit.tracking.small_store import make_settings, mlflow_given_back, open_small_store
 from tests.unit.tracking.test_tensorboard import read_events
-from tests.unit.training.small_runs import make_config, make_pictures, tiny_network_entered
+from tests.unit.training.small_runs import make_config, make_images, tiny_network_entered
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +85,15 @@ class Stop(Callback):
 
 
 def test_tensorboard_has_every_epoch_of_a_resumed_run(store, tmp_path):
-    config, pictures = make_config(), make_pictures()
+    config, images = make_config(), make_images()
     with pytest.raises(KeyError), TensorBoardWriter(tmp_path) as writer:
-        fit(config, pictures, tmp_path, ALONE, [Stop(), writer])
+        fit(config, images, tmp_path, ALONE, [Stop(), writer])
     with TensorBoardWriter(tmp_path) as writer:
-        fit(config, pictures, tmp_path, ALONE, [writer])
+        fit(config, images, tmp_path, ALONE, [writer])
     assert [point.step for point in read_events(tmp_path).Scalars("validation/accuracy")] == [1, 2, 3, 4]
 
 
-def test_the_report_is_json_when_a_class_has_no_picture(store, tmp_path):
+def test_the_report_is_json_when_a_class_has_no_image(store, tmp_path):
     import mlflow
     import torch
     from matplotlib.figure import Figure

@@ -24,7 +24,7 @@ from model_code.training.results import Callback, TrainingResult
 from model_code.training.run_folder import STATE_FILE, RunFolder, RunRecord, create_run_folder
 from model_code.training.supervised import fit, load_model
 from tests.unit.tracking.small_store import store_away
-from tests.unit.training.small_runs import make_config, make_pictures
+from tests.unit.training.small_runs import make_config, make_images
 
 EPOCH_METRICS = {
     "train/loss": "train_loss",
@@ -91,18 +91,16 @@ def tracked(store):
     """A run as the training flow does it."""
     _, client = store
     folder = start_folder(store, epochs=3, seed=5, decay_points=(0.5,))
-    pictures = make_pictures(test=30)
+    images = make_images(test=30)
     with track_run(folder.record, TAGS) as tracker:
         with TensorBoardWriter(folder.path) as events:
-            result = fit(folder.record.config, pictures, folder.path, ALONE, [tracker, events])
-        logits_NK = predict_logits(
-            load_model(folder.record.config, 4, 8, result.best_weights), pictures.test.images_NHWC
-        )
-        report = measure(logits_NK, pictures.test.labels_N)
+            result = fit(folder.record.config, images, folder.path, ALONE, [tracker, events])
+        logits_NK = predict_logits(load_model(folder.record.config, 4, 8, result.best_weights), images.test.images_NHWC)
+        report = measure(logits_NK, images.test.labels_N)
         grid = draw_prediction_grid(
-            pictures.test.images_NHWC.numpy(), pictures.test.labels_N.numpy(), logits_NK.argmax(1).numpy(), "abcd"
+            images.test.images_NHWC.numpy(), images.test.labels_N.numpy(), logits_NK.argmax(1).numpy(), "abcd"
         )
-        tracker.log_report("test", report, pictures.classes, grid)
+        tracker.log_report("test", report, images.classes, grid)
         tracker.log_training(result, WEIGHTS_SHA256)
         tracker.log_checkpoints(folder, result)
         tracker.log_config(folder)
@@ -176,11 +174,11 @@ def test_artifacts(tracked):
     assert len(tracked.list_artifacts("tensorboard")) == 1
 
 
-def test_figures_are_pictures(tracked):
+def test_figures_are_images(tracked):
     for name in tracked.list_artifacts("figures"):
-        with Image.open(mlflow.artifacts.download_artifacts(f"{tracked.run.info.artifact_uri}/{name}")) as picture:
-            assert picture.format == "PNG"
-            assert min(picture.size) > 300
+        with Image.open(mlflow.artifacts.download_artifacts(f"{tracked.run.info.artifact_uri}/{name}")) as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 300
 
 
 def test_checkpoints_are_the_files_of_the_run(tracked):
@@ -210,7 +208,7 @@ def test_a_resumed_run_logs_each_epoch_once(store, is_logged):
     def train(stop):
         with track_run(folder.record, TAGS) as tracker:
             callbacks = [tracker, stop] if is_logged else [stop, tracker]
-            return fit(folder.record.config, make_pictures(), folder.path, ALONE, callbacks)
+            return fit(folder.record.config, make_images(), folder.path, ALONE, callbacks)
 
     for epoch in (1, 2, 4):
         with pytest.raises(StopHere):
@@ -233,11 +231,11 @@ def test_epochs_that_are_trained_again_are_not_logged_again(store):
     folder = start_folder(store, seed=10)
     config = folder.record.config
     with pytest.raises(StopHere), track_run(folder.record, TAGS) as tracker:
-        fit(config, make_pictures(), folder.path, ALONE, [tracker, StopAfter(2)])
+        fit(config, make_images(), folder.path, ALONE, [tracker, StopAfter(2)])
     before = client.get_metric_history(folder.record.run_id, "train/seconds")
     (folder.path / STATE_FILE).unlink()
     with track_run(folder.record, TAGS) as tracker:
-        fit(config, make_pictures(), folder.path, ALONE, [tracker])
+        fit(config, make_images(), folder.path, ALONE, [tracker])
     assert set(map(tuple, get_steps(client, folder.record.run_id).values())) == {(1, 2, 3, 4)}
     assert client.get_metric_history(folder.record.run_id, "train/seconds")[:2] == before
 
@@ -290,7 +288,7 @@ def test_a_run_whose_store_is_away_at_its_end_is_completed_by_another_try(store,
 
     def train(callback):
         with track_run(folder.record, TAGS, HURRY) as tracker:
-            result = fit(config, make_pictures(), folder.path, ALONE, [tracker, callback])
+            result = fit(config, make_images(), folder.path, ALONE, [tracker, callback])
             tracker.log_training(result, WEIGHTS_SHA256)
         return result.last_weights.read_bytes()
 

@@ -6,7 +6,7 @@ from model_code.tracking.tensorboard import TENSORBOARD_FOLDER, TensorBoardWrite
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.supervised import build_model, fit
-from tests.unit.training.small_runs import make_config, make_pictures
+from tests.unit.training.small_runs import make_config, make_images
 
 CURVES = {
     "train/seconds": "seconds",
@@ -33,11 +33,11 @@ def read_events(run_dir):
 
 
 def test_curves_and_graph_are_readable(tmp_path):
-    pictures, config = make_pictures(), make_config()
+    images, config = make_images(), make_config()
     with TensorBoardWriter(tmp_path) as writer:
-        result = fit(config, pictures, tmp_path, ALONE, [writer])
+        result = fit(config, images, tmp_path, ALONE, [writer])
         model = build_model(config, 4, 8)
-        writer.write_graph(model, pictures.validation.images_NHWC[:1])
+        writer.write_graph(model, images.validation.images_NHWC[:1])
     events = read_events(tmp_path)
     assert set(events.Tags()["scalars"]) == set(CURVES)
     for key, attribute in CURVES.items():
@@ -55,15 +55,15 @@ def test_drawing_the_graph_changes_no_weights(tmp_path):
     model = build_model(make_config(), 4, 8)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with TensorBoardWriter(tmp_path) as writer:
-        writer.write_graph(model, make_pictures().validation.images_NHWC[:1])
+        writer.write_graph(model, make_images().validation.images_NHWC[:1])
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_a_run_that_goes_on_appends_to_its_events(tmp_path):
-    pictures, config = make_pictures(), make_config()
+    images, config = make_images(), make_config()
     with pytest.raises(KeyError), TensorBoardWriter(tmp_path) as writer:
-        fit(config, pictures, tmp_path, ALONE, [writer, StopAfterTwo()])
+        fit(config, images, tmp_path, ALONE, [writer, StopAfterTwo()])
     with TensorBoardWriter(tmp_path) as writer:
-        fit(config, pictures, tmp_path, ALONE, [writer])
+        fit(config, images, tmp_path, ALONE, [writer])
     points = read_events(tmp_path).Scalars("validation/accuracy")
     assert [point.step for point in points] == [1, 2, 3, 4]

@@ -15,8 +15,8 @@ import torch
 from model_code.data.view_settings import ViewSettings
 from model_code.errors import TrainingError
 from model_code.models.networks import NETWORKS
+from model_code.training.images import PretrainingImages
 from model_code.training.interruption import InterruptionWatcher
-from model_code.training.pictures import PretrainingPictures
 from model_code.training.pretraining import pretrain
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.processes import Processes, join_processes
@@ -27,9 +27,9 @@ from tests.unit.training.small_runs import (
     FAST,
     TinyNetwork,
     build_tiny_fastnet,
-    draw_pictures,
+    draw_images,
     make_config,
-    make_pictures,
+    make_images,
 )
 
 
@@ -58,12 +58,12 @@ def supervised(folder: Path, processes: Processes) -> dict[str, object]:
     config = make_config(
         schedule="plateau", patience_epochs=0, decay_factor=0.5, ema_decay=0.9, epochs=6, learning_rate=1.0
     )
-    result = fit(config, make_pictures(train=40, validation=21, noise=120), folder, processes, [recorder])
+    result = fit(config, make_images(train=40, validation=21, noise=120), folder, processes, [recorder])
     return {"losses": recorder.losses, "history": [asdict(metrics) for metrics in result.history]}
 
 
 def simsiam(folder: Path, processes: Processes) -> dict[str, object]:
-    """A run whose memory and validation pictures do not divide evenly."""
+    """A run whose memory and validation images do not divide evenly."""
     config = SimSiamConfig(
         recipe="tiny",
         network="tiny",
@@ -76,10 +76,10 @@ def simsiam(folder: Path, processes: Processes) -> dict[str, object]:
         monitor_every_epochs=1,
         knn_neighbours=5,
     )
-    learned, memory, asked = (draw_pictures(count, seed=seed, side=32) for seed, count in enumerate((128, 33, 27)))
-    pictures = PretrainingPictures(learned.images_NHWC, memory, asked, memory, None, tuple("abcd"))
+    learned, memory, asked = (draw_images(count, seed=seed, side=32) for seed, count in enumerate((128, 33, 27)))
+    images = PretrainingImages(learned.images_NHWC, memory, asked, memory, None, tuple("abcd"))
     recorder = LossRecorder()
-    result = pretrain(config, pictures, folder, processes, [recorder])
+    result = pretrain(config, images, folder, processes, [recorder])
     history = [asdict(metrics) for metrics in result.history]
     return {"losses": recorder.losses, "history": history, "untrained": result.untrained_knn_accuracy}
 
@@ -88,7 +88,7 @@ def plain(folder: Path, processes: Processes, **settings: object) -> dict[str, o
     """A short run with CutMix, whose targets are shared too."""
     recorder = LossRecorder()
     config = make_config(cutmix_alpha=1.0, schedule="cosine", **settings)
-    result = fit(config, make_pictures(), folder, processes, [recorder])
+    result = fit(config, make_images(), folder, processes, [recorder])
     return {"losses": recorder.losses, "history": [asdict(metrics) for metrics in result.history]}
 
 
@@ -101,7 +101,7 @@ def fast(folder: Path, processes: Processes) -> dict[str, object]:
     """Five epochs with all that the fast recipes add."""
     recorder = LossRecorder()
     config = make_config(network="tiny_fastnet", **FAST, epochs=5, learning_rate=0.1)
-    result = fit(config, make_pictures(train=24, side=12), folder, processes, [recorder])
+    result = fit(config, make_images(train=24, side=12), folder, processes, [recorder])
     return {"losses": recorder.losses, "history": [asdict(metrics) for metrics in result.history]}
 
 
@@ -109,7 +109,7 @@ def dies(folder: Path, processes: Processes) -> dict[str, object]:
     """The second process is killed; the first one says so."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends it too, perhaps before it has noticed
     try:
-        fit(make_config(), make_pictures(), folder, processes, [Killer(processes, signal.SIGKILL)])
+        fit(make_config(), make_images(), folder, processes, [Killer(processes, signal.SIGKILL)])
     except TrainingError as error:
         return {"line": str(error)}
     return {}
@@ -120,10 +120,10 @@ def stops(folder: Path, processes: Processes) -> dict[str, object]:
     recorder, config = LossRecorder(), make_config(cutmix_alpha=1.0, schedule="cosine")
     try:
         with InterruptionWatcher(is_patient=True, is_quiet=True) as watcher:
-            fit(config, make_pictures(), folder, processes, [recorder, watcher, Killer(processes, signal.SIGTERM)])
+            fit(config, make_images(), folder, processes, [recorder, watcher, Killer(processes, signal.SIGTERM)])
     except KeyboardInterrupt:
         again = LossRecorder()
-        result = fit(config, make_pictures(), folder, processes, [again])
+        result = fit(config, make_images(), folder, processes, [again])
         history = [asdict(metrics) for metrics in result.history]
         return {"first": recorder.losses, "then": again.losses, "history": history}
     return {}

@@ -1,4 +1,4 @@
-"""Real training runs of a second: a network of two layers and pictures whose colour tells the class."""
+"""Real training runs of a second: a network of two layers and images whose colour tells the class."""
 
 from contextlib import contextmanager
 
@@ -9,7 +9,7 @@ from torch import nn
 from model_code.models.fastnet import FastNet
 from model_code.models.networks import NETWORKS
 from model_code.training.config import TrainingConfig
-from model_code.training.pictures import Pictures, TrainingPictures
+from model_code.training.images import Images, TrainingImages
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -57,22 +57,22 @@ def tiny_network_entered():
         torch.use_deterministic_algorithms(is_deterministic)
 
 
-def draw_pictures(count, seed=0, side=8, classes=4, noise=90):
-    """Return noisy pictures, each class with its own mean colour."""
+def draw_images(count, seed=0, side=8, classes=4, noise=90):
+    """Return noisy images, each class with its own mean colour."""
     generator = torch.Generator().manual_seed(seed)
     labels_N = torch.arange(count) % classes
     colours_KC = torch.randint(60, 196, (classes, 3), generator=torch.Generator().manual_seed(99))
     noise_NHWC = torch.randint(-noise, noise + 1, (count, side, side, 3), generator=generator)
     images_NHWC = (colours_KC[labels_N][:, None, None, :] + noise_NHWC).clamp(0, 255).to(torch.uint8)
-    return Pictures(images_NHWC, labels_N)
+    return Images(images_NHWC, labels_N)
 
 
-def make_pictures(train=24, validation=20, test=None, **options):
-    """Return the pictures of one run."""
-    return TrainingPictures(
-        train=draw_pictures(train, seed=1, **options),
-        validation=draw_pictures(validation, seed=2, **options),
-        test=None if test is None else draw_pictures(test, seed=3, **options),
+def make_images(train=24, validation=20, test=None, **options):
+    """Return the images of one run."""
+    return TrainingImages(
+        train=draw_images(train, seed=1, **options),
+        validation=draw_images(validation, seed=2, **options),
+        test=None if test is None else draw_images(test, seed=3, **options),
         classes=CLASSES,
         checksum="c" * 64,
     )

@@ -6,7 +6,7 @@ import torch
 from model_code.training.batches import iterate_batches
 from model_code.training.processes import ALONE
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import CPU, make_config, make_pictures
+from tests.unit.training.small_runs import CPU, make_config, make_images
 
 IMAGES_NHWC = torch.randint(0, 256, (23, 4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 ORDER_N = torch.randperm(23, generator=torch.Generator().manual_seed(1))
@@ -30,8 +30,8 @@ def test_streaming_works_ahead_by_one_batch_and_ends_when_the_caller_does():
     assert not any(thread.name.startswith("next-batch") for thread in threading.enumerate())
 
 
-def test_streamed_pictures_give_the_same_weights(tmp_path):
+def test_streamed_images_give_the_same_weights(tmp_path):
     for place in ("resident", "streamed"):
-        fit(make_config(engine={"pictures": place}), make_pictures(), tmp_path / place, ALONE)
+        fit(make_config(engine={"pictures": place}), make_images(), tmp_path / place, ALONE)
     resident, streamed = ((tmp_path / place / "last.safetensors").read_bytes() for place in ("resident", "streamed"))
     assert resident == streamed

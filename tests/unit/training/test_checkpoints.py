@@ -23,7 +23,7 @@ from model_code.training.checkpoints import (
 from model_code.training.processes import ALONE
 from model_code.training.run_folder import STATE_FILE
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import TinyNetwork, make_config, make_pictures
+from tests.unit.training.small_runs import TinyNetwork, make_config, make_images
 
 SHA256 = "a" * 64
 
@@ -87,7 +87,7 @@ def test_state_comes_back_as_it_was(tmp_path, state):
 
 def test_state_of_a_real_run_needs_no_code_to_load(tmp_path):
     config = make_config(epochs=1)
-    fit(config, make_pictures(), tmp_path, ALONE)
+    fit(config, make_images(), tmp_path, ALONE)
     content = torch.load(tmp_path / STATE_FILE, weights_only=True)
     assert set(content) == set(TrainingState.__dataclass_fields__)
     assert (content["epoch"], content["config_sha256"]) == (1, config.sha256())
@@ -250,7 +250,7 @@ def test_pretrained_garbage(tmp_path, name, content):
 
 def test_pretrained_archive_that_holds_something_else(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
-        archive.writestr("picture.txt", "not weights")
+        archive.writestr("image.txt", "not weights")
     with pytest.raises(TrainingError, match="is not a weights file"):
         load_pretrained(TinyNetwork(4), str(tmp_path / "w.pth"))
 

@@ -10,11 +10,11 @@ from model_code.training.checkpoints import load_state
 from model_code.training.engine import choose_engine
 from model_code.training.processes import ALONE, Processes
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import CPU, TinyNetwork, make_config, make_pictures
+from tests.unit.training.small_runs import CPU, TinyNetwork, make_config, make_images
 
 
 class PlainNetwork(nn.Module):
-    """Without BatchNorm: what a picture gives does not depend on the others of its batch."""
+    """Without BatchNorm: what an image gives does not depend on the others of its batch."""
 
     def __init__(self, num_classes):
         super().__init__()
@@ -26,7 +26,7 @@ class PlainNetwork(nn.Module):
 
 
 class GreedyNetwork(PlainNetwork):
-    """Has memory for three pictures at once, where it learns."""
+    """Has memory for three images at once, where it learns."""
 
     def forward(self, images_BCHW):
         if self.training and len(images_BCHW) > 3:
@@ -42,7 +42,7 @@ def networks(monkeypatch):
 
 def train(folder, **settings):
     """Return the losses of each epoch and the last weights."""
-    result = fit(make_config(**settings), make_pictures(), folder, ALONE)
+    result = fit(make_config(**settings), make_images(), folder, ALONE)
     weights = torch.load(folder / "state.pt", weights_only=True)["network"]
     return [metrics.train_loss for metrics in result.history], weights
 
@@ -79,16 +79,16 @@ class Full(PlainNetwork):
         return super().forward(images_BCHW)
 
 
-def test_memory_for_less_than_two_pictures_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
+def test_memory_for_less_than_two_images_is_one_line_and_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(NETWORKS, "full", Full)
     monkeypatch.setattr(Full, "steps", 0)
     config = make_config(network="full", epochs=3)
-    with pytest.raises(TrainingError, match=r"does not hold 2 pictures of a batch at once; lower --set batch_size"):
-        fit(config, make_pictures(), tmp_path, ALONE)
+    with pytest.raises(TrainingError, match=r"does not hold 2 images of a batch at once; lower --set batch_size"):
+        fit(config, make_images(), tmp_path, ALONE)
     state = load_state(tmp_path, config.sha256())
     assert (state.epoch, len(state.history)) == (2, 2)
     monkeypatch.setattr(Full, "steps", -100)
-    assert [metrics.epoch for metrics in fit(config, make_pictures(), tmp_path, ALONE).history] == [1, 2, 3]
+    assert [metrics.epoch for metrics in fit(config, make_images(), tmp_path, ALONE).history] == [1, 2, 3]
 
 
 def test_memory_that_the_optimiser_lacks_is_one_line(tmp_path, monkeypatch):
@@ -97,16 +97,16 @@ def test_memory_that_the_optimiser_lacks_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "zeros_like", fill)  # AdamW makes its state with the first step
     with pytest.raises(TrainingError, match=r"does not hold what the optimiser keeps"):
-        fit(make_config(optimizer="adamw", momentum=0), make_pictures(), tmp_path, ALONE)
+        fit(make_config(optimizer="adamw", momentum=0), make_images(), tmp_path, ALONE)
 
 
 def test_clipping_limits_a_step(tmp_path):
     settings = {"network": "plain", "epochs": 1, "momentum": 0, "weight_decay": 0, "learning_rate": 1.0}
-    pictures = make_pictures(train=8)  # one step
+    images = make_images(train=8)  # one step
 
     def move(**more):
         config = make_config(**settings, **more)
-        fit(config, pictures, tmp_path / str(len(more)), ALONE)
+        fit(config, images, tmp_path / str(len(more)), ALONE)
         after = torch.load(tmp_path / str(len(more)) / "state.pt", weights_only=True)["network"]
         torch.manual_seed(config.seed)
         before = PlainNetwork(4).state_dict()
@@ -118,7 +118,7 @@ def test_clipping_limits_a_step(tmp_path):
 
 
 class LayoutWatcher(TinyNetwork):
-    """Notes how its pictures lie in memory."""
+    """Notes how its images lie in memory."""
 
     seen: ClassVar[set[bool]] = set()
 
@@ -128,7 +128,7 @@ class LayoutWatcher(TinyNetwork):
 
 
 @pytest.mark.parametrize(("memory_format", "is_last"), [("auto", True), ("channels_last", True), ("contiguous", False)])
-def test_pictures_lie_in_memory_as_they_are_to(tmp_path, monkeypatch, memory_format, is_last):
+def test_images_lie_in_memory_as_they_are_to(tmp_path, monkeypatch, memory_format, is_last):
     monkeypatch.setitem(NETWORKS, "watching", LayoutWatcher)
     monkeypatch.setattr(LayoutWatcher, "seen", set())
     train(tmp_path, network="watching", epochs=1, engine={"memory_format": memory_format})
@@ -176,8 +176,8 @@ def test_a_cpu_computes_in_bfloat16_where_it_has_instructions_for_it(monkeypatch
         ({"compile": "cuda_graphs"}, 1, r"needs a CUDA device and this run is on cpu; give --set engine.compile=on"),
         ({"compile": "on"}, 2, r"needs one process and there are 2; leave it out"),
         ({}, 3, r"a batch of 8 cannot be shared evenly by 3 processes; change --set batch_size"),
-        ({"parts": 5}, 1, r"engine.parts=5 leaves fewer than 2 of 8 pictures for a part.*at most 4 parts are allowed"),
-        ({"parts": 3}, 2, r"engine.parts=3 leaves fewer than 2 of 4 pictures for a part.*at most 2 parts are allowed"),
+        ({"parts": 5}, 1, r"engine.parts=5 leaves fewer than 2 of 8 images for a part.*at most 4 parts are allowed"),
+        ({"parts": 3}, 2, r"engine.parts=3 leaves fewer than 2 of 4 images for a part.*at most 2 parts are allowed"),
     ],
 )
 def test_what_the_machine_lacks_is_one_line(settings, processes, line):

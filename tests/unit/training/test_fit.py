@@ -17,7 +17,7 @@ from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.run_folder import STATE_FILE
 from model_code.training.supervised import build_model, fit, load_model
-from tests.unit.training.small_runs import TinyNetwork, draw_pictures, make_config, make_pictures
+from tests.unit.training.small_runs import TinyNetwork, draw_images, make_config, make_images
 
 
 class StopHere(Exception):  # noqa: N818 - an interruption, not an error
@@ -54,7 +54,7 @@ class Recorder(Callback):
 
 
 class FixedNetwork(nn.Module):
-    """Answers class 0 for every picture and learns nothing, so every epoch is as good as the first."""
+    """Answers class 0 for every image and learns nothing, so every epoch is as good as the first."""
 
     def __init__(self, num_classes):
         super().__init__()
@@ -66,7 +66,7 @@ class FixedNetwork(nn.Module):
 
 
 class WatchingNetwork(TinyNetwork):
-    """Notes which pictures each training step sees, told by their colour."""
+    """Notes which images each training step sees, told by their colour."""
 
     batches: ClassVar[list[list[int]]] = []
 
@@ -86,9 +86,9 @@ def without_times(history):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
-    pictures = make_pictures()
+    images = make_images()
     results = [
-        fit(make_config(seed=seed), pictures, tmp_path / name, ALONE) for name, seed in [("a", 3), ("b", 3), ("c", 4)]
+        fit(make_config(seed=seed), images, tmp_path / name, ALONE) for name, seed in [("a", 3), ("b", 3), ("c", 4)]
     ]
     first, again, other = (list_weights(tmp_path / name) for name in "abc")
     assert len(first) == 2
@@ -100,13 +100,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
 
 @pytest.mark.parametrize(("epoch", "step"), [(1, 1), (1, None), (2, None), (3, 2), (4, 3), (4, None)])
 def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, epoch, step):
-    config, pictures = make_config(decay_points=(0.5,)), make_pictures(train=26)
-    whole = fit(config, pictures, tmp_path / "whole", ALONE)
+    config, images = make_config(decay_points=(0.5,)), make_images(train=26)
+    whole = fit(config, images, tmp_path / "whole", ALONE)
     with pytest.raises(StopHere):
-        fit(config, pictures, tmp_path / "parts", ALONE, [Interrupt(epoch, step)])
+        fit(config, images, tmp_path / "parts", ALONE, [Interrupt(epoch, step)])
     torch.rand(7)
     recorder = Recorder()
-    parts = fit(config, pictures, tmp_path / "parts", ALONE, [recorder])
+    parts = fit(config, images, tmp_path / "parts", ALONE, [recorder])
     finished = epoch if step is None else epoch - 1
     assert recorder.resumed == ([list(range(1, finished + 1))] if finished else [])
     assert recorder.epochs == list(range(finished + 1, 5))
@@ -118,11 +118,11 @@ def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, epoch, step):
 
 def test_resnet18_interrupted_ends_like_resnet18(tmp_path):
     config = make_config(network="resnet18", epochs=2, crop_padding_pixels=4, learning_rate=0.01)
-    pictures = make_pictures(train=16, validation=8, side=32)
-    whole = fit(config, pictures, tmp_path / "whole", ALONE)
+    images = make_images(train=16, validation=8, side=32)
+    whole = fit(config, images, tmp_path / "whole", ALONE)
     with pytest.raises(StopHere):
-        fit(config, pictures, tmp_path / "parts", ALONE, [Interrupt(1)])
-    parts = fit(config, pictures, tmp_path / "parts", ALONE)
+        fit(config, images, tmp_path / "parts", ALONE, [Interrupt(1)])
+    parts = fit(config, images, tmp_path / "parts", ALONE)
     is_equal = list_weights(tmp_path / "parts") == list_weights(tmp_path / "whole")
     shutil.rmtree(tmp_path / "parts")
     shutil.rmtree(tmp_path / "whole")
@@ -131,18 +131,18 @@ def test_resnet18_interrupted_ends_like_resnet18(tmp_path):
 
 
 def test_every_stop_at_once_ends_like_one_run(tmp_path):
-    config, pictures = make_config(), make_pictures()
-    fit(config, pictures, tmp_path / "whole", ALONE)
+    config, images = make_config(), make_images()
+    fit(config, images, tmp_path / "whole", ALONE)
     for epoch, step in [(1, 2), (1, None), (2, 3), (2, None), (3, 1), (3, None), (4, None)]:
         with pytest.raises(StopHere):
-            fit(config, pictures, tmp_path / "parts", ALONE, [Interrupt(epoch, step)])
-    fit(config, pictures, tmp_path / "parts", ALONE)
+            fit(config, images, tmp_path / "parts", ALONE, [Interrupt(epoch, step)])
+    fit(config, images, tmp_path / "parts", ALONE)
     assert list_weights(tmp_path / "parts") == list_weights(tmp_path / "whole")
 
 
 def test_steps_and_epochs_are_told_in_order(tmp_path):
     recorder = Recorder()
-    result = fit(make_config(epochs=2), make_pictures(train=26), tmp_path, ALONE, [recorder])
+    result = fit(make_config(epochs=2), make_images(train=26), tmp_path, ALONE, [recorder])
     assert [told[:3] for told in recorder.steps] == [(epoch, step, 3) for epoch in (1, 2) for step in (1, 2, 3)]
     assert recorder.epochs == [1, 2]
     assert recorder.resumed == []
@@ -153,14 +153,14 @@ def test_steps_and_epochs_are_told_in_order(tmp_path):
         assert metrics.pictures_per_s > 0
 
 
-def test_an_epoch_visits_each_training_picture_once_in_a_new_order(tmp_path, monkeypatch):
+def test_an_epoch_visits_each_training_image_once_in_a_new_order(tmp_path, monkeypatch):
     monkeypatch.setitem(NETWORKS, "watching", WatchingNetwork)
     monkeypatch.setattr(WatchingNetwork, "batches", [])
-    pictures = make_pictures(train=26)
-    pictures.train.images_NHWC[:] = torch.arange(26, dtype=torch.uint8)[:, None, None, None]
-    pictures.validation.images_NHWC[:] = 200
+    images = make_images(train=26)
+    images.train.images_NHWC[:] = torch.arange(26, dtype=torch.uint8)[:, None, None, None]
+    images.validation.images_NHWC[:] = 200
     config = make_config(network="watching", epochs=3, crop_padding_pixels=0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    fit(config, pictures, tmp_path, ALONE)
+    fit(config, images, tmp_path, ALONE)
     batches = WatchingNetwork.batches
     assert [len(batch) for batch in batches] == [8] * 9
     epochs = [list(chain(*batches[start : start + 3])) for start in (0, 3, 6)]
@@ -174,33 +174,33 @@ def test_an_epoch_visits_each_training_picture_once_in_a_new_order(tmp_path, mon
 @pytest.mark.parametrize("train", [8, 15])
 def test_one_batch_is_enough_for_an_epoch(tmp_path, train):
     recorder = Recorder()
-    fit(make_config(epochs=1), make_pictures(train=train), tmp_path, ALONE, [recorder])
+    fit(make_config(epochs=1), make_images(train=train), tmp_path, ALONE, [recorder])
     assert [told[:3] for told in recorder.steps] == [(1, 1, 1)]
 
 
-def test_fewer_pictures_than_one_batch(tmp_path):
-    with pytest.raises(UsageError, match=r"^7 training pictures are fewer than one batch of 8; raise --limit-train"):
-        fit(make_config(), make_pictures(train=7), tmp_path / "run", ALONE)
+def test_fewer_images_than_one_batch(tmp_path):
+    with pytest.raises(UsageError, match=r"^7 training images are fewer than one batch of 8; raise --limit-train"):
+        fit(make_config(), make_images(train=7), tmp_path / "run", ALONE)
     assert not (tmp_path / "run").exists()
 
 
 def test_training_learns(tmp_path):
-    result = fit(make_config(epochs=12), make_pictures(train=64), tmp_path, ALONE)
+    result = fit(make_config(epochs=12), make_images(train=64), tmp_path, ALONE)
     assert result.history[-1].train_loss < result.history[0].train_loss / 2
     assert result.best.validation_accuracy > 0.9
 
 
 def test_best_and_last_files_hold_the_weights_of_their_epochs(tmp_path):
-    config, pictures = make_config(epochs=6, learning_rate=0.3), make_pictures()
-    result = fit(config, pictures, tmp_path, ALONE)
+    config, images = make_config(epochs=6, learning_rate=0.3), make_images()
+    result = fit(config, images, tmp_path, ALONE)
     accuracies = [metrics.validation_accuracy for metrics in result.history]
     assert len(set(accuracies)) > 1
     assert result.best_epoch == 1 + int(np.argmax(accuracies))
     assert [file.name for file in tmp_path.glob("best-*")] == [f"best-{result.best_epoch:04d}.safetensors"]
     for weights, metrics in [(result.best_weights, result.best), (result.last_weights, result.history[-1])]:
-        model = load_model(config, len(pictures.classes), pictures.image_size, weights)
+        model = load_model(config, len(images.classes), images.image_size, weights)
         assert not model.training
-        report = measure(predict_logits(model, pictures.validation.images_NHWC), pictures.validation.labels_N)
+        report = measure(predict_logits(model, images.validation.images_NHWC), images.validation.labels_N)
         assert report.accuracy_fraction == metrics.validation_accuracy
         assert report.macro_f1 == metrics.validation_macro_f1
         assert report.loss == pytest.approx(metrics.validation_loss, rel=1e-5)
@@ -208,7 +208,7 @@ def test_best_and_last_files_hold_the_weights_of_their_epochs(tmp_path):
 
 def test_of_equally_good_epochs_the_first_is_best(tmp_path, monkeypatch):
     monkeypatch.setitem(NETWORKS, "fixed", FixedNetwork)
-    result = fit(make_config(network="fixed"), make_pictures(), tmp_path, ALONE)
+    result = fit(make_config(network="fixed"), make_images(), tmp_path, ALONE)
     assert [metrics.validation_accuracy for metrics in result.history] == [0.25] * 4
     assert result.best_epoch == 1
     assert [file.name for file in tmp_path.glob("best-*")] == ["best-0001.safetensors"]
@@ -225,18 +225,18 @@ def test_of_equally_good_epochs_the_first_is_best(tmp_path, monkeypatch):
 )
 def test_learning_rate_follows_the_decay_points(tmp_path, settings, rates):
     config = make_config(learning_rate=0.5, **settings)
-    result = fit(config, make_pictures(train=8, validation=4), tmp_path, ALONE)
+    result = fit(config, make_images(train=8, validation=4), tmp_path, ALONE)
     assert [metrics.learning_rate for metrics in result.history] == pytest.approx(rates)
 
 
 def test_optimizer_steps_are_those_of_sgd_with_the_settings(tmp_path):
     config = make_config(epochs=1, batch_size=24, crop_padding_pixels=0, has_flip=False, momentum=0.5, weight_decay=0.1)
-    pictures = make_pictures()
+    images = make_images()
     torch.manual_seed(config.seed)
-    model = build_model(config, len(pictures.classes), pictures.image_size)
+    model = build_model(config, len(images.classes), images.image_size)
     before = {name: value.detach().clone() for name, value in model[1].named_parameters()}
-    nn.functional.cross_entropy(model(pictures.train.images_NHWC), pictures.train.labels_N).backward()
-    result = fit(config, pictures, tmp_path, ALONE)
+    nn.functional.cross_entropy(model(images.train.images_NHWC), images.train.labels_N).backward()
+    result = fit(config, images, tmp_path, ALONE)
     after = safetensors.torch.load_file(result.last_weights)
     for name, value in model[1].named_parameters():
         step = config.learning_rate * (value.grad + config.weight_decay * before[name])
@@ -249,59 +249,59 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
     torch.save(weights, tmp_path / "broken.pth")
     config = make_config(pretrained_weights=str(tmp_path / "broken.pth"))
     with pytest.raises(TrainingError, match=r"^the loss became nan at step 1 of epoch 1; lower the learning rate") as e:
-        fit(config, make_pictures(), tmp_path / "run", ALONE)
+        fit(config, make_images(), tmp_path / "run", ALONE)
     assert "--set learning_rate=0.005" in str(e.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_divergence_leaves_the_checkpoint_before_it(tmp_path):
     config = make_config(decay_points=(0.5,), decay_factor=1e38, learning_rate=1.0)
-    pictures = make_pictures()
+    images = make_images()
     with pytest.raises(StopHere):
-        fit(config, pictures, tmp_path, ALONE, [Interrupt(2)])
+        fit(config, images, tmp_path, ALONE, [Interrupt(2)])
     before = list_weights(tmp_path) | {STATE_FILE: (tmp_path / STATE_FILE).read_bytes()}
     with pytest.raises(TrainingError, match=rf"step [23] of epoch 3; .* the checkpoint before stays in {tmp_path}$"):
-        fit(config, pictures, tmp_path, ALONE)
+        fit(config, images, tmp_path, ALONE)
     assert list_weights(tmp_path) | {STATE_FILE: (tmp_path / STATE_FILE).read_bytes()} == before
     assert load_state(tmp_path, config.sha256()).epoch == 2
 
 
 def test_a_folder_of_other_settings_is_not_continued(tmp_path):
-    fit(make_config(epochs=1), make_pictures(), tmp_path, ALONE)
+    fit(make_config(epochs=1), make_images(), tmp_path, ALONE)
     with pytest.raises(TrainingError, match="belongs to a run with other settings"):
-        fit(make_config(epochs=2), make_pictures(), tmp_path, ALONE)
+        fit(make_config(epochs=2), make_images(), tmp_path, ALONE)
 
 
 def test_pretrained_weights_are_where_training_starts(tmp_path):
     source = TinyNetwork(7)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     config = make_config(epochs=1, learning_rate=1e-12, pretrained_weights=str(tmp_path / "weights.pth"))
-    result = fit(config, make_pictures(), tmp_path / "run", ALONE)
+    result = fit(config, make_images(), tmp_path / "run", ALONE)
     trained = safetensors.torch.load_file(result.last_weights)
     torch.testing.assert_close(trained["body.0.weight"], source.body[0].weight.detach(), atol=1e-6, rtol=0)
     assert trained["fc.weight"].shape == (4, 8)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(small_disk):
-    config, pictures, run_dir = make_config(), make_pictures(), small_disk / "run"
+    config, images, run_dir = make_config(), make_images(), small_disk / "run"
     with pytest.raises(StopHere):
-        fit(config, pictures, run_dir, ALONE, [Interrupt(2)])
-    whole = fit(config, pictures, small_disk.parent / "whole", ALONE)
+        fit(config, images, run_dir, ALONE, [Interrupt(2)])
+    whole = fit(config, images, small_disk.parent / "whole", ALONE)
     filler = small_disk / "filler"
     filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
     with pytest.raises(DiskFullError, match="nothing that was there is lost"):
-        fit(config, pictures, run_dir, ALONE)
+        fit(config, images, run_dir, ALONE)
     assert load_state(run_dir, config.sha256()).epoch == 2
     filler.unlink()
-    parts = fit(config, pictures, run_dir, ALONE)
+    parts = fit(config, images, run_dir, ALONE)
     assert parts.best_weights.read_bytes() == whole.best_weights.read_bytes()
     assert parts.last_weights.read_bytes() == whole.last_weights.read_bytes()
 
 
-def test_pictures_are_not_changed_by_training(tmp_path):
-    pictures = make_pictures()
-    fit(make_config(epochs=1), pictures, tmp_path, ALONE)
-    assert torch.equal(pictures.train.images_NHWC, draw_pictures(24, seed=1).images_NHWC)
+def test_images_are_not_changed_by_training(tmp_path):
+    images = make_images()
+    fit(make_config(epochs=1), images, tmp_path, ALONE)
+    assert torch.equal(images.train.images_NHWC, draw_images(24, seed=1).images_NHWC)
 
 
 def test_random_crops_are_trained_on_and_the_middle_is_validated(tmp_path, monkeypatch):
@@ -314,16 +314,16 @@ def test_random_crops_are_trained_on_and_the_middle_is_validated(tmp_path, monke
 
     monkeypatch.setitem(NETWORKS, "watching", Watching)
     config = make_config(network="watching", image_size=8, epochs=2)
-    crops = [fit(config, make_pictures(side=12), tmp_path / name, ALONE).history for name in ("one", "two")]
+    crops = [fit(config, make_images(side=12), tmp_path / name, ALONE).history for name in ("one", "two")]
     assert sizes == {"train": {(8, 8)}, "eval": {(8, 8)}}
     assert [epoch.train_loss for epoch in crops[0]] == [epoch.train_loss for epoch in crops[1]]
     whole = make_config(network="watching", image_size=8, epochs=2, crop_area=(1.0, 1.0))
-    assert fit(whole, make_pictures(side=12), tmp_path / "whole", ALONE).history[0].train_loss != crops[0][0].train_loss
+    assert fit(whole, make_images(side=12), tmp_path / "whole", ALONE).history[0].train_loss != crops[0][0].train_loss
 
 
-def test_pictures_smaller_than_the_recipe_wants_are_refused(tmp_path):
+def test_images_smaller_than_the_recipe_wants_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"^shapes is packed at 8 pixels and image_size=16 is larger; .* anew with"):
-        fit(make_config(image_size=16), make_pictures(side=8), tmp_path, ALONE)
+        fit(make_config(image_size=16), make_images(side=8), tmp_path, ALONE)
     assert not list(tmp_path.iterdir())
 
 
@@ -337,10 +337,10 @@ def test_a_network_that_draws_random_numbers_itself_goes_on_with_them(tmp_path, 
             raise KeyboardInterrupt
 
     monkeypatch.setitem(NETWORKS, "dropping", Dropping)
-    config, pictures = make_config(network="dropping", epochs=2), make_pictures()
-    whole = fit(config, pictures, tmp_path / "whole", ALONE)
+    config, images = make_config(network="dropping", epochs=2), make_images()
+    whole = fit(config, images, tmp_path / "whole", ALONE)
     with pytest.raises(KeyboardInterrupt):
-        fit(config, pictures, tmp_path / "parts", ALONE, [Stop()])
+        fit(config, images, tmp_path / "parts", ALONE, [Stop()])
     torch.manual_seed(99)
-    resumed = fit(config, pictures, tmp_path / "parts", ALONE)
+    resumed = fit(config, images, tmp_path / "parts", ALONE)
     assert resumed.last_weights.read_bytes() == whole.last_weights.read_bytes()

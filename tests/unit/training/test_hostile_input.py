@@ -5,14 +5,14 @@ from model_code.errors import DarkroomError, DataError, TrainingError, UsageErro
 from model_code.models.networks import build_network
 from model_code.recipes.catalog import build_config
 from model_code.training.checkpoints import load_pretrained, load_state, save_state
-from model_code.training.pictures import load_pictures
+from model_code.training.images import load_images
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.run_config import override, parse_assignment
 from model_code.training.run_folder import RESULT_FILE, STATE_FILE, RunRecord, create_run_folder
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import CPU, TinyNetwork, make_config, make_pictures, tiny_network_entered
-from tests.unit.training.test_training_pictures import make_dataset
+from tests.unit.training.small_runs import CPU, TinyNetwork, make_config, make_images, tiny_network_entered
+from tests.unit.training.test_training_images import make_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_torchvisions_own_weights_can_be_loaded(tmp_path):
 
 def test_one_epoch_has_the_learning_rate_of_the_config(tmp_path):
     config = make_config(epochs=1, learning_rate=0.5, decay_points=(0.3, 0.6, 0.9))
-    result = fit(config, make_pictures(), tmp_path, ALONE)
+    result = fit(config, make_images(), tmp_path, ALONE)
     assert result.history[0].learning_rate == pytest.approx(0.5)
 
 
@@ -46,7 +46,7 @@ def test_settings_that_are_not_finite_are_refused(text):
 @pytest.mark.parametrize("key", ["seed"])
 def test_a_seed_that_torch_does_not_take_is_refused(tmp_path, key):
     with pytest.raises(DarkroomError):
-        fit(override(make_config(), {key: 2**64}), make_pictures(), tmp_path, ALONE)
+        fit(override(make_config(), {key: 2**64}), make_images(), tmp_path, ALONE)
 
 
 @pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000], ids=["5000 digits", "100000 brackets"])
@@ -115,7 +115,7 @@ def test_divergence_in_the_last_step_is_noticed(tmp_path):
     """The training loss of the only step is finite; the weights and the validation loss are not."""
     config = make_config(epochs=1, batch_size=24, learning_rate=1e38)
     with pytest.raises(TrainingError):
-        fit(config, make_pictures(), tmp_path, ALONE)
+        fit(config, make_images(), tmp_path, ALONE)
 
 
 class Stop(Callback):
@@ -129,17 +129,17 @@ class Stop(Callback):
 
 def test_only_one_best_file_after_a_kill_before_the_old_one_is_removed(tmp_path):
     """kill -9 between writing state.pt and removing the previous best file: it stays for ever."""
-    config, pictures, run_dir = make_config(epochs=6, learning_rate=0.3), make_pictures(), tmp_path / "run"
+    config, images, run_dir = make_config(epochs=6, learning_rate=0.3), make_images(), tmp_path / "run"
     for epoch in range(1, 6):
         before = {file.name: file.read_bytes() for file in run_dir.glob("best-*")}
         with pytest.raises(KeyError):
-            fit(config, pictures, run_dir, ALONE, [Stop(epoch)])
+            fit(config, images, run_dir, ALONE, [Stop(epoch)])
         state = load_state(run_dir, config.sha256())
         if epoch > 1 and state.best_epoch == epoch:
             [(name, content)] = before.items()
             (run_dir / name).write_bytes(content)  # as if the process had been killed before the removal
             break
-    result = fit(config, pictures, run_dir, ALONE)
+    result = fit(config, images, run_dir, ALONE)
     assert [file.name for file in run_dir.glob("best-*")] == [result.best_weights.name]
 
 
@@ -148,14 +148,14 @@ def test_a_resumed_run_needs_its_pretrained_file_no_more(tmp_path):
     torch.save(TinyNetwork(4).state_dict(), tmp_path / "w.pth")
     config = make_config(pretrained_weights=str(tmp_path / "w.pth"))
     with pytest.raises(KeyError):
-        fit(config, make_pictures(), tmp_path / "run", ALONE, [Stop()])
+        fit(config, make_images(), tmp_path / "run", ALONE, [Stop()])
     (tmp_path / "w.pth").unlink()
-    fit(config, make_pictures(), tmp_path / "run", ALONE)
+    fit(config, make_images(), tmp_path / "run", ALONE)
 
 
-def test_pictures_without_label_are_refused(tmp_path):
+def test_images_without_label_are_refused(tmp_path):
     with pytest.raises(DataError):
-        load_pictures(make_dataset(tmp_path, labels=[0, 1, 2, -1] * 25), make_config(), CPU)
+        load_images(make_dataset(tmp_path, labels=[0, 1, 2, -1] * 25), make_config(), CPU)
 
 
 def test_a_damaged_result_is_one_line(tmp_path):

@@ -10,7 +10,7 @@ from model_code.training.interruption import InterruptionWatcher
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import make_config, make_pictures
+from tests.unit.training.small_runs import make_config, make_images
 
 
 class Signaller(Callback):
@@ -31,7 +31,7 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, signum, capsys):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     signaller = Signaller(signum)
     with pytest.raises(KeyboardInterrupt), InterruptionWatcher() as watcher:
-        fit(make_config(), make_pictures(), tmp_path, ALONE, [signaller, watcher])
+        fit(make_config(), make_images(), tmp_path, ALONE, [signaller, watcher])
     assert signaller.seen[-1] == (2, 2)
     assert (tmp_path / "state.pt").exists()
     assert "the same command goes on" in capsys.readouterr().out
@@ -39,14 +39,14 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, signum, capsys):
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_next_step(tmp_path):
-    config, pictures = make_config(ema_decay=0.9, schedule="cosine"), make_pictures()
-    whole = fit(config, pictures, tmp_path / "whole", ALONE)
+    config, images = make_config(ema_decay=0.9, schedule="cosine"), make_images()
+    whole = fit(config, images, tmp_path / "whole", ALONE)
     signaller = Signaller(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), InterruptionWatcher() as watcher:
-        fit(config, pictures, tmp_path / "parts", ALONE, [signaller, watcher])
+        fit(config, images, tmp_path / "parts", ALONE, [signaller, watcher])
     torch.rand(7)
     later = Signaller(None)
-    parts = fit(config, pictures, tmp_path / "parts", ALONE, [later])
+    parts = fit(config, images, tmp_path / "parts", ALONE, [later])
     assert signaller.seen + later.seen == [(epoch, step) for epoch in range(1, 5) for step in range(1, 4)]
     for learned, expected in zip(parts.history, whole.history, strict=True):
         assert replace(learned, seconds=0, pictures_per_s=0) == replace(expected, seconds=0, pictures_per_s=0)
@@ -69,13 +69,13 @@ class StopAt(Callback):
 
 
 def test_a_run_stopped_after_every_step_ends_like_one_that_was_not(tmp_path):
-    config, pictures = make_config(epochs=2), make_pictures()
-    whole = fit(config, pictures, tmp_path / "whole", ALONE)
+    config, images = make_config(epochs=2), make_images()
+    whole = fit(config, images, tmp_path / "whole", ALONE)
     seen, stops = [], 0
     while True:
         stopper = StopAt()
         try:
-            parts = fit(config, pictures, tmp_path / "parts", ALONE, [stopper])
+            parts = fit(config, images, tmp_path / "parts", ALONE, [stopper])
             break
         except KeyboardInterrupt:
             stops += 1

@@ -17,7 +17,7 @@ from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.schedules import triangular_factor
 from model_code.training.supervised import draw_first_mirrored, fit
-from tests.unit.training.small_runs import FAST, build_tiny_fastnet, make_config, make_pictures
+from tests.unit.training.small_runs import FAST, build_tiny_fastnet, make_config, make_images
 
 STRONG = {
     "schedule": "cosine",
@@ -130,13 +130,13 @@ def test_a_fast_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, ti
     from tests.unit.training.test_fit import Interrupt, StopHere, list_weights
 
     config = make_config(**tiny_fastnet, epochs=5, engine={"precision": precision})
-    pictures = make_pictures(train=26, side=12)
-    whole = fit(config, pictures, tmp_path / "whole", ALONE)
+    images = make_images(train=26, side=12)
+    whole = fit(config, images, tmp_path / "whole", ALONE)
     for epoch in (2, 4):
         with pytest.raises(StopHere):
-            fit(config, pictures, tmp_path / "parts", ALONE, [Interrupt(epoch, None)])
-    parts = fit(config, pictures, tmp_path / "parts", ALONE)
-    fit(config, pictures, tmp_path / "again", ALONE)
+            fit(config, images, tmp_path / "parts", ALONE, [Interrupt(epoch, None)])
+    parts = fit(config, images, tmp_path / "parts", ALONE)
+    fit(config, images, tmp_path / "again", ALONE)
     assert list_weights(tmp_path / "parts") == list_weights(tmp_path / "whole") == list_weights(tmp_path / "again")
     assert [m.learning_rate for m in parts.history] == [m.learning_rate for m in whole.history]
 
@@ -151,11 +151,11 @@ def test_a_fast_run_stopped_within_an_epoch_ends_like_one_that_was_not(tmp_path,
         def on_step(self, epoch, step, steps, loss):
             self.wants_stop = (epoch, step) == (3, 2)
 
-    config, pictures = make_config(**tiny_fastnet, epochs=5), make_pictures(train=26, side=12)
-    fit(config, pictures, tmp_path / "whole", ALONE)
+    config, images = make_config(**tiny_fastnet, epochs=5), make_images(train=26, side=12)
+    fit(config, images, tmp_path / "whole", ALONE)
     with pytest.raises(KeyboardInterrupt):
-        fit(config, pictures, tmp_path / "parts", ALONE, [Stop()])
-    fit(config, pictures, tmp_path / "parts", ALONE)
+        fit(config, images, tmp_path / "parts", ALONE, [Stop()])
+    fit(config, images, tmp_path / "parts", ALONE)
     assert list_weights(tmp_path / "parts") == list_weights(tmp_path / "whole")
 
 
@@ -182,12 +182,12 @@ def test_settings_that_contradict_each_other_are_refused(settings, line):
 )
 def test_settings_that_the_images_or_the_network_do_not_allow_are_refused_at_the_start(tmp_path, settings, line):
     with pytest.raises(UsageError, match=line):
-        fit(make_config(**settings), make_pictures(), tmp_path, ALONE)
+        fit(make_config(**settings), make_images(), tmp_path, ALONE)
     assert not list(tmp_path.iterdir())
 
 
 def test_every_fast_option_changes_the_run(tmp_path, tiny_fastnet):
-    pictures = make_pictures(side=12)
+    images = make_images(side=12)
     config = make_config(**tiny_fastnet, epochs=3)
     off = {
         **{key: TrainingConfig.model_fields[key].default for key in FAST if key != "kept_epoch"},
@@ -197,7 +197,7 @@ def test_every_fast_option_changes_the_run(tmp_path, tiny_fastnet):
     weights = {}
     for key, value in {"all on": None, **off}.items():
         changed = config if value is None else config.model_copy(update={key: value})
-        fit(changed, pictures, tmp_path / key, ALONE)
+        fit(changed, images, tmp_path / key, ALONE)
         weights[key] = (tmp_path / key / "last.safetensors").read_bytes()
     assert len(set(weights.values())) == len(off) + 1
 
@@ -205,12 +205,12 @@ def test_every_fast_option_changes_the_run(tmp_path, tiny_fastnet):
 def test_the_bias_of_the_whitening_learns_in_its_epochs_only(tmp_path, tiny_fastnet):
     from safetensors.torch import load_file
 
-    pictures = make_pictures(side=12)
+    images = make_images(side=12)
     learned = []
     for epochs in (1, 2, 4):
         # Without Lookahead, a rate and an end of their own, runs of different lengths begin the same.
         changes = {"has_lookahead": False, "schedule": "multistep", "whitening_bias_epochs": 2, "epochs": epochs}
-        fit(make_config(**{**tiny_fastnet, **changes}), pictures, tmp_path / str(epochs), ALONE)
+        fit(make_config(**{**tiny_fastnet, **changes}), images, tmp_path / str(epochs), ALONE)
         learned.append(load_file(tmp_path / str(epochs) / "last.safetensors")["whitening.bias"])
     assert not torch.equal(learned[0], learned[1])
     assert torch.equal(learned[1], learned[2])
@@ -233,12 +233,12 @@ def test_alternating_flips_turn_every_image_each_epoch(tmp_path, monkeypatch):
         return crop_and_flip(images, padding, has_flip, generator, **options)
 
     monkeypatch.setattr(supervised, "crop_and_flip", watch)
-    images = torch.zeros(32, 8, 8, 3, dtype=torch.uint8)
-    images[:, 0, 0] = torch.arange(1, 33, dtype=torch.uint8)[:, None]
-    pictures = make_pictures(train=32)
-    pictures = replace(pictures, train=replace(pictures.train, images_NHWC=images))
+    pixels = torch.zeros(32, 8, 8, 3, dtype=torch.uint8)
+    pixels[:, 0, 0] = torch.arange(1, 33, dtype=torch.uint8)[:, None]
+    images = make_images(train=32)
+    images = replace(images, train=replace(images.train, images_NHWC=pixels))
     config = make_config(flip="alternating", batch_size=8, epochs=4)
-    fit(config, pictures, tmp_path, ALONE)
+    fit(config, images, tmp_path, ALONE)
     epochs = [
         {number: side for batch in seen[start : start + 4] for number, side in batch.items()} for start in (0, 4, 8, 12)
     ]
@@ -253,7 +253,7 @@ def test_the_last_epoch_is_kept_where_that_is_wanted(tmp_path, monkeypatch):
     # Every epoch is as good as the first, which is then the best.
     monkeypatch.setitem(NETWORKS, "fixed", FixedNetwork)
     best, last = (
-        fit(make_config(network="fixed", kept_epoch=kept), make_pictures(), tmp_path / kept, ALONE)
+        fit(make_config(network="fixed", kept_epoch=kept), make_images(), tmp_path / kept, ALONE)
         for kept in ("best", "last")
     )
     assert (best.best_epoch, last.best_epoch) == (1, 4)
@@ -268,12 +268,12 @@ def test_two_averages_of_the_weights_are_refused():
 def test_a_strong_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path):
     from tests.unit.training.test_fit import Interrupt, StopHere, list_weights
 
-    config, pictures = make_config(**STRONG), make_pictures(train=26)
-    whole = fit(config, pictures, tmp_path / "whole", ALONE)
+    config, images = make_config(**STRONG), make_images(train=26)
+    whole = fit(config, images, tmp_path / "whole", ALONE)
     for epoch in (1, 3):
         with pytest.raises(StopHere):
-            fit(config, pictures, tmp_path / "parts", ALONE, [Interrupt(epoch, None)])
-    parts = fit(config, pictures, tmp_path / "parts", ALONE)
+            fit(config, images, tmp_path / "parts", ALONE, [Interrupt(epoch, None)])
+    parts = fit(config, images, tmp_path / "parts", ALONE)
     assert list_weights(tmp_path / "parts") == list_weights(tmp_path / "whole")
     assert [m.learning_rate for m in parts.history] == [m.learning_rate for m in whole.history]
 
@@ -282,19 +282,19 @@ def test_a_strong_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path):
 def test_adam_runs_that_were_interrupted_too(tmp_path, settings):
     from tests.unit.training.test_fit import Interrupt, StopHere, list_weights
 
-    config, pictures = make_config(learning_rate=0.01, **settings), make_pictures(train=26)
-    fit(config, pictures, tmp_path / "whole", ALONE)
+    config, images = make_config(learning_rate=0.01, **settings), make_images(train=26)
+    fit(config, images, tmp_path / "whole", ALONE)
     with pytest.raises(StopHere):
-        fit(config, pictures, tmp_path / "parts", ALONE, [Interrupt(2, None)])
-    fit(config, pictures, tmp_path / "parts", ALONE)
+        fit(config, images, tmp_path / "parts", ALONE, [Interrupt(2, None)])
+    fit(config, images, tmp_path / "parts", ALONE)
     assert list_weights(tmp_path / "parts") == list_weights(tmp_path / "whole")
 
 
 def test_the_moving_average_is_what_is_kept(tmp_path):
     plain = {key: value for key, value in STRONG.items() if key != "ema_decay"}
-    pictures = make_pictures()
-    fit(make_config(**plain), pictures, tmp_path / "plain", ALONE)
-    fit(make_config(**STRONG), pictures, tmp_path / "average", ALONE)
+    images = make_images()
+    fit(make_config(**plain), images, tmp_path / "plain", ALONE)
+    fit(make_config(**STRONG), images, tmp_path / "average", ALONE)
     from safetensors.torch import load_file
 
     raw, average = (load_file(tmp_path / name / "last.safetensors") for name in ("plain", "average"))
@@ -303,11 +303,11 @@ def test_the_moving_average_is_what_is_kept(tmp_path):
 
 
 def test_every_strong_option_changes_the_run(tmp_path):
-    pictures = make_pictures()
+    images = make_images()
     weights = {(tmp_path / "plain" / "last.safetensors")}
-    fit(make_config(), pictures, tmp_path / "plain", ALONE)
+    fit(make_config(), images, tmp_path / "plain", ALONE)
     keys = [key for key in STRONG if key not in ("schedule", "warmup_epochs")]
     for key in keys:
-        fit(make_config(**{key: STRONG[key]}), pictures, tmp_path / key, ALONE)
+        fit(make_config(**{key: STRONG[key]}), images, tmp_path / key, ALONE)
         weights.add(tmp_path / key / "last.safetensors")
     assert len({file.read_bytes() for file in weights}) == len(weights) == 1 + len(keys)

@@ -1,6 +1,6 @@
-"""The SimSiam loop on a small backbone and drawn pictures.
+"""The SimSiam loop on a small backbone and drawn images.
 
-Shape suffixes: N = pictures, B = pictures of a batch, C = colour channels, H = height, W = width.
+Shape suffixes: N = images, B = images of a batch, C = colour channels, H = height, W = width.
 """
 
 from functools import partial
@@ -16,9 +16,9 @@ from model_code.errors import TrainingError, UsageError
 from model_code.evaluation.features import LabelledFeatures, compute_features
 from model_code.evaluation.knn import knn_accuracy
 from model_code.models import networks
-from model_code.models.picture_input import PictureInput
+from model_code.models.image_input import ImageInput
 from model_code.training import checkpoints
-from model_code.training.pictures import Pictures, PretrainingPictures
+from model_code.training.images import Images, PretrainingImages
 from model_code.training.pretraining import (
     build_simsiam,
     evaluate_backbone,
@@ -60,19 +60,19 @@ def _small_network(monkeypatch):
     torch.use_deterministic_algorithms(was_deterministic)
 
 
-def draw_pictures(count: int, seed: int) -> Pictures:
+def draw_images(count: int, seed: int) -> Images:
     """Noise of any brightness with a faint tint, red, green or blue, that is the class."""
     generator = torch.Generator().manual_seed(seed)
     labels_N = torch.arange(count) % 3
     noise = torch.rand((count, 16, 16, 3), generator=generator)
     brightness = torch.rand((count, 1, 1, 1), generator=generator)
     tint = torch.eye(3)[labels_N][:, None, None]
-    return Pictures(((0.475 * (noise + brightness) + 0.05 * tint) * 255).to(torch.uint8), labels_N)
+    return Images(((0.475 * (noise + brightness) + 0.05 * tint) * 255).to(torch.uint8), labels_N)
 
 
-def pretraining_pictures(count: int = 192) -> PretrainingPictures:
-    memory = draw_pictures(count, 1)
-    return PretrainingPictures(memory.images_NHWC, memory, draw_pictures(150, 2), memory, draw_pictures(90, 3), CLASSES)
+def pretraining_images(count: int = 192) -> PretrainingImages:
+    memory = draw_images(count, 1)
+    return PretrainingImages(memory.images_NHWC, memory, draw_images(150, 2), memory, draw_images(90, 3), CLASSES)
 
 
 def small_config(**changes) -> SimSiamConfig:
@@ -108,7 +108,7 @@ class Recorder(Callback):
 
 def test_a_run_leaves_weights_metrics_and_only_one_best(tmp_path):
     recorder = Recorder()
-    result = pretrain(small_config(), pretraining_pictures(), tmp_path, ALONE, [recorder])
+    result = pretrain(small_config(), pretraining_images(), tmp_path, ALONE, [recorder])
     assert [(epoch, step, steps) for epoch, step, steps, _ in recorder.steps] == [
         (epoch, step, 3) for epoch in (1, 2, 3) for step in (1, 2, 3)
     ]
@@ -123,7 +123,7 @@ def test_a_run_leaves_weights_metrics_and_only_one_best(tmp_path):
 
 def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path):
     weights = [
-        pretrain(small_config(seed=seed), pretraining_pictures(), tmp_path / name, ALONE).last_weights.read_bytes()
+        pretrain(small_config(seed=seed), pretraining_images(), tmp_path / name, ALONE).last_weights.read_bytes()
         for name, seed in (("one", 3), ("two", 3), ("three", 4))
     ]
     assert weights[0] == weights[1] != weights[2]
@@ -131,13 +131,13 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path):
 
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, stop_after):
-    config, pictures = small_config(), pretraining_pictures()
-    whole = pretrain(config, pictures, tmp_path / "whole", ALONE)
+    config, images = small_config(), pretraining_images()
+    whole = pretrain(config, images, tmp_path / "whole", ALONE)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(config, pictures, tmp_path / "parts", ALONE, [Recorder(stop_after)])
+        pretrain(config, images, tmp_path / "parts", ALONE, [Recorder(stop_after)])
     torch.manual_seed(99)
     recorder = Recorder()
-    resumed = pretrain(config, pictures, tmp_path / "parts", ALONE, [recorder])
+    resumed = pretrain(config, images, tmp_path / "parts", ALONE, [recorder])
     assert recorder.resumed == [stop_after]
     assert resumed.last_weights.read_bytes() == whole.last_weights.read_bytes()
     assert resumed.best_weights.read_bytes() == whole.best_weights.read_bytes()
@@ -147,20 +147,20 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path, stop_after):
 
 def test_rarer_checkpoints_go_on_from_the_last_one(tmp_path):
     config = small_config(epochs=5, monitor_every_epochs=5, checkpoint_every_epochs=2)
-    whole = pretrain(config, pretraining_pictures(), tmp_path / "whole", ALONE)
+    whole = pretrain(config, pretraining_images(), tmp_path / "whole", ALONE)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(config, pretraining_pictures(), tmp_path / "parts", ALONE, [Recorder(stop_after=3)])
+        pretrain(config, pretraining_images(), tmp_path / "parts", ALONE, [Recorder(stop_after=3)])
     recorder = Recorder()
-    resumed = pretrain(config, pretraining_pictures(), tmp_path / "parts", ALONE, [recorder])
+    resumed = pretrain(config, pretraining_images(), tmp_path / "parts", ALONE, [recorder])
     assert recorder.resumed == [2]
     assert resumed.last_weights.read_bytes() == whole.last_weights.read_bytes()
 
 
 def test_state_of_other_settings_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        pretrain(small_config(), pretraining_pictures(), tmp_path, ALONE, [Recorder(stop_after=1)])
+        pretrain(small_config(), pretraining_images(), tmp_path, ALONE, [Recorder(stop_after=1)])
     with pytest.raises(TrainingError, match="other settings"):
-        pretrain(small_config(base_learning_rate=0.1), pretraining_pictures(), tmp_path, ALONE)
+        pretrain(small_config(base_learning_rate=0.1), pretraining_images(), tmp_path, ALONE)
 
 
 def test_neighbours_get_better_than_those_of_the_untrained_backbone(tmp_path):
@@ -168,10 +168,10 @@ def test_neighbours_get_better_than_those_of_the_untrained_backbone(tmp_path):
         image_size=16, jitter_probability=1, brightness=0.8, contrast=0.8, saturation=0, hue=0, grayscale_probability=0
     )
     config = small_config(views=views, epochs=5, batch_size=32, base_learning_rate=0.4, monitor_every_epochs=5)
-    pictures = pretraining_pictures(480)
+    images = pretraining_images(480)
     still = config.model_copy(update={"epochs": 1, "base_learning_rate": 1e-9})
-    untrained = pretrain(still, pictures, tmp_path / "untrained", ALONE)
-    trained = pretrain(config, pictures, tmp_path / "trained", ALONE)
+    untrained = pretrain(still, images, tmp_path / "untrained", ALONE)
+    trained = pretrain(config, images, tmp_path / "trained", ALONE)
     assert trained.history[-1].loss < untrained.history[-1].loss - 0.2
     assert trained.best.knn_accuracy > untrained.best.knn_accuracy + 0.1
 
@@ -179,7 +179,7 @@ def test_neighbours_get_better_than_those_of_the_untrained_backbone(tmp_path):
 def test_the_predictor_keeps_its_learning_rate(tmp_path):
     recorder = Recorder()
     config = small_config(epochs=4, warmup_epochs=1)
-    pretrain(config, pretraining_pictures(), tmp_path, ALONE, [recorder])
+    pretrain(config, pretraining_images(), tmp_path, ALONE, [recorder])
     assert config.learning_rate == pytest.approx(0.03 * 64 / 256)
     assert recorder.epochs[0].learning_rate == pytest.approx(config.learning_rate)
     assert recorder.epochs[-1].learning_rate < 0.1 * config.learning_rate
@@ -191,35 +191,35 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
     class Poison(Recorder):
         def on_step(self, epoch, step, steps, loss):
             if (epoch, step) == (2, 1):
-                pictures.images_NHWC.mul_(float("nan"))
+                images.images_NHWC.mul_(float("nan"))
 
-    memory = draw_pictures(192, 1)
-    images = memory.images_NHWC.float() / 255
-    pictures = PretrainingPictures(images, memory, draw_pictures(20, 2), memory, None, CLASSES)
+    memory = draw_images(192, 1)
+    pixels = memory.images_NHWC.float() / 255
+    images = PretrainingImages(pixels, memory, draw_images(20, 2), memory, None, CLASSES)
     with pytest.raises(TrainingError, match=r"nan at step 2 of epoch 2.*base_learning_rate=0.003"):
-        pretrain(small_config(), pictures, tmp_path, ALONE, [Poison()])
+        pretrain(small_config(), images, tmp_path, ALONE, [Poison()])
     assert checkpoints.load_state(tmp_path, small_config().sha256()).epoch == 1
 
 
 def test_the_best_backbone_loads_and_fits_the_whole_network(tmp_path):
-    config, pictures = small_config(), pretraining_pictures()
-    result = pretrain(config, pictures, tmp_path, ALONE)
+    config, images = small_config(), pretraining_images()
+    result = pretrain(config, images, tmp_path, ALONE)
     backbone = load_backbone(config, result.best_weights)
-    features = evaluation_features(config, backbone, pictures.validation, CLASSES)
+    features = evaluation_features(config, backbone, images.validation, CLASSES)
     assert features.features_ND.shape == (150, 32)
     checkpoints.load_pretrained(networks.build_network("small", 5), str(result.best_weights))
 
 
 @pytest.mark.parametrize("has_test", [True, False])
-def test_a_backbone_is_measured_with_all_labelled_pictures_on_those_that_chose_nothing(tmp_path, has_test):
+def test_a_backbone_is_measured_with_all_labelled_images_on_those_that_chose_nothing(tmp_path, has_test):
     linear = ProbeConfig(epochs=5, warmup_epochs=1, base_learning_rate=1.0)
     config = small_config(epochs=1, evaluation_enlargement=1.5, linear=linear, seed=4)
-    memory, asked, more = draw_pictures(60, 1), draw_pictures(90, 2), draw_pictures(80, 5)
-    labelled = Pictures(*(torch.cat(both) for both in zip(vars(memory).values(), vars(more).values(), strict=True)))
-    test = draw_pictures(75, 3) if has_test else None
-    pictures = PretrainingPictures(draw_pictures(64, 7).images_NHWC, memory, asked, labelled, test, CLASSES)
-    result = pretrain(config, pictures, tmp_path, ALONE)
-    report = evaluate_backbone(config, result.best_weights, pictures, CPU)
+    memory, asked, more = draw_images(60, 1), draw_images(90, 2), draw_images(80, 5)
+    labelled = Images(*(torch.cat(both) for both in zip(vars(memory).values(), vars(more).values(), strict=True)))
+    test = draw_images(75, 3) if has_test else None
+    images = PretrainingImages(draw_images(64, 7).images_NHWC, memory, asked, labelled, test, CLASSES)
+    result = pretrain(config, images, tmp_path, ALONE)
+    report = evaluate_backbone(config, result.best_weights, images, CPU)
     backbone = load_backbone(config, result.best_weights)
 
     def look(some):
@@ -234,30 +234,30 @@ def test_a_backbone_is_measured_with_all_labelled_pictures_on_those_that_chose_n
 
 
 def test_the_untrained_backbone_is_measured_before_the_first_step(tmp_path):
-    config, pictures = small_config(epochs=1, monitor_every_epochs=1), pretraining_pictures()
-    still = pretrain(config.model_copy(update={"base_learning_rate": 1e-12}), pictures, tmp_path / "still", ALONE)
-    trained = pretrain(config, pictures, tmp_path / "trained", ALONE)
+    config, images = small_config(epochs=1, monitor_every_epochs=1), pretraining_images()
+    still = pretrain(config.model_copy(update={"base_learning_rate": 1e-12}), images, tmp_path / "still", ALONE)
+    trained = pretrain(config, images, tmp_path / "trained", ALONE)
     assert trained.untrained_knn_accuracy == still.untrained_knn_accuracy
-    resumed = pretrain(config, pictures, tmp_path / "trained", ALONE)
+    resumed = pretrain(config, images, tmp_path / "trained", ALONE)
     assert resumed.untrained_knn_accuracy == trained.untrained_knn_accuracy
     torch.manual_seed(config.seed)
-    backbone = nn.Sequential(PictureInput(config.mean, config.std), build_simsiam(config).backbone)
+    backbone = nn.Sequential(ImageInput(config.mean, config.std), build_simsiam(config).backbone)
     bank, queries = (
-        evaluation_features(config, backbone, some, CLASSES) for some in (pictures.memory, pictures.validation)
+        evaluation_features(config, backbone, some, CLASSES) for some in (images.memory, images.validation)
     )
     assert trained.untrained_knn_accuracy == knn_accuracy(bank, queries, config.knn_neighbours)
 
 
 def test_bfloat16_trains(tmp_path):
-    result = pretrain(small_config(epochs=1, engine={"precision": "bfloat16"}), pretraining_pictures(), tmp_path, ALONE)
+    result = pretrain(small_config(epochs=1, engine={"precision": "bfloat16"}), pretraining_images(), tmp_path, ALONE)
     assert -1 <= result.history[0].loss <= 1
 
 
-def test_too_few_pictures(tmp_path):
-    with pytest.raises(UsageError, match="192 training pictures are fewer than one batch of 200"):
-        pretrain(small_config(batch_size=200), pretraining_pictures(), tmp_path, ALONE)
-    with pytest.raises(UsageError, match="192 memory pictures are fewer than 193 neighbours"):
-        pretrain(small_config(knn_neighbours=193), pretraining_pictures(), tmp_path, ALONE)
+def test_too_few_images(tmp_path):
+    with pytest.raises(UsageError, match="192 training images are fewer than one batch of 200"):
+        pretrain(small_config(batch_size=200), pretraining_images(), tmp_path, ALONE)
+    with pytest.raises(UsageError, match="192 memory images are fewer than 193 neighbours"):
+        pretrain(small_config(knn_neighbours=193), pretraining_images(), tmp_path, ALONE)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_the_scale_of_random_features_does_not_matter(config, scale):
         assert torch.equal(result.probe(test.features_ND).argmax(1), test.labels_N)
 
 
-def test_settings_are_chosen_on_training_pictures_only():
+def test_settings_are_chosen_on_training_images_only():
     slow, fast = (1e-9, 0.0), (0.5, 0.0)
     config = QUICK.model_copy(update={"candidates": (slow, fast)})
     train = clusters(300, 1)

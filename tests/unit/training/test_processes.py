@@ -10,7 +10,7 @@ import torch
 from model_code.errors import UsageError
 from model_code.training.processes import ALONE, Processes
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import CPU, make_config, make_pictures
+from tests.unit.training.small_runs import CPU, make_config, make_images
 
 MODULE = "tests.unit.training.shared_run"
 
@@ -76,7 +76,7 @@ def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path):
     with pytest.raises(
         UsageError, match=r"a batch of 8 cannot be shared evenly by 3 processes; change --set batch_size"
     ):
-        fit(make_config(), make_pictures(), tmp_path, Processes(CPU, rank=0, count=3))
+        fit(make_config(), make_images(), tmp_path, Processes(CPU, rank=0, count=3))
 
 
 def test_shares_cover_everything_once():

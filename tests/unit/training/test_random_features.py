@@ -9,11 +9,11 @@ from model_code.errors import TrainingError, UsageError
 from model_code.evaluation.batch_norm import calibrate_batch_norm
 from model_code.evaluation.features import LabelledFeatures, compute_features
 from model_code.evaluation.knn import knn_accuracy
-from model_code.training.pictures import Pictures
+from model_code.training.images import Images
 from model_code.training.probe import train_probe
 from model_code.training.probe_config import ProbeConfig
 from model_code.training.random_features import measure_random_features
-from tests.unit.training.small_runs import CLASSES, draw_pictures
+from tests.unit.training.small_runs import CLASSES, draw_images
 
 LINEAR = ProbeConfig(epochs=20, warmup_epochs=2, base_learning_rate=0.1, is_standardised=True)
 MLP = LINEAR.model_copy(update={"hidden_width": 32})
@@ -35,11 +35,11 @@ class TinyBackbone(nn.Module):
 
 @pytest.fixture(scope="module")
 def coloured():
-    return draw_pictures(200, seed=1), draw_pictures(100, seed=2)
+    return draw_images(200, seed=1), draw_images(100, seed=2)
 
 
-def measure(model, pictures, classes=CLASSES, **options):
-    return measure_random_features(model, *pictures, classes, **({"linear": LINEAR, "mlp": MLP} | options))
+def measure(model, images, classes=CLASSES, **options):
+    return measure_random_features(model, *images, classes, **({"linear": LINEAR, "mlp": MLP} | options))
 
 
 def test_learned_layers_read_random_features_and_an_untrained_one_does_not(coloured):
@@ -93,22 +93,22 @@ def test_everything_is_seeded(coloured):
     assert len({head.untrained_head_accuracy for head in heads}) > 1
 
 
-def test_fewer_training_pictures_than_neighbours_are_refused(coloured):
+def test_fewer_training_images_than_neighbours_are_refused(coloured):
     train, test = coloured
-    few = Pictures(train.images_NHWC[:12], train.labels_N[:12])
-    with pytest.raises(UsageError, match="12 pictures and 200 neighbours are to vote"):
+    few = Images(train.images_NHWC[:12], train.labels_N[:12])
+    with pytest.raises(UsageError, match="12 images and 200 neighbours are to vote"):
         measure(TinyBackbone(), (few, test))
 
 
-def test_drawn_pictures_are_brought_to_the_networks_size():
+def test_drawn_images_are_brought_to_the_networks_size():
     source = generate_shapes(16, train_per_class=8, test_per_class=3)
-    pictures = [
-        Pictures(torch.from_numpy(split.images_NHWC), torch.from_numpy(split.labels_N))
+    images = [
+        Images(torch.from_numpy(split.images_NHWC), torch.from_numpy(split.labels_N))
         for split in (source.splits["train"], source.splits["test"])
     ]
     result = measure(
         TinyBackbone(),
-        pictures,
+        images,
         SHAPE_CLASSES,
         prepare=lambda batch: batch[:, ::2, ::2],
         is_calibrated=True,
@@ -123,5 +123,5 @@ def test_features_that_are_not_finite_are_refused(coloured):
     model = TinyBackbone()
     nn.init.constant_(model.norm.running_mean, torch.inf)
     nn.init.constant_(model.norm.weight, -1)
-    with pytest.raises(TrainingError, match="the features of 200 of 200 pictures are not finite"):
+    with pytest.raises(TrainingError, match="the features of 200 of 200 images are not finite"):
         measure(model, coloured)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from serving.bundle.image_structure import check_structure, glance, is_cheap
 from serving.bundle.preprocess import decode_picture
-from serving.errors import NotAPictureError, TooLargeError
+from serving.errors import NotAnImageError, TooLargeError
 from tests.unit.serving.image_bombs import all_bombs, chunk, encode, fill, honest_images, progressive, segment
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
@@ -25,7 +25,7 @@ def test_no_bomb_is_cheap_unless_it_decodes_at_once():
     assert cheap
     for name, data in cheap:
         start_s = time.thread_time()
-        with contextlib.suppress(NotAPictureError, TooLargeError):
+        with contextlib.suppress(NotAnImageError, TooLargeError):
             decode_picture(data, 64)
         assert time.thread_time() - start_s < 0.05, name
 
@@ -60,14 +60,14 @@ def test_markers_whose_bodies_pillow_reads_as_segments_are_refused(marker):
     inner = segment(0xFE, b"x") * 3000
     hidden = b"".join(segment(marker, inner[start : start + 60_000]) for start in range(0, len(inner), 60_000))
     tricked = jpeg[:2] + hidden + jpeg[2:]
-    with pytest.raises(NotAPictureError, match="reserved markers"):
+    with pytest.raises(NotAnImageError, match="reserved markers"):
         check_structure(tricked)
     assert not is_cheap(glance(tricked), 32)
 
 
 @pytest.mark.parametrize("part", [b"\xff\xfe\0\2", b"\xff\xfe\0\0"])
 def test_an_end_before_the_first_scan_is_refused(part):
-    with pytest.raises(NotAPictureError, match="ends before its first scan"):
+    with pytest.raises(NotAnImageError, match="ends before its first scan"):
         check_structure(b"\xff\xd8\xff\xd9" + part * 300_000)
 
 
@@ -118,7 +118,7 @@ def test_honest_images_are_accepted():
     ids=["ppm", "fax tiff", "jpeg in tiff"],
 )
 def test_uncommon_formats_are_an_option(data, message):
-    with pytest.raises(NotAPictureError, match=message):
+    with pytest.raises(NotAnImageError, match=message):
         check_structure(data)
     check_structure(data, allows_uncommon=True)
     assert decode_picture(data, 8).shape == (8, 8, 3)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from serving.bundle.preprocess import decode_picture
-from serving.errors import NotAPictureError
+from serving.errors import NotAnImageError
 from tests.unit.serving.tiny_bundle import encode
 
 
@@ -25,7 +25,7 @@ def test_a_jpeg_without_its_end(options, lost_bytes):
 @pytest.mark.parametrize("kept", [0.5, 0.8, 0.9])
 def test_a_jpeg_that_is_cut_is_refused(options, kept):
     whole = encode(make_noise(), "JPEG", **options)
-    with pytest.raises(NotAPictureError, match="truncated"):
+    with pytest.raises(NotAnImageError, match="truncated"):
         decode_picture(whole[: int(len(whole) * kept)], 32)
 
 
@@ -34,9 +34,9 @@ def test_a_png_with_long_texts(is_compressed):
     texts = PngImagePlugin.PngInfo()
     for number in range(2 if is_compressed else 70):
         texts.add_text(f"workflow{number}", "x" * 2_000_000 if is_compressed else "x" * 1_000_000, zip=is_compressed)
-    picture = make_noise()
-    decoded = decode_picture(encode(picture, "PNG", pnginfo=texts), 32)
-    assert np.array_equal(decoded, decode_picture(encode(picture), 32))
+    image = make_noise()
+    decoded = decode_picture(encode(image, "PNG", pnginfo=texts), 32)
+    assert np.array_equal(decoded, decode_picture(encode(image), 32))
 
 
 def test_a_second_image_in_a_jpeg_does_not_matter():
@@ -57,21 +57,21 @@ def test_a_second_image_in_a_jpeg_does_not_matter():
     ],
 )
 def test_formats_that_are_not_read_are_named(data, name):
-    with pytest.raises(NotAPictureError, match=f"format {name}, not read"):
+    with pytest.raises(NotAnImageError, match=f"format {name}, not read"):
         decode_picture(data, 8)
 
 
 def test_a_transparent_colour_is_white():
-    picture = Image.new("RGB", (8, 8), (200, 40, 40))
-    assert (decode_picture(encode(picture, transparency=(200, 40, 40)), 8) == 255).all()
-    assert (decode_picture(encode(picture, transparency=(1, 2, 3)), 8) == (200, 40, 40)).all()
+    image = Image.new("RGB", (8, 8), (200, 40, 40))
+    assert (decode_picture(encode(image, transparency=(200, 40, 40)), 8) == 255).all()
+    assert (decode_picture(encode(image, transparency=(1, 2, 3)), 8) == (200, 40, 40)).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
 def test_a_tiff_is_turned_once(orientation, compression):
-    picture = make_noise(24, 16)
+    image = make_noise(24, 16)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    decoded = decode_picture(encode(picture, "TIFF", exif=exif, compression=compression), 16)
-    assert np.array_equal(decoded, decode_picture(encode(picture, "PNG", exif=exif), 16))
+    decoded = decode_picture(encode(image, "TIFF", exif=exif, compression=compression), 16)
+    assert np.array_equal(decoded, decode_picture(encode(image, "PNG", exif=exif), 16))

@@ -4,7 +4,7 @@ from PIL import Image
 
 from serving.bundle import preprocess
 from serving.bundle.preprocess import decode_picture
-from serving.errors import NotAPictureError, TooLargeError
+from serving.errors import NotAnImageError, TooLargeError
 from tests.unit.serving.tiny_bundle import encode, paint, paint_bomb
 
 
@@ -13,7 +13,7 @@ def make_gradient(width=8, height=8):
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def test_a_picture_of_the_right_size_is_not_resampled():
+def test_a_image_of_the_right_size_is_not_resampled():
     gradient = make_gradient()
     decoded = decode_picture(encode(gradient), 8)
     assert decoded.dtype == np.uint8
@@ -27,7 +27,7 @@ def test_every_format_decodes_to_its_colour(kind):
     assert np.abs(decoded.astype(int) - (255, 0, 0)).max() <= 3
 
 
-def test_the_centre_of_a_wide_picture_is_kept():
+def test_the_centre_of_a_wide_image_is_kept():
     wide = Image.new("RGB", (30, 10), "red")
     wide.paste((0, 0, 255), (10, 0, 20, 10))
     assert (decode_picture(encode(wide), 10) == (0, 0, 255)).all()
@@ -39,18 +39,18 @@ def test_the_short_side_is_resized_before_the_crop():
     assert np.array_equal(decoded, np.asarray(expected))
 
 
-def test_exif_orientation_turns_the_picture_upright():
-    picture = Image.new("RGB", (8, 8), "red")
-    picture.paste((0, 0, 255), (0, 0, 8, 4))
+def test_exif_orientation_turns_the_image_upright():
+    image = Image.new("RGB", (8, 8), "red")
+    image.paste((0, 0, 255), (0, 0, 8, 4))
     exif = Image.Exif()
     exif[0x0112] = 3
-    decoded = decode_picture(encode(picture, "PNG", exif=exif), 8)
+    decoded = decode_picture(encode(image, "PNG", exif=exif), 8)
     assert decoded[0, 0].tolist() == [255, 0, 0]
     assert decoded[7, 0].tolist() == [0, 0, 255]
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [
         (Image.new("RGBA", (8, 8), (255, 0, 0, 0)), (255, 255, 255)),
         (Image.new("RGBA", (8, 8), (255, 0, 0, 255)), (255, 0, 0)),
@@ -59,8 +59,8 @@ def test_exif_orientation_turns_the_picture_upright():
         (Image.new("1", (8, 8), 1), (255, 255, 255)),
     ],
 )
-def test_other_modes_become_rgb(picture, expected):
-    assert (decode_picture(encode(picture), 8) == expected).all()
+def test_other_modes_become_rgb(image, expected):
+    assert (decode_picture(encode(image), 8) == expected).all()
 
 
 def test_the_first_frame_of_an_animation_is_used():
@@ -71,11 +71,11 @@ def test_the_first_frame_of_an_animation_is_used():
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"GIF89a", b"not a picture at all", b"<svg/>", paint(kind="JPEG")[:200], paint()[:50]],
+    [b"", b"GIF89a", b"not an image at all", b"<svg/>", paint(kind="JPEG")[:200], paint()[:50]],
     ids=["empty", "head only", "text", "svg", "cut jpeg", "cut png"],
 )
 def test_what_is_not_a_picture_is_refused(data):
-    with pytest.raises(NotAPictureError):
+    with pytest.raises(NotAnImageError):
         decode_picture(data, 8)
 
 
@@ -85,7 +85,7 @@ def test_too_many_pixels_are_refused_before_decoding(size):
         decode_picture(paint_bomb(*size), 8)
 
 
-def test_a_long_thin_picture_is_refused_before_it_grows():
+def test_a_long_thin_image_is_refused_before_it_grows():
     with pytest.raises(TooLargeError, match="too long and thin"):
         decode_picture(encode(Image.new("L", (1, 60_000))), 224, 256)
 
@@ -159,5 +159,5 @@ def test_sixteen_bits_are_shades_and_not_white():
 
 
 def test_a_bomb_is_refused_with_our_own_limit():
-    with pytest.raises(TooLargeError, match=r"^the picture has more than 50,000,000 pixels; no more are decoded"):
+    with pytest.raises(TooLargeError, match=r"^the image has more than 50,000,000 pixels; no more are decoded"):
         decode_picture(paint_bomb(60_000, 60_000), 8)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from serving.bundle.preprocess import decode_picture
-from serving.errors import NotAPictureError
+from serving.errors import NotAnImageError
 from tests.unit.serving.tiny_bundle import encode
 
 MIN, MAX, SMIN, SMAX = 280, 281, 340, 341
@@ -91,7 +91,7 @@ def test_scaled_by_the_stated_range(data, expected):
     ],
 )
 def test_refused_by_name(data, message):
-    with pytest.raises(NotAPictureError, match=message):
+    with pytest.raises(NotAnImageError, match=message):
         decode_picture(data, 8)
 
 
@@ -110,7 +110,7 @@ def write_deep_png(value):
 def test_deep_colour_is_full_or_refused():
     assert (decode_picture(write_deep_png(48_000), 8) == 187).all()
     assert (decode_picture(write_deep_png(0), 8) == 0).all()
-    with pytest.raises(NotAPictureError, match="nearly black"):
+    with pytest.raises(NotAnImageError, match="nearly black"):
         decode_picture(write_deep_png(3000), 8)
 
 

@@ -162,7 +162,7 @@ def test_a_name_that_leaves_its_folder_is_refused(tmp_path, name):
         write_bundle(tmp_path / "new", folder)
 
 
-def test_golden_pictures_must_cover_what_is_offered(tmp_path):
+def test_golden_images_must_cover_what_is_offered(tmp_path):
     folder = make_two_variants(tmp_path)
     manifest = read_bundle(folder)
     with np.load(folder / "golden.npz") as golden:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from serving.client.client import PredictResult, list_records, predict, render_predictions, write_csv
 from serving.errors import ClientError
-from serving.limits import MAX_PICTURE_BYTES
+from serving.limits import MAX_IMAGE_BYTES
 from serving.models.predictions import ModelIdentity, Prediction
 from serving.printable import PrintableFormatter
 from tests.unit.serving.tiny_bundle import paint
@@ -116,7 +116,7 @@ def test_one_file_goes_as_the_raw_body(service, tmp_path):
     assert result.problems == ()
 
 
-def test_a_folder_stands_for_its_pictures_in_order(service, folder):
+def test_a_folder_stands_for_its_images_in_order(service, folder):
     service.add_labels("one", "two", "three")
     result = predict([str(folder)], service.url)
     assert [one.filename for one in result.predictions] == [
@@ -127,7 +127,7 @@ def test_a_folder_stands_for_its_pictures_in_order(service, folder):
     assert b"notes.txt" not in body
 
 
-def test_many_pictures_go_in_groups_of_64(service, tmp_path):
+def test_many_images_go_in_groups_of_64(service, tmp_path):
     for number in range(70):
         (tmp_path / f"{number:02}.png").write_bytes(RED)
     service.add_labels(*map(str, range(64)))
@@ -137,8 +137,8 @@ def test_many_pictures_go_in_groups_of_64(service, tmp_path):
     assert len(service.requests) == 2
 
 
-def test_one_bad_picture_does_not_spoil_the_others(service, folder):
-    service.add_error(400, "picture 2 of 3 is not a picture")
+def test_one_bad_image_does_not_spoil_the_others(service, folder):
+    service.add_error(400, "image 2 of 3 is not an image")
     service.add_labels("one")
     service.add_error(400, "12 bytes that do not decode")
     service.add_labels("three")
@@ -153,12 +153,12 @@ def test_every_unreadable_source_is_one_problem(service, tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "empty.png").touch()
     with (tmp_path / "large.png").open("wb") as file:
-        file.truncate(MAX_PICTURE_BYTES + 1)
+        file.truncate(MAX_IMAGE_BYTES + 1)
     sources = [str(tmp_path / name) for name in ("nothing", "missing.png", "empty.png", "large.png")]
     result = predict([*sources, "ftp://example.org/a.png", "http://[bad"], service.url)
     assert [one.source for one in result.problems] == [*sources, "ftp://example.org/a.png", "http://[bad"]
     messages = [one.message for one in result.problems]
-    expected = ["no picture", "No such file", "empty", "10,000,000 bytes", "only http", "cannot be fetched"]
+    expected = ["no image", "No such file", "empty", "10,000,000 bytes", "only http", "cannot be fetched"]
     for message, words in zip(messages, expected, strict=True):
         assert words in message
         assert "\n" not in message
@@ -181,7 +181,7 @@ def test_an_address_that_fails_is_a_problem(service, website):
     for _ in range(6):
         website.add(302, Location="/again")
     website.add(302, Location="file:///etc/passwd")
-    website.add(payload=bytes(MAX_PICTURE_BYTES + 1))
+    website.add(payload=bytes(MAX_IMAGE_BYTES + 1))
     result = predict([f"{website.url}/{name}" for name in range(4)], service.url)
     messages = [one.message for one in result.problems]
     expected = ["answered 404", "redirects", "cannot be fetched", "more than 10,000,000 bytes"]
@@ -241,7 +241,7 @@ def test_a_server_that_is_no_address_is_refused(server):
         predict(["a.png"], server)
 
 
-def test_the_table_names_model_and_pictures(service, folder):
+def test_the_table_names_model_and_images(service, folder):
     service.add_labels("one", "unsure", "three")
     table = render_predictions(predict([str(folder)], service.url))
     assert table.title == "cifar10 version 3, fp32, CPUExecutionProvider"

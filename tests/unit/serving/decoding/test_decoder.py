@@ -13,8 +13,8 @@ from serving.bundle.preprocess import decode_picture
 from serving.decoding import decoder as decoding
 from serving.decoding.cost import Cost
 from serving.decoding.decoder import Decoder
-from serving.decoding.encoded import EncodedPicture
-from serving.errors import NotAPictureError, OverloadedError
+from serving.decoding.encoded import EncodedImage
+from serving.errors import NotAnImageError, OverloadedError
 from tests.unit.serving.image_bombs import bmps, encode
 
 PHOTO = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)), "JPEG")
@@ -29,7 +29,7 @@ def decoder():
 
 
 def decode(decoder, *files):
-    return decoder.decode(MANIFEST, [EncodedPicture(data, None) for data in files])
+    return decoder.decode(MANIFEST, [EncodedImage(data, None) for data in files])
 
 
 def test_photographs_do_not_wait_for_larger_images(decoder):
@@ -53,12 +53,12 @@ def test_photographs_do_not_wait_for_larger_images(decoder):
 
 
 def test_an_image_larger_than_its_structure_says_is_decoded_as_a_large_one(decoder):
-    picture = EncodedPicture(encode(Image.new("RGB", (3_000, 2_000), "red"), "PNG"), None)
-    picture.__dict__["structure"] = Structure("PNG", len(picture.data), 30, 20)
+    image = EncodedImage(encode(Image.new("RGB", (3_000, 2_000), "red"), "PNG"), None)
+    image.__dict__["structure"] = Structure("PNG", len(image.data), 30, 20)
     large, seen = decoder._lanes[Cost.LARGE].pool, []
     real = large.decode
     large.decode = lambda *arguments: seen.append(1) or real(*arguments)
-    (image_HWC,) = asyncio.run(decoder.decode(MANIFEST, [picture]))
+    (image_HWC,) = asyncio.run(decoder.decode(MANIFEST, [image]))
     assert tuple(image_HWC[5, 5]) == (255, 0, 0)
     assert seen == [1]
 
@@ -129,15 +129,15 @@ def test_the_name_of_an_image_keeps_when_to_try_again():
     def refuse(data, take_pixels):
         raise OverloadedError("no room", 7)
 
-    part = [(0, EncodedPicture(b"x", "a.png"))]
+    part = [(0, EncodedImage(b"x", "a.png"))]
     outcomes = decoding._decode_part(part, refuse, decoding._PixelBudget(2))
-    assert str(outcomes[0]) == "picture 1 of 2, 'a.png': no room"
+    assert str(outcomes[0]) == "image 1 of 2, 'a.png': no room"
     assert outcomes[0].retry_after_s == 7
 
 
 def test_an_uncommon_format_is_told_with_the_name_of_its_image():
     running = Decoder()
-    pictures = [EncodedPicture(PHOTO, "a.jpg"), EncodedPicture(b"P6 8 8 255 ", "b.ppm")]
-    with pytest.raises(NotAPictureError, match=r"^picture 2 of 2, 'b.ppm': 11 bytes that are no image"):
-        running.check_formats(pictures)
+    images = [EncodedImage(PHOTO, "a.jpg"), EncodedImage(b"P6 8 8 255 ", "b.ppm")]
+    with pytest.raises(NotAnImageError, match=r"^image 2 of 2, 'b.ppm': 11 bytes that are no image"):
+        running.check_formats(images)
     running.close()

@@ -14,7 +14,7 @@ from serving.bundle.preprocess import FORMATS, decode_picture
 from serving.decoding import pool as decoder_pool
 from serving.decoding.pool import DecoderPool
 from serving.decoding.worker import allow_cpu_s
-from serving.errors import NotAPictureError, OverloadedError, ServingError, TooLargeError
+from serving.errors import NotAnImageError, OverloadedError, ServingError, TooLargeError
 from tests.unit.serving.image_bombs import all_bombs, bmps, compose, encode, measure, progressive
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
@@ -57,7 +57,7 @@ def test_workers_decode_deep_and_mended_images_the_same(pool):
         encode(Image.fromarray(grey.astype(np.uint16) * 16), "TIFF", tiffinfo={281: 4095}),
     ):
         assert np.array_equal(decode(pool, data), decode_picture(data, 32, 36))
-    with pytest.raises(NotAPictureError, match="nearly black"):
+    with pytest.raises(NotAnImageError, match="nearly black"):
         decode(pool, encode(Image.fromarray(grey.astype(np.uint16) * 16), "PNG"))
 
 
@@ -68,7 +68,7 @@ def test_every_bomb_costs_no_more_than_its_pixels_allow(pool):
             continue
         pid = pool.pids
         outcome, cpu_s, pixels = measure(pool, data)
-        assert outcome == "decoded" or outcome.startswith(("NotAPictureError", "TooLargeError")), (name, outcome)
+        assert outcome == "decoded" or outcome.startswith(("NotAnImageError", "TooLargeError")), (name, outcome)
         # The kernel looks at the limit at its own ticks only.
         assert cpu_s <= 1.1 * allow_cpu_s(pixels) + 0.1, (name, outcome)
         killed += [name] if pool.pids != pid else []
@@ -83,7 +83,7 @@ def test_costly_images_behind_costly_beginnings_cost_no_more_than_their_pixels_a
     decoded = set()
     for name, data in compose():
         outcome, cpu_s, pixels = measure(pool, data)
-        assert outcome == "decoded" or outcome.startswith(("NotAPictureError", "TooLargeError")), (name, outcome)
+        assert outcome == "decoded" or outcome.startswith(("NotAnImageError", "TooLargeError")), (name, outcome)
         assert cpu_s <= 1.1 * allow_cpu_s(pixels) + 0.1, (name, outcome)
         decoded |= {name.split(",")[0]} if outcome == "decoded" else set()
     # The beginnings do not only damage the files.

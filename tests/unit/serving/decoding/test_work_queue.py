@@ -11,7 +11,7 @@ from serving.errors import OverloadedError
 def test_places_are_given_back():
     queue = WorkQueue(max_images=3)
     with queue.wait(2, 0.1):
-        with pytest.raises(OverloadedError, match="2 pictures are waiting"), queue.wait(2, 0.1):
+        with pytest.raises(OverloadedError, match="2 images are waiting"), queue.wait(2, 0.1):
             pass
         with queue.wait(1, 0.1):
             assert queue.images == 3
@@ -57,7 +57,7 @@ def test_who_would_wait_too_long_is_told_how_long():
             except OverloadedError as error:
                 refused = error
                 break
-    match = re.fullmatch(r"(\d+) pictures are waiting, (\S+) s of work; try again", str(refused))
+    match = re.fullmatch(r"(\d+) images are waiting, (\S+) s of work; try again", str(refused))
     assert 20 <= int(match[1]) <= 25, "ten images a second"
     assert (match[2], refused.retry_after_s) == ("2.0", 3)
 

@@ -44,30 +44,30 @@ def make_request(receive, length=None, kind=b"multipart/form-data; boundary=b"):
 )
 def test_what_was_read_is_gone_with_the_request(monkeypatch, chunks, error):
     """Without waiting for the garbage collector: a form can hold 64 MB."""
-    forms, make = [], request_body._PictureForm
+    forms, make = [], request_body._ImageForm
 
     def make_and_see(*given):
         form = make(*given)
         forms.append(weakref.ref(form))
         return form
 
-    monkeypatch.setattr(request_body, "_PictureForm", make_and_see)
+    monkeypatch.setattr(request_body, "_ImageForm", make_and_see)
 
     async def read():
         body = RequestBody(make_request(receive_all(*chunks)))
         if error is None:
-            (picture,) = await body.read_pictures(Holding(Admission()))
-            assert picture.data == b"data"
+            (image,) = await body.read_images(Holding(Admission()))
+            assert image.data == b"data"
         else:
             with pytest.raises(error):
-                await body.read_pictures(Holding(Admission()))
+                await body.read_images(Holding(Admission()))
 
     gc.disable()
     try:
         asyncio.run(read())
         (form,) = forms
         kept = form()
-        assert kept is None or (kept._pictures, bytes(kept._part.data), kept._parser.callbacks) == ([], b"", {})
+        assert kept is None or (kept._images, bytes(kept._part.data), kept._parser.callbacks) == ([], b"", {})
     finally:
         gc.enable()
 
@@ -84,7 +84,7 @@ def test_what_is_announced_is_not_held_and_what_arrived_is():
 
         with admission.hold() as holding:
             body = RequestBody(make_request(receive, length=30_000_000))
-            reading = asyncio.create_task(body.read_pictures(holding))
+            reading = asyncio.create_task(body.read_images(holding))
             await arrived.wait()
             await asyncio.sleep(0)
             assert admission.held_bytes == len(HEAD)
@@ -107,15 +107,15 @@ def test_where_memory_is_short_the_slow_sender_is_given_up_for_a_fast_one(kind):
 
         async def read_slowly():
             with admission.hold() as holding:
-                await RequestBody(make_request(stall, kind=kind)).read_pictures(holding)
+                await RequestBody(make_request(stall, kind=kind)).read_images(holding)
 
         slow = asyncio.create_task(read_slowly())
         await stalled.wait()
         await asyncio.sleep(0.01)
         with admission.hold() as holding:
             whole = (HEAD + b"y" * 500, b"\r\n--b--\r\n")
-            (picture,) = await RequestBody(make_request(receive_all(*whole))).read_pictures(holding)
-            assert picture.data == b"y" * 500
+            (image,) = await RequestBody(make_request(receive_all(*whole))).read_images(holding)
+            assert image.data == b"y" * 500
             assert admission.held_bytes == sum(map(len, whole))
         with pytest.raises(OverloadedError, match="too slowly") as refused:
             await slow

@@ -9,7 +9,7 @@ from serving.models.batching import Batcher
 
 
 class Model:
-    """Answers each picture with its first value; waits for `gate`, and keeps the sizes of its batches."""
+    """Answers each image with its first value; waits for `gate`, and keeps the sizes of its batches."""
 
     def __init__(self):
         self.sizes = []
@@ -60,7 +60,7 @@ def test_what_waits_is_one_batch_and_everyone_gets_their_own_answer():
 def test_a_batch_has_its_limit_and_one_model():
     async def run():
         model, other = Model(), Model()
-        batcher = Batcher(max_pictures=4)
+        batcher = Batcher(max_images=4)
         requests = [(model, draw(1, 2, 3)), (other, draw(9)), (model, draw(4, 5)), (model, draw(6)), (other, draw(8))]
         tasks = await begin(batcher, model, *requests, (model, draw(*range(10, 16))))
         model.gate.set()
@@ -93,7 +93,7 @@ def test_a_cancelled_request_costs_nothing_and_spoils_nothing():
 def test_an_error_reaches_its_batch_and_the_next_one_runs():
     async def run():
         model = Model()
-        batcher = Batcher(max_pictures=2)
+        batcher = Batcher(max_images=2)
         tasks = await begin(batcher, model, (model, draw(1)), (model, draw(255)), (model, draw(3)))
         model.gate.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,7 +5,7 @@ import pytest
 
 from serving.bundle.session import CPU, CUDA, count_cpus
 from serving.bundle.store import MODEL_FILE, hash_file
-from serving.errors import BundleError, NotAPictureError
+from serving.errors import BundleError, NotAnImageError
 from serving.models.classifier import Classifier
 from serving.models.predictions import rank_classes
 from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_bundle, make_two_variants, paint, write_model
@@ -69,7 +69,7 @@ def test_other_shapes_and_types_are_refused(classifier, images_NHWC):
 
 
 def test_garbage_is_refused(classifier):
-    with pytest.raises(NotAPictureError):
+    with pytest.raises(NotAnImageError):
         classifier.decode(b"garbage")
 
 
@@ -121,9 +121,7 @@ def test_the_fastest_certified_variant_answers_and_says_so(tmp_path, fastest):
     """The other one does much more for the same answer."""
     slow = "fp32_repeats" if fastest == "int8" else "repeats"
     classifier = Classifier(make_two_variants(tmp_path, **{slow: 2000}), "1", 1)
-    assert classifier.choice.startswith(
-        f"{classifier.identity.precision}: fastest here at 8 pictures (pictures/s: fp32 "
-    )
+    assert classifier.choice.startswith(f"{classifier.identity.precision}: fastest here at 8 images (images/s: fp32 ")
     assert classifier.identity.precision == fastest
     file = classifier.variant.file
     assert classifier.identity.sha256 == classifier.manifest.files[file]
@@ -152,9 +150,9 @@ def test_a_variant_that_answers_otherwise_here_than_at_its_release_is_left_out(t
     folder = make_two_variants(tmp_path, golden_error=0.1)
     classifier = Classifier(folder, "1", 1)
     assert classifier.identity.precision == "fp32"
-    assert "model.int8.onnx: on this machine 4 golden pictures are answered otherwise" in classifier.choice
+    assert "model.int8.onnx: on this machine 4 golden images are answered otherwise" in classifier.choice
     assert "by up to 0.1 (allowed 0.05)" in classifier.choice
-    with pytest.raises(BundleError, match="golden pictures are answered otherwise"):
+    with pytest.raises(BundleError, match="golden images are answered otherwise"):
         Classifier(folder, "1", 1, precision="int8")
 
 
@@ -180,5 +178,5 @@ def test_a_label_below_its_class_threshold_is_not_confident(tmp_path):
 
 
 def test_without_a_working_fp32_no_other_variant_is_trusted(tmp_path):
-    with pytest.raises(BundleError, match=r"model\.onnx: on this machine 4 golden pictures are answered otherwise"):
+    with pytest.raises(BundleError, match=r"model\.onnx: on this machine 4 golden images are answered otherwise"):
         Classifier(make_two_variants(tmp_path, fp32_golden_error=0.1), "1", 1)

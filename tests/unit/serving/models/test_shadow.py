@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from serving.bundle.store import BundleReference, hash_file, write_challenger
-from serving.decoding.encoded import EncodedPicture
+from serving.decoding.encoded import EncodedImage
 from serving.errors import BundleError
 from serving.models.model_set import ModelSet
 from serving.models.shadow import Shadow
 from tests.unit.serving.tiny_bundle import COLOURS, make_bundle, paint, release
 
 TURNED = ("green", "red", *list(COLOURS)[2:])  # the challenger confuses the first two
-PICTURES = [EncodedPicture(paint(colour), None) for colour in ("red", "blue", "blue", "white")]
+IMAGES = [EncodedImage(paint(colour), None) for colour in ("red", "blue", "blue", "white")]
 
 
 @pytest.fixture
@@ -27,15 +27,15 @@ def models(tmp_path):
     return models
 
 
-async def classify(model, pictures):
-    return model.classify(np.stack([model.decode(picture.data) for picture in pictures]))
+async def classify(model, images):
+    return model.classify(np.stack([model.decode(image.data) for image in images]))
 
 
 async def offer(shadow, models, times=1):
     champion = models.select(None)
-    probabilities_NK = await classify(champion, PICTURES)
+    probabilities_NK = await classify(champion, IMAGES)
     for _ in range(times):
-        shadow.offer(champion, PICTURES, probabilities_NK)
+        shadow.offer(champion, IMAGES, probabilities_NK)
     while shadow._running is not None and not shadow._running.done():
         await asyncio.sleep(0.01)
     return shadow.describe(champion)
@@ -69,7 +69,7 @@ def test_a_challenger_that_fails_is_logged_and_harms_nobody(models, caplog):
     champion = models.select(None)
 
     async def run():
-        shadow.offer(champion, PICTURES, await classify(champion, PICTURES))
+        shadow.offer(champion, IMAGES, await classify(champion, IMAGES))
         await shadow._running
 
     asyncio.run(run())

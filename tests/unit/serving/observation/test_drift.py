@@ -60,7 +60,7 @@ def test_of_the_first_scores_none_is_an_alarm(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_shift_is_seen(kind):
-    """A third of the pictures is answered as uncertainly as by a guess; or all are, a little more."""
+    """A third of the images is answered as uncertainly as by a guess; or all are, a little more."""
     for seed in range(50):
         drawn = np.random.default_rng(seed)
         reference = drawn.beta(*KINDS[kind], 5000)

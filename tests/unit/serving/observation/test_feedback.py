@@ -12,7 +12,7 @@ from PIL import Image
 
 from serving.errors import BadParameterError, NotStoredError
 from serving.observation import feedback
-from serving.observation.feedback import FeedbackStore, count_pictures
+from serving.observation.feedback import FeedbackStore, count_images
 from tests.unit.serving.tiny_bundle import encode, paint
 
 LABELS = ("red", "green", "Zürich 🐈", "a b;$(x)")
@@ -29,7 +29,7 @@ def list_files(folder):
     return sorted(str(path.relative_to(folder)) for path in files)
 
 
-def test_pictures_lie_in_class_folders(tmp_path):
+def test_images_lie_in_class_folders(tmp_path):
     store = FeedbackStore(tmp_path / "feedback")
     for count, label in enumerate(LABELS, start=1):
         assert save(store, label, paint(size=(count, 9))) == count
@@ -38,8 +38,8 @@ def test_pictures_lie_in_class_folders(tmp_path):
     file = tmp_path / "feedback/cifar10/red" / f"{hashlib.sha256(data).hexdigest()}.jpg"
     assert file.read_bytes() == data
     assert {path.name for path in (tmp_path / "feedback/cifar10").iterdir()} == set(LABELS)
-    assert count_pictures(tmp_path / "feedback/cifar10") == len(LABELS) + 1
-    assert (tmp_path / "feedback").stat().st_mode & 0o777 == 0o700, "pictures of other people"
+    assert count_images(tmp_path / "feedback/cifar10") == len(LABELS) + 1
+    assert (tmp_path / "feedback").stat().st_mode & 0o777 == 0o700, "images of other people"
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_a_second_label_takes_the_place_of_the_first(tmp_path):
     assert save(store, "green") == 1
     (name,) = list_files(tmp_path)
     assert name.startswith("cifar10/green/")
-    assert not (tmp_path / "cifar10/red").exists(), "a data set refuses a class without pictures"
+    assert not (tmp_path / "cifar10/red").exists(), "a data set refuses a class without images"
 
 
 @pytest.mark.parametrize("label", STRANGE)
 def test_no_label_leaves_the_folder(tmp_path, label):
-    """A model may have such a class: its pictures may have come from anywhere."""
+    """A model may have such a class: its images may have come from anywhere."""
     home = tmp_path / "a/b/c"
     with pytest.raises(BadParameterError):
         save(FeedbackStore(home), label, labels=(*LABELS, *STRANGE))
@@ -104,8 +104,8 @@ def test_a_new_label_replaces_one_that_the_model_no_longer_has(tmp_path):
 
 
 def test_a_save_counts_the_images_once_and_right(tmp_path, monkeypatch):
-    calls, real = [], feedback.count_pictures
-    monkeypatch.setattr(feedback, "count_pictures", lambda root: calls.append(root) or real(root))
+    calls, real = [], feedback.count_images
+    monkeypatch.setattr(feedback, "count_images", lambda root: calls.append(root) or real(root))
     store = FeedbackStore(tmp_path)
     for label, color in (("red", "red"), ("red", "red"), ("green", "red"), ("red", "blue")):
         count = save(store, label, paint(color))
@@ -151,7 +151,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(mount_disk):
     assert save(store, "green", paint(size=(9, 9)) + noise[0]) == stored
 
 
-def test_a_killed_service_leaves_whole_pictures(tmp_path):
+def test_a_killed_service_leaves_whole_images(tmp_path):
     code = f"""
 import hashlib, itertools, pathlib
 from serving.observation.feedback import FeedbackStore
@@ -174,7 +174,7 @@ for number in itertools.count(1):
     files = list((tmp_path / "cifar10").glob("*/*"))
     assert files
     assert all(hashlib.sha256(file.read_bytes()).hexdigest() == file.stem for file in files)
-    assert len({file.name for file in files}) == len(files), "a picture has one label"
+    assert len({file.name for file in files}) == len(files), "an image has one label"
 
 
 RELABEL = """
@@ -182,10 +182,10 @@ import hashlib, pathlib, sys
 from serving.observation.feedback import FeedbackStore
 from tests.unit.serving.tiny_bundle import paint
 store, mine, count = FeedbackStore(pathlib.Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
-pictures = [paint(size=(9 + number, 9)) for number in range(count)]
+images = [paint(size=(9 + number, 9)) for number in range(count)]
 print("ready", flush=True)
 sys.stdin.readline()
-for data in pictures:
+for data in images:
     store.save("cifar10", mine, ("red", "green", "blue"), hashlib.sha256(data).hexdigest(), data)
 """
 
@@ -259,7 +259,7 @@ def test_what_a_killed_service_left_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / ".scratch").iterdir()] == ["new"]
 
 
-def test_tiny_pictures_count_as_the_blocks_that_they_take(tmp_path):
+def test_tiny_images_count_as_the_blocks_that_they_take(tmp_path):
     store = FeedbackStore(tmp_path, max_bytes=5 * 4096)
     for number in range(5):
         save(store, data=paint(size=(9 + number, 9)))

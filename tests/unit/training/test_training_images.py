@@ -6,13 +6,13 @@ import torch
 
 from model_code.data.cache import BaseDataset, PackedDataset, PackedSplit
 from model_code.errors import DataError, UsageError
-from model_code.training.pictures import is_kept_on_device, load_pictures, load_pretraining_pictures
+from model_code.training.images import is_kept_on_device, load_images, load_pretraining_images
 from model_code.training.pretraining_config import SimSiamConfig
 from tests.unit.training.small_runs import CPU, make_config
 
 
 def make_dataset(tmp_path, labels=None, has_test=True):
-    """A data set whose pictures hold their own number in every pixel."""
+    """A data set whose images hold their own number in every pixel."""
     labels_N = np.repeat(np.arange(4), 25) if labels is None else np.asarray(labels)
     numbers_N = np.arange(len(labels_N), dtype=np.uint8)
     images_NHWC = np.ascontiguousarray(np.broadcast_to(numbers_N[:, None, None, None], (len(labels_N), 4, 4, 3)))
@@ -23,8 +23,8 @@ def make_dataset(tmp_path, labels=None, has_test=True):
     return PackedDataset("pets", ("ant", "bee", "cat", "dog"), 4, splits, "c" * 64, "drawn", tmp_path)
 
 
-def list_numbers(pictures):
-    return list_pixels(pictures.images_NHWC)
+def list_numbers(images):
+    return list_pixels(images.images_NHWC)
 
 
 def list_pixels(images_NHWC):
@@ -32,29 +32,29 @@ def list_pixels(images_NHWC):
 
 
 def with_split(dataset, name, indices, is_labelled=True):
-    """The data set with some of its training pictures as another split."""
+    """The data set with some of its training images as another split."""
     train = dataset.splits["train"]
     labels_N = train.labels_N[indices] if is_labelled else np.full(len(indices), -1)
     return replace(dataset, splits={**dataset.splits, name: PackedSplit(train.images_NHWC[indices], labels_N)})
 
 
-def test_training_and_validation_share_no_picture(tmp_path):
-    pictures = load_pictures(make_dataset(tmp_path), make_config(), CPU)
-    assert sorted(list_numbers(pictures.train) + list_numbers(pictures.validation)) == list(range(100))
-    assert pictures.validation.labels_N.bincount().tolist() == [5] * 4
-    assert pictures.train.labels_N.bincount().tolist() == [20] * 4
-    for part in (pictures.train, pictures.validation):
+def test_training_and_validation_share_no_image(tmp_path):
+    images = load_images(make_dataset(tmp_path), make_config(), CPU)
+    assert sorted(list_numbers(images.train) + list_numbers(images.validation)) == list(range(100))
+    assert images.validation.labels_N.bincount().tolist() == [5] * 4
+    assert images.train.labels_N.bincount().tolist() == [20] * 4
+    for part in (images.train, images.validation):
         assert part.images_NHWC.dtype == torch.uint8
         assert part.labels_N.dtype == torch.int64
         assert [number // 25 for number in list_numbers(part)] == part.labels_N.tolist()
-    assert list_numbers(pictures.test) == list(range(99, 89, -1))
-    assert (pictures.classes, pictures.checksum) == (("ant", "bee", "cat", "dog"), "c" * 64)
+    assert list_numbers(images.test) == list(range(99, 89, -1))
+    assert (images.classes, images.checksum) == (("ant", "bee", "cat", "dog"), "c" * 64)
 
 
 def test_the_split_depends_on_its_own_seed_only(tmp_path):
     dataset = make_dataset(tmp_path, has_test=False)
     first, same, other = (
-        load_pictures(dataset, make_config(**settings), CPU)
+        load_images(dataset, make_config(**settings), CPU)
         for settings in ({"seed": 1}, {"seed": 2, "network": "resnet18"}, {"split_seed": 43})
     )
     assert list_numbers(first.validation) == list_numbers(same.validation)
@@ -65,7 +65,7 @@ def test_the_split_depends_on_its_own_seed_only(tmp_path):
 @pytest.mark.parametrize("limit", [None, 40])
 def test_feedback_is_learned_from_and_the_rest_is_divided_as_without_it(tmp_path, limit):
     plain = make_dataset(tmp_path)
-    before = load_pictures(plain, make_config(limit_train=limit), CPU)
+    before = load_images(plain, make_config(limit_train=limit), CPU)
     train = plain.splits["train"]
     more = PackedSplit(
         np.concatenate([train.images_NHWC, train.images_NHWC[:7] + np.uint8(100)]),
@@ -74,97 +74,96 @@ def test_feedback_is_learned_from_and_the_rest_is_divided_as_without_it(tmp_path
     extended = replace(
         plain, splits=plain.splits | {"train": more}, base=BaseDataset(checksum=plain.checksum, train_count=100)
     )
-    after = load_pictures(extended, make_config(limit_train=limit), CPU)
+    after = load_images(extended, make_config(limit_train=limit), CPU)
     assert list_numbers(after.train) == [*list_numbers(before.train), *range(100, 107)]
     assert list_numbers(after.validation) == list_numbers(before.validation)
     own = with_split(extended, "validation", [3, 30])
-    assert list_numbers(load_pictures(own, make_config(), CPU).train) == list(range(107))
+    assert list_numbers(load_images(own, make_config(), CPU).train) == list(range(107))
 
 
-def test_validation_pictures_of_the_set_itself_are_used(tmp_path):
+def test_validation_images_of_the_set_itself_are_used(tmp_path):
     dataset = make_dataset(tmp_path)
     train = dataset.splits["train"]
     own = PackedSplit(train.images_NHWC[::10], train.labels_N[::10])
     dataset = replace(dataset, splits={**dataset.splits, "validation": own})
-    pictures = load_pictures(dataset, make_config(), CPU)
-    assert list_numbers(pictures.validation) == list(range(0, 100, 10))
-    assert list_numbers(pictures.train) == list(range(100))
+    images = load_images(dataset, make_config(), CPU)
+    assert list_numbers(images.validation) == list(range(0, 100, 10))
+    assert list_numbers(images.train) == list(range(100))
 
 
-def test_fewer_pictures_keep_the_shares_of_the_classes(tmp_path):
-    pictures = load_pictures(make_dataset(tmp_path), make_config(limit_train=40), CPU)
-    assert pictures.train.labels_N.bincount().tolist() == [8] * 4
-    assert pictures.validation.labels_N.bincount().tolist() == [2] * 4
-    assert len(pictures.test) == 10
-    whole = load_pictures(make_dataset(tmp_path), make_config(limit_train=1000), CPU)
+def test_fewer_images_keep_the_shares_of_the_classes(tmp_path):
+    images = load_images(make_dataset(tmp_path), make_config(limit_train=40), CPU)
+    assert images.train.labels_N.bincount().tolist() == [8] * 4
+    assert images.validation.labels_N.bincount().tolist() == [2] * 4
+    assert len(images.test) == 10
+    whole = load_images(make_dataset(tmp_path), make_config(limit_train=1000), CPU)
     assert len(whole.train) + len(whole.validation) == 100
 
 
-def test_pictures_can_be_written_to_although_the_cache_cannot(tmp_path):
+def test_images_can_be_written_to_although_the_cache_cannot(tmp_path):
     dataset = make_dataset(tmp_path)
-    pictures = load_pictures(dataset, make_config(), CPU)
-    pictures.train.images_NHWC.add_(1)
+    images = load_images(dataset, make_config(), CPU)
+    images.train.images_NHWC.add_(1)
     assert dataset.splits["train"].images_NHWC[0, 0, 0, 0] == 0
 
 
-def test_pictures_without_a_label_are_refused(tmp_path):
+def test_images_without_a_label_are_refused(tmp_path):
     with pytest.raises(
-        DataError, match=r"^25 of 100 train pictures of pets have no label, and this recipe needs labels; "
+        DataError, match=r"^25 of 100 train images of pets have no label, and this recipe needs labels; "
     ):
-        load_pictures(make_dataset(tmp_path, labels=[0, 1, 2, -1] * 25), make_config(), CPU)
+        load_images(make_dataset(tmp_path, labels=[0, 1, 2, -1] * 25), make_config(), CPU)
 
 
-def test_too_few_pictures_for_a_validation_set(tmp_path):
+def test_too_few_images_for_a_validation_set(tmp_path):
     with pytest.raises(UsageError, match="both sides need at least 1"):
-        load_pictures(make_dataset(tmp_path), make_config(limit_train=2), CPU)
+        load_images(make_dataset(tmp_path), make_config(limit_train=2), CPU)
 
 
-def test_test_pictures_without_labels_are_no_test_pictures(tmp_path):
+def test_test_images_without_labels_are_no_test_images(tmp_path):
     dataset = with_split(make_dataset(tmp_path), "test", np.arange(10), is_labelled=False)
-    pictures = load_pictures(dataset, make_config(), CPU)
-    assert pictures.test is None
-    assert pictures.final == ("validation", pictures.validation)
+    images = load_images(dataset, make_config(), CPU)
+    assert images.test is None
+    assert images.final == ("validation", images.validation)
 
 
-def test_a_set_without_training_pictures_is_refused(tmp_path):
+def test_a_set_without_training_images_is_refused(tmp_path):
     dataset = with_split(make_dataset(tmp_path), "validation", np.arange(10))
     del dataset.splits["train"]
-    with pytest.raises(DataError, match=r"^pets has no train pictures, only test, validation; .*--set dataset=NAME$"):
-        load_pictures(dataset, make_config(), CPU)
+    with pytest.raises(DataError, match=r"^pets has no train images, only test, validation; .*--set dataset=NAME$"):
+        load_images(dataset, make_config(), CPU)
 
 
-def test_fewer_test_pictures_keep_the_shares_of_the_classes(tmp_path):
+def test_fewer_test_images_keep_the_shares_of_the_classes(tmp_path):
     dataset = with_split(make_dataset(tmp_path), "test", np.arange(100))
     own = with_split(dataset, "validation", np.arange(100))
     for changed in (dataset, own):
-        pictures = load_pictures(changed, make_config(limit_test=8), CPU)
-        assert pictures.test.labels_N.bincount().tolist() == [2] * 4
-    assert pictures.validation.labels_N.bincount().tolist() == [2] * 4
+        images = load_images(changed, make_config(limit_test=8), CPU)
+        assert images.test.labels_N.bincount().tolist() == [2] * 4
+    assert images.validation.labels_N.bincount().tolist() == [2] * 4
 
 
 def make_simsiam_config(**settings):
     return SimSiamConfig(**({"recipe": "test", "dataset": "pets", "device": "cpu"} | settings))
 
 
-def test_pretraining_learns_from_all_training_pictures_where_none_are_unlabelled(tmp_path):
-    pictures = load_pretraining_pictures(make_dataset(tmp_path), make_simsiam_config(), CPU)
-    assert list_pixels(pictures.images_NHWC) == list_numbers(pictures.labelled) == list(range(100))
-    assert sorted(list_numbers(pictures.memory) + list_numbers(pictures.validation)) == list(range(100))
-    assert pictures.validation.labels_N.bincount().tolist() == [5] * 4
-    assert list_numbers(pictures.test) == list(range(99, 89, -1))
+def test_pretraining_learns_from_all_training_images_where_none_are_unlabelled(tmp_path):
+    images = load_pretraining_images(make_dataset(tmp_path), make_simsiam_config(), CPU)
+    assert list_pixels(images.images_NHWC) == list_numbers(images.labelled) == list(range(100))
+    assert sorted(list_numbers(images.memory) + list_numbers(images.validation)) == list(range(100))
+    assert images.validation.labels_N.bincount().tolist() == [5] * 4
+    assert list_numbers(images.test) == list(range(99, 89, -1))
 
 
-def test_pretraining_learns_from_the_unlabelled_pictures_and_asks_those_of_the_sets_own_validation(tmp_path):
+def test_pretraining_learns_from_the_unlabelled_images_and_asks_those_of_the_sets_own_validation(tmp_path):
     dataset = with_split(make_dataset(tmp_path, has_test=False), "unlabelled", np.arange(40, 70), is_labelled=False)
     dataset = with_split(dataset, "validation", np.arange(0, 100, 10))
-    pictures = load_pretraining_pictures(dataset, make_simsiam_config(), CPU)
-    assert list_pixels(pictures.images_NHWC) == list(range(40, 70))
-    assert list_numbers(pictures.memory) == list_numbers(pictures.labelled) == list(range(100))
-    assert list_numbers(pictures.validation) == list(range(0, 100, 10))
-    assert pictures.test is None
+    images = load_pretraining_images(dataset, make_simsiam_config(), CPU)
+    assert list_pixels(images.images_NHWC) == list(range(40, 70))
+    assert list_numbers(images.memory) == list_numbers(images.labelled) == list(range(100))
+    assert list_numbers(images.validation) == list(range(0, 100, 10))
+    assert images.test is None
     few, again, others = (
-        load_pretraining_pictures(dataset, make_simsiam_config(limit_train=8, split_seed=seed), CPU)
-        for seed in (1, 1, 2)
+        load_pretraining_images(dataset, make_simsiam_config(limit_train=8, split_seed=seed), CPU) for seed in (1, 1, 2)
     )
     assert len(few.images_NHWC) == len(few.memory) == 8
     assert set(list_pixels(few.images_NHWC)) <= set(range(40, 70))
@@ -172,11 +171,11 @@ def test_pretraining_learns_from_the_unlabelled_pictures_and_asks_those_of_the_s
 
 
 def test_pretraining_needs_labels_to_watch(tmp_path):
-    with pytest.raises(DataError, match=r"^100 of 100 train pictures of pets have no label"):
-        load_pretraining_pictures(make_dataset(tmp_path, labels=[-1] * 100), make_simsiam_config(), CPU)
+    with pytest.raises(DataError, match=r"^100 of 100 train images of pets have no label"):
+        load_pretraining_images(make_dataset(tmp_path, labels=[-1] * 100), make_simsiam_config(), CPU)
 
 
-def test_simsiam_needs_room_for_its_pictures_twice(tmp_path, monkeypatch):
+def test_simsiam_needs_room_for_its_images_twice(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path)
     size = sum(split.images_NHWC.nbytes for split in dataset.splits.values())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 * size, 3 * size))
@@ -187,7 +186,7 @@ def test_simsiam_needs_room_for_its_pictures_twice(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("free_bytes", "is_resident"), [(10**9, True), (1000, False)])
-def test_pictures_that_leave_too_little_memory_are_streamed(tmp_path, monkeypatch, free_bytes, is_resident):
+def test_images_that_leave_too_little_memory_are_streamed(tmp_path, monkeypatch, free_bytes, is_resident):
     # No CUDA device is needed to ask the rule; the figure of its free memory is all that it reads.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_bytes, free_bytes))
     dataset, cuda = make_dataset(tmp_path), torch.device("cuda")

@@ -1,6 +1,6 @@
-"""What a source hands over: classes and splits, each split as pixels or as encoded pictures still to be read.
+"""What a source hands over: classes and splits, each split as pixels or as encoded images still to be read.
 
-Shape suffixes: N = pictures in the split, H = height, W = width, C = the three colour channels, red first.
+Shape suffixes: N = images in the split, H = height, W = width, C = the three colour channels, red first.
 """
 
 import unicodedata
@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from model_code.data.cache import BaseDataset, SkippedPicture
+from model_code.data.cache import BaseDataset, SkippedImage
 from model_code.data.sources.archives import Archive, Problem
 from model_code.errors import DataError
 from serving.bundle.image_structure import SUFFIXES
@@ -32,8 +32,8 @@ CIFAR10_CLASSES = (
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
-    """One picture file that has not been read yet.
+class EncodedImage:
+    """One image file that has not been read yet.
 
     Attributes:
         archive: Where it is.
@@ -48,23 +48,23 @@ class EncodedPicture:
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """Pictures to read and decode.
+    """Images to read and decode.
 
     Attributes:
-        pictures: In the order in which the split keeps them.
-        left_out: SHA-256 of the pixels, once decoded to the packed size, of pictures that the split must not have.
+        images: In the order in which the split keeps them.
+        left_out: SHA-256 of the pixels, once decoded to the packed size, of images that the split must not have.
     """
 
-    pictures: tuple[EncodedPicture, ...]
+    images: tuple[EncodedImage, ...]
     left_out: frozenset[bytes] = frozenset()
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
 
 @dataclass(frozen=True)
 class PixelSplit:
-    """Pictures that come as pixels.
+    """Images that come as pixels.
 
     Attributes:
         images_NHWC: uint8 [N, H, W, 3].
@@ -81,7 +81,7 @@ class PixelSplit:
 
 
 @dataclass(frozen=True)
-class PictureSource:
+class ImageSource:
     """Everything that is packed into one data set.
 
     Attributes:
@@ -98,11 +98,11 @@ class PictureSource:
     classes: tuple[str, ...]
     splits: Mapping[str, EncodedSplit | PixelSplit]
     ignored: tuple[str, ...] = ()
-    skipped: tuple[SkippedPicture, ...] = ()
+    skipped: tuple[SkippedImage, ...] = ()
     base: BaseDataset | None = None
 
 
-def is_picture_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Return whether the file type in `name` is one that is read."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
@@ -128,7 +128,7 @@ def find_twins(classes: Iterable[str]) -> list[Problem]:
     return [Problem(kind, " and ".join(map(ascii, names)), can_skip=False) for names in alike.values() if names[1:]]
 
 
-def settle_problems(where: str, problems: Sequence[Problem], skip: bool) -> tuple[SkippedPicture, ...]:
+def settle_problems(where: str, problems: Sequence[Problem], skip: bool) -> tuple[SkippedImage, ...]:
     """Return what is left out because of problems.
 
     Args:
@@ -141,7 +141,7 @@ def settle_problems(where: str, problems: Sequence[Problem], skip: bool) -> tupl
     """
     must_correct = [one for one in problems if not (skip and one.can_skip)]
     if not must_correct:
-        return tuple(SkippedPicture(name=one.name, reason=one.kind) for one in problems)
+        return tuple(SkippedImage(name=one.name, reason=one.kind) for one in problems)
     names_by_kind: dict[str, list[str]] = defaultdict(list)
     for one in must_correct:
         names_by_kind[one.kind].append(one.name)

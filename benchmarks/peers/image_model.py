@@ -1,6 +1,6 @@
-"""What every peer does with a picture: our decoding, and onnxruntime as it comes.
+"""What every peer does with an image: our decoding, and onnxruntime as it comes.
 
-Shape suffixes: N = pictures in the batch, H = height, W = width, C = colour channels, K = classes.
+Shape suffixes: N = images in the batch, H = height, W = width, C = colour channels, K = classes.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import onnxruntime
 from serving.bundle.preprocess import decode_picture
 
 
-class PictureModel:
+class ImageModel:
     """An ONNX file on the CPU, with as many threads as onnxruntime takes by itself."""
 
     def __init__(self, file: Path) -> None:
@@ -20,7 +20,7 @@ class PictureModel:
         self._side = self._session.get_inputs()[0].shape[1]
 
     def decode(self, data: bytes) -> npt.NDArray[np.uint8]:
-        """Return an encoded picture as uint8 [H, W, C]."""
+        """Return an encoded image as uint8 [H, W, C]."""
         return decode_picture(data, self._side)
 
     def classify(self, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

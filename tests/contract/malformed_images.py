@@ -1,4 +1,4 @@
-"""Bytes that are no picture, or not one that the service takes: each with a name that says what is wrong with it."""
+"""Bytes that are no image, or not one that the service takes: each with a name that says what is wrong with it."""
 
 import gzip
 import io
@@ -33,11 +33,11 @@ FORMATS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def draw() -> Image.Image:
-    """Return a picture whose bytes do not compress away: what is cut off or changed matters."""
+    """Return an image whose bytes do not compress away: what is cut off or changed matters."""
     return Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 30, 3), dtype=np.uint8))
 
 
-def cut_pictures() -> Named:
+def cut_images() -> Named:
     """Every format, cut off at places spread over its first three quarters; it cannot decode."""
     for name, (kind, options) in FORMATS.items():
         data = encode(draw(), kind, **options)
@@ -55,7 +55,7 @@ def odd_ends() -> Named:
             yield f"{name} without its last {missing} bytes", data[:-missing]
 
 
-def changed_pictures() -> Named:
+def changed_images() -> Named:
     """Every format with bytes changed, most in its head; some decode."""
     luck = random.Random(11)
     for name, (kind, options) in FORMATS.items():
@@ -94,7 +94,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_with(*chunks: bytes, width: int = 8, height: int = 8) -> bytes:
-    """Return a PNG that has chunks before a picture that is cut off."""
+    """Return a PNG that has chunks before an image that is cut off."""
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + png_chunk(b"IDAT", zlib.compress(b"\0")[:-5])
 
@@ -188,10 +188,10 @@ class _Trap:
 
 def disguises() -> Named:
     """Files of other kinds."""
-    picture = draw()
+    image = draw()
     yield "zip", _zip(100)
     yield "zip bomb", _zip(50_000_000)
-    yield "gzip of a picture", gzip.compress(encode(picture), mtime=0)
+    yield "gzip of an image", gzip.compress(encode(image), mtime=0)
     yield "tar", b"a.png".ljust(257, b"\0") + b"ustar\x0000" + bytes(248)
     yield "svg", b"<svg xmlns='http://www.w3.org/2000/svg'><image href='http://127.0.0.1:1/'/></svg>"
     yield (
@@ -201,24 +201,24 @@ def disguises() -> Named:
     yield "xml bomb", b"<!DOCTYPE a [<!ENTITY b 'ccc'><!ENTITY d '&b;&b;&b;&b;'><!ENTITY e '&d;&d;&d;'>]><a>&e;</a>"
     yield "html", b"<!doctype html><img src=http://127.0.0.1:1/a.png><script>1</script>"
     yield "pdf", b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF"
-    yield "ico", encode(picture, "ICO", sizes=[(16, 16)])
-    yield "cur", b"\0\0\2\0\1\0" + encode(picture, "ICO", sizes=[(16, 16)])[6:]
-    yield "icns", encode(picture.resize((16, 16)), "ICNS")
+    yield "ico", encode(image, "ICO", sizes=[(16, 16)])
+    yield "cur", b"\0\0\2\0\1\0" + encode(image, "ICO", sizes=[(16, 16)])[6:]
+    yield "icns", encode(image.resize((16, 16)), "ICNS")
     yield "psd", b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 8, 8, 8, 3) + bytes(14)
-    yield "eps", encode(picture, "EPS")
+    yield "eps", encode(image, "EPS")
     yield "eps that runs a command", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(%pipe%touch /tmp/a) (w) file\n"
-    yield "jpeg 2000", encode(picture, "JPEG2000")
+    yield "jpeg 2000", encode(image, "JPEG2000")
     yield "avif", b"\0\0\0\x1cftypavif" + bytes(200)
     yield "heic", b"\0\0\0\x18ftypheic" + bytes(200)
     yield "mp4", b"\0\0\0\x20ftypisom" + bytes(200)
-    yield "tga", encode(picture, "TGA")
-    yield "pcx", encode(picture, "PCX")
-    yield "sgi", encode(picture, "SGI")
-    yield "dds", encode(picture, "DDS")
-    yield "im", encode(picture, "IM")
-    yield "xbm", encode(picture.convert("1"), "XBM")
-    yield "spider", encode(picture.convert("F"), "SPIDER")
-    yield "msp", encode(picture.convert("1"), "MSP")
+    yield "tga", encode(image, "TGA")
+    yield "pcx", encode(image, "PCX")
+    yield "sgi", encode(image, "SGI")
+    yield "dds", encode(image, "DDS")
+    yield "im", encode(image, "IM")
+    yield "xbm", encode(image.convert("1"), "XBM")
+    yield "spider", encode(image.convert("F"), "SPIDER")
+    yield "msp", encode(image.convert("1"), "MSP")
     yield "blp", b"BLP2" + bytes(1200)
     yield "fits", b"SIMPLE  =                    T".ljust(2880)
     yield "wmf", b"\xd7\xcd\xc6\x9a" + bytes(100)
@@ -230,11 +230,11 @@ def disguises() -> Named:
     yield "elf", b"\x7fELF\2\1\1" + bytes(200)
     yield "script", b"#!/bin/sh\ncurl http://127.0.0.1:1/\n"
     yield "json", json.dumps({"image": "http://127.0.0.1:1/a.png"}).encode()
-    yield "base64 of a picture", b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    yield "base64 of an image", b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
     yield "data url", b"data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
-    yield "picture after a newline", b"\n" + encode(picture)
-    yield "picture after a mark of UTF-8", b"\xef\xbb\xbf" + encode(picture)
-    yield "picture written as UTF-8", encode(picture).decode("latin-1").encode()
-    yield "picture with line ends changed", encode(picture).replace(b"\r\n", b"\n")
+    yield "image after a newline", b"\n" + encode(image)
+    yield "image after a mark of UTF-8", b"\xef\xbb\xbf" + encode(image)
+    yield "image written as UTF-8", encode(image).decode("latin-1").encode()
+    yield "image with line ends changed", encode(image).replace(b"\r\n", b"\n")
     yield "zeros", bytes(1000)
     yield "spaces", b" " * 1000

@@ -1,4 +1,4 @@
-"""Damaged pictures never end in anything but the two errors that the service answers."""
+"""Damaged images never end in anything but the two errors that the service answers."""
 
 import io
 import random
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from serving.bundle.preprocess import decode_picture
-from serving.errors import NotAPictureError, TooLargeError
+from serving.errors import NotAnImageError, TooLargeError
 
 
 def encode(kind, orientation=6):
@@ -36,9 +36,9 @@ def test_flipped_bytes(kind):
         try:
             assert decode_picture(bytes(damaged), 8).shape == (8, 8, 3)
             outcomes.add("picture")
-        except (NotAPictureError, TooLargeError) as error:
+        except (NotAnImageError, TooLargeError) as error:
             outcomes.add(type(error).__name__)
-    assert "NotAPictureError" in outcomes
+    assert "NotAnImageError" in outcomes
 
 
 def encode_plain(kind):
@@ -56,7 +56,7 @@ def test_damaged_tags_do_not_matter():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright(orientation):
+def test_images_are_turned_upright(orientation):
     from PIL import ImageOps
 
     content = encode("PNG", orientation)

@@ -1,6 +1,6 @@
 """The packed cache -> tensors on the training device or beside it, split into training, validation and test.
 
-Shape suffixes: N = pictures, H = height, W = width, C = the three colour channels.
+Shape suffixes: N = images, H = height, W = width, C = the three colour channels.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Some labelled pictures.
+class Images:
+    """Some labelled images.
 
     Attributes:
         images_NHWC: uint8; on the device, or on the host where they are streamed.
@@ -36,26 +36,26 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def take(self, part: slice) -> "Pictures":
+    def take(self, part: slice) -> "Images":
         """Return some of them."""
-        return Pictures(self.images_NHWC[part], self.labels_N[part])
+        return Images(self.images_NHWC[part], self.labels_N[part])
 
 
 @dataclass(frozen=True)
-class TrainingPictures:
-    """The pictures of one supervised run; validation chooses the epoch, test is looked at once.
+class TrainingImages:
+    """The images of one supervised run; validation chooses the epoch, test is looked at once.
 
     Attributes:
-        train: Pictures that are learned from.
-        validation: Pictures that choose the best epoch; none of them is in `train`.
-        test: Pictures of the final figure; None if the data set has none with labels.
+        train: Images that are learned from.
+        validation: Images that choose the best epoch; none of them is in `train`.
+        test: Images of the final figure; None if the data set has none with labels.
         classes: Names in label order.
         checksum: Of the whole packed data set.
     """
 
-    train: Pictures
-    validation: Pictures
-    test: Pictures | None
+    train: Images
+    validation: Images
+    test: Images | None
     classes: tuple[str, ...]
     checksum: str
 
@@ -65,46 +65,46 @@ class TrainingPictures:
         return self.train.images_NHWC.shape[1]
 
     @property
-    def final(self) -> tuple[str, Pictures]:
-        """The name of the split of the final figure, and its pictures: test, or else validation."""
+    def final(self) -> tuple[str, Images]:
+        """The name of the split of the final figure, and its images: test, or else validation."""
         return ("validation", self.validation) if self.test is None else ("test", self.test)
 
 
 @dataclass(frozen=True)
-class PretrainingPictures:
-    """The pictures of one SimSiam run.
+class PretrainingImages:
+    """The images of one SimSiam run.
 
     Attributes:
         images_NHWC: uint8; learned from, without labels.
-        memory: Labelled pictures that vote on the validation pictures.
-        validation: Labelled pictures that choose the best epoch; none of them is in `memory`.
+        memory: Labelled images that vote on the validation images.
+        validation: Labelled images that choose the best epoch; none of them is in `memory`.
         labelled: All that vote on, and are probed for, the final figure: memory and, where the set brings no validation
-            pictures along, validation too.
-        test: Pictures of the final figure; None if the data set has none with labels.
+            images along, validation too.
+        test: Images of the final figure; None if the data set has none with labels.
         classes: Names in label order.
     """
 
     images_NHWC: Tensor
-    memory: Pictures
-    validation: Pictures
-    labelled: Pictures
-    test: Pictures | None
+    memory: Images
+    validation: Images
+    labelled: Images
+    test: Images | None
     classes: tuple[str, ...]
 
 
-def load_pictures(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> TrainingPictures:
+def load_images(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> TrainingImages:
     """Split a packed data set as the config says and move it to the device.
 
-    A data set that brings its own validation pictures keeps them for validation and is not split.
+    A data set that brings its own validation images keeps them for validation and is not split.
 
     Raises:
-        DataError: There are no training pictures, or some that are needed have no label.
-        UsageError: `limit_train` or `validation_fraction` are impossible for these pictures.
+        DataError: There are no training images, or some that are needed have no label.
+        UsageError: `limit_train` or `validation_fraction` are impossible for these images.
     """
     train = get_labelled(dataset, "train")
     learn, held_out = _divide(dataset, train, config)
     is_resident = is_kept_on_device(dataset, config, device)
-    return TrainingPictures(
+    return TrainingImages(
         train=to_device(train, learn, device, is_resident),
         validation=_load_validation(dataset, config, train, held_out, device, is_resident),
         test=load_test(dataset, config, device, is_resident),
@@ -113,16 +113,14 @@ def load_pictures(dataset: PackedDataset, config: TrainingConfig, device: torch.
     )
 
 
-def load_pretraining_pictures(
-    dataset: PackedDataset, config: SimSiamConfig, device: torch.device
-) -> PretrainingPictures:
+def load_pretraining_images(dataset: PackedDataset, config: SimSiamConfig, device: torch.device) -> PretrainingImages:
     """Choose what is learned from, what votes and what is asked, and move it to the device.
 
-    Learned from are the pictures without labels where the data set has some, else all training pictures.
+    Learned from are the images without labels where the data set has some, else all training images.
 
     Raises:
-        DataError: There are no training pictures, or some that are needed have no label.
-        UsageError: `limit_train` or `validation_fraction` are impossible for these pictures.
+        DataError: There are no training images, or some that are needed have no label.
+        UsageError: `limit_train` or `validation_fraction` are impossible for these images.
     """
     train = get_labelled(dataset, "train")
     remembered, held_out = _divide(dataset, train, config)
@@ -132,7 +130,7 @@ def load_pretraining_pictures(
     images_NHWC = labelled.images_NHWC
     if unlabelled is not None:
         images_NHWC = to_device(unlabelled, _take_any(unlabelled, config), device, is_resident).images_NHWC
-    return PretrainingPictures(
+    return PretrainingImages(
         images_NHWC=images_NHWC,
         memory=to_device(train, remembered, device, is_resident) if len(held_out) else labelled,
         validation=_load_validation(dataset, config, train, held_out, device, is_resident),
@@ -142,12 +140,12 @@ def load_pretraining_pictures(
     )
 
 
-def load_final(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> tuple[str, Pictures]:
-    """Return what `TrainingPictures.final` would, without the training pictures.
+def load_final(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> tuple[str, Images]:
+    """Return what `TrainingImages.final` would, without the training images.
 
     Raises:
-        DataError: There are neither test nor training pictures with labels.
-        UsageError: As `load_pictures`.
+        DataError: There are neither test nor training images with labels.
+        UsageError: As `load_images`.
     """
     test = load_test(dataset, config, device)
     if test is not None:
@@ -157,39 +155,39 @@ def load_final(dataset: PackedDataset, config: TrainingConfig, device: torch.dev
 
 
 def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:
-    """Return a split whose pictures all have a label.
+    """Return a split whose images all have a label.
 
     Raises:
-        DataError: There is no such split, or some of its pictures have none.
+        DataError: There is no such split, or some of its images have none.
     """
     split = dataset.splits.get(name)
     if split is None:
         raise DataError(
-            f"{dataset.name} has no {name} pictures, only {', '.join(dataset.splits)}; take another data set: "
+            f"{dataset.name} has no {name} images, only {', '.join(dataset.splits)}; take another data set: "
             "--set dataset=NAME"
         )
     unlabelled = int((split.labels_N < 0).sum())
     if unlabelled:
         raise DataError(
-            f"{unlabelled} of {len(split.labels_N)} {name} pictures of {dataset.name} have no label, and this recipe "
+            f"{unlabelled} of {len(split.labels_N)} {name} images of {dataset.name} have no label, and this recipe "
             "needs labels; label them, or leave them out of the folder"
         )
     return split
 
 
 def is_kept_on_device(dataset: PackedDataset, config: TrainingConfig | SimSiamConfig, device: torch.device) -> bool:
-    """Whether a run keeps its pictures on the device, or streams them to it from the host's memory."""
+    """Whether a run keeps its images on the device, or streams them to it from the host's memory."""
     if config.engine.pictures != "auto":
         return config.engine.pictures == "resident"
-    # SimSiam holds its labelled pictures twice: all of them, and divided into memory and validation.
+    # SimSiam holds its labelled images twice: all of them, and divided into memory and validation.
     copies = 2 if isinstance(config, SimSiamConfig) else 1
     return fits_device(copies * sum(split.images_NHWC.nbytes for split in dataset.splits.values()), device)
 
 
 def load_test(
     dataset: PackedDataset, config: RunConfig, device: torch.device, is_resident: bool = True
-) -> Pictures | None:
-    """Return the test pictures, `limit_test` of them; None if there are none with labels."""
+) -> Images | None:
+    """Return the test images, `limit_test` of them; None if there are none with labels."""
     test = dataset.splits.get("test")
     if test is None or test.labels_N.min() < 0:
         return None
@@ -197,49 +195,49 @@ def load_test(
 
 
 def take(split: PackedSplit, limit: int | None, seed: int) -> Indices:
-    """Return the indices of `limit` pictures with the class proportions of all; of all when it is None or larger."""
+    """Return the indices of `limit` images with the class proportions of all; of all when it is None or larger."""
     if limit is None or limit >= len(split.labels_N):
         return np.arange(len(split.labels_N))
     return take_stratified(split.labels_N, limit, seed)
 
 
 def check_batch(count: int, batch_size: int) -> None:
-    """Refuse fewer training pictures than one batch.
+    """Refuse fewer training images than one batch.
 
     Raises:
         UsageError: There are fewer.
     """
     if count < batch_size:
         raise UsageError(
-            f"{count} training pictures are fewer than one batch of {batch_size}; "
+            f"{count} training images are fewer than one batch of {batch_size}; "
             "raise --limit-train or lower --set batch_size"
         )
 
 
 def check_neighbours(count: int, neighbours: int, what: str) -> None:
-    """Refuse fewer pictures than are to vote; `what` names them: `memory`.
+    """Refuse fewer images than are to vote; `what` names them: `memory`.
 
     Raises:
         UsageError: There are fewer.
     """
     if count < neighbours:
         raise UsageError(
-            f"{count} {what} pictures are fewer than {neighbours} neighbours; "
+            f"{count} {what} images are fewer than {neighbours} neighbours; "
             "raise --limit-train or lower --set knn_neighbours"
         )
 
 
-def to_device(split: PackedSplit, indices: Indices, device: torch.device, is_resident: bool = True) -> Pictures:
-    """Return some pictures of a split as tensors; those that are not resident stay on the host."""
+def to_device(split: PackedSplit, indices: Indices, device: torch.device, is_resident: bool = True) -> Images:
+    """Return some images of a split as tensors; those that are not resident stay on the host."""
     images_NHWC = torch.from_numpy(np.ascontiguousarray(split.images_NHWC[indices]))
     labels_N = torch.from_numpy(split.labels_N[indices]).to(device)
-    return Pictures(images_NHWC.to(device) if is_resident else images_NHWC, labels_N)
+    return Images(images_NHWC.to(device) if is_resident else images_NHWC, labels_N)
 
 
 def _divide(
     dataset: PackedDataset, train: PackedSplit, config: TrainingConfig | SimSiamConfig
 ) -> tuple[Indices, Indices]:
-    """Return which training pictures are learned from and which are held out: none where the set has validation.
+    """Return which training images are learned from and which are held out: none where the set has validation.
 
     Feedback is learned from, all of it: what is held out, and a smaller training set, are those of the set without it.
     """
@@ -259,7 +257,7 @@ def _load_validation(
     held_out: Indices,
     device: torch.device,
     is_resident: bool = True,
-) -> Pictures:
+) -> Images:
     if "validation" not in dataset.splits:
         return to_device(train, held_out, device, is_resident)
     own = get_labelled(dataset, "validation")
@@ -267,7 +265,7 @@ def _load_validation(
 
 
 def _take_any(split: PackedSplit, config: RunConfig) -> Indices:
-    """Return the indices of `limit_train` pictures, whatever they show."""
+    """Return the indices of `limit_train` images, whatever they show."""
     count = len(split.labels_N)
     if config.limit_train is None or config.limit_train >= count:
         return np.arange(count)

@@ -1,22 +1,22 @@
-"""uint8 pictures -> what a network reads, as a layer, so that training, evaluation and ONNX share one arithmetic.
+"""uint8 images -> what a network reads, as a layer, so that training, evaluation and ONNX share one arithmetic.
 
-Shape suffixes: B = pictures, H = height, W = width, C = the three colour channels.
+Shape suffixes: B = images, H = height, W = width, C = the three colour channels.
 """
 
 import torch
 from torch import Tensor, nn
 
 
-class PictureInput(nn.Module):
-    """Cut out the middle of uint8 pictures, scale them to [0, 1] and normalise each channel.
+class ImageInput(nn.Module):
+    """Cut out the middle of uint8 images, scale them to [0, 1] and normalise each channel.
 
     Args:
-        mean: Per channel, of pictures in [0, 1].
-        std: Per channel, of pictures in [0, 1].
-        image_size: Height and width of the middle, pixels; None takes the whole picture.
+        mean: Per channel, of images in [0, 1].
+        std: Per channel, of images in [0, 1].
+        image_size: Height and width of the middle, pixels; None takes the whole image.
 
     Attributes:
-        is_channels_last: Whether the result keeps the pictures' order in memory, channels last; else it is contiguous.
+        is_channels_last: Whether the result keeps the images' order in memory, channels last; else it is contiguous.
     """
 
     mean_C: Tensor
