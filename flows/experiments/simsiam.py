@@ -61,7 +61,7 @@ class SimSiamExperiment(EpochExperiment):
             f"{report.split}/linear_accuracy": report.linear_accuracy,
             "train/linear_accuracy": report.linear_train_accuracy,
             "train/pictures": len(self._images.images_NHWC),
-            f"{report.split}/images": report.count,
+            f"{report.split}/pictures": report.count,
         }
         if report.split == "validation":  # its curve has that name, and its best point is kept already
             del metrics["validation/knn_accuracy"]

@@ -29,7 +29,7 @@ class Comparison:
     @property
     def image_counts(self) -> tuple[int | None, ...]:
         """Images that each of `runs` was measured on; None for one that does not say."""
-        name = f"{self.figure.metric.split('/')[0]}/images"
+        name = f"{self.figure.metric.split('/')[0]}/pictures"
         return tuple(round(run.metrics[name]) if name in run.metrics else None for run in self.runs)
 
     @property

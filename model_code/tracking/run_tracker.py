@@ -165,7 +165,7 @@ class RunTracker(Callback):
                 f"{split}/loss": report.loss,
                 f"{split}/accuracy": report.accuracy_fraction,
                 f"{split}/macro_f1": report.macro_f1,
-                f"{split}/images": report.count,
+                f"{split}/pictures": report.count,
             }
         )
         table = {

@@ -88,7 +88,7 @@ def test_a_kept_image_is_named_by_its_hash(asked, home):
     (prediction,) = asked.post("/v1/predict?model=food", content=data, headers=IMAGE).json()["predictions"]
     sha256 = prediction["picture_sha256"]
     assert sha256 == hashlib.sha256(data).hexdigest()
-    wait_for((home / "requests/images" / sha256).is_file)
+    wait_for((home / "requests/pictures" / sha256).is_file)
     answer = asked.post("/v1/feedback", json={"picture_sha256": sha256, "label": "yellow", "model": "food"})
     assert answer.json() == {"picture_sha256": sha256, "label": "yellow", "model": "food", "count": 1}
     assert (home / f"feedback/food/yellow/{sha256}.png").read_bytes() == data
@@ -105,7 +105,7 @@ def test_a_image_that_is_not_kept(asked, sha256):
 
 
 def test_a_kept_image_that_was_changed_is_not_taken(asked, home):
-    file = home / "requests/images" / ("ab" * 32)
+    file = home / "requests/pictures" / ("ab" * 32)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(paint("green"))
     response = asked.post("/v1/feedback", json={"picture_sha256": file.name, "label": "red", "model": "food"})

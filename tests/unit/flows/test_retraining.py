@@ -45,7 +45,7 @@ def test_feedback_is_packed_beside_the_set_that_was_there(settings, tmp_path):
     assert add_feedback(settings, "food", packed.name) == first
     paint_folder(settings.feedback_dir / "food", ["red"], count=1, offset=200)
     dataset, reason = add_feedback(settings, "food", packed.name)
-    assert (dataset, reason[:15]) == (packed.name, "with 3 images")
+    assert (dataset, reason[:13]) == (packed.name, "with 3 images")
 
 
 def test_without_feedback_the_set_itself_is_trained_on(settings, tmp_path):

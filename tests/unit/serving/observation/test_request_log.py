@@ -98,7 +98,7 @@ def test_a_full_disk_is_told_once_and_delays_nothing(mount_disk, caplog):
     assert len(lines) == 40 - log.dropped
     kept = {file.name for file in (folder / "requests" / "pictures").iterdir()}
     assert kept == {line["picture_sha256"] for line in lines}
-    assert all((folder / "requests/images" / name).stat().st_size == 100_000 for name in kept)
+    assert all((folder / "requests/pictures" / name).stat().st_size == 100_000 for name in kept)
 
 
 def test_a_folder_that_cannot_be_made_costs_nothing_else(tmp_path, caplog):
@@ -132,7 +132,7 @@ def test_a_disk_that_hangs_delays_no_answer(tmp_path, monkeypatch):
 def test_the_oldest_files_make_room(tmp_path):
     folder = tmp_path / "requests"
     (folder / "pictures").mkdir(parents=True)
-    for age_days, name in enumerate(("2026-01-03.jsonl", "2026-01-02.jsonl", "images/old", "2026-01-01.jsonl")):
+    for age_days, name in enumerate(("2026-01-03.jsonl", "2026-01-02.jsonl", "pictures/old", "2026-01-01.jsonl")):
         (folder / name).write_bytes(bytes(28_672))
         os.utime(folder / name, (1_700_000_000 - 86_400 * age_days,) * 2)
     log_all(RequestLog(folder, 1, keeps_images=True, max_bytes=100_000), make_images(1, size=20_000))
