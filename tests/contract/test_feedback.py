@@ -98,7 +98,7 @@ def test_a_kept_image_is_named_by_its_hash(asked, home):
 
 
 @pytest.mark.parametrize("sha256", ["0" * 64, hashlib.sha256(b"").hexdigest()])
-def test_a_image_that_is_not_kept(asked, sha256):
+def test_an_image_that_is_not_kept(asked, sha256):
     response = asked.post("/v1/feedback", json={"picture_sha256": sha256, "label": "red", "model": "food"})
     assert refusal(response) == (404, "no_such_picture")
     assert "--keep-pictures" in response.json()["error"]["message"]

@@ -173,7 +173,7 @@ def test_a_form_without_parts(client):
 
 
 @pytest.mark.parametrize("value", ["http://127.0.0.1:1/a.png", "file:///etc/passwd", "x"])
-def test_a_string_is_never_a_image(client, value):
+def test_a_string_is_never_an_image(client, value):
     body = part(value.encode(), 'form-data; name="image"', "text/plain") + b"--b--\r\n"
     assert refusal(post(client, body, MULTIPART)) == (422, "bad_parameter")
 

@@ -139,7 +139,7 @@ def test_impossible_runs_are_one_line_and_leave_no_run(darkroom, arguments, stat
     assert len(client.search_runs([experiment.experiment_id])) == before
 
 
-def test_what_was_tested_is_the_average_of_a_image_and_its_mirror_image(darkroom, home):
+def test_what_was_tested_is_the_average_of_an_image_and_its_mirror_image(darkroom, home):
     import torch
 
     from model_code.data.cache import open_dataset

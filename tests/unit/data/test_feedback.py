@@ -57,7 +57,7 @@ def test_broken_images_and_copies_are_left_out(add, write_tree, encode, base):
     ]
 
 
-def test_a_image_that_moves_while_it_is_read_is_left_out(add, write_tree, encode, base, monkeypatch):
+def test_an_image_that_moves_while_it_is_read_is_left_out(add, write_tree, encode, base, monkeypatch):
     given = write_tree({"cat/a.png": encode((4, 5, 6)), "dog/b.png": encode((1, 2, 3))}, "feedback")
 
     class Moving(feedback._FeedbackFolder):

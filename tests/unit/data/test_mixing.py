@@ -188,7 +188,7 @@ def test_blended_pixels_are_the_rounded_mean_by_the_shares_that_are_told():
     assert ((mixed - exact_BHWC).abs() < 0.5 + 1e-4).all()
 
 
-def test_a_image_blended_with_its_like_stays():
+def test_an_image_blended_with_its_like_stays():
     images_BHWC = noisy_images(1).expand(64, -1, -1, -1)
     mixed, _, own_share_B = blend_images(images_BHWC, torch.zeros(64, dtype=torch.int64), 1.0, seeded(8))
     assert torch.equal(mixed, images_BHWC)

@@ -72,7 +72,7 @@ def test_crops_stay_inside_and_reach_every_border():
 
 
 @pytest.mark.parametrize("size", [(16, 64), (64, 16), (32, 32)])
-def test_a_image_in_which_no_try_fits_gets_the_central_crop(size):
+def test_an_image_in_which_no_try_fits_gets_the_central_crop(size):
     settings = ViewSettings(crop_area=(1.0, 1.0), crop_aspect=(0.9, 0.9) if size == (32, 32) else (3 / 4, 4 / 3))
     ours, theirs = our_crops(50, size, settings), torchvision_crops(50, size, settings)
     assert np.array_equal(np.unique(ours, axis=0), np.unique(theirs, axis=0))
@@ -118,7 +118,7 @@ def test_blur_equals_torchvision_image_by_image(size):
         torch.testing.assert_close(ours[index], expected, rtol=0, atol=1e-5)
 
 
-def test_without_blur_a_image_is_unchanged():
+def test_without_blur_an_image_is_unchanged():
     images_NCHW = torch.rand((2, 3, 64, 64), generator=generator())
     assert torch.equal(blur(images_NCHW, torch.full((2,), SIGMA_WITHOUT_BLUR)), images_NCHW)
 

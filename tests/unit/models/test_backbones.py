@@ -41,7 +41,7 @@ def test_every_network_can_be_a_backbone(name):
         assert backbone(torch.empty(2, 3, 32, 32)).shape == (2, feature_width)
 
 
-def test_a_image_size_reaches_the_backbone():
+def test_an_image_size_reaches_the_backbone():
     with torch.device("meta"):
         assert build_backbone("swin_cifar")[0].image_size == 32
         assert build_backbone("swin_cifar", 64)[0].image_size == 64

@@ -247,14 +247,14 @@ def test_a_swin_reads_sizes_that_do_not_halve_evenly(name, image_size):
         assert network(torch.empty(1, 3, image_size, image_size)).shape == (1, 3)
 
 
-def test_a_image_size_reaches_the_networks_that_are_built_for_one():
+def test_an_image_size_reaches_the_networks_that_are_built_for_one():
     with torch.device("meta"):
         assert [build_network("swin_t", 3, size).image_size for size in (None, 64)] == [224, 64]
         assert [build_network("vit_b_16", 3, size).seq_length for size in (None, 64)] == [197, 17]
         assert build_network("resnet18", 3, 64)(torch.empty(2, 3, 32, 32)).shape == (2, 3)
 
 
-def test_a_image_size_of_an_unknown_network():
+def test_an_image_size_of_an_unknown_network():
     with pytest.raises(UsageError, match="no network 'resnet19'"):
         check_image_size("resnet19", 32)
 

@@ -40,7 +40,7 @@ def test_softmax_of_the_answer_is_the_mean_of_both_probabilities():
 
 
 @torch.no_grad()
-def test_a_image_and_its_mirror_image_get_the_same_answer():
+def test_an_image_and_its_mirror_image_get_the_same_answer():
     average, images = ViewAverage(make_model()), draw(4)
     torch.testing.assert_close(average(images), average(images.flip(2)), atol=1e-6, rtol=0)
 

@@ -13,7 +13,7 @@ def make_gradient(width=8, height=8):
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def test_a_image_of_the_right_size_is_not_resampled():
+def test_an_image_of_the_right_size_is_not_resampled():
     gradient = make_gradient()
     decoded = decode_picture(encode(gradient), 8)
     assert decoded.dtype == np.uint8

@@ -69,7 +69,7 @@ def test_images_are_kept_when_asked_for_each_once(tmp_path):
     }
 
 
-def test_the_sample_has_its_size_and_a_image_is_always_in_or_out(tmp_path):
+def test_the_sample_has_its_size_and_an_image_is_always_in_or_out(tmp_path):
     images = make_images(4000)
     log = RequestLog(tmp_path, 0.1)
     log.add(answer_to(images), images)
