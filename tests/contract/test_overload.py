@@ -50,7 +50,7 @@ def test_a_full_queue_says_when_to_come_back(app):
 
 def _bmp(compression):
     header = struct.pack("<IiiHHII", 40, 32, 32, 1, 8, compression, 0) + bytes(16)
-    return b"BM" + struct.pack("<IHHI", 1500, 0, 0, 54 + 1024) + header + bytes(1024 + 400)
+    return b"BM" + struct.pack("<IHHI", 154, 0, 0, 54) + header + bytes(100)
 
 
 @pytest.mark.parametrize(
