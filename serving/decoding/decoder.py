@@ -29,7 +29,7 @@ from serving.limits import MAX_REQUEST_PIXELS, MAX_TURN_S
 MOST_THREADS = 4
 # A worker answers pings every few seconds; without any for so long, none works.
 SILENT_S = 15.0
-LARGE_NICENESS = 8
+LARGE_NICENESS = 13
 
 _Part = list[tuple[int, EncodedImage]]
 _Outcome = npt.NDArray[np.uint8] | ServingError

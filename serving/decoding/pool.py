@@ -44,7 +44,7 @@ WATCH_INTERVAL_S = 2.0
 IDLE_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 45.0
 # Images are decoded at a lower priority than the service has, so that small ones are answered meanwhile.
-NICENESS = 5
+NICENESS = 12
 _RETRY_AFTER_S = 2
 _MAX_ANSWER_BYTES = 4_000
 _ERRORS = {error.__name__: error for error in (NotAnImageError, TooLargeError, OverloadedError)}

@@ -23,8 +23,10 @@ _BODY_BYTES_PER_FRAMING_BYTE = 8
 _PAUSE_S = 0.008
 _PAUSE_FACTOR = 4
 _MAX_PAUSE_S = 5.0
-# After an answer that says to come back later: who does not wait would only be refused again.
+# After an answer that says to come back later: who does not wait would only be refused again. Longer after a large body,
+# which costs time to receive.
 _REFUSED_PAUSE_S = 0.2
+_REFUSED_BYTES_PER_S = 8_000_000
 # A request comes in as many small pieces at once; after them it is read with pauses, in which they gather.
 _SMALL_PIECE_BYTES = 1024
 _FREE_SMALL_PIECES = 8
@@ -60,6 +62,7 @@ class BoundedHttp(LimitedConnection):
     _framing_left = 0.0
     _is_half_closed = False
     _bytes_without_body = 0
+    _request_bytes = 0
     _small_pieces = 0
     _going_on: asyncio.Handle | None = None
 
@@ -88,7 +91,7 @@ class BoundedHttp(LimitedConnection):
         """Begin a request; one that asks for an upgrade begins once its head is parsed again without it."""
         if self.parser.should_upgrade():
             return
-        self._bytes_without_body, self._tail = 0, b""
+        self._bytes_without_body, self._request_bytes, self._tail = 0, 0, b""
         self._enter(Phase.BODY)
         super().on_headers_complete()
         self._measure_body()
@@ -123,7 +126,7 @@ class BoundedHttp(LimitedConnection):
         if self._unread:
             self._unset_keepalive_if_required()
         if is_refused and self._phase is Phase.IDLE and not self._is_half_closed:
-            self._hold(_REFUSED_PAUSE_S)
+            self._hold(min(_MAX_PAUSE_S, max(_REFUSED_PAUSE_S, self._request_bytes / _REFUSED_BYTES_PER_S)))
         elif self._unread:
             self._hold(self._measure_pause_s(took_s))
         elif self._is_half_closed and not self._is_answering():
@@ -233,6 +236,7 @@ class BoundedHttp(LimitedConnection):
         self._bytes_without_body += len(piece)
         self._framing_left -= len(piece)
         self._arrived_bytes += len(piece)
+        self._request_bytes += len(piece)
         try:
             try:
                 self.parser.feed_data(piece)

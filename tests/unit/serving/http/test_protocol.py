@@ -335,13 +335,14 @@ def test_small_pieces_arrive_whole(address):
             read_until(connection, b"/inner:abc.")
 
 
-def test_after_a_refusal_only_its_own_connection_waits(address, echo, monkeypatch):
-    class Refusing(Echo):
-        async def __call__(self, scope, receive, send):
-            if scope["path"] == "/inner":
-                scope["state"][http_protocol.REFUSED] = True
-            await super().__call__(scope, receive, send)
+class Refusing(Echo):
+    async def __call__(self, scope, receive, send):
+        if scope["path"] == "/inner":
+            scope["state"][http_protocol.REFUSED] = True
+        await super().__call__(scope, receive, send)
 
+
+def test_after_a_refusal_only_its_own_connection_waits(address, echo, monkeypatch):
     echo.__class__ = Refusing
     monkeypatch.setattr(http_protocol, "_REFUSED_PAUSE_S", 1.5)
     with socket.create_connection(address) as refused, socket.create_connection(address) as other:
@@ -353,6 +354,20 @@ def test_after_a_refusal_only_its_own_connection_waits(address, echo, monkeypatc
         others_s = time.monotonic() - start_s
         read_until(refused, b"/:.")
         assert others_s < 1.4 < time.monotonic() - start_s
+
+
+def test_a_large_refused_body_makes_its_connection_wait_longer(address, echo, monkeypatch):
+    echo.__class__ = Refusing
+    monkeypatch.setattr(http_protocol, "_REFUSED_BYTES_PER_S", 1_000_000)
+    body = bytes(1_200_000)
+    with socket.create_connection(address) as refused:
+        refused.sendall(b"POST /inner HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        read_until(refused, b"/inner:" + body + b".")
+        for expected_s in (1.2, 0.0):
+            start_s = time.monotonic()
+            refused.sendall(REQUEST)
+            read_until(refused, b"/:.")
+            assert expected_s <= time.monotonic() - start_s + 0.05 < expected_s + 0.9
 
 
 def wait_for(condition):
