@@ -20,7 +20,7 @@ TEST_PROCESSES ?= 2
 export DARKROOM_TAG ?= latest
 
 .PHONY: help setup data train-all report quickstart release serve ui predict images sbom up down watch logs backup restore \
-	test docs check format bench bench-train bench-serve bench-variants doctor lock lock-uv clean
+	test test-all docs check format bench bench-train bench-serve bench-variants doctor lock lock-uv clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,8 +96,13 @@ restore: images ## Bring FROM=FOLDER back into an empty stack, and start it
 	@$(PYTHON) infra/stack.py $(if $(GPU),--gpu) restore "$(or $(FROM),$(error give a backup: make restore FROM=FOLDER))"
 
 # Files in TEST_PROCESSES processes, one thread each: more on a busy core are slower.
-test: setup ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --durations 25 --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+test: setup ## Run the tests of every package that take seconds, about five minutes
+	$(PYTEST) -m "not slow" $(or $(ARGS),tests/unit tests/contract)
+
+test-all: setup ## Run every test: trainings, kills, schedules, stored homes, Chromium too
+	$(PYTEST) --durations 25 $(ARGS)
 
 docs: setup ## Build the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

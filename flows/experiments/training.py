@@ -184,7 +184,8 @@ def _print_start(folder: RunFolder, experiment: Experiment, device: str) -> None
     config = folder.record.config
     published = get_recipe(config.recipe).published_accuracy
     print(
-        f"{config.recipe}  {describe_budget(config)}  seed {config.seed}  run {folder.record.run_id}\n"
+        f"{config.recipe}  seed {config.seed}  run {folder.record.run_id}\n"
+        f"  {describe_budget(config)}\n"
         f"  {config.dataset}: {experiment.images_line}\n"
         f"  {device}"
         + (f"\n  {experiment.engine_line}" if experiment.engine_line else "")

@@ -38,7 +38,7 @@ RECIPES: dict[str, dict[str, object]] = {
         "shift_averaging_pixels": 0,  # two views are enough here, and certified three times faster
     },
 }
-COMPARED_EPOCHS, EPOCHS = 2, 6
+COMPARED_EPOCHS, EPOCHS = 2, 8
 TARGET_ACCURACY = 0.95
 IMAGES_SHOWN = 5
 START_TIMEOUT_S = 60.0

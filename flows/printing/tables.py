@@ -95,14 +95,15 @@ def print_added(added: "AddedDataset") -> None:
 
 def print_result(result: "RunResult") -> None:
     """Print one finished run."""
-    lines = [f"{result.recipe}  done in {result.seconds:.0f} s: {_describe_figures(result)}"]
-    if "test/macro_f1" in result.metrics:
-        lines[0] += f", macro-F1 {result.metrics['test/macro_f1']:.4f}"
-    if result.epochs is not None:
-        lines[0] += f"; best epoch {result.best_epoch} of {result.epochs}"
-    weights = f", weights sha256 {result.weights_sha256}" if result.weights_sha256 else ""
-    lines.append(f"{result.recipe}  run {result.run_id}{weights}")
-    open_console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    best = "" if result.epochs is None else f", best epoch {result.best_epoch} of {result.epochs}"
+    macro_f1 = f", macro-F1 {result.metrics['test/macro_f1']:.4f}" if "test/macro_f1" in result.metrics else ""
+    lines = [
+        f"{result.recipe}  done in {result.seconds:.0f} s{best}, run {result.run_id}",
+        f"{_describe_figures(result)}{macro_f1}",
+    ]
+    if result.weights_sha256:
+        lines.append(f"weights sha256 {result.weights_sha256}")
+    open_console().print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_outcomes(outcomes: "Sequence[Outcome]") -> None:

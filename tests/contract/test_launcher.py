@@ -98,6 +98,7 @@ def test_answers_do_not_wait_for_acknowledgements():
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
+@pytest.mark.slow
 def test_a_start_removes_what_killed_services_left(tmp_path, start_service):
     release(tmp_path / "bundles")
     scratch = tmp_path / "scratch"
@@ -137,6 +138,7 @@ def test_sigterm_ends_process_1(module):
         assert outer.wait(10) == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_idle_connections_stay_open_as_long_as_asked(tmp_path, start_service):
     release(tmp_path / "bundles")
     brief, usual = start_service(tmp_path, "--keep-alive", "1"), start_service(tmp_path)

@@ -176,6 +176,7 @@ def find_wrong_shape(status, headers, body):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_malformed_requests(watched, kind):
     faults = []

@@ -8,9 +8,12 @@ import subprocess
 import sys
 
 import httpx
+import pytest
 
 from tests.contract.conftest import ROOT
 from tests.unit.serving.tiny_bundle import COLOURS, release
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = """
 seed = 20260102

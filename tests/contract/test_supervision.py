@@ -18,6 +18,8 @@ from tests.contract.conftest import Service
 from tests.unit.serving.image_bombs import bmps, encode
 from tests.unit.serving.tiny_bundle import paint, release
 
+pytestmark = pytest.mark.slow
+
 PNG, BMP = {"Content-Type": "image/png"}, {"Content-Type": "image/bmp"}
 BOMB = dict(bmps())["BMP, run-length, ends of lines"]
 # As large as an ordinary image may be, and transparent: some tenths of a second.

@@ -258,6 +258,7 @@ def exported(tmp_path_factory):
     return model, session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_onnx_answers_what_torch_answers(exported, batch_size):
     model, session = exported

@@ -9,7 +9,7 @@ from model_code.models.networks import build_network
 from model_code.release.onnx_export import export_onnx
 from serving.bundle.session import INPUT_NAME, OUTPUT_NAME
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 PARAMETERS = {
     "resnet50": 25_557_032,

@@ -18,6 +18,8 @@ from model_code.training.results import Callback
 from model_code.training.supervised import fit
 from tests.unit.training.small_runs import draw_images, make_images
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 EPOCHS, STEPS, BATCH = 2, 10, 4
 TRAINED = [name for name in RECIPES if has_setting(name, "epochs")]

@@ -72,6 +72,7 @@ def test_an_experiment_that_another_machine_makes_meanwhile_is_used(store, monke
     assert again.get_experiment_by_name(EXPERIMENT).experiment_id == expected
 
 
+@pytest.mark.slow
 def test_two_processes_may_open_a_new_store_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
     command = [sys.executable, "-W", "ignore", "-c", OPEN]
@@ -125,6 +126,7 @@ def test_pages_on_a_port_that_is_taken(store):
             run_ui(settings, port)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [150, 400, 700])
 def test_a_first_use_that_was_killed_can_be_repeated(tmp_path, kilobytes):
     code = "from model_code import settings; from model_code.tracking import store; "
