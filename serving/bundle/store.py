@@ -18,7 +18,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from serving.regular_files import open_regular, read_regular
 
 MODEL_FILE = "model.onnx"  # of fp32
 MANIFEST_FILE = "manifest.json"
+_PIECE_BYTES = 1 << 20
 POINTER_FILE = "champion.json"
 CHALLENGER_FILE = "challenger.json"
 # Aliases and tags of a registered version.
@@ -91,10 +92,19 @@ class Pointer(BundleReference):
     change: Change
 
 
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file, lower-case hexadecimal."""
+def hash_file(path: Path, on_progress: Callable[[], None] = lambda: None) -> str:
+    """Return the sha256 of a file, lower-case hexadecimal.
+
+    Args:
+        path: The file.
+        on_progress: Called after each piece that was read.
+    """
+    digest = hashlib.sha256()
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+            on_progress()
+    return digest.hexdigest()
 
 
 def name_file(precision: str) -> str:
@@ -167,12 +177,15 @@ def _is_intact(folder: Path, trusted: Collection[str]) -> bool:
         return False
 
 
-def read_bundle(folder: Path, manifest_sha256: str | None = None) -> Manifest:
+def read_bundle(
+    folder: Path, manifest_sha256: str | None = None, on_progress: Callable[[], None] = lambda: None
+) -> Manifest:
     """Read a bundle's manifest and check every file against it.
 
     Args:
         folder: The bundle.
         manifest_sha256: What manifest.json must have, where it is known from outside of the folder.
+        on_progress: Called after each piece that was read.
 
     Raises:
         BundleError: A file is missing, the manifest is not valid, or a sha256 differs.
@@ -200,7 +213,7 @@ def read_bundle(folder: Path, manifest_sha256: str | None = None) -> Manifest:
         if not (folder / name).is_file():
             raise BundleError(f"{folder} is not a bundle: {name} is missing; release the model again")
         try:
-            found = hash_file(folder / name)
+            found = hash_file(folder / name, on_progress)
         except OSError as error:
             raise BundleError(f"{folder / name} cannot be read: {error.strerror or error}") from error
         if found != sha256:

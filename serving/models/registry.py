@@ -36,8 +36,8 @@ from serving.heartbeat import Heartbeat
 from serving.models.registry_client import MAX_FETCH_S, RegistryClient
 
 POLL_INTERVAL_S = 5.0
-# An answer has 10 s and a connection 3 s, but the sha256 of a large version takes longer.
-_HUNG_S = 60.0
+# An answer has 10 s and a connection 3 s; each piece of a file that is read or fetched is progress.
+_HUNG_S = 14.0
 MAX_VERSION_BYTES = 4_000_000_000
 # After a version that could not be fetched; doubled with each further failure.
 FIRST_RETRY_S, LAST_RETRY_S = 10.0, 600.0
@@ -83,7 +83,7 @@ class RegistryFollower:
 
     @property
     def is_hung(self) -> bool:
-        """True if a look at the registry has made no progress for a minute."""
+        """True if a look at the registry has made no progress for longer than an answer may take."""
         return self._heartbeat.is_hung
 
     def sync(self, damaged: Collection[str] = ()) -> None:
@@ -179,14 +179,14 @@ class RegistryFollower:
     def _fetch(self, client: RegistryClient, name: str, wanted: BundleReference) -> None:
         """Copy a version's bundle here, verified, unless it is here."""
         try:
-            read_bundle(self._bundles_dir / name / wanted.bundle, wanted.manifest_sha256)
+            read_bundle(self._bundles_dir / name / wanted.bundle, wanted.manifest_sha256, self._heartbeat.beat)
         except BundleError:
             self._bundles_dir.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=self._bundles_dir.parent) as scratch:
                 logger.info("%s: version %s is fetched from %s", name, wanted.version, self.address)
                 self._download(client, name, wanted.version, Path(scratch))
                 try:
-                    manifest = read_bundle(Path(scratch), wanted.manifest_sha256)
+                    manifest = read_bundle(Path(scratch), wanted.manifest_sha256, self._heartbeat.beat)
                 except BundleError as error:
                     raise BundleError(str(error).replace(scratch, "the version in the registry")) from None
                 if manifest.name != name:

@@ -45,6 +45,16 @@ def test_a_model_that_is_not_the_manifests_is_refused(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_each_piece_of_a_large_file_is_progress(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(2_500_000))
+    pieces = []
+    assert hash_file(tmp_path / "large", lambda: pieces.append(1)) == hashlib.sha256(bytes(2_500_000)).hexdigest()
+    assert len(pieces) == 3
+    pieces.clear()
+    read_bundle(make_two_variants(tmp_path), on_progress=lambda: pieces.append(1))
+    assert len(pieces) == 3, "two models and the golden images"
+
+
 @pytest.mark.parametrize("name", [MODEL_FILE, MANIFEST_FILE])
 def test_a_missing_file_is_named(tmp_path, name):
     folder = make_bundle(tmp_path)
