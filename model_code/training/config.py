@@ -61,6 +61,10 @@ class TrainingConfig(EpochConfig):
         cutmix_alpha: Of CutMix's Beta distribution; 0 leaves CutMix out.
         mixup_alpha: Of MixUp's Beta distribution; 0 leaves MixUp out. With both, each image draws one of the two.
         label_smoothing: Share of the target spread over all classes.
+        class_weights: Weights of the training loss: `equal`, or `balanced`, inverse to the number of training images of
+            the class, with a mean of 1 over these images.
+        sampling: `once` visits each training image once an epoch; `balanced` draws as many with replacement, each class
+            with the same probability.
         ema_decay: Of the moving average of the weights, for each step; the average is what is validated and kept. None
             keeps the weights themselves.
         has_flip_averaging: Whether the finished model answers with the mean of an image and its mirror image, which
@@ -106,6 +110,8 @@ class TrainingConfig(EpochConfig):
     cutmix_alpha: float = Field(default=0, ge=0, allow_inf_nan=False)
     mixup_alpha: float = Field(default=0, ge=0, allow_inf_nan=False)
     label_smoothing: float = Field(default=0, ge=0, lt=1)
+    class_weights: Literal["equal", "balanced"] = "equal"
+    sampling: Literal["once", "balanced"] = "once"
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     has_flip_averaging: bool = False
     shift_averaging_pixels: int = Field(default=0, ge=0, le=16)

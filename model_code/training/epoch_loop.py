@@ -193,6 +193,10 @@ class EpochLoop(ABC, Generic[Epoch]):
         progress.total = self.processes.add(progress.total)
         return progress, (progress.step - first) * self._batch_size
 
+    def draw_order(self) -> Tensor:
+        """Return the images of an epoch in the order of their visits, int64 [N]."""
+        return torch.randperm(len(self._images_NHWC), generator=self.generator, device=self.device)
+
     def diverged(self, what: str) -> TrainingError:
         """Return the error of a loss that is not finite."""
         return TrainingError(
@@ -202,7 +206,7 @@ class EpochLoop(ABC, Generic[Epoch]):
 
     def _begin_epoch(self) -> Progress:
         return Progress(
-            order_N=torch.randperm(len(self._images_NHWC), generator=self.generator, device=self.device),
+            order_N=self.draw_order(),
             losses_S=torch.zeros(self.steps, device=self.device),
             total=torch.zeros((), device=self.device),
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),

@@ -164,6 +164,9 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         self.gradient_step = GradientStep(config, self.engine, self.model, self.optimizer, processes)
         self.schedule = Schedule(config, self.optimizer, self.steps)
         self._first_mirrored_N = draw_first_mirrored(config, len(images.train)).to(self.device)
+        balanced_K = balance_classes(images.train.labels_N, len(images.classes)).to(self.device)
+        self._weights_K = balanced_K if config.class_weights == "balanced" else None
+        self._chances_N = balanced_K[images.train.labels_N.to(self.device)] if config.sampling == "balanced" else None
 
     @property
     def kept_model(self) -> nn.Sequential:
@@ -187,6 +190,12 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         average = self.lookahead if self.average is None else self.average
         if average is not None and state.average is not None:
             average.load_state_dict(state.average)
+
+    def draw_order(self) -> Tensor:
+        """Return the images of an epoch in the order of their visits, int64 [N]."""
+        if self._chances_N is None:
+            return super().draw_order()
+        return torch.multinomial(self._chances_N, len(self._chances_N), replacement=True, generator=self.generator)
 
     def run_epoch(self, epoch: int) -> EpochMetrics:
         """Visit the training images once and validate."""
@@ -224,7 +233,7 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
 
         def compute(part: slice) -> tuple[Tensor, Tensor]:
             logits_BK = self.forward(images_BHWC[part])
-            return targets.take(part).compare(logits_BK, self.config.label_smoothing), logits_BK
+            return targets.take(part).compare(logits_BK, self.config.label_smoothing, self._weights_K), logits_BK
 
         loss, logits_BK = self.gradient_step.take(len(images_BHWC), compute)
         self.schedule.end_step()
@@ -272,6 +281,18 @@ def draw_first_mirrored(config: TrainingConfig, count: int) -> Tensor:
     return torch.rand(count, generator=generator) < 0.5
 
 
+def balance_classes(labels_N: Tensor, classes: int) -> Tensor:
+    """Return a weight for each class, inverse to its number of images, float32 [K]; the mean over the images is 1.
+
+    Args:
+        labels_N: Of the training images, int64.
+        classes: Number of classes; one without an image has the weight 0.
+    """
+    counts_K = torch.bincount(labels_N, minlength=classes)
+    present = int((counts_K > 0).sum())
+    return torch.where(counts_K > 0, len(labels_N) / (present * counts_K.clamp(min=1)), 0.0).float()
+
+
 def _prepare_start(config: TrainingConfig, model: nn.Sequential, images_NHWC: Tensor) -> None:
     """Give the network the start that the config asks for, and freeze what it freezes."""
     image_input, network = model
@@ -305,12 +326,16 @@ class _Targets:
             return _Targets(self.labels_B[part])
         return _Targets(self.labels_B[part], self.pasted_labels_B[part], self.own_share_B[part])
 
-    def compare(self, logits_BK: Tensor, label_smoothing: float) -> Tensor:
-        """Return the mean cross-entropy, nats."""
+    def compare(self, logits_BK: Tensor, label_smoothing: float, weights_K: Tensor | None = None) -> Tensor:
+        """Return the mean cross-entropy, nats, each label's times its weight."""
+
+        def compare_one_by_one(labels_B: Tensor) -> Tensor:
+            loss_B = nn.functional.cross_entropy(logits_BK, labels_B, reduction="none", label_smoothing=label_smoothing)
+            return loss_B if weights_K is None else weights_K[labels_B] * loss_B
+
         if self.pasted_labels_B is None or self.own_share_B is None:
-            return nn.functional.cross_entropy(logits_BK, self.labels_B, label_smoothing=label_smoothing)
-        own_loss_B, pasted_loss_B = (
-            nn.functional.cross_entropy(logits_BK, labels_B, reduction="none", label_smoothing=label_smoothing)
-            for labels_B in (self.labels_B, self.pasted_labels_B)
-        )
+            if weights_K is None:
+                return nn.functional.cross_entropy(logits_BK, self.labels_B, label_smoothing=label_smoothing)
+            return compare_one_by_one(self.labels_B).mean()
+        own_loss_B, pasted_loss_B = (compare_one_by_one(labels_B) for labels_B in (self.labels_B, self.pasted_labels_B))
         return (self.own_share_B * own_loss_B + (1 - self.own_share_B) * pasted_loss_B).mean()
