@@ -30,7 +30,7 @@ DEFAULT_IMAGE_SIZES = {"cifar10": 32, "shapes": 32, "food11": 256, "imagenet-val
 OTHER_IMAGE_SIZE = 64
 MAX_IMAGE_SIZE = 1024
 # Raised whenever the same source packs differently, so that packed sets are made anew.
-_PACKING_VERSION = 4
+_PACKING_VERSION = 5
 
 
 @dataclass(frozen=True)

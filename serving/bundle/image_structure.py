@@ -67,7 +67,8 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE_OR_PROGRESSIVE = {0xC0, 0xC1, 0xC2}
 _WITHOUT_BODY = {0xC8, *range(0xF0, 0xFE)}
 _GLANCE_FILL_BYTES = 1_024
-_TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
+_TEM, _SOI, _EOI, _SOS, _APP2 = 0x01, 0xD8, 0xD9, 0xDA, 0xE2
+_PROFILE = b"ICC_PROFILE\0"
 _CHEAP_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tEXt", b"tIME"}
 _COMPRESSED_CHUNKS = {b"zTXt", b"iTXt", b"iCCP"}
 _BMP_RUN_LENGTH = {1, 2}
@@ -199,7 +200,7 @@ def _refuse(what: str, limit: int) -> TooLargeError:
 
 def _read_jpeg(data: bytes, is_glance: bool) -> Structure:
     structure = Structure("JPEG", len(data))
-    frames, position, is_broken, is_whole = [], 2, False, False
+    frames, position, is_broken, is_whole, has_profile = [], 2, False, False, False
     # A glance is made on the event loop; whoever hides the size behind more fill bytes has a large image.
     most = _GLANCE_FILL_BYTES if is_glance and len(data) > CHEAP_BYTES else len(data)
     while match := _JPEG_MARKER.search(data, position, position + most):
@@ -226,11 +227,14 @@ def _read_jpeg(data: bytes, is_glance: bool) -> Structure:
         if marker in _SOF and len(data) >= position + 7:
             frames.append(marker)
             structure.height, structure.width = struct.unpack_from(">HH", data, position + 3)
+        has_profile = has_profile or (marker == _APP2 and data.startswith(_PROFILE, position + 2))
         length = int.from_bytes(data[position : position + 2], "big")
         # Pillow and libjpeg take a length that counts less than itself as an empty segment, and read on.
         is_broken = is_broken or length < 2
         position += max(2, length)
-    structure.is_simple = is_whole and len(frames) == 1 and frames[0] in _BASELINE_OR_PROGRESSIVE
+    # A colour profile is a program for another library.
+    is_plain = is_whole and not has_profile
+    structure.is_simple = is_plain and len(frames) == 1 and frames[0] in _BASELINE_OR_PROGRESSIVE
     return structure
 
 

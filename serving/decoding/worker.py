@@ -15,7 +15,7 @@ import struct
 import sys
 import warnings
 
-from PIL import Image, MpoImagePlugin, features
+from PIL import Image, ImageCms, MpoImagePlugin, features
 
 from serving.bundle.image_structure import check_structure
 from serving.bundle.preprocess import FORMATS, MAX_PIXELS, decode_picture
@@ -94,13 +94,15 @@ def main() -> None:
 
 def _load_everything() -> None:
     """Import what the first image of each format would: no file can be opened later."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for name in FORMATS:
         if name == "WEBP" and not features.check("webp"):
             continue
         buffer = io.BytesIO()
         exif = Image.Exif()
         exif[0x0112] = 6
-        Image.new("RGB", (8, 8)).save(buffer, name, **({} if name in ("BMP", "PPM", "GIF") else {"exif": exif}))
+        more = {} if name in ("BMP", "PPM", "GIF") else {"exif": exif, "icc_profile": profile}
+        Image.new("RGB", (8, 8)).save(buffer, name, **more)
         decode_picture(buffer.getvalue(), 4)
     assert MpoImagePlugin  # jpeg_factory imports it late
 
