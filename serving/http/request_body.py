@@ -33,6 +33,8 @@ MAX_TEXT_BYTES = 4096
 EXAMPLE = f"for example: curl -F {FIELD_NAME}=@cat.jpg http://127.0.0.1:3000/v1/predict"
 _MAX_HEADER_BYTES = 16_384
 _MAX_PART_HEADERS = 16
+# No form has so many parts. Text that only begins like a boundary costs the parser a microsecond for each byte.
+_MAX_BOUNDARIES = 2 * MAX_IMAGES
 _EXTENDED_FILENAME = re.compile(rb"(?i);\s*filename\*\s*=\s*\"?(utf-8|iso-8859-1)'[\w-]*'([^\s;\"]+)")
 _DISCARD_TIMEOUT_S = 5.0
 
@@ -220,6 +222,8 @@ class _ImageForm:
         self._header_name = bytearray()
         self._header_value = bytearray()
         self._is_complete = False
+        self._boundary = b"\r\n--" + boundary
+        self._boundaries = 0
         if not boundary:
             raise NotReadableError("the content type multipart/form-data has no boundary")
         try:
@@ -240,6 +244,9 @@ class _ImageForm:
             raise NotReadableError(f"the multipart boundary is not valid: {error}") from error
 
     def feed(self, chunk: bytes) -> None:
+        self._boundaries += chunk.count(self._boundary)
+        if self._boundaries > _MAX_BOUNDARIES:
+            raise NotReadableError(f"the multipart boundary comes more than {_MAX_BOUNDARIES} times; send another one")
         try:
             self._parser.write(chunk)
         except FormParserError as error:
