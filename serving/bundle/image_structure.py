@@ -30,6 +30,8 @@ CHEAP_BYTES = 65_536
 CHEAP_PIXELS = 65_536
 CHEAP_PARTS = 64
 CHEAP_ASPECT = 8
+# Of EXIF and multi-picture directories in a JPEG, which are read in Python, 12 bytes for each tag.
+CHEAP_METADATA_BYTES = 8_192
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -67,7 +69,8 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE_OR_PROGRESSIVE = {0xC0, 0xC1, 0xC2}
 _WITHOUT_BODY = {0xC8, *range(0xF0, 0xFE)}
 _GLANCE_FILL_BYTES = 1_024
-_TEM, _SOI, _EOI, _SOS, _APP2 = 0x01, 0xD8, 0xD9, 0xDA, 0xE2
+_TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
+_APP1, _APP2 = 0xE1, 0xE2
 _PROFILE = b"ICC_PROFILE\0"
 _CHEAP_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tEXt", b"tIME"}
 _COMPRESSED_CHUNKS = {b"zTXt", b"iTXt", b"iCCP"}
@@ -200,7 +203,8 @@ def _refuse(what: str, limit: int) -> TooLargeError:
 
 def _read_jpeg(data: bytes, is_glance: bool) -> Structure:
     structure = Structure("JPEG", len(data))
-    frames, position, is_broken, is_whole, has_profile = [], 2, False, False, False
+    frames, position, is_broken, is_whole = [], 2, False, False
+    metadata_bytes, has_profile = 0, False
     # A glance is made on the event loop; whoever hides the size behind more fill bytes has a large image.
     most = _GLANCE_FILL_BYTES if is_glance and len(data) > CHEAP_BYTES else len(data)
     while match := _JPEG_MARKER.search(data, position, position + most):
@@ -232,8 +236,9 @@ def _read_jpeg(data: bytes, is_glance: bool) -> Structure:
         # Pillow and libjpeg take a length that counts less than itself as an empty segment, and read on.
         is_broken = is_broken or length < 2
         position += max(2, length)
+        metadata_bytes += length if marker in (_APP1, _APP2) else 0
     # A colour profile is a program for another library.
-    is_plain = is_whole and not has_profile
+    is_plain = is_whole and not has_profile and metadata_bytes <= CHEAP_METADATA_BYTES
     structure.is_simple = is_plain and len(frames) == 1 and frames[0] in _BASELINE_OR_PROGRESSIVE
     return structure
 

@@ -23,8 +23,8 @@ _BODY_BYTES_PER_FRAMING_BYTE = 8
 _PAUSE_S = 0.008
 _PAUSE_FACTOR = 4
 _MAX_PAUSE_S = 5.0
-# After an answer that says to come back later: who does not wait would only be refused again. Large bodies cost time to
-# receive: longer after these.
+# After an answer that says to come back later: who does not wait would only be refused again. Longer after a large
+# body, which costs time to receive.
 _REFUSED_PAUSE_S = 0.2
 _REFUSED_BYTES_PER_S = 8_000_000
 # A request comes in as many small pieces at once; after them it is read with pauses, in which they gather.

@@ -68,6 +68,12 @@ def jpegs() -> Named:
     exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 5_000) + tags
     yield "JPEG, EXIF of 5,000 tags", plain[:2] + segment(0xE1, exif) + plain[2:]
     yield "JPEG, APP1 of 64 kB repeated", plain[:2] + fill(segment(0xE1, exif)) + plain[2:]
+    for count, tag_bytes in ((5_300, 60_000), (650, 60_000)):
+        directory = b"MM\0*\0\0\0\x08" + struct.pack(">H", count)
+        directory += b"".join(struct.pack(">HHII", 1_000 + tag, 1, tag_bytes, 8) for tag in range(count)) + bytes(4)
+        exif = segment(0xE1, b"Exif\0\0" + directory)
+        yield f"JPEG, EXIF of {count:,} tags that are too long", plain[:2] + exif + plain[2:]
+        yield f"JPEG, {count:,} tags of many images", plain[:2] + segment(0xE2, b"MPF\0" + directory) + plain[2:]
     for side, scans in ((64, 20_000), (3_500, 1_000), (_SIDE, 60), (_SIDE, 300)):
         yield f"JPEG, {side}x{side}, {scans:,} scans", progressive(side, scans)
 
