@@ -49,6 +49,15 @@ def test_make_targets_exist(page):
     assert read_targets(page.read_text()) <= known
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "SECURITY.md"], ids=lambda page: page.name)
+def test_named_tests_exist(page):
+    for code in re.findall(r"`([^`]+)`", page.read_text()):
+        if match := re.fullmatch(r"([\w/]*test_\w+\.py)(?:::(\w+))?", code.replace("\n", "")):
+            path, name = match.groups()
+            assert (ROOT / path).is_file(), f"{page.name} names {code}"
+            assert name is None or f"def {name}(" in (ROOT / path).read_text(), f"{page.name} names {code}"
+
+
 def test_every_command_is_documented(darkroom):
     listed = re.findall(r"^  ([a-z-]+)  ", darkroom("--help").out.partition("Commands:")[2], re.MULTILINE)
     assert len(listed) > 10
