@@ -98,6 +98,19 @@ def cut(data, places):
     return [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]
 
 
+@pytest.mark.parametrize("part", [b"a:\r\n", b"a: %b\r\n" % (b";" * 90), b"?"], ids=["fields", "values", "address"])
+def test_large_heads_are_refused(address, part):
+    """Each of their bytes costs time on the event loop."""
+    filler = part * (40_000 // len(part))
+    whole = b"GET /" + filler + REQUEST[5:] if part == b"?" else REQUEST[:-2] + filler + b"\r\n"
+    with socket.create_connection(address, 5) as connection:
+        connection.sendall(whole)
+        assert b" 400 " in connection.recv(65_536).partition(b"\r\n")[0]
+    with socket.create_connection(address, 5) as connection:
+        connection.sendall(REQUEST[:-2] + b"Cookie: %b\r\n\r\n" % (b"a" * 12_000))
+        assert b" 200 " in connection.recv(65_536).partition(b"\r\n")[0]
+
+
 @pytest.mark.parametrize("sent", [b"", REQUEST[:-4], b"G"], ids=["nothing", "half a head", "one letter"])
 def test_a_head_that_does_not_end_is_given_up(address, sent):
     with socket.create_connection(address) as connection:
