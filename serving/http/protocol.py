@@ -87,6 +87,11 @@ class BoundedHttp(LimitedConnection):
         self._is_half_closed = True
         return self._is_answering() or self._going_on is not None
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; trailers, which proxies do not check as they check headers, are dropped (RFC 9110, 6.5.1)."""
+        if self._phase is not Phase.BODY:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Begin a request; one that asks for an upgrade begins once its head is parsed again without it."""
         if self.parser.should_upgrade():
@@ -109,6 +114,11 @@ class BoundedHttp(LimitedConnection):
         self._pass_body_on()
         self._body_left, self._is_chunked, self._small_pieces = 0, False, 0
         super().on_message_complete()
+        if not self.parser.should_keep_alive():
+            # A trailer said so: the parser reads nothing any more.
+            self.cycle.keep_alive = False
+            if self.cycle.response_complete:
+                self.transport.close()
         self._enter(Phase.ANSWER if self._is_answering() else Phase.IDLE)
 
     def on_response_complete(self) -> None:

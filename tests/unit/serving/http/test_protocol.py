@@ -566,3 +566,23 @@ def test_connections_leave_room_for_the_files_of_the_service(open_files, expecte
     )
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert int(printed) == expected
+
+
+@pytest.mark.parametrize("trailer", [b"X-API-Key: trailed", b"Host: trailed", b"Connection: close", b"Upgrade: trailed"])
+def test_trailers_are_no_headers(monkeypatch, address, echo, trailer):
+    heads = []
+    answer = Echo.__call__
+
+    async def note(self, scope, receive, send):
+        heads.append(dict(scope["headers"]))
+        await answer(self, scope, receive, send)
+
+    monkeypatch.setattr(Echo, "__call__", note)
+    chunked = b"POST /a HTTP/1.1\r\nHost: darkroom\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n"
+    with socket.create_connection(address, 3) as connection:
+        connection.sendall(chunked + trailer + b"\r\n\r\n" + REQUEST)
+        received = b""
+        while b"/:" not in received and (piece := connection.recv(65_536)):
+            received += piece
+    assert echo.seen == [("/a", b"abc"), ("/", b"")][: 1 if b"close" in trailer else 2]
+    assert heads[0] == {b"host": b"darkroom", b"transfer-encoding": b"chunked"}
