@@ -16,12 +16,9 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
-from serving.bundle.preprocess import FORMATS
+from serving.bundle.image_structure import find_format
 from serving.bundle.store import flush
 from serving.errors import BadParameterError, NotStoredError
 from serving.regular_files import count_disk_bytes, writing_whole
@@ -30,16 +27,7 @@ FEEDBACK_FOLDER = "feedback"
 MAX_FEEDBACK_BYTES = 2_000_000_000
 # Of one model: its folders are counted with each image.
 MAX_FEEDBACK_IMAGES = 100_000
-_SUFFIXES = {
-    "JPEG": ".jpg",
-    "MPO": ".jpg",
-    "PNG": ".png",
-    "WEBP": ".webp",
-    "GIF": ".gif",
-    "BMP": ".bmp",
-    "TIFF": ".tif",
-    "PPM": ".ppm",
-}
+_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 # Of images that are being written, beside the models' folders.
 _SCRATCH_FOLDER = ".scratch"
 _LOCK_FILE = ".lock"
@@ -218,9 +206,11 @@ def is_folder_name(label: str) -> bool:
 
 
 def find_suffix(data: bytes) -> str:
-    """Return the file name's ending for an encoded image that decodes, by its content."""
-    with Image.open(BytesIO(data), formats=FORMATS) as image:
-        return _SUFFIXES.get(image.format or "", ".png")
+    """Return the file name's ending for an encoded image that decodes, by its first bytes.
+
+    Pillow is not asked: even to open an image it runs decoders, which belong into the sandbox.
+    """
+    return _SUFFIXES.get(find_format(data) or "", ".ppm" if data.startswith(b"P") else ".png")
 
 
 def name_some(labels: Collection[str], most: int = 20) -> str:

@@ -46,8 +46,11 @@ def test_images_lie_in_class_folders(tmp_path):
     ("kind", "suffix"),
     [("PNG", ".png"), ("WEBP", ".webp"), ("GIF", ".gif"), ("BMP", ".bmp"), ("TIFF", ".tif"), ("PPM", ".ppm")],
 )
-def test_a_file_ends_as_its_content_says(tmp_path, kind, suffix):
-    save(FeedbackStore(tmp_path), data=encode(Image.new("RGB", (9, 9)), kind))
+def test_a_file_ends_as_its_content_says_without_being_opened(tmp_path, monkeypatch, kind, suffix):
+    """Outside of the sandbox no decoder sees an image, not even its head."""
+    data = encode(Image.new("RGB", (9, 9)), kind)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image is opened in the service"))
+    save(FeedbackStore(tmp_path), data=data)
     (name,) = list_files(tmp_path)
     assert name.endswith(suffix)
 
