@@ -568,7 +568,9 @@ def test_connections_leave_room_for_the_files_of_the_service(open_files, expecte
     assert int(printed) == expected
 
 
-@pytest.mark.parametrize("trailer", [b"X-API-Key: trailed", b"Host: trailed", b"Connection: close", b"Upgrade: trailed"])
+@pytest.mark.parametrize(
+    "trailer", [b"X-API-Key: trailed", b"Host: trailed", b"Connection: close", b"Upgrade: trailed"]
+)
 def test_trailers_are_no_headers(monkeypatch, address, echo, trailer):
     heads = []
     answer = Echo.__call__
