@@ -6,7 +6,6 @@ with its supervisor (PR_SET_PDEATHSIG). As the first process of a container the 
 """
 
 import asyncio
-import ctypes
 import logging
 import os
 import select
@@ -19,6 +18,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 
+from serving.decoding.sandbox import end_with_parent
+
 LISTENER_VARIABLE = "DARKROOM_LISTENER_FD"
 HEARTBEAT_VARIABLE = "DARKROOM_HEARTBEAT_FD"
 BEAT_INTERVAL_S = 1.0
@@ -28,7 +29,6 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 14.0
 # Doubled with each restart of a service that did not live for as long as the last.
 FIRST_DELAY_S, LAST_DELAY_S = 1.0, 60.0
-_PR_SET_PDEATHSIG = 1
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +166,7 @@ def take_listener() -> socket.socket | None:
     number = os.environ.pop(LISTENER_VARIABLE, None)
     if number is None:
         return None
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     return socket.socket(fileno=int(number))
 
 

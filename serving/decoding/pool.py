@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 class DecoderPool:
-    """Decoding processes, safe to use from as many threads.
+    """Decoding processes, safe to use from as many threads; a process ends with the thread that started it.
 
     Attributes:
         size: Number of processes.

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, MpoImagePlugin, features
 
 from serving.bundle.image_structure import check_structure
 from serving.bundle.preprocess import FORMATS, MAX_PIXELS, decode_picture
-from serving.decoding.sandbox import forbid_system_calls, limit_resources
+from serving.decoding.sandbox import end_with_parent, forbid_system_calls, limit_resources
 from serving.errors import ServingError, TooLargeError
 
 # CPU time of one image: until its size is known, and then for each pixel (docs/decoding.md).
@@ -74,6 +74,7 @@ def allow_cpu_s(pixels: int) -> float:
 
 def main() -> None:
     """Answer jobs until the service closes its end."""
+    end_with_parent()
     connection = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")

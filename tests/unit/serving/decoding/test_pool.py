@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -123,6 +125,26 @@ def test_a_stopped_worker_is_noticed_and_replaced(pool):
     os.kill(before[0], signal.SIGSTOP)
     assert wait_for(lambda: pool.pids not in (before, []), 60)
     assert decode(pool).shape == (32, 32, 3)
+
+
+def test_no_worker_outlives_a_killed_service_not_even_a_stopped_one():
+    code = "from serving.decoding.pool import DecoderPool; pool = DecoderPool(1); pool._greet(pool._workers[0]); "
+    code += "print(pool.pids[0], flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as service:
+        pid = int(service.stdout.readline())
+        os.kill(pid, signal.SIGSTOP)
+        service.kill()
+    try:
+        # Nobody may collect it where the first process of a container does not.
+        assert wait_for(lambda: not is_there(pid), 5)
+    finally:
+        if is_there(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def is_there(pid):
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture
