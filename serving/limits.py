@@ -20,6 +20,9 @@ MAX_WAITING_IMAGES = 1024
 MAX_WAIT_S = 5.0
 # How long an image may have to wait for a process that decodes it.
 MAX_TURN_S = 0.5
+# How long a request may go on with another image, or for twice its estimated work if that is longer: its client may
+# have left, and others are refused meanwhile.
+MAX_DECODE_S = 8.0
 # Estimated work from which a request is a large one, and the share of room and time that large ones may take.
 LARGE_WORK_S = 0.1
 LARGE_SHARE = 0.75

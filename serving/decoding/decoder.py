@@ -24,7 +24,7 @@ from serving.decoding.encoded import EncodedImage
 from serving.decoding.pool import DecoderPool
 from serving.decoding.work_queue import WorkQueue
 from serving.errors import OverloadedError, ServingError, TooLargeError
-from serving.limits import MAX_REQUEST_PIXELS, MAX_TURN_S
+from serving.limits import MAX_DECODE_S, MAX_REQUEST_PIXELS, MAX_TURN_S
 
 MOST_THREADS = 4
 # A worker answers pings every few seconds; without any for so long, none works.
@@ -128,7 +128,12 @@ class Decoder:
     ) -> dict[int, _Outcome]:
         """Decode a part in worker processes, a turn for each image, until one fails."""
         outcomes: dict[int, _Outcome] = {}
+        loop = asyncio.get_running_loop()
+        limit_s = max(MAX_DECODE_S, 2 * sum(estimate_decode_s(image.structure) for _, image in part))
+        end_s = loop.time() + limit_s
         for one in part:
+            if outcomes and loop.time() > end_s:
+                raise OverloadedError(f"the images take more than {limit_s:.1f} s together; send fewer at once", 2)
             outcomes |= await self._lanes[cost].decode(one, manifest, budget)
             if cost is Cost.ORDINARY and isinstance(outcomes[one[0]], _MisjudgedError):
                 outcomes |= await self._lanes[Cost.LARGE].decode(one, manifest, budget)

@@ -125,6 +125,23 @@ def test_requests_of_many_images_take_turns_with_others(held):
     assert pool.decoded.index(PHOTO) == 1
 
 
+def test_a_request_of_many_slow_images_is_ended_between_two_of_them(held, monkeypatch):
+    """Its client may have left: 64 images of 0.4 s each kept photographs waiting for a minute."""
+    decoder, pool = held
+    monkeypatch.setattr(decoding, "MAX_DECODE_S", 0.1)
+
+    async def run():
+        many = asyncio.create_task(decode(decoder, *[PHOTO + bytes([index]) for index in range(6)]))
+        await asyncio.sleep(0.3)
+        pool.is_let.set()
+        with pytest.raises(OverloadedError, match=r"more than 0\.1 s together; send fewer at once"):
+            await many
+        assert len(pool.decoded) == 1
+        await decode(decoder, PHOTO)
+
+    asyncio.run(run())
+
+
 def test_the_name_of_an_image_keeps_when_to_try_again():
     def refuse(data, take_pixels):
         raise OverloadedError("no room", 7)
