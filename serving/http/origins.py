@@ -37,12 +37,14 @@ class PageCheck:
         Raises:
             ForeignPageError: It comes from a page that may not call.
         """
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "").lower()
+        origin, site = headers.get("origin"), ", ".join(headers.getlist("sec-fetch-site")).lower()
         if origin is None and not site:
             return
+        if len(headers.getlist("origin")) > 1:
+            raise ForeignPageError("a page has one origin, and this request has several")
         if origin is not None and origin.lower() in self._allowed_origins:
             return
-        if site in ("cross-site", "same-site") or (origin is not None and not _is_same(origin, headers, site)):
+        if site not in ("", "same-origin", "none") or (origin is not None and not _is_same(origin, headers, site)):
             raise ForeignPageError(
                 f"a page of {(origin or site)[:80]!r} may not call; start the service with --allow-origin ORIGIN"
             )

@@ -89,8 +89,11 @@ class BoundedHttp(LimitedConnection):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; trailers, which proxies do not check as they check headers, are dropped (RFC 9110, 6.5.1)."""
-        if self._phase is not Phase.BODY:
-            super().on_header(name, value)
+        if self._phase is Phase.BODY:
+            return
+        if name.lower() == b"host" and any(known == b"host" for known, _ in self.headers):
+            raise httptools.HttpParserError("a request names one host (RFC 9112, 3.2)")
+        super().on_header(name, value.strip(b" \t"))
 
     def on_headers_complete(self) -> None:
         """Begin a request; one that asks for an upgrade begins once its head is parsed again without it."""

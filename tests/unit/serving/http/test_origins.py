@@ -57,6 +57,22 @@ def test_pages_of_other_origins_may_not(fields):
         assert not is_allowed(host="127.0.0.1:3000", has_keys=has_keys, **fields)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [("origin", "http://127.0.0.1:3000"), ("origin", "https://elsewhere.example")],
+        [("origin", "https://shop.example"), ("origin", "https://elsewhere.example")],
+        [("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")],
+        [("sec-fetch-site", "same-origin, cross-site")],
+        [("sec-fetch-site", "anywhere")],
+    ],
+)
+def test_what_states_several_origins_is_no_page_of_ours(fields):
+    raw = [(name.encode(), value.encode()) for name, value in [("host", "127.0.0.1:3000"), *fields]]
+    with pytest.raises(ForeignPageError):
+        PageCheck(["https://shop.example"], [], has_keys=False).check(Headers(raw=raw))
+
+
 def test_pages_of_allowed_origins_may():
     fields = {"host": "127.0.0.1:3000", "sec_fetch_site": "cross-site"}
     assert is_allowed(["https://Shop.example"], origin="https://shop.example", **fields)

@@ -588,3 +588,26 @@ def test_trailers_are_no_headers(monkeypatch, address, echo, trailer):
             received += piece
     assert echo.seen == [("/a", b"abc"), ("/", b"")][: 1 if b"close" in trailer else 2]
     assert heads[0] == {b"host": b"darkroom", b"transfer-encoding": b"chunked"}
+
+
+@pytest.mark.parametrize("upgrade", [b"", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"])
+def test_a_request_of_several_hosts_is_none(address, echo, upgrade):
+    with socket.create_connection(address, 3) as connection:
+        connection.sendall(b"GET /a HTTP/1.1\r\nHost: a\r\n" + upgrade + b"hOST: b\r\n\r\n" + REQUEST)
+        assert b" 400 " in connection.recv(65_536).partition(b"\r\n")[0]
+    assert echo.seen == []
+
+
+def test_space_around_a_value_is_no_part_of_it(monkeypatch, address):
+    heads = []
+    answer = Echo.__call__
+
+    async def note(self, scope, receive, send):
+        heads.append(dict(scope["headers"]))
+        await answer(self, scope, receive, send)
+
+    monkeypatch.setattr(Echo, "__call__", note)
+    with socket.create_connection(address, 3) as connection:
+        connection.sendall(b"GET /a HTTP/1.1\r\nHost: a\r\nSec-Fetch-Site: \tcross-site \t\r\n\r\n")
+        assert b" 200 " in connection.recv(65_536).partition(b"\r\n")[0]
+    assert heads == [{b"host": b"a", b"sec-fetch-site": b"cross-site"}]
