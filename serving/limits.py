@@ -43,6 +43,8 @@ _OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 _HAS_ROOM = _OPEN_FILES in (resource.RLIM_INFINITY, max(_OPEN_FILES, 512 + PROBE_CONNECTIONS + OWN_FILES))
 MAX_CONNECTIONS = 512 if _HAS_ROOM else max(1, _OPEN_FILES - PROBE_CONNECTIONS - OWN_FILES)
 DEFAULT_TOP_K = 5
-# Bytes of a request's address and headers, more or less: what arrives in one piece is read as a whole. Each costs time
-# on the event loop: 64 kB of short headers or parameters took it 30 ms.
-MAX_HEAD_BYTES = 16_384
+# Bytes of a request's address and headers, more or less: what arrives in one piece is read as a whole.
+MAX_HEAD_BYTES = 65_536
+# Each costs time on the event loop: 64 kB of short ones took it 30 ms.
+MAX_HEADERS = 200
+MAX_PARAMETERS = 100

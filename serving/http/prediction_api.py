@@ -19,7 +19,7 @@ from serving.decoding.work_queue import WorkQueue
 from serving.errors import BadParameterError, OverloadedError, ServingError
 from serving.http.admission import Admission
 from serving.http.request_body import RequestBody
-from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_IMAGES, MAX_WAITING_IMAGES
+from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_IMAGES, MAX_PARAMETERS, MAX_WAITING_IMAGES
 from serving.models.batching import Batcher
 from serving.models.classifier import Classifier
 from serving.models.model_set import ModelSet
@@ -113,6 +113,7 @@ class PredictionApi:
         body = RequestBody(request)
         try:
             with self.admission.hold() as holding:
+                _check_parameters(request)
                 classifier = self.models.select(request.query_params.get("model"))
                 top_k = _read_top_k(request, len(classifier.manifest.classes))
                 images = await body.read_images(holding)
@@ -150,6 +151,12 @@ class PredictionApi:
                     return await self._batcher.classify(classifier, images_NHWC)
         except TimeoutError as error:
             raise OverloadedError(f"not answered within {ANSWER_TIMEOUT_S:g} seconds; try again", 5) from error
+
+
+def _check_parameters(request: Request) -> None:
+    parameters = request.scope["query_string"].count(b"&") + 1
+    if parameters > MAX_PARAMETERS:
+        raise BadParameterError(f"{parameters:,} query parameters; the only ones are model and top_k")
 
 
 def _read_top_k(request: Request, classes: int) -> int:

@@ -6,7 +6,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from serving.http.connections import LimitedConnection, Phase
-from serving.limits import MAX_HEAD_BYTES
+from serving.limits import MAX_HEAD_BYTES, MAX_HEADERS
 
 # Key of `scope["state"]` with which the application has a connection wait after an answer.
 REFUSED = "is_refused"
@@ -93,6 +93,8 @@ class BoundedHttp(LimitedConnection):
             return
         if name.lower() == b"host" and any(known == b"host" for known, _ in self.headers):
             raise httptools.HttpParserError("a request names one host (RFC 9112, 3.2)")
+        if len(self.headers) == MAX_HEADERS:
+            raise httptools.HttpParserError("too many headers")
         super().on_header(name, value.strip(b" \t"))
 
     def on_headers_complete(self) -> None:

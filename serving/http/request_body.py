@@ -27,7 +27,7 @@ from serving.errors import (
     WrongTypeError,
 )
 from serving.http.admission import GIVEN_UP, Holding
-from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_IMAGES
+from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_IMAGES, MAX_PARAMETERS
 from serving.models.predictions import FIELD_NAME
 
 MAX_TEXT_BYTES = 4096
@@ -36,8 +36,6 @@ _MAX_HEADER_BYTES = 16_384
 _MAX_PART_HEADERS = 16
 # No form has so many parts. Text that only begins like a boundary costs the parser a microsecond for each byte.
 _MAX_BOUNDARIES = 2 * MAX_IMAGES
-# Parameters of a header, which cost microseconds each: 16 kB of semicolons took 24 ms.
-_MAX_PARAMETERS = 100
 _EXTENDED_FILENAME = re.compile(rb"(?i);\s*filename\*\s*=\s*\"?(utf-8|iso-8859-1)'[\w-]*'([^\s;\"]+)")
 _DISCARD_TIMEOUT_S = 5.0
 
@@ -211,8 +209,8 @@ def _parse_header(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     Raises:
         NotReadableError: There are more parameters than any client sends.
     """
-    if value.count(b";") > _MAX_PARAMETERS:
-        raise NotReadableError(f"a header has more than {_MAX_PARAMETERS} parameters")
+    if value.count(b";") > MAX_PARAMETERS:
+        raise NotReadableError(f"a header has more than {MAX_PARAMETERS} parameters")
     return parse_options_header(value)
 
 

@@ -178,3 +178,17 @@ def test_headers_of_parameters_without_end_are_refused_at_once(name, parameter):
         request = make_request(receive_all(body), kind=kind)
         with pytest.raises(NotReadableError, match="more than 100 parameters"):
             asyncio.run(RequestBody(request).read_images(Holding(Admission())))
+
+
+def test_thousands_of_query_parameters_are_refused_unread():
+    """64 kB of them took the event loop 30 ms."""
+    selected = []
+    api = PredictionApi(SimpleNamespace(select=selected.append, stop=lambda: None), Admission())
+    request = make_request(receive_all(b""))
+    request.scope["query_string"] = b"model=cifar10&" + b"a&" * 20_000
+    try:
+        with pytest.raises(BadParameterError, match="20,002 query parameters; the only ones are model and top_k"):
+            asyncio.run(api.predict(request))
+    finally:
+        api.close()
+    assert selected == []
