@@ -47,4 +47,4 @@ DEFAULT_TOP_K = 5
 MAX_HEAD_BYTES = 65_536
 # Each costs time on the event loop: 64 kB of short ones took it 30 ms.
 MAX_HEADERS = 200
-MAX_PARAMETERS = 100
+MAX_PARAMETERS = 20
