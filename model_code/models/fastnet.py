@@ -11,6 +11,8 @@ Source: Jordan 2024, arXiv:2404.00498, Sec. 3 and Listing 4 (airbench94, airbenc
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model_code.models.networks import network
+
 WHITENING_KERNEL = 2
 # Each eigenvector of the patches and its negative: 2 * 3 colours * 2 * 2 pixels.
 WHITENING_WIDTH = 2 * 3 * WHITENING_KERNEL**2
@@ -37,7 +39,7 @@ class ConvGroup(nn.Module):
 
 
 class FastNet(nn.Module):
-    """The network.
+    """The network: it loses a row and a column of an image and halves the rest three times.
 
     Args:
         num_classes: Width K of the output.
@@ -58,11 +60,13 @@ class FastNet(nn.Module):
         return logits_BK
 
 
+@network(smallest=9)
 def fastnet(num_classes: int) -> FastNet:
     """Return the narrow network, airbench94's: 1,972,792 parameters with 10 classes, 118 MMAC an image of 32 pixels."""
     return FastNet(num_classes, (64, 256, 256))
 
 
+@network(smallest=9)
 def fastnet_wide(num_classes: int) -> FastNet:
     """Return the wide network, airbench95's: 4,606,520 parameters with 10 classes, 302 MMAC an image of 32 pixels."""
     return FastNet(num_classes, (128, 384, 384))

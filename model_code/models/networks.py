@@ -1,58 +1,72 @@
 """Every network by the name that a recipe calls it. torch is imported when a network is built, not before."""
 
+import ast
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from model_code.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-_FILES = {
-    "fastnet": ("fastnet", "fastnet_wide"),
-    "resnet18": (
-        "resnet18_torchvision",
-        "resnet18_torchvision_default",
-        "resnet18",
-        "resnet18_fan_out",
-        "resnet18_improved",
-        "resnet18_improved_nopool",
-    ),
-    "swin_sizes": ("swin_cifar", "swin_cifar_window4", "swin_t", "swin_s", "swin_b", "swin_l"),
-    "torchvision_networks": (
-        "resnet50",
-        "resnet101",
-        "vit_b_16",
-        "vit_l_16",
-        "swin_t_torchvision",
-        "swin_s_torchvision",
-    ),
-}
-# Built for one image size; the others take any size that `check_image_size` allows.
-_SIZED = (*_FILES["swin_sizes"], "vit_b_16", "vit_l_16")
 _LAST_LAYERS = ("fc", "head", "heads")
-# Start of a network's name -> its smallest images and the step between sizes, pixels. 7x7 stem and max-pool turn 4x4
-# pixels into one place, so a ResNet's first stage sees 2x2 places at 8; with less, all its maps are single places, most
-# of each convolution reads padding, and in training BatchNorm has one value for each image. A Swin pads maps to whole
-# windows and, where it halves them, to even sizes, so a single patch is enough. A FastNet loses a row and a column and
-# halves the rest three times. The first start that fits counts.
-_SIZES = {"fastnet": (9, 1), "resnet": (8, 1), "vit": (16, 16), "swin_cifar": (2, 1), "swin": (4, 1)}
 
 
-def _find(file: str, name: str) -> Callable[..., "nn.Module"]:
-    """Return a function that calls the function `name` of a file in this folder."""
+@dataclass(frozen=True)
+class _ImageSizes:
+    smallest: int = 1
+    step: int = 1
+    is_argument: bool = False
 
+
+_SIZES: dict[str, _ImageSizes] = {}
+Builder = TypeVar("Builder", bound=Callable[..., "nn.Module"])
+
+
+def network(*, smallest: int, step: int = 1) -> Callable[[Builder], Builder]:
+    """Register a function of a file in this folder as the network of its name.
+
+    The function takes the number of classes and, if the network is built for one image size, `image_size`.
+
+    Args:
+        smallest: Height and width of the smallest images, pixels.
+        step: Step between sizes, pixels.
+    """
+
+    def enter(function: Builder) -> Builder:
+        is_argument = "image_size" in inspect.signature(function).parameters
+        _SIZES[function.__name__] = _ImageSizes(smallest, step, is_argument)
+        return function
+
+    return enter
+
+
+def _find_files() -> dict[str, str]:
+    """Return the file of each network, found in the source: importing a file imports torch."""
+    found = {}
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.parse(file.read_bytes()).body:
+            if isinstance(node, ast.FunctionDef):
+                decorators = [one.func for one in node.decorator_list if isinstance(one, ast.Call)]
+                if any(isinstance(one, ast.Name) and one.id == network.__name__ for one in decorators):
+                    found[node.name] = file.stem
+    return found
+
+
+def _build_lazily(file: str, name: str) -> Callable[..., "nn.Module"]:
     def build(num_classes: int, **sizes: int) -> "nn.Module":
-        network: nn.Module = getattr(import_module(f"model_code.models.{file}"), name)(num_classes, **sizes)
-        return network
+        built: nn.Module = getattr(import_module(f"model_code.models.{file}"), name)(num_classes, **sizes)
+        return built
 
     return build
 
 
-NETWORKS: dict[str, Callable[..., "nn.Module"]] = {
-    name: _find(file, name) for file, names in _FILES.items() for name in names
-}
+_FILES = _find_files()
+NETWORKS: dict[str, Callable[..., "nn.Module"]] = {name: _build_lazily(file, name) for name, file in _FILES.items()}
 
 
 def check_image_size(network_name: str, image_size: int) -> None:
@@ -65,8 +79,8 @@ def check_image_size(network_name: str, image_size: int) -> None:
     Raises:
         UsageError: No network has that name, or its images cannot have that size; the message says which can.
     """
-    _check_name(network_name)
-    smallest, step = next((sizes for start, sizes in _SIZES.items() if network_name.startswith(start)), (1, 1))
+    found = _get_sizes(network_name)
+    smallest, step = found.smallest, found.step
     if image_size >= smallest and image_size % step == 0:
         return
     nearest = max(smallest, round(image_size / step) * step)
@@ -87,11 +101,11 @@ def build_network(name: str, num_classes: int, image_size: int | None = None) ->
     Raises:
         UsageError: No network has that name, the message lists those that exist; or as `check_image_size`.
     """
-    _check_name(name)
+    sizes = _get_sizes(name)
     if image_size is None:
         return NETWORKS[name](num_classes)
     check_image_size(name, image_size)
-    return NETWORKS[name](num_classes, image_size=image_size) if name in _SIZED else NETWORKS[name](num_classes)
+    return NETWORKS[name](num_classes, **({"image_size": image_size} if sizes.is_argument else {}))
 
 
 def build_backbone(name: str, image_size: int | None = None) -> tuple["nn.Module", int]:
@@ -118,10 +132,13 @@ def build_backbone(name: str, image_size: int | None = None) -> tuple["nn.Module
             return network, linear.in_features
     raise UsageError(
         f"{name} cannot be a backbone, since it has no linear layer called {', '.join(_LAST_LAYERS[:-1])} or "
-        f"{_LAST_LAYERS[-1]}; choose one of {', '.join(name for names in _FILES.values() for name in names)}"
+        f"{_LAST_LAYERS[-1]}; choose one of {', '.join(_FILES)}"
     )
 
 
-def _check_name(name: str) -> None:
+def _get_sizes(name: str) -> _ImageSizes:
     if name not in NETWORKS:
         raise UsageError(f"no network {name!r}; choose one of {', '.join(NETWORKS)}")
+    if name in _FILES:
+        import_module(f"model_code.models.{_FILES[name]}")
+    return _SIZES.get(name, _ImageSizes())

@@ -1,11 +1,14 @@
 """The sizes of Swin Transformer that have a name.
 
-`image_size` is the height and width of the images, pixels; the number of parameters does not depend on it.
+`image_size` is the height and width of the images, pixels; the number of parameters does not depend on it. A
+Swin pads maps to whole windows and, where it halves them, to even sizes, so a single patch is enough.
 """
 
+from model_code.models.networks import network
 from model_code.models.swin import SwinTransformer
 
 
+@network(smallest=2)
 def swin_cifar(num_classes: int, image_size: int = 32) -> SwinTransformer:
     """Return the small network for CIFAR-10; 14,373,340 parameters with 10 classes.
 
@@ -25,6 +28,7 @@ def swin_cifar(num_classes: int, image_size: int = 32) -> SwinTransformer:
     )
 
 
+@network(smallest=2)
 def swin_cifar_window4(num_classes: int, image_size: int = 32) -> SwinTransformer:
     """Return `swin_cifar` with windows of 4, which need no padding at 32 pixels, MLP ratio 2 and drop-path 0.1.
 
@@ -45,21 +49,25 @@ def swin_cifar_window4(num_classes: int, image_size: int = 32) -> SwinTransforme
     )
 
 
+@network(smallest=4)
 def swin_t(num_classes: int, image_size: int = 224) -> SwinTransformer:
     """Return Swin-T with the paper's drop-path; 28,288,354 parameters with 1000 classes."""
     return _paper_size(num_classes, image_size, channels=96, depth=6, heads=(3, 6, 12, 24), drop_path=0.2)
 
 
+@network(smallest=4)
 def swin_s(num_classes: int, image_size: int = 224) -> SwinTransformer:
     """Return Swin-S with the paper's drop-path; 49,606,258 parameters with 1000 classes."""
     return _paper_size(num_classes, image_size, channels=96, depth=18, heads=(3, 6, 12, 24), drop_path=0.3)
 
 
+@network(smallest=4)
 def swin_b(num_classes: int, image_size: int = 224) -> SwinTransformer:
     """Return Swin-B with the paper's drop-path; 87,768,224 parameters with 1000 classes."""
     return _paper_size(num_classes, image_size, channels=128, depth=18, heads=(4, 8, 16, 32), drop_path=0.5)
 
 
+@network(smallest=4)
 def swin_l(num_classes: int, image_size: int = 224) -> SwinTransformer:
     """Return Swin-L with the drop-path of its ImageNet-22K training; 196,532,476 parameters with 1000 classes."""
     return _paper_size(num_classes, image_size, channels=192, depth=18, heads=(6, 12, 24, 48), drop_path=0.2)

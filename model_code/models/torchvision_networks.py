@@ -10,38 +10,47 @@ Sources: He et al. 2016, arXiv:1512.03385; Dosovitskiy et al. 2021, arXiv:2010.1
 import torchvision
 from torch import nn
 
+from model_code.models.networks import network
+from model_code.models.resnet18 import SMALLEST_IMAGE
 
+
+@network(smallest=SMALLEST_IMAGE)
 def resnet50(num_classes: int) -> nn.Module:
     """Return ResNet-50; 25,557,032 parameters with 1000 classes."""
     network: nn.Module = torchvision.models.resnet50(weights=None, num_classes=num_classes)
     return network
 
 
+@network(smallest=SMALLEST_IMAGE)
 def resnet101(num_classes: int) -> nn.Module:
     """Return ResNet-101; 44,549,160 parameters with 1000 classes."""
     network: nn.Module = torchvision.models.resnet101(weights=None, num_classes=num_classes)
     return network
 
 
+@network(smallest=16, step=16)
 def vit_b_16(num_classes: int, image_size: int = 224) -> nn.Module:
     """Return ViT-B/16; 86,567,656 parameters with 1000 classes at 224 pixels."""
     network: nn.Module = torchvision.models.vit_b_16(weights=None, num_classes=num_classes, image_size=image_size)
     return network
 
 
+@network(smallest=16, step=16)
 def vit_l_16(num_classes: int, image_size: int = 224) -> nn.Module:
     """Return ViT-L/16; 304,326,632 parameters with 1000 classes at 224 pixels."""
     network: nn.Module = torchvision.models.vit_l_16(weights=None, num_classes=num_classes, image_size=image_size)
     return network
 
 
+@network(smallest=4)
 def swin_t_torchvision(num_classes: int) -> nn.Module:
-    """Return torchvision's Swin-T with its drop-path of 0.2, for any image size; parameters as `swin_t`."""
+    """Return torchvision's Swin-T with its drop-path of 0.2; 28,288,354 parameters with 1000 classes."""
     network: nn.Module = torchvision.models.swin_t(weights=None, num_classes=num_classes)
     return network
 
 
+@network(smallest=4)
 def swin_s_torchvision(num_classes: int) -> nn.Module:
-    """Return torchvision's Swin-S with its drop-path of 0.3, for any image size; parameters as `swin_s`."""
+    """Return torchvision's Swin-S with its drop-path of 0.3; 49,606,258 parameters with 1000 classes."""
     network: nn.Module = torchvision.models.swin_s(weights=None, num_classes=num_classes)
     return network

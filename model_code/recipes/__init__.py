@@ -1,12 +1,13 @@
 """One function per documented run, returning a full config; its docstring carries the evidence.
 
-The order here is that of `darkroom recipes` and of `train-all`: a recipe stands after those that it starts from.
+The order of the catalog is that of `darkroom recipes` and of `train-all`: first the files named here, then every other
+one of this folder by its name.
 """
 
-from model_code.recipes import resnet18_study as resnet18_study  # isort: skip
-from model_code.recipes import resnet18_strong as resnet18_strong  # isort: skip
-from model_code.recipes import fastnet as fastnet  # isort: skip
-from model_code.recipes import swin_study as swin_study  # isort: skip
-from model_code.recipes import simsiam_study as simsiam_study  # isort: skip
-from model_code.recipes import untrained_study as untrained_study  # isort: skip
-from model_code.recipes import random_features_study as random_features_study  # isort: skip
+from importlib import import_module
+from pkgutil import iter_modules
+
+_FIRST = ("resnet18_study", "resnet18_strong", "fastnet", "swin_study", "simsiam_study", "untrained_study")
+
+for _file in (*_FIRST, *(module.name for module in iter_modules(__path__))):
+    import_module(f"{__name__}.{_file}")

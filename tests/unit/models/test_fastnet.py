@@ -13,8 +13,8 @@ from model_code.models.initialization import (
 from model_code.models.networks import build_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-# Name: parameters, millions of multiply-accumulates for an image of 32 pixels.
-SIZES = {"fastnet": (1_972_792, 118), "fastnet_wide": (4_606_520, 302)}
+# Millions of multiply-accumulates for an image of 32 pixels.
+MMACS = {"fastnet": 118, "fastnet_wide": 302}
 
 
 def draw(count, side=32):
@@ -24,11 +24,9 @@ def draw(count, side=32):
     return smooth + smooth.mean(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_size_is_the_documented_one(name):
+@pytest.mark.parametrize(("name", "mmac"), MMACS.items())
+def test_multiply_accumulates_are_those_documented(name, mmac):
     network = build_network(name, 10)
-    parameters, mmac = SIZES[name]
-    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(draw(1))
     assert counter.get_total_flops() / 2e6 == pytest.approx(mmac, abs=0.5)

@@ -19,15 +19,6 @@ from model_code.models.swin_sizes import swin_t
 from model_code.release.onnx_export import export_onnx
 from serving.bundle.session import INPUT_NAME, OUTPUT_NAME
 
-PARAMETERS = {
-    ("swin_cifar", 10): 14_373_340,
-    ("swin_cifar_window4", 10): 18_645_868,
-    ("swin_t", 1000): 28_288_354,
-    ("swin_s", 1000): 49_606_258,
-    ("swin_b", 1000): 87_768_224,
-    ("swin_l", 1000): 196_532_476,
-}
-
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
@@ -85,15 +76,6 @@ def as_torchvision_name(name):
     return name
 
 
-@pytest.mark.parametrize(("name", "num_classes"), PARAMETERS)
-def test_parameters_and_shape_of_the_output(name, num_classes):
-    with torch.device("meta"):
-        network = build_network(name, num_classes)
-        logits = network(torch.empty(2, 3, network.image_size, network.image_size))
-    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name, num_classes]
-    assert logits.shape == (2, num_classes)
-
-
 @pytest.mark.parametrize(
     ("name", "macs"), [("swin_cifar", 1.350e9), ("swin_cifar_window4", 0.802e9), ("swin_t", 4.49e9)]
 )
@@ -129,20 +111,6 @@ def test_swin_t_is_torchvisions(torchvisions, image_size):
         expected = torchvisions(images)
         assert expected.std() > 0.1
         torch.testing.assert_close(ours(images), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["swin_cifar", "swin_cifar_window4"])
-def test_outputs_are_finite_and_every_parameter_has_a_gradient(name):
-    torch.manual_seed(0)
-    network = build_network(name, 10)
-    assert network.training
-    network.eval()  # no branch is skipped by chance
-    logits = network(draw(2, 3, 32, 32))
-    assert logits.isfinite().all()
-    nn.functional.cross_entropy(logits, torch.tensor([1, 9])).backward()
-    without = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()]
-    assert without == []
-    assert all(value.grad.isfinite().all() for value in network.parameters())
 
 
 def test_initial_weights():

@@ -11,15 +11,6 @@ from serving.bundle.session import INPUT_NAME, OUTPUT_NAME
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-PARAMETERS = {
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "vit_b_16": 86_567_656,
-    "vit_l_16": 304_326_632,
-    "swin_t_torchvision": 28_288_354,
-    "swin_s_torchvision": 49_606_258,
-}
-
 
 def keep_two_blocks(network):
     """Shorten the longest part, so that the graph has every kind of operation and is exported in seconds."""
@@ -30,16 +21,6 @@ def keep_two_blocks(network):
     else:
         network.layer3 = network.layer3[:2]
     return network
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_and_shape_of_the_output(name):
-    with torch.device("meta"):
-        network = build_network(name, 1000)
-        logits = network(torch.empty(2, 3, 224, 224))
-    assert sum(parameter.numel() for parameter in network.parameters()) == PARAMETERS[name]
-    assert network.training
-    assert logits.shape == (2, 1000)
 
 
 def test_an_untrained_vit_answers_the_same_to_every_image():
