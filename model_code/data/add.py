@@ -21,13 +21,10 @@ from model_code.data.packing import pack_dataset
 from model_code.data.sources.detect import open_source
 from model_code.data.sources.feedback import add_feedback_to
 from model_code.data.sources.images import PixelSplit
-from model_code.data.sources.shapes import DRAWING_VERSION, generate_shapes
+from model_code.data.sources.layout import DATASETS, KnownDataset
 from model_code.disk import hold_lock
 from model_code.errors import DataError, UsageError
 
-# Networks for 224 pixels are evaluated on the centre of 224 * 8 / 7 = 256.
-DEFAULT_IMAGE_SIZES = {"cifar10": 32, "shapes": 32, "food11": 256, "imagenet-val": 256}
-OTHER_IMAGE_SIZE = 64
 MAX_IMAGE_SIZE = 1024
 # Raised whenever the same source packs differently, so that packed sets are made anew.
 _PACKING_VERSION = 5
@@ -67,14 +64,14 @@ def add_dataset(
 
     Args:
         name: `cifar10` (its ten classes are required), `shapes` (drawn, no source), `food11` (any of its three
-            layouts), `imagenet-val` (folders named by wnid), or any other name for class folders. With
+            layouts), `imagenet-val` (folders named by wnid), or any other name for any other layout. With
             `-with-feedback` at its end what is packed without that, and more training images from a folder.
         sources: Folders, zips or tars; several are merged, unless they are CIFAR-10's archive or Kaggle's layout.
         cache_dir: The folder of all packed data sets.
         data_dir: Where downloads are kept.
         download: Fetch the published archive instead of `sources`; only for `cifar10`.
-        image_size: Height and width of the packed images, pixels; when None 32 for cifar10 and shapes, 256 for
-            food11 and imagenet-val, that of what feedback is added to, 64 for others.
+        image_size: Height and width of the packed images, pixels; when None the data set's own (`DATASETS`),
+            that of what feedback is added to, or 64.
         progress: Whether to show progress.
         skip: True to leave out files and folders that fit no layout, links to nothing and empty classes.
         max_bad_fraction: Largest share of a split's images that may not decode; they are left out. 0 to 1.
@@ -89,10 +86,11 @@ def add_dataset(
     if not 0 <= max_bad_fraction < 1:
         raise UsageError(f"a share of {max_bad_fraction} bad files is not allowed; give 0 or more, less than 1")
     base = open_dataset(name.removesuffix(FEEDBACK_SUFFIX), cache_dir) if name.endswith(FEEDBACK_SUFFIX) else None
-    size = image_size or (base.image_size if base else DEFAULT_IMAGE_SIZES.get(name, OTHER_IMAGE_SIZE))
+    known = DATASETS.get(name, KnownDataset())
+    size = image_size or (base.image_size if base else known.image_size)
     with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
         paths = [download_cifar10(data_dir, is_progress_shown=progress)] if download else list(sources)
-        version = base.checksum if base else DRAWING_VERSION if name == "shapes" else 0
+        version = base.checksum if base else known.version
         settings = (name, size, _PACKING_VERSION, version)
         fingerprint = fingerprint_paths(paths, *settings)
         reusable = _find_reusable(name, cache_dir, fingerprint)
@@ -110,7 +108,7 @@ def add_dataset(
             if base is not None:
                 source = add_feedback_to(base, paths[0])
             else:
-                source = generate_shapes(size) if name == "shapes" else open_source(name, paths, stack, skip)
+                source = known.draw(size) if known.draw else open_source(known, paths, stack, skip)
             for split in source.splits.values():
                 if isinstance(split, PixelSplit) and split.images_NHWC.shape[1] != size:
                     native = split.images_NHWC.shape[1]
@@ -139,8 +137,9 @@ def check_arguments(name: str, sources: Sequence[Path], download: bool, image_si
         UsageError: The name, the size or the combination is not allowed.
     """
     check_dataset_name(name)
-    if name == "shapes" and (sources or download):
-        raise UsageError("shapes is drawn, not read; use `darkroom data add shapes` without --from and --download")
+    is_drawn = DATASETS.get(name, KnownDataset()).draw is not None
+    if is_drawn and (sources or download):
+        raise UsageError(f"{name} is drawn, not read; use `darkroom data add {name}` without --from and --download")
     if name.endswith(FEEDBACK_SUFFIX * 2):
         raise UsageError(f"{name} would hold feedback twice; use {format_remedy(name.removesuffix(FEEDBACK_SUFFIX))}")
     if name.endswith(FEEDBACK_SUFFIX) and len(sources) != 1:
@@ -149,7 +148,7 @@ def check_arguments(name: str, sources: Sequence[Path], download: bool, image_si
         raise UsageError(f"{name} cannot be downloaded, only cifar10 can; use `darkroom data add {name} --from PATH`")
     if download and sources:
         raise UsageError("--from and --download were both given; give one of them")
-    if name != "shapes" and not sources and not download:
+    if not is_drawn and not sources and not download:
         raise UsageError(f"no source for {name}; use {format_remedy(name)}")
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise UsageError(f"image size {image_size} is not allowed; 1 to {MAX_IMAGE_SIZE} pixels are")

@@ -20,7 +20,8 @@ from numpy._core.multiarray import _reconstruct
 
 from model_code.data.checksums import check_md5, format_mismatch
 from model_code.data.sources.archives import Archive, open_archive
-from model_code.data.sources.images import ImageSource, PixelSplit, order_classes
+from model_code.data.sources.images import CIFAR10_CLASSES, ImageSource, PixelSplit, order_classes
+from model_code.data.sources.layout import DATASETS, KnownDataset, layout
 from model_code.errors import ChecksumError, DataError
 
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
@@ -84,6 +85,14 @@ def read_cifar_archive(
             if found != file_md5s[name]:
                 raise ChecksumError(format_mismatch(path / members[name], found, file_md5s[name]))
     return _build_source(path, contents, expected_classes)
+
+
+DATASETS["cifar10"] = KnownDataset(image_size=IMAGE_SIZE, classes=CIFAR10_CLASSES)
+
+
+@layout(ARCHIVE_NAME, lambda archive: any(PurePosixPath(name).name == META_FILE for name in archive.files))
+def _read_wrapped(archive: Archive, expected_classes: tuple[str, ...] | None) -> ImageSource:
+    return read_cifar_archive(archive.path, expected_classes)
 
 
 def _is_in_place(name: str) -> bool:

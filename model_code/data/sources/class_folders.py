@@ -25,6 +25,7 @@ from model_code.data.sources.images import (
     order_classes,
     settle_problems,
 )
+from model_code.data.sources.layout import LAYOUTS
 from model_code.errors import DataError
 
 SPLIT_FOLDERS = {
@@ -32,10 +33,7 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
     **dict.fromkeys(("test", "testing", "evaluation"), "test"),
 }
-LAYOUTS = (
-    "{train,test,val}/<class>/<image>, <class>/<image>, Kaggle's trainImages/<id>.png + trainLabels.csv, "
-    "or cifar-10-python.tar.gz"
-)
+SHOWN = "{train,test,val}/<class>/<image>, <class>/<image>"
 _UNLABELLED = ""
 _NO_CLASS = "image outside of any class folder (expected <class>/<image>)"
 _NO_SPLIT = "image outside of the train, validation and test folders"
@@ -138,7 +136,8 @@ def _collect(archive: Archive, scan: _Scan) -> None:
         if not archive.problems:
             types = name_some(sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in archive.files}))
             found = f" among {len(archive.files)} files ({types})" if archive.files else ""
-            raise DataError(f"{archive.path}: no images found{found}; allowed layouts: {LAYOUTS}")
+            layouts = ", ".join((SHOWN, *(one.shown for one in LAYOUTS)))
+            raise DataError(f"{archive.path}: no images found{found}; allowed layouts: {layouts}")
         return
     wrapper = find_wrapper(images)
     split_by_top = _find_splits(images, wrapper)

@@ -21,6 +21,7 @@ from model_code.data.sources.images import (
     is_image_name,
     name_some,
 )
+from model_code.data.sources.layout import DATASETS, KnownDataset
 from model_code.errors import DataError
 
 FOOD11_CLASSES = (
@@ -178,3 +179,6 @@ def _is_number(text: str) -> bool:
 
 def _fits_no_layout(where: str) -> DataError:
     return DataError(f"{where} fits no layout of Food-11: {LAYOUTS}; move or remove it")
+
+
+DATASETS["food11"] = KnownDataset(image_size=256, read=lambda archives, _: read_food11(archives))

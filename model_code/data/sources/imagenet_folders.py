@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from model_code.data.sources.archives import Archive
 from model_code.data.sources.class_folders import read_class_folders
 from model_code.data.sources.images import ImageSource, is_image_name, name_some
+from model_code.data.sources.layout import DATASETS, KnownDataset
 from model_code.errors import DataError
 
 _WNID_PATTERN = r"n[0-9]{8}"
@@ -50,3 +51,7 @@ def _check_folders(archive: Archive) -> None:
                 f"{archive.path}: {name!r} is in no folder named by a wnid such as n01440764; give the val folder "
                 "alone, with its images as <wnid>/<image>, or add it under another name"
             )
+
+
+# Networks for 224 pixels are evaluated on the centre of 224 * 8 / 7 = 256.
+DATASETS["imagenet-val"] = KnownDataset(image_size=256, read=read_imagenet_validation, settles_problems=True)

@@ -22,6 +22,7 @@ from model_code.data.sources.images import (
     order_classes,
     settle_problems,
 )
+from model_code.data.sources.layout import layout
 from model_code.errors import DataError
 
 LABELS_FILE = "trainLabels.csv"
@@ -37,18 +38,20 @@ def find_labels_file(archive: Archive) -> str | None:
     return next((name for name in archive.files if PurePosixPath(name).name == LABELS_FILE), None)
 
 
-def read_kaggle(archive: Archive, table: str, expected_classes: tuple[str, ...] | None = None) -> ImageSource:
+@layout("Kaggle's trainImages/<id>.png + trainLabels.csv", lambda archive: find_labels_file(archive) is not None)
+def read_kaggle(archive: Archive, expected_classes: tuple[str, ...] | None = None) -> ImageSource:
     """List the images of Kaggle's layout, ids in the order of numbers: 2 comes before 10.
 
     Args:
         archive: Open; it must stay open until the images are read.
-        table: Name of the label table in it, from `find_labels_file`.
         expected_classes: Official order; None sorts by name.
 
     Raises:
         DataError: The table has other columns, an id that is no number or twice, or labels and images do
             not pair up.
     """
+    table = find_labels_file(archive)
+    assert table is not None, "what the layout is recognised by"
     where = f"{archive.path}/{table}"
     label_by_id = _read_labels(archive, table)
     images = _find_images(archive, PurePosixPath(table).parent)

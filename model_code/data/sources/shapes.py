@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from model_code.data.sources.images import ImageSource, PixelSplit
+from model_code.data.sources.layout import DATASETS, KnownDataset
 from model_code.errors import UsageError
 
 # Raised whenever an image comes out differently, so that packed sets are made anew.
@@ -159,3 +160,4 @@ _OUTLINES: dict[str, Callable[[], list[tuple[int, Points]]]] = {
     "triangle": lambda: [(255, _corners(3))],
 }
 SHAPE_CLASSES = tuple(_OUTLINES)
+DATASETS["shapes"] = KnownDataset(image_size=32, draw=generate_shapes, version=DRAWING_VERSION)

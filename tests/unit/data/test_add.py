@@ -1,10 +1,13 @@
 import os
+import re
 import shutil
 
 import pytest
 
+from flows.jobs.data import AddData
 from model_code.data.cache import open_dataset
 from model_code.data.sources.images import CIFAR10_CLASSES
+from model_code.data.sources.layout import DATASETS
 from model_code.errors import ChecksumError, DataError
 
 
@@ -83,3 +86,10 @@ def test_the_published_archive_may_not_be_altered(add, tmp_path):
 def test_the_official_class_names():
     assert len(CIFAR10_CLASSES) == 10
     assert list(CIFAR10_CLASSES) == sorted(CIFAR10_CLASSES)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_help_names_every_data_set_with_its_size(name):
+    assert name in AddData.__doc__
+    sizes = AddData.model_fields["image_size"].description
+    assert re.search(rf"\b{DATASETS[name].image_size} for( [a-z0-9-]+ and)* {name}\b", sizes)

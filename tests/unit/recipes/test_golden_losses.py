@@ -83,10 +83,10 @@ def write(names: list[str]) -> None:
     for name in names or TRAINED:
         with tempfile.TemporaryDirectory() as run_dir:
             losses = golden["losses"][name] = take_steps(name, Path(run_dir))
-        # Of another machine than the rest.
-        golden.setdefault("machines", {}).pop(name, None)
         if golden["machine"] != HERE:
-            golden["machines"][name] = HERE
+            golden.setdefault("machines", {})[name] = HERE
+        elif "machines" in golden:
+            golden["machines"].pop(name, None)
         print(name, losses[0], losses[-1])
     GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
 
