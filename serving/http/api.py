@@ -5,7 +5,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 from pydantic import BaseModel
 from starlette.applications import Starlette
@@ -18,7 +20,6 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import (
-    FeedbackOffError,
     ForeignPageError,
     NotReadableError,
     OverloadedError,
@@ -27,16 +28,14 @@ from serving.errors import (
 )
 from serving.http.api_keys import ApiKeys
 from serving.http.connections import SURPLUS
-from serving.http.feedback_api import FeedbackApi
+from serving.http.endpoint import ENDPOINTS, Endpoint
 from serving.http.layers import CutOff, RequestCounter, SecurityHeaders
 from serving.http.openapi import describe_api
 from serving.http.origins import PageCheck
-from serving.http.prediction_api import PredictionApi
 from serving.http.protocol import REFUSED
 from serving.http.request_body import RequestBody
 from serving.limits import MAX_CONNECTIONS
 from serving.models.predictions import ErrorAnswer, ErrorDetail
-from serving.observation.drift import DriftWatch
 from serving.options import ServiceOptions, is_root_path
 
 # What BentoML answers when it is asked with GET; everything else about them comes here.
@@ -48,7 +47,12 @@ _PAGE_HEADERS = {
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
 }
+_ANYTHING_ELSE = "/{path:path}"
 logger = logging.getLogger(__name__)
+
+for _file in iter_modules([str(Path(__file__).parent)], "serving.http."):
+    if _file.name.endswith("_api"):
+        import_module(_file.name)
 
 _HTTP_CODES = {404: "no_such_route", 405: "method_not_allowed"}
 
@@ -86,14 +90,12 @@ def create_app(
     app = Starlette(
         middleware=middleware,
         routes=[
-            Route("/v1/predict", _guard(_predict), methods=["POST"]),
-            Route("/v1/feedback", _guard(_take_feedback), methods=["POST"]),
-            Route("/v1/models", _guard(_list_models), methods=["GET"]),
+            *(Route(one.path, _guard(one), methods=[one.method]) for one in ENDPOINTS),
             Route("/", _show_page, methods=["GET"]),
             Route("/openapi.json", _show_openapi, methods=["GET"]),
             # BentoML describes only its own methods under this name.
             Route("/docs.json", _show_openapi, methods=["GET"]),
-            Route("/{path:path}", _refuse_path, methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]),
+            Route(_ANYTHING_ELSE, _refuse_path, methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]),
         ],
         exception_handlers={
             ServingError: _answer_error,
@@ -105,7 +107,7 @@ def create_app(
         lifespan=_close_at_end,
     )
     if on_request is not None:
-        paths = {route.path for route in app.routes if isinstance(route, Route) and "{" not in route.path}
+        paths = [route.path for route in app.routes if isinstance(route, Route) and route.path != _ANYTHING_ELSE]
         app.user_middleware.insert(0, Middleware(RequestCounter, paths=paths, on_request=on_request))
     app.state.root_path = options.root_path
     app.state.drift = None
@@ -116,7 +118,7 @@ def create_app(
     return app
 
 
-def _guard(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def _guard(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         keys: ApiKeys | None = request.app.state.keys
         pages: PageCheck = request.app.state.pages
@@ -132,7 +134,7 @@ def _guard(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Requ
         except (OverloadedError, UnauthorizedError, ForeignPageError):
             request.state.is_body_read = await RequestBody(request).discard()
             raise
-        return await endpoint(request)
+        return _answer_json(await endpoint.handle(request))
 
     return answer
 
@@ -144,26 +146,6 @@ async def _close_at_end(app: Starlette) -> AsyncIterator[None]:
         if other is not None:
             other.close()
     app.state.api.close()
-
-
-async def _predict(request: Request) -> Response:
-    api: PredictionApi = request.app.state.api
-    return _answer_json(await api.predict(request))
-
-
-async def _list_models(request: Request) -> Response:
-    api: PredictionApi = request.app.state.api
-    drift: DriftWatch | None = request.app.state.drift
-    answer = api.describe()
-    return _answer_json(answer if drift is None else drift.describe(answer))
-
-
-async def _take_feedback(request: Request) -> Response:
-    feedback: FeedbackApi | None = request.app.state.feedback
-    if feedback is None:
-        request.state.is_body_read = await RequestBody(request).discard()
-        raise FeedbackOffError("this service takes no feedback; start it with `darkroom serve --feedback`")
-    return _answer_json(await feedback.take(request))
 
 
 async def _show_page(_: Request) -> Response:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from serving.decoding.encoded import EncodedImage
 from serving.errors import (
     BadParameterError,
+    FeedbackOffError,
     NoSuchImageError,
     NotStoredError,
     ServingError,
@@ -20,6 +21,7 @@ from serving.errors import (
 )
 from serving.heartbeat import Heartbeat
 from serving.http.admission import Holding
+from serving.http.endpoint import REFUSALS, describe_answer, describe_overload, endpoint
 from serving.http.prediction_api import PredictionApi
 from serving.http.request_body import RequestBody
 from serving.limits import ANSWER_TIMEOUT_S, MAX_IMAGE_BYTES
@@ -155,3 +157,38 @@ class FeedbackApi:
                 return await asyncio.get_running_loop().run_in_executor(self._disk, work)
         except TimeoutError as error:
             raise NotStoredError(f"the disk did not answer within {ANSWER_TIMEOUT_S:g} seconds; try again") from error
+
+
+_TEXT = {"type": "string"}
+_FORM = {
+    "type": "object",
+    "required": ["image", "label"],
+    "properties": {"image": {"type": "string", "format": "binary"}, "label": _TEXT, "model": _TEXT},
+    "additionalProperties": False,
+}
+
+
+@endpoint(
+    "POST",
+    "/v1/feedback",
+    answer=FeedbackAnswer,
+    success="The label is stored",
+    refusals=REFUSALS,
+    further={
+        "404": describe_answer("No such model, no such image, or the service takes no feedback"),
+        **describe_overload(),
+        "507": describe_answer("The label cannot be stored: the limit is reached, or the disk full"),
+    },
+    body={
+        "multipart/form-data": {"schema": _FORM},
+        "application/json": {"schema": {"$ref": "#/components/schemas/FeedbackRequest"}},
+    },
+    reads=FeedbackRequest,
+)
+async def give_feedback(request: Request) -> FeedbackAnswer:
+    """Store the true label of an image, or of one that the request log keeps."""
+    feedback: FeedbackApi | None = request.app.state.feedback
+    if feedback is None:
+        request.state.is_body_read = await RequestBody(request).discard()
+        raise FeedbackOffError("this service takes no feedback; start it with `darkroom serve --feedback`")
+    return await feedback.take(request)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection
 
 from starlette.datastructures import MutableHeaders
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECURITY_HEADERS = {
@@ -75,11 +76,12 @@ class RequestCounter:
 
         Args:
             app: What answers.
-            paths: Told by their names; every other path is `other`, so that nobody can make up labels.
+            paths: Routes, told as they are written here; every other path is `other`, so that nobody can make up
+                labels.
             on_request: Is told.
         """
         self._app = app
-        self._paths = frozenset(paths)
+        self._patterns = {path: compile_path(path)[0] for path in paths}
         self._on_request = on_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,5 +101,5 @@ class RequestCounter:
         try:
             await self._app(scope, receive, send_and_see)
         finally:
-            route = scope["path"] if scope["path"] in self._paths else _OTHER_PATHS
-            self._on_request(route, status, time.perf_counter() - start_s)
+            matching = (path for path, pattern in self._patterns.items() if pattern.match(scope["path"]))
+            self._on_request(next(matching, _OTHER_PATHS), status, time.perf_counter() - start_s)

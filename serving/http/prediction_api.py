@@ -18,13 +18,22 @@ from serving.decoding.encoded import EncodedImage
 from serving.decoding.work_queue import WorkQueue
 from serving.errors import BadParameterError, OverloadedError, ServingError
 from serving.http.admission import Admission
+from serving.http.endpoint import REFUSALS, describe_overload, describe_parameter, endpoint
 from serving.http.request_body import RequestBody
-from serving.limits import ANSWER_TIMEOUT_S, DEFAULT_TOP_K, MAX_IMAGES, MAX_PARAMETERS, MAX_WAITING_IMAGES
+from serving.limits import (
+    ANSWER_TIMEOUT_S,
+    DEFAULT_TOP_K,
+    MAX_IMAGE_BYTES,
+    MAX_IMAGES,
+    MAX_PARAMETERS,
+    MAX_WAITING_IMAGES,
+)
 from serving.models.batching import Batcher
 from serving.models.classifier import Classifier
 from serving.models.model_set import ModelSet
 from serving.models.predictions import ModelsAnswer, PredictAnswer, rank_classes
 from serving.models.shadow import OnComparison, Shadow
+from serving.observation.drift import DriftWatch
 
 
 class PredictionApi:
@@ -104,7 +113,7 @@ class PredictionApi:
         return answer.model_copy(update={"models": served})
 
     async def predict(self, request: Request) -> PredictAnswer:
-        """Answer `POST /v1/predict`.
+        """Answer a request for predictions.
 
         Raises:
             ServingError: The request is refused.
@@ -166,3 +175,55 @@ def _read_top_k(request: Request, classes: int) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= classes):
         raise BadParameterError(f"top_k is {text[:40]!r}; it must be a whole number from 1 to {classes}")
     return int(text)
+
+
+_RAW_IMAGE = {"schema": {"type": "string", "format": "binary", "maxLength": MAX_IMAGE_BYTES}}
+_IMAGES = {
+    "type": "array",
+    "items": {"type": "string", "format": "binary"},
+    "minItems": 1,
+    "maxItems": MAX_IMAGES,
+}
+_FORM = {
+    "type": "object",
+    "required": ["image"],
+    "properties": {"image": _IMAGES},
+    "additionalProperties": False,
+}
+
+
+@endpoint(
+    "POST",
+    "/v1/predict",
+    answer=PredictAnswer,
+    success="One prediction per image, in the order they were sent",
+    parameters=[
+        describe_parameter("model", "query", "Registered name; when left out: the only model, or cifar10"),
+        describe_parameter(
+            "top_k",
+            "query",
+            f"Classes to list; when left out {DEFAULT_TOP_K}, or all if there are fewer",
+            {"type": "integer", "minimum": 1},
+        ),
+    ],
+    refusals=REFUSALS,
+    further=describe_overload(),
+    body={
+        "image/*": _RAW_IMAGE,
+        "application/octet-stream": _RAW_IMAGE,
+        "multipart/form-data": {"schema": _FORM},
+    },
+)
+async def predict(request: Request) -> PredictAnswer:
+    """Classify one image, or up to 64 in one batch."""
+    api: PredictionApi = request.app.state.api
+    return await api.predict(request)
+
+
+@endpoint("GET", "/v1/models", answer=ModelsAnswer, success="Loaded models")
+async def list_models(request: Request) -> ModelsAnswer:
+    """The loaded models, and the releases that could not be loaded."""
+    api: PredictionApi = request.app.state.api
+    drift: DriftWatch | None = request.app.state.drift
+    answer = api.describe()
+    return answer if drift is None else drift.describe(answer)

@@ -39,10 +39,11 @@ checks.positive_data_acceptance.expected-statuses = [200, 404]
 
 def read_description(url):
     """Return the description, with what only a service with certain models can say: their names and classes."""
+    known = {"top_k": {"maximum": len(COLOURS)}, "model": {"enum": ["cifar10", "food"]}}
     document = httpx.get(f"{url}/openapi.json", trust_env=False).raise_for_status().json()
-    schemas = {one["name"]: one["schema"] for one in document["paths"]["/v1/predict"]["post"]["parameters"]}
-    schemas["top_k"]["maximum"] = len(COLOURS)
-    schemas["model"]["enum"] = ["cifar10", "food"]
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    for parameter in (one for operation in operations for one in operation.get("parameters", ())):
+        parameter["schema"] |= known.get(parameter["name"], {})
     form = document["paths"]["/v1/feedback"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     for properties in (form["properties"], document["components"]["schemas"]["FeedbackRequest"]["properties"]):
         properties["label"] = {"enum": list(COLOURS)}
@@ -86,3 +87,9 @@ def test_refusals_without_a_key_are_described_too(tmp_path, start_service):
     names = ("status_code", "content_type", "response_schema", "response_headers")
     checks = ["not_a_server_error", *(f"{name}_conformance" for name in names)]
     check_description(service.url, tmp_path, "--checks", ",".join(checks), "--max-examples", "20")
+
+
+def test_every_endpoint_is_documented(start_service, tmp_path):
+    release(tmp_path / "bundles", "cifar10")
+    page = (ROOT / "docs" / "http.md").read_text()
+    assert [path for path in read_description(start_service(tmp_path).url)["paths"] if path not in page] == []
