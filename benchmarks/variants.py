@@ -21,7 +21,7 @@ from benchmarks.training import describe_machine
 from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_network
 from model_code.release.onnx_export import export_onnx
-from model_code.release.variants import make_int8
+from model_code.release.precisions import make_int8
 from model_code.tracking.provenance import read_git_sha, read_versions
 from serving.bundle.session import CPU, count_cpus, measure_speed, open_session
 

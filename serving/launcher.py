@@ -18,11 +18,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import click
 
-from serving.bundle.manifest import Precision
 from serving.errors import StartError
 from serving.options import DEFAULT_KEEP_ALIVE_S, ServiceOptions, is_root_path
 from serving.regular_files import open_regular
@@ -67,7 +65,7 @@ def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
 @click.option("--host", default=DEFAULT_HOST, show_default=True)
 @click.option("--home", type=click.Path(path_type=Path), help="DARKROOM_HOME; ./.darkroom if not given.")
 @click.option("--wait", "is_patient", is_flag=True, help="Start without a model and wait for the first release.")
-@click.option("--precision", type=click.Choice(get_args(Precision)), help="The fastest here if not given.")
+@click.option("--precision", help="Variant of each model; the fastest here if not given.")
 @click.option("--require-cuda", is_flag=True, help="Refuse to answer on the CPU.")
 @click.option(
     "--registry", metavar="URL", callback=_check_address, help="MLflow server whose champions are fetched and followed."
@@ -138,7 +136,7 @@ def serve(
     host: str,
     home: Path | None,
     is_patient: bool,
-    precision: Precision | None,
+    precision: str | None,
     require_cuda: bool,
     registry: str | None,
     shadow_share: float,

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.bundle.manifest import Precision
-
 OPTIONS_VARIABLE = "DARKROOM_SERVICE_OPTIONS"
 # Longer than usual load balancers keep theirs: who closes first must not be the service.
 DEFAULT_KEEP_ALIVE_S = 75
@@ -46,7 +44,7 @@ class ServiceOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    precision: Precision | None = None
+    precision: str | None = None
     requires_cuda: bool = False
     registry: str | None = None
     shadow_share: float = Field(0.1, ge=0, le=1)

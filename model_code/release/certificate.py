@@ -4,7 +4,6 @@ Shape suffixes: N = images, H = height, W = width, C = the three colour channels
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from model_code.errors import ReleaseError
 from model_code.evaluation.calibration import measure_interval
 from model_code.evaluation.thresholds import LabelledAnswers, select
+from model_code.release.precisions import PRECISIONS, Limits
 from model_code.tracking.provenance import read_versions
 from serving.bundle.manifest import BatchCertificate, Certificate, Precision, Thresholds
 from serving.bundle.session import CPU, CUDA, SESSION_ERRORS, count_cpus, has_cuda, open_session, run_session
@@ -29,33 +29,6 @@ _ORDER_IMAGES = 500
 _NOT_RUNNING: tuple[type[Exception], ...] = (BundleError, *SESSION_ERRORS)
 
 Probabilities = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How far a variant may be from the trained network, at every batch size.
-
-    Attributes:
-        max_difference: Of a probability.
-        top1_agreement: Lowest share of images with the same label, in [0, 1].
-        accuracy_loss: How far its accuracy may be below the trained network's, in [0, 1].
-        providers: onnxruntime's execution providers that it is made for.
-    """
-
-    max_difference: float
-    top1_agreement: float
-    accuracy_loss: float
-    providers: tuple[str, ...]
-
-
-# fp16 rounds to 11 bits (5e-4) in every layer, which the layers pass on: a few 1e-3 of a probability between two nearly
-# equal classes, which may exchange places there. Ten times that, or more than one label in a thousand, is no rounding:
-# a value left float16's range. int8 rounds to 8 bits; what counts of it is how often the label stays.
-LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(max_difference=1e-4, top1_agreement=1.0, accuracy_loss=0.0, providers=(CPU, CUDA)),
-    "fp16": Limits(max_difference=0.05, top1_agreement=0.999, accuracy_loss=0.001, providers=(CUDA,)),
-    "int8": Limits(max_difference=1.0, top1_agreement=0.99, accuracy_loss=0.005, providers=(CPU,)),
-}
 
 
 def find_providers() -> tuple[str, ...]:
@@ -209,7 +182,7 @@ def _judge(
     classes: Sequence[str] | None,
 ) -> str | None:
     """Return why a variant is not offered, in one line; None within its limits."""
-    limits, count = LIMITS[precision], len(labels_N)
+    limits, count = PRECISIONS[precision], len(labels_N)
     broken = _count_broken(answered_NK, expected_NK)
     if broken:
         return f"at batch {batch.batch_size} {broken}"
@@ -244,22 +217,24 @@ def _find_cause(
     precision: Precision, answered_NK: Probabilities, expected_NK: Probabilities, classes: Sequence[str] | None
 ) -> str:
     """Return a guess at what is wrong, to follow the figures; empty without one."""
-    order_K = _find_order(answered_NK, expected_NK, LIMITS[precision])
+    limits = PRECISIONS[precision]
+    order_K = _find_order(answered_NK, expected_NK, limits)
     if order_K is not None:
         wrong = int(np.nonzero(order_K != np.arange(len(order_K)))[0][0])
         names = [str(index) if classes is None else classes[index] for index in (wrong, int(order_K[wrong]))]
         return f": its classes are in another order, the answers for {names[0]} stand where {names[1]} belongs"
-    differences_N = _measure_differences(answered_NK, expected_NK).max(axis=1)
-    differing = (
-        float((differences_N > LIMITS[precision].max_difference).mean())
-        if precision != "int8"
-        else float((_label(answered_NK) != _label(expected_NK)).mean())
+    only_labels_count = limits.max_difference >= 1
+    differs_N = (
+        _label(answered_NK) != _label(expected_NK)
+        if only_labels_count
+        else _measure_differences(answered_NK, expected_NK).max(axis=1) > limits.max_difference
     )
+    differing = float(differs_N.mean())
     if differing > _OTHER_GRAPH_FRACTION:
         what = (
             "its normalisation, its weights or its calibration images"
-            if precision == "int8"
-            else ("its normalisation or its weights")
+            if only_labels_count
+            else "its normalisation or its weights"
         )
         return f": {differing:.0%} of the images are answered otherwise, so {what} are others"
     return ""

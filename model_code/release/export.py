@@ -19,9 +19,9 @@ from model_code.errors import ReleaseError
 from model_code.evaluation.calibration import measure_reliability, try_temperature
 from model_code.evaluation.metrics import predict_logits
 from model_code.evaluation.thresholds import LabelledAnswers, choose_thresholds
-from model_code.release.certificate import LIMITS, certify, check_certificate, find_providers
+from model_code.release.certificate import certify, check_certificate, find_providers
 from model_code.release.onnx_export import OPSET, export_onnx
-from model_code.release.variants import CALIBRATION_COUNT, make_fp16, make_int8
+from model_code.release.precisions import CALIBRATION_COUNT, PRECISIONS
 from model_code.settings import load_settings
 from model_code.tracking.finished_runs import FinishedRun
 from model_code.tracking.provenance import read_git_sha, read_versions
@@ -83,16 +83,14 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -> Exp
     expected_NK = torch.softmax(final_logits_NK / calibration.temperature, dim=1).numpy()
 
     export_onnx(model, dataset.image_size, scratch / name_file("fp32"), calibration.temperature)
-    makers: dict[Precision, Callable[[Path, Path], None]] = {
-        "fp16": make_fp16,
-        "int8": partial(make_int8, calibration_NHWC=_draw(images.train)),
-    }
     certify_variant = partial(_certify, scratch, expected_NK, calibration.thresholds, split, final, dataset)
     variants = [certify_variant("fp32", find_providers())]
-    for precision, make in makers.items():
-        providers = [provider for provider in find_providers() if provider in LIMITS[precision].providers]
-        if providers:
-            variants.append(_try_variant(scratch, precision, make, partial(certify_variant, precision, providers)))
+    calibration_NHWC = _draw(images.train)
+    for precision, limits in PRECISIONS.items():
+        providers = [provider for provider in find_providers() if provider in limits.providers]
+        if limits.make is not None and providers:
+            make = partial(limits.make, scratch / name_file("fp32"), scratch / name_file(precision), calibration_NHWC)
+            variants.append(_try_variant(precision, make, partial(certify_variant, precision, providers)))
     _save_golden(scratch, variants, final.images_NHWC)
     manifest = Manifest(
         name=name,
@@ -167,15 +165,10 @@ def _calibrate(model: nn.Module, images: TrainingImages, split: str, final_logit
     )
 
 
-def _try_variant(
-    scratch: Path,
-    precision: Precision,
-    make: Callable[[Path, Path], None],
-    measure: Callable[[], Variant],
-) -> Variant:
+def _try_variant(precision: Precision, make: Callable[[], None], measure: Callable[[], Variant]) -> Variant:
     """Make and measure a variant; one that onnxruntime cannot make or run is left out and says why."""
     try:
-        make(scratch / name_file("fp32"), scratch / name_file(precision))
+        make()
         return measure()
     except _NOT_POSSIBLE as error:
         problem = f"it cannot be made or run here: {str(error).splitlines()[0]}"
@@ -220,6 +213,7 @@ def _certify(
         size_bytes=file.stat().st_size,
         certificates=certificates,
         timings=tuple(time_variant(file, provider, dataset.image_size) for provider in providers),
+        golden_tolerance=PRECISIONS[precision].golden_tolerance,
     )
 
 
@@ -238,7 +232,7 @@ def _save_golden(scratch: Path, variants: list[Variant], images_NHWC: Tensor) ->
 
 
 def _draw(train: Images) -> npt.NDArray[np.uint8]:
-    """Return the training images that int8 is calibrated on, the same for the same images."""
+    """Return the training images that variants are calibrated on, the same for the same images."""
     chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_COUNT]
     images_NHWC: npt.NDArray[np.uint8] = train.images_NHWC[torch.from_numpy(np.sort(chosen))].numpy()
     return images_NHWC

@@ -3,14 +3,17 @@
 The export side fills a `Manifest`, the service reads it; it lies in the bundle as manifest.json.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.errors import BundleError
 
 GOLDEN_FILE = "golden.npz"
-Precision = Literal["fp32", "fp16", "int8"]
+# The release side has the table of those that are made; any of them is served.
+Precision = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*$")]
+# Tolerances of bundles whose manifest has none.
+_EARLIER_TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2}
 Interval = tuple[float, float]
 FILE_NAME = r"^[A-Za-z0-9][\w.-]*$"
 
@@ -153,6 +156,8 @@ class Variant(_Frozen):
         certificates: One per provider that was present at the release.
         timings: One per provider that was present at the release.
         problem: Why it could not be made or measured; None where it was.
+        golden_tolerance: How far a probability of a golden image may be from that of the release; None in manifests of
+            earlier releases.
     """
 
     precision: Precision
@@ -162,6 +167,16 @@ class Variant(_Frozen):
     certificates: tuple[Certificate, ...]
     timings: tuple[Timing, ...] = ()
     problem: str | None = None
+    golden_tolerance: float | None = None
+
+    @property
+    def tolerance(self) -> float:
+        """`golden_tolerance`, also of earlier releases."""
+        return (
+            _EARLIER_TOLERANCES.get(self.precision, min(_EARLIER_TOLERANCES.values()))
+            if self.golden_tolerance is None
+            else self.golden_tolerance
+        )
 
     def is_offered(self, provider: str) -> bool:
         """Whether the variant may answer on a provider: fp32 on each, others only where they were certified."""

@@ -14,16 +14,13 @@ import numpy.typing as npt
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from serving.bundle.manifest import Manifest
+from serving.bundle.manifest import Manifest, Variant
 from serving.errors import BundleError
 
 INPUT_NAME = "images"
 OUTPUT_NAME = "probabilities"
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-# How far an answer here may be from the one at the release, by precision. Sums have another order on another machine;
-# integers that overflow, as on processors without the instructions that int8 was certified with, differ by much more.
-GOLDEN_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "int8": 5e-2}
 
 # onnxruntime has no common base for its exceptions.
 SESSION_ERRORS: tuple[type[Exception], ...] = (
@@ -123,28 +120,28 @@ def check_graph(session: onnxruntime.InferenceSession, file: Path, manifest: Man
 
 
 def check_golden(
-    session: onnxruntime.InferenceSession, file: Path, precision: str, golden: dict[str, npt.NDArray[Any]]
+    session: onnxruntime.InferenceSession, file: Path, variant: Variant, golden: dict[str, npt.NDArray[Any]]
 ) -> None:
     """Compare the answers to the golden images with those at the release.
 
     Args:
         session: Of the variant.
         file: Of the variant, for the message.
-        precision: Of the variant.
+        variant: As the manifest describes it.
         golden: From `serving.bundle.store.read_golden`; nothing to compare where it is empty.
 
     Raises:
-        BundleError: They differ by more than `GOLDEN_TOLERANCE`.
+        BundleError: They differ by more than the variant's tolerance.
     """
     if not golden:
         return
-    expected_NK = golden[precision]
+    expected_NK = golden[variant.precision]
     answered_NK = run_session(session, golden["images_NHWC"])
     difference = float(np.abs(answered_NK - expected_NK).max())
-    if not difference <= GOLDEN_TOLERANCE[precision]:
+    if not difference <= variant.tolerance:
         raise BundleError(
             f"{file}: on this machine {len(expected_NK)} golden images are answered otherwise than at the release, "
-            f"by up to {difference:.2g} (allowed {GOLDEN_TOLERANCE[precision]:g}) on {session.get_providers()[0]}; "
+            f"by up to {difference:.2g} (allowed {variant.tolerance:g}) on {session.get_providers()[0]}; "
             "release the model on a machine like this one"
         )
 

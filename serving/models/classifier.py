@@ -202,7 +202,7 @@ class Classifier:
         file = self._folder / str(variant.file)
         session = open_session(file, provider, self._threads)
         check_graph(session, file, self.manifest)
-        check_golden(session, file, variant.precision, self._golden)
+        check_golden(session, file, variant, self._golden)
         return session
 
     def _draw_batch(self) -> npt.NDArray[np.uint8]:

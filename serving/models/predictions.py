@@ -20,7 +20,7 @@ class ModelIdentity(BaseModel):
         name: Registered name, e.g. `cifar10`.
         version: Version in the registry, e.g. `3`.
         sha256: Of the file of the variant that answers, lower-case hexadecimal.
-        precision: `fp32`, `fp16` or `int8`.
+        precision: Of the variant that answers: `fp32`, `int8`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -86,7 +86,7 @@ class ChallengerState(BaseModel):
     Attributes:
         version: Version in the registry.
         sha256: Of the file of the variant that looks, lower-case hexadecimal.
-        precision: `fp32`, `fp16` or `int8`.
+        precision: Of the variant that answers: `fp32`, `int8`.
         count: Images that both have labelled since both are loaded.
         agreement_fraction: Share of them with the same label, in [0, 1]; None without images.
     """

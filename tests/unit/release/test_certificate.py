@@ -11,7 +11,7 @@ from model_code.errors import ReleaseError
 from model_code.evaluation.metrics import predict_logits
 from model_code.models.image_input import ImageInput
 from model_code.release import certificate as certificate_file
-from model_code.release.certificate import BATCH_SIZES, LIMITS, certify, check_certificate, find_providers
+from model_code.release.certificate import BATCH_SIZES, certify, check_certificate, find_providers
 from model_code.release.onnx_export import OPSET, export_onnx
 from model_code.tracking.provenance import read_versions
 from serving.bundle.manifest import Certificate, Thresholds
@@ -297,11 +297,3 @@ def test_the_cpu_is_always_there_and_cuda_only_where_a_session_runs_on_it(monkey
     assert find_providers() == (CPU,), "there is no CUDA on this machine, whatever its driver says"
     monkeypatch.setattr(certificate_file, "open_session", lambda *_, **__: _Stub(np.zeros((1, 1))))
     assert find_providers() == (CPU, CUDA)
-
-
-def test_each_precision_has_limits_and_providers():
-    assert {precision: limits.providers for precision, limits in LIMITS.items()} == {
-        "fp32": (CPU, CUDA),
-        "fp16": (CUDA,),
-        "int8": (CPU,),
-    }

@@ -120,6 +120,7 @@ def make_two_variants(
     golden_error=0.0,
     fp32_golden_error=0.0,
     fp32_repeats=0,
+    golden_tolerance=None,
     **int8_options,
 ) -> Path:
     """Write a bundle with an fp32 and an int8 file, and with golden images that are answered for real.
@@ -131,6 +132,7 @@ def make_two_variants(
         golden_error: Is added to the int8 variant's golden answers.
         fp32_golden_error: The same of fp32.
         fp32_repeats: Of fp32's `write_model`.
+        golden_tolerance: Of the int8 variant.
         int8_options: Of the int8 file's `write_model`.
     """
     source = bundles_dir / ".int8"
@@ -146,9 +148,12 @@ def make_two_variants(
     answers["int8"] = answers["int8"] + np.float32(golden_error)
     answers["fp32"] = answers["fp32"] + np.float32(fp32_golden_error)
     np.savez(source / GOLDEN_FILE, images_NHWC=images_NHWC, **answers)
-    certificates = (make_certificate(int8_file, "int8", refusal),)
+    int8_fields = {
+        "certificates": (make_certificate(int8_file, "int8", refusal),),
+        "golden_tolerance": golden_tolerance,
+    }
     fields = {
-        "variants": (make_variant(fp32_file), make_variant(int8_file, "int8", certificates=certificates)),
+        "variants": (make_variant(fp32_file), make_variant(int8_file, "int8", **int8_fields)),
         "golden_sha256": hash_file(source / GOLDEN_FILE),
     }
     folder = make_bundle(bundles_dir, source=source, manifest=fields | (manifest or {}))

@@ -156,6 +156,12 @@ def test_a_variant_that_answers_otherwise_here_than_at_its_release_is_left_out(t
         Classifier(folder, "1", 1, precision="int8")
 
 
+def test_the_manifest_says_how_far_golden_answers_may_be(tmp_path):
+    folder = make_two_variants(tmp_path, golden_error=0.04, golden_tolerance=0.03)
+    assert "by up to 0.04 (allowed 0.03)" in Classifier(folder, "1", 1).choice
+    assert Classifier(make_two_variants(tmp_path / "wide", golden_error=0.2, golden_tolerance=0.3), "1", 1)
+
+
 def test_a_label_below_its_class_threshold_is_not_confident(tmp_path):
     per_class = (0.5, 0.9, None, 0.0, 0.0, 0.0)
     thresholds = {"target_error": 0.05, "overall": 0.5, "per_class": per_class}

@@ -1,7 +1,7 @@
-"""The exported network at other precisions: int8 for the CPU, fp16 for CUDA.
+"""The precisions of a release: how each is made, where it runs, and how far it may be from the trained network.
 
-Both keep their ends in float32: what scales and normalises the images, the last layer, and what makes probabilities
-of its logits.
+int8 is for the CPU, fp16 for CUDA. Both keep their ends in float32: what scales and normalises the images, the last
+layer, and what makes probabilities of its logits.
 
 Shape suffixes: N = images, H = height, W = width, C = the three colour channels.
 """
@@ -9,8 +9,9 @@ Shape suffixes: N = images, H = height, W = width, C = the three colour channels
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,7 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
-from serving.bundle.session import INPUT_NAME
+from serving.bundle.session import CPU, CUDA, INPUT_NAME
 
 CALIBRATION_COUNT = 512
 _CALIBRATION_BATCH = 32
@@ -209,3 +210,58 @@ def _quiet_root_logger() -> Iterator[None]:
         yield
     finally:
         root.removeFilter(refuse)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a variant is made, and how far it may be from the trained network at every batch size.
+
+    Attributes:
+        make: Writes the second file from the first, the fp32 model, with training images, uint8
+            [N, height, width, 3]; None for fp32 itself.
+        providers: onnxruntime's execution providers that it is made for.
+        max_difference: Of a probability; 1 where only labels count.
+        top1_agreement: Lowest share of images with the same label, in [0, 1].
+        accuracy_loss: How far its accuracy may be below the trained network's, in [0, 1].
+        golden_tolerance: How far a probability of a golden image may be from that of the release on another machine:
+            sums have another order there; integers that overflow, as on processors without the instructions that int8
+            was certified with, differ by much more.
+    """
+
+    make: Callable[[Path, Path, npt.NDArray[np.uint8]], None] | None
+    providers: tuple[str, ...]
+    max_difference: float
+    top1_agreement: float
+    accuracy_loss: float
+    golden_tolerance: float
+
+
+# fp16 rounds to 11 bits (5e-4) in every layer, which the layers pass on: a few 1e-3 of a probability between two nearly
+# equal classes, which may exchange places there. Ten times that, or more than one label in a thousand, is no rounding:
+# a value left float16's range. int8 rounds to 8 bits; what counts of it is how often the label stays.
+PRECISIONS = {
+    "fp32": Limits(
+        make=None,
+        providers=(CPU, CUDA),
+        max_difference=1e-4,
+        top1_agreement=1.0,
+        accuracy_loss=0.0,
+        golden_tolerance=1e-3,
+    ),
+    "fp16": Limits(
+        make=lambda model_file, file, _: make_fp16(model_file, file),
+        providers=(CUDA,),
+        max_difference=0.05,
+        top1_agreement=0.999,
+        accuracy_loss=0.001,
+        golden_tolerance=2e-2,
+    ),
+    "int8": Limits(
+        make=make_int8,
+        providers=(CPU,),
+        max_difference=1.0,
+        top1_agreement=0.99,
+        accuracy_loss=0.005,
+        golden_tolerance=5e-2,
+    ),
+}

@@ -13,15 +13,15 @@ import torch
 from model_code.evaluation.metrics import predict_logits
 from model_code.release.certificate import certify
 from model_code.release.onnx_export import export_onnx
-from model_code.release.variants import make_fp16, make_int8
-from serving.bundle.session import CPU, open_session
+from model_code.release.precisions import PRECISIONS, make_fp16, make_int8
+from serving.bundle.session import CPU, CUDA, open_session, run_session
 from tests.unit.release.trained_networks import SIDE, draw, train
 
 MAKE_INT8 = """
 import sys
 from pathlib import Path
 import numpy as np
-from model_code.release.variants import make_int8
+from model_code.release.precisions import make_int8
 make_int8(Path(sys.argv[1]), Path(sys.argv[2]), np.load(sys.argv[3]))
 """
 
@@ -52,6 +52,29 @@ def certify_variant(precision, exported, file, images):
 
 def count_operators(file):
     return [node.op_type for node in onnx.load(str(file)).graph.node]
+
+
+MADE = [name for name, limits in PRECISIONS.items() if limits.make is not None]
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_precision_is_certified_and_answers_within_its_tolerance(name, exported, images, calibration, tmp_path):
+    PRECISIONS[name].make(exported[1], tmp_path / "variant.onnx", calibration)
+    certificate = certify_variant(name, exported, tmp_path / "variant.onnx", images)
+    assert certificate.refusal is None
+    assert certificate.max_difference > 0
+    once, again = (open_session(tmp_path / "variant.onnx", CPU, threads=threads) for threads in (1, 2))
+    difference = np.abs(run_session(once, calibration[:16]) - run_session(again, calibration[:16])).max()
+    assert difference <= PRECISIONS[name].golden_tolerance
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_every_precision_has_limits_and_a_provider(name):
+    limits = PRECISIONS[name]
+    assert set(limits.providers) & {CPU, CUDA}
+    assert 0.9 < limits.top1_agreement <= 1
+    assert 0 <= limits.accuracy_loss < 0.05
+    assert 0 < limits.golden_tolerance < 0.1
 
 
 def test_int8_keeps_the_labels(exported, images, calibration, tmp_path):
