@@ -1,12 +1,11 @@
-"""Every job, by what it is about; a job is one request class with its `run`."""
+"""Every job, by what it is about; a job is one request class with its `run`, found in any file of this folder."""
 
-from flows.jobs import data as data
-from flows.jobs import machine as machine
-from flows.jobs import releases as releases
-from flows.jobs import report as report
-from flows.jobs import retraining as retraining
-from flows.jobs import service as service
-from flows.jobs import training as training
+from importlib import import_module
+from pkgutil import iter_modules
+
 from flows.jobs.job import Job
+
+for _file in iter_modules(__path__, f"{__name__}."):
+    import_module(_file.name)
 
 JOBS = tuple(Job.__subclasses__())

@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from flows.jobs import JOBS
 from flows.jobs.training import Train
 from model_code.errors import UsageError
 
+ROOT = Path(__file__).parents[3]
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 SCHEDULED = [kind for kind in JOBS if kind.flow]
 
 
@@ -27,6 +31,21 @@ def test_a_form_shows_every_field_as_it_is_defined(kind):
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             assert shown.get("default") == default, name
     assert flow.description == kind.__doc__.strip() or kind.__doc__.strip().startswith(flow.description.splitlines()[0])
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda one: f"{one['entrypoint']}/{one['name']}")
+def test_a_deployment_is_of_a_job_and_gives_what_it_needs(deployment):
+    from flows import scheduled
+
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    [kind] = [one for one in SCHEDULED if one.flow == name.replace("_", "-")]
+    assert module == "flows.scheduled"
+    assert getattr(scheduled, name).name == kind.flow
+    given = deployment.get("parameters", {})
+    assert set(given) <= set(kind.model_fields)
+    if deployment.get("schedules"):
+        kind.make(**given)
+        assert deployment["concurrency_limit"], "a run that is late would run beside the next"
 
 
 def test_a_form_offers_names_and_shows_bounds():
