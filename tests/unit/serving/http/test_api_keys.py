@@ -164,3 +164,17 @@ def test_a_huge_file_is_not_taken_for_keys(file, settled):
     file.write_text(f"{OLD}\n" * (1 + MAX_FILE_BYTES // len(f"{OLD}\n")))
     assert not enters(keys, OLD)
     assert "more than 1,000,000 bytes" in keys.problem
+
+
+@pytest.mark.parametrize("key", [OLD, NEW, "x", f"{OLD[:-1]}x"])
+def test_every_key_is_compared_in_constant_time_whatever_was_given(monkeypatch, file, key):
+    file.write_text(f"{OLD}\n{NEW}\nthird-key-0123456789\n")
+    keys, compared, compare = ApiKeys(file), [], api_keys.hmac.compare_digest
+
+    def note(given, known):
+        compared.append((len(given), len(known)))
+        return compare(given, known)
+
+    monkeypatch.setattr(api_keys.hmac, "compare_digest", note)
+    assert enters(keys, key) == (key in (OLD, NEW))
+    assert compared == [(32, 32)] * 3
