@@ -18,10 +18,9 @@ from model_code.data.download import download_cifar10
 from model_code.data.fingerprint import fingerprint_paths
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.packing import pack_dataset
-from model_code.data.sources.detect import open_source
+from model_code.data.sources.detect import get_known, open_source
 from model_code.data.sources.feedback import add_feedback_to
 from model_code.data.sources.images import PixelSplit
-from model_code.data.sources.layout import DATASETS, KnownDataset
 from model_code.disk import hold_lock
 from model_code.errors import DataError, UsageError
 
@@ -86,7 +85,7 @@ def add_dataset(
     if not 0 <= max_bad_fraction < 1:
         raise UsageError(f"a share of {max_bad_fraction} bad files is not allowed; give 0 or more, less than 1")
     base = open_dataset(name.removesuffix(FEEDBACK_SUFFIX), cache_dir) if name.endswith(FEEDBACK_SUFFIX) else None
-    known = DATASETS.get(name, KnownDataset())
+    known = get_known(name)
     size = image_size or (base.image_size if base else known.image_size)
     with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
         paths = [download_cifar10(data_dir, is_progress_shown=progress)] if download else list(sources)
@@ -137,7 +136,7 @@ def check_arguments(name: str, sources: Sequence[Path], download: bool, image_si
         UsageError: The name, the size or the combination is not allowed.
     """
     check_dataset_name(name)
-    is_drawn = DATASETS.get(name, KnownDataset()).draw is not None
+    is_drawn = get_known(name).draw is not None
     if is_drawn and (sources or download):
         raise UsageError(f"{name} is drawn, not read; use `darkroom data add {name}` without --from and --download")
     if name.endswith(FEEDBACK_SUFFIX * 2):

@@ -221,8 +221,11 @@ def list_datasets(cache_dir: Path) -> list[DatasetSummary]:
 
 def format_remedy(name: str) -> str:
     """Return the command that adds a data set."""
-    source = {"shapes": "", "cifar10": " --from PATH | --download"}.get(name, " --from PATH")
-    return f"`darkroom data add {name}{source}`"
+    from model_code.data.sources.detect import get_known  # only now: what it imports imports this file
+
+    if get_known(name).draw is not None:
+        return f"`darkroom data add {name}`"
+    return f"`darkroom data add {name} --from PATH{' | --download' if name == 'cifar10' else ''}`"
 
 
 def compute_checksum(

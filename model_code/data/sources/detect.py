@@ -13,12 +13,17 @@ from model_code.data.sources.archives import open_archive
 from model_code.data.sources.cifar_archive import is_cifar_archive, read_cifar_archive
 from model_code.data.sources.class_folders import read_class_folders
 from model_code.data.sources.images import ImageSource, name_some, settle_problems
-from model_code.data.sources.layout import LAYOUTS, KnownDataset
+from model_code.data.sources.layout import DATASETS, LAYOUTS, KnownDataset
 from model_code.errors import DataError
 
 # Every file of the folder registers what it reads.
 for _file in iter_modules(model_code.data.sources.__path__, f"{model_code.data.sources.__name__}."):
     import_module(_file.name)
+
+
+def get_known(name: str) -> KnownDataset:
+    """Return what a data set's name says of it."""
+    return DATASETS.get(name, KnownDataset())
 
 
 def open_source(known: KnownDataset, paths: Sequence[Path], stack: ExitStack, skip: bool = False) -> ImageSource:
