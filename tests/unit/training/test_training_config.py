@@ -40,6 +40,8 @@ OTHER_VALUES = {
     "cutmix_alpha": 1.0,
     "mixup_alpha": 0.2,
     "label_smoothing": 0.1,
+    "class_weights": "balanced",
+    "sampling": "balanced",
     "ema_decay": 0.99,
     "crop_padding_pixels": 3,
     "has_flip": False,
