@@ -15,6 +15,8 @@ from serving.bundle.store import MODEL_FILE
 from serving.models.classifier import Classifier
 from tests.unit.serving.tiny_bundle import encode, make_bundle, make_two_variants, point_at
 
+pytestmark = pytest.mark.slow
+
 SWAPS = int(os.environ.get("DARKROOM_SWAPS", "4"))
 CORRUPTED = max(1, SWAPS // 6)
 CLIENTS = 8

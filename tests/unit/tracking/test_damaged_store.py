@@ -21,6 +21,8 @@ from tests.unit.tracking.small_store import make_settings, mlflow_given_back, op
 from tests.unit.tracking.test_tensorboard import read_events
 from tests.unit.training.small_runs import make_config, make_images, tiny_network_entered
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):

@@ -12,6 +12,8 @@ from model_code.training.processes import ALONE, Processes
 from model_code.training.supervised import fit
 from tests.unit.training.small_runs import CPU, make_config, make_images
 
+pytestmark = pytest.mark.slow
+
 MODULE = "tests.unit.training.shared_run"
 
 
