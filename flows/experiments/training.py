@@ -1,5 +1,6 @@
 """Training: packed images -> one run of a recipe, whatever its kind -> one MLflow run."""
 
+import textwrap
 import time
 from collections.abc import Sequence
 
@@ -185,7 +186,7 @@ def _print_start(folder: RunFolder, experiment: Experiment, device: str) -> None
     published = get_recipe(config.recipe).published_accuracy
     print(
         f"{config.recipe}  seed {config.seed}  run {folder.record.run_id}\n"
-        f"  {describe_budget(config)}\n"
+        f"{textwrap.fill(describe_budget(config), 78, initial_indent='  ', subsequent_indent='    ')}\n"
         f"  {config.dataset}: {experiment.images_line}\n"
         f"  {device}"
         + (f"\n  {experiment.engine_line}" if experiment.engine_line else "")

@@ -98,11 +98,12 @@ def print_result(result: "RunResult") -> None:
     best = "" if result.epochs is None else f", best epoch {result.best_epoch} of {result.epochs}"
     macro_f1 = f", macro-F1 {result.metrics['test/macro_f1']:.4f}" if "test/macro_f1" in result.metrics else ""
     lines = [
-        f"{result.recipe}  done in {result.seconds:.0f} s{best}, run {result.run_id}",
+        f"{result.recipe}  done in {result.seconds:.0f} s{best}",
         f"{_describe_figures(result)}{macro_f1}",
+        f"run {result.run_id}",
     ]
     if result.weights_sha256:
-        lines.append(f"weights sha256 {result.weights_sha256}")
+        lines.append(f"weights {result.weights_sha256}")
     open_console().print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
