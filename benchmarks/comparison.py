@@ -22,7 +22,7 @@ class Comparison:
     """Contenders that do the same task.
 
     Attributes:
-        unit: Of every figure; of seconds few are good, of everything else much.
+        unit: Unit of every figure; of seconds few are good, of everything else much.
         contenders: Name -> one timed pass.
         notes: Name -> what a contender does differently, or why it is not measured.
         wholes: The largest of these contenders is the whole that the others are given in percent of.

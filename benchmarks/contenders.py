@@ -1,4 +1,4 @@
-"""What the training benchmark measures against: the articles' pipelines and loops, torchvision, kornia, lightly.
+"""Contenders of the training benchmark: the articles' pipelines and loops, torchvision, kornia, lightly.
 
 All crop, flip and so on as the articles do, and end in normalised float32 [.., C, H, W].
 

@@ -1,4 +1,4 @@
-"""What the drift score says of real images: `python -m benchmarks.drift --home HOME --zip FILE`.
+"""Drift scores of real images: `python -m benchmarks.drift --home HOME --zip FILE`.
 
 HOME holds a release with calibration, FILE class folders `test/<class>/<image>` of what it was tested on. Several
 samples of each kind are scored, as the service would score its last 1,000 predictions.

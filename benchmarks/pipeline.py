@@ -1,4 +1,4 @@
-"""How fast each stage is on this machine: `make bench`, or `python -m benchmarks.pipeline [--json FILE]`.
+"""Speed of each stage on this machine: `make bench`, or `python -m benchmarks.pipeline [--json FILE]`.
 
 Every figure is the median of `RUNS` repeats with their spread, on images drawn here; the machine and the versions
 stand beside them.

@@ -1,4 +1,4 @@
-"""What the training benchmark works on, and how a pass over it is timed.
+"""Workload of the training benchmark, and the timing of a pass over it.
 
 Images are random: what they show does not matter here.
 

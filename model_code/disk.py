@@ -1,4 +1,4 @@
-"""What every stage asks of the disk: free space, atomic writes, durability, locks between processes."""
+"""Disk access of every stage: free space, atomic writes, durability, locks between processes."""
 
 import errno
 import fcntl

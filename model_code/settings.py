@@ -1,4 +1,4 @@
-"""Where Darkroom keeps its state and which servers it talks to: the only reader of environment variables here.
+"""Places of Darkroom's state and addresses of its servers: the only reader of environment variables here.
 
 Everything about an experiment is in its config (`model_code/training/config.py`); the environment holds addresses and
 paths only.
@@ -19,7 +19,7 @@ class Settings(BaseModel):
         home: DARKROOM_HOME, `./.darkroom` when unset; absolute.
         inbox: DARKROOM_INBOX, which the prediction service writes; None where that is the home.
         tracking_uri: MLFLOW_TRACKING_URI, or the SQLite database in `home`.
-        has_mlflow_server: Whether the tracking URI is a server's address.
+        has_mlflow_server: True if the tracking URI is a server's address.
         webhook_url: DARKROOM_WEBHOOK_URL, which is told of scheduled runs that fail; None without one.
         service_url: DARKROOM_SERVICE_URL, the prediction service that the scheduled checks ask; None without one.
         service_key: DARKROOM_API_KEY, for a service that wants a key; None without one.

@@ -1,4 +1,4 @@
-"""What the prediction service can say no to, each with its HTTP status and its machine-readable code."""
+"""Refusals of the prediction service, each with its HTTP status and its machine-readable code."""
 
 
 class ServingError(Exception):

@@ -188,7 +188,7 @@ def run_server(
         port: TCP port; 0 takes a free one.
         host: Address to listen on; `0.0.0.0` for every one.
         home: DARKROOM_HOME; the environment's, or `./.darkroom`, when None.
-        is_patient: Whether to start without a model and answer 503 until the first release.
+        is_patient: True to start without a model and answer 503 until the first release.
         options: How the service is to behave.
 
     Raises:

@@ -28,15 +28,15 @@ class ServiceOptions(BaseModel):
 
     Attributes:
         precision: The variant that is to answer; the fastest of each model when None.
-        requires_cuda: Whether a model that would run on the CPU is refused.
+        requires_cuda: True if a model that would run on the CPU is refused.
         registry: Address of an MLflow server whose champions are fetched; None for the releases on this machine.
         shadow_share: Share of the requests that a challenger, where there is one, looks at too, in [0, 1].
         api_keys_file: One key per line, of which each request under /v1 must bring one; None for no keys.
         allowed_origins: Web pages of other origins that may call the service, e.g. `https://example.org`.
         allowed_hosts: Names, with a dot, under which browsers reach the service, e.g. `darkroom.example.org`.
         log_share: Share of the answered images that is written to the request log, in [0, 1].
-        keeps_images: Whether the log keeps the images themselves too.
-        takes_feedback: Whether `POST /v1/feedback` keeps right labels, and the images that come with them.
+        keeps_images: True if the log keeps the images themselves too.
+        takes_feedback: True if `POST /v1/feedback` keeps right labels, and the images that come with them.
         root_path: Prefix of the addresses behind a proxy that strips it, e.g. `/ml/darkroom`; empty without one.
         keep_alive_s: Seconds for which an idle connection stays open, unless its place is needed.
         allows_uncommon_formats: True to decode PPM, run-length BMP and TIFF of uncommon compressions.

@@ -36,7 +36,7 @@ def run_service(listener: socket.socket, is_patient: bool) -> None:
 
     Args:
         listener: Accepts connections.
-        is_patient: Whether to go on without a model.
+        is_patient: True to go on without a model.
 
     Raises:
         StartError: The service did not start, or nothing can be loaded and it is not patient.

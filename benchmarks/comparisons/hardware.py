@@ -1,4 +1,4 @@
-"""Which share of what the hardware can do training and augmentation reach."""
+"""Shares of the hardware's limits that training and augmentation reach."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What people would write themselves instead of our service: servers of the same model, measured beside it."""
+"""Peers of our service, as people would write them themselves: servers of the same model, measured beside it."""

@@ -1,4 +1,4 @@
-"""What every peer does with an image: our decoding, and onnxruntime as it comes.
+"""Work of every peer on an image: our decoding, and onnxruntime as it comes.
 
 Shape suffixes: N = images in the batch, H = height, W = width, C = colour channels, K = classes.
 """

@@ -40,8 +40,8 @@ def measure_batches(
         bundle: Folder of the champion.
         image: An encoded image.
         image_HWC: The same decoded, uint8.
-        repeats: Of everything.
-        seconds: Of each measurement.
+        repeats: Repeats of each measurement.
+        seconds: Length of each measurement.
 
     Returns:
         For each precision summaries of `pictures_per_s`, of `alone_1_per_s` and `alone_64_per_s` (onnxruntime alone at

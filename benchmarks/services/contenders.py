@@ -40,7 +40,7 @@ class Contender:
     Attributes:
         title: Its name in tables.
         command: What starts it; `{port}` stands for its port.
-        path: Where it predicts.
+        path: Path of predictions.
         ready_path: Answers 200 as soon as it can predict.
         body: A request with one image.
         environment: Variables that it has besides ours.
@@ -61,7 +61,7 @@ class Service:
     Attributes:
         contender: What was started.
         process: The first of its processes, and the leader of their group.
-        address: Where it predicts.
+        address: Address of predictions.
         ready_address: Where it says whether it can.
         start_s: Seconds from the start of the process to the first 200 there.
     """

@@ -22,7 +22,7 @@ def open_experiment(
     Args:
         config: All settings.
         dataset: The packed images that the config names.
-        processes: That train together, and the device of this one.
+        processes: Processes that train together, and the device of this one.
         pretrained: File of the weights that the config starts from, or `torchvision`; None for none.
 
     Raises:

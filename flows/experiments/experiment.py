@@ -1,4 +1,4 @@
-"""What every kind of run offers to the training flow."""
+"""Interface of each kind of run to the training flow."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -58,7 +58,7 @@ class EpochExperiment(Experiment):
 
     Args:
         config: All settings.
-        processes: That train together, and the device of this one.
+        processes: Processes that train together, and the device of this one.
         images_NHWC: The images to learn from.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every process that torchrun started does, but the first: its share of each batch, and no tracking."""
+"""Work of the ranks above 0 under torchrun: their share of each batch, no tracking."""
 
 from dataclasses import dataclass
 from pathlib import Path

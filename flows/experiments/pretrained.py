@@ -1,4 +1,4 @@
-"""Which weights a run starts from: a file, torchvision's download, or the best run of another recipe."""
+"""Pretrained weights of a run: a file, torchvision's download, or the best run of another recipe."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class Pretrained:
 
     Attributes:
         source: A file, or the word `torchvision`.
-        sha256: Of the file; None for torchvision's, whose download has its own check.
+        sha256: SHA-256 of the file; None for torchvision's, whose download has its own check.
         run_id: MLflow run that trained them; None for weights from elsewhere.
     """
 

@@ -1,4 +1,4 @@
-"""What this machine can do, and what is missing."""
+"""Capabilities of this machine, and missing parts."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""How Prefect runs here: a server that PREFECT_API_URL names, or one of our own that lives as long as the command.
+"""Start of Prefect: a server that PREFECT_API_URL names, or one of our own that lives as long as the command.
 
 Call `configure` before anything imports prefect: it reads its settings at import.
 """

@@ -1,4 +1,4 @@
-"""Why a model should be trained again: its predictions drift, or people gave enough true labels.
+"""Reasons to retrain a model: drifting predictions, or enough true labels.
 
 Each cause is told once. Drift counts anew after it went away or another version answers; feedback after as many more
 came. DARKROOM_HOME/retraining/<name>.told.json remembers what was told.

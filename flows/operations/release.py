@@ -60,7 +60,7 @@ class Champion:
 
     Attributes:
         version: In the registry.
-        manifest: Of its bundle.
+        manifest: Manifest of its bundle.
         folder: Its bundle.
     """
 
@@ -82,7 +82,7 @@ def release(
         name: Registered name.
         mode: `dry_run` proves and judges everything and changes nothing; `forced` promotes whatever the verdict is.
         why: Reason for the ledger.
-        rules: Of the gate.
+        rules: Rules of the gate.
 
     Raises:
         UsageError: Source or name mean nothing.

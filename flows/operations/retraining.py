@@ -70,7 +70,7 @@ def add_feedback_once(settings: Settings, name: str, dataset: str, flow_run_id: 
     """Add the feedback once per flow run: a retry trains on the same images, whatever came in meanwhile.
 
     Args:
-        settings: Where everything lies.
+        settings: Places of data, runs and bundles.
         name: Registered name of the model.
         dataset: Name of the data set that it was trained on, with earlier feedback or without.
         flow_run_id: Flow run that retrains.
@@ -94,7 +94,7 @@ def add_feedback(settings: Settings, name: str, dataset: str) -> tuple[str, str]
     """Pack the feedback of a model with the training images of a data set, as a data set of its own.
 
     Args:
-        settings: Where everything lies.
+        settings: Places of data, runs and bundles.
         name: Registered name of the model.
         dataset: Name of the data set that it was trained on, with earlier feedback or without.
 
@@ -126,8 +126,8 @@ def note_reason(client: MlflowClient, run_id: str, why: str, since_ms: int) -> b
     """Write on a run why it was trained, unless it had ended before anybody asked for it.
 
     Args:
-        client: Of the store.
-        run_id: Of the training.
+        client: Client of the store.
+        run_id: Run ID of the training.
         why: The reason.
         since_ms: When it was asked for, ms since 1970.
 

@@ -1,4 +1,4 @@
-"""What the hourly check looks at: packed images, released models, the service that answers, the disk."""
+"""Hourly check of packed images, released models, the service that answers, the disk."""
 
 import shutil
 from collections import defaultdict

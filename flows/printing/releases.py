@@ -1,4 +1,4 @@
-"""What release, history and rollback print."""
+"""Output of release, history and rollback."""
 
 from collections.abc import Sequence
 

@@ -13,13 +13,13 @@ class ReleaseSummary(BaseModel):
 
     Attributes:
         mode: `enabled`, `dry_run` or `forced`.
-        profile: Of the run: `full`, `smoke` or `custom`.
-        manifest: Of the bundle.
+        profile: Profile of the run: `full`, `smoke` or `custom`.
+        manifest: Manifest of the bundle.
         champion_before: Version; None if there was none.
         version: In the registry; None for a dry run.
         verdict: Of the gate; None where the same bundle is champion already.
         undone: The rollback that took the alias from this version, if there was one: it is not promoted again.
-        is_champion: Whether the version is champion now; of a dry run, whether it would be.
+        is_champion: True if the version is champion now, or would be after a dry run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,10 +39,10 @@ class Outcome(BaseModel):
 
     Attributes:
         recipe: Recipe name.
-        seed: Of the run.
+        seed: Seed of the run.
         result: None when there is none.
-        was_cached: Whether the result is that of an earlier run.
-        is_skipped: Whether what it needs is not here: its images, or weights that cannot be downloaded.
+        was_cached: True if the result is that of an earlier run.
+        is_skipped: True if what it needs is not here: its images, or weights that cannot be downloaded.
         error: Why there is no result.
     """
 

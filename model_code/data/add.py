@@ -67,7 +67,7 @@ def add_dataset(
             `-with-feedback` at its end what is packed without that, and more training images from a folder.
         sources: Folders, zips or tars; several are merged, unless they are CIFAR-10's archive or Kaggle's layout.
         cache_dir: The folder of all packed data sets.
-        data_dir: Where downloads are kept.
+        data_dir: Folder of downloads.
         download: Fetch the published archive instead of `sources`; only for `cifar10`.
         image_size: Height and width of the packed images, pixels; when None the data set's own (`DATASETS`),
             that of what feedback is added to, or 64.

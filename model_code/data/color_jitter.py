@@ -73,7 +73,7 @@ def jitter_colors(images_NCHW: Tensor, factors: ColorFactors) -> Tensor:
 
     Args:
         images_NCHW: Float images in [0, 1]; they are overwritten.
-        factors: Of N images, on the same device.
+        factors: Factors of N images, on the same device.
 
     Returns:
         `images_NCHW`, changed in place.

@@ -25,8 +25,8 @@ def download_cifar10(data_dir: Path, is_progress_shown: bool = True) -> Path:
     """Fetch the published CIFAR-10 archive from where torchvision fetches it, unless it is there already.
 
     Args:
-        data_dir: Where downloads are kept.
-        is_progress_shown: Whether to show progress.
+        data_dir: Folder of downloads.
+        is_progress_shown: True to show progress.
 
     Returns:
         The archive, checked.
@@ -61,7 +61,7 @@ def download_file(
         tries: Tries in a row without any progress before giving up.
         first_pause_s: Pause after the first failure, seconds; doubled after each further one.
         timeout_s: Longest wait for the next bytes, seconds.
-        is_progress_shown: Whether to show progress.
+        is_progress_shown: True to show progress.
 
     Returns:
         `path`.

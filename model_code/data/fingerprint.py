@@ -1,4 +1,4 @@
-"""Whether a source changed since it was packed: cheap to tell, no image is read."""
+"""Fingerprints of sources, which show changes since packing without reading an image."""
 
 import hashlib
 import os

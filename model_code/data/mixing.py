@@ -20,7 +20,7 @@ def cut_out(images_BHWC: Tensor, side_pixels: int, generator: torch.Generator) -
 
     Args:
         images_BHWC: uint8.
-        side_pixels: Of the square; 0 returns the images as they are.
+        side_pixels: Side of the square; 0 returns the images as they are.
         generator: Source of randomness, on the images' device.
 
     Returns:
@@ -51,7 +51,7 @@ def erase_rectangles(
 
     Args:
         images_BHWC: uint8.
-        probability: Of an image to lose a rectangle; 0 returns the images as they are.
+        probability: Probability of an image to lose a rectangle; 0 returns the images as they are.
         generator: Source of randomness, on the images' device.
         area: Smallest and largest share of the image's area.
         aspect: Smallest and largest height/width; its logarithm is uniform.
@@ -123,7 +123,7 @@ def mix_rectangles(
     Args:
         images_BHWC: uint8.
         labels_B: int64.
-        alpha: Of the Beta(alpha, alpha) distribution of the share that stays; 0 mixes nothing.
+        alpha: Parameter of the Beta(alpha, alpha) distribution of the share that stays; 0 mixes nothing.
         generator: Source of randomness, on the images' device.
 
     Returns:
@@ -153,7 +153,7 @@ def blend_images(
     Args:
         images_BHWC: uint8.
         labels_B: int64.
-        alpha: Of the Beta(alpha, alpha) distribution of an image's own share; 0 mixes nothing.
+        alpha: Parameter of the Beta(alpha, alpha) distribution of an image's own share; 0 mixes nothing.
         generator: Source of randomness, on the images' device.
 
     Returns:

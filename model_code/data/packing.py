@@ -78,7 +78,7 @@ def pack_dataset(
         source_fingerprint: Recorded, to tell later whether the source changed.
         cache_dir: The folder of all packed data sets; made when missing.
         source_paths: Recorded, to pack the same again.
-        is_progress_shown: Whether to show progress.
+        is_progress_shown: True to show progress.
         check_source: Called before the new version counts; what it raises keeps the old one.
 
         max_bad_fraction: Largest share of a split's images that is left out because they do not decode.

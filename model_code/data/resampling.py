@@ -32,7 +32,7 @@ class Crops:
         lefts_N: First column.
         heights_N: Rows, at least 1.
         widths_N: Columns, at least 1.
-        is_mirrored_N: Whether the crop is mirrored left to right.
+        is_mirrored_N: True if the crop is mirrored left to right.
     """
 
     tops_N: Tensor
@@ -63,12 +63,12 @@ def draw_crops(
 
     Args:
         count: Images N.
-        height: Of each image, pixels.
-        width: Of each image, pixels.
+        height: Height of each image, pixels.
+        width: Width of each image, pixels.
         generator: Source of randomness; the crops are on its device.
         crop_area: Smallest and largest share of the image's area.
         crop_aspect: Smallest and largest width/height; its logarithm is uniform.
-        flip_probability: Of mirroring left to right.
+        flip_probability: Probability of mirroring left to right.
     """
     device = generator.device
     chances_2TN = torch.rand((2, CROP_TRIES, count), generator=generator, device=device)
@@ -103,7 +103,7 @@ def resize_crops(images_NCHW: Tensor, crops: Crops, image_size: int) -> Tensor:
 
     Args:
         images_NCHW: Float images.
-        crops: Of N images, on the same device.
+        crops: Crops of N images, on the same device.
         image_size: Height and width of the result, pixels.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How two views of one image may differ: the settings of SimSiam's augmentation."""
+"""Settings of SimSiam's two-view augmentation."""
 
 from typing import Annotated
 
@@ -36,14 +36,14 @@ class ViewSettings(BaseModel):
         image_size: Height and width of a view, pixels.
         crop_area: Smallest and largest share of the image's area that a crop covers.
         crop_aspect: Smallest and largest width/height of a crop; its logarithm is uniform.
-        flip_probability: Of mirroring left to right.
-        jitter_probability: Of changing the colours at all.
+        flip_probability: Probability of mirroring left to right.
+        jitter_probability: Probability of changing the colours at all.
         brightness: Largest change; the factor is uniform in 1 - brightness to 1 + brightness.
         contrast: The same for contrast.
         saturation: The same for saturation.
         hue: Largest turn of the colour circle, in full turns.
-        grayscale_probability: Of losing all colour.
-        blur_probability: Of a Gaussian blur; views of 32 pixels and less are never blurred.
+        grayscale_probability: Probability of losing all colour.
+        blur_probability: Probability of a Gaussian blur; views of 32 pixels and less are never blurred.
         blur_sigma_pixels: Smallest and largest standard deviation of the blur; sigma is uniform.
     """
 

@@ -1,1 +1,1 @@
-"""What a trained network is worth: metrics and figures."""
+"""Metrics and plots of trained networks."""

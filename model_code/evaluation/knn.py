@@ -29,8 +29,8 @@ def knn_predict(
 
     Args:
         bank: Labelled images.
-        features_ND: Of the images to classify, float, any scale, on the bank's device.
-        neighbours: How many vote.
+        features_ND: Features of the images to classify, float, any scale, on the bank's device.
+        neighbours: Number of neighbours that vote.
         temperature: Above 0; smaller listens more to the nearest.
 
     Returns:

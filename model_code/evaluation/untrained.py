@@ -1,4 +1,4 @@
-"""What an untrained network answers to many images, how fast and in how much memory.
+"""Evaluation of untrained networks: answers to many images, time and memory.
 
 Shape suffixes: N = images, B = images of one batch, H = height, W = width, C = the three colour channels,
 K = classes.
@@ -62,7 +62,7 @@ def evaluate_untrained(
         labels_N: Indices into the classes.
         view: What each batch goes through on the device, such as a random resized crop; uint8 in and out.
         batch_size: Images at once, at least 1.
-        device: Where to compute.
+        device: Device that computes.
         on_batch: Told after each batch how many images it had.
 
     Raises:

@@ -16,7 +16,7 @@ class ImageInput(nn.Module):
         image_size: Height and width of the middle, pixels; None takes the whole image.
 
     Attributes:
-        is_channels_last: Whether the result keeps the images' order in memory, channels last; else it is contiguous.
+        is_channels_last: True if the result keeps the images' order in memory, channels last; else it is contiguous.
     """
 
     mean_C: Tensor

@@ -51,7 +51,7 @@ class ResNet18(nn.Module):
     Args:
         num_classes: Width K of the output.
         stem: `7x7` is the paper's first convolution (stride 2), `3x3` keeps the resolution.
-        has_max_pool: Whether a 3x3 stride-2 max-pool follows the stem.
+        has_max_pool: True if a 3x3 stride-2 max-pool follows the stem.
     """
 
     def __init__(self, num_classes: int, stem: Stem = "7x7", has_max_pool: bool = True) -> None:

@@ -31,7 +31,7 @@ class SimSiam(nn.Module):
 
     Args:
         backbone: Normalised float images [B, C, H, W] in, features [B, feature_width] out.
-        feature_width: Of the backbone.
+        feature_width: Width of the backbone's features.
         projector_layers: 2 as in the paper's CIFAR-10 runs, 3 as for larger images.
         embedding_width: Width D of projections and predictions, and of the projector's hidden layers.
         bottleneck_width: Hidden width of the predictor.

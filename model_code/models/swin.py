@@ -204,7 +204,7 @@ class SwinTransformer(nn.Module):
         mlp_ratio: Hidden width of the MLPs / C.
         drop_path: Probability that an image skips a branch of the last block in training, in [0, 1); rises to it
             linearly from 0 in the first.
-        has_patch_norm: Whether a LayerNorm follows the patch embedding.
+        has_patch_norm: True if a LayerNorm follows the patch embedding.
     """
 
     def __init__(

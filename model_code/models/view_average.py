@@ -15,7 +15,7 @@ class ViewAverage(nn.Module):
 
     Args:
         model: uint8 images [B, H, W, C] in, logits [B, K] out.
-        has_mirror: Whether each view is also looked at mirrored left to right.
+        has_mirror: True if each view is also looked at mirrored left to right.
         shift_pixels: Two more views are shifted so far up and left, down and right; what comes in is the image's own
             edge, mirrored. 0 leaves them out.
 

@@ -1,4 +1,4 @@
-"""What random features are worth: probes on frozen, untrained networks on CIFAR-10.
+"""Random features: probes on frozen, untrained networks on CIFAR-10.
 
 The article finds untrained networks at chance and asks why Deep Clustering reports a random AlexNet far above it: there
 a trained MLP sits on the random convolutions. Each recipe freezes a backbone as torchvision initialises it and measures

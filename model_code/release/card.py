@@ -29,10 +29,10 @@ def write_card(manifest: Manifest, verdict: Verdict, version: str | None = None,
     """Return the whole card.
 
     Args:
-        manifest: Of the bundle.
+        manifest: Manifest of the bundle.
         verdict: Of the gate on it.
         version: Its number in the registry; None before it has one.
-        profile: Of the run: `full`, `smoke` or `custom`.
+        profile: Profile of the run: `full`, `smoke` or `custom`.
     """
     number = "" if version is None else f" version {version}"
     sections = [
@@ -57,9 +57,9 @@ def summarise(manifest: Manifest, verdict: Verdict, profile: str = "full") -> st
     Long texts are cut at `...`; the whole card has them.
 
     Args:
-        manifest: Of the bundle.
+        manifest: Manifest of the bundle.
         verdict: Of the gate on it.
-        profile: Of the run: `full`, `smoke` or `custom`.
+        profile: Profile of the run: `full`, `smoke` or `custom`.
     """
     low, high = verdict.challenger_interval
     accuracy = f"Accuracy {verdict.challenger_accuracy:.4f} ({low:.4f} to {high:.4f}), {_count_images(verdict)}."

@@ -48,8 +48,8 @@ class Exported:
     """What is released, before anything is decided.
 
     Attributes:
-        manifest: Of the files that lie in the scratch folder.
-        split: Of the images below.
+        manifest: Manifest of the files that lie in the scratch folder.
+        split: Name of the split of the images below.
         images_NHWC: uint8, the images that variants were certified on.
         labels_N: Right labels of them.
     """

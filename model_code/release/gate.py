@@ -58,14 +58,14 @@ class Verdict(_Frozen):
     """What the gate decided, and the numbers that it decided on.
 
     Attributes:
-        is_promoted: Whether nothing refuses the challenger.
+        is_promoted: True if nothing refuses the challenger.
         refusals: Every reason against it, each one sentence with the value and what is allowed.
         champion_version: Version that it was compared with; None if there is no champion.
         split: `test`, or `validation` where the data set has no test images.
         count: Images.
         challenger_accuracy: Share of right labels, in [0, 1].
         challenger_interval: 95 % Clopper-Pearson interval of it.
-        champion_accuracy: Of the champion on the same images; None without one.
+        champion_accuracy: Accuracy of the champion on the same images; None without one.
         difference: Challenger minus champion, a fraction of the images; None without a champion.
         difference_interval: Percentile interval of it at the rules' confidence, by a bootstrap over images.
         gained: Images that only the challenger labels rightly; 0 without a champion.
@@ -74,9 +74,9 @@ class Verdict(_Frozen):
         classes: In the order of the network's outputs.
         latency_ms: Median at batch 1 of the challenger's fastest offered variant; None if not measured.
         champion_latency_ms: The same of the champion, for the record; it decides nothing.
-        size_bytes: Of that variant's file; None if not given.
-        precision: Of that variant, whose labels were judged; None if not given.
-        champion_precision: Of the champion's variant that it was compared with; None if not given.
+        size_bytes: Size of that variant's file; None if not given.
+        precision: Precision of that variant, whose labels were judged; None if not given.
+        champion_precision: Precision of the champion's variant that it was compared with; None if not given.
         rules: What it was judged by.
     """
 
@@ -172,9 +172,9 @@ def judge(
         rules: What is asked.
         latency_ms: Median at batch 1 of the challenger's fastest offered variant.
         champion_latency_ms: The same of the champion.
-        size_bytes: Of the challenger's variant.
-        precision: Of the challenger's variant.
-        champion_precision: Of the champion's.
+        size_bytes: Size of the challenger's variant.
+        precision: Precision of the challenger's variant.
+        champion_precision: Precision of the champion's variant.
 
     Raises:
         ValueError: There are no images, the lengths differ, a label has no class, or a champion lacks its version

@@ -1,4 +1,4 @@
-"""What a version must not be trusted with, each a sentence that follows from what was measured of it."""
+"""Known limits of a version, each a sentence that follows from its measurements."""
 
 from collections.abc import Iterator
 
@@ -14,9 +14,9 @@ def list_limits(manifest: Manifest, verdict: Verdict, profile: str = "full") -> 
     """Return the limits, plain text, most important first.
 
     Args:
-        manifest: Of the bundle.
+        manifest: Manifest of the bundle.
         verdict: Of the gate on it.
-        profile: Of the run: `full`, `smoke` or `custom`.
+        profile: Profile of the run: `full`, `smoke` or `custom`.
     """
     return [
         *_list_origins(manifest, profile),

@@ -85,12 +85,12 @@ def move_champion(
     The caller holds the lock of the name, has called `complete`, and has the version's bundle here and checked.
 
     Args:
-        client: Of the registry.
-        bundles_dir: Where bundles and pointers lie.
+        client: Client of the registry.
+        bundles_dir: Folder of bundles and pointers.
         name: Registered name.
         action: `promote` or `rollback`.
         before: Champion until now.
-        version: That becomes champion.
+        version: Version that becomes champion.
         why: In words, as `check_reason` allows.
         verdict: Of the gate, or what was checked.
 
@@ -182,7 +182,7 @@ def find_champion(client: MlflowClient, name: str, changes: tuple[Change, ...]) 
     """Return the version that is champion; None before the first release.
 
     Args:
-        client: Of the registry.
+        client: Client of the registry.
         name: Registered name.
         changes: What `complete` returned.
 

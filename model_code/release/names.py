@@ -1,4 +1,4 @@
-"""What a released model may be called, and which images each name takes."""
+"""Names of released models, and the images that each takes."""
 
 from model_code.errors import UsageError
 

@@ -44,9 +44,9 @@ def register_version(client: MlflowClient, bundle: Path, manifest: Manifest) -> 
     The same bundle is entered once: a repeated release gets the version that is there.
 
     Args:
-        client: Of the store.
+        client: Client of the store.
         bundle: Folder with the bundle.
-        manifest: Of that bundle.
+        manifest: Manifest of that bundle.
     """
     create_name(client, manifest.name)
     manifest_sha256 = hash_file(bundle / MANIFEST_FILE)
@@ -144,8 +144,8 @@ def fetch_bundle(client: MlflowClient, bundles_dir: Path, version: ModelVersion)
     The caller holds the lock of the name.
 
     Args:
-        client: Of the registry.
-        bundles_dir: Where bundles lie.
+        client: Client of the registry.
+        bundles_dir: Folder of the bundles.
         version: A registered version.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How amounts are written: fractions as percent, differences in points, counts, seconds."""
+"""Formats of amounts: fractions as percent, differences in points, counts, seconds."""
 
 from model_code.report.published import PublishedFigure, Unit
 
@@ -20,7 +20,7 @@ def format_mean(mean: float, spread: float | None, unit: Unit, images: int | Non
     Args:
         mean: In the unit.
         spread: Sample standard deviation in the unit; None for one run.
-        unit: Of both.
+        unit: Unit of both.
         images: What a count is of.
     """
     scale, decimals = {"fraction": (100, 2), "count": (1, 0 if spread is None else 1), "seconds": (1, 2)}[unit]

@@ -55,11 +55,11 @@ class Run:
         budget: `full`, `smoke`, `smoke on` other images than the recipe's, or what a custom run changed, e.g.
             `custom: epochs=5`.
         dataset: Packed data set.
-        seed: Of everything random.
-        epochs: Of the whole run; None where there are none.
+        seed: Seed of everything random.
+        epochs: Epochs of the whole run; None where there are none.
         device: Name of the device, with the precision of its computation where there is one, for people.
-        data_checksum: Of the packed images.
-        git_sha: Of the code.
+        data_checksum: Checksum of the packed images.
+        git_sha: Commit of the code.
         seconds: Wall time between start and end in MLflow; None if MLflow does not know.
         ended_ms: Since 1970.
         metrics: Last value of each finite metric.
@@ -67,7 +67,7 @@ class Run:
         histories: Metric -> ((step, value), ...) in ascending order of steps.
         report: None where there is none.
         pretrained_run_id: MLflow run that a fine-tuned one started from; empty where none is recorded.
-        pretrained_sha256: Of the weights that it started from; empty where none is recorded.
+        pretrained_sha256: SHA-256 of the weights that it started from; empty where none is recorded.
     """
 
     run_id: str

@@ -18,7 +18,7 @@ class Comparison:
         figure: The published one.
         group: The runs that stand for its recipe; None if there is none.
         runs: Those of the group that have the figure.
-        values: Of `runs`, in the figure's unit.
+        values: Values of `runs`, in the figure's unit.
     """
 
     figure: PublishedFigure

@@ -33,8 +33,8 @@ class Origin:
 
     Attributes:
         date: For people, UTC.
-        git_sha: Of the code that makes it.
-        machine: That makes it; the runs name their own.
+        git_sha: Commit of the code that makes it.
+        machine: Machine that makes it; the runs name their own.
     """
 
     date: str

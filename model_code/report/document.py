@@ -1,4 +1,4 @@
-"""What a report is made of, before it becomes Markdown or HTML."""
+"""Blocks of a report, before they become Markdown or HTML."""
 
 from dataclasses import dataclass
 
@@ -100,7 +100,7 @@ class Document:
     """A whole report.
 
     Attributes:
-        title: Of the page.
+        title: Title of the page.
         facts: (what, value): when and where it was made.
         sections: In order.
     """

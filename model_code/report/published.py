@@ -27,14 +27,14 @@ class PublishedFigure:
         recipe: Ours that repeats it.
         metric: MLflow metric that holds ours, or `SECONDS_PER_EPOCH`.
         value: As published: a fraction in [0, 1], a count of images, or seconds.
-        unit: Of `value`.
+        unit: Unit of `value`.
         epoch: Epoch of the figure, counted from 1; None for the run's final figure.
         class_name: Class of a per-class accuracy; None for a figure over all images.
         images: Images that it was measured on, for one class those of all classes; None where the article does
             not say.
         qualifier: Before the value: "at most".
         remark: How the two differ, or what the article says beside the figure.
-        is_same_work: Whether ours measures the same work; without that no difference is shown.
+        is_same_work: True if ours measures the same work; without that no difference is shown.
     """
 
     label: str

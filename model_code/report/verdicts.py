@@ -33,7 +33,7 @@ class Verdict:
 
     Attributes:
         contrast: What was asked.
-        budget: Of every run in `pairs`; None without pairs.
+        budget: Budget of every run in `pairs`; None without pairs.
         pairs: By ascending seed.
         other_images: Seeds that were left out because the two runs saw different images.
         missing: Recipes of the contrast without any finished run.

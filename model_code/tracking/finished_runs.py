@@ -39,7 +39,7 @@ def find_finished_runs(client: MlflowClient, recipe: str, dataset_pattern: str) 
     """Return the finished runs of a recipe, full ones first, then by validation accuracy, highest first.
 
     Args:
-        client: Of the store.
+        client: Client of the store.
         recipe: Exact recipe name.
         dataset_pattern: Shell pattern; only runs on data sets whose name matches, with feedback or without.
     """

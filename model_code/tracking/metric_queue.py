@@ -34,10 +34,10 @@ class MetricQueue:
     value once. The queue is in memory: whoever fills it can fill it again after a crash.
 
     Args:
-        client: Of the store.
+        client: Client of the store.
         run_id: MLflow run.
         label: At the start of each line on the console.
-        patience: How long to wait for MLflow.
+        patience: Longest wait for MLflow.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, label: str, patience: Patience) -> None:

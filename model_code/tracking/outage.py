@@ -1,4 +1,4 @@
-"""What to do while MLflow cannot be reached: say so, ask again after growing pauses, and give up in one line."""
+"""Outages of MLflow: one line, retries after growing pauses, and giving up in one line."""
 
 import sys
 import time
@@ -93,7 +93,7 @@ def insist(send: Callable[[], object], run_id: str, label: str, patience: Patien
         send: May be called again after any failure.
         run_id: For the error.
         label: At the start of each line on the console.
-        patience: How long.
+        patience: Longest wait.
 
     Raises:
         TrackingError: MLflow cannot be reached within the limit, or refuses.

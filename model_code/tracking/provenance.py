@@ -1,4 +1,4 @@
-"""Where a run comes from: code version, library versions, machine."""
+"""Provenance of a run: code version, library versions, machine."""
 
 import hashlib
 import platform

@@ -57,7 +57,7 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
     Args:
         record: What the run is.
         tags: What else it is to be found by, such as device, budget and published figure.
-        patience: How long to wait for MLflow.
+        patience: Longest wait for MLflow.
 
     Raises:
         TrackingError: MLflow cannot be reached at the start, or not within the limit at the end, or refuses.
@@ -94,11 +94,11 @@ class RunTracker(Callback):
 
     Args:
         record: What the run is.
-        client: Of the store.
+        client: Client of the store.
         queue: Takes the run's metrics.
         epochs: Those that MLflow has already; they are not sent again.
         figures: The same for final figures by name.
-        patience: How long figures and files wait for MLflow.
+        patience: Longest wait of figures and files for MLflow.
     """
 
     def __init__(

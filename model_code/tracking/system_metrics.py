@@ -1,4 +1,4 @@
-"""What the machine does while a run goes on: processor, memory, disk, network, GPU."""
+"""System metrics during a run: processor, memory, disk, network, GPU."""
 
 import logging
 import threading
@@ -24,7 +24,7 @@ def sample_system(run: Run, queue: MetricQueue, interval_s: float = INTERVAL_S) 
 
     Args:
         run: As MLflow has it; its samples are counted on.
-        queue: Of that run.
+        queue: Queue of that run.
         interval_s: Time between two samples.
     """
     monitor = SystemMetricsMonitor(run.info.run_id)

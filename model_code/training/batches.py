@@ -40,7 +40,7 @@ def iterate_batches(
         batch_size: Images of a batch.
         device: Where the batches are wanted.
         first: Batches to leave out at the start.
-        is_ahead: Whether the next batch is gathered and copied by a thread while the caller works on this one.
+        is_ahead: True if the next batch is gathered and copied by a thread while the caller works on this one.
     """
     chosen = [
         order_N[start : start + batch_size]

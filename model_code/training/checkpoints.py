@@ -1,4 +1,4 @@
-"""What a run leaves on disk, each file written in one atomic step.
+"""Checkpoints of a run on disk, each file written in one atomic step.
 
     best-<epoch>.safetensors    weights of the epoch that is kept, by default that of the best validation accuracy
     last.safetensors            weights after the last finished epoch
@@ -41,7 +41,7 @@ class TrainingState:
     """Everything that the next step depends on.
 
     Attributes:
-        config_sha256: Of the config that the state belongs to.
+        config_sha256: SHA-256 of the config that the state belongs to.
         epoch: Finished epochs.
         best_epoch: The epoch that is kept so far, counted from 1.
         network: State dict.

@@ -1,4 +1,4 @@
-"""What a supervised training run is: one frozen, checked config. A recipe is a function that returns one."""
+"""Frozen, checked config of a supervised training. A recipe is a function that returns one."""
 
 from typing import Annotated, Literal
 
@@ -32,9 +32,9 @@ class TrainingConfig(EpochConfig):
         epochs: Passes over the training images.
         optimizer: `sgd`, `adam` or `adamw`.
         learning_rate: At the start; of a warm-up, at its end.
-        momentum: Of SGD.
-        is_nesterov: Whether SGD looks ahead.
-        adam_betas: Of Adam and AdamW.
+        momentum: Momentum of SGD.
+        is_nesterov: True if SGD looks ahead.
+        adam_betas: Betas of Adam and AdamW.
         weight_decay: On all parameters.
         norm_bias_rate_factor: Learning rate factor of BatchNorm biases; their decay for each step is that of the other
             parameters. Not for `adam`.
@@ -46,20 +46,20 @@ class TrainingConfig(EpochConfig):
         decay_points: Fractions of the epochs after which the learning rate is multiplied by `decay_factor`;
             (0.3, 0.6, 0.9) is after 30, 60 and 90 of 100 epochs.
         decay_factor: See `decay_points`.
-        patience_epochs: Of `plateau`.
-        min_learning_rate: Of `plateau`.
+        patience_epochs: Patience of `plateau`.
+        min_learning_rate: Lower bound of `plateau`.
         triangle: Learning rate factor of `triangular` at the first step, share of the steps after which it is 1, and
             factor at the end; linear between.
-        warmup_epochs: Of `cosine`: the learning rate rises linearly over so many epochs.
+        warmup_epochs: Warm-up of `cosine`: the learning rate rises linearly over so many epochs.
         crop_padding_pixels: Border of the random crop.
         crop_border: `black`, or `reflect` for the image's own pixels mirrored at its edge.
         flip: `random` mirrors each image with probability 1/2 in each epoch; `alternating` does so in the first epoch,
             and after that each image is mirrored in every second epoch.
         has_flip: False leaves mirroring out.
         cutout_pixels: Side of the square that is hidden in each image; 0 hides none.
-        erasing_probability: Of an image to have a random rectangle filled with noise.
-        cutmix_alpha: Of CutMix's Beta distribution; 0 leaves CutMix out.
-        mixup_alpha: Of MixUp's Beta distribution; 0 leaves MixUp out. With both, each image draws one of the two.
+        erasing_probability: Probability of an image to have a random rectangle filled with noise.
+        cutmix_alpha: Alpha of CutMix's Beta distribution; 0 leaves CutMix out.
+        mixup_alpha: Alpha of MixUp's Beta distribution; 0 leaves MixUp out. With both, each image draws one of the two.
         label_smoothing: Share of the target spread over all classes.
         class_weights: Weights of the training loss: `equal`, or `balanced`, inverse to the number of training images of
             the class, with a mean of 1 over these images.
@@ -67,7 +67,7 @@ class TrainingConfig(EpochConfig):
             with the same probability.
         ema_decay: Of the moving average of the weights, for each step; the average is what is validated and kept. None
             keeps the weights themselves.
-        has_flip_averaging: Whether the finished model answers with the mean of an image and its mirror image, which
+        has_flip_averaging: True if the finished model answers with the mean of an image and its mirror image, which
             costs twice the time; validation during the run does without.
         shift_averaging_pixels: The finished model's answer is half that of the image and half the mean of two copies,
             shifted so far up and left, down and right; 0 leaves them out. Costs three times the time.

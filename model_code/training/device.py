@@ -1,4 +1,4 @@
-"""Which device a run uses, how it is seeded, and what the machine is called in records."""
+"""Device of a run, seeding, and the machine's name in records."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""How a step is computed on the hardware at hand: precision, memory layout, compiled code, parts of a batch."""
+"""Execution of a step on the hardware at hand: precision, memory layout, compiled code, parts of a batch."""
 
 import os
 import shutil
@@ -29,11 +29,11 @@ class Engine:
     """What a device does of the engine's settings; `choose_engine` makes one.
 
     Attributes:
-        device: Where to compute.
-        precision: Of the forward pass: float32 or bfloat16.
-        memory_format: Of the images that the network computes with; on CUDA of its weights as well.
+        device: Device that computes.
+        precision: Precision of the forward pass: float32 or bfloat16.
+        memory_format: Memory format of the images that the network computes with; on CUDA of its weights as well.
         compile: `off`, `on` or `cuda_graphs`.
-        parts: Of a batch, one after the other.
+        parts: Number of micro-batches of a batch.
     """
 
     device: torch.device
@@ -113,7 +113,7 @@ class GradientStep:
         engine: Result of `choose_engine`.
         network: Whose parameters the optimiser moves.
         optimizer: Moves them.
-        processes: That share the batch.
+        processes: Processes that share the batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the configs of runs that train in epochs have in common: clipping, and how a step is computed."""
+"""Settings that all configs of epoch-based trainings share: clipping and engine."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What every run of epochs does: resume, take steps, keep the best and the last epoch, stop where that is asked.
+"""Loop of epochs: resuming, steps, the best and the last checkpoint, stopping on request.
 
 Shape suffixes: N = images of an epoch, B = images of a batch, H = height, W = width, C = the three colour channels,
 S = steps of an epoch.
@@ -59,11 +59,11 @@ class EpochLoop(ABC, Generic[Epoch]):
 
     Args:
         config: All settings.
-        epochs: How many.
+        epochs: Number of epochs.
         images_NHWC: uint8 images to learn from, on the device or streamed to it.
-        run_dir: Where checkpoints go; created when missing.
+        run_dir: Folder of checkpoints; created when missing.
         callbacks: Told about each step and epoch, in order.
-        processes: That train together, and the device of this one.
+        processes: Processes that train together, and the device of this one.
         engine: Result of `choose_engine`; None chooses it here.
 
     Raises:

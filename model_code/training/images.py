@@ -50,7 +50,7 @@ class TrainingImages:
         validation: Images that choose the best epoch; none of them is in `train`.
         test: Images of the final figure; None if the data set has none with labels.
         classes: Names in label order.
-        checksum: Of the whole packed data set.
+        checksum: Checksum of the whole packed data set.
     """
 
     train: Images

@@ -17,9 +17,9 @@ class InterruptionWatcher(Callback):
     written. Outside the main thread, where Python delivers no signals, nothing changes.
 
     Args:
-        is_patient: Whether every later signal waits as well: Ctrl-C reaches each process that torchrun started twice,
+        is_patient: True if every later signal waits as well: Ctrl-C reaches each process that torchrun started twice,
             from the terminal and from torchrun, which kills those that do not end.
-        is_quiet: Whether another process says that the run stops.
+        is_quiet: True if another process says that the run stops.
     """
 
     def __init__(self, is_patient: bool = False, is_quiet: bool = False) -> None:

@@ -52,8 +52,8 @@ class BackboneReport:
         split: `test`, or `validation` where there are no labelled test images.
         count: Images.
         knn_accuracy: By the weighted votes of all labelled training images, in [0, 1].
-        linear_accuracy: Of a linear layer learned on the same features, in [0, 1].
-        linear_train_accuracy: Of that layer on the images that it learned from.
+        linear_accuracy: Accuracy of a linear layer learned on the same features, in [0, 1].
+        linear_train_accuracy: Accuracy of that layer on the images that it learned from.
     """
 
     split: str
@@ -90,7 +90,7 @@ def evaluation_features(
     """Return what a backbone sees in the plain view of labelled images, in full precision.
 
     Args:
-        config: Of the run that trained the backbone.
+        config: Config of the run that trained the backbone.
         model: Result of `load_backbone`, on the images' device; is left in evaluation mode.
         images: uint8.
         classes: Names in label order.
@@ -107,10 +107,10 @@ def evaluate_backbone(
     """Measure a pretrained backbone by kNN and linear evaluation; every image counts once.
 
     Args:
-        config: Of the run that trained it.
+        config: Config of the run that trained it.
         weights: Its file.
-        images: Of that run, on `device`.
-        device: Where to work.
+        images: Images of that run, on `device`.
+        device: Device that computes.
 
     Raises:
         TrainingError: The weights do not fit, or the linear layer's loss is not finite.
@@ -153,8 +153,8 @@ def pretrain(
     Args:
         config: All settings.
         images: On the device, or streamed to it.
-        run_dir: Where checkpoints go; created when missing.
-        processes: That train together, and the device of this one.
+        run_dir: Folder of checkpoints; created when missing.
+        processes: Processes that train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
         engine: Result of `choose_engine`; None chooses it here.
 

@@ -1,4 +1,4 @@
-"""What a SimSiam run is: one frozen, checked config. A recipe is a function that returns one."""
+"""Frozen, checked config of a SimSiam pretraining. A recipe is a function that returns one."""
 
 from typing import Literal
 
@@ -18,20 +18,20 @@ class SimSiamConfig(EpochConfig):
     Attributes:
         network: Backbone; key of `model_code.models.networks.NETWORKS`.
         projector_layers: 2 on CIFAR, 3 for larger images.
-        embedding_width: Of projections and predictions.
-        bottleneck_width: Of the predictor's hidden layer.
+        embedding_width: Width of projections and predictions.
+        bottleneck_width: Width of the predictor's hidden layer.
         views: How two views of an image differ.
         epochs: Passes over the images.
         batch_size: Images in one step, each in two views.
-        base_learning_rate: Of SGD for a batch of 256 images.
+        base_learning_rate: Base learning rate of SGD for a batch of 256 images.
         warmup_epochs: Epochs over which the learning rate rises to its highest value; then it follows half a cosine.
             The predictor's stays at the highest value throughout.
-        momentum: Of SGD.
-        weight_decay: Of SGD, on all parameters.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD, on all parameters.
         monitor_every_epochs: How often the nearest neighbours are asked; the last epoch always is.
         checkpoint_every_epochs: How often state is kept to go on from; the last epoch always is.
-        knn_neighbours: How many vote.
-        knn_temperature: Of the votes.
+        knn_neighbours: Number of neighbours that vote.
+        knn_temperature: Temperature of the votes.
         evaluation_enlargement: See `plain_view`; 8/7 with larger images.
         validation_fraction: Share of the labelled training images that choose the best epoch.
         linear: The linear evaluation after the run.

@@ -1,4 +1,4 @@
-"""How good features are: a linear layer or a small MLP learned on the features of a frozen backbone.
+"""Probes of features: a linear layer or a small MLP learned on the features of a frozen backbone.
 
 The defaults are linear evaluation as in Chen & He 2021, arXiv:2011.10566, Sec. 4 and Appendix D; the published SimSiam
 runs learn with SGD at 30 * batch / 256. The features are computed once, so images are not augmented.
@@ -45,7 +45,7 @@ def train_probe(
         train: Features to learn from; where the config has candidates, a fifth of them chooses.
         test: Features to measure on, on the same device; they choose nothing.
         config: Settings; None takes the published ones.
-        seed: Of initial weights, order and the held-out fifth.
+        seed: Seed of initial weights, order and the held-out fifth.
 
     Raises:
         UsageError: The two have different classes, or one of them is empty.

@@ -12,13 +12,13 @@ class ProbeConfig(BaseModel):
         epochs: Passes over the training features.
         warmup_epochs: Epochs over which the learning rate rises to its highest value; then it follows half a cosine.
         batch_size: Images in one step.
-        base_learning_rate: Of SGD for a batch of 256 images.
-        momentum: Of SGD.
-        weight_decay: Of SGD.
+        base_learning_rate: Base learning rate of SGD for a batch of 256 images.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD.
         candidates: Pairs of base_learning_rate and weight_decay of which the best on a held-out fifth of the training
             features is taken in place of the two above; none keeps the two.
-        hidden_width: Of the MLP's one hidden layer; 0 is a linear layer.
-        is_standardised: Whether each dimension is first brought to mean 0 and variance 1 over the training features;
+        hidden_width: Width of the MLP's one hidden layer; 0 is a linear layer.
+        is_standardised: True if each dimension is first brought to mean 0 and variance 1 over the training features;
             for features whose scale is arbitrary, as a random backbone's.
     """
 

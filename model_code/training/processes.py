@@ -42,9 +42,9 @@ class Processes:
     """One process among those that train together.
 
     Attributes:
-        device: Where this one computes.
+        device: Device of this process.
         rank: This one; 0 is the first, which alone writes files and reports.
-        count: How many.
+        count: Number of processes.
     """
 
     device: torch.device
@@ -111,7 +111,7 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
     """Meet the other processes that torchrun started, until the block ends.
 
     Args:
-        device: Where this process computes.
+        device: Device of this process.
 
     Raises:
         TrainingError: They cannot be reached.

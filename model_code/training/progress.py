@@ -15,7 +15,7 @@ class ProgressPrinter(Callback):
     """Print each epoch as one line, and the steps between as a bar that only a terminal sees.
 
     Args:
-        epochs: How many there will be.
+        epochs: Number of epochs.
     """
 
     def __init__(self, epochs: int) -> None:

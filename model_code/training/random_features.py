@@ -1,4 +1,4 @@
-"""How much the features of an untrained network say: nearest neighbours and probes on them, beside controls.
+"""Quality of an untrained network's features: nearest neighbours and probes on them, beside controls.
 
 An untrained last layer on random features is at chance; a trained one on the same features need not be.
 
@@ -29,10 +29,10 @@ class RandomFeaturesResult:
     """What one frozen backbone's features are worth on the test images.
 
     Attributes:
-        knn_accuracy: Of the weighted nearest neighbours among the training images, in [0, 1].
-        linear_accuracy: Of a learned linear layer.
-        mlp_accuracy: Of a learned MLP.
-        untrained_head_accuracy: Of an untrained linear layer; None for raw pixels.
+        knn_accuracy: Accuracy of the weighted nearest neighbours among the training images, in [0, 1].
+        linear_accuracy: Accuracy of a learned linear layer.
+        mlp_accuracy: Accuracy of a learned MLP.
+        untrained_head_accuracy: Accuracy of an untrained linear layer; None for raw pixels.
         feature_width: Features of one image.
     """
 
@@ -71,12 +71,12 @@ def measure_random_features(
         test: Images to measure on.
         classes: Names in label order.
         prepare: Brings each batch of uint8 images to the size that the model reads; None leaves it.
-        is_calibrated: Whether BatchNorm's statistics are estimated on the training images; otherwise they are those
+        is_calibrated: True if BatchNorm's statistics are estimated on the training images; otherwise they are those
             of `model`, mean 0 and variance 1 where it is untrained. Says nothing about raw pixels.
-        neighbours: How many vote.
-        linear: Of the linear probe.
-        mlp: Of the MLP probe.
-        seed: Of the probes and the untrained linear layer.
+        neighbours: Number of neighbours that vote.
+        linear: Settings of the linear probe.
+        mlp: Settings of the MLP probe.
+        seed: Seed of the probes and the untrained linear layer.
         batch_size: Images at once.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What the probing of a frozen, untrained network is: one frozen, checked config."""
+"""Frozen, checked config of the probing of an untrained network."""
 
 from typing import Literal
 
@@ -15,9 +15,9 @@ class RandomFeaturesConfig(RunConfig):
     Attributes:
         network: Backbone; key of `model_code.models.networks.NETWORKS`, or None for the pixels themselves.
         image_size: Height and width that the network sees, pixels; None takes the images as they are packed.
-        is_calibrated: Whether BatchNorm's statistics are measured on the training images; else they are mean 0 and
+        is_calibrated: True if BatchNorm's statistics are measured on the training images; else they are mean 0 and
             variance 1, as an untrained network has them.
-        knn_neighbours: How many vote.
+        knn_neighbours: Number of neighbours that vote.
         linear: Settings of the linear probe.
         mlp: The same of the probe with a hidden layer.
     """

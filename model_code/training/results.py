@@ -1,4 +1,4 @@
-"""What a run of epochs tells while it goes on and returns when it is done."""
+"""Results of epoch-based trainings: events during the run, and the final result."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ class PretrainingEpoch(FinishedEpoch):
     Attributes:
         loss: Mean over the steps, in [-1, 1]; -1 is agreement.
         feature_std: Of the projections of the last step; near 1 / sqrt(embedding width) is healthy, 0 is collapse.
-        knn_accuracy: Of the validation images, in [0, 1]; None in an epoch that was not monitored.
+        knn_accuracy: kNN accuracy on the validation images, in [0, 1]; None in an epoch that was not monitored.
     """
 
     loss: float
@@ -145,7 +145,7 @@ class Callback:
     """Base of whatever wants to follow a run; every method does nothing until overridden.
 
     Attributes:
-        wants_stop: Whether the run is to end after this step, with its state kept.
+        wants_stop: True if the run is to end after this step, with its state kept.
     """
 
     wants_stop: bool = False

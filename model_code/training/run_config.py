@@ -1,4 +1,4 @@
-"""What every run's config has in common: which images, which seed, how long; and how single settings are changed.
+"""Settings that all configs of runs share: images, seed, length; and the change of single settings.
 
 A config is frozen and checked when it is made. `kind` tells the kinds apart wherever a config is read from a file.
 """
@@ -57,7 +57,7 @@ class RunConfig(BaseModel):
         limit_train: Use so many training images (before the split, same share of each class); None uses all.
         limit_test: Use so many test images, and so many of validation images that the data set brings along; None
             uses all.
-        seed: Of everything random but the choice of images.
+        seed: Seed of everything random but the choice of images.
         device: `auto` is CUDA when there is one.
     """
 

@@ -34,9 +34,9 @@ class RunRecord(BaseModel):
 
     Attributes:
         run_id: MLflow run.
-        data_checksum: Of the packed images.
+        data_checksum: Checksum of the packed images.
         config: All settings.
-        pretrained_sha256: Of the file of pretrained weights; None without one.
+        pretrained_sha256: SHA-256 of the file of pretrained weights; None without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,12 +57,12 @@ class RunResult(BaseModel):
         profile: `full`, `smoke` or `custom`.
         dataset: Packed data set.
         metrics: Final figures by their name in MLflow, `<split>/<metric>`.
-        epochs: Of the whole run; None where nothing is trained in epochs.
+        epochs: Epochs of the whole run; None where nothing is trained in epochs.
         best_epoch: Counted from 1; None the same.
         best_weights: File name in the run's folder; None the same.
-        weights_sha256: Of that file.
+        weights_sha256: SHA-256 of that file.
         seconds: Training, validation and test of the process that finished the run.
-        code_sha256: Of the code and libraries that finished the run; None in results of earlier versions.
+        code_sha256: SHA-256 of the code and libraries that finished the run; None in results of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""How the learning rate moves over the steps of a run."""
+"""Learning rate schedules over the steps of a run."""
 
 import math
 

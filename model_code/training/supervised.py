@@ -109,8 +109,8 @@ def fit(
     Args:
         config: All settings.
         images: On the device, or streamed to it.
-        run_dir: Where checkpoints go; created when missing.
-        processes: That train together, and the device of this one.
+        run_dir: Folder of checkpoints; created when missing.
+        processes: Processes that train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
         pretrained: Weights file that `config.pretrained_weights` stands for; None takes what is written there.
         engine: Result of `choose_engine`; None chooses it here.
@@ -285,7 +285,7 @@ def balance_classes(labels_N: Tensor, classes: int) -> Tensor:
     """Return a weight for each class, inverse to its number of images, float32 [K]; the mean over the images is 1.
 
     Args:
-        labels_N: Of the training images, int64.
+        labels_N: Labels of the training images, int64.
         classes: Number of classes; one without an image has the weight 0.
     """
     counts_K = torch.bincount(labels_N, minlength=classes)
@@ -312,7 +312,7 @@ class _Targets:
 
     Attributes:
         labels_B: int64.
-        pasted_labels_B: Of the images mixed in; None where nothing is.
+        pasted_labels_B: Labels of the images mixed in; None where nothing is.
         own_share_B: How much of each image is its own, in [0, 1]; None the same.
     """
 

@@ -1,4 +1,4 @@
-"""What the evaluation of an untrained network is: one frozen, checked config."""
+"""Frozen, checked config of the evaluation of an untrained network."""
 
 from typing import Literal
 

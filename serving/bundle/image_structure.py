@@ -163,7 +163,7 @@ def check_format(data: bytes, structure: Structure) -> None:
 
     Args:
         data: The encoded file.
-        structure: Of the image.
+        structure: Structure of `data`.
 
     Raises:
         NotAnImageError: The format is not accepted.

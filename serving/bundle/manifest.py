@@ -1,4 +1,4 @@
-"""What a bundle says of itself: its variants, the proof of each, its calibration and where it came from.
+"""Manifest of a bundle: its variants, the proof of each, its calibration and where it came from.
 
 The export side fills a `Manifest`, the service reads it; it lies in the bundle as manifest.json.
 """
@@ -64,10 +64,10 @@ class Certificate(_Frozen):
     Attributes:
         precision: Variant.
         provider: onnxruntime's execution provider, e.g. `CPUExecutionProvider`.
-        sha256: Of the variant's file that was measured.
+        sha256: SHA-256 of the variant's file that was measured.
         split: `test`, or `validation` where the data set has no test images.
         count: Images.
-        torch_accuracy: Of the trained network, in [0, 1].
+        torch_accuracy: Accuracy of the trained network, in [0, 1].
         torch_accuracy_interval: 95 % Clopper-Pearson interval of it.
         accuracy_interval: The same of the variant, at the batch size with the lowest accuracy.
         agreement_interval: The same of the lowest top-1 agreement.
@@ -115,8 +115,8 @@ class BatchTiming(_Frozen):
     Attributes:
         batch_size: Images.
         runs: Batches that were timed.
-        median_ms: Of one batch.
-        p99_ms: Of one batch.
+        median_ms: Median time of one batch.
+        p99_ms: 99th percentile of the time of one batch.
         pictures_per_s: From the median.
     """
 
@@ -133,7 +133,7 @@ class Timing(_Frozen):
     Attributes:
         provider: onnxruntime's execution provider.
         machine: Processor or GPU, as its system names it.
-        threads: Of the CPU.
+        threads: Number of CPU threads.
         batches: By ascending batch size.
         peak_memory_bytes: Largest resident size of the process, interpreter and onnxruntime included.
     """
@@ -149,10 +149,10 @@ class Variant(_Frozen):
     """The network at one precision.
 
     Attributes:
-        precision: Of weights and arithmetic.
+        precision: Precision of weights and arithmetic.
         file: Name in the bundle; None for a variant that is not offered, whose figures are kept all the same.
-        sha256: Of the file, lower-case hexadecimal.
-        size_bytes: Of the file.
+        sha256: SHA-256 of the file, lower-case hexadecimal.
+        size_bytes: Size of the file.
         certificates: One per provider that was present at the release.
         timings: One per provider that was present at the release.
         problem: Why it could not be made or measured; None where it was.
@@ -306,21 +306,21 @@ class Manifest(_Frozen):
     """What a served model is, where it came from, and the proof that it equals what was trained.
 
     Attributes:
-        format: Of this file; others are refused.
+        format: Format of this file; others are refused.
         name: Registered name, e.g. `cifar10`.
         classes: Labels in the order of the network's outputs.
         image_size: Height and width that the network reads, pixels.
         resize_size: Short side before the centre crop, pixels.
         opset: ONNX operator set.
         variants: fp32 first.
-        calibration: Of the fp32 variant.
-        golden_sha256: Of golden.npz (see `serving/bundle/store.py`); None without one.
+        calibration: Calibration of the fp32 variant.
+        golden_sha256: SHA-256 of golden.npz (see `serving/bundle/store.py`); None without one.
         recipe: Recipe that trained it.
         run_id: MLflow run that trained it.
-        settings: Of the training, by name.
+        settings: Settings of the training, by name.
         pictures: How many of each split the training used.
         dataset: Packed data set that it was trained on.
-        data_checksum: Of that data set.
+        data_checksum: Checksum of that data set.
         git_sha: Commit of the code that released it; `unknown` outside of a repository.
         accuracy_fraction: Test accuracy of the trained network, in [0, 1]; None if it had no test images.
         versions: Library versions that made it.

@@ -44,8 +44,8 @@ def open_session(
     Args:
         model: ONNX file, or its bytes.
         provider: Execution provider that is to run it.
-        threads: Of the CPU.
-        has_graphs: Whether CUDA records graphs (`serving/models/bound_session.py`).
+        threads: Number of CPU threads.
+        has_graphs: True if CUDA records graphs (`serving/models/bound_session.py`).
 
     Raises:
         BundleError: The provider does not become active, or cannot run the graph.
@@ -125,8 +125,8 @@ def check_golden(
     """Compare the answers to the golden images with those at the release.
 
     Args:
-        session: Of the variant.
-        file: Of the variant, for the message.
+        session: Session of the variant.
+        file: Path of the variant, for the message.
         variant: As the manifest describes it.
         golden: From `serving.bundle.store.read_golden`; nothing to compare where it is empty.
 
@@ -154,7 +154,7 @@ def measure_speed(
     Args:
         sessions: By a name; each has run before.
         images_NHWC: The batch, uint8.
-        seconds: Of each session; at least three batches are run.
+        seconds: Measured time of each session; at least three batches are run.
     """
     times_s: dict[str, list[float]] = {name: [] for name in sessions}
     end_s = time.perf_counter() + seconds * len(sessions)

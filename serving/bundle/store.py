@@ -72,7 +72,7 @@ class BundleReference(BaseModel):
     Attributes:
         version: Version in the registry, e.g. `3`.
         bundle: Name of the folder beside the pointer.
-        manifest_sha256: Of the bundle's manifest.json.
+        manifest_sha256: SHA-256 of the bundle's manifest.json.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -127,7 +127,7 @@ def write_bundle(
     behind is removed.
 
     Args:
-        bundles_dir: Where bundles lie.
+        bundles_dir: Folder of the bundles.
         source: Folder with manifest.json and the files that it names.
         trusted: sha256 of manifests that are known from outside of the folder.
         folder_name: Of a bundle that was registered under it; `name_bundle` of its manifest when None.

@@ -1,4 +1,4 @@
-"""How fast a variant answers and how much memory it takes, measured in a process of its own.
+"""Speed and memory of a variant, measured in a process of its own.
 
 Shape suffixes: N = images in the batch, H = height, W = width, C = the three colour channels.
 """

@@ -1,4 +1,4 @@
-"""What a person names on the command line -> image bytes: files, folders of images, http(s) addresses.
+"""Sources on the command line -> image bytes: files, folders of images, http(s) addresses.
 
 Addresses are fetched here, on the person's own machine; the service never fetches anything.
 """

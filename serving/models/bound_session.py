@@ -37,7 +37,7 @@ class BoundSession:
     """Answers batches of any size in the buffers of the next larger of `BATCH_BUCKETS`; safe to call from threads.
 
     Attributes:
-        has_graphs: Whether CUDA graphs are replayed.
+        has_graphs: True if CUDA graphs are replayed.
     """
 
     def __init__(
@@ -116,8 +116,8 @@ def bind_on_cuda(
     Args:
         file: The model.
         plain: The same model on the GPU, as it answers without either.
-        manifest: Of the bundle.
-        threads: Of the CPU.
+        manifest: Manifest of the bundle.
+        threads: Number of CPU threads.
         images_NHWC: What both are compared on, uint8.
 
     Raises:

@@ -64,7 +64,7 @@ class ModelSet:
     """Loaded models by registered name; reading is safe from any thread.
 
     Attributes:
-        bundles_dir: Where releases lie.
+        bundles_dir: Folder of the releases.
     """
 
     def __init__(

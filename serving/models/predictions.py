@@ -1,4 +1,4 @@
-"""What the service answers: the service fills these models, OpenAPI publishes them, the client reads them.
+"""Answers of the service: the service fills these models, OpenAPI publishes them, the client reads them.
 
 Shape suffix: K = the classes of the model.
 """
@@ -19,8 +19,8 @@ class ModelIdentity(BaseModel):
     Attributes:
         name: Registered name, e.g. `cifar10`.
         version: Version in the registry, e.g. `3`.
-        sha256: Of the file of the variant that answers, lower-case hexadecimal.
-        precision: Of the variant that answers: `fp32`, `int8`.
+        sha256: SHA-256 of the file of the variant that answers, lower-case hexadecimal.
+        precision: Precision of the variant that answers: `fp32`, `int8`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,7 +46,7 @@ class Prediction(BaseModel):
     Attributes:
         filename: Name that the client gave the image; None for an image sent as the raw body.
         label: Most probable class.
-        probability: Of `label`, in [0, 1].
+        probability: Probability of `label`, in [0, 1].
         is_confident: True if the prediction is accepted: its probability reaches the threshold of its class. False
             below it and for a class without one: show "don't know" instead. True for a model without calibration.
         top: The `top_k` most probable classes, most probable first.
@@ -85,8 +85,8 @@ class ChallengerState(BaseModel):
 
     Attributes:
         version: Version in the registry.
-        sha256: Of the file of the variant that looks, lower-case hexadecimal.
-        precision: Of the variant that answers: `fp32`, `int8`.
+        sha256: SHA-256 of the file of the variant that looks, lower-case hexadecimal.
+        precision: Precision of the variant that answers: `fp32`, `int8`.
         count: Images that both have labelled since both are loaded.
         agreement_fraction: Share of them with the same label, in [0, 1]; None without images.
     """
@@ -156,7 +156,7 @@ class FeedbackAnswer(BaseModel):
     """Answer to `POST /v1/feedback`.
 
     Attributes:
-        picture_sha256: Of the image, lower-case hexadecimal.
+        picture_sha256: Picture sha256 of the image, lower-case hexadecimal.
         label: Its true label, as it is stored now.
         model: Registered name that it was given for.
         count: Images with feedback for that name, this one included.

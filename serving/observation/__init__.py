@@ -1,1 +1,1 @@
-"""What is seen of the service: metrics, drift, the request log, and the labels that people send back."""
+"""Observation of the service: metrics, drift, the request log, and the labels that people send back."""

@@ -1,4 +1,4 @@
-"""Whether the images that come are still like those that a model was measured on, told without any label.
+"""Drift of the arriving images from those that a model was measured on, without labels.
 
 The population stability index (PSI) compares how sure the model is of the last predictions with how sure it was of the
 images that it was measured on: `sum((p - q) * ln(p / q))` over bins of the largest probability, p the share of the

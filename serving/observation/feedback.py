@@ -45,7 +45,7 @@ class FeedbackStore:
     """The feedback of every model under one home; safe to call from several threads, processes and machines.
 
     Attributes:
-        folder: Where everything lies.
+        folder: Folder of all files.
     """
 
     def __init__(self, folder: Path, max_bytes: int = MAX_FEEDBACK_BYTES) -> None:

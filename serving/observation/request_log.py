@@ -56,7 +56,7 @@ class RequestLog:
     """Writes a share of the answered images; `add` is called from one thread.
 
     Attributes:
-        folder: Where everything lies.
+        folder: Folder of all files.
         dropped: Images that should have been written and were not.
     """
 

@@ -1,4 +1,4 @@
-"""Which layout a path has: decided by the data set's name and what is in the path, not by an option."""
+"""Detection of a path's layout by the data set's name and what is in the path, not by an option."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""What a source hands over: classes and splits, each split as pixels or as encoded images still to be read.
+"""Classes and splits of a source, each split as pixels or as encoded images still to be read.
 
 Shape suffixes: N = images in the split, H = height, W = width, C = the three colour channels, red first.
 """
