@@ -42,8 +42,8 @@ $(VENV)/.installed: requirements/dev.txt pyproject.toml | $(UV)
 data: setup ## Fetch and pack CIFAR-10 (ARGS="--from PATH" for files that are there already)
 	$(DARKROOM) data add cifar10 $(or $(ARGS),--download)
 
-train-all: setup ## Train every recipe (ARGS="--profile smoke" for minutes instead of hours)
-	$(DARKROOM) train-all $(ARGS)
+train-all: setup ## The whole study: images, every recipe, champions, report (ARGS="--profile smoke" for minutes)
+	$(DARKROOM) train-all --release $(ARGS)
 
 quickstart: setup ## The whole path in minutes: drawn images, training, release, service, prediction
 	$(DARKROOM) quickstart $(ARGS)

@@ -104,7 +104,7 @@ def build_command(kind: type[Job]) -> click.Command:
 def start(job: Job) -> None:
     """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
     job.check()
-    if not job.flow or job.is_urgent or read_rank()[0] > 0:
+    if not job.has_flow or read_rank()[0] > 0:
         job.run()
         return
     from flows.operations.orchestration import configure

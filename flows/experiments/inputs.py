@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from flows.experiments.pretrained import Pretrained, find_pretrained
 from model_code.data.cache import PackedDataset, open_dataset
 from model_code.settings import load_settings
-from model_code.training.run_folder import AnyConfig, RunRecord
+from model_code.tracking.provenance import hash_code
+from model_code.training.run_folder import AnyConfig, RunRecord, RunResult, find_finished
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,11 @@ def open_inputs(config: AnyConfig) -> RunInputs:
     settings = load_settings()
     dataset = open_dataset(config.dataset, settings.cache_dir)
     return RunInputs(config, dataset, find_pretrained(config, dataset, settings))
+
+
+def find_kept(inputs: RunInputs) -> RunResult | None:
+    """Return the newest result of the same settings, images, pretrained weights, code and libraries, or None.
+
+    It is read from the run folders: Prefect's own results would be pickles in the home, which run code when loaded.
+    """
+    return find_finished(load_settings().checkpoints_dir, inputs.record, hash_code())

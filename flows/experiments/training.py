@@ -9,7 +9,7 @@ from prefect import task
 from flows.experiments import open_experiment
 from flows.experiments.experiment import Experiment
 from flows.experiments.followers import Assignment
-from flows.experiments.inputs import RunInputs, open_inputs
+from flows.experiments.inputs import RunInputs, find_kept, open_inputs
 from flows.experiments.pretrained import Pretrained
 from flows.operations.device_slot import hold_device
 from flows.printing.summaries import Outcome
@@ -31,20 +31,11 @@ from model_code.training.run_folder import (
     RunRecord,
     RunResult,
     create_run_folder,
-    find_finished,
     find_interrupted,
     making_run,
     open_run_folder,
 )
 from serving.bundle.store import hash_file
-
-
-def find_kept(inputs: RunInputs) -> RunResult | None:
-    """Return the newest result of the same settings, images, pretrained weights, code and libraries, or None.
-
-    It is read from the run folders: Prefect's own results would be pickles in the home, which run code when loaded.
-    """
-    return find_finished(load_settings().checkpoints_dir, inputs.record, hash_code())
 
 
 @task(name="train", task_run_name="train-{inputs.config.recipe}", persist_result=False)

@@ -19,6 +19,7 @@ class AddData(Job):
     name: str = argument("NAME", "Name of the data set.")
     sources: tuple[Path, ...] = option((), "Folder, zip or tar; repeatable.", name="--from")
     download: bool = option(False, "Fetch the published archive (cifar10).")
+    url: str | None = option(None, "Mirror of that archive; its checksum must be the published one.", metavar="URL")
     image_size: int | None = option(
         None,
         "Height and width in pixels; 32 for cifar10 and shapes, 256 for food11 and imagenet-val, else 64 or, for "
@@ -32,7 +33,7 @@ class AddData(Job):
     def check(self) -> None:
         from model_code.data.add import check_arguments
 
-        check_arguments(self.name, self.sources, self.download, self.image_size)
+        check_arguments(self.name, self.sources, self.download, self.image_size, self.url)
 
     def run(self) -> None:
         from flows.printing.tables import print_added
@@ -45,6 +46,7 @@ class AddData(Job):
             cache_dir=settings.cache_dir,
             data_dir=settings.data_dir,
             download=self.download,
+            url=self.url,
             image_size=self.image_size,
             skip=self.skip,
             max_bad_fraction=self.max_bad,

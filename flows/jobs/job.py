@@ -54,6 +54,11 @@ class Job(BaseModel):
                 reason if first["type"] == "value_error" else f"{option}={first['input']}: {reason}"
             ) from error
 
+    @property
+    def has_flow(self) -> bool:
+        """Whether the command runs as a Prefect flow."""
+        return bool(self.flow) and not self.is_urgent
+
     def check(self) -> None:
         """Refuse what cannot work, before anything slow starts."""
 

@@ -4,11 +4,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from flows.jobs.job import Job, RecipeName, argument, option
-from model_code.errors import NothingDoneError, TrainingError, UsageError
+from model_code.errors import NothingDoneError, ReleaseError, TrainingError, UsageError
 from model_code.settings import read_rank
 
 if TYPE_CHECKING:
     from flows.experiments.inputs import RunInputs
+    from flows.printing.summaries import Choice, Outcome
     from model_code.training.run_folder import AnyConfig
 
 Profile = Literal["full", "smoke"]
@@ -83,6 +84,9 @@ class TrainAll(Job):
     """Train every recipe, one after another; what was trained before with the same settings is kept.
 
     Recipes whose images are not here, or whose pretrained weights cannot be downloaded, are skipped.
+
+    With --release it is the whole study: images that are missing are fetched where they can be; after the trainings the
+    best run of each data set, by validation, is released under cifar10, food or shapes, and the report is written.
     """
 
     command, flow, run_name, is_retried = "train-all", "train-every-recipe", "train-every-recipe-{profile}", True
@@ -97,6 +101,9 @@ class TrainAll(Job):
     settings: tuple[str, ...] = option(
         (), "Setting of every recipe that has it; repeatable.", name="--set", metavar="KEY=VALUE"
     )
+
+    release: bool = option(False, "Fetch what is missing; then release the best run of each data set and report.")
+    dry_run: bool = option(False, "Say what would be done, and in about what time on this machine; change nothing.")
 
     @cached_property
     def configs(self) -> "list[AnyConfig]":
@@ -118,19 +125,48 @@ class TrainAll(Job):
                 configs.append(one.config)
         return configs
 
+    @property
+    def has_flow(self) -> bool:
+        return not self.dry_run
+
     def check(self) -> None:
         assert self.configs
 
     def run(self) -> None:
+        if self.dry_run:
+            self._print_plan()
+            return
         from flows.experiments.training import train_all
         from flows.printing.tables import print_outcomes
 
+        if self.release:
+            from flows.operations.study import fetch_missing
+
+            fetch_missing(self.configs)
         outcomes = train_all(self.configs)
-        print_outcomes(outcomes)
+        released = self._release(outcomes) if self.release else []
+        print_outcomes(outcomes, released)
         failed = [outcome.recipe for outcome in outcomes if outcome.result is None and not outcome.is_skipped]
         if failed:
             raise TrainingError(
                 f"{len(failed)} of {len(outcomes)} runs failed: {', '.join(failed)}; their lines say why"
             )
+        if refused := [choice.name for choice in released if choice.error]:
+            raise ReleaseError(f"nothing was released as {', '.join(refused)}; the lines above say why")
         if all(outcome.is_skipped for outcome in outcomes):
             raise NothingDoneError("every recipe was skipped; the lines above say why")
+
+    def _print_plan(self) -> None:
+        from flows.operations.study_plan import plan_study
+        from flows.printing.tables import print_plans
+
+        print_plans(plan_study(self.configs), is_released=self.release)
+
+    @staticmethod
+    def _release(outcomes: "list[Outcome]") -> "list[Choice]":
+        from flows.jobs.report import Report
+        from flows.operations.study import release_best
+
+        released = release_best(outcomes)
+        Report().run()
+        return released

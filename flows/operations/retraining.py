@@ -6,8 +6,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.experiments.inputs import open_inputs
-from flows.experiments.training import find_kept, train_task
+from flows.experiments.inputs import find_kept, open_inputs
+from flows.experiments.training import train_task
 from flows.operations.release import Mode, release
 from flows.printing.releases import print_release
 from flows.printing.tables import print_result

@@ -54,3 +54,47 @@ class Outcome(BaseModel):
     was_cached: bool = False
     is_skipped: bool = False
     error: str = ""
+
+
+class Choice(BaseModel):
+    """Best run of a data set, and what came of its release.
+
+    Attributes:
+        name: Registered name.
+        run: The run that is released.
+        validation_accuracy: Mean over the seeds of its recipe, in [0, 1].
+        seeds: Number of these seeds.
+        recipes: Number of recipes that competed.
+        released: None if it was not released.
+        error: Why it was not; empty otherwise.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    run: RunResult
+    validation_accuracy: float
+    seeds: int
+    recipes: int
+    released: ReleaseSummary | None = None
+    error: str = ""
+
+
+class Plan(BaseModel):
+    """What train-all would do of one run.
+
+    Attributes:
+        recipe: Recipe name.
+        seed: Seed of the run.
+        dataset: Packed data set.
+        state: What would become of the run, for people.
+        seconds: About how long; None where that cannot be told.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    seed: int
+    dataset: str
+    state: str
+    seconds: float | None = None

@@ -1,7 +1,7 @@
 """Output of the commands: tables for people, in a terminal or a log file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from serving.printable import show
 # These import torch, for which a list of data sets need not wait.
 if TYPE_CHECKING:
     from flows.operations.doctor import Finding
-    from flows.printing.summaries import Outcome
+    from flows.printing.summaries import Choice, Outcome, Plan
     from model_code.data.add import AddedDataset
     from model_code.data.cache import DatasetSummary
     from model_code.recipes.catalog import Recipe
@@ -107,8 +107,8 @@ def print_result(result: "RunResult") -> None:
     open_console().print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def print_outcomes(outcomes: "Sequence[Outcome]") -> None:
-    """Print what happened to each run; published figures stand beside full runs only."""
+def print_outcomes(outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" = ()) -> None:
+    """Print what happened to each run, published figures beside full ones only, and to the champions."""
     from model_code.recipes.catalog import get_recipe
 
     table = new_table("recipe", "seed", "", "budget", "published", "ours", "best epoch", "seconds", "run")
@@ -132,6 +132,41 @@ def print_outcomes(outcomes: "Sequence[Outcome]") -> None:
     _print(table)
     if any(outcome.result is not None and outcome.result.profile != "full" for outcome in outcomes):
         open_console().print("Smoke and custom runs show that everything works; their figures compare with nothing.")
+    if released:
+        _print_choices(released)
+
+
+def _print_choices(choices: "Sequence[Choice]") -> None:
+    table = new_table("model", "champion before", "now", "best run by validation", "validation", "verdict")
+    for choice in choices:
+        before, after, verdict = "", "", choice.error
+        if choice.released is not None:
+            summary = choice.released
+            before = summary.champion_before or "-"
+            after = (summary.version if summary.is_champion else None) or before
+            verdict = "champion already" if summary.verdict is None else summary.verdict.summary
+        shown = f"{choice.validation_accuracy:.1%}" + (f" (mean of {choice.seeds} seeds)" if choice.seeds > 1 else "")
+        run = f"{choice.run.recipe}, run {choice.run.run_id[:8]}"
+        table.add_row(choice.name, before, after, escape(run), shown, escape(verdict))
+    _print(table)
+
+
+def print_plans(plans: "Iterable[Plan]", *, is_released: bool) -> None:
+    """Print what would become of each run, as soon as it is known, and the sum of the times."""
+    from model_code.report.amounts import format_seconds
+
+    console, total_s, is_open = open_console(), 0.0, False
+    for plan in plans:
+        seconds = "" if plan.seconds is None or plan.seconds == 0 else f"  about {format_seconds(plan.seconds)}"
+        line = f"{plan.recipe}  seed {plan.seed}  {plan.dataset}  {plan.state}{seconds}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        total_s += plan.seconds or 0
+        is_open = is_open or plan.seconds is None
+    known = f"together about {format_seconds(total_s)} on this machine" if total_s else ""
+    unknown = "the time for images that are not here yet is not known" if is_open else ""
+    console.print("; ".join(filter(None, (known, unknown))) or "nothing is left to train", highlight=False)
+    if is_released:
+        console.print("then the best run of each data set would be released, and the report written", highlight=False)
 
 
 # What people look at first of each kind of run: MLflow name -> name in a table.

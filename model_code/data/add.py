@@ -14,13 +14,13 @@ from model_code.data.cache import (
     open_dataset,
     read_manifest,
 )
-from model_code.data.download import download_cifar10
 from model_code.data.fingerprint import fingerprint_paths
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.packing import pack_dataset
 from model_code.data.sources.detect import get_known, open_source
 from model_code.data.sources.feedback import add_feedback_to
 from model_code.data.sources.images import PixelSplit
+from model_code.data.sources.layout import DATASETS
 from model_code.disk import hold_lock
 from model_code.errors import DataError, UsageError
 
@@ -51,6 +51,7 @@ def add_dataset(
     cache_dir: Path,
     data_dir: Path,
     download: bool = False,
+    url: str | None = None,
     image_size: int | None = None,
     progress: bool = True,
     skip: bool = False,
@@ -68,7 +69,8 @@ def add_dataset(
         sources: Folders, zips or tars; several are merged, unless they are CIFAR-10's archive or Kaggle's layout.
         cache_dir: The folder of all packed data sets.
         data_dir: Folder of downloads.
-        download: Fetch the published archive instead of `sources`; only for `cifar10`.
+        download: True to fetch the published archive instead of `sources`; only for data sets with one.
+        url: Address of a mirror of that archive; None for the published one.
         image_size: Height and width of the packed images, pixels; when None the data set's own (`DATASETS`),
             that of what feedback is added to, or 64.
         progress: Whether to show progress.
@@ -81,14 +83,14 @@ def add_dataset(
         DownloadError: The download did not finish.
         DiskFullError: The disk is full; nothing is lost.
     """
-    check_arguments(name, sources, download, image_size)
+    check_arguments(name, sources, download, image_size, url)
     if not 0 <= max_bad_fraction < 1:
         raise UsageError(f"a share of {max_bad_fraction} bad files is not allowed; give 0 or more, less than 1")
     base = open_dataset(name.removesuffix(FEEDBACK_SUFFIX), cache_dir) if name.endswith(FEEDBACK_SUFFIX) else None
     known = get_known(name)
     size = image_size or (base.image_size if base else known.image_size)
     with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
-        paths = [download_cifar10(data_dir, is_progress_shown=progress)] if download else list(sources)
+        paths = [known.fetch(data_dir, url, progress)] if download and known.fetch else list(sources)
         version = base.checksum if base else known.version
         settings = (name, size, _PACKING_VERSION, version)
         fingerprint = fingerprint_paths(paths, *settings)
@@ -129,22 +131,28 @@ def add_dataset(
     return AddedDataset(dataset, False, read_manifest(name, cache_dir).skipped)
 
 
-def check_arguments(name: str, sources: Sequence[Path], download: bool, image_size: int | None) -> None:
+def check_arguments(
+    name: str, sources: Sequence[Path], download: bool, image_size: int | None, url: str | None = None
+) -> None:
     """Refuse arguments of `add_dataset` that cannot work, whatever the sources hold.
 
     Raises:
         UsageError: The name, the size or the combination is not allowed.
     """
     check_dataset_name(name)
-    is_drawn = get_known(name).draw is not None
+    known = get_known(name)
+    is_drawn = known.draw is not None
     if is_drawn and (sources or download):
         raise UsageError(f"{name} is drawn, not read; use `darkroom data add {name}` without --from and --download")
     if name.endswith(FEEDBACK_SUFFIX * 2):
         raise UsageError(f"{name} would hold feedback twice; use {format_remedy(name.removesuffix(FEEDBACK_SUFFIX))}")
     if name.endswith(FEEDBACK_SUFFIX) and len(sources) != 1:
         raise UsageError(f"{name} needs one folder, {len(sources)} were given; use {format_remedy(name)}")
-    if download and name != "cifar10":
-        raise UsageError(f"{name} cannot be downloaded, only cifar10 can; use `darkroom data add {name} --from PATH`")
+    if url is not None and not download:
+        raise UsageError(f"--url {url} is the address of a mirror; it goes with --download")
+    if download and known.fetch is None:
+        offered = ", ".join(one for one, other in DATASETS.items() if other.fetch)
+        raise UsageError(f"{name} cannot be downloaded, only {offered} can; use {format_remedy(name)}")
     if download and sources:
         raise UsageError("--from and --download were both given; give one of them")
     if not is_drawn and not sources and not download:

@@ -223,9 +223,11 @@ def format_remedy(name: str) -> str:
     """Return the command that adds a data set."""
     from model_code.data.sources.detect import get_known  # only now: what it imports imports this file
 
-    if get_known(name).draw is not None:
+    known = get_known(name)
+    if known.draw is not None:
         return f"`darkroom data add {name}`"
-    return f"`darkroom data add {name} --from PATH{' | --download' if name == 'cifar10' else ''}`"
+    origin = f"; the images are at {known.origin}" if known.origin else ""
+    return f"`darkroom data add {name} --from PATH{' | --download' if known.fetch else ''}`{origin}"
 
 
 def compute_checksum(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from model_code.data.checksums import compute_md5, format_mismatch
 from model_code.data.progress import show_progress
-from model_code.data.sources.cifar_archive import ARCHIVE_MD5, ARCHIVE_NAME
 from model_code.disk import check_free_space, flush_folder, format_size, hold_lock, writing_to
 from model_code.errors import ChecksumError, DownloadError, UsageError
 
@@ -19,27 +18,6 @@ _RETRIED_STATUS = {408, 425, 429}
 
 class _InterruptedError(Exception):
     """One try did not finish; another may."""
-
-
-def download_cifar10(data_dir: Path, is_progress_shown: bool = True) -> Path:
-    """Fetch the published CIFAR-10 archive from where torchvision fetches it, unless it is there already.
-
-    Args:
-        data_dir: Folder of downloads.
-        is_progress_shown: True to show progress.
-
-    Returns:
-        The archive, checked.
-
-    Raises:
-        DownloadError, ChecksumError, DiskFullError: As `download_file`.
-    """
-    path = data_dir / ARCHIVE_NAME
-    if path.is_file() and compute_md5(path) == ARCHIVE_MD5:
-        return path
-    from torchvision.datasets import CIFAR10
-
-    return download_file(CIFAR10.url, path, ARCHIVE_MD5, is_progress_shown=is_progress_shown)
 
 
 def download_file(

@@ -181,4 +181,8 @@ def _fits_no_layout(where: str) -> DataError:
     return DataError(f"{where} fits no layout of Food-11: {LAYOUTS}; move or remove it")
 
 
-DATASETS["food11"] = KnownDataset(image_size=256, read=lambda archives, _: read_food11(archives))
+DATASETS["food11"] = KnownDataset(
+    image_size=256,
+    read=lambda archives, _: read_food11(archives),
+    origin="https://www.epfl.ch/labs/mmspg/downloads/food-image-datasets/",
+)

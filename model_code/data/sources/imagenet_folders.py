@@ -54,4 +54,9 @@ def _check_folders(archive: Archive) -> None:
 
 
 # Networks for 224 pixels are evaluated on the centre of 224 * 8 / 7 = 256.
-DATASETS["imagenet-val"] = KnownDataset(image_size=256, read=read_imagenet_validation, settles_problems=True)
+DATASETS["imagenet-val"] = KnownDataset(
+    image_size=256,
+    read=read_imagenet_validation,
+    settles_problems=True,
+    origin="https://image-net.org/download.php (an account is needed), sorted into a folder for each wnid",
+)

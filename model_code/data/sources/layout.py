@@ -6,6 +6,7 @@ taken for. A data set with a name of its own has a size, and may have official c
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from model_code.data.sources.archives import Archive
@@ -14,6 +15,7 @@ from model_code.data.sources.images import ImageSource
 OTHER_IMAGE_SIZE = 64
 ReadArchive = Callable[[Archive, tuple[str, ...] | None], ImageSource]
 ReadArchives = Callable[[Sequence[Archive], bool], ImageSource]
+Fetch = Callable[[Path, str | None, bool], Path]
 Read = TypeVar("Read", bound=ReadArchive)
 
 
@@ -45,6 +47,9 @@ class KnownDataset:
         settles_problems: True if `read` reports the problems of the archives.
         draw: Draws its images at a size; there is no source then.
         version: Raised whenever an image is drawn differently, so that packed sets are made anew.
+        fetch: Downloads the published archive into a folder, from an address other than the published one if a second
+            argument names one, with progress if the third is True; None where a person has to get the images.
+        origin: Where people get the images, for messages; empty for images that are drawn, downloaded or anybody's.
     """
 
     image_size: int = OTHER_IMAGE_SIZE
@@ -53,6 +58,8 @@ class KnownDataset:
     settles_problems: bool = False
     draw: Callable[[int], ImageSource] | None = None
     version: int = 0
+    fetch: Fetch | None = None
+    origin: str = ""
 
 
 LAYOUTS: list[Layout] = []

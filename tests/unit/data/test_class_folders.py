@@ -124,6 +124,7 @@ def test_more_than_one_percent_is_refused(add, tmp_path, write_tree, class_files
         ("shapes", {}, "shapes is drawn"),
         ("x", {"download": True}, "x cannot be downloaded, only cifar10"),
         ("cifar10", {"download": True}, "--from and --download were both given"),
+        ("cifar10", {"url": "https://example.org/a"}, "--url https://example.org/a .* goes with --download"),
         ("x", {"image_size": 0}, "image size 0 is not allowed"),
     ],
 )

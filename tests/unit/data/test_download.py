@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from model_code.data.add import add_dataset
 from model_code.data.download import download_file
 from model_code.errors import ChecksumError, DiskFullError, DownloadError, UsageError
 
@@ -134,6 +135,16 @@ def test_wrong_checksum_removes_the_file(fetch, tmp_path):
     with pytest.raises(ChecksumError, match=r"has md5 .*published file has 0000.*removed"):
         fetch(md5="0000")
     assert {file.name for file in (tmp_path / "data").iterdir()} == {".file.bin.lock"}
+
+
+def test_a_mirror_must_hold_the_published_archive(server, tmp_path):
+    mirror = f"http://127.0.0.1:{server.server_address[1]}/cifar-10-python.tar.gz"
+    folders = {"cache_dir": tmp_path / "cache", "data_dir": tmp_path / "data"}
+    with pytest.raises(ChecksumError, match="c58f30108f718f92721af3b95e74349a"):
+        add_dataset("cifar10", download=True, url=mirror, progress=False, **folders)
+    assert len(server.ranges) == 1
+    assert not (tmp_path / "cache" / "cifar10").exists()
+    assert not list((tmp_path / "data").glob("cifar*"))
 
 
 def test_a_damaged_file_is_fetched_again(fetch):

@@ -1,0 +1,91 @@
+"""Estimate of the time that a run takes on this machine, from a few steps of its network.
+
+Shape suffixes: B = images, C = the three colour channels, H = height, W = width.
+"""
+
+import time
+from functools import cache
+
+import torch
+
+from model_code.data.cache import PackedDataset
+from model_code.models.networks import build_network
+from model_code.training.device import choose_device
+from model_code.training.engine import choose_engine
+from model_code.training.epoch_config import EpochConfig
+from model_code.training.pretraining_config import SimSiamConfig
+from model_code.training.processes import Processes
+from model_code.training.run_folder import AnyConfig
+
+MEASURED_S = 0.5
+_BATCH, _PIXELS = 64, 2**18
+VIEWS = 2
+
+
+def estimate_seconds(config: AnyConfig, dataset: PackedDataset) -> float:
+    """Return about how long a run takes: the passes of its images through its network.
+
+    Left out is what takes little time beside them, as a rule: loading, augmentation, probes of features. Raw pixels
+    have nothing else.
+
+    Args:
+        config: All settings.
+        dataset: The images that it names.
+    """
+    counts = {name: len(split.labels_N) for name, split in dataset.splits.items()}
+    train = min(counts.get("train", 0), config.limit_train or counts.get("train", 0))
+    final = counts.get("test", counts.get("validation", 0))
+    final = min(final, config.limit_test or final)
+    if config.network is None:
+        return 0.0
+    chosen = config.views.image_size if isinstance(config, SimSiamConfig) else config.image_size
+    size = chosen or dataset.image_size
+    answering = measure_images_per_s(config.network, size, torch.float32, False)
+    if not isinstance(config, EpochConfig):
+        return (train + final) / answering
+    precision = choose_engine(config, Processes(choose_device(config.device))).precision
+    learning = measure_images_per_s(config.network, size, precision, True)
+    if isinstance(config, SimSiamConfig):
+        looks = config.epochs // config.monitor_every_epochs + 1
+        passed = VIEWS * counts.get("unlabelled", train)
+        return config.epochs * passed / learning + (looks * train + final) / answering
+    held_out = counts.get("validation", round(train * config.validation_fraction))
+    learned = train if "validation" in counts else train - held_out
+    copies = (1 + config.has_flip_averaging) * (3 if config.shift_averaging_pixels else 1)
+    return config.epochs * (learned / learning + held_out / answering) + final * copies / answering
+
+
+@cache
+def measure_images_per_s(network_name: str, image_size: int, precision: torch.dtype, is_trained: bool) -> float:
+    """Return how many images this machine's device passes through a network in a second.
+
+    Args:
+        network_name: Key of `NETWORKS`.
+        image_size: Height and width, pixels.
+        precision: Of the forward pass.
+        is_trained: True for steps of training, False for answers.
+    """
+    device = choose_device("auto")
+    network = build_network(network_name, 10, image_size).to(device)
+    network.train(is_trained)
+    count = max(2, min(_BATCH, _PIXELS // image_size**2))
+    images_BCHW = torch.randn(count, 3, image_size, image_size, device=device)
+    images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with (
+            torch.set_grad_enabled(is_trained),
+            torch.autocast(device.type, precision, enabled=precision != torch.float32),
+        ):
+            logits_BK = network(images_BCHW)
+        if is_trained:
+            logits_BK.float().logsumexp(1).sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    step()
+    steps, start_s = 0, time.perf_counter()
+    while time.perf_counter() - start_s < MEASURED_S:
+        step()
+        steps += 1
+    return steps * count / (time.perf_counter() - start_s)

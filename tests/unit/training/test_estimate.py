@@ -1,0 +1,63 @@
+"""The estimate of a run's time: what it counts, and its distance from the time that a training takes."""
+
+import time
+
+import pytest
+import torch
+
+from model_code.data.add import add_dataset
+from model_code.recipes.catalog import build_config
+from model_code.training import estimate
+from model_code.training.estimate import estimate_seconds
+from model_code.training.images import load_images
+from model_code.training.processes import ALONE
+from model_code.training.supervised import fit
+
+RATE = 100.0
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("estimate")
+    return add_dataset("shapes", cache_dir=folder / "cache", data_dir=folder / "data", progress=False).dataset
+
+
+@pytest.fixture
+def _known_rate(monkeypatch):
+    monkeypatch.setattr(estimate, "measure_images_per_s", lambda name, size, precision, is_trained: RATE)
+
+
+@pytest.mark.usefixtures("_known_rate")
+@pytest.mark.parametrize(
+    ("recipe", "changes", "passes"),
+    [
+        # 3,000 training images of which a fifth is held out, 1,000 test images.
+        ("resnet18_cifar10_exp", {"epochs": 5}, 5 * 3000 + 1000),
+        ("resnet18_cifar10_exp", {"epochs": 5, "limit_train": 500, "limit_test": 10}, 5 * 500 + 10),
+        ("fastnet_cifar10", {"epochs": 2, "batch_size": 64, "validation_fraction": 0.2}, 2 * 3000 + 6 * 1000),
+        ("simsiam_cifar10", {"epochs": 20, "network": "resnet18"}, 20 * 2 * 3000 + 3 * 3000 + 1000),
+        ("resnet18_cifar10_random", {}, 4000),
+        ("pixels_cifar10_random", {}, 0),
+    ],
+)
+def test_every_pass_of_an_image_counts(shapes, recipe, changes, passes):
+    config = build_config(recipe, changes={"dataset": "shapes", **changes})
+    assert estimate_seconds(config, shapes) == pytest.approx(passes / RATE)
+
+
+def test_an_estimate_is_near_the_time_that_a_training_takes(shapes, tmp_path):
+    config = build_config(
+        "resnet18_cifar10_exp3_nopool",
+        changes={"dataset": "shapes", "epochs": 1, "limit_train": 600, "limit_test": 10, "batch_size": 50},
+    )
+    estimate.measure_images_per_s.cache_clear()
+    estimated_s = estimate_seconds(config, shapes)
+    start_s = time.perf_counter()
+    fit(config, load_images(shapes, config, ALONE.device), tmp_path, ALONE)
+    assert 0.2 < estimated_s / (time.perf_counter() - start_s) < 5
+
+
+def test_training_takes_longer_than_answering():
+    estimate.measure_images_per_s.cache_clear()
+    rates = [estimate.measure_images_per_s("resnet18", 32, torch.float32, is_trained) for is_trained in (True, False)]
+    assert rates[0] < rates[1]
