@@ -23,6 +23,10 @@ class Release(Job):
         "enabled", "dry_run changes nothing; forced promotes whatever the verdict is, and needs --why."
     )
     why: str = option("", REASON)
+    head: Literal["best", "linear", "knn"] = option(
+        "best",
+        "Of a SimSiam run: a linear layer or the nearest training images answer; best is the better on validation.",
+    )
     min_gain: Gain | None = option(None, "Least gain of accuracy over the champion, a fraction; 0 if not given.")
     max_class_drop: Fraction | None = option(
         None, "Most that a class's recall may fall, a fraction; 0.05 if not given."
@@ -41,7 +45,8 @@ class Release(Job):
         rules = self.model_dump(include={"min_gain", "max_class_drop", "max_latency_ms"}, exclude_none=True)
         if self.max_size_mb is not None:
             rules["max_size_bytes"] = round(self.max_size_mb * 1e6)
-        released = release(self.source, self.name, self.mode, self.why, GateRules(**rules))
+        head = None if self.head == "best" else self.head
+        released = release(self.source, self.name, self.mode, self.why, GateRules(**rules), head)
         print_release(released)
         if not released.is_champion:
             raise ReleaseError(f"{self.name}: not promoted; the lines above say why")

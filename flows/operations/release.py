@@ -21,6 +21,7 @@ from model_code.disk import hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.evaluation.figures import draw_reliability
 from model_code.recipes.catalog import RECIPES
+from model_code.release.backbone_classifier import Head
 from model_code.release.card import summarise, write_card
 from model_code.release.export import Exported, export
 from model_code.release.gate import Verdict, judge
@@ -47,6 +48,8 @@ from serving.models.classifier import Classifier
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 BATCH = 64
+# Kinds of run that leave a network; the others leave figures.
+RELEASED_KINDS = ("supervised", "simsiam")
 Mode = Literal["enabled", "dry_run", "forced"]
 
 _log = logging.getLogger(__name__)
@@ -70,7 +73,12 @@ class Champion:
 
 
 def release(
-    source: str, name: str, mode: Mode = "enabled", why: str = "", rules: GateRules | None = None
+    source: str,
+    name: str,
+    mode: Mode = "enabled",
+    why: str = "",
+    rules: GateRules | None = None,
+    head: Head | None = None,
 ) -> ReleaseSummary:
     """Release a recipe's best run, or one run, under a name, if it is better than the champion.
 
@@ -83,6 +91,7 @@ def release(
         mode: `dry_run` proves and judges everything and changes nothing; `forced` promotes whatever the verdict is.
         why: Reason for the ledger.
         rules: Rules of the gate.
+        head: What stands behind the backbone of a SimSiam run; None takes the one that is better on validation.
 
     Raises:
         UsageError: Source or name mean nothing.
@@ -101,7 +110,7 @@ def release(
             changes = complete(client, settings.bundles_dir, name)
             champion = _open_champion(client, settings, name, changes, mode)
         with writing_to(Path(scratch), 0, f"exporting run {run.run_id}"):
-            exported = export_task(run, name, folder, Path(scratch))
+            exported = export_task(run, name, folder, Path(scratch), head)
         summary = ReleaseSummary(
             mode=mode,
             profile=run.profile,
@@ -344,7 +353,7 @@ def _open_champion(
 
 
 def _check_is_classifier(what: str, kind: str) -> None:
-    if kind == "simsiam":
-        raise ReleaseError(f"{what} leaves a backbone, not a classifier; release a recipe that fine-tunes it")
-    if kind != "supervised":
-        raise ReleaseError(f"{what} leaves figures, not a classifier; release a supervised recipe: `darkroom recipes`")
+    if kind not in RELEASED_KINDS:
+        raise ReleaseError(
+            f"{what} leaves figures, not a classifier; release a supervised or SimSiam recipe: `darkroom recipes`"
+        )

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from itertools import groupby
 
-from flows.operations.release import release
+from flows.operations.release import RELEASED_KINDS, release
 from flows.printing.releases import print_release
 from flows.printing.summaries import Choice, Outcome
 from flows.printing.tables import print_added
@@ -47,7 +47,7 @@ def choose_best(outcomes: Sequence[Outcome]) -> list[Choice]:
     custom runs compete only where there are no full ones.
     """
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
-    trained = [result for result in results if result.kind == "supervised"]
+    trained = [result for result in results if result.kind in RELEASED_KINDS]
     choices = []
     for dataset, of_dataset in groupby(sorted(trained, key=_get_dataset), key=_get_dataset):
         name = next((name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(dataset, pattern)), None)

@@ -57,7 +57,8 @@ def fastnet_cifar10_long() -> TrainingConfig:
     """The wide FastNet, 16 epochs.
 
     Published: no figure of its own; its source reports 0.950 on test after 15 epochs of all 50,000 training images.
-    Ours: not yet measured.
+    Ours: 0.9184 on test (1 seed), trained and tested on JPEG copies of CIFAR-10 (quality 75, 5,000 test images),
+        bfloat16 on two cores of an AMD EPYC: 3.6 minutes an epoch on idle cores, about an hour.
     Departures: 4 % of the training images are held out; 16 epochs.
     """
     wide = {"network": "fastnet_wide", "epochs": 16, "learning_rate": 1.304, "weight_decay": SOURCE_DECAY / 10}

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from model_code.data.cache import PackedDataset, open_dataset
-from model_code.errors import ReleaseError
+from model_code.errors import ReleaseError, UsageError
 from model_code.evaluation.calibration import measure_reliability, try_temperature
 from model_code.evaluation.metrics import predict_logits
 from model_code.evaluation.thresholds import LabelledAnswers, choose_thresholds
+from model_code.release.backbone_classifier import Head, build_classifier
 from model_code.release.certificate import certify, check_certificate, find_providers
 from model_code.release.onnx_export import OPSET, export_onnx
 from model_code.release.precisions import CALIBRATION_COUNT, PRECISIONS
@@ -27,6 +28,7 @@ from model_code.tracking.finished_runs import FinishedRun
 from model_code.tracking.provenance import read_git_sha, read_versions
 from model_code.training.config import TrainingConfig
 from model_code.training.images import Images, TrainingImages, load_images
+from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.run_folder import RunFolder
 from model_code.training.supervised import load_model
 from serving.bundle.manifest import GOLDEN_FILE, Calibration, Manifest, Precision, Thresholds, Variant
@@ -60,26 +62,45 @@ class Exported:
     labels_N: npt.NDArray[np.int64]
 
 
-def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -> Exported:
+def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: Head | None = None) -> Exported:
     """Write every variant of a run's best weights into `scratch`, and measure each against PyTorch.
 
+    Args:
+        run: A supervised or a SimSiam run.
+        name: Registered name.
+        folder: The run's folder.
+        scratch: Empty folder.
+        head: What stands behind the backbone of a SimSiam run; None takes the better one.
+
     Raises:
+        UsageError: A head is given for a run that has one of its own.
         ReleaseError: The run is not complete, its files or images are not those of the training, or the fp32 variant
             does not answer what the trained network answers.
     """
     config = folder.record.config
-    assert isinstance(config, TrainingConfig), "chosen by its kind"
+    assert isinstance(config, TrainingConfig | SimSiamConfig), "chosen by its kind"
     dataset = open_dataset(config.dataset, load_settings().cache_dir)
     images = load_images(dataset, config.model_copy(update={"limit_test": None}), torch.device("cpu"))
-    model = _load(folder, config, dataset)
+    weights = _find_weights(folder, dataset)
+    if isinstance(config, SimSiamConfig):
+        model, head = _build_classifier(folder, config, weights, images, head)
+    else:
+        if head is not None:
+            raise UsageError(f"--head {head} is for SimSiam runs; {config.recipe} has a last layer of its own")
+        model = load_model(config, len(dataset.classes), dataset.image_size, weights)
     split, final = images.final
     final_logits_NK = predict_logits(model, final.images_NHWC)
     calibration = _calibrate(model, images, split, final_logits_NK)
-    if config.limit_test is None:
-        _check_accuracy(folder, split, final_logits_NK, final.labels_N)
+    accuracy = run.test_accuracy
+    if isinstance(config, SimSiamConfig):
+        accuracy = _measure_accuracy(final_logits_NK, final.labels_N) if split == "test" else None
     else:
-        _, tested = load_images(dataset, config, torch.device("cpu")).final
-        _check_accuracy(folder, split, predict_logits(model, tested.images_NHWC), tested.labels_N)
+        tested, logits_NK = final, final_logits_NK
+        if config.limit_test is not None:
+            _, tested = load_images(dataset, config, torch.device("cpu")).final
+            logits_NK = predict_logits(model, tested.images_NHWC)
+        metric = "accuracy" if split == "test" else "best_accuracy"
+        _check_accuracy(folder, split, metric, _measure_accuracy(logits_NK, tested.labels_N), len(tested))
     expected_NK = torch.softmax(final_logits_NK / calibration.temperature, dim=1).numpy()
 
     export_onnx(model, dataset.image_size, scratch / name_file("fp32"), calibration.temperature)
@@ -92,6 +113,9 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -> Exp
             make = partial(limits.make, scratch / name_file("fp32"), scratch / name_file(precision), calibration_NHWC)
             variants.append(_try_variant(precision, make, partial(certify_variant, precision, providers)))
     _save_golden(scratch, variants, final.images_NHWC)
+    settings = config.model_dump(mode="json", exclude={"recipe", "kind", "dataset"})
+    if head is not None:
+        settings["head"] = head
     manifest = Manifest(
         name=name,
         classes=dataset.classes,
@@ -103,12 +127,12 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -> Exp
         golden_sha256=hash_file(scratch / GOLDEN_FILE),
         recipe=run.recipe,
         run_id=run.run_id,
-        settings=config.model_dump(mode="json", exclude={"recipe", "kind", "dataset"}),
+        settings=settings,
         pictures={"train": len(images.train), "validation": len(images.validation), split: len(final)},
         dataset=dataset.name,
         data_checksum=dataset.checksum,
         git_sha=read_git_sha(),
-        accuracy_fraction=run.test_accuracy,
+        accuracy_fraction=accuracy,
         versions=read_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -116,7 +140,8 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path) -> Exp
     return Exported(manifest, split, final.images_NHWC.numpy(), final.labels_N.numpy())
 
 
-def _load(folder: RunFolder, config: TrainingConfig, dataset: PackedDataset) -> nn.Module:
+def _find_weights(folder: RunFolder, dataset: PackedDataset) -> Path:
+    """Return the file of a run's best weights; it and the images must be those of the training."""
     record, result = folder.record, folder.result
     if result is None or result.best_weights is None:
         raise ReleaseError(f"run {record.run_id} is not complete; repeat its train command first")
@@ -125,22 +150,35 @@ def _load(folder: RunFolder, config: TrainingConfig, dataset: PackedDataset) -> 
         raise ReleaseError(f"{weights} is not the file that was trained (its sha256 differs); train again")
     if dataset.checksum != record.data_checksum:
         raise ReleaseError(f"the {dataset.name} images are not those of run {record.run_id}; train again")
-    return load_model(config, len(dataset.classes), dataset.image_size, weights)
+    return weights
 
 
-def _check_accuracy(folder: RunFolder, split: str, logits_NK: Tensor, labels_N: Tensor) -> None:
-    """Refuse a network that is not the one that was tested: other code, other classes, another normalisation."""
+def _build_classifier(
+    folder: RunFolder, config: SimSiamConfig, weights: Path, images: TrainingImages, head: Head | None
+) -> tuple[nn.Module, Head]:
+    """Return a SimSiam run's backbone with a head, which is told."""
+    built = build_classifier(config, weights, images, head)
+    found = ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in built.accuracies.items())
+    count = len(images.validation)
+    print(f"{config.recipe}: accuracy on {count} validation images: {found}; head: {built.head}", flush=True)
+    if config.limit_test is None:
+        _check_accuracy(folder, "validation", "best_accuracy", built.knn_accuracy, count)
+    return built.model, built.head
+
+
+def _measure_accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
+    return float((logits_NK.argmax(1) == labels_N).float().mean())
+
+
+def _check_accuracy(folder: RunFolder, split: str, metric: str, measured: float, count: int) -> None:
+    """Refuse a network that is not the one that was measured: other code, other classes, another normalisation."""
     result = folder.result
-    name = "test/accuracy" if split == "test" else "validation/best_accuracy"
-    tested = None if result is None else result.metrics.get(name)
-    if tested is None:
-        return
-    measured = float((logits_NK.argmax(1) == labels_N).float().mean())
-    if abs(measured - tested) > max(MAX_ACCURACY_SHIFT, MAX_IMAGES_SHIFTED / len(labels_N)):
+    known = None if result is None else result.metrics.get(f"{split}/{metric}")
+    if known is not None and abs(measured - known) > max(MAX_ACCURACY_SHIFT, MAX_IMAGES_SHIFTED / count):
         raise ReleaseError(
-            f"the network of run {folder.record.run_id} labels {measured:.4f} of the {len(labels_N)} {split} images "
-            f"rightly, when it was trained it was {tested:.4f} (allowed difference {MAX_ACCURACY_SHIFT}): network, "
-            "normalisation or the order of the classes are not those of the training any more; train again"
+            f"the network of run {folder.record.run_id} labels {measured:.4f} of the {count} {split} "
+            f"images rightly, when it was trained it was {known:.4f} (allowed difference {MAX_ACCURACY_SHIFT}): "
+            "network, normalisation or the order of the classes are not those of the training any more; train again"
         )
 
 

@@ -43,7 +43,7 @@ class Images:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The images of one supervised run; validation chooses the epoch, test is looked at once.
+    """The labelled images of one run; validation chooses the epoch, test is looked at once.
 
     Attributes:
         train: Images that are learned from.
@@ -92,7 +92,7 @@ class PretrainingImages:
     classes: tuple[str, ...]
 
 
-def load_images(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> TrainingImages:
+def load_images(dataset: PackedDataset, config: TrainingConfig | SimSiamConfig, device: torch.device) -> TrainingImages:
     """Split a packed data set as the config says and move it to the device.
 
     A data set that brings its own validation images keeps them for validation and is not split.
@@ -138,20 +138,6 @@ def load_pretraining_images(dataset: PackedDataset, config: SimSiamConfig, devic
         test=load_test(dataset, config, device, is_resident),
         classes=dataset.classes,
     )
-
-
-def load_final(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> tuple[str, Images]:
-    """Return what `TrainingImages.final` would, without the training images.
-
-    Raises:
-        DataError: There are neither test nor training images with labels.
-        UsageError: As `load_images`.
-    """
-    test = load_test(dataset, config, device)
-    if test is not None:
-        return "test", test
-    train = get_labelled(dataset, "train")
-    return "validation", _load_validation(dataset, config, train, _divide(dataset, train, config)[1], device)
 
 
 def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:

@@ -49,10 +49,11 @@ def test_a_backbone_is_pretrained_then_fine_tuned_and_released(darkroom, home):
     assert 0 < metrics["train/feature_std"] < 1.1 * 256**-0.5
     assert source.data.params["views.hue"] == "0.1"
     assert source.data.tags["kind"] == "simsiam"
-    refused = darkroom("release", source.info.run_id, "--as", "shapes")
-    assert refused.status == 1
-    assert "leaves a backbone, not a classifier; release a recipe that fine-tunes it" in refused.err
-    assert "leaves a backbone" in darkroom("release", "simsiam_cifar10", "--as", "shapes").err
+    for head in ("knn", "linear"):
+        released = darkroom("release", source.info.run_id, "--as", "shapes", "--mode", "dry_run", "--head", head)
+        assert f"head: {head}" in released.out, released.err
+        assert "fp32 on CPU: 100.00% of 1000 test labels as PyTorch" in released.out
+    assert "dry run" in darkroom("release", "simsiam_cifar10", "--as", "shapes", "--mode", "dry_run").out
 
     # The MLP on top is new, and one epoch at a rate of nearly 0 moves nothing: the backbone is that of the first run.
     tuned, _ = train(
@@ -75,6 +76,9 @@ def test_a_backbone_is_pretrained_then_fine_tuned_and_released(darkroom, home):
     assert (before[name] - after[name]).abs().max() < 1e-6
     released = darkroom("release", tuned.info.run_id, "--as", "shapes", "--mode", "dry_run")
     assert "dry run, nothing was registered" in released.out, released.err
+    refused = darkroom("release", tuned.info.run_id, "--as", "shapes", "--head", "knn")
+    assert refused.status == 2
+    assert "--head knn is for SimSiam runs" in refused.err
     assert "fp32 on CPU: 100.00% of" in released.out
 
 

@@ -1,0 +1,84 @@
+"""A pretrained backbone -> a classifier: a linear layer, or the votes of the nearest training images, behind it.
+
+Shape suffixes: B = images, H = height, W = width, C = the three colour channels, K = classes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from model_code.errors import ReleaseError
+from model_code.evaluation.features import LabelledFeatures, compute_features
+from model_code.evaluation.knn import knn_accuracy
+from model_code.evaluation.metrics import choose_batch
+from model_code.models.image_input import ImageInput
+from model_code.models.neighbour_vote import NeighbourVote
+from model_code.training.images import TrainingImages
+from model_code.training.pretraining import load_backbone
+from model_code.training.pretraining_config import SimSiamConfig
+from model_code.training.probe import train_probe
+
+Head = Literal["linear", "knn"]
+
+
+@dataclass(frozen=True)
+class BackboneClassifier:
+    """A backbone with a head.
+
+    Attributes:
+        model: uint8 images [B, H, W, C] in, logits [B, K] out; on the CPU, in evaluation mode.
+        head: What stands behind the backbone.
+        accuracies: Share of the validation images that each kind of head labels right, in [0, 1].
+        knn_accuracy: The same as the training measured it, by `model_code.evaluation.knn`.
+    """
+
+    model: nn.Module
+    head: Head
+    accuracies: dict[Head, float]
+    knn_accuracy: float
+
+
+def build_classifier(
+    config: SimSiamConfig, weights: Path, images: TrainingImages, head: Head | None
+) -> BackboneClassifier:
+    """Put a head behind a pretrained backbone; heads know the training images only, validation chooses.
+
+    Args:
+        config: Config of the run that trained the backbone.
+        weights: Its file.
+        images: On the CPU.
+        head: None takes the one that labels more validation images right.
+
+    Raises:
+        ReleaseError: The backbone saw scaled images in its evaluation, and the exported graph does not scale.
+        TrainingError: The weights do not fit, or the loss of the linear layer is not finite.
+    """
+    side = int(config.views.image_size * config.evaluation_enlargement)
+    if side != images.image_size:
+        raise ReleaseError(
+            f"{config.recipe} is evaluated on images of {side} pixels, and {config.dataset} is packed with "
+            f"{images.image_size}; pack it with --image-size {side} and train again"
+        )
+    _, network = load_backbone(config, weights)
+    backbone = nn.Sequential(ImageInput(config.mean, config.std, config.views.image_size), network).eval()
+    bank, validation = (
+        LabelledFeatures(
+            compute_features(backbone, each.images_NHWC, batch_size=choose_batch(config.views.image_size)),
+            each.labels_N,
+            images.classes,
+        )
+        for each in (images.train, images.validation)
+    )
+    linear = train_probe(bank, validation, config.linear, config.seed)
+    vote = NeighbourVote(
+        bank.features_ND, bank.labels_N, len(images.classes), config.knn_neighbours, config.knn_temperature
+    )
+    is_right_N = vote(validation.features_ND).argmax(1) == validation.labels_N
+    accuracies: dict[Head, float] = {"linear": linear.test_accuracy, "knn": float(is_right_N.float().mean())}
+    better: Head = "knn" if accuracies["knn"] > accuracies["linear"] else "linear"
+    chosen = head or better
+    model = nn.Sequential(backbone, vote if chosen == "knn" else linear.probe).eval()
+    measured = knn_accuracy(bank, validation, config.knn_neighbours, config.knn_temperature)
+    return BackboneClassifier(model, chosen, accuracies, measured)
