@@ -4,8 +4,10 @@ from model_code.recipes.catalog import recipe
 from model_code.training.config import TrainingConfig
 from model_code.training.epoch_config import EngineSettings
 
+SEEDS = (0, 1, 2)
 
-@recipe(published_accuracy=0.677, smoke={"limit_train": 160, "limit_test": 100})
+
+@recipe(published_accuracy=0.677, seeds=SEEDS, smoke={"limit_train": 160, "limit_test": 100})
 def swin_cifar10_published() -> TrainingConfig:
     """Swin from scratch as published: Adam, no augmentation, 20 epochs.
 
@@ -34,7 +36,7 @@ def swin_cifar10_published() -> TrainingConfig:
     )
 
 
-@recipe(smoke={"limit_train": 320, "limit_test": 100, "warmup_epochs": 1})
+@recipe(seeds=SEEDS, smoke={"limit_train": 320, "limit_test": 100, "warmup_epochs": 1})
 def swin_cifar10_modern() -> TrainingConfig:
     """The same family with window 4, AdamW, crop and flip, CutMix, label smoothing and drop-path.
 

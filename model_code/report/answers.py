@@ -1,9 +1,11 @@
 """The open questions with what our runs say: arms, verdicts, forest plots."""
 
-from model_code.report.collection import Collection
+from collections import Counter
+
+from model_code.report.collection import Collection, History, rank_budget
 from model_code.report.comparison import NOT_RUN, mark_budget, summarise
 from model_code.report.document import Block, Cell, Heading, ImageGroup, Paragraph, Section, Table
-from model_code.report.figures import draw_forest, render
+from model_code.report.figures import draw_arms, draw_forest, list_histories, render
 from model_code.report.questions import QUESTIONS, Question
 from model_code.report.verdicts import Verdict, decide
 
@@ -17,7 +19,7 @@ def build_answers(collection: Collection) -> Section:
         if question.caution:
             blocks.append(Paragraph(question.caution, is_caution=True))
         blocks += [_build_arms(collection, question), _build_verdicts(question, verdicts)]
-        blocks += _build_forest(question, verdicts)
+        blocks += [*_build_forest(question, verdicts), *_build_overlay(collection, question)]
     return Section("Open questions", "questions", tuple(blocks))
 
 
@@ -81,3 +83,29 @@ def _build_forest(question: Question, verdicts: list[Verdict]) -> list[Block]:
     )
     runs = tuple(dict.fromkeys(run_id for verdict in shown for run_id in verdict.run_ids))
     return [ImageGroup(f"Differences: {question.key}", (image,), caption, runs)]
+
+
+def _build_overlay(collection: Collection, question: Question) -> list[Block]:
+    """Return one chart with the arms' curves at one budget: the best, of several the one that most of them have."""
+    groups = [(arm, collection.get_best(arm.recipe)) for arm in question.arms]
+    found = [(arm, group) for arm, group in groups if group is not None and list_histories(group, question.curve)]
+    if not question.curve or not found:
+        return []
+    budgets = Counter(group.budget for _, group in found)
+    budget = min(budgets, key=lambda one: rank_budget(one, budgets[one]))
+    shown = {
+        arm.label: (group, list_histories(group, question.curve)) for arm, group in found if group.budget == budget
+    }
+    ends = "; ".join(f"{label} ends at {_average_end(histories):.1%}" for label, (_, histories) in shown.items())
+    name, title = f"curves-{question.key}", f"{question.curve.replace('/', ' ')}, %"
+    histories_by_arm = {label: histories for label, (_, histories) in shown.items()}
+    image = render(name, draw_arms(title, histories_by_arm, 100), f"{title}: {ends}")
+    missing = [arm.label for arm in question.arms if arm.label not in shown]
+    without = f" Not run at this budget: {', '.join(missing)}." if missing else ""
+    caption = f"Mean over the seeds of each arm, thin lines for seeds; budget: {budget}.{without}"
+    runs = tuple(run.run_id for group, _ in shown.values() for run in group.runs)
+    return [ImageGroup(f"Curves: {question.key}", (image,), caption, runs)]
+
+
+def _average_end(histories: list[History]) -> float:
+    return sum(history[-1][1] for history in histories) / len(histories)

@@ -22,6 +22,8 @@ HISTORIES = {
     "supervised": ("train/accuracy", "train/seconds", "validation/accuracy", "validation/loss"),
     "simsiam": ("train/loss", "train/feature_std", "validation/knn_accuracy"),
 }
+# A figure that is read from a history: how far a run is after this share of its epochs.
+EARLY_METRIC, EARLY_HISTORY, EARLY_SHARE = "validation/early_accuracy", "validation/accuracy", 0.1
 
 History = tuple[tuple[int, float], ...]
 
@@ -248,7 +250,11 @@ def _read_budget(found: MlflowRun) -> str:
 def _complete(client: MlflowClient, run: Run) -> Run:
     histories = {key: _read_history(client, run.run_id, key) for key in HISTORIES.get(run.kind, ())}
     report = _read_report(run.run_id) if run.kind == "supervised" else None
-    return replace(run, histories=MappingProxyType(histories), report=report)
+    metrics = dict(run.metrics)
+    early = dict(histories.get(EARLY_HISTORY, ())).get(math.ceil((run.epochs or 0) * EARLY_SHARE))
+    if early is not None:
+        metrics[EARLY_METRIC] = early
+    return replace(run, histories=MappingProxyType(histories), report=report, metrics=MappingProxyType(metrics))
 
 
 def _read_history(client: MlflowClient, run_id: str, key: str) -> History:

@@ -5,11 +5,12 @@ Every function returns a matplotlib figure that belongs to nobody else; `render`
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -19,7 +20,7 @@ from model_code.report.verdicts import Verdict
 
 SHOWN_DPI = 100
 SHARPNESS = 1.5
-PANEL_INCHES = (3.7, 2.6)
+PANEL_INCHES, OVERLAY_INCHES = (3.7, 2.6), (6.2, 3.6)
 MEAN_COLOUR, SEED_COLOUR, CAUTION_COLOUR = "#1f4e79", "#8fb4d9", "#8a8a8a"
 FEW_EPOCHS = 15
 PALETTE_COLOURS = 128
@@ -85,6 +86,11 @@ def draw_seeds(
         axis.plot(common_steps, np.multiply(means, scale), color=MEAN_COLOUR, linewidth=1.6, label="mean", **marker)
     for (value, label), style in zip(lines, ("--", ":", "-."), strict=False):
         axis.axhline(value * scale, color="#b3541e", linestyle=style, linewidth=1.2, label=label)
+    _finish(axis, title)
+    return figure
+
+
+def _finish(axis: Axes, title: str) -> None:
     axis.set_title(title, fontsize=9)
     axis.set_xlabel("epoch", fontsize=8)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -92,6 +98,27 @@ def draw_seeds(
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=7)
+
+
+def draw_arms(title: str, arms: Mapping[str, Sequence[History]], scale: float = 1) -> Figure:
+    """Draw one quantity over the epochs for several recipes: the mean of each one's seeds, and thin lines for them.
+
+    Args:
+        title: Above the panel; says quantity and unit.
+        arms: What people read -> one history for each seed.
+        scale: What values are multiplied by: 100 for percent.
+    """
+    figure = Figure(figsize=OVERLAY_INCHES, layout="constrained")
+    axis = figure.subplots()
+    for number, (label, histories) in enumerate(arms.items()):
+        colour, style = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]
+        if len(histories) > 1:
+            for history in histories:
+                steps, values = zip(*history, strict=True)
+                axis.plot(steps, np.multiply(values, scale), color=colour, linewidth=0.5, alpha=0.5, linestyle=style)
+        common_steps, means = _average(histories)
+        axis.plot(common_steps, np.multiply(means, scale), color=colour, linewidth=1.6, linestyle=style, label=label)
+    _finish(axis, title)
     return figure
 
 

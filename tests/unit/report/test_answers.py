@@ -1,7 +1,10 @@
+import io
+
+import PIL.Image
 import pytest
 
 from model_code.report.answers import build_answers
-from model_code.report.document import Paragraph, Table
+from model_code.report.document import ImageGroup, Paragraph, Table
 from model_code.report.questions import QUESTIONS
 from tests.unit.report.synthetic_runs import make_collection, make_run
 
@@ -79,4 +82,45 @@ def test_the_question_of_pretraining_says_what_its_interval_holds():
         if isinstance(block, Paragraph) and block.is_caution
     ]
     expected = "All seeds start from one pretrained backbone, so that the interval holds the spread of fine-tuning only"
-    assert [expected in text for text in cautions] == [True]
+    assert [text for text in cautions if expected in text], cautions
+
+
+def read_overlay(collection, key):
+    return [
+        block
+        for block in build_answers(collection).blocks
+        if isinstance(block, ImageGroup) and block.title == f"Curves: {key}"
+    ]
+
+
+def make_curve(recipe, seed=0, budget="full", end=0.8, epochs=20):
+    history = tuple((epoch, end * epoch / epochs) for epoch in range(1, epochs + 1))
+    return make_run(recipe, seed, budget, histories={"validation/accuracy": history})
+
+
+def test_the_arms_of_a_question_are_drawn_in_one_chart():
+    arms = [[make_curve(f"resnet18_cifar10_{name}", seed) for seed in range(3)] for name in ("exp3", "exp6")]
+    [overlay] = read_overlay(make_collection(*arms, [make_curve("resnet18_cifar10_exp4", budget="smoke")]), "decay")
+    [image] = overlay.images
+    assert "rate 0.01, constant ends at 80.0%; rate 0.01, lowered ends at 80.0%" in image.alt
+    assert "budget: full" in overlay.caption
+    assert overlay.caption.endswith(
+        "Not run at this budget: rate 0.1, constant, rate 0.1, lowered, rate 0.001, constant, rate 0.001, lowered."
+    )
+    assert len(overlay.run_ids) == 6
+    assert PIL.Image.open(io.BytesIO(image.png)).size[0] > 800
+
+
+def test_of_several_budgets_the_one_that_most_arms_have_is_drawn():
+    few, many = "custom: epochs=5", "custom: epochs=9"
+    runs = [[make_curve("resnet18_cifar10_exp3", budget=few)]]
+    runs += [[make_curve(f"resnet18_cifar10_{name}", budget=many)] for name in ("exp6", "exp7")]
+    [overlay] = read_overlay(make_collection(*runs), "decay")
+    assert f"budget: {many}." in overlay.caption
+
+
+def test_without_curves_there_is_no_chart():
+    assert not read_overlay(
+        make_collection([make_run("resnet18_cifar10_exp3", metrics={"test/accuracy": 0.5})]), "decay"
+    )
+    assert not read_overlay(make_collection(), "swin")

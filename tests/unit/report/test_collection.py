@@ -92,6 +92,15 @@ def test_other_runs_are_left_out(opened, store):
     assert collect_runs(opened[1]).finished_count == before
 
 
+def test_how_far_a_run_is_after_a_tenth_of_its_epochs(opened, store):
+    store.enter_supervised("resnet18_cifar10_exp", 0.8, epochs=40)
+    store.enter_supervised("resnet18_cifar10_exp2", 0.8, epochs=5)
+    groups = collect_runs(store.client).groups
+    for recipe, epoch in (("resnet18_cifar10_exp", 4), ("resnet18_cifar10_exp2", 1)):
+        [run] = groups[recipe][0].runs
+        assert run.metrics["validation/early_accuracy"] == run.get_at("validation/accuracy", epoch)
+
+
 def test_numbers_that_are_none_are_left_out(opened, store):
     history = {1: 0.5, 2: float("nan"), 3: 0.6}
     store.enter("nan", {"test/accuracy": float("nan"), "b": 1.0}, {"validation/loss": history})
