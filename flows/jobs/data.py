@@ -8,7 +8,7 @@ from model_code.settings import load_settings
 
 
 class AddData(Job):
-    """Pack images: NAME is cifar10, shapes (drawn here), food11, imagenet-val, or any name for class folders.
+    """Pack images: NAME is cifar10, shapes (drawn here), food10, food11, imagenet-val, or any name for class folders.
 
     food11 is read in any of its three layouts; imagenet-val is for evaluation only. NAME-with-feedback is the packed
     NAME with more training images, from class folders.
@@ -22,8 +22,8 @@ class AddData(Job):
     url: str | None = option(None, "Mirror of that archive; its checksum must be the published one.", metavar="URL")
     image_size: int | None = option(
         None,
-        "Height and width in pixels; 32 for cifar10 and shapes, 256 for food11 and imagenet-val, else 64 or, for "
-        "NAME-with-feedback, that of NAME.",
+        "Height and width in pixels; 32 for cifar10 and shapes, 72 for food10, 256 for food11 and imagenet-val, else 64 "
+        "or, for NAME-with-feedback, that of NAME.",
     )
     skip: bool = option(False, "Leave out what fits no layout, links to nothing and empty classes.")
     max_bad: float = option(

@@ -42,10 +42,10 @@ def take_steps(name, run_dir):
     changes = {"epochs": EPOCHS, "batch_size": BATCH, "warmup_epochs": 1, "knn_neighbours": 4, "linear.epochs": 1}
     changes |= {"engine.precision": "float32", "pretrained_weights": None}
     changes |= {"views.image_size": 32, "linear.warmup_epochs": 0}
-    if build_config(name).dataset == "food11":
+    if build_config(name).dataset.startswith("food"):
         changes |= {"image_size": 64, "views.image_size": 64}
     config = build_config(name, changes={key: value for key, value in changes.items() if has_setting(name, key)})
-    side = 64 if config.dataset == "food11" else 32
+    side = 64 if config.dataset.startswith("food") else 32
     recorder = LossRecorder()
     if config.kind == "simsiam":
         few = draw_images(8, side=side)
