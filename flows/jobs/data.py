@@ -22,8 +22,8 @@ class AddData(Job):
     url: str | None = option(None, "Mirror of that archive; its checksum must be the published one.", metavar="URL")
     image_size: int | None = option(
         None,
-        "Height and width in pixels; 32 for cifar10 and shapes, 72 for food10, 256 for food11 and imagenet-val, else 64 "
-        "or, for NAME-with-feedback, that of NAME.",
+        "Height and width in pixels; 32 for cifar10 and shapes, 72 for food10, 256 for food11 and imagenet-val, else "
+        "64 or, for NAME-with-feedback, that of NAME.",
     )
     skip: bool = option(False, "Leave out what fits no layout, links to nothing and empty classes.")
     max_bad: float = option(
