@@ -248,6 +248,8 @@ QUESTIONS = (
         (
             Arm("Food-11, pretrained and fine-tuned", "simsiam_food11_finetuned"),
             Arm("Food-11, from scratch", "resnet18_food11"),
+            Arm("Food-10, pretrained and fine-tuned", "simsiam_food10_finetuned"),
+            Arm("Food-10, from scratch", "resnet18_food10"),
             Arm("CIFAR-10, pretrained and fine-tuned", "simsiam_cifar10_finetuned"),
             Arm("CIFAR-10, from scratch", "resnet18_cifar10_exp6_nopool"),
         ),
@@ -255,6 +257,7 @@ QUESTIONS = (
         (
             _on(TEST, "Food-11, test images", "simsiam_food11_finetuned", "resnet18_food11"),
             _on(VALIDATION, "Food-11, validation images", "simsiam_food11_finetuned", "resnet18_food11"),
+            _on(TEST, "Food-10, test images", "simsiam_food10_finetuned", "resnet18_food10"),
             _on(TEST, "CIFAR-10, test images", "simsiam_cifar10_finetuned", "resnet18_cifar10_exp6_nopool"),
         ),
         caution="The epochs of the pretraining come on top of the fine-tuned network's: equal in labels, not in "
