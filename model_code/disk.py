@@ -38,8 +38,8 @@ def check_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
 
     Args:
         folder: An existing folder on the disk in question.
-        needed_bytes: What is about to be written.
-        purpose: What needs it, for the message: `packing cifar10`.
+        needed_bytes: Size of what is about to be written.
+        purpose: Work that needs it, for the message: `packing cifar10`.
 
     Raises:
         DiskFullError: Less is free; the message gives both sizes.
@@ -107,7 +107,7 @@ def hold_lock(path: Path, purpose: str) -> Iterator[None]:
 
     Args:
         path: Lock file; made when missing, together with its folder, and left in place.
-        purpose: What waits, for the log line.
+        purpose: Work that waits, for the log line.
     """
     descriptor = _open_lock(path, purpose)
     try:
@@ -127,7 +127,7 @@ def take_lock(path: Path, busy: str) -> Iterator[None]:
 
     Args:
         path: Lock file; made when missing, together with its folder, and left in place.
-        busy: What to say when another process holds it.
+        busy: Message when another process holds it.
 
     Raises:
         BusyError: Another process holds it.

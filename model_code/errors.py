@@ -9,7 +9,7 @@ class DarkroomError(Exception):
     """Base of every error raised on purpose.
 
     Attributes:
-        exit_status: What the `darkroom` command exits with.
+        exit_status: Exit status of the `darkroom` command.
     """
 
     exit_status = 1

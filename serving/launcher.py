@@ -189,7 +189,7 @@ def run_server(
         host: Address to listen on; `0.0.0.0` for every one.
         home: DARKROOM_HOME; the environment's, or `./.darkroom`, when None.
         is_patient: True to start without a model and answer 503 until the first release.
-        options: How the service is to behave.
+        options: Options of the service.
 
     Raises:
         StartError: Nothing is released or can be loaded and it is not patient, or the address cannot be listened on.

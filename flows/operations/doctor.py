@@ -22,7 +22,7 @@ class Finding:
     Attributes:
         level: `ok`, `note` (works, with a limit) or `missing` (something does not work).
         what: Subject.
-        found: What was found and, where it is not ok, what to do.
+        found: Finding and, where it is not ok, the remedy.
     """
 
     level: Literal["ok", "note", "missing"]

@@ -20,7 +20,7 @@ def build_flow(kind: type[Job], run: Callable[..., None]) -> Flow[..., Any]:
 
     Args:
         kind: Job that has a flow.
-        run: What the flow does with its parameters, which are the fields of the job.
+        run: Body of the flow; its parameters are the fields of the job.
     """
 
     def start(**given: object) -> None:

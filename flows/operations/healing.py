@@ -46,7 +46,7 @@ def keep_healing(every_s: float, port: int | None = None) -> None:
 
     Args:
         every_s: Between two looks.
-        port: Where Prometheus asks for figures (`flows/operations/watching.py`); None answers nobody.
+        port: Port on which Prometheus asks for figures (`flows/operations/watching.py`); None answers nobody.
 
     Raises:
         UsageError: No server is named, it wants another password, or the port is taken.

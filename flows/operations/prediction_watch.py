@@ -42,7 +42,7 @@ class Told(BaseModel):
 
     Attributes:
         drifted_version: Version whose drift was told and has not gone away; None without one.
-        feedback: How many images there were when enough had come the last time.
+        feedback: Number of images when enough had come the last time.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -91,7 +91,7 @@ def release(
         mode: `dry_run` proves and judges everything and changes nothing; `forced` promotes whatever the verdict is.
         why: Reason for the ledger.
         rules: Rules of the gate.
-        head: What stands behind the backbone of a SimSiam run; None takes the one that is better on validation.
+        head: Head behind the backbone of a SimSiam run; None takes the one that is better on validation.
 
     Raises:
         UsageError: Source or name mean nothing.

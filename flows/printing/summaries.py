@@ -87,7 +87,7 @@ class Plan(BaseModel):
         recipe: Recipe name.
         seed: Seed of the run.
         dataset: Packed data set.
-        state: What would become of the run, for people.
+        state: Fate of the run, for people.
         seconds: About how long; None where that cannot be told.
     """
 

@@ -102,15 +102,15 @@ class PackedDataset:
     """A data set in the cache.
 
     Attributes:
-        name: What it was added as.
+        name: Name of the data set.
         classes: Class names; a label is an index into them.
         image_size: Height and width, pixels.
         splits: "train", "validation", "test" and "unlabelled" (all labels -1), those that the source has. A set for
             evaluation only (`imagenet-val`) has no "train"; "test" may be unlabelled.
         checksum: SHA-256 over classes, sizes, pixels and labels of all splits, hexadecimal.
-        source: Where it came from, for people.
+        source: Its origin, for people.
         path: Its folder in the cache.
-        base: What feedback was added to; None without any.
+        base: Data set that feedback was added to; None without any.
     """
 
     name: str
@@ -132,14 +132,14 @@ class DatasetSummary:
     """One line of `darkroom data list`.
 
     Attributes:
-        name: What it was added as.
+        name: Name of the data set.
         counts: Images per split.
         classes: Class names in label order.
         image_size: Height and width, pixels.
         size_bytes: Size on disk.
         checksum: That of the content, hexadecimal.
-        source: Where it came from, for people.
-        damage: What is wrong with it; None when it can be used. A damaged one may have nothing but its name.
+        source: Its origin, for people.
+        damage: Description of its damage; None when it can be used. A damaged one may have nothing but its name.
     """
 
     name: str
@@ -168,7 +168,7 @@ def open_dataset(name: str, cache_dir: Path) -> PackedDataset:
     """Map a packed data set into memory; sizes and headers are checked, pixels are not read.
 
     Args:
-        name: What it was added as: `cifar10`.
+        name: Name of the data set: `cifar10`.
         cache_dir: The folder of all packed data sets.
 
     Raises:

@@ -36,7 +36,7 @@ class DecodedChunk:
     """Some images of a split.
 
     Attributes:
-        positions: Where each image belongs in the split, one per image given.
+        positions: Place of each image in the split, one per image given.
         images_KHWC: uint8; zeros where an image did not decode.
         failures: (index in this chunk, why) of those that did not.
     """

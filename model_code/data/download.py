@@ -34,7 +34,7 @@ def download_file(
 
     Args:
         url: http or https address.
-        path: Where the file goes; left alone when it is there and its checksum matches, replaced when not.
+        path: Target file; left alone when it is there and its checksum matches, replaced when not.
         expected_md5: Published MD5, hexadecimal.
         tries: Tries in a row without any progress before giving up.
         first_pause_s: Pause after the first failure, seconds; doubled after each further one.

@@ -72,7 +72,7 @@ def pack_dataset(
     """Write a new version of a data set; the caller holds the lock of its name.
 
     Args:
-        name: What it is added as.
+        name: Name of the data set.
         source: Classes and images.
         image_size: Height and width of the packed images, pixels.
         source_fingerprint: Recorded, to tell later whether the source changed.

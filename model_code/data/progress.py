@@ -15,8 +15,8 @@ def show_progress(
     """Show a bar on a terminal; elsewhere stay quiet but for one line at the end.
 
     Args:
-        title: What is being done: `packing cifar10`.
-        total: How many units there are; 0 when unknown.
+        title: Work that is done: `packing cifar10`.
+        total: Number of units; 0 when unknown.
         unit: Name of one unit: `images`; `B` scales to kB, MB and GB.
         is_shown: False shows nothing at all.
         done: Units done before.

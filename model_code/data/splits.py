@@ -46,7 +46,7 @@ def take_stratified(labels_N: npt.NDArray[np.int64], count: int, seed: int) -> I
 
     Args:
         labels_N: Class indices, 0 and above.
-        count: How many, 1 to N.
+        count: Number of them, 1 to N.
         seed: The same seed gives the same images, 0 and above.
 
     Returns:

@@ -24,7 +24,7 @@ class UntrainedReport:
         count: Images.
         correct: Right answers.
         accuracy_fraction: Share of right answers, in [0, 1].
-        distinct_classes: How many different classes were answered.
+        distinct_classes: Number of different classes among the answers.
         top_class_share: Share of images that got the most frequent answer, in (0, 1].
         seconds: From reading the first image to the last answer, with the first batch's warm-up; the network was
             built and moved to the device before.
@@ -60,7 +60,7 @@ def evaluate_untrained(
             evaluation mode.
         images: uint8 [N, H, W, C], may be memory-mapped.
         labels_N: Indices into the classes.
-        view: What each batch goes through on the device, such as a random resized crop; uint8 in and out.
+        view: Transform of each batch on the device, such as a random resized crop; uint8 in and out.
         batch_size: Images at once, at least 1.
         device: Device that computes.
         on_batch: Told after each batch how many images it had.

@@ -48,7 +48,7 @@ def mask_shifted_windows(map_size: int, window: int, shift: int) -> Tensor:
     Args:
         map_size: Height and width of the map before padding, tokens.
         window: Height and width of a window, tokens; less than `map_size`.
-        shift: How far the map was rolled up and left, tokens; in [1, `window`).
+        shift: Distance by which the map was rolled up and left, tokens; in [1, `window`).
     """
     padded = map_size + -map_size % window
     bands_H = torch.zeros(padded, dtype=torch.int64)
@@ -103,7 +103,7 @@ class SwinBlock(nn.Module):
         heads: Number of attention heads.
         map_size: Height and width of the feature map, tokens; is padded to whole windows with zeros.
         window: Height and width of a window, tokens.
-        shift: How far the windows are shifted, tokens; 0 for not at all.
+        shift: Shift of the windows, tokens; 0 for none.
         mlp_ratio: Hidden width of the MLP / C.
         drop_path: Probability that an image skips a branch in training, in [0, 1).
     """

@@ -70,7 +70,7 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
         name: Registered name.
         folder: The run's folder.
         scratch: Empty folder.
-        head: What stands behind the backbone of a SimSiam run; None takes the better one.
+        head: Head behind the backbone of a SimSiam run; None takes the better one.
 
     Raises:
         UsageError: A head is given for a run that has one of its own.

@@ -77,7 +77,7 @@ class Verdict(_Frozen):
         size_bytes: Size of that variant's file; None if not given.
         precision: Precision of that variant, whose labels were judged; None if not given.
         champion_precision: Precision of the champion's variant that it was compared with; None if not given.
-        rules: What it was judged by.
+        rules: Rules that it was judged by.
     """
 
     is_promoted: bool
@@ -167,9 +167,9 @@ def judge(
         challenger_N: Labels that the challenger gives the same images; one outside [0, K) counts as wrong.
         champion_N: The same of the champion, in the challenger's order of classes; None if there is none.
         classes: Names of the K classes.
-        split: What the images are: `test` or `validation`.
+        split: Split of the images: `test` or `validation`.
         champion_version: The champion's version; None if there is none.
-        rules: What is asked.
+        rules: Rules of the gate.
         latency_ms: Median at batch 1 of the challenger's fastest offered variant.
         champion_latency_ms: The same of the champion.
         size_bytes: Size of the challenger's variant.

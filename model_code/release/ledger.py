@@ -184,7 +184,7 @@ def find_champion(client: MlflowClient, name: str, changes: tuple[Change, ...]) 
     Args:
         client: Client of the registry.
         name: Registered name.
-        changes: What `complete` returned.
+        changes: Result of `complete`.
 
     Raises:
         ReleaseError: The alias in the registry is not where the ledger's last change put it.

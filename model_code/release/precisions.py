@@ -47,7 +47,7 @@ def make_int8(model_file: Path, file: Path, calibration_NHWC: npt.NDArray[np.uin
     arXiv:1806.08342, Sec. 3.
 
     Args:
-        model_file: What `export_onnx` wrote.
+        model_file: File that `export_onnx` wrote.
         file: Is replaced.
         calibration_NHWC: uint8, of the size that the model reads; training images, 512 are enough.
 
@@ -85,7 +85,7 @@ def make_fp16(model_file: Path, file: Path) -> None:
     in float32 share a constant, as mean and standard deviation do when they are equal.)
 
     Args:
-        model_file: What `export_onnx` wrote.
+        model_file: File that `export_onnx` wrote.
         file: Is replaced.
     """
     model = onnx.load(model_file)
@@ -222,10 +222,10 @@ class Limits:
         providers: onnxruntime's execution providers that it is made for.
         max_difference: Of a probability; 1 where only labels count.
         top1_agreement: Lowest share of images with the same label, in [0, 1].
-        accuracy_loss: How far its accuracy may be below the trained network's, in [0, 1].
-        golden_tolerance: How far a probability of a golden image may be from that of the release on another machine:
-            sums have another order there; integers that overflow, as on processors without the instructions that int8
-            was certified with, differ by much more.
+        accuracy_loss: Largest loss of accuracy against the trained network, in [0, 1].
+        golden_tolerance: Largest difference of a golden image's probability from that of the release on another
+            machine: sums have another order there; integers that overflow, as on processors without the instructions
+            that int8 was certified with, differ by much more.
     """
 
     make: Callable[[Path, Path, npt.NDArray[np.uint8]], None] | None

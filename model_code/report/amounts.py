@@ -21,7 +21,7 @@ def format_mean(mean: float, spread: float | None, unit: Unit, images: int | Non
         mean: In the unit.
         spread: Sample standard deviation in the unit; None for one run.
         unit: Unit of both.
-        images: What a count is of.
+        images: Number of images that a count is of.
     """
     scale, decimals = {"fraction": (100, 2), "count": (1, 0 if spread is None else 1), "seconds": (1, 2)}[unit]
     if unit == "fraction" and 0 < mean < 0.01:

@@ -8,13 +8,13 @@ class Cell:
     """One cell of a table.
 
     Attributes:
-        text: What it says.
+        text: Its text.
         detail: Small print under it.
         run_ids: Full MLflow ids, shown short after the text.
         is_caution: Marked as something that must not be taken for a result.
         is_code: A name of the code.
-        anchor: What links to a run lead to; empty for none.
-        address: What the text links to; empty for nothing.
+        anchor: Target of links to a run; empty for none.
+        address: Target of the text's link; empty for none.
     """
 
     text: str = ""
@@ -59,7 +59,7 @@ class Image:
         name: File name without its ending, unique in the report.
         png: The file.
         width_pixels: Width to show it at.
-        alt: What it shows, for those who do not see it.
+        alt: Description for those who do not see it.
     """
 
     name: str

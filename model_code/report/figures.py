@@ -69,7 +69,7 @@ def draw_seeds(
     Args:
         title: Above the panel; says quantity and unit.
         histories: One for each seed.
-        scale: What values and lines are multiplied by: 100 for percent.
+        scale: Factor of values and lines: 100 for percent.
         lines: (value, label) of horizontal lines to compare with.
     """
     figure = Figure(figsize=PANEL_INCHES, layout="constrained")
@@ -105,8 +105,8 @@ def draw_arms(title: str, arms: Mapping[str, Sequence[History]], scale: float = 
 
     Args:
         title: Above the panel; says quantity and unit.
-        arms: What people read -> one history for each seed.
-        scale: What values are multiplied by: 100 for percent.
+        arms: Label -> one history for each seed.
+        scale: Factor of the values: 100 for percent.
     """
     figure = Figure(figsize=OVERLAY_INCHES, layout="constrained")
     axis = figure.subplots()

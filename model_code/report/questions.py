@@ -13,7 +13,7 @@ class Arm:
     """One recipe of a question.
 
     Attributes:
-        label: What it is, for people.
+        label: Its name, for people.
         recipe: Its name.
     """
 
@@ -26,7 +26,7 @@ class Contrast:
     """Treatment minus control, on runs of the same seed and budget.
 
     Attributes:
-        label: What the difference means.
+        label: Meaning of the difference.
         treatment: Recipe.
         treatment_metric: MLflow metric of it, a fraction.
         control: Recipe; the same one where only the metric differs.
@@ -50,10 +50,10 @@ class Question:
         reason: Why it is open.
         arms: Recipes that answer it.
         metrics: MLflow metrics to show of every arm.
-        contrasts: What decides it.
+        contrasts: Comparisons that decide it.
         is_descriptive: Differences are shown and no verdict is given.
         curve: Metric whose curves are drawn in one chart, one line for each arm; empty for none.
-        caution: What the comparison does not hold equal; empty for nothing.
+        caution: Conditions that the comparison does not hold equal; empty for none.
     """
 
     key: str

@@ -32,7 +32,7 @@ class Verdict:
     """What the runs say about a contrast.
 
     Attributes:
-        contrast: What was asked.
+        contrast: Contrast that was asked about.
         budget: Budget of every run in `pairs`; None without pairs.
         pairs: By ascending seed.
         other_images: Seeds that were left out because the two runs saw different images.

@@ -55,8 +55,8 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
     reached the block goes on; what only MLflow can take, such as figures and the run's end, waits for it.
 
     Args:
-        record: What the run is.
-        tags: What else it is to be found by, such as device, budget and published figure.
+        record: Identity of the run.
+        tags: Further tags to find it by, such as device, budget and published figure.
         patience: Longest wait for MLflow.
 
     Raises:
@@ -93,7 +93,7 @@ class RunTracker(Callback):
     Metrics never wait for MLflow; figures and files do. `track_run` makes one.
 
     Args:
-        record: What the run is.
+        record: Identity of the run.
         client: Client of the store.
         queue: Takes the run's metrics.
         epochs: Those that MLflow has already; they are not sent again.

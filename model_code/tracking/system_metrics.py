@@ -23,7 +23,7 @@ def sample_system(run: Run, queue: MetricQueue, interval_s: float = INTERVAL_S) 
     The probes are those of MLflow's monitor; its own way of sending ends with the first failure.
 
     Args:
-        run: As MLflow has it; its samples are counted on.
+        run: MLflow run; its samples are counted on.
         queue: Queue of that run.
         interval_s: Time between two samples.
     """

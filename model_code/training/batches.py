@@ -38,7 +38,7 @@ def iterate_batches(
         images_NHWC: uint8; on the device, or on the host where they are streamed.
         order_N: int64 on the device; which images, in which order.
         batch_size: Images of a batch.
-        device: Where the batches are wanted.
+        device: Device of the batches.
         first: Batches to leave out at the start.
         is_ahead: True if the next batch is gathered and copied by a thread while the caller works on this one.
     """

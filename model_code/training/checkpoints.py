@@ -52,7 +52,7 @@ class TrainingState:
         torch_rng: State of torch's global generator.
         history: One dict of metrics for each finished epoch.
         cuda_rng: State of the CUDA device's global generator; None on a CPU.
-        progress: How far the epoch after them is, as `Progress` has it; None between epochs.
+        progress: Progress of the epoch after them, as `Progress` has it; None between epochs.
     """
 
     config_sha256: str

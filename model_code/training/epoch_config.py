@@ -42,7 +42,7 @@ class EpochConfig(RunConfig):
     Attributes:
         clip_norm: Gradients are scaled down to this L2 norm over all parameters where they are longer; None leaves
             them.
-        engine: How a step is computed.
+        engine: Settings of the computation of a step.
     """
 
     clip_norm: PositiveFloat | None = None

@@ -20,7 +20,7 @@ class SimSiamConfig(EpochConfig):
         projector_layers: 2 on CIFAR, 3 for larger images.
         embedding_width: Width of projections and predictions.
         bottleneck_width: Width of the predictor's hidden layer.
-        views: How two views of an image differ.
+        views: Settings of the two views of an image.
         epochs: Passes over the images.
         batch_size: Images in one step, each in two views.
         base_learning_rate: Base learning rate of SGD for a batch of 256 images.
@@ -28,8 +28,8 @@ class SimSiamConfig(EpochConfig):
             The predictor's stays at the highest value throughout.
         momentum: Momentum of SGD.
         weight_decay: Weight decay of SGD, on all parameters.
-        monitor_every_epochs: How often the nearest neighbours are asked; the last epoch always is.
-        checkpoint_every_epochs: How often state is kept to go on from; the last epoch always is.
+        monitor_every_epochs: Epochs between two looks at the nearest neighbours; the last epoch always has one.
+        checkpoint_every_epochs: Epochs between two checkpoints; the last epoch always has one.
         knn_neighbours: Number of neighbours that vote.
         knn_temperature: Temperature of the votes.
         evaluation_enlargement: See `plain_view`; 8/7 with larger images.

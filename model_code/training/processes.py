@@ -26,7 +26,7 @@ def exchanging() -> Iterator[None]:
     """Say in one line that another process is gone.
 
     Raises:
-        PeerEndedError: What the block sends does not arrive.
+        PeerEndedError: A message of the block does not arrive.
     """
     try:
         yield

@@ -102,7 +102,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return the config with some settings replaced and everything checked again.
 
     Args:
-        config: Where to start from.
+        config: Config to start from.
         changes: New values by name, `views.hue` for a setting inside another; text is parsed as the setting's type.
 
     Raises:

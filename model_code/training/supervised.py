@@ -313,7 +313,7 @@ class _Targets:
     Attributes:
         labels_B: int64.
         pasted_labels_B: Labels of the images mixed in; None where nothing is.
-        own_share_B: How much of each image is its own, in [0, 1]; None the same.
+        own_share_B: Share of each image that is its own, in [0, 1]; None the same.
     """
 
     labels_B: Tensor

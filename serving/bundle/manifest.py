@@ -156,8 +156,8 @@ class Variant(_Frozen):
         certificates: One per provider that was present at the release.
         timings: One per provider that was present at the release.
         problem: Why it could not be made or measured; None where it was.
-        golden_tolerance: How far a probability of a golden image may be from that of the release; None in manifests of
-            earlier releases.
+        golden_tolerance: Largest difference of a golden image's probability from that of the release; None in manifests
+            of earlier releases.
     """
 
     precision: Precision
@@ -318,7 +318,7 @@ class Manifest(_Frozen):
         recipe: Recipe that trained it.
         run_id: MLflow run that trained it.
         settings: Settings of the training, by name.
-        pictures: How many of each split the training used.
+        pictures: Number of images of each split that the training used.
         dataset: Packed data set that it was trained on.
         data_checksum: Checksum of that data set.
         git_sha: Commit of the code that released it; `unknown` outside of a repository.

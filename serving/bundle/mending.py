@@ -22,7 +22,7 @@ def decode_mended(data: bytes, error: Exception, decode: Callable[[bytes], Image
 
     Args:
         data: The encoded file.
-        error: What Pillow raised.
+        error: Error of Pillow.
         decode: Returns the RGB image of a file.
 
     Raises:

@@ -127,7 +127,7 @@ def check_golden(
     Args:
         session: Session of the variant.
         file: Path of the variant, for the message.
-        variant: As the manifest describes it.
+        variant: Its entry in the manifest.
         golden: From `serving.bundle.store.read_golden`; nothing to compare where it is empty.
 
     Raises:

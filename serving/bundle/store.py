@@ -86,7 +86,7 @@ class Pointer(BundleReference):
     """Which bundle of a name is served.
 
     Attributes:
-        change: What made it the champion.
+        change: Change that made it the champion.
     """
 
     change: Change

@@ -32,11 +32,11 @@ def time_variant(
     """Measure one ONNX file on one provider of this machine, with the service's session options.
 
     Args:
-        file: What `export_onnx`, `make_int8` or `make_fp16` wrote.
+        file: File that `export_onnx`, `make_int8` or `make_fp16` wrote.
         provider: onnxruntime's execution provider.
         image_size: Height and width of the images, pixels.
         batch_sizes: Images given at once.
-        seconds_per_batch: How long each batch size is repeated; at least 5 runs.
+        seconds_per_batch: Time for which each batch size is repeated; at least 5 runs.
 
     Raises:
         BundleError: onnxruntime cannot run the file there.

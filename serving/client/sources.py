@@ -21,7 +21,7 @@ class SourceImage:
     """One image, read.
 
     Attributes:
-        source: As the person named it, or its path inside a named folder.
+        source: The person's name for it, or its path inside a named folder.
         data: The encoded file.
     """
 

@@ -13,7 +13,7 @@ class EncodedImage:
 
     Attributes:
         data: The encoded file.
-        filename: As the client named it; None for a raw body.
+        filename: The client's name for it; None for a raw body.
     """
 
     data: bytes

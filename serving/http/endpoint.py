@@ -71,8 +71,8 @@ def endpoint(
         method: `GET` or `POST`.
         path: Route; call a path parameter that takes a registered name `model`.
         answer: Type of the answer's body.
-        success: What a 200 says.
-        parameters: As `describe_parameter` makes them.
+        success: Content of a 200.
+        parameters: Results of `describe_parameter`.
         refusals: Keys of `REFUSALS` that it answers with, beside 401.
         further: Responses beside those, by status.
         body: Content of the request's body by type; None without a body.

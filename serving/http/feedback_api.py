@@ -66,7 +66,7 @@ class FeedbackApi:
         Args:
             predictions: Classifies the images.
             store: Takes them.
-            kept_dir: Where the request log keeps images.
+            kept_dir: Folder in which the request log keeps images.
             on_feedback: Told the model's name of each that is stored, and whether its label is what the model says.
         """
         self._predictions = predictions

@@ -45,8 +45,8 @@ class CutOff:
         """Wrap an application.
 
         Args:
-            app: What answers.
-            answer: What answers instead.
+            app: Application that answers.
+            answer: Application that answers instead.
         """
         self._app = app
         self._answer = answer
@@ -75,7 +75,7 @@ class RequestCounter:
         """Wrap an application.
 
         Args:
-            app: What answers.
+            app: Application that answers.
             paths: Routes, told as they are written here; every other path is `other`, so that nobody can make up
                 labels.
             on_request: Is told.

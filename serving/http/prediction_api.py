@@ -62,7 +62,7 @@ class PredictionApi:
 
         Args:
             models: The loaded models.
-            admission: How many bytes are held at once; the usual limit when None.
+            admission: Limit of the bytes that are held at once; the usual one when None.
             max_images: Most images of one kind that wait at once.
             on_batch: Told how many images each batch has.
             on_answer: Told whose answer each is, the answer and its images, before it is sent; it must not wait.

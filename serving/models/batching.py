@@ -76,7 +76,7 @@ class Batcher:
             images_NHWC: uint8, all of the size that the model reads.
 
         Raises:
-            Exception: What the model raises over the batch, for each request in it.
+            Exception: The model's error over the batch, for each request in it.
         """
         job = _Job(model, images_NHWC, asyncio.get_running_loop().create_future())
         self._waiting.append(job)

@@ -118,7 +118,7 @@ def bind_on_cuda(
         plain: The same model on the GPU, as it answers without either.
         manifest: Manifest of the bundle.
         threads: Number of CPU threads.
-        images_NHWC: What both are compared on, uint8.
+        images_NHWC: Images that both are compared on, uint8.
 
     Raises:
         BundleError: Not even fixed buffers work.

@@ -79,7 +79,7 @@ class ModelSet:
         """Start with nothing loaded.
 
         Args:
-            bundles_dir: Where releases lie.
+            bundles_dir: Folder of the releases.
             threads: CPU threads of one classification; all that this process may use when None.
             precision: The variant that is to answer; the fastest of each model when None.
             requires_cuda: Whether a model that would run on the CPU is refused.

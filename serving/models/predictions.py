@@ -115,8 +115,8 @@ class ServedModel(ModelIdentity):
         recipe: Recipe that trained it.
         run_id: MLflow run that trained it.
         created: ISO 8601 time in UTC.
-        challenger: What looks at its images unseen; None for nothing.
-        drift_score: How far the last predictions are from the images that the model was measured on: the population
+        challenger: Model that looks at its images unseen; None for none.
+        drift_score: Distance of the last predictions from the images that the model was measured on: the population
             stability index of `serving/observation/drift.py`, 0.1 small, 0.25 large; None without enough of them.
     """
 

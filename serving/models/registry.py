@@ -69,7 +69,7 @@ class RegistryFollower:
 
         Args:
             address: Address of the MLflow server, as `RegistryClient` takes it.
-            bundles_dir: Where bundles are kept.
+            bundles_dir: Folder of the bundles.
             interval_s: Least time between two questions.
         """
         self.address = address.rstrip("/")

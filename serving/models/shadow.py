@@ -36,7 +36,7 @@ class Shadow:
         """Compare nothing yet.
 
         Args:
-            models: Where the challengers are.
+            models: Set that holds the challengers.
             share: Of the requests that are compared, in [0, 1], while no other comparison is going on.
             classify: Returns float32 [N, K] of a model and N encoded images.
             on_comparison: Told the name, the challenger, the champion's version, and how many images were labelled

@@ -35,9 +35,9 @@ class DriftWindow:
         """Start without predictions.
 
         Args:
-            reference: How sure the model was of the images that it was measured on.
-            size: How many predictions count, the last ones.
-            least: How many are needed for a score.
+            reference: Confidence of the model on the images that it was measured on.
+            size: Number of the last predictions that count.
+            least: Smallest number of predictions with a score.
         """
         groups = merge_bins(reference.bins_after)
         self._highs = [group[-1].high for group in groups]

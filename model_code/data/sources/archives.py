@@ -52,7 +52,7 @@ class Problem:
     """Something wrong in a source.
 
     Attributes:
-        kind: What is wrong, the same for all of a kind.
+        kind: Description of the fault, the same for all of a kind.
         name: The file or folder.
         can_skip: True if the source can be used without it.
     """
@@ -69,7 +69,7 @@ class Archive(ABC):
         path: The folder or archive.
         files: Relative names with forward slashes, in the order in which reading them is fastest.
         folders: Names of the folders, those without a file too.
-        problems: What cannot be read, and is left out of `files`.
+        problems: Members that cannot be read, and are left out of `files`.
     """
 
     def __init__(self, path: Path) -> None:

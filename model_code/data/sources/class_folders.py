@@ -51,7 +51,7 @@ class _Scan:
         found: (file name, archive, member) of each split and class; class "" = without a label.
         empty: (class, folder) of folders of the main split without images.
         ignored: Files whose type is not read.
-        problems: What fits no layout.
+        problems: Members that fit no layout.
     """
 
     main_split: str

@@ -30,7 +30,7 @@ def open_source(known: KnownDataset, paths: Sequence[Path], stack: ExitStack, sk
     """Find out which layout the paths have and list their images.
 
     Args:
-        known: What the data set's name says: its classes and, if it has one, its own layout.
+        known: Facts by the data set's name: its classes and, if it has one, its own layout.
         paths: At least one folder, zip or tar; several must be class folders, or of a data set's own layout.
         stack: Keeps the archives open; close it when the images have been read.
         skip: True to leave out what can be left out of all that is wrong.

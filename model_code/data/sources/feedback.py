@@ -49,7 +49,7 @@ def add_feedback_to(base: PackedDataset, folder: Path) -> ImageSource:
     What is held out of its training images for validation is not known yet: no copy of any can be learned from.
 
     Args:
-        base: What is packed.
+        base: Packed data set.
         folder: Class folders; a class of `base` may be missing.
 
     Raises:

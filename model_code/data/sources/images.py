@@ -36,7 +36,7 @@ class EncodedImage:
     """One image file that has not been read yet.
 
     Attributes:
-        archive: Where it is.
+        archive: Archive that holds it.
         member: Its name there.
         label: Class index; -1 when it has none.
     """
@@ -69,7 +69,7 @@ class PixelSplit:
     Attributes:
         images_NHWC: uint8 [N, H, W, 3].
         labels_N: Class indices, int64 [N].
-        more: What comes after them and has to be read.
+        more: Further items, to be read after them.
     """
 
     images_NHWC: npt.NDArray[np.uint8]
@@ -85,12 +85,12 @@ class ImageSource:
     """Everything that is packed into one data set.
 
     Attributes:
-        description: Where it comes from, for people.
+        description: Its origin, for people.
         classes: Names; a label is an index into them.
         splits: "train", "validation", "test" and "unlabelled" (all labels -1), those that there are; "train" is there
             unless the set is for evaluation only (`imagenet-val`). "test" may be unlabelled.
         ignored: Files in class folders whose type is not read.
-        skipped: What was left out of the source before it was read, and splits without some classes.
+        skipped: Parts of the source that were left out before it was read, and splits without some classes.
         base: The packed data set that this adds feedback to; None without any.
     """
 

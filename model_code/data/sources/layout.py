@@ -24,7 +24,7 @@ class Layout:
     """One arrangement of files.
 
     Attributes:
-        shown: What people see of it, for messages.
+        shown: Its visible form, for messages.
         is_found: True for an archive that has it.
         read: Lists the images of an open archive; the second argument is the data set's official classes in their
             order, None to sort them by name (`order_classes`). Raises DataError for what is wrong.
@@ -49,7 +49,7 @@ class KnownDataset:
         version: Raised whenever an image is drawn differently, so that packed sets are made anew.
         fetch: Downloads the published archive into a folder, from an address other than the published one if a second
             argument names one, with progress if the third is True; None where a person has to get the images.
-        origin: Where people get the images, for messages; empty for images that are drawn, downloaded or anybody's.
+        origin: Source of the images, for messages; empty for images that are drawn, downloaded or anybody's.
     """
 
     image_size: int = OTHER_IMAGE_SIZE
