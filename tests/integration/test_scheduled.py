@@ -19,6 +19,7 @@ import psutil
 import pytest
 import yaml
 
+from serving.bundle.store import read_champion
 from tests.integration.conftest import COMMAND
 from tests.unit.serving.tiny_bundle import paint, release
 
@@ -479,15 +480,16 @@ def try_server(command, home, *options, **environment):
     return done.returncode, done.stderr.splitlines()
 
 
-def test_a_killed_worker_loses_nothing(client, api, prefect_home, tmp_path):
-    """The worker and what it started are killed in a training; another worker goes on with it after the healing."""
+def test_a_killed_worker_loses_nothing_of_the_study(client, api, prefect_home, tmp_path):
+    """The worker and what it started are killed in a training; another one goes on after the healing, to the report."""
     from flows.operations.healing import heal
 
     home = tmp_path / "home"
     environment = make_environment(api, prefect_home, home)
-    subprocess.run([COMMAND, "data", "add", "shapes"], env=environment, check=True, capture_output=True)
-    found = client.read_deployment_by_name("train-recipe/process")
-    parameters = {"recipe": "resnet18_cifar10_exp", "epochs": 12, "profile": "smoke", "settings": ["dataset=shapes"]}
+    found = client.read_deployment_by_name("train-every-recipe/weekly")
+    assert found.parameters == {"profile": "full", "release": True}
+    settings = ["dataset=shapes", "epochs=12"]
+    parameters = {"only": "resnet18_cifar10_exp", "profile": "smoke", "settings": settings}
     run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
     with a_worker(environment) as worker:
         wait_for(lambda: list(home.glob("checkpoints/*/state.pt")), 300, "a checkpoint")
@@ -505,6 +507,8 @@ def test_a_killed_worker_loses_nothing(client, api, prefect_home, tmp_path):
         wait_for(is_over, 400, "the end of the run")
     state = client.read_flow_run(run.id).state
     assert state.name == "Completed", state.message
+    assert read_champion(home / "bundles", "shapes")[2].run_id == folder.parent.name
+    assert (home / "report" / "report.html").is_file()
     assert [file.parent for file in home.glob("checkpoints/*/result.json")] == [folder.parent]
     assert count_epochs(home) == dict.fromkeys(range(1, 13), 1)
 

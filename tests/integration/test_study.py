@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from serving.bundle.store import read_champion
+from serving.bundle.store import read_pointer
 from tests.integration.conftest import COMMAND
 from tests.integration.test_survival import KILLS
 
@@ -44,12 +44,11 @@ def test_the_study_ends_with_champion_report_and_table(own_home):
     with start(own_home, *STUDY, *FEWER) as process:
         printed = process.stdout.read()
     assert process.returncode == 0, printed
-    champion = read_champion(own_home / "bundles", "shapes")
-    assert champion is not None
+    champion = read_pointer(own_home / "bundles", "shapes")
     assert (own_home / "report" / "report.html").is_file()
     assert "best run by validation" in printed
     with start(own_home, *STUDY, *FEWER) as again:
         repeated = again.stdout.read()
     assert again.returncode == 0, repeated
     assert "champion already" in repeated
-    assert read_champion(own_home / "bundles", "shapes") == champion
+    assert read_pointer(own_home / "bundles", "shapes") == champion
