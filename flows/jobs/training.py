@@ -160,7 +160,7 @@ class TrainAll(Job):
         from flows.operations.study_plan import plan_study
         from flows.printing.tables import print_plans
 
-        print_plans(plan_study(self.configs), is_released=self.release)
+        print_plans(plan_study(self.configs, is_fetched=self.release), is_released=self.release)
 
     @staticmethod
     def _release(outcomes: "list[Outcome]") -> "list[Choice]":

@@ -1,35 +1,54 @@
 """Plan of train-all: what would become of each run, and in about what time, without changing anything."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from flows.experiments.inputs import find_kept, open_inputs
 from flows.printing.summaries import Plan
-from model_code.data.cache import is_added
+from model_code.data.cache import is_added, open_dataset
 from model_code.data.sources.detect import get_known
 from model_code.errors import DarkroomError
 from model_code.settings import load_settings
+from model_code.training.config import RECIPE_PREFIX, TrainingConfig
 from model_code.training.estimate import estimate_seconds
 from model_code.training.run_folder import AnyConfig, find_interrupted
 
+TRAINED = ("train", "go on", "fetch, then train")
 
-def plan_study(configs: Sequence[AnyConfig]) -> Iterator[Plan]:
-    """Yield one plan for each config, in order, as soon as it is known."""
-    settings = load_settings()
+
+def plan_study(configs: Sequence[AnyConfig], *, is_fetched: bool) -> Iterator[Plan]:
+    """Yield one plan for each config, in order, as soon as it is known.
+
+    Args:
+        configs: Settings of every run.
+        is_fetched: True if images that are missing are fetched where they can be.
+    """
+    trained: set[str] = set()
     for config in configs:
-        is_missing = not is_added(config.dataset, settings.cache_dir)
-        known = get_known(config.dataset)
-        if is_missing and (known.fetch or known.draw):
-            yield Plan(recipe=config.recipe, seed=config.seed, dataset=config.dataset, state="fetch, then train")
-            continue
-        try:
-            inputs = open_inputs(config)
-        except DarkroomError as error:
-            state = f"skip: {error}" if is_missing else f"fail: {error}"
-            yield Plan(recipe=config.recipe, seed=config.seed, dataset=config.dataset, state=state)
-            continue
-        state, seconds = "keep", 0.0
-        if find_kept(inputs) is None:
-            seconds = estimate_seconds(config, inputs.dataset)
-            is_begun = find_interrupted(settings.checkpoints_dir, inputs.record) is not None
-            state = "go on" if is_begun else "train"
+        state, seconds = _plan(config, trained, is_fetched)
+        if state in TRAINED:
+            trained.add(config.recipe)
         yield Plan(recipe=config.recipe, seed=config.seed, dataset=config.dataset, state=state, seconds=seconds)
+
+
+def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool) -> tuple[str, float | None]:
+    """Return a run's fate and about how many seconds it takes, if that can be told."""
+    settings, known = load_settings(), get_known(config.dataset)
+    is_missing = not is_added(config.dataset, settings.cache_dir)
+    if is_missing and is_fetched and (known.fetch or known.draw):
+        return "fetch, then train", None
+    try:
+        if not is_missing and _name_start(config) in trained:
+            return "train", estimate_seconds(config, open_dataset(config.dataset, settings.cache_dir))
+        inputs = open_inputs(config)
+    except DarkroomError as error:
+        return f"{'skip' if is_missing else 'fail'}: {error}", None
+    if find_kept(inputs) is not None:
+        return "keep", 0.0
+    is_begun = find_interrupted(settings.checkpoints_dir, inputs.record) is not None
+    return "go on" if is_begun else "train", estimate_seconds(config, inputs.dataset)
+
+
+def _name_start(config: AnyConfig) -> str | None:
+    """Return the recipe whose weights a run starts from; None without one."""
+    weights = config.pretrained_weights if isinstance(config, TrainingConfig) else None
+    return weights.removeprefix(RECIPE_PREFIX) if weights and weights.startswith(RECIPE_PREFIX) else None

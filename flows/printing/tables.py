@@ -163,7 +163,7 @@ def print_plans(plans: "Iterable[Plan]", *, is_released: bool) -> None:
         total_s += plan.seconds or 0
         is_open = is_open or plan.seconds is None
     known = f"together about {format_seconds(total_s)} on this machine" if total_s else ""
-    unknown = "the time for images that are not here yet is not known" if is_open else ""
+    unknown = "the time of runs without their images is not known" if is_open else ""
     console.print("; ".join(filter(None, (known, unknown))) or "nothing is left to train", highlight=False)
     if is_released:
         console.print("then the best run of each data set would be released, and the report written", highlight=False)

@@ -63,9 +63,16 @@ def test_runs_of_a_smaller_budget_never_stand_beside_full_ones(profiles, best):
     assert choice.run.profile == best
 
 
-def test_what_is_no_classifier_does_not_compete():
-    outcomes = [make_outcome("simsiam_cifar10", 0.9, kind="simsiam"), Outcome(recipe=PLAIN, seed=0, error="failed")]
-    assert choose_best(outcomes) == []
+def test_simsiam_competes_and_what_leaves_no_network_does_not():
+    outcomes = [
+        make_outcome("resnet18_cifar10_random", 0.99, kind="random_features"),
+        make_outcome("simsiam_cifar10", 0.9, kind="simsiam"),
+        make_outcome(PLAIN, 0.8),
+        Outcome(recipe=OTHER, seed=0, error="failed"),
+    ]
+    [choice] = choose_best(outcomes)
+    assert (choice.run.recipe, choice.recipes) == ("simsiam_cifar10", 2)
+    assert choose_best(outcomes[:1]) == []
 
 
 def test_a_release_that_fails_does_not_stop_the_next(monkeypatch, capsys):
@@ -106,7 +113,7 @@ def test_a_plan_tells_what_is_kept_trained_fetched_and_skipped(monkeypatch, caps
     configs += [build_config(PLAIN), build_config("resnet18_food11")]
     kept = make_outcome(PLAIN, 0.5).result
     monkeypatch.setattr(study_plan, "find_kept", lambda inputs: kept if inputs.config.seed == 1 else None)
-    plans = list(plan_study(configs))
+    plans = list(plan_study(configs, is_fetched=True))
     assert [plan.state.split(":")[0] for plan in plans] == ["train", "keep", "fetch, then train", "skip"]
     assert plans[0].seconds > 1, "100 epochs of 2,400 images"
     assert plans[1].seconds == 0
@@ -117,3 +124,20 @@ def test_a_plan_tells_what_is_kept_trained_fetched_and_skipped(monkeypatch, caps
     assert len(lines) == len(plans)
     assert "together about" in total
     assert "released" in last
+
+
+def test_a_plan_knows_what_will_have_been_trained_by_then():
+    fetch_missing([build_config(PLAIN, changes={"dataset": "shapes"})])
+    changes = {"dataset": "shapes", "network": "resnet18"}
+    source, tuned = (build_config(f"simsiam_cifar10{end}", changes=changes) for end in ("", "_finetuned"))
+    [alone] = plan_study([tuned], is_fetched=True)
+    assert alone.state.startswith("fail: simsiam_cifar10_finetuned starts from simsiam_cifar10, which has no finished")
+    before, after = plan_study([source, tuned], is_fetched=True)
+    assert (before.state, after.state) == ("train", "train")
+    assert min(before.seconds, after.seconds) > 1
+
+
+def test_without_release_nothing_is_fetched():
+    [plan] = plan_study([build_config(PLAIN)], is_fetched=False)
+    assert plan.state.startswith("skip: data set 'cifar10' is not in")
+    assert plan.seconds is None
