@@ -12,7 +12,7 @@ from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_backbone, check_image_size
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.device import seed_everything
-from model_code.training.images import check_neighbours, get_labelled, take, to_device
+from model_code.training.images import get_labelled, take, to_device
 from model_code.training.random_features import measure_random_features
 from model_code.training.random_features_config import RandomFeaturesConfig
 from model_code.training.run_folder import RunFolder
@@ -28,7 +28,6 @@ class RandomFeaturesExperiment(Experiment):
             check_image_size(config.network, self._image_size)
         train = get_labelled(dataset, "train")
         self._train = to_device(train, take(train, config.limit_train, config.split_seed), device)
-        check_neighbours(len(self._train), config.knn_neighbours, "training")
         test = get_labelled(dataset, "test")
         self._test = to_device(test, take(test, config.limit_test, config.split_seed), device)
 

@@ -11,6 +11,7 @@ from model_code.data.cache import PackedDataset
 from model_code.data.progress import show_progress
 from model_code.evaluation.untrained import evaluate_untrained
 from model_code.models.image_input import ImageInput
+from model_code.models.initialization import draw_gaussian, draw_gaussian_head
 from model_code.models.networks import build_network, check_image_size
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.device import seed_everything
@@ -40,6 +41,10 @@ class UntrainedExperiment(Experiment):
         config = self._config
         generator = seed_everything(config.seed, self._device)
         network = build_network(config.network, len(self._classes), config.image_size)
+        if config.initialization == "gaussian":
+            draw_gaussian(network)
+        elif config.initialization == "gaussian_head":
+            draw_gaussian_head(network)
         model = nn.Sequential(ImageInput(config.mean, config.std), network).to(self._device)
         view = partial(resized_crop, image_size=config.image_size, crop_area=config.crop_area, generator=generator)
         images_NHWC, labels_N = self._split.images_NHWC, self._split.labels_N
@@ -50,6 +55,7 @@ class UntrainedExperiment(Experiment):
                 model, images_NHWC, labels_N, view, config.batch_size, self._device, on_batch=advance
             )
         metrics = {
+            "network/parameters": sum(parameter.numel() for parameter in network.parameters()),
             "validation/pictures": report.count,
             "validation/correct": report.correct,
             "validation/accuracy": report.accuracy_fraction,

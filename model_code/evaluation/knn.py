@@ -30,22 +30,20 @@ def knn_predict(
     Args:
         bank: Labelled images.
         features_ND: Features of the images to classify, float, any scale, on the bank's device.
-        neighbours: Number of neighbours that vote.
+        neighbours: Number of neighbours that vote; a smaller bank votes as a whole.
         temperature: Above 0; smaller listens more to the nearest.
 
     Returns:
         int64 [N], indices into the bank's classes. Equal votes go to the class with the smaller index.
 
     Raises:
-        UsageError: The bank has fewer images than `neighbours`, or a setting is out of range.
+        UsageError: The bank is empty, or a setting is out of range.
     """
     if neighbours < 1 or temperature <= 0:
         raise UsageError(f"neighbours={neighbours} and temperature={temperature} must both be above 0")
-    if len(bank) < neighbours:
-        raise UsageError(
-            f"the bank has {len(bank)} images and {neighbours} neighbours are to vote; "
-            f"lower the neighbours to at most {len(bank)} or give more labelled images"
-        )
+    if not len(bank):
+        raise UsageError("the bank has no images; give at least 1 labelled image")
+    neighbours = min(neighbours, len(bank))
     bank_DM = F.normalize(bank.features_ND.float(), dim=1).T
     chunk = max(1, CHUNK_ELEMENTS // len(bank))
     chunks = F.normalize(features_ND.float(), dim=1).split(chunk)

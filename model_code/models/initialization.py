@@ -1,4 +1,4 @@
-"""Initialisations: whitened first convolution, partial identity, frozen BatchNorm scales.
+"""Initialisations: whitened first convolution, partial identity, frozen BatchNorm scales, Gaussian weights.
 
 Shape suffixes: N = images, B = images of a part, C = the three colour channels, H = height, W = width, P = patches, D =
 values of a patch.
@@ -12,6 +12,8 @@ from model_code.errors import UsageError
 # Keeps the directions in which patches hardly differ from being blown up.
 WHITENING_EPSILON = 5e-4
 _IMAGES_AT_ONCE = 500
+# Of the weights in ViT's and Swin's papers.
+GAUSSIAN_STD = 0.02
 
 
 @torch.no_grad()
@@ -87,3 +89,22 @@ def freeze_norm_scales(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
             module.weight.requires_grad_(False)
+
+
+@torch.no_grad()
+def draw_gaussian(network: nn.Module) -> None:
+    """Draw every weight of a network from a normal distribution of mean 0 and std 0.02, and set its biases to 0.
+
+    Weights are the parameters of two and more dimensions; the scales of normalisation layers keep their 1.
+    """
+    for name, parameter in network.named_parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=GAUSSIAN_STD)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+@torch.no_grad()
+def draw_gaussian_head(network: nn.Module) -> None:
+    """Draw the weights of a network's last linear layer as `draw_gaussian` does; all others stay."""
+    draw_gaussian([module for module in network.modules() if isinstance(module, nn.Linear)][-1])

@@ -2,10 +2,24 @@
 
 `image_size` is the height and width of the images, pixels; the number of parameters does not depend on it. A
 Swin pads maps to whole windows and, where it halves them, to even sizes, so a single patch is enough.
+
+Shape suffixes: B = images, C = channels, H = height, W = width, K = classes.
 """
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from model_code.models.networks import network
 from model_code.models.swin import SwinTransformer
+
+
+class EnlargedSwin(SwinTransformer):
+    """A Swin Transformer that enlarges its images to its own size, bilinearly."""
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits [B, K] of normalised float images [B, 3, H, W] of any square size."""
+        enlarged_BCHW = F.interpolate(images_BCHW, (self.image_size, self.image_size), mode="bilinear")
+        return super().forward(enlarged_BCHW)
 
 
 @network(smallest=2)
@@ -55,6 +69,13 @@ def swin_t(num_classes: int, image_size: int = 224) -> SwinTransformer:
     return _paper_size(num_classes, image_size, channels=96, depth=6, heads=(3, 6, 12, 24), drop_path=0.2)
 
 
+@network(smallest=8)
+def swin_t_enlarged(num_classes: int) -> SwinTransformer:
+    """Return Swin-T on images that are enlarged to 224 pixels; 28,288,354 parameters with 1000 classes."""
+    heads = (3, 6, 12, 24)
+    return _paper_size(num_classes, 224, channels=96, depth=6, heads=heads, drop_path=0.2, kind=EnlargedSwin)
+
+
 @network(smallest=4)
 def swin_s(num_classes: int, image_size: int = 224) -> SwinTransformer:
     """Return Swin-S with the paper's drop-path; 49,606,258 parameters with 1000 classes."""
@@ -74,10 +95,17 @@ def swin_l(num_classes: int, image_size: int = 224) -> SwinTransformer:
 
 
 def _paper_size(
-    num_classes: int, image_size: int, *, channels: int, depth: int, heads: tuple[int, ...], drop_path: float
+    num_classes: int,
+    image_size: int,
+    *,
+    channels: int,
+    depth: int,
+    heads: tuple[int, ...],
+    drop_path: float,
+    kind: type[SwinTransformer] = SwinTransformer,
 ) -> SwinTransformer:
     """Return what the four sizes of the paper's Sec. 3.3 share; `depth` is that of the third stage."""
-    return SwinTransformer(
+    return kind(
         num_classes,
         image_size=image_size,
         patch_size=4,

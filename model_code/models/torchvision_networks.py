@@ -4,14 +4,36 @@ The last layer of a ViT starts at 0, so untrained it answers the same to every i
 random weights. `image_size` is the height and width of the images, pixels; a ViT has a position for each patch, so
 its parameters grow with it.
 
-Sources: He et al. 2016, arXiv:1512.03385; Dosovitskiy et al. 2021, arXiv:2010.11929; Liu et al. 2021, arXiv:2103.14030.
+Shape suffixes: B = images, C = channels, H = height, W = width, K = classes.
+
+Sources: Krizhevsky 2014, arXiv:1404.5997; He et al. 2016, arXiv:1512.03385; Dosovitskiy et al. 2021, arXiv:2010.11929;
+Liu et al. 2021, arXiv:2103.14030.
 """
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from model_code.models.networks import network
 from model_code.models.resnet18 import SMALLEST_IMAGE
+
+
+class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
+    """torchvision's AlexNet, its last layer called `head`."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.head = self.classifier.pop(len(self.classifier) - 1)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits [B, K] of normalised float images [B, 3, H, W]; H and W at least 63."""
+        logits_BK: Tensor = self.head(super().forward(images_BCHW))
+        return logits_BK
+
+
+@network(smallest=63)
+def alexnet(num_classes: int) -> AlexNet:
+    """Return AlexNet in its one-column form; 61,100,840 parameters with 1000 classes."""
+    return AlexNet(num_classes)
 
 
 @network(smallest=SMALLEST_IMAGE)

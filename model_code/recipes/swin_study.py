@@ -1,8 +1,9 @@
-"""Swin Transformer from scratch on CIFAR-10: the published run, and the same family with modern settings."""
+"""Swin Transformer from scratch on CIFAR-10: the published run, the same family with modern settings, and Swin-T."""
 
 from model_code.recipes.catalog import recipe
 from model_code.training.config import TrainingConfig
 from model_code.training.epoch_config import EngineSettings
+from model_code.training.run_config import override
 
 SEEDS = (0, 1, 2)
 
@@ -11,11 +12,16 @@ SEEDS = (0, 1, 2)
 def swin_cifar10_published() -> TrainingConfig:
     """Swin from scratch as published: Adam, no augmentation, 20 epochs.
 
-    Published: on the 10,000 test images after 20 epochs, chosen on those same images.
+    The article's text and code contradict each other: the text has SGD with momentum, a factor of 0.5 after 5 epochs
+    without progress, at least 1e-5, and 10 epochs; the code Adam, 0.94 after 1, at least 1e-6. The printed run has 20
+    epochs and, at a rate that never moves, agrees with the code only if the plateau watches the training loss.
+
+    Published: on the test images after epoch 20, whose network is the one that is tested.
     Ours: not yet measured.
-    Departures: the best epoch is chosen on 20 % of the training images, which are not learned from; in the last
-        stage, where one window covers the map, windows are not shifted (as in the paper's code); the plateau is
-        watched on the validation loss.
+    Departures: validation_fraction 0.2: 20 % of the training images are not learned from and followed after each
+        epoch, where the article follows the test images; all 10,000 test images are labelled, where the article's log
+        shows 156 batches of 64, 9,984 images; in the last stage, where one window covers the map, windows are not
+        shifted (as in the paper's code).
     """
     return TrainingConfig(
         network="swin_cifar",
@@ -27,12 +33,14 @@ def swin_cifar10_published() -> TrainingConfig:
         weight_decay=0,
         schedule="plateau",
         decay_factor=0.94,
+        plateau_watches="train",
         patience_epochs=1,
         min_learning_rate=1e-6,
         crop_padding_pixels=0,
         has_flip=False,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
+        kept_epoch="last",
     )
 
 
@@ -60,3 +68,14 @@ def swin_cifar10_modern() -> TrainingConfig:
         std=(0.5, 0.5, 0.5),
         engine=EngineSettings(precision="auto"),
     )
+
+
+@recipe(smoke={"limit_train": 320, "limit_test": 100, "warmup_epochs": 1, "network": "swin_cifar_window4"})
+def swin_t_cifar10_enlarged() -> TrainingConfig:
+    """Swin-T on CIFAR-10 enlarged to 224 pixels, with the settings of swin_cifar10_modern: the article's own advice.
+
+    Published: no figure of its own; the article advises Swin-T at 224 pixels and more augmentation, and does not try.
+    Ours: not yet measured.
+    Departures: the article names no settings; learning_rate 5e-4 in place of 1e-3, for a deeper network.
+    """
+    return override(swin_cifar10_modern(), {"network": "swin_t_enlarged", "learning_rate": 5e-4})

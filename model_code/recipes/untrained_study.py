@@ -1,9 +1,13 @@
 """Untrained torchvision networks on the images of ImageNet's validation set, with and without normalisation.
 
 The article feeds random crops (RandomResizedCrop, 20 to 100 % of the area, 224 pixels) to networks as torchvision
-initialises them, in evaluation mode, and counts right answers. It wonders whether normalisation matters: each network
-has a recipe with and one without (`_raw`). Departures that hold for every recipe here: crops are taken from images
-packed at 256 pixels, the middle square of the whole image.
+initialises them, in evaluation mode, and counts right answers, with seed 2022. It wonders whether normalisation
+matters: each network has a recipe with and one without (`_raw`). It suspects the initialisation: some networks have a
+recipe with all weights from a normal distribution (`_gaussian`), ViT-B/16 one with only its last layer so (`_head`),
+which torchvision sets to 0. AlexNet is the network of the paper that the article is about. Departures that hold for
+every recipe here: crops are taken from images packed at 256 pixels, the middle square of the whole image; one GPU and
+no gradients, where the article has two GPUs and computes what gradients need; images are visited in order, not
+shuffled, which changes the crops only.
 """
 
 from model_code.recipes.catalog import recipe
@@ -11,7 +15,9 @@ from model_code.training.run_config import override
 from model_code.training.untrained_config import UntrainedConfig
 
 WITHOUT_NORMALISATION = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-SEEDS = (0, 1, 2)
+GAUSSIAN = {"initialization": "gaussian"}
+SEED = 2022
+SEEDS = (SEED, 0, 1)
 
 
 @recipe(published_accuracy=50 / 50_000, seeds=SEEDS)
@@ -21,7 +27,7 @@ def resnet50_imagenet_untrained() -> UntrainedConfig:
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
     """
-    return UntrainedConfig(network="resnet50")
+    return UntrainedConfig(seed=SEED, network="resnet50")
 
 
 @recipe(seeds=SEEDS)
@@ -41,7 +47,7 @@ def resnet101_imagenet_untrained() -> UntrainedConfig:
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
     """
-    return UntrainedConfig(network="resnet101")
+    return UntrainedConfig(seed=SEED, network="resnet101")
 
 
 @recipe(seeds=SEEDS)
@@ -61,7 +67,7 @@ def vit_b_16_imagenet_untrained() -> UntrainedConfig:
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
     """
-    return UntrainedConfig(network="vit_b_16")
+    return UntrainedConfig(seed=SEED, network="vit_b_16")
 
 
 @recipe(seeds=SEEDS)
@@ -81,7 +87,7 @@ def vit_l_16_imagenet_untrained() -> UntrainedConfig:
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
     """
-    return UntrainedConfig(network="vit_l_16", batch_size=64)
+    return UntrainedConfig(seed=SEED, network="vit_l_16", batch_size=64)
 
 
 @recipe(seeds=SEEDS)
@@ -101,7 +107,7 @@ def swin_t_imagenet_untrained() -> UntrainedConfig:
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
     """
-    return UntrainedConfig(network="swin_t_torchvision")
+    return UntrainedConfig(seed=SEED, network="swin_t_torchvision")
 
 
 @recipe(seeds=SEEDS)
@@ -121,7 +127,7 @@ def swin_s_imagenet_untrained() -> UntrainedConfig:
     Published: of the 50,000 validation images, on two RTX 3090.
     Ours: not yet measured.
     """
-    return UntrainedConfig(network="swin_s_torchvision")
+    return UntrainedConfig(seed=SEED, network="swin_s_torchvision")
 
 
 @recipe(seeds=SEEDS)
@@ -132,3 +138,63 @@ def swin_s_imagenet_untrained_raw() -> UntrainedConfig:
     Ours: not yet measured.
     """
     return override(swin_s_imagenet_untrained(), WITHOUT_NORMALISATION)
+
+
+@recipe(seeds=SEEDS)
+def resnet50_imagenet_untrained_gaussian() -> UntrainedConfig:
+    """Untrained ResNet-50, all weights from a normal distribution.
+
+    Published: no figure of its own; the article suspects the initialisation and does not try another.
+    Ours: not yet measured.
+    """
+    return override(resnet50_imagenet_untrained(), GAUSSIAN)
+
+
+@recipe(seeds=SEEDS)
+def vit_b_16_imagenet_untrained_gaussian() -> UntrainedConfig:
+    """Untrained ViT-B/16, all weights from a normal distribution.
+
+    Published: no figure of its own; the article suspects the initialisation and does not try another.
+    Ours: not yet measured.
+    """
+    return override(vit_b_16_imagenet_untrained(), GAUSSIAN)
+
+
+@recipe(seeds=SEEDS)
+def vit_b_16_imagenet_untrained_head() -> UntrainedConfig:
+    """Untrained ViT-B/16, only the last layer from a normal distribution: torchvision sets it to 0.
+
+    Published: no figure of its own; the article suspects the initialisation and does not try another.
+    Ours: not yet measured.
+    """
+    return override(vit_b_16_imagenet_untrained(), {"initialization": "gaussian_head"})
+
+
+@recipe(seeds=SEEDS)
+def swin_t_imagenet_untrained_gaussian() -> UntrainedConfig:
+    """Untrained Swin-T, all weights from a normal distribution.
+
+    Published: no figure of its own; the article suspects the initialisation and does not try another.
+    Ours: not yet measured.
+    """
+    return override(swin_t_imagenet_untrained(), GAUSSIAN)
+
+
+@recipe(seeds=SEEDS, smoke={"network": "resnet18_torchvision"})
+def alexnet_imagenet_untrained() -> UntrainedConfig:
+    """Untrained AlexNet (61.10 million parameters), the network of Deep Clustering, images normalised.
+
+    Published: no figure of its own; the article does not try it.
+    Ours: not yet measured.
+    """
+    return UntrainedConfig(seed=SEED, network="alexnet")
+
+
+@recipe(seeds=SEEDS)
+def alexnet_imagenet_untrained_gaussian() -> UntrainedConfig:
+    """Untrained AlexNet, all weights from a normal distribution, as the paper describes them.
+
+    Published: no figure of its own; the article suspects the initialisation and does not try another.
+    Ours: not yet measured.
+    """
+    return override(alexnet_imagenet_untrained(), GAUSSIAN)

@@ -19,7 +19,7 @@ FULL, SMOKE = "full", "smoke"
 PAGE_RUNS = 1000
 # Histories to read of a run, by its kind.
 HISTORIES = {
-    "supervised": ("train/accuracy", "train/seconds", "validation/accuracy", "validation/loss"),
+    "supervised": ("train/loss", "train/accuracy", "train/seconds", "validation/accuracy", "validation/loss"),
     "simsiam": ("train/loss", "train/feature_std", "validation/knn_accuracy"),
 }
 # A figure that is read from a history: how far a run is after this share of its epochs.

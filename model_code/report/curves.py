@@ -1,25 +1,65 @@
-"""Learning curves of supervised runs, and what watches over SimSiam's."""
+"""Learning curves of supervised runs, beside published ones, and what watches over SimSiam's."""
 
 import math
+from collections.abc import Mapping, Sequence
 
-from model_code.report.collection import Collection, Group, average
-from model_code.report.comparison import mark_budget
+from model_code.report.collection import Collection, Group, History, average
+from model_code.report.comparison import NOT_RUN, mark_budget
 from model_code.report.document import Block, Image, ImageGroup, Paragraph, Section
 from model_code.report.figures import draw_seeds, list_histories, render
+from model_code.report.published import PUBLISHED_CURVES
 
 UNTRAINED_KNN = "validation/untrained_knn_accuracy"
+# Metric of a supervised run -> title of its panel, and what its values are multiplied by.
+_PANELS: dict[str, tuple[str, float]] = {
+    "train/loss": ("training loss", 1),
+    "train/accuracy": ("training accuracy, %", 100),
+    "validation/loss": ("validation loss", 1),
+    "validation/accuracy": ("validation accuracy, %", 100),
+}
 
 
 def build_learning_curves(collection: Collection) -> Section:
-    """Return the section with the curves of every supervised recipe."""
-    blocks: list[Block] = []
-    for group in collection.list_best("supervised"):
-        panels = [
-            _draw(group, "validation/accuracy", "validation accuracy, %", 100),
-            _draw(group, "validation/loss", "validation loss", 1),
-        ]
-        blocks += _assemble(group, panels, "Validation accuracy and loss")
-    return Section("Learning curves", "curves", tuple(blocks) or (Paragraph("No supervised run yet: not run."),))
+    """Return the section with the curves of every supervised recipe, and published curves also of one not run."""
+    groups = {group.recipe: group for group in collection.list_best("supervised")}
+    blocks: list[Block] = [] if groups else [Paragraph("No supervised run yet: not run.")]
+    for recipe, group in groups.items():
+        if recipe not in PUBLISHED_CURVES:
+            panels = [_draw(group, metric, *_PANELS[metric]) for metric in ("validation/accuracy", "validation/loss")]
+            blocks += _assemble(group, panels, "Validation accuracy and loss")
+    for recipe, curves in PUBLISHED_CURVES.items():
+        blocks.append(_build_beside_published(recipe, groups.get(recipe), curves))
+    return Section("Learning curves", "curves", tuple(blocks))
+
+
+def _build_beside_published(recipe: str, group: Group | None, curves: Mapping[str, Sequence[float]]) -> ImageGroup:
+    """Return every published curve of a recipe beside ours; alone where ours was not run."""
+    panels = []
+    for metric, values in curves.items():
+        title, scale = _PANELS[metric]
+        published = tuple(enumerate(values, start=1))
+        histories = list_histories(group, metric) if group else []
+        name = f"{recipe}-{metric.replace('/', '-')}"
+        alt = f"{recipe}: {title} over the epochs. {_describe_ends('published', [published], scale)}"
+        if histories:
+            alt += f"; {_describe_ends('ours', histories, scale)}"
+        panels.append(render(name, draw_seeds(title, histories, scale, published=published), alt))
+    held_out = [tuple(enumerate(curves["validation/accuracy"], start=1))]
+    caption = f"Validation accuracy in %: {_describe_ends('published', held_out, 100)}"
+    if group and (ours := list_histories(group, "validation/accuracy")):
+        caption += f"; {_describe_ends('ours', ours, 100)}"
+    caption += ". The article's are the test images, ours are held out of the training images."
+    title = f"{recipe} ({mark_budget(group) if group else NOT_RUN}), beside the published run"
+    return ImageGroup(title, tuple(panels), caption, tuple(run.run_id for run in group.runs) if group else ())
+
+
+def _describe_ends(whose: str, histories: Sequence[History], scale: float) -> str:
+    """Return the highest and the last value of each history."""
+    ends = [(max(history, key=lambda point: point[1]), history[-1]) for history in histories]
+    return ", ".join(
+        f"{whose} {highest * scale:.4g} at most, after epoch {epoch}, and {last * scale:.4g} after epoch {end}"
+        for (epoch, highest), (end, last) in ends
+    )
 
 
 def build_simsiam_curves(collection: Collection) -> Section:

@@ -21,7 +21,7 @@ from model_code.report.verdicts import Verdict
 SHOWN_DPI = 100
 SHARPNESS = 1.5
 PANEL_INCHES, OVERLAY_INCHES = (3.7, 2.6), (6.2, 3.6)
-MEAN_COLOUR, SEED_COLOUR, CAUTION_COLOUR = "#1f4e79", "#8fb4d9", "#8a8a8a"
+MEAN_COLOUR, SEED_COLOUR, CAUTION_COLOUR, PUBLISHED_COLOUR = "#1f4e79", "#8fb4d9", "#8a8a8a", "#b3541e"
 FEW_EPOCHS = 15
 PALETTE_COLOURS = 128
 
@@ -63,6 +63,7 @@ def draw_seeds(
     histories: Sequence[History],
     scale: float = 1,
     lines: Sequence[tuple[float, str]] = (),
+    published: History = (),
 ) -> Figure:
     """Draw one quantity over the epochs: a thin line for each seed and their mean where all of them have a value.
 
@@ -71,6 +72,7 @@ def draw_seeds(
         histories: One for each seed.
         scale: Factor of values and lines: 100 for percent.
         lines: (value, label) of horizontal lines to compare with.
+        published: The same quantity as an article reports it; empty for none.
     """
     figure = Figure(figsize=PANEL_INCHES, layout="constrained")
     axis = figure.subplots()
@@ -81,11 +83,14 @@ def draw_seeds(
         steps, values = zip(*history, strict=True)
         colour, width = (MEAN_COLOUR, 1.6) if is_single else (SEED_COLOUR, 0.9)
         axis.plot(steps, np.multiply(values, scale), color=colour, linewidth=width, **(marker if is_single else {}))
-    if not is_single:
+    if len(histories) > 1:
         common_steps, means = _average(histories)
         axis.plot(common_steps, np.multiply(means, scale), color=MEAN_COLOUR, linewidth=1.6, label="mean", **marker)
     for (value, label), style in zip(lines, ("--", ":", "-."), strict=False):
-        axis.axhline(value * scale, color="#b3541e", linestyle=style, linewidth=1.2, label=label)
+        axis.axhline(value * scale, color=PUBLISHED_COLOUR, linestyle=style, linewidth=1.2, label=label)
+    if published:
+        steps, values = zip(*published, strict=True)
+        axis.plot(steps, np.multiply(values, scale), color=PUBLISHED_COLOUR, linestyle="--", label="published")
     _finish(axis, title)
     return figure
 

@@ -51,4 +51,5 @@ def _render_cell(cell: Cell) -> str:
 def _render_group(group: ImageGroup) -> str:
     images = "\n".join(f"![{_escape_alt(image.alt)}]({FIGURES_FOLDER}/{image.name}.png)" for image in group.images)
     runs = " ".join(f"`{run_id[:SHORT_ID]}`" for run_id in group.run_ids)
-    return f"**{escape(group.title)}**\n\n{images}\n\n{escape(group.caption)} Runs: {runs}"
+    source = f" Runs: {runs}" if runs else ""
+    return f"**{escape(group.title)}**\n\n{images}\n\n{escape(group.caption)}{source}"

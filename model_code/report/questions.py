@@ -93,10 +93,18 @@ _BUILT_IN_DEFAULT, _BUILT_IN = "resnet18_cifar10_exp_default", "resnet18_cifar10
 _RANDOM = (
     Arm("ResNet-18", "resnet18_cifar10_random"),
     Arm("ResNet-18, BatchNorm calibrated", "resnet18_cifar10_random_calibrated"),
+    Arm("AlexNet", "alexnet_cifar10_random"),
     Arm("ResNet-50", "resnet50_cifar10_random"),
     Arm("ResNet-50, BatchNorm calibrated", "resnet50_cifar10_random_calibrated"),
     Arm("ViT-B/16", "vit_b_16_cifar10_random"),
     Arm("Swin-T", "swin_t_cifar10_random"),
+)
+_GAUSSIAN = ("all weights Gaussian", "_gaussian")
+_INITIALISED = (
+    ("AlexNet", "alexnet", (_GAUSSIAN,)),
+    ("ResNet-50", "resnet50", (_GAUSSIAN,)),
+    ("ViT-B/16", "vit_b_16", (("last layer Gaussian", "_head"), _GAUSSIAN)),
+    ("Swin-T", "swin_t", (_GAUSSIAN,)),
 )
 _UNTRAINED = ("resnet50", "resnet101", "vit_b_16", "vit_l_16", "swin_t", "swin_s")
 
@@ -239,6 +247,30 @@ QUESTIONS = (
         ),
         is_descriptive=True,
         curve="",
+    ),
+    Question(
+        "untrained-initialisation",
+        "Do untrained networks answer at chance because of how torchvision initialises them?",
+        "The article suspects it and does not try. torchvision sets the last layer of a ViT to 0, which alone explains "
+        "its single answer; Deep Clustering draws all weights from a Gaussian. Chance is 0.1 %: the differences are "
+        "shown, not judged.",
+        tuple(
+            Arm(f"{label}, {how}", f"{network}_imagenet_untrained{suffix}")
+            for label, network, arms in _INITIALISED
+            for how, suffix in (("as torchvision starts it", ""), *arms)
+        ),
+        ("validation/accuracy", "validation/top_class_share"),
+        tuple(
+            _on(
+                "validation/accuracy",
+                f"{label}: {how} over torchvision's start",
+                f"{network}_imagenet_untrained{suffix}",
+                f"{network}_imagenet_untrained",
+            )
+            for label, network, arms in _INITIALISED
+            for how, suffix in arms
+        ),
+        is_descriptive=True,
     ),
     Question(
         "pretraining",

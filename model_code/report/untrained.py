@@ -9,6 +9,7 @@ from model_code.report.published import Unit
 
 COLUMNS = (
     "recipe",
+    "parameters",
     "right",
     "accuracy",
     "distinct classes",
@@ -43,8 +44,10 @@ def _build_row(group: Group) -> tuple[Cell, ...]:
     memory = _read(group, "peak_memory_bytes")
     speeds = _read(group, "pictures_per_s")
     is_caution = not group.is_full
+    parameters = group.latest.metrics.get("network/parameters")
     return (
         Cell(group.recipe, is_code=True),
+        Cell(f"{parameters / 1e6:.2f} M" if parameters else "-"),
         Cell(_describe(_read(group, "correct"), "count", of_images), is_caution=is_caution),
         Cell(_describe(_read(group, "accuracy"), "fraction"), is_caution=is_caution),
         Cell(_describe(_read(group, "distinct_classes"), "count"), is_caution=is_caution),

@@ -40,12 +40,13 @@ class TrainingConfig(EpochConfig):
             parameters. Not for `adam`.
         has_lookahead: True if the weights are pulled back every few steps to a slow average of themselves, which they
             become at the end (`model_code.training.lookahead`).
-        schedule: `multistep` (see `decay_points`), `plateau` (by `decay_factor` when the validation loss has not fallen
-            for more than `patience_epochs`, not below `min_learning_rate`), `cosine` to 0 over all steps, or
-            `triangular` (see `triangle`).
+        schedule: `multistep` (see `decay_points`), `plateau` (by `decay_factor` when the loss that `plateau_watches`
+            names has not fallen for more than `patience_epochs`, not below `min_learning_rate`), `cosine` to 0 over all
+            steps, or `triangular` (see `triangle`).
         decay_points: Fractions of the epochs after which the learning rate is multiplied by `decay_factor`;
             (0.3, 0.6, 0.9) is after 30, 60 and 90 of 100 epochs.
         decay_factor: See `decay_points`.
+        plateau_watches: Images whose loss `plateau` follows: `validation`, or `train`, the mean over an epoch's steps.
         patience_epochs: Patience of `plateau`.
         min_learning_rate: Lower bound of `plateau`.
         triangle: Learning rate factor of `triangular` at the first step, share of the steps after which it is 1, and
@@ -97,6 +98,7 @@ class TrainingConfig(EpochConfig):
     schedule: Literal["multistep", "plateau", "cosine", "triangular"] = "multistep"
     decay_points: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     decay_factor: PositiveFloat = 0.1
+    plateau_watches: Literal["validation", "train"] = "validation"
     patience_epochs: int = Field(default=1, ge=0)
     min_learning_rate: float = Field(default=0, ge=0, allow_inf_nan=False)
     triangle: tuple[Share, Annotated[float, Field(gt=0, lt=1)], Share] = (0.2, 0.23, 0.07)

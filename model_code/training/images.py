@@ -200,19 +200,6 @@ def check_batch(count: int, batch_size: int) -> None:
         )
 
 
-def check_neighbours(count: int, neighbours: int, what: str) -> None:
-    """Refuse fewer images than are to vote; `what` names them: `memory`.
-
-    Raises:
-        UsageError: There are fewer.
-    """
-    if count < neighbours:
-        raise UsageError(
-            f"{count} {what} images are fewer than {neighbours} neighbours; "
-            "raise --limit-train or lower --set knn_neighbours"
-        )
-
-
 def to_device(split: PackedSplit, indices: Indices, device: torch.device, is_resident: bool = True) -> Images:
     """Return some images of a split as tensors; those that are not resident stay on the host."""
     images_NHWC = torch.from_numpy(np.ascontiguousarray(split.images_NHWC[indices]))

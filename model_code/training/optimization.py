@@ -57,6 +57,7 @@ class Schedule:
 
     def __init__(self, config: TrainingConfig, optimizer: Optimizer, steps_per_epoch: int) -> None:
         self._is_per_step = config.schedule in {"cosine", "triangular"}
+        self._watches_training = config.plateau_watches == "train"
         self._scheduler: LambdaLR | MultiStepLR | ReduceLROnPlateau
         total = config.epochs * steps_per_epoch
         # The scheduler asks once more after the last step.
@@ -83,10 +84,10 @@ class Schedule:
         if self._is_per_step:
             self._scheduler.step()  # type: ignore[call-arg]
 
-    def end_epoch(self, validation_loss: float) -> None:
-        """An epoch is validated."""
+    def end_epoch(self, train_loss: float, validation_loss: float) -> None:
+        """An epoch is validated; the losses are its means."""
         if isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step(validation_loss)
+            self._scheduler.step(train_loss if self._watches_training else validation_loss)
         elif not self._is_per_step:
             with warnings.catch_warnings():
                 # A run that was interrupted after an epoch's last step has taken no step in this process.

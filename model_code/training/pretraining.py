@@ -23,7 +23,7 @@ from model_code.models.simsiam import SimSiam
 from model_code.training import checkpoints
 from model_code.training.engine import Engine, GradientStep
 from model_code.training.epoch_loop import EpochLoop
-from model_code.training.images import Images, PretrainingImages, check_batch, check_neighbours
+from model_code.training.images import Images, PretrainingImages, check_batch
 from model_code.training.losses import simsiam_loss
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.probe import train_probe
@@ -127,14 +127,13 @@ def evaluate_backbone(
 
 
 def check_pretraining_images(config: SimSiamConfig, images: PretrainingImages) -> None:
-    """Refuse a run whose images do not fill one batch, whose memory is too small to vote, or whose views are.
+    """Refuse a run whose images do not fill one batch, or whose views are too small for the network.
 
     Raises:
         UsageError: There are too few images, or the network cannot take views of this size.
     """
     check_image_size(config.network, config.views.image_size)
     check_batch(len(images.images_NHWC), config.batch_size)
-    check_neighbours(len(images.memory), config.knn_neighbours, "memory")
 
 
 def pretrain(
@@ -160,8 +159,7 @@ def pretrain(
 
     Raises:
         TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.
-        UsageError: There are fewer images than one batch, fewer memory images than neighbours, or the hardware
-            lacks what `config.engine` wants.
+        UsageError: There are fewer images than one batch, or the hardware lacks what `config.engine` wants.
         KeyboardInterrupt: A callback wanted the run to stop; its state is kept.
         DiskFullError: A checkpoint could not be written; the one before stays.
     """

@@ -30,7 +30,7 @@ class SimSiamConfig(EpochConfig):
         weight_decay: Weight decay of SGD, on all parameters.
         monitor_every_epochs: Epochs between two looks at the nearest neighbours; the last epoch always has one.
         checkpoint_every_epochs: Epochs between two checkpoints; the last epoch always has one.
-        knn_neighbours: Number of neighbours that vote.
+        knn_neighbours: Number of neighbours that vote; a smaller bank votes as a whole.
         knn_temperature: Temperature of the votes.
         evaluation_enlargement: See `plain_view`; 8/7 with larger images.
         validation_fraction: Share of the labelled training images that choose the best epoch.

@@ -17,7 +17,7 @@ class RandomFeaturesConfig(RunConfig):
         image_size: Height and width that the network sees, pixels; None takes the images as they are packed.
         is_calibrated: True if BatchNorm's statistics are measured on the training images; else they are mean 0 and
             variance 1, as an untrained network has them.
-        knn_neighbours: Number of neighbours that vote.
+        knn_neighbours: Number of neighbours that vote; a smaller bank votes as a whole.
         linear: Settings of the linear probe.
         mlp: The same of the probe with a hidden layer.
     """

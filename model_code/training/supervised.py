@@ -209,7 +209,7 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         report = self._validate()
         if not math.isfinite(report.loss):
             raise self.diverged(f"the validation loss became {report.loss} after epoch {epoch}")
-        self.schedule.end_epoch(report.loss)
+        self.schedule.end_epoch(learned.mean_loss, report.loss)
         return EpochMetrics(
             epoch=epoch,
             train_loss=learned.mean_loss,

@@ -15,6 +15,8 @@ class UntrainedConfig(RunConfig):
         network: Key of `model_code.models.networks.NETWORKS`.
         image_size: Height and width that the network sees, pixels.
         crop_area: Smallest and largest share of an image that the random crop covers.
+        initialization: `own` keeps the weights as the network starts; `gaussian` draws all of them from a normal
+            distribution of std 0.02, `gaussian_head` those of the last layer only.
     """
 
     kind: Literal["untrained"] = "untrained"
@@ -23,6 +25,7 @@ class UntrainedConfig(RunConfig):
     batch_size: int = Field(default=256, ge=1)
     image_size: ImageSize = 224
     crop_area: CropArea = (0.2, 1.0)
+    initialization: Literal["own", "gaussian", "gaussian_head"] = "own"
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
 

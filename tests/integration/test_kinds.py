@@ -113,11 +113,9 @@ def test_random_features_are_probed(darkroom):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("simsiam_cifar10", "--set", "knn_neighbours=10000"), 2, "memory images are fewer than 10000 neighbours"),
         (("simsiam_cifar10", "--limit-train", 50), 2, "50 training images are fewer than one batch"),
         (("simsiam_cifar10", "--set", "views.hue=2"), 2, "views.hue=2: "),
         (("simsiam_cifar10", "--set", "learning_rate=0.1"), 2, "has no setting 'learning_rate'"),
-        (("resnet18_cifar10_random", "--set", "knn_neighbours=10000"), 2, "training images are fewer than 10000"),
         (("resnet18_cifar10_random", "--set", "mlp.hidden_width=0"), 2, "mlp.hidden_width above 0"),
         (
             ("resnet18_cifar10_random", "--set", "linear.warmup_epochs=50"),

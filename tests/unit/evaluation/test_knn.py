@@ -82,9 +82,17 @@ def test_chunks_change_nothing_and_every_image_counts_once(elements, monkeypatch
     assert knn_accuracy(bank, queries, 5, 0.1) == right / 23
 
 
-def test_too_small_a_bank():
-    with pytest.raises(UsageError, match="60 images and 61 neighbours"):
-        knn_predict(noise(60, 1), noise(2, 2).features_ND, 61)
+@pytest.mark.parametrize("neighbours", [61, 200])
+def test_a_bank_smaller_than_the_neighbours_votes_as_a_whole(neighbours):
+    bank, queries = noise(60, 1), noise(40, 2)
+    expected = [predict_by_loop(bank, row, 60, 0.1) for row in queries.features_ND.tolist()]
+    assert knn_predict(bank, queries.features_ND, neighbours).tolist() == expected
+
+
+def test_an_empty_bank():
+    nothing = LabelledFeatures(torch.zeros(0, 12), torch.zeros(0, dtype=torch.int64), CLASSES)
+    with pytest.raises(UsageError, match="the bank has no images"):
+        knn_predict(nothing, noise(2, 2).features_ND)
 
 
 def test_other_classes():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from flows.experiments import open_experiment, random_features
+from flows.experiments import open_experiment, random_features, untrained
 from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.models.networks import NETWORKS
 from model_code.recipes.catalog import build_config, has_setting
@@ -79,6 +79,25 @@ def test_untrained_networks_see_normalised_random_crops_of_the_validation_images
     assert metrics["validation/pictures"] == 20
     few, metrics = ask_untrained(dataset, seen, limit_test=8)
     assert len(few) == metrics["validation/pictures"] == 8
+
+
+@pytest.mark.parametrize(
+    ("initialization", "largest_bias", "largest_weight"),
+    [("own", 0.58, 0.58), ("gaussian", 0, 0.1), ("gaussian_head", 0, 0.1)],
+)
+def test_untrained_networks_start_as_the_config_says_and_are_counted(
+    dataset, seen, monkeypatch, initialization, largest_bias, largest_weight
+):
+    models = []
+    real = untrained.evaluate_untrained
+    monkeypatch.setattr(
+        untrained, "evaluate_untrained", lambda *args, **more: models.append(args[0]) or real(*args, **more)
+    )
+    _, metrics = ask_untrained(dataset, seen, initialization=initialization)
+    [_, network] = models[0]
+    assert metrics["network/parameters"] == 2 * 3 + 4 * 3 + 4
+    assert 0.8 * largest_bias <= network.fc.bias.abs().max() <= largest_bias
+    assert 0.2 * largest_weight < network.fc.weight.abs().max() < largest_weight
 
 
 def test_random_features_are_those_of_train_and_test(dataset, seen, monkeypatch):

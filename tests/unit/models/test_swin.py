@@ -15,7 +15,7 @@ from model_code.models.swin import (
     mask_shifted_windows,
     partition_windows,
 )
-from model_code.models.swin_sizes import swin_t
+from model_code.models.swin_sizes import EnlargedSwin, swin_t
 from model_code.release.onnx_export import export_onnx
 from serving.bundle.session import INPUT_NAME, OUTPUT_NAME
 
@@ -238,3 +238,21 @@ def test_onnx_answers_what_torch_answers(exported, batch_size):
     assert answer.shape == (batch_size, 10)
     assert np.ptp(expected, axis=1).min() > 0.05
     assert np.abs(answer - expected).max() < 1e-5
+
+
+def test_an_enlarged_swin_sees_its_images_at_its_own_size(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"image_size": 64, "patch_size": 4, "channels": 8, "depths": (2,), "heads": (2,), "window": 7}
+    enlarged, plain = EnlargedSwin(3, **sizes).eval(), SwinTransformer(3, **sizes).eval()
+    plain.load_state_dict(enlarged.state_dict())
+    images_BHWC = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        larger_BCHW = nn.functional.interpolate(images_BCHW, (64, 64), mode="bilinear")
+        assert torch.equal(enlarged(images_BCHW), plain(larger_BCHW))
+    model, file = nn.Sequential(ImageInput((0.0,) * 3, (1.0,) * 3), enlarged).eval(), tmp_path / "model.onnx"
+    export_onnx(model, 16, file)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    [answer] = session.run([OUTPUT_NAME], {INPUT_NAME: images_BHWC.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(answer), model(images_BHWC).softmax(dim=1), atol=1e-5, rtol=0)

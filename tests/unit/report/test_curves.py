@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from model_code.report.curves import build_simsiam_curves
+from model_code.report.curves import build_learning_curves, build_simsiam_curves
 from model_code.report.document import ImageGroup, Paragraph
 from tests.unit.report.synthetic_runs import make_collection, make_run
 
@@ -29,3 +29,34 @@ def test_the_line_of_projections_that_point_everywhere_is_that_of_their_width(wi
 @pytest.mark.parametrize("params", [{}, {"embedding_width": "?"}, {"embedding_width": "0"}])
 def test_without_a_width_there_is_no_such_line(params):
     assert read_spread_line(params) == [("0", "collapsed: 0")]
+
+
+def read_learning_curves(*groups):
+    return {
+        block.title: block
+        for block in build_learning_curves(make_collection(*groups)).blocks
+        if isinstance(block, ImageGroup)
+    }
+
+
+def test_a_published_curve_stands_alone_where_ours_was_not_run():
+    [(title, group)] = read_learning_curves().items()
+    assert title == "swin_cifar10_published (not run), beside the published run"
+    assert group.run_ids == ()
+    assert len(group.images) == 4
+    assert all("published" in image.alt and "ours" not in image.alt for image in group.images)
+    assert group.caption.startswith("Validation accuracy in %: published 67.7 at most, after epoch 19, and 67.7 after")
+
+
+def test_a_published_curve_stands_beside_ours():
+    alone = read_learning_curves().popitem()[1]
+    histories = {"validation/accuracy": ((1, 0.5), (2, 0.66), (3, 0.64)), "train/loss": ((1, 1.5), (2, 1.0), (3, 0.5))}
+    run = make_run("swin_cifar10_published", histories=histories)
+    other = make_run("resnet18_cifar10_exp", histories=histories)
+    groups = read_learning_curves([run], [other])
+    assert list(groups) == ["resnet18_cifar10_exp (full)", "swin_cifar10_published (full), beside the published run"]
+    beside = groups["swin_cifar10_published (full), beside the published run"]
+    assert beside.run_ids == (run.run_id,)
+    assert "; ours 66 at most, after epoch 2, and 64 after epoch 3. " in beside.caption
+    is_redrawn = [mine.png != theirs.png for mine, theirs in zip(beside.images, alone.images, strict=True)]
+    assert is_redrawn == [image.name.endswith(("train-loss", "validation-accuracy")) for image in beside.images]

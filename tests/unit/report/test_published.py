@@ -1,8 +1,10 @@
 import pytest
+from torch import nn
 
 from model_code.recipes.catalog import RECIPES
-from model_code.report.published import ARTICLES, get_published_classes, list_published_recipes
+from model_code.report.published import ARTICLES, PUBLISHED_CURVES, get_published_classes, list_published_recipes
 from model_code.report.questions import QUESTIONS, list_asked_recipes
+from model_code.training.optimization import Schedule, build_optimizer
 
 RESNET, SWIN = "resnet18_cifar10_", "swin_cifar10_published"
 BEST, TRAIN, HELD_OUT = "validation/best_accuracy", "train/accuracy", "validation/accuracy"
@@ -73,6 +75,34 @@ def test_the_classes_of_swin():
     assert get_published_classes("resnet18_cifar10_exp") == {}
 
 
+def test_the_published_curves_agree_with_the_published_figures():
+    for recipe, curves in PUBLISHED_CURVES.items():
+        assert {len(values) for values in curves.values()} == {RECIPES[recipe].build().epochs}
+        told = [
+            figure for figures in FIGURES.values() for figure in figures if figure.recipe == recipe and figure.epoch
+        ]
+        assert len(told) == 4
+        for figure in told:
+            assert curves[figure.metric][figure.epoch - 1] == figure.value
+    assert min(PUBLISHED_CURVES[SWIN]["validation/loss"]) == PUBLISHED_CURVES[SWIN]["validation/loss"][3] == 0.939146
+
+
+@pytest.mark.parametrize(("metric", "first_lower"), [("train/loss", None), ("validation/loss", 7)])
+def test_the_published_rate_never_moves_only_if_the_plateau_watches_the_training_loss(metric, first_lower):
+    """The article prints 1e-4 for every epoch."""
+    config = RECIPES[SWIN].build()
+    assert config.plateau_watches == "train"
+    optimizer = build_optimizer(config, nn.Linear(2, 2))
+    schedule = Schedule(config, optimizer, steps_per_epoch=1)
+    rates = []
+    for loss in PUBLISHED_CURVES[SWIN][metric]:
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.end_epoch(loss, loss)
+    lower = [epoch for epoch, rate in enumerate(rates, start=1) if rate < 1e-4]
+    assert (lower[0] if lower else None) == first_lower
+
+
 def test_only_the_times_of_untrained_networks_are_of_other_work():
     others = {one.metric for figures in FIGURES.values() for one in figures if not one.is_same_work}
     assert others == {TIME}
@@ -100,7 +130,7 @@ def test_the_initialisation_is_separated_from_the_implementation():
 
 def test_random_features_have_their_controls():
     [question] = [question for question in QUESTIONS if question.key == "random-features"]
-    assert len(question.contrasts) == 6 * 4 + 2
+    assert len(question.contrasts) == 7 * 4 + 2
     for contrast in question.contrasts:
         if contrast.control_metric == "test/untrained_head_accuracy":
             assert contrast.treatment == contrast.control

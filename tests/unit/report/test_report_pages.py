@@ -132,7 +132,7 @@ def test_every_published_figure_is_there_without_any_run(filled):
     count = sum(len(article.figures) for article in ARTICLES)
     published = text.split("## Open questions")[0].split("## Published beside ours")[1]
     assert len(re.findall(r"\| not run \|", published)) == count == 9 + 16 + 2 + 12
-    assert "Learning curves\n\nNo supervised run yet: not run." in text
+    assert "Learning curves\n\nNo supervised run yet: not run.\n\n**swin_cifar10_published (not run)" in text
     assert Page(render_page(document)).open == []
 
 
@@ -245,7 +245,8 @@ def test_a_store_without_runs(tmp_path):
             build_document(collect_runs(client), client, settings, describe_origin()), tmp_path / "out"
         )
         log_report(client, settings, files)
-    assert sorted(file.name for file in files.folder.iterdir()) == ["report.html", "report.md"]
+    assert sorted(file.name for file in files.folder.iterdir()) == ["figures", "report.html", "report.md"]
+    assert {file.name.partition("-")[0] for file in files.figures} == {"swin_cifar10_published"}
     assert "0 shown here of 0 finished ones" in files.markdown.read_text()
 
 

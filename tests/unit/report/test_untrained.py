@@ -22,7 +22,7 @@ def read_row(budget):
         "swin_t_imagenet_untrained",
         budget=budget,
         kind="untrained",
-        metrics={f"validation/{key}": value for key, value in METRICS.items()},
+        metrics={f"validation/{key}": value for key, value in METRICS.items()} | {"network/parameters": 28_288_354},
     )
     [table] = [block for block in build_untrained(make_collection([run])).blocks if isinstance(block, Table)]
     [row] = table.rows
@@ -33,6 +33,7 @@ def test_what_a_row_says():
     texts = {name: cell.text for name, cell in read_row("full").items()}
     assert texts | {"peak memory": ""} == {
         "recipe": "swin_t_imagenet_untrained",
+        "parameters": "28.29 M",
         "right": "50 of 50,000",
         "accuracy": "0.100 %",
         "distinct classes": "3",

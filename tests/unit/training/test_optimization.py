@@ -62,7 +62,7 @@ def follow(losses, steps_per_epoch=2, **settings):
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             schedule.end_step()
-        schedule.end_epoch(loss)
+        schedule.end_epoch(*loss if isinstance(loss, tuple) else (0.0, loss))
     return rates
 
 
@@ -117,6 +117,22 @@ def test_plateau_waits_for_its_patience_and_stops_at_its_least():
     losses = [3.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     settings = {"schedule": "plateau", "decay_factor": 0.5, "patience_epochs": 1, "min_learning_rate": 0.3}
     assert follow(losses, steps_per_epoch=1, **settings) == [1, 1, 1, 1, 0.5, 0.5, 0.3]
+
+
+@pytest.mark.parametrize(("watched", "rates"), [("train", [1, 1, 1, 1, 1]), ("validation", [1, 1, 1, 0.5, 0.5])])
+def test_plateau_follows_the_loss_that_it_is_to_watch(watched, rates):
+    """The training loss falls, the validation loss rises."""
+    losses = [(2.0, 1.0), (1.5, 1.1), (1.0, 1.2), (0.8, 1.3), (0.6, 1.4)]
+    settings = {"schedule": "plateau", "decay_factor": 0.5, "patience_epochs": 1, "plateau_watches": watched}
+    assert follow(losses, steps_per_epoch=1, **settings) == rates
+
+
+def test_a_run_hands_the_plateau_the_loss_of_its_training_images(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Schedule, "end_epoch", lambda _schedule, *losses: told.append(losses))
+    result = fit(make_config(epochs=2), make_images(), tmp_path, ALONE)
+    assert told == [(epoch.train_loss, epoch.validation_loss) for epoch in result.history]
+    assert len(set(told[0])) == 2
 
 
 @pytest.fixture

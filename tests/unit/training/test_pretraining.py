@@ -256,8 +256,6 @@ def test_bfloat16_trains(tmp_path):
 def test_too_few_images(tmp_path):
     with pytest.raises(UsageError, match="192 training images are fewer than one batch of 200"):
         pretrain(small_config(batch_size=200), pretraining_images(), tmp_path, ALONE)
-    with pytest.raises(UsageError, match="192 memory images are fewer than 193 neighbours"):
-        pretrain(small_config(knn_neighbours=193), pretraining_images(), tmp_path, ALONE)
 
 
 @pytest.mark.parametrize(

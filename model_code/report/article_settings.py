@@ -1,0 +1,314 @@
+"""Every setting that the four articles state, as data: what the recipes are compared with.
+
+The comparison is `model_code.report.settings_page`, its result docs/settings.md.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+Source = Literal["code", "text", "table", "log", "repository", "nowhere"]
+NOT_STATED = None
+
+
+@dataclass(frozen=True)
+class ArticleSetting:
+    """One setting of one article.
+
+    Attributes:
+        letter: Article, A to D, as in `model_code.report.published`.
+        recipes: Recipes that repeat the run.
+        setting: Name in the recipe's config, such as `views.hue`; words for what the config has no setting for.
+        stated: The article's value as the config has it, or words; None where the article does not state it.
+        source: Where it is stated: the article's code, text, table or log; `repository` is the public code that the
+            article runs without printing the value.
+        ours: What we do, where the config has no such setting.
+        remark: Why ours differs, or what else the article says; a departure without one is in the recipe's docstring.
+    """
+
+    letter: str
+    recipes: tuple[str, ...]
+    setting: str
+    stated: Any
+    source: Source
+    ours: str = ""
+    remark: str = ""
+
+
+_RESNET = tuple(f"resnet18_cifar10_exp{number}" for number in ("", *range(2, 10)))
+_DECAYED = ("resnet18_cifar10_exp6", "resnet18_cifar10_exp7", "resnet18_cifar10_exp8")
+_SWIN = ("swin_cifar10_published",)
+_CIFAR, _FOOD, _STEM = "simsiam_cifar10_article", "simsiam_food11", "simsiam_food11_cifar_stem"
+_SIMSIAM, _BOTH_FOOD, _AS_RUN = (_CIFAR, _STEM, _FOOD), (_STEM, _FOOD), (_CIFAR, _STEM)
+_LARGE = "vit_l_16_imagenet_untrained"
+_BATCH_256 = tuple(f"{name}_imagenet_untrained" for name in ("resnet50", "resnet101", "vit_b_16", "swin_t", "swin_s"))
+_UNTRAINED = (*_BATCH_256, _LARGE)
+
+
+def _same_for(letter: str, recipes: tuple[str, ...], *rows: tuple[Any, ...]) -> tuple[ArticleSetting, ...]:
+    """Return rows of (setting, stated, source, remark) that some recipes share; the remark may be left out."""
+    return tuple(
+        ArticleSetting(letter, recipes, setting, stated, source, remark=remark[0] if remark else "")
+        for setting, stated, source, *remark in rows
+    )
+
+
+def _done(
+    letter: str, recipes: tuple[str, ...], what: str, stated: str, source: Source, ours: str, remark: str = ""
+) -> ArticleSetting:
+    return ArticleSetting(letter, recipes, what, stated, source, ours, remark)
+
+
+def _resnet_run(run: str, network: str, learning_rate: float, pretrained: str | None = None) -> list[ArticleSetting]:
+    recipes = (f"resnet18_cifar10_{run}",)
+    rows = _same_for(
+        "A",
+        recipes,
+        ("network", network, "table"),
+        ("learning_rate", learning_rate, "table"),
+    )
+    if pretrained:
+        weights = _same_for("A", recipes, ("pretrained_weights", pretrained, "code", "ImageNet, last layer dropped"))
+        return [*rows, *weights]
+    return list(rows)
+
+
+_USUAL = "the code takes it from an argument that is not printed; the usual value, our choice"
+_POOL = "the text removes the max-pool, the printed code keeps it: as in the code; `_nopool` recipes as in the text"
+
+RESNET_SETTINGS = (
+    *_resnet_run("exp", "resnet18_torchvision", 0.01),
+    *_resnet_run("exp2", "resnet18", 0.01),
+    *(replace(row, remark=_POOL if row.setting == "network" else "") for row in _resnet_run("exp3", "resnet18_improved", 0.01)),
+    *_resnet_run("exp4", "resnet18_improved", 0.1),
+    *_resnet_run("exp5", "resnet18_improved", 0.001),
+    *_resnet_run("exp6", "resnet18_improved", 0.01),
+    *_resnet_run("exp7", "resnet18_improved", 0.1),
+    *_resnet_run("exp8", "resnet18_improved", 0.001),
+    *_resnet_run("exp9", "resnet18_torchvision", 0.01, "torchvision"),
+    *_same_for(
+        "A",
+        _DECAYED,
+        ("schedule", "multistep", "text"),
+        ("decay_points", (0.3, 0.6, 0.9), "text", "after epochs 30, 60 and 90 of 100"),
+        ("decay_factor", NOT_STATED, "nowhere", "PyTorch's default"),
+    ),
+    *_same_for(
+        "A",
+        tuple(name for name in _RESNET if name not in _DECAYED),
+        ("decay_points", (), "table", "no decay"),
+    ),
+    *_same_for(
+        "A",
+        _RESNET,
+        ("dataset", "cifar10", "text"),
+        ("epochs", 100, "text"),
+        ("optimizer", "sgd", "code"),
+        ("is_nesterov", False, "code"),
+        ("momentum", NOT_STATED, "nowhere", _USUAL),
+        ("weight_decay", NOT_STATED, "nowhere", _USUAL),
+        ("batch_size", NOT_STATED, "nowhere", "the data loaders are not printed; the usual value, our choice"),
+        ("label_smoothing", 0.0, "code"),
+        ("crop_padding_pixels", 4, "code"),
+        ("crop_border", "black", "code"),
+        ("has_flip", True, "code"),
+        ("mean", (0.4914, 0.4822, 0.4465), "code"),
+        ("std", (0.2023, 0.1994, 0.2010), "code"),
+        ("validation_fraction", 0.2, "code"),
+        ("split_seed", 42, "code"),
+        ("seed", NOT_STATED, "nowhere", "the code sets one that is not printed"),
+        ("kept_epoch", "best", "code", "the last epoch's weights are saved beside it, as in the article"),
+    ),
+    _done("A", _RESNET, "best checkpoint", "only once its accuracy is above 0.7", "code", "from the first epoch on"),
+    _done(
+        "A",
+        _RESNET,
+        "split",
+        "`random.sample`; for validation then `pop`, which fails after 189 images",
+        "code",
+        "a seeded permutation, stratified and disjoint",
+        "run without the failure, the printed code would put training images into the validation set",
+    ),
+    _done(
+        "A",
+        _RESNET,
+        "images of the reported figure",
+        "those that chose the epoch",
+        "code",
+        "those, and the test images apart",
+    ),
+    _done(
+        "A",
+        _RESNET,
+        "validation loss and accuracy",
+        "sum of batch means / images; mean of batch means",
+        "code",
+        "means over images",
+    ),
+    _done("A", _RESNET, "F1", "micro, which is the accuracy", "code", "macro"),
+)
+
+SWIN_SETTINGS = (
+    *_same_for(
+        "B",
+        _SWIN,
+        ("dataset", "cifar10", "text"),
+        ("network", "swin_cifar", "code", "patch 2, channels 192, depths 2/6/2, heads 3/6/12, window 7, MLP ratio 1"),
+        ("epochs", 20, "log", "text and code say 10"),
+        ("batch_size", 64, "log", "781 steps an epoch"),
+        ("optimizer", "adam", "code", "the text says SGD with momentum"),
+        ("learning_rate", 1e-4, "code"),
+        ("adam_betas", (0.5, 0.999), "code"),
+        ("weight_decay", 0.0, "code", "Adam's default"),
+        ("schedule", "plateau", "code"),
+        ("decay_factor", 0.94, "code", "the text says 0.5"),
+        ("plateau_watches", "train", "text", "as the printed rate, which never moves"),
+        ("patience_epochs", 1, "code", "the text says 5"),
+        ("min_learning_rate", 1e-6, "code", "the text says 1e-5"),
+        ("crop_padding_pixels", 0, "nowhere", "no augmentation is stated; the conclusion advises some"),
+        ("has_flip", False, "nowhere", "no augmentation is stated; the conclusion advises some"),
+        ("label_smoothing", 0.0, "code"),
+        ("mean", (0.5, 0.5, 0.5), "code"),
+        ("std", (0.5, 0.5, 0.5), "code"),
+        ("kept_epoch", "last", "code", "the network in memory after epoch 20 is the one that is tested"),
+        ("validation_fraction", 0.0, "log"),
+    ),
+    _done("B", _SWIN, "test images", "9,984 (156 batches of 64)", "log", "10,000", "the text says 10,000"),
+    _done(
+        "B",
+        _SWIN,
+        "windows of the last stage",
+        "shifted in every second block",
+        "code",
+        "not shifted",
+        "one window covers its map; the paper's code does not shift there",
+    ),
+    _done(
+        "B",
+        _SWIN,
+        "initialisation of linear layers",
+        "normal of std 0.02, cut",
+        "code",
+        "normal of std 0.02, cut",
+    ),
+)
+
+_REPOSITORY_HEAD = "the article prints the name of the variable only"
+_INFERRED = "inferred: the article says that it changed only data, batch and size"
+
+SIMSIAM_SETTINGS = (
+    *_same_for(
+        "C",
+        _SIMSIAM,
+        ("views.crop_area", (0.2, 1.0), "code"),
+        ("views.crop_aspect", (3 / 4, 4 / 3), "code", "torchvision's default"),
+        ("views.flip_probability", 0.5, "code"),
+        ("views.jitter_probability", 0.8, "code"),
+        ("views.brightness", 0.4, "code"),
+        ("views.contrast", 0.4, "code"),
+        ("views.saturation", 0.4, "code"),
+        ("views.hue", 0.1, "code"),
+        ("views.grayscale_probability", 0.2, "code"),
+        ("views.blur_probability", 0.5, "code", "0 for views of 32 pixels and less, there as here"),
+        ("views.blur_sigma_pixels", (0.1, 2.0), "code"),
+        ("mean", (0.485, 0.456, 0.406), "code"),
+        ("std", (0.229, 0.224, 0.225), "code"),
+        ("evaluation_enlargement", 8 / 7, "code", "36 -> 32 or 256 -> 224 pixels"),
+        ("knn_neighbours", 200, "code", "a smaller bank votes as a whole, there as here"),
+        ("knn_temperature", 0.1, "code"),
+        ("momentum", 0.9, "repository"),
+        ("embedding_width", 2048, "repository"),
+        ("bottleneck_width", 512, "repository"),
+        ("linear.base_learning_rate", 30.0, "repository", _REPOSITORY_HEAD),
+        ("linear.weight_decay", 0.0, "repository", _REPOSITORY_HEAD),
+        ("linear.momentum", 0.9, "repository", _REPOSITORY_HEAD),
+        ("linear.batch_size", 256, "repository", _REPOSITORY_HEAD),
+        ("linear.epochs", 100, "repository", _REPOSITORY_HEAD),
+        ("linear.warmup_epochs", 0, "repository"),
+    ),
+    *_same_for(
+        "C",
+        (_CIFAR,),
+        ("dataset", "cifar10", "text"),
+        ("views.image_size", 32, "text"),
+        ("network", "resnet18_improved_nopool", "repository", "the text says ResNet-18; its CIFAR variant is the file's"),
+        ("projector_layers", 2, "repository", "the text describes three layers, the CIFAR-10 file has two"),
+        ("epochs", 800, "repository"),
+        ("batch_size", 512, "text"),
+        ("validation_fraction", 0.0, "code"),
+    ),
+    *_same_for(
+        "C",
+        _BOTH_FOOD,
+        ("dataset", "food11", "text"),
+        ("views.image_size", 224, "text"),
+        ("network", "resnet18_improved_nopool", "repository", _INFERRED),
+        ("projector_layers", 2, "repository", _INFERRED),
+        ("batch_size", 32, "text"),
+        ("epochs", NOT_STATED, "nowhere", "the article says 60 hours, then 100 epochs more without gain"),
+    ),
+    *_same_for(
+        "C",
+        _SIMSIAM,
+        ("base_learning_rate", 0.03, "repository", _INFERRED),
+        ("weight_decay", 5e-4, "repository", _INFERRED),
+        ("warmup_epochs", 10, "repository", _INFERRED),
+        ("monitor_every_epochs", 1, "repository"),
+    ),
+    _done(
+        "C",
+        _SIMSIAM,
+        "images of the linear layer",
+        "cropped and flipped anew in each epoch",
+        "code",
+        "the plain view, computed once",
+        "the layer is a measure beside kNN, which is the figure that the article reports",
+    ),
+    _done("C", _SIMSIAM, "last partial batch of the bank", "left out (49,664 of 50,000)", "text", "counted"),
+    _done("C", _SIMSIAM, "accuracy of the linear layer", "mean of batch means", "code", "share of the images"),
+    _done("C", _SIMSIAM, "top-5 accuracy", "imagined, not measured", "text", "not measured", "of 10 or 11 classes"),
+    _done(
+        "C",
+        ("resnet18_food11",),
+        "all settings",
+        "at most 60 %, without settings",
+        "text",
+        "our choice",
+    ),
+)
+
+UNTRAINED_SETTINGS = (
+    *(
+        row
+        for recipe, network, parameters in (
+            ("resnet50", "resnet50", "25.56 M"),
+            ("resnet101", "resnet101", "44.55 M"),
+            ("vit_b_16", "vit_b_16", "86.57 M"),
+            ("vit_l_16", "vit_l_16", "304.33 M"),
+            ("swin_t", "swin_t_torchvision", "28.29 M"),
+            ("swin_s", "swin_s_torchvision", "49.61 M"),
+        )
+        for row in _same_for(
+            "D", (f"{recipe}_imagenet_untrained",), ("network", network, "table", f"{parameters} parameters")
+        )
+    ),
+    *_same_for(
+        "D",
+        _UNTRAINED,
+        ("dataset", "imagenet-val", "text"),
+        ("seed", 2022, "code", "two more seeds beside it"),
+        ("initialization", "own", "text", "torchvision's"),
+        ("image_size", 224, "code"),
+        ("crop_area", (0.2, 1.0), "code"),
+        ("mean", (0.485, 0.456, 0.406), "code", "the author wonders whether to normalise: `_raw` recipes do not"),
+        ("std", (0.229, 0.224, 0.225), "code"),
+        ("limit_test", NOT_STATED, "nowhere", "all 50,000 images, as in the table"),
+    ),
+    *_same_for("D", _BATCH_256, ("batch_size", 256, "table")),
+    *_same_for("D", (_LARGE,), ("batch_size", 64, "table", "a comment in the code says 16")),
+    _done("D", _UNTRAINED, "images that crops are taken from", "the files", "code", "packed at 256 pixels"),
+    _done("D", _UNTRAINED, "devices", "two RTX 3090", "text", "one device"),
+    _done("D", _UNTRAINED, "gradients", "computed for, never used", "code", "left out"),
+    _done("D", _UNTRAINED, "order of the images", "shuffled", "code", "as packed", "changes the crops only"),
+)
+
+ARTICLE_SETTINGS = (*RESNET_SETTINGS, *SWIN_SETTINGS, *SIMSIAM_SETTINGS, *UNTRAINED_SETTINGS)
