@@ -65,9 +65,9 @@ def simsiam_food11() -> SimSiamConfig:
     Ours: not yet measured.
     Departures: batch_size 128 (the article's 32 was its GPU's limit); epochs 200, since the article does not say how
         many; network, projector_layers, base_learning_rate, weight_decay and warmup_epochs are the paper's for large
-        images, where the article says that it changed only data, batch and size of its CIFAR-10 settings
-        (simsiam_food11_cifar_stem); crops are taken from images packed at 256 pixels, the middle square of the whole
-        image.
+        images, monitor_every_epochs and linear.warmup_epochs our choice, where the article says that it changed only
+        data, batch and size of its CIFAR-10 settings (simsiam_food11_cifar_stem); crops are taken from images packed at
+        256 pixels, the middle square of the whole image.
     """
     return SimSiamConfig(
         dataset="food11",

@@ -12,9 +12,9 @@ SEEDS = (0, 1, 2)
 def swin_cifar10_published() -> TrainingConfig:
     """Swin from scratch as published: Adam, no augmentation, 20 epochs.
 
-    The article's text and code contradict each other: the text has SGD with momentum, a factor of 0.5 after 5 epochs
-    without progress, at least 1e-5, and 10 epochs; the code Adam, 0.94 after 1, at least 1e-6. The printed run has 20
-    epochs and, at a rate that never moves, agrees with the code only if the plateau watches the training loss.
+    The article's text and code contradict each other: the text has SGD with momentum, a factor of 0.5 after 5 epochs in
+    which the training loss does not fall, at least 1e-5, and 10 epochs; the code Adam, 0.94 after 1, at least 1e-6, and
+    10 epochs. The log has 20 epochs and a rate that never moves, as it does only if the training loss is watched.
 
     Published: on the test images after epoch 20, whose network is the one that is tested.
     Ours: not yet measured.

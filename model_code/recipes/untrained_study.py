@@ -190,7 +190,7 @@ def alexnet_imagenet_untrained() -> UntrainedConfig:
     return UntrainedConfig(seed=SEED, network="alexnet")
 
 
-@recipe(seeds=SEEDS)
+@recipe(seeds=SEEDS, smoke={"network": "resnet18_torchvision"})
 def alexnet_imagenet_untrained_gaussian() -> UntrainedConfig:
     """Untrained AlexNet, all weights from a normal distribution, as the paper describes them.
 

@@ -3,11 +3,12 @@
 The comparison is `model_code.report.settings_page`, its result docs/settings.md.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Source = Literal["code", "text", "table", "log", "repository", "nowhere"]
-NOT_STATED = None
+# In place of a value.
+NOT_STATED = "not stated"
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,12 @@ class ArticleSetting:
         letter: Article, A to D, as in `model_code.report.published`.
         recipes: Recipes that repeat the run.
         setting: Name in the recipe's config, such as `views.hue`; words for what the config has no setting for.
-        stated: The article's value as the config has it, or words; None where the article does not state it.
+        stated: The article's value as the config has it, or words; `NOT_STATED` where the article does not.
         source: Where it is stated: the article's code, text, table or log; `repository` is the public code that the
             article runs without printing the value.
         ours: What we do, where the config has no such setting.
-        remark: Why ours differs, or what else the article says; a departure without one is in the recipe's docstring.
+        remark: What else the article says, or what the value means.
+        reason: Why ours differs, or how it was chosen; a departure without one is declared in the recipe's docstring.
     """
 
     letter: str
@@ -32,6 +34,7 @@ class ArticleSetting:
     source: Source
     ours: str = ""
     remark: str = ""
+    reason: str = ""
 
 
 _RESNET = tuple(f"resnet18_cifar10_exp{number}" for number in ("", *range(2, 10)))
@@ -46,52 +49,53 @@ _UNTRAINED = (*_BATCH_256, _LARGE)
 
 def _same_for(letter: str, recipes: tuple[str, ...], *rows: tuple[Any, ...]) -> tuple[ArticleSetting, ...]:
     """Return rows of (setting, stated, source, remark) that some recipes share; the remark may be left out."""
-    return tuple(
-        ArticleSetting(letter, recipes, setting, stated, source, remark=remark[0] if remark else "")
-        for setting, stated, source, *remark in rows
-    )
+    return tuple(ArticleSetting(letter, recipes, *row[:3], remark="".join(row[3:])) for row in rows)
+
+
+def _chosen(letter: str, recipes: tuple[str, ...], setting: str, reason: str) -> ArticleSetting:
+    """Return a row of a setting that the article does not state."""
+    return ArticleSetting(letter, recipes, setting, NOT_STATED, "nowhere", reason=reason)
 
 
 def _done(
-    letter: str, recipes: tuple[str, ...], what: str, stated: str, source: Source, ours: str, remark: str = ""
+    letter: str, recipes: tuple[str, ...], what: str, stated: str, source: Source, ours: str, reason: str
 ) -> ArticleSetting:
-    return ArticleSetting(letter, recipes, what, stated, source, ours, remark)
+    """Return a row of what the config has no setting for."""
+    return ArticleSetting(letter, recipes, what, stated, source, ours, reason=reason)
 
 
-def _resnet_run(run: str, network: str, learning_rate: float, pretrained: str | None = None) -> list[ArticleSetting]:
-    recipes = (f"resnet18_cifar10_{run}",)
-    rows = _same_for(
-        "A",
-        recipes,
-        ("network", network, "table"),
-        ("learning_rate", learning_rate, "table"),
-    )
-    if pretrained:
-        weights = _same_for("A", recipes, ("pretrained_weights", pretrained, "code", "ImageNet, last layer dropped"))
-        return [*rows, *weights]
-    return list(rows)
+def _resnet_run(run: str, network: str, learning_rate: float, remark: str = "") -> tuple[ArticleSetting, ...]:
+    rows = ("network", network, "table", remark), ("learning_rate", learning_rate, "table")
+    return _same_for("A", (f"resnet18_cifar10_{run}",), *rows)
 
 
-_USUAL = "the code takes it from an argument that is not printed; the usual value, our choice"
-_POOL = "the text removes the max-pool, the printed code keeps it: as in the code; `_nopool` recipes as in the text"
+_USUAL = "the code takes it from an argument that is not printed; the usual value"
+_POOL = (
+    "the text removes the max-pool, the printed code keeps it: so does this recipe; those that end in _nopool do not"
+)
 
 RESNET_SETTINGS = (
     *_resnet_run("exp", "resnet18_torchvision", 0.01),
     *_resnet_run("exp2", "resnet18", 0.01),
-    *(replace(row, remark=_POOL if row.setting == "network" else "") for row in _resnet_run("exp3", "resnet18_improved", 0.01)),
-    *_resnet_run("exp4", "resnet18_improved", 0.1),
-    *_resnet_run("exp5", "resnet18_improved", 0.001),
-    *_resnet_run("exp6", "resnet18_improved", 0.01),
-    *_resnet_run("exp7", "resnet18_improved", 0.1),
-    *_resnet_run("exp8", "resnet18_improved", 0.001),
-    *_resnet_run("exp9", "resnet18_torchvision", 0.01, "torchvision"),
+    *_resnet_run("exp3", "resnet18_improved", 0.01, _POOL),
+    *_resnet_run("exp4", "resnet18_improved", 0.1, _POOL),
+    *_resnet_run("exp5", "resnet18_improved", 0.001, _POOL),
+    *_resnet_run("exp6", "resnet18_improved", 0.01, _POOL),
+    *_resnet_run("exp7", "resnet18_improved", 0.1, _POOL),
+    *_resnet_run("exp8", "resnet18_improved", 0.001, _POOL),
+    *_resnet_run("exp9", "resnet18_torchvision", 0.01),
+    *_same_for(
+        "A",
+        ("resnet18_cifar10_exp9",),
+        ("pretrained_weights", "torchvision", "code", "ImageNet's, last layer dropped"),
+    ),
     *_same_for(
         "A",
         _DECAYED,
         ("schedule", "multistep", "text"),
         ("decay_points", (0.3, 0.6, 0.9), "text", "after epochs 30, 60 and 90 of 100"),
-        ("decay_factor", NOT_STATED, "nowhere", "PyTorch's default"),
     ),
+    _chosen("A", _DECAYED, "decay_factor", "PyTorch's default"),
     *_same_for(
         "A",
         tuple(name for name in _RESNET if name not in _DECAYED),
@@ -104,9 +108,6 @@ RESNET_SETTINGS = (
         ("epochs", 100, "text"),
         ("optimizer", "sgd", "code"),
         ("is_nesterov", False, "code"),
-        ("momentum", NOT_STATED, "nowhere", _USUAL),
-        ("weight_decay", NOT_STATED, "nowhere", _USUAL),
-        ("batch_size", NOT_STATED, "nowhere", "the data loaders are not printed; the usual value, our choice"),
         ("label_smoothing", 0.0, "code"),
         ("crop_padding_pixels", 4, "code"),
         ("crop_border", "black", "code"),
@@ -115,15 +116,26 @@ RESNET_SETTINGS = (
         ("std", (0.2023, 0.1994, 0.2010), "code"),
         ("validation_fraction", 0.2, "code"),
         ("split_seed", 42, "code"),
-        ("seed", NOT_STATED, "nowhere", "the code sets one that is not printed"),
         ("kept_epoch", "best", "code", "the last epoch's weights are saved beside it, as in the article"),
     ),
-    _done("A", _RESNET, "best checkpoint", "only once its accuracy is above 0.7", "code", "from the first epoch on"),
+    _chosen("A", _RESNET, "momentum", _USUAL),
+    _chosen("A", _RESNET, "weight_decay", _USUAL),
+    _chosen("A", _RESNET, "batch_size", "the data loaders are not printed; the usual value"),
+    _chosen("A", _RESNET, "seed", "the code sets one that is not printed"),
+    _done(
+        "A",
+        _RESNET,
+        "best checkpoint",
+        "only once its accuracy is above 0.7",
+        "code",
+        "from the first epoch on",
+        "every run has one; the same where a run gets above 0.7",
+    ),
     _done(
         "A",
         _RESNET,
         "split",
-        "`random.sample`; for validation then `pop`, which fails after 189 images",
+        "random.sample; for validation then pop, which fails after 189 images",
         "code",
         "a seeded permutation, stratified and disjoint",
         "run without the failure, the printed code would put training images into the validation set",
@@ -135,6 +147,7 @@ RESNET_SETTINGS = (
         "those that chose the epoch",
         "code",
         "those, and the test images apart",
+        "a figure on the images that chose the epoch is too high",
     ),
     _done(
         "A",
@@ -143,8 +156,9 @@ RESNET_SETTINGS = (
         "sum of batch means / images; mean of batch means",
         "code",
         "means over images",
+        "a last batch of another size has another weight",
     ),
-    _done("A", _RESNET, "F1", "micro, which is the accuracy", "code", "macro"),
+    _done("A", _RESNET, "F1", "micro", "code", "macro", "micro F1 is the accuracy, as the article notes itself"),
 )
 
 SWIN_SETTINGS = (
@@ -189,6 +203,7 @@ SWIN_SETTINGS = (
         "normal of std 0.02, cut",
         "code",
         "normal of std 0.02, cut",
+        "",
     ),
 )
 
@@ -230,7 +245,7 @@ SIMSIAM_SETTINGS = (
         (_CIFAR,),
         ("dataset", "cifar10", "text"),
         ("views.image_size", 32, "text"),
-        ("network", "resnet18_improved_nopool", "repository", "the text says ResNet-18; its CIFAR variant is the file's"),
+        ("network", "resnet18_improved_nopool", "repository", "the text says ResNet-18"),
         ("projector_layers", 2, "repository", "the text describes three layers, the CIFAR-10 file has two"),
         ("epochs", 800, "repository"),
         ("batch_size", 512, "text"),
@@ -244,8 +259,8 @@ SIMSIAM_SETTINGS = (
         ("network", "resnet18_improved_nopool", "repository", _INFERRED),
         ("projector_layers", 2, "repository", _INFERRED),
         ("batch_size", 32, "text"),
-        ("epochs", NOT_STATED, "nowhere", "the article says 60 hours, then 100 epochs more without gain"),
     ),
+    _chosen("C", _BOTH_FOOD, "epochs", "the article says 60 hours, then 100 epochs more without gain"),
     *_same_for(
         "C",
         _SIMSIAM,
@@ -263,16 +278,25 @@ SIMSIAM_SETTINGS = (
         "the plain view, computed once",
         "the layer is a measure beside kNN, which is the figure that the article reports",
     ),
-    _done("C", _SIMSIAM, "last partial batch of the bank", "left out (49,664 of 50,000)", "text", "counted"),
-    _done("C", _SIMSIAM, "accuracy of the linear layer", "mean of batch means", "code", "share of the images"),
+    _done("C", _SIMSIAM, "last partial batch of the bank", "left out", "text", "counted", "every image counts once"),
+    _done(
+        "C",
+        _SIMSIAM,
+        "accuracy of the linear layer",
+        "mean of batch means",
+        "code",
+        "share of the images",
+        "every image counts once",
+    ),
     _done("C", _SIMSIAM, "top-5 accuracy", "imagined, not measured", "text", "not measured", "of 10 or 11 classes"),
     _done(
         "C",
         ("resnet18_food11",),
         "all settings",
-        "at most 60 %, without settings",
+        "none, beside a figure of at most 60 %",
         "text",
         "our choice",
+        "those of a usual supervised training",
     ),
 )
 
@@ -299,15 +323,24 @@ UNTRAINED_SETTINGS = (
         ("initialization", "own", "text", "torchvision's"),
         ("image_size", 224, "code"),
         ("crop_area", (0.2, 1.0), "code"),
-        ("mean", (0.485, 0.456, 0.406), "code", "the author wonders whether to normalise: `_raw` recipes do not"),
+        (
+            "mean",
+            (0.485, 0.456, 0.406),
+            "code",
+            "the author wonders whether to normalise: recipes that end in _raw do not",
+        ),
         ("std", (0.229, 0.224, 0.225), "code"),
-        ("limit_test", NOT_STATED, "nowhere", "all 50,000 images, as in the table"),
+        ("limit_test", None, "table", "all 50,000 images"),
     ),
     *_same_for("D", _BATCH_256, ("batch_size", 256, "table")),
     *_same_for("D", (_LARGE,), ("batch_size", 64, "table", "a comment in the code says 16")),
-    _done("D", _UNTRAINED, "images that crops are taken from", "the files", "code", "packed at 256 pixels"),
-    _done("D", _UNTRAINED, "devices", "two RTX 3090", "text", "one device"),
-    _done("D", _UNTRAINED, "gradients", "computed for, never used", "code", "left out"),
+    _done(
+        "D", _UNTRAINED, "images that crops are taken from", "the files", "code", "packed at 256 pixels", "packed once"
+    ),
+    _done(
+        "D", _UNTRAINED, "devices", "two RTX 3090", "text", "one", "answers do not depend on it; times are not compared"
+    ),
+    _done("D", _UNTRAINED, "gradients", "prepared, not used", "code", "left out", "answers are the same"),
     _done("D", _UNTRAINED, "order of the images", "shuffled", "code", "as packed", "changes the crops only"),
 )
 

@@ -1,0 +1,78 @@
+"""Settings of the articles against the recipes. `python -m tests.unit.report.test_article_settings` writes the page."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from model_code.recipes.catalog import RECIPES
+from model_code.report import settings_page
+from model_code.report.article_settings import ARTICLE_SETTINGS, NOT_STATED, ArticleSetting
+from model_code.report.published import list_published_recipes
+from model_code.report.settings_page import judge_settings, render_settings
+
+PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
+COVERED = sorted({recipe for row in ARTICLE_SETTINGS for recipe in row.recipes})
+# Not of the article: names, where it runs, and what the catalog writes.
+NEVER_STATED = {"recipe", "kind", "profile", "device"}
+
+
+def list_settings(recipe):
+    return [row.setting for row in ARTICLE_SETTINGS if recipe in row.recipes]
+
+
+def test_every_setting_is_the_articles_or_a_declared_departure():
+    found = list(judge_settings())
+    assert [(one.recipe, one.row.setting) for one in found if one.word == "undeclared"] == []
+    assert {one.word for one in found} == {"same", "declared", "our choice"}
+
+
+@pytest.mark.parametrize("row", ARTICLE_SETTINGS, ids=lambda row: f"{row.letter}-{row.setting}")
+def test_rows_name_settings_of_the_config_or_say_what_we_do(row):
+    assert set(row.recipes) <= set(RECIPES)
+    for recipe in row.recipes:
+        is_setting = row.setting in RECIPES[recipe].build().flatten()
+        assert is_setting != bool(row.ours)
+
+
+def test_every_published_recipe_is_covered_and_no_setting_stands_twice():
+    assert set(list_published_recipes()) <= set(COVERED)
+    for recipe in COVERED:
+        assert len(list_settings(recipe)) == len(set(list_settings(recipe)))
+
+
+@pytest.mark.parametrize("recipe", [name for name in COVERED if name != "resnet18_food11"])
+def test_every_setting_that_a_recipe_changes_has_a_row(recipe):
+    config = RECIPES[recipe].build()
+    plain = type(config)(network="resnet18").flatten()
+    changed = {key for key, value in config.flatten().items() if value != plain[key]}
+    assert changed - NEVER_STATED <= set(list_settings(recipe))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"stated": 101}, "undeclared"),
+        ({"stated": 101, "reason": "why"}, "declared"),
+        ({"stated": 101, "remark": "what else"}, "undeclared"),
+        ({"stated": NOT_STATED}, "undeclared"),
+        ({"stated": NOT_STATED, "reason": "why"}, "our choice"),
+        ({"setting": "F1", "stated": "micro", "ours": "macro"}, "declared"),
+        ({"setting": "recall", "stated": "micro", "ours": "macro"}, "undeclared"),
+        ({}, "same"),
+        ({"setting": "validation_fraction", "stated": 0.5, "recipes": ("swin_cifar10_published",)}, "declared"),
+        ({"setting": "batch_size", "stated": 1, "recipes": ("swin_cifar10_published",)}, "undeclared"),
+    ],
+)
+def test_a_departure_needs_a_reason(change, word, monkeypatch):
+    row = ArticleSetting("A", ("resnet18_cifar10_exp",), "epochs", 100, "text")
+    monkeypatch.setattr(settings_page, "ARTICLE_SETTINGS", (replace(row, **change),))
+    assert [one.word for one in judge_settings()] == [word]
+
+
+def test_the_page_is_what_the_table_says():
+    assert PAGE.read_text() == render_settings(), "python -m tests.unit.report.test_article_settings writes it"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render_settings())
