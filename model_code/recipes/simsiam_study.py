@@ -37,7 +37,8 @@ def simsiam_cifar10() -> SimSiamConfig:
 def simsiam_cifar10_article() -> SimSiamConfig:
     """SimSiam on CIFAR-10 as the article ran it: evaluation view 36 -> 32 pixels, ImageNet's statistics, warm-up.
 
-    What the article does not print is from its repository's configs/simsiam_cifar.yaml.
+    What the article does not print is from its repository's configs/simsiam_cifar.yaml. The article describes a
+    projector of three layers, which that file cuts to two.
 
     Published: no figure of its own; the article prints none for CIFAR-10.
     Ours: not yet measured.

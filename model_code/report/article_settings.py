@@ -49,7 +49,10 @@ _UNTRAINED = (*_BATCH_256, _LARGE)
 
 def _same_for(letter: str, recipes: tuple[str, ...], *rows: tuple[Any, ...]) -> tuple[ArticleSetting, ...]:
     """Return rows of (setting, stated, source, remark) that some recipes share; the remark may be left out."""
-    return tuple(ArticleSetting(letter, recipes, *row[:3], remark="".join(row[3:])) for row in rows)
+    return tuple(
+        ArticleSetting(letter, recipes, setting, stated, source, remark="".join(remark))
+        for setting, stated, source, *remark in rows
+    )
 
 
 def _chosen(letter: str, recipes: tuple[str, ...], setting: str, reason: str) -> ArticleSetting:

@@ -253,6 +253,17 @@ def test_bfloat16_trains(tmp_path):
     assert -1 <= result.history[0].loss <= 1
 
 
+def test_a_memory_smaller_than_the_neighbours_votes_as_a_whole(tmp_path):
+    images = pretraining_images()
+    whole, more = (
+        pretrain(
+            small_config(epochs=1, monitor_every_epochs=1, knn_neighbours=count), images, tmp_path / str(count), ALONE
+        )
+        for count in (len(images.memory), 10_000)
+    )
+    assert whole.best.score == more.best.score
+
+
 def test_too_few_images(tmp_path):
     with pytest.raises(UsageError, match="192 training images are fewer than one batch of 200"):
         pretrain(small_config(batch_size=200), pretraining_images(), tmp_path, ALONE)
