@@ -57,7 +57,7 @@ def _describe_ends(whose: str, histories: Sequence[History], scale: float) -> st
     """Return the highest and the last value of each history."""
     ends = [(max(history, key=lambda point: point[1]), history[-1]) for history in histories]
     return ", ".join(
-        f"{whose} {highest * scale:.4g} at most, after epoch {epoch}, and {last * scale:.4g} after epoch {end}"
+        f"{whose} highest {highest * scale:.4g} after epoch {epoch}, last {last * scale:.4g} after epoch {end}"
         for (epoch, highest), (end, last) in ends
     )
 

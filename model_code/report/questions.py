@@ -173,18 +173,6 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "swin",
-        "What do modern settings give a Swin Transformer from scratch?",
-        "The published run learns its training images by heart: 97.65 % of them, and 67.70 % of the test images.",
-        (
-            Arm("modern settings", "swin_cifar10_modern"),
-            Arm("as published", "swin_cifar10_published"),
-        ),
-        (TEST, VALIDATION),
-        (_on(TEST, "modern over published", "swin_cifar10_modern", "swin_cifar10_published"),),
-        caution="The modern run is longer: the difference is that of two recipes, not of one setting.",
-    ),
-    Question(
         "max-pool",
         "What does the max-pool cost after the improved stem?",
         "The article's prose removes the max-pool, its printed code keeps it. Without it every later map has four "
@@ -200,6 +188,21 @@ QUESTIONS = (
             _on(TEST, "exp3: without over with", "resnet18_cifar10_exp3_nopool", "resnet18_cifar10_exp3"),
             _on(TEST, "exp6: without over with", "resnet18_cifar10_exp6_nopool", "resnet18_cifar10_exp6"),
         ),
+    ),
+    Question(
+        "swin-settings",
+        "Does the small Swin of the article overfit because of its settings?",
+        "It ends at 97.65 % on its training images and 67.70 % on the test images. The article blames little data and "
+        "advises augmentation and Swin-T at 224 pixels, and tries neither.",
+        (
+            Arm("as published", "swin_cifar10_published"),
+            Arm("modern settings, window 4", "swin_cifar10_modern"),
+            Arm("Swin-T, enlarged to 224 pixels", "swin_t_cifar10_enlarged"),
+        ),
+        (TEST, VALIDATION),
+        (_on(TEST, "modern settings over those published", "swin_cifar10_modern", "swin_cifar10_published"),),
+        caution="Network, augmentation, optimiser, epochs and the kept epoch differ together, as the table shows: the "
+        "difference belongs to no single one.",
     ),
     Question(
         "random-features",
@@ -271,6 +274,7 @@ QUESTIONS = (
             for how, suffix in arms
         ),
         is_descriptive=True,
+        curve="",
     ),
     Question(
         "pretraining",

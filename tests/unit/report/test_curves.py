@@ -45,7 +45,7 @@ def test_a_published_curve_stands_alone_where_ours_was_not_run():
     assert group.run_ids == ()
     assert len(group.images) == 4
     assert all("published" in image.alt and "ours" not in image.alt for image in group.images)
-    assert group.caption.startswith("Validation accuracy in %: published 67.7 at most, after epoch 19, and 67.7 after")
+    assert group.caption.startswith("Validation accuracy in %: published highest 67.7 after epoch 19, last 67.7 after")
 
 
 def test_a_published_curve_stands_beside_ours():
@@ -57,6 +57,6 @@ def test_a_published_curve_stands_beside_ours():
     assert list(groups) == ["resnet18_cifar10_exp (full)", "swin_cifar10_published (full), beside the published run"]
     beside = groups["swin_cifar10_published (full), beside the published run"]
     assert beside.run_ids == (run.run_id,)
-    assert "; ours 66 at most, after epoch 2, and 64 after epoch 3. " in beside.caption
+    assert "; ours highest 66 after epoch 2, last 64 after epoch 3. " in beside.caption
     is_redrawn = [mine.png != theirs.png for mine, theirs in zip(beside.images, alone.images, strict=True)]
     assert is_redrawn == [image.name.endswith(("train-loss", "validation-accuracy")) for image in beside.images]
