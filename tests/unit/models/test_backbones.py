@@ -37,8 +37,8 @@ def test_a_backbone_is_the_network_without_its_last_layer(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_can_be_a_backbone(name):
     with torch.device("meta"):
-        backbone, feature_width = build_backbone(name, image_size=32)
-        assert backbone(torch.empty(2, 3, 32, 32)).shape == (2, feature_width)
+        backbone, feature_width = build_backbone(name, image_size=64)
+        assert backbone(torch.empty(2, 3, 64, 64)).shape == (2, feature_width)
 
 
 def test_an_image_size_reaches_the_backbone():

@@ -133,7 +133,7 @@ def test_what_a_run_starts_from_has_the_same_network_and_stands_before_it():
     started = [
         name for name in names if str(getattr(build_config(name), "pretrained_weights", "")).startswith("recipe:")
     ]
-    assert started == ["simsiam_cifar10_finetuned", "simsiam_food11_finetuned"]
+    assert started == ["simsiam_cifar10_finetuned", "simsiam_food11_finetuned", "simsiam_food10_finetuned"]
     for name in started:
         source = build_config(name).pretrained_weights.removeprefix("recipe:")
         assert names.index(source) < names.index(name)
