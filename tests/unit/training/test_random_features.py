@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model_code.data.sources.shapes import SHAPE_CLASSES, generate_shapes
-from model_code.errors import TrainingError, UsageError
+from model_code.errors import TrainingError
 from model_code.evaluation.batch_norm import calibrate_batch_norm
 from model_code.evaluation.features import LabelledFeatures, compute_features
 from model_code.evaluation.knn import knn_accuracy
