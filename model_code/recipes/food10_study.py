@@ -20,7 +20,8 @@ def fastnet_food10() -> TrainingConfig:
     """FastNet with a strided first convolution, random resized crops and CutMix, 120 epochs.
 
     Published: no figure of its own.
-    Ours: not yet measured.
+    Ours: 0.6862 on test (1 seed, 650 images), 3,375 training images, bfloat16 on two cores of an AMD EPYC: 23 minutes
+        beside other work. resnet18_food10: 0.5354.
     """
     return override(
         fastnet_cifar10(),
@@ -48,7 +49,7 @@ def resnet18_food10() -> TrainingConfig:
     """The supervised baseline: resnet18_food11's settings at 64 pixels, 20 epochs.
 
     Published: no figure of its own.
-    Ours: not yet measured.
+    Ours: 0.5354 on test (1 seed, 650 images), bfloat16 on two cores of an AMD EPYC: 8 minutes beside other work.
     """
     changes = {"dataset": "food10", "image_size": IMAGE_SIZE, "epochs": 20, "validation_fraction": 0.1}
     return override(resnet18_food11(), {**changes, "engine.precision": "auto"})
