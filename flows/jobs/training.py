@@ -9,7 +9,7 @@ from model_code.settings import read_rank
 
 if TYPE_CHECKING:
     from flows.experiments.inputs import RunInputs
-    from flows.printing.summaries import Choice, Outcome
+    from flows.printing.summaries import Choice
     from model_code.training.run_folder import AnyConfig
 
 Profile = Literal["full", "smoke"]
@@ -144,8 +144,16 @@ class TrainAll(Job):
 
             fetch_missing(self.configs)
         outcomes = train_all(self.configs)
-        released = self._release(outcomes) if self.release else []
+        released: list[Choice] = []
+        if self.release:
+            from flows.operations.study import release_best
+
+            released = release_best(outcomes)
         print_outcomes(outcomes, released)
+        if self.release:
+            from flows.jobs.report import Report
+
+            Report().run()
         failed = [outcome.recipe for outcome in outcomes if outcome.result is None and not outcome.is_skipped]
         if failed:
             raise TrainingError(
@@ -161,12 +169,3 @@ class TrainAll(Job):
         from flows.printing.tables import print_plans
 
         print_plans(plan_study(self.configs, is_fetched=self.release), is_released=self.release)
-
-    @staticmethod
-    def _release(outcomes: "list[Outcome]") -> "list[Choice]":
-        from flows.jobs.report import Report
-        from flows.operations.study import release_best
-
-        released = release_best(outcomes)
-        Report().run()
-        return released

@@ -16,6 +16,7 @@ from model_code.release.names import RELEASE_NAMES
 from model_code.settings import load_settings
 from model_code.tracking.finished_runs import is_dataset_taken
 from model_code.training.run_folder import AnyConfig, RunResult
+from serving.errors import ServingError
 
 # Of the runs on one data set only those of the first profile here that it has compete.
 PROFILES = ("full", "custom", "smoke")
@@ -79,7 +80,7 @@ def release_best(outcomes: Sequence[Outcome]) -> list[Choice]:
         print(f"{choice.name}  {choice.run.recipe}, best of {choice.recipes} recipes by validation", flush=True)
         try:
             summary = release(choice.run.run_id, choice.name, why="darkroom train-all --release")
-        except DarkroomError as error:
+        except (DarkroomError, ServingError) as error:
             print(f"{choice.name}  not released: {error}", flush=True)
             released.append(choice.model_copy(update={"error": str(error).splitlines()[0]}))
         else:

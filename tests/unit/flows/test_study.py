@@ -12,6 +12,7 @@ from model_code.errors import DownloadError, ReleaseError
 from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
 from model_code.training.run_folder import RunResult
+from serving.errors import BundleError
 
 PLAIN, OTHER = "resnet18_cifar10_exp", "resnet18_cifar10_exp2"
 
@@ -77,7 +78,8 @@ def test_simsiam_competes_and_what_leaves_no_network_does_not():
 
 def test_a_release_that_fails_does_not_stop_the_next(monkeypatch, capsys):
     def refuse(run_id, name, **_):
-        raise ReleaseError(f"{name} cannot be exported\nmore about it")
+        kind = ReleaseError if name == "cifar10" else BundleError
+        raise kind(f"{name} cannot be exported\nmore about it")
 
     monkeypatch.setattr(study, "release", refuse)
     outcomes = [make_outcome(PLAIN, 0.5, dataset=dataset) for dataset in ("cifar10", "food11")]
