@@ -25,7 +25,7 @@ class Release(Job):
     why: str = option("", REASON)
     head: Literal["best", "linear", "knn"] = option(
         "best",
-        "Of a SimSiam run: a linear layer or the nearest training images answer; best is the better on validation.",
+        "Classifier behind a SimSiam backbone: a linear layer, kNN on the training images, or the better one.",
     )
     min_gain: Gain | None = option(None, "Least gain of accuracy over the champion, a fraction; 0 if not given.")
     max_class_drop: Fraction | None = option(

@@ -4,7 +4,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from flows.jobs.job import Job, RecipeName, argument, option
-from model_code.errors import NothingDoneError, ReleaseError, TrainingError, UsageError
+from model_code.errors import DownloadError, NothingDoneError, ReleaseError, TrainingError, UsageError
 from model_code.settings import read_rank
 
 if TYPE_CHECKING:
@@ -139,10 +139,11 @@ class TrainAll(Job):
         from flows.experiments.training import train_all
         from flows.printing.tables import print_outcomes
 
+        unfetched: list[str] = []
         if self.release:
             from flows.operations.study import fetch_missing
 
-            fetch_missing(self.configs)
+            unfetched = fetch_missing(self.configs)
         outcomes = train_all(self.configs)
         released: list[Choice] = []
         if self.release:
@@ -161,6 +162,8 @@ class TrainAll(Job):
             )
         if refused := [choice.name for choice in released if choice.error]:
             raise ReleaseError(f"nothing was released as {', '.join(refused)}; the lines above say why")
+        if unfetched:
+            raise DownloadError("; ".join(unfetched))
         if all(outcome.is_skipped for outcome in outcomes):
             raise NothingDoneError("every recipe was skipped; the lines above say why")
 

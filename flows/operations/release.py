@@ -100,6 +100,8 @@ def release(
     check_reason(why)
     settings = load_settings()
     run = choose_task(source, name)
+    if head is not None and run.kind != "simsiam":
+        raise UsageError(f"--head {head} is for SimSiam runs; {run.recipe} has a last layer of its own")
     folder = open_run_folder(settings.checkpoints_dir, run.run_id)
     with (
         hold_lock(settings.locks_dir / f"release-{name}.lock", f"releasing {name}"),

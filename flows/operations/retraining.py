@@ -63,7 +63,7 @@ def retrain(name: str, mode: Mode, why: str) -> None:
         print(f"nothing was trained: settings, images and code are those of the champion, run {champion.run_id}")
     elif not note_reason(open_store(settings), result.run_id, reason, read_start_ms()):
         print(f"nothing was trained: run {result.run_id} has the same settings, images and code")
-    print_release(release(result.run_id, name, mode, reason))
+    print_release(release(result.run_id, name, mode, reason, head=champion.settings.get("head")))
 
 
 def add_feedback_once(settings: Settings, name: str, dataset: str, flow_run_id: str) -> tuple[str, str]:

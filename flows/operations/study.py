@@ -2,29 +2,34 @@
 
 import statistics
 from collections.abc import Sequence
-from itertools import groupby
 
 from flows.operations.release import RELEASED_KINDS, release
 from flows.printing.releases import print_release
 from flows.printing.summaries import Choice, Outcome
 from flows.printing.tables import print_added
 from model_code.data.add import add_dataset
-from model_code.data.cache import format_remedy, is_added
+from model_code.data.cache import FEEDBACK_SUFFIX, format_remedy, is_added
 from model_code.data.sources.detect import get_known
 from model_code.errors import DarkroomError
 from model_code.release.names import RELEASE_NAMES
 from model_code.settings import load_settings
 from model_code.tracking.finished_runs import is_dataset_taken
 from model_code.training.run_folder import AnyConfig, RunResult
-from serving.errors import ServingError
+from serving.bundle.store import read_champion
+from serving.errors import BundleError, ServingError
 
 # Of the runs on one data set only those of the first profile here that it has compete.
 PROFILES = ("full", "custom", "smoke")
 
 
-def fetch_missing(configs: Sequence[AnyConfig]) -> None:
-    """Add each data set that is not there: download or draw it where that can be done, else say how to get it."""
+def fetch_missing(configs: Sequence[AnyConfig]) -> list[str]:
+    """Add each data set that is not there: download or draw it where that can be done, else say how to get it.
+
+    Returns:
+        Why data sets that can be fetched were not.
+    """
     settings = load_settings()
+    failures = []
     for name in dict.fromkeys(config.dataset for config in configs):
         if is_added(name, settings.cache_dir):
             continue
@@ -36,61 +41,88 @@ def fetch_missing(configs: Sequence[AnyConfig]) -> None:
             has_archive = known.fetch is not None
             added = add_dataset(name, cache_dir=settings.cache_dir, data_dir=settings.data_dir, download=has_archive)
         except DarkroomError as error:
-            print(f"{name} was not added: {error}", flush=True)
+            failures.append(f"{name} was not added: {error}")
+            print(failures[-1], flush=True)
         else:
             print_added(added)
+    return failures
 
 
-def choose_best(outcomes: Sequence[Outcome]) -> list[Choice]:
-    """Return the best run of each data set whose models have a registered name.
+def rank_recipes(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[Choice]]]:
+    """Return registered name -> data set -> the best run of each recipe, the best recipe first.
 
-    Recipes compete by the mean validation accuracy of their seeds; of the best recipe the best seed is taken. Smoke and
-    custom runs compete only where there are no full ones.
+    Recipes compete by the mean validation accuracy of their seeds; of a recipe the best seed is taken. Smoke and custom
+    runs compete only where there are no full ones. Data sets without a registered name are left out.
     """
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
-    trained = [result for result in results if result.kind in RELEASED_KINDS]
-    choices = []
-    for dataset, of_dataset in groupby(sorted(trained, key=_get_dataset), key=_get_dataset):
+    by_dataset: dict[str, list[RunResult]] = {}
+    for result in results:
+        if result.kind in RELEASED_KINDS:
+            by_dataset.setdefault(result.dataset, []).append(result)
+    ranked: dict[str, dict[str, list[Choice]]] = {}
+    for dataset, runs in by_dataset.items():
         name = next((name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(dataset, pattern)), None)
-        if name is None:
-            continue
-        runs = list(of_dataset)
-        profile = next(one for one in PROFILES if any(run.profile == one for run in runs))
-        recipes: dict[str, list[RunResult]] = {}
-        for run in runs:
-            if run.profile == profile:
-                recipes.setdefault(run.recipe, []).append(run)
-        seeds = max(recipes.values(), key=lambda runs: statistics.mean(map(_get_validation, runs)))
-        choices.append(
-            Choice(
-                name=name,
-                run=max(seeds, key=_get_validation),
-                validation_accuracy=statistics.mean(map(_get_validation, seeds)),
-                seeds=len(seeds),
-                recipes=len(recipes),
-            )
+        if name is not None:
+            ranked.setdefault(name, {})[dataset] = _rank_runs(name, runs)
+    return ranked
+
+
+def _rank_runs(name: str, runs: Sequence[RunResult]) -> list[Choice]:
+    profile = next(one for one in PROFILES if any(run.profile == one for run in runs))
+    recipes: dict[str, list[RunResult]] = {}
+    for run in runs:
+        if run.profile == profile:
+            recipes.setdefault(run.recipe, []).append(run)
+    choices = [
+        Choice(
+            name=name,
+            run=max(seeds, key=_get_validation),
+            validation_accuracy=statistics.mean(map(_get_validation, seeds)),
+            seeds=len(seeds),
         )
-    return choices
+        for seeds in recipes.values()
+    ]
+    return sorted(choices, key=lambda choice: choice.validation_accuracy, reverse=True)
 
 
 def release_best(outcomes: Sequence[Outcome]) -> list[Choice]:
-    """Release the best run of each data set through the gate; one that fails does not stop the others."""
+    """Release the best run under each name through the gate; of a run that cannot be released, the next recipe's.
+
+    Of several data sets under one name the champion's takes part, or the first one if there is no champion.
+    """
     released = []
-    for choice in choose_best(outcomes):
-        print(f"{choice.name}  {choice.run.recipe}, best of {choice.recipes} recipes by validation", flush=True)
-        try:
-            summary = release(choice.run.run_id, choice.name, why="darkroom train-all --release")
-        except (DarkroomError, ServingError) as error:
-            print(f"{choice.name}  not released: {error}", flush=True)
-            released.append(choice.model_copy(update={"error": str(error).splitlines()[0]}))
-        else:
-            print_release(summary)
-            released.append(choice.model_copy(update={"released": summary}))
+    for name, ranked in rank_recipes(outcomes).items():
+        dataset = _choose_dataset(name, list(ranked))
+        for other in ranked:
+            if other != dataset:
+                print(f"{name}  no run on {other} is released: the models of {name} are those of {dataset}", flush=True)
+        if dataset in ranked:
+            released.append(_release_first(ranked[dataset]))
     return released
 
 
-def _get_dataset(run: RunResult) -> str:
-    return run.dataset
+def _choose_dataset(name: str, datasets: Sequence[str]) -> str:
+    try:
+        _, _, champion = read_champion(load_settings().bundles_dir, name)
+    except BundleError:
+        return datasets[0]
+    return champion.dataset.removesuffix(FEEDBACK_SUFFIX)
+
+
+def _release_first(choices: Sequence[Choice]) -> Choice:
+    """Release the first run that can be; return it, or the first one with the reason why it cannot."""
+    errors = []
+    for choice in choices:
+        print(f"{choice.name}  {choice.run.recipe}, best of {len(choices)} recipes by validation", flush=True)
+        try:
+            summary = release(choice.run.run_id, choice.name, why="darkroom train-all --release")
+        except (DarkroomError, ServingError) as error:
+            print(f"{choice.name}  {choice.run.recipe} is not released: {error}", flush=True)
+            errors.append(str(error).splitlines()[0])
+        else:
+            print_release(summary)
+            return choice.model_copy(update={"released": summary})
+    return choices[0].model_copy(update={"error": errors[0]})
 
 
 def _get_validation(run: RunResult) -> float:

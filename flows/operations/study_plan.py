@@ -12,7 +12,7 @@ from model_code.training.config import RECIPE_PREFIX, TrainingConfig
 from model_code.training.estimate import estimate_seconds
 from model_code.training.run_folder import AnyConfig, find_interrupted
 
-TRAINED = ("train", "go on", "fetch, then train")
+TRAINED = ("train", "resume", "fetch, then train")
 
 
 def plan_study(configs: Sequence[AnyConfig], *, is_fetched: bool) -> Iterator[Plan]:
@@ -40,12 +40,12 @@ def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool) -> tupl
         if not is_missing and _name_start(config) in trained:
             return "train", estimate_seconds(config, open_dataset(config.dataset, settings.cache_dir))
         inputs = open_inputs(config)
+        if find_kept(inputs) is not None:
+            return "keep", 0.0
+        is_begun = find_interrupted(settings.checkpoints_dir, inputs.record) is not None
+        return "resume" if is_begun else "train", estimate_seconds(config, inputs.dataset)
     except DarkroomError as error:
         return f"{'skip' if is_missing else 'fail'}: {error}", None
-    if find_kept(inputs) is not None:
-        return "keep", 0.0
-    is_begun = find_interrupted(settings.checkpoints_dir, inputs.record) is not None
-    return "go on" if is_begun else "train", estimate_seconds(config, inputs.dataset)
 
 
 def _name_start(config: AnyConfig) -> str | None:

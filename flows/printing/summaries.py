@@ -64,7 +64,6 @@ class Choice(BaseModel):
         run: The run that is released.
         validation_accuracy: Mean over the seeds of its recipe, in [0, 1].
         seeds: Number of these seeds.
-        recipes: Number of recipes that competed.
         released: None if it was not released.
         error: Why it was not; empty otherwise.
     """
@@ -75,7 +74,6 @@ class Choice(BaseModel):
     run: RunResult
     validation_accuracy: float
     seeds: int
-    recipes: int
     released: ReleaseSummary | None = None
     error: str = ""
 

@@ -137,6 +137,8 @@ def print_outcomes(outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" =
 
 
 def _print_choices(choices: "Sequence[Choice]") -> None:
+    from flows.printing.releases import describe_decision
+
     table = new_table("model", "champion before", "now", "best run by validation", "validation", "verdict")
     for choice in choices:
         before, after, verdict = "", "", choice.error
@@ -144,7 +146,7 @@ def _print_choices(choices: "Sequence[Choice]") -> None:
             summary = choice.released
             before = summary.champion_before or "-"
             after = (summary.version if summary.is_champion else None) or before
-            verdict = "champion already" if summary.verdict is None else summary.verdict.summary
+            verdict = describe_decision(summary)
         shown = f"{choice.validation_accuracy:.1%}" + (f" (mean of {choice.seeds} seeds)" if choice.seeds > 1 else "")
         run = f"{choice.run.recipe}, run {choice.run.run_id[:8]}"
         table.add_row(choice.name, before, after, escape(run), shown, escape(verdict))
@@ -161,9 +163,9 @@ def print_plans(plans: "Iterable[Plan]", *, is_released: bool) -> None:
         line = f"{plan.recipe}  seed {plan.seed}  {plan.dataset}  {plan.state}{seconds}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         total_s += plan.seconds or 0
-        is_open = is_open or plan.seconds is None
+        is_open = is_open or plan.state == "fetch, then train"
     known = f"together about {format_seconds(total_s)} on this machine" if total_s else ""
-    unknown = "the time of runs without their images is not known" if is_open else ""
+    unknown = "the time for images that are not here yet is not known" if is_open else ""
     console.print("; ".join(filter(None, (known, unknown))) or "nothing is left to train", highlight=False)
     if is_released:
         console.print("then the best run of each data set would be released, and the report written", highlight=False)

@@ -101,9 +101,7 @@ def add_dataset(
         def check_unchanged() -> None:
             # Feedback comes in at any time; what is not read now is read the next time.
             if base is None and fingerprint_paths(paths, *settings) != fingerprint:
-                raise DataError(
-                    f"{', '.join(map(str, paths))} changed while it was read; run {format_remedy(name)} again"
-                )
+                raise DataError(f"{', '.join(map(str, paths))} changed while it was read; run the command again")
 
         with ExitStack() as stack:
             if base is not None:

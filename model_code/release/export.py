@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model_code.data.cache import PackedDataset, open_dataset
-from model_code.errors import ReleaseError, UsageError
+from model_code.errors import ReleaseError
 from model_code.evaluation.calibration import measure_reliability, try_temperature
 from model_code.evaluation.metrics import predict_logits
 from model_code.evaluation.thresholds import LabelledAnswers, choose_thresholds
@@ -70,10 +70,9 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
         name: Registered name.
         folder: The run's folder.
         scratch: Empty folder.
-        head: Head behind the backbone of a SimSiam run; None takes the better one.
+        head: Head behind the backbone of a SimSiam run, which alone can have one; None takes the better one.
 
     Raises:
-        UsageError: A head is given for a run that has one of its own.
         ReleaseError: The run is not complete, its files or images are not those of the training, or the fp32 variant
             does not answer what the trained network answers.
     """
@@ -85,8 +84,6 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
     if isinstance(config, SimSiamConfig):
         model, head = _build_classifier(folder, config, weights, images, head)
     else:
-        if head is not None:
-            raise UsageError(f"--head {head} is for SimSiam runs; {config.recipe} has a last layer of its own")
         model = load_model(config, len(dataset.classes), dataset.image_size, weights)
     split, final = images.final
     final_logits_NK = predict_logits(model, final.images_NHWC)

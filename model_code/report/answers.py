@@ -87,9 +87,11 @@ def _build_forest(question: Question, verdicts: list[Verdict]) -> list[Block]:
 
 def _build_overlay(collection: Collection, question: Question) -> list[Block]:
     """Return one chart with the arms' curves at one budget: the best, of several the one that most of them have."""
+    if not question.curve:
+        return []
     groups = [(arm, collection.get_best(arm.recipe)) for arm in question.arms]
     found = [(arm, group) for arm, group in groups if group is not None and list_histories(group, question.curve)]
-    if not question.curve or not found:
+    if not found:
         return []
     budgets = Counter(group.budget for _, group in found)
     budget = min(budgets, key=lambda one: rank_budget(one, budgets[one]))
@@ -101,7 +103,7 @@ def _build_overlay(collection: Collection, question: Question) -> list[Block]:
     histories_by_arm = {label: histories for label, (_, histories) in shown.items()}
     image = render(name, draw_arms(title, histories_by_arm, 100), f"{title}: {ends}")
     missing = [arm.label for arm in question.arms if arm.label not in shown]
-    without = f" Not run at this budget: {', '.join(missing)}." if missing else ""
+    without = f" Not run at this budget: {'; '.join(missing)}." if missing else ""
     caption = f"Mean over the seeds of each arm, thin lines for seeds; budget: {budget}.{without}"
     runs = tuple(run.run_id for group, _ in shown.values() for run in group.runs)
     return [ImageGroup(f"Curves: {question.key}", (image,), caption, runs)]

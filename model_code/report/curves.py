@@ -24,11 +24,12 @@ def build_learning_curves(collection: Collection) -> Section:
     groups = {group.recipe: group for group in collection.list_best("supervised")}
     blocks: list[Block] = [] if groups else [Paragraph("No supervised run yet: not run.")]
     for recipe, group in groups.items():
-        if recipe not in PUBLISHED_CURVES:
+        if recipe not in PUBLISHED_CURVES or not group.is_full:
             panels = [_draw(group, metric, *_PANELS[metric]) for metric in ("validation/accuracy", "validation/loss")]
             blocks += _assemble(group, panels, "Validation accuracy and loss")
     for recipe, curves in PUBLISHED_CURVES.items():
-        blocks.append(_build_beside_published(recipe, groups.get(recipe), curves))
+        ours = groups.get(recipe)
+        blocks.append(_build_beside_published(recipe, ours if ours and ours.is_full else None, curves))
     return Section("Learning curves", "curves", tuple(blocks))
 
 

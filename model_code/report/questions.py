@@ -69,7 +69,6 @@ class Question:
 
 TEST = "test/accuracy"
 VALIDATION = "validation/best_accuracy"
-EARLY = EARLY_METRIC
 HEAD, KNN = "test/untrained_head_accuracy", "test/knn_accuracy"
 LINEAR, MLP = "test/linear_accuracy", "test/mlp_accuracy"
 PIXELS = "pixels_cifar10_random"
@@ -165,9 +164,9 @@ QUESTIONS = (
             Arm("torchvision's, from scratch", _BUILT_IN),
             Arm("own, 3x3 stem, from scratch", "resnet18_cifar10_exp3"),
         ),
-        (TEST, VALIDATION, EARLY),
+        (TEST, VALIDATION, EARLY_METRIC),
         (
-            _on(EARLY, "after a tenth of the epochs", "resnet18_cifar10_exp9", _BUILT_IN),
+            _on(EARLY_METRIC, "after a tenth of the epochs", "resnet18_cifar10_exp9", _BUILT_IN),
             _on(TEST, "at the end", "resnet18_cifar10_exp9", _BUILT_IN),
             _on(TEST, "3x3 stem over ImageNet weights", "resnet18_cifar10_exp3", "resnet18_cifar10_exp9"),
         ),

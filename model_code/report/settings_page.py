@@ -79,7 +79,7 @@ def _judge(row: ArticleSetting, recipe: str, ours: object) -> str:
         return "our choice" if row.reason else "undeclared"
     if json.loads(json.dumps(row.stated)) == ours:
         return "same"
-    is_declared = row.reason or re.search(rf"\b{re.escape(row.setting)}\b", find_departures(recipe))
+    is_declared = row.reason or re.search(rf"(?<![\w.]){re.escape(row.setting)}\b", find_departures(recipe))
     return "declared" if is_declared else "undeclared"
 
 

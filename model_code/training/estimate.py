@@ -18,7 +18,7 @@ from model_code.training.processes import Processes
 from model_code.training.run_folder import AnyConfig
 
 MEASURED_S = 0.5
-_BATCH, _PIXELS = 64, 2**18
+BATCH = 8
 VIEWS = 2
 
 
@@ -47,9 +47,12 @@ def estimate_seconds(config: AnyConfig, dataset: PackedDataset) -> float:
     learning = measure_images_per_s(config.network, size, precision, True)
     if isinstance(config, SimSiamConfig):
         looks = config.epochs // config.monitor_every_epochs + 1
-        passed = VIEWS * counts.get("unlabelled", train)
+        unlabelled = counts.get("unlabelled", train)
+        passed = VIEWS * min(unlabelled, config.limit_train or unlabelled)
         return config.epochs * passed / learning + (looks * train + final) / answering
-    held_out = counts.get("validation", round(train * config.validation_fraction))
+    held_out = round(train * config.validation_fraction)
+    if "validation" in counts:
+        held_out = min(counts["validation"], config.limit_test or counts["validation"])
     learned = train if "validation" in counts else train - held_out
     copies = (1 + config.has_flip_averaging) * (3 if config.shift_averaging_pixels else 1)
     return config.epochs * (learned / learning + held_out / answering) + final * copies / answering
@@ -68,8 +71,7 @@ def measure_images_per_s(network_name: str, image_size: int, precision: torch.dt
     device = choose_device("auto")
     network = build_network(network_name, 10, image_size).to(device)
     network.train(is_trained)
-    count = max(2, min(_BATCH, _PIXELS // image_size**2))
-    images_BCHW = torch.randn(count, 3, image_size, image_size, device=device)
+    images_BCHW = torch.randn(BATCH, 3, image_size, image_size, device=device)
     images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
 
     def step() -> None:
@@ -88,4 +90,4 @@ def measure_images_per_s(network_name: str, image_size: int, precision: torch.dt
     while time.perf_counter() - start_s < MEASURED_S:
         step()
         steps += 1
-    return steps * count / (time.perf_counter() - start_s)
+    return steps * BATCH / (time.perf_counter() - start_s)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy._core.multiarray import _reconstruct
 
-from model_code.data.checksums import check_md5, compute_md5, format_mismatch
+from model_code.data.checksums import check_md5, format_mismatch
 from model_code.data.download import download_file
 from model_code.data.sources.archives import Archive, open_archive
 from model_code.data.sources.images import CIFAR10_CLASSES, ImageSource, PixelSplit, order_classes
@@ -102,14 +102,11 @@ def download_cifar10(data_dir: Path, url: str | None = None, is_progress_shown: 
     Raises:
         UsageError, DownloadError, ChecksumError, DiskFullError: As `download_file`.
     """
-    path = data_dir / ARCHIVE_NAME
-    if path.is_file() and compute_md5(path) == ARCHIVE_MD5:
-        return path
     if url is None:
         from torchvision.datasets import CIFAR10
 
         url = CIFAR10.url
-    return download_file(url, path, ARCHIVE_MD5, is_progress_shown=is_progress_shown)
+    return download_file(url, data_dir / ARCHIVE_NAME, ARCHIVE_MD5, is_progress_shown=is_progress_shown)
 
 
 DATASETS["cifar10"] = KnownDataset(image_size=IMAGE_SIZE, classes=CIFAR10_CLASSES, fetch=download_cifar10)

@@ -58,5 +58,5 @@ DATASETS["imagenet-val"] = KnownDataset(
     image_size=256,
     read=read_imagenet_validation,
     settles_problems=True,
-    origin="https://image-net.org/download.php (an account is needed), sorted into a folder for each wnid",
+    origin="https://image-net.org/download.php (an account is needed; sort them into a folder for each wnid)",
 )

@@ -49,7 +49,7 @@ class KnownDataset:
         version: Raised whenever an image is drawn differently, so that packed sets are made anew.
         fetch: Downloads the published archive into a folder, from an address other than the published one if a second
             argument names one, with progress if the third is True; None where a person has to get the images.
-        origin: Source of the images, for messages; empty for images that are drawn, downloaded or anybody's.
+        origin: Source of the images, for messages; empty for those that are drawn or downloaded, and for other names.
     """
 
     image_size: int = OTHER_IMAGE_SIZE

@@ -1,9 +1,11 @@
 """The study: which runs compete, what is released, what a plan says."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from flows.operations import study, study_plan
-from flows.operations.study import choose_best, fetch_missing, release_best
+from flows.operations.study import fetch_missing, rank_recipes, release_best
 from flows.operations.study_plan import plan_study
 from flows.printing.summaries import Outcome
 from flows.printing.tables import print_outcomes, print_plans
@@ -36,31 +38,68 @@ def make_outcome(recipe, accuracy, *, seed=0, dataset="cifar10", profile="full",
     return Outcome(recipe=recipe, seed=seed, result=result)
 
 
-def test_recipes_compete_by_the_mean_of_their_seeds():
+class Releases(list):
+    """What was released: (run id, name); a run in `refused` raises its error instead."""
+
+    def __init__(self):
+        super().__init__()
+        self.refused = {}
+
+    def release(self, run_id, name, **_):
+        if run_id in self.refused:
+            raise self.refused[run_id]
+        self.append((run_id, name))
+
+
+@pytest.fixture
+def releases(monkeypatch):
+    done = Releases()
+    monkeypatch.setattr(study, "release", done.release)
+    monkeypatch.setattr(study, "print_release", lambda summary: None)
+    return done
+
+
+def test_recipes_compete_by_the_mean_of_their_seeds(releases):
     # The best single run is not of the best recipe.
     outcomes = [make_outcome(PLAIN, accuracy, seed=seed) for seed, accuracy in enumerate((0.95, 0.70, 0.72))]
     outcomes += [make_outcome(OTHER, accuracy, seed=seed) for seed, accuracy in enumerate((0.85, 0.88, 0.86))]
-    [choice] = choose_best(outcomes)
-    assert (choice.name, choice.run.run_id) == ("cifar10", f"{OTHER}-1-full")
+    [choice] = release_best(outcomes)
+    assert releases == [(f"{OTHER}-1-full", "cifar10")]
     assert choice.validation_accuracy == pytest.approx(0.8633, abs=1e-4)
-    assert (choice.seeds, choice.recipes) == (3, 2)
+    assert choice.seeds == 3
 
 
-def test_each_data_set_has_a_best_run_and_the_food_sets_one_name():
-    outcomes = [
-        make_outcome(PLAIN, 0.5, dataset="food10"),
-        make_outcome(OTHER, 0.9, dataset="cifar10"),
-        make_outcome(OTHER, 0.6, dataset="food10"),
-        make_outcome(PLAIN, 0.8, dataset="flowers"),  # no registered name takes it
-    ]
-    chosen = [(choice.name, choice.run.dataset, choice.run.recipe) for choice in choose_best(outcomes)]
-    assert chosen == [("cifar10", "cifar10", OTHER), ("food", "food10", OTHER)]
+def test_each_data_set_has_a_best_run(releases):
+    release_best(
+        [
+            make_outcome(PLAIN, 0.5, dataset="food10"),
+            make_outcome(OTHER, 0.9, dataset="cifar10"),
+            make_outcome(OTHER, 0.6, dataset="food10"),
+            make_outcome(PLAIN, 0.8, dataset="flowers"),  # no registered name takes it
+        ]
+    )
+    assert releases == [(f"{OTHER}-0-full", "food"), (f"{OTHER}-0-full", "cifar10")]
+
+
+@pytest.mark.parametrize("champion", [None, "food10", "food10-with-feedback"])
+def test_of_two_data_sets_with_one_name_the_champions_is_released(releases, monkeypatch, capsys, champion):
+    def read(bundles_dir, name):
+        if champion is None:
+            raise BundleError("nothing is released")
+        return None, None, SimpleNamespace(dataset=champion)
+
+    monkeypatch.setattr(study, "read_champion", read)
+    released = release_best([make_outcome(PLAIN, 0.5, dataset="food11"), make_outcome(OTHER, 0.9, dataset="food10")])
+    assert releases == [(f"{PLAIN if champion is None else OTHER}-0-full", "food")]
+    assert not released[0].error
+    kept, other = ("food11", "food10") if champion is None else ("food10", "food11")
+    assert f"no run on {other} is released: the models of food are those of {kept}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("profiles", "best"), [(("full", "custom", "smoke"), "full"), (("smoke", "custom"), "custom")])
 def test_runs_of_a_smaller_budget_never_stand_beside_full_ones(profiles, best):
     outcomes = [make_outcome(PLAIN, 0.9 - 0.2 * (profile == best), profile=profile) for profile in profiles]
-    [choice] = choose_best(outcomes)
+    [choice] = rank_recipes(outcomes)["cifar10"]["cifar10"]
     assert choice.run.profile == best
 
 
@@ -71,24 +110,29 @@ def test_simsiam_competes_and_what_leaves_no_network_does_not():
         make_outcome(PLAIN, 0.8),
         Outcome(recipe=OTHER, seed=0, error="failed"),
     ]
-    [choice] = choose_best(outcomes)
-    assert (choice.run.recipe, choice.recipes) == ("simsiam_cifar10", 2)
-    assert choose_best(outcomes[:1]) == []
+    ranked = rank_recipes(outcomes)["cifar10"]["cifar10"]
+    assert [choice.run.recipe for choice in ranked] == ["simsiam_cifar10", PLAIN]
+    assert rank_recipes(outcomes[:1]) == {}
 
 
-def test_a_release_that_fails_does_not_stop_the_next(monkeypatch, capsys):
-    def refuse(run_id, name, **_):
-        kind = ReleaseError if name == "cifar10" else BundleError
-        raise kind(f"{name} cannot be exported\nmore about it")
+def test_of_a_run_that_cannot_be_released_the_next_recipe_is(releases, capsys):
+    releases.refused = {f"{OTHER}-0-full": ReleaseError("it does not scale")}
+    [choice] = release_best([make_outcome(PLAIN, 0.5), make_outcome(OTHER, 0.9)])
+    assert releases == [(f"{PLAIN}-0-full", "cifar10")]
+    assert not choice.error
+    assert f"{OTHER} is not released: it does not scale" in capsys.readouterr().out
 
-    monkeypatch.setattr(study, "release", refuse)
-    outcomes = [make_outcome(PLAIN, 0.5, dataset=dataset) for dataset in ("cifar10", "food11")]
+
+def test_a_name_without_a_release_does_not_stop_the_next(releases, capsys):
+    releases.refused = {f"{PLAIN}-0-full": BundleError("it is damaged\nmore about it")}
+    outcomes = [make_outcome(PLAIN, 0.5), make_outcome(OTHER, 0.5, dataset="food11")]
     released = release_best(outcomes)
-    assert [choice.error for choice in released] == ["cifar10 cannot be exported", "food cannot be exported"]
-    print_outcomes(outcomes, released)
+    assert [choice.error for choice in released] == ["it is damaged", ""]
+    assert releases == [(f"{OTHER}-0-full", "food")]
+    print_outcomes(outcomes, released[:1])
     printed = capsys.readouterr().out
-    assert "food cannot be exported" in printed
-    assert "more about it" not in printed.split("validation")[-1]
+    assert "it is damaged" in printed
+    assert "more about it" not in printed.split("best run by validation")[1]
 
 
 def test_what_is_missing_is_fetched_where_it_can_be(monkeypatch, capsys):
@@ -98,7 +142,7 @@ def test_what_is_missing_is_fetched_where_it_can_be(monkeypatch, capsys):
     configs = [build_config(name, changes={"dataset": "shapes"}) for name in (PLAIN, OTHER)]
     configs += [build_config("resnet18_food11"), build_config(PLAIN)]
     monkeypatch.setattr("model_code.data.sources.cifar_archive.download_file", fail)
-    fetch_missing(configs)
+    assert fetch_missing(configs) == ["cifar10 was not added: no network"]
     assert is_added("shapes", load_settings().cache_dir)
     printed = capsys.readouterr().out
     assert "cifar10 was not added: no network" in printed

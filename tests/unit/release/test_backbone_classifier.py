@@ -86,7 +86,10 @@ def test_validation_images_are_not_in_the_bank(config, weights, images):
 
 def test_images_that_would_have_to_be_scaled_are_refused(config, weights, images):
     larger = config.model_copy(update={"evaluation_enlargement": 1.25})
-    with pytest.raises(ReleaseError, match=r"of 20 pixels, and cifar10 is packed with 16; .* --image-size 20"):
+    with pytest.raises(
+        ReleaseError,
+        match=r"scaled to 20 pixels, and cifar10 is packed with 16: .*image_size=16 --set evaluation_enlargement=1$",
+    ):
         build_classifier(larger, weights, images, None)
 
 

@@ -1,6 +1,7 @@
 """The estimate of a run's time: what it counts, and its distance from the time that a training takes."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +44,19 @@ def _known_rate(monkeypatch):
 def test_every_pass_of_an_image_counts(shapes, recipe, changes, passes):
     config = build_config(recipe, changes={"dataset": "shapes", **changes})
     assert estimate_seconds(config, shapes) == pytest.approx(passes / RATE)
+
+
+@pytest.mark.usefixtures("_known_rate")
+def test_limits_hold_for_unlabelled_and_validation_images_too():
+    sizes = {"train": 500, "unlabelled": 3000, "validation": 400, "test": 300}
+    dataset = SimpleNamespace(
+        image_size=64, splits={name: SimpleNamespace(labels_N=range(count)) for name, count in sizes.items()}
+    )
+    small = {"limit_train": 200, "limit_test": 50}
+    pretrained = build_config("simsiam_food11", changes={"epochs": 2, "monitor_every_epochs": 2, **small})
+    assert estimate_seconds(pretrained, dataset) == pytest.approx((2 * 2 * 200 + 2 * 200 + 50) / RATE)
+    supervised = build_config("resnet18_food11", changes={"epochs": 2, **small})
+    assert estimate_seconds(supervised, dataset) == pytest.approx((2 * (200 + 50) + 50) / RATE)
 
 
 def test_an_estimate_is_near_the_time_that_a_training_takes(shapes, tmp_path):
