@@ -33,6 +33,7 @@ OTHER_VALUES = {
     "adam_betas": (0.5, 0.999),
     "schedule": "cosine",
     "patience_epochs": 2,
+    "plateau_watches": "train",
     "min_learning_rate": 1e-6,
     "warmup_epochs": 5,
     "cutout_pixels": 8,
