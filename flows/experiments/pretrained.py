@@ -32,6 +32,12 @@ class Pretrained:
     run_id: str | None = None
 
 
+def name_start(config: AnyConfig) -> str | None:
+    """Return the recipe whose weights a run starts from; None without one."""
+    weights = config.pretrained_weights if isinstance(config, TrainingConfig) else None
+    return weights.removeprefix(RECIPE_PREFIX) if weights and weights.startswith(RECIPE_PREFIX) else None
+
+
 def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Settings) -> Pretrained | None:
     """Return what a config starts from; None when it starts from nothing.
 
@@ -45,10 +51,10 @@ def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Setting
     """
     if not isinstance(config, TrainingConfig) or config.pretrained_weights is None:
         return None
-    source = config.pretrained_weights
-    if not source.startswith(RECIPE_PREFIX):
-        return Pretrained(source, hash_pretrained(source))
-    name = get_recipe(source.removeprefix(RECIPE_PREFIX)).name
+    start = name_start(config)
+    if start is None:
+        return Pretrained(config.pretrained_weights, hash_pretrained(config.pretrained_weights))
+    name = get_recipe(start).name
     # What is held out is the same with feedback and without.
     checksums = {dataset.checksum} if dataset.base is None else {dataset.checksum, dataset.base.checksum}
     runs = find_finished_runs(open_store(settings), name, config.dataset.removesuffix(FEEDBACK_SUFFIX))

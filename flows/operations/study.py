@@ -34,7 +34,7 @@ def fetch_missing(configs: Sequence[AnyConfig]) -> list[str]:
         if is_added(name, settings.cache_dir):
             continue
         known = get_known(name)
-        if known.fetch is None and known.draw is None:
+        if not known.is_fetchable:
             print(f"{name} is not here and cannot be downloaded: {format_remedy(name)}", flush=True)
             continue
         try:

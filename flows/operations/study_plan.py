@@ -3,12 +3,12 @@
 from collections.abc import Collection, Iterator, Sequence
 
 from flows.experiments.inputs import find_kept, open_inputs
+from flows.experiments.pretrained import name_start
 from flows.printing.summaries import Plan
 from model_code.data.cache import is_added, open_dataset
 from model_code.data.sources.detect import get_known
 from model_code.errors import DarkroomError
 from model_code.settings import load_settings
-from model_code.training.config import RECIPE_PREFIX, TrainingConfig
 from model_code.training.estimate import estimate_seconds
 from model_code.training.run_folder import AnyConfig, find_interrupted
 
@@ -32,12 +32,12 @@ def plan_study(configs: Sequence[AnyConfig], *, is_fetched: bool) -> Iterator[Pl
 
 def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool) -> tuple[str, float | None]:
     """Return a run's fate and about how many seconds it takes, if that can be told."""
-    settings, known = load_settings(), get_known(config.dataset)
+    settings = load_settings()
     is_missing = not is_added(config.dataset, settings.cache_dir)
-    if is_missing and is_fetched and (known.fetch or known.draw):
+    if is_missing and is_fetched and get_known(config.dataset).is_fetchable:
         return "fetch, then train", None
     try:
-        if not is_missing and _name_start(config) in trained:
+        if not is_missing and name_start(config) in trained:
             return "train", estimate_seconds(config, open_dataset(config.dataset, settings.cache_dir))
         inputs = open_inputs(config)
         if find_kept(inputs) is not None:
@@ -46,9 +46,3 @@ def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool) -> tupl
         return "resume" if is_begun else "train", estimate_seconds(config, inputs.dataset)
     except DarkroomError as error:
         return f"{'skip' if is_missing else 'fail'}: {error}", None
-
-
-def _name_start(config: AnyConfig) -> str | None:
-    """Return the recipe whose weights a run starts from; None without one."""
-    weights = config.pretrained_weights if isinstance(config, TrainingConfig) else None
-    return weights.removeprefix(RECIPE_PREFIX) if weights and weights.startswith(RECIPE_PREFIX) else None

@@ -8,7 +8,11 @@ from serving.bundle.manifest import Manifest
 from serving.bundle.store import Change
 
 
-class ReleaseSummary(BaseModel):
+class _Summary(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ReleaseSummary(_Summary):
     """What came of a release.
 
     Attributes:
@@ -22,8 +26,6 @@ class ReleaseSummary(BaseModel):
         is_champion: True if the version is champion now, or would be after a dry run.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     mode: str
     profile: str
     manifest: Manifest
@@ -34,7 +36,7 @@ class ReleaseSummary(BaseModel):
     is_champion: bool = False
 
 
-class Outcome(BaseModel):
+class Outcome(_Summary):
     """What happened to one run of train-all: its result, or the reason why there is none.
 
     Attributes:
@@ -46,8 +48,6 @@ class Outcome(BaseModel):
         error: Why there is no result.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     recipe: str
     seed: int
     result: RunResult | None = None
@@ -56,7 +56,7 @@ class Outcome(BaseModel):
     error: str = ""
 
 
-class Choice(BaseModel):
+class Choice(_Summary):
     """Best run of a data set, and what came of its release.
 
     Attributes:
@@ -68,8 +68,6 @@ class Choice(BaseModel):
         error: Why it was not; empty otherwise.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
     run: RunResult
     validation_accuracy: float
@@ -78,7 +76,7 @@ class Choice(BaseModel):
     error: str = ""
 
 
-class Plan(BaseModel):
+class Plan(_Summary):
     """What train-all would do of one run.
 
     Attributes:
@@ -88,8 +86,6 @@ class Plan(BaseModel):
         state: Fate of the run, for people.
         seconds: About how long; None where that cannot be told.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str
     seed: int

@@ -33,7 +33,7 @@ class BackboneClassifier:
         model: uint8 images [B, H, W, C] in, logits [B, K] out; on the CPU, in evaluation mode.
         head: Kind of the layer behind the backbone.
         accuracies: Share of the validation images that each kind of head labels right, in [0, 1].
-        knn_accuracy: The same as the training measured it, by `model_code.evaluation.knn`.
+        knn_accuracy: Share that the kNN of the training (`model_code.evaluation.knn`) labels right, in [0, 1].
     """
 
     model: nn.Module

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from model_code.report.collection import Collection, History, rank_budget
+from model_code.report.collection import Collection, average, rank_budget
 from model_code.report.comparison import NOT_RUN, mark_budget, summarise
 from model_code.report.document import Block, Cell, Heading, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import draw_arms, draw_forest, list_histories, render
@@ -98,7 +98,8 @@ def _build_overlay(collection: Collection, question: Question) -> list[Block]:
     shown = {
         arm.label: (group, list_histories(group, question.curve)) for arm, group in found if group.budget == budget
     }
-    ends = "; ".join(f"{label} ends at {_average_end(histories):.1%}" for label, (_, histories) in shown.items())
+    means = {label: average([history[-1][1] for history in histories])[0] for label, (_, histories) in shown.items()}
+    ends = "; ".join(f"{label} ends at {mean:.1%}" for label, mean in means.items())
     name, title = f"curves-{question.key}", f"{question.curve.replace('/', ' ')}, %"
     histories_by_arm = {label: histories for label, (_, histories) in shown.items()}
     image = render(name, draw_arms(title, histories_by_arm, 100), f"{title}: {ends}")
@@ -107,7 +108,3 @@ def _build_overlay(collection: Collection, question: Question) -> list[Block]:
     caption = f"Mean over the seeds of each arm, thin lines for seeds; budget: {budget}.{without}"
     runs = tuple(run.run_id for group, _ in shown.values() for run in group.runs)
     return [ImageGroup(f"Curves: {question.key}", (image,), caption, runs)]
-
-
-def _average_end(histories: list[History]) -> float:
-    return sum(history[-1][1] for history in histories) / len(histories)

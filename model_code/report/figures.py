@@ -72,7 +72,7 @@ def draw_seeds(
         histories: One for each seed.
         scale: Factor of values and lines: 100 for percent.
         lines: (value, label) of horizontal lines to compare with.
-        published: The same quantity as an article reports it; empty for none.
+        published: Curve of an article for this quantity; empty for none.
     """
     figure = Figure(figsize=PANEL_INCHES, layout="constrained")
     axis = figure.subplots()

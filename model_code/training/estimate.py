@@ -65,7 +65,7 @@ def measure_images_per_s(network_name: str, image_size: int, precision: torch.dt
     Args:
         network_name: Key of `NETWORKS`.
         image_size: Height and width, pixels.
-        precision: Of the forward pass.
+        precision: Precision of the forward pass.
         is_trained: True for steps of training, False for answers.
     """
     device = choose_device("auto")

@@ -61,6 +61,11 @@ class KnownDataset:
     fetch: Fetch | None = None
     origin: str = ""
 
+    @property
+    def is_fetchable(self) -> bool:
+        """Whether its images are drawn or downloaded, and nobody has to bring them."""
+        return self.draw is not None or self.fetch is not None
+
 
 LAYOUTS: list[Layout] = []
 DATASETS: dict[str, KnownDataset] = {}
