@@ -15,6 +15,8 @@ from model_code.evaluation.calibration import measure_interval
 from serving.bundle.manifest import Selection, Thresholds
 
 CONFIDENCE = 0.95
+# Target errors from the strictest on, each with its share of the 5 % risk: the strictest is wanted and gets most.
+TARGETS = {0.05: 0.8, 0.1: 0.1, 0.2: 0.1}
 # The sequence starts at this share of the most probable predictions and goes on in steps of one percent.
 FIRST_SHARE, STEPS = 1 / 8, 100
 
@@ -38,15 +40,30 @@ class LabelledAnswers:
     labels_N: Integers
 
 
-def choose_thresholds(validation: LabelledAnswers, test: LabelledAnswers | None, target_error: float) -> Thresholds:
+def choose_supported_thresholds(validation: LabelledAnswers, test: LabelledAnswers | None) -> Thresholds:
+    """Choose thresholds for the strictest of the `TARGETS` that the validation images support, the loosest if none.
+
+    Each target spends its own share of the risk, so that the confidence holds whichever is chosen. See
+    `choose_thresholds` for the rest.
+    """
+    for target_error, share in TARGETS.items():
+        thresholds = choose_thresholds(validation, test, target_error, share * (1 - CONFIDENCE))
+        if any(threshold is not None for threshold in thresholds.per_class):
+            break
+    return thresholds
+
+
+def choose_thresholds(
+    validation: LabelledAnswers, test: LabelledAnswers | None, target_error: float, risk: float = 1 - CONFIDENCE
+) -> Thresholds:
     """Choose the least probability at which the predictions of each class are accepted, on validation.
 
-    With 95 % confidence every threshold at once keeps the target error: a class with a threshold of its own by itself,
-    the classes that share the pooled threshold taken together; so do all accepted predictions. A threshold is None
-    where the images do not support one: no prediction of that class is accepted.
+    With a confidence of 1 - risk every threshold at once keeps the target error: a class with a threshold of its own by
+    itself, the classes that share the pooled threshold taken together; so do all accepted predictions. A threshold is
+    None where the images do not support one: no prediction of that class is accepted.
 
     A class gets a test of its own if it is predicted often enough to pass one with an error among the images. These
-    classes divide half of the 5 % risk; the test of the pooled threshold, which takes the classes left over, has the
+    classes divide half of the risk; the test of the pooled threshold, which takes the classes left over, has the
     other half, or all of it if no class is predicted often enough. Counts decide, labels do not.
 
     The confidence holds for images like those of validation. Which epoch was kept was chosen on them too, as was the
@@ -59,6 +76,7 @@ def choose_thresholds(validation: LabelledAnswers, test: LabelledAnswers | None,
         validation: Answers that choose.
         test: Answers that are only reported; None if there are none.
         target_error: Error allowed among accepted predictions, in (0, 1).
+        risk: Probability that the target error is exceeded, in (0, 1).
 
     Raises:
         ValueError: `target_error` is outside (0, 1), or there are no validation images.
@@ -68,7 +86,6 @@ def choose_thresholds(validation: LabelledAnswers, test: LabelledAnswers | None,
     if len(validation.labels_N) == 0:
         raise ValueError("there are no validation images to choose thresholds on")
     classes = validation.probabilities_NK.shape[1]
-    risk = 1 - CONFIDENCE
     confidence_N, predicted_N, is_wrong_N = _judge(validation)
     counts_K = np.bincount(predicted_N, minlength=classes)
     (tested,) = np.nonzero(counts_K >= _count_needed(target_error, risk / 2 / classes, errors=1))

@@ -18,7 +18,7 @@ from model_code.data.cache import PackedDataset, open_dataset
 from model_code.errors import ReleaseError
 from model_code.evaluation.calibration import measure_reliability, try_temperature
 from model_code.evaluation.metrics import predict_logits
-from model_code.evaluation.thresholds import LabelledAnswers, choose_thresholds
+from model_code.evaluation.thresholds import LabelledAnswers, choose_supported_thresholds
 from model_code.release.backbone_classifier import Head, build_classifier
 from model_code.release.certificate import certify, check_certificate, find_providers
 from model_code.release.onnx_export import OPSET, export_onnx
@@ -37,7 +37,6 @@ from serving.bundle.store import hash_file, name_file, write_manifest
 from serving.bundle.timing import time_variant
 from serving.errors import BundleError
 
-TARGET_ERROR = 0.05
 GOLDEN_IMAGES = 16
 # How far the test accuracy may be from the one that the training measured: bfloat16 on a GPU, float32 here.
 MAX_ACCURACY_SHIFT = 0.01
@@ -195,7 +194,7 @@ def _calibrate(model: nn.Module, images: TrainingImages, split: str, final_logit
     return Calibration(
         temperature=trial.temperature,
         reliability=tuple(measure_reliability(*each, trial.temperature) for each in looked_at),
-        thresholds=choose_thresholds(answers[0], answers[1] if has_test else None, TARGET_ERROR),
+        thresholds=choose_supported_thresholds(answers[0], answers[1] if has_test else None),
         trial=trial,
     )
 

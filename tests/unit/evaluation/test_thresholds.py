@@ -7,7 +7,7 @@ from scipy.special import softmax
 from scipy.stats import beta, binom
 
 from model_code.evaluation.calibration import measure_interval, try_temperature
-from model_code.evaluation.thresholds import LabelledAnswers, choose_thresholds
+from model_code.evaluation.thresholds import LabelledAnswers, choose_supported_thresholds, choose_thresholds
 
 TARGET = 0.05
 
@@ -197,6 +197,30 @@ def test_the_promise_holds_in_95_of_100_releases(name, count):
     assert sum(any(one is not None for one in found.per_class) for found in chosen) > 0.5 * DRAWS
     if count == 2000:
         assert any(any(found.is_own) for found in chosen)
+
+
+@pytest.mark.parametrize(
+    ("wrong_ranks", "target", "is_supported"),
+    [((), 0.05, True), ((10, 90), 0.1, True), ((10, 60, 70, 90), 0.2, True), (range(0, 375, 2), 0.2, False)],
+)
+def test_the_strictest_supported_target_is_chosen(wrong_ranks, target, is_supported):
+    chosen = choose_supported_thresholds(rank([index not in wrong_ranks for index in range(375)]), None)
+    assert chosen.target_error == target
+    assert any(threshold is not None for threshold in chosen.per_class) == is_supported
+
+
+@pytest.mark.parametrize("sharpness", [3.0, 4.0, 5.0])
+def test_the_promise_of_a_weak_classifier_holds_whichever_target_is_chosen(sharpness):
+    population = Population(sharpness=sharpness)
+    broken, targets = 0, set()
+    for seed in range(DRAWS):
+        found = choose_supported_thresholds(population.draw(300, seed), None)
+        error = population.measure(found.per_class)
+        broken += (error or 0) > found.target_error
+        if error is not None:
+            targets.add(found.target_error)
+    assert broken <= MOST_BROKEN
+    assert len(targets) > 1
 
 
 def test_the_promise_holds_with_a_temperature_fitted_on_the_same_images():
