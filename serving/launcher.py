@@ -122,6 +122,7 @@ def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
     help="Write this share of the answers, 0 to 1, to requests/ in DARKROOM_INBOX, or in DARKROOM_HOME if not set.",
 )
 @click.option("--keep-pictures", is_flag=True, help="Keep the images of these requests too.")
+@click.option("--access-log", is_flag=True, help="Write one JSON object for each request to stdout.")
 @click.option("--feedback", is_flag=True, help="Accept true labels at /v1/feedback, into feedback/ beside requests/.")
 @click.option(
     "--uncommon-formats",
@@ -147,6 +148,7 @@ def serve(
     keep_alive_s: int,
     log_share: float,
     keep_pictures: bool,
+    access_log: bool,
     feedback: bool,
     uncommon_formats: bool,
     is_supervised: bool,
@@ -169,6 +171,7 @@ def serve(
         keep_alive_s=keep_alive_s,
         log_share=log_share,
         keeps_images=keep_pictures,
+        logs_access=access_log,
         takes_feedback=feedback,
         allows_uncommon_formats=uncommon_formats,
     )

@@ -36,6 +36,7 @@ class ServiceOptions(BaseModel):
         allowed_hosts: Names, with a dot, under which browsers reach the service, e.g. `darkroom.example.org`.
         log_share: Share of the answered images that is written to the request log, in [0, 1].
         keeps_images: True if the log keeps the images themselves too.
+        logs_access: True to write one JSON object for each request to stdout.
         takes_feedback: True if `POST /v1/feedback` keeps right labels, and the images that come with them.
         root_path: Prefix of the addresses behind a proxy that strips it, e.g. `/ml/darkroom`; empty without one.
         keep_alive_s: Seconds for which an idle connection stays open, unless its place is needed.
@@ -53,6 +54,7 @@ class ServiceOptions(BaseModel):
     allowed_hosts: tuple[str, ...] = ()
     log_share: float = Field(0.0, ge=0, le=1)
     keeps_images: bool = False
+    logs_access: bool = False
     takes_feedback: bool = False
     root_path: str = ""
     keep_alive_s: int = Field(DEFAULT_KEEP_ALIVE_S, ge=1)

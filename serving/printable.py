@@ -3,6 +3,8 @@
 import logging
 import re
 
+from serving.request_record import REQUEST_ID
+
 # What Excel, LibreOffice and Google Sheets take for the start of a formula, also behind spaces, and in full width.
 _FORMULA = re.compile(r"\s*[=+\-@\t\r|%\uff1d\uff0b\uff0d\uff20]")
 
@@ -18,9 +20,10 @@ def show_cell(text: str) -> str:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Writes each record as one line; a traceback follows on lines of its own."""
+    """Writes each record as one line, with the id of its request; a traceback follows on lines of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the record's line, whatever names are in its message."""
         record.message = show(record.message)
-        return super().formatMessage(record)
+        request_id = REQUEST_ID.get()
+        return super().formatMessage(record) + (f" [request {request_id}]" if request_id else "")

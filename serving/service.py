@@ -18,6 +18,7 @@ from serving.http.prediction_api import PredictionApi
 from serving.models.model_set import ModelSet, find_bundles_dir, find_inbox_dir
 from serving.models.predictions import ModelsAnswer, PredictAnswer
 from serving.models.registry import RegistryFollower
+from serving.observation.access_log import AccessLog
 from serving.observation.drift import DriftWatch
 from serving.observation.feedback import FEEDBACK_FOLDER, FeedbackStore
 from serving.observation.metrics import (
@@ -32,9 +33,18 @@ from serving.observation.metrics import (
 )
 from serving.observation.request_log import IMAGES_FOLDER, REQUESTS_FOLDER, RequestLog
 from serving.options import read_options
+from serving.request_record import AnsweredRequest
 
 options = read_options()
-app = create_app(options, on_request=count_request)
+
+
+def _tell(request: AnsweredRequest) -> None:
+    count_request(request)
+    if app.state.access_log is not None:
+        app.state.access_log.add(request)
+
+
+app = create_app(options, on_request=_tell)
 
 
 # The timeout covers receiving and classifying the largest request; bodies have a shorter one of their own.
@@ -80,6 +90,7 @@ class Darkroom:
         app.state.is_alive = lambda: not self._explain_dead()
         app.state.drift = self._drift
         app.state.log = self._log
+        app.state.access_log = AccessLog() if options.logs_access else None
         if options.takes_feedback:
             store = FeedbackStore(inbox_dir / FEEDBACK_FOLDER)
             app.state.feedback = FeedbackApi(api, store, requests_dir / IMAGES_FOLDER, count_feedback)

@@ -29,7 +29,7 @@ from serving.errors import (
 from serving.http.api_keys import ApiKeys
 from serving.http.connections import SURPLUS
 from serving.http.endpoint import ENDPOINTS, Endpoint
-from serving.http.layers import CutOff, RequestCounter, SecurityHeaders
+from serving.http.layers import REQUEST_ID_HEADER, SECURITY_HEADERS, CutOff, RequestObserver, SecurityHeaders
 from serving.http.openapi import describe_api
 from serving.http.origins import PageCheck
 from serving.http.protocol import REFUSED
@@ -37,6 +37,7 @@ from serving.http.request_body import RequestBody
 from serving.limits import MAX_CONNECTIONS
 from serving.models.predictions import ErrorAnswer, ErrorDetail
 from serving.options import ServiceOptions, is_root_path
+from serving.request_record import REQUEST_ID, AnsweredRequest
 
 # What BentoML answers when it is asked with GET; everything else about them comes here.
 BENTOML_PATHS = {"/livez", "/readyz", "/healthz", "/metrics", "/schema.json"}
@@ -58,16 +59,16 @@ _HTTP_CODES = {404: "no_such_route", 405: "method_not_allowed"}
 
 
 def create_app(
-    options: ServiceOptions | None = None, on_request: Callable[[str, int, float], None] | None = None
+    options: ServiceOptions | None = None, on_request: Callable[[AnsweredRequest], None] = lambda _: None
 ) -> Starlette:
     """Return the routes; `app.state.api` must hold a `PredictionApi` before the first request.
 
     `app.state.drift` may hold a `DriftWatch`, `app.state.feedback` a `FeedbackApi`, `app.state.log` a `RequestLog`,
-    which is closed with the app.
+    `app.state.access_log` an `AccessLog`; the last three are closed with the app.
 
     Args:
         options: Who may call.
-        on_request: Told the route, the HTTP status and the seconds of each request.
+        on_request: Told of each request once its answer is sent.
 
     Raises:
         StartError: The API keys cannot be read.
@@ -83,8 +84,8 @@ def create_app(
                 CORSMiddleware,
                 allow_origins=options.allowed_origins,
                 allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "X-API-Key", "Content-Type"],
-                expose_headers=["Retry-After"],
+                allow_headers=["Authorization", "X-API-Key", "Content-Type", REQUEST_ID_HEADER, "traceparent"],
+                expose_headers=["Retry-After", REQUEST_ID_HEADER],
             )
         )
     app = Starlette(
@@ -106,13 +107,13 @@ def create_app(
         },
         lifespan=_close_at_end,
     )
-    if on_request is not None:
-        paths = [route.path for route in app.routes if isinstance(route, Route) and route.path != _ANYTHING_ELSE]
-        app.user_middleware.insert(0, Middleware(RequestCounter, paths=paths, on_request=on_request))
+    paths = [route.path for route in app.routes if isinstance(route, Route) and route.path != _ANYTHING_ELSE]
+    app.user_middleware.insert(0, Middleware(RequestObserver, paths=paths, on_request=on_request))
     app.state.root_path = options.root_path
     app.state.drift = None
     app.state.feedback = None
     app.state.log = None
+    app.state.access_log = None
     app.state.keys = ApiKeys(options.api_keys_file) if options.api_keys_file else None
     app.state.pages = PageCheck(options.allowed_origins, options.allowed_hosts, has_keys=app.state.keys is not None)
     return app
@@ -142,7 +143,7 @@ def _guard(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
 @asynccontextmanager
 async def _close_at_end(app: Starlette) -> AsyncIterator[None]:
     yield
-    for other in (app.state.feedback, app.state.log):
+    for other in (app.state.feedback, app.state.log, app.state.access_log):
         if other is not None:
             other.close()
     app.state.api.close()
@@ -199,7 +200,9 @@ async def _answer_shortage(_: Request, __: Exception) -> Response:
 
 async def _answer_fault(_: Request, error: Exception) -> Response:
     # Starlette logs the error itself.
-    return _refuse(500, "internal", f"the service failed over this request ({type(error).__name__})", None)
+    # Outside of the layers that add the headers.
+    headers = {**SECURITY_HEADERS, REQUEST_ID_HEADER: REQUEST_ID.get()}
+    return _refuse(500, "internal", f"the service failed over this request ({type(error).__name__})", headers)
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:
@@ -220,7 +223,9 @@ async def _answer_stopping(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _refuse(status: int, code: str, message: str, headers: dict[str, str] | None) -> Response:
-    return _answer_json(ErrorAnswer(error=ErrorDetail(code=code, message=message)), status, headers)
+    return _answer_json(
+        ErrorAnswer(error=ErrorDetail(code=code, message=message, request_id=REQUEST_ID.get())), status, headers
+    )
 
 
 def _answer_json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:

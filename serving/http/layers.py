@@ -1,19 +1,23 @@
-"""Layers around the routes: headers that every answer carries, and what is counted of every request."""
+"""Layers around the routes: headers that every answer carries, and what is told of every request."""
 
 import asyncio
 import time
 from collections.abc import Callable, Collection
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.request_record import REQUEST_ID, AnsweredRequest, choose_request_id, read_traceparent
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+REQUEST_ID_HEADER = "X-Request-ID"
 _OTHER_PATHS = "other"
+_MAX_PATH = 200
 
 
 class SecurityHeaders:
@@ -68,10 +72,10 @@ class CutOff:
             await self._answer(scope, receive, send)
 
 
-class RequestCounter:
-    """Tells the route, the HTTP status and the seconds of every request, once its answer is sent."""
+class RequestObserver:
+    """Gives every request an identity, and tells what was answered."""
 
-    def __init__(self, app: ASGIApp, paths: Collection[str], on_request: Callable[[str, int, float], None]) -> None:
+    def __init__(self, app: ASGIApp, paths: Collection[str], on_request: Callable[[AnsweredRequest], None]) -> None:
         """Wrap an application.
 
         Args:
@@ -91,15 +95,33 @@ class RequestCounter:
             return
         start_s = time.perf_counter()
         status = 500  # of an error that the layers around this one answer
+        headers = Headers(scope=scope)
+        request_id = choose_request_id(headers.get(REQUEST_ID_HEADER))
+        REQUEST_ID.set(request_id)
 
         async def send_and_see(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
         try:
             await self._app(scope, receive, send_and_see)
         finally:
-            matching = (path for path, pattern in self._patterns.items() if pattern.match(scope["path"]))
-            self._on_request(next(matching, _OTHER_PATHS), status, time.perf_counter() - start_s)
+            path = scope["path"]
+            client = scope.get("client")
+            self._on_request(
+                AnsweredRequest(
+                    request_id=request_id,
+                    traceparent=read_traceparent(headers.get("traceparent")),
+                    client=client[0] if client else None,
+                    method=scope["method"],
+                    path=path[:_MAX_PATH],
+                    route=next(
+                        (route for route, pattern in self._patterns.items() if pattern.match(path)), _OTHER_PATHS
+                    ),
+                    status=status,
+                    seconds=round(time.perf_counter() - start_s, 6),
+                )
+            )

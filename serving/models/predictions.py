@@ -171,12 +171,13 @@ class FeedbackAnswer(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong: a stable machine-readable code, and one line for a person."""
+    """What went wrong: a stable machine-readable code, one line for a person, and the request's id in the logs."""
 
     model_config = ConfigDict(frozen=True)
 
     code: str
     message: str
+    request_id: str
 
 
 class ErrorAnswer(BaseModel):

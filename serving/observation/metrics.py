@@ -11,6 +11,7 @@ import bentoml
 from serving.limits import MAX_IMAGES
 from serving.models.model_set import REGISTRY_PROBLEM
 from serving.models.predictions import ChallengerState, ModelsAnswer, PredictAnswer
+from serving.request_record import AnsweredRequest
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 
@@ -81,10 +82,10 @@ _published: set[tuple[str, ...]] = set()
 _seen: set[tuple[str, str, str]] = set()
 
 
-def count_request(route: str, status: int, seconds: float) -> None:
+def count_request(request: AnsweredRequest) -> None:
     """Count one answered request."""
-    _requests.labels(route, str(status)).inc()
-    _request_seconds.labels(route).observe(seconds)
+    _requests.labels(request.route, str(request.status)).inc()
+    _request_seconds.labels(request.route).observe(request.seconds)
 
 
 def publish_models(answer: ModelsAnswer) -> None:
