@@ -1,4 +1,4 @@
-"""Drift scores of real images: `python -m benchmarks.drift --home HOME --zip FILE`.
+"""Drift scores and estimated accuracies of real images: `python -m benchmarks.drift --home HOME --zip FILE`.
 
 HOME holds a release with calibration, FILE class folders `test/<class>/<image>` of what it was tested on. Several
 samples of each kind are scored, as the service would score its last 1,000 predictions.
@@ -73,18 +73,21 @@ def main() -> None:
     records = []
     for kind, spoil in SPOILT.items():
         probabilities_N, accuracy = classify(options.zip, classifier, spoil)
-        scores = []
+        scores, estimates = [], []
         for seed in range(options.samples):
             window = DriftWindow(reference)
             for probability in np.random.default_rng(seed).choice(probabilities_N, WINDOW_PREDICTIONS, replace=False):
                 window.add(float(probability))
             scores.append(window.score)
-        records.append({"images": kind, "accuracy": accuracy, "scores": scores})
-    table = Table("images", "accuracy", "mean score", "lowest", "highest")
+            assert window.accuracy is not None, "the window is full"
+            estimates.append(window.accuracy.accuracy_fraction)
+        records.append({"images": kind, "accuracy": accuracy, "estimated_accuracies": estimates, "scores": scores})
+    table = Table("images", "accuracy", "estimated", "mean score", "lowest", "highest")
     for record in records:
         scores_S = np.array(record["scores"], dtype=float)
         figures = (f"{value:.3f}" for value in (scores_S.mean(), scores_S.min(), scores_S.max()))
-        table.add_row(str(record["images"]), f"{record['accuracy']:.3f}", *figures)
+        estimated = np.mean(np.array(record["estimated_accuracies"], dtype=float))
+        table.add_row(str(record["images"]), f"{record['accuracy']:.3f}", f"{estimated:.3f}", *figures)
     Console().print(table)
     if options.json:
         options.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")

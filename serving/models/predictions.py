@@ -100,6 +100,24 @@ class ChallengerState(BaseModel):
     agreement_fraction: float | None
 
 
+class AccuracyEstimate(BaseModel):
+    """Accuracy on the last predictions, estimated without labels by `serving/observation/drift.py`.
+
+    Attributes:
+        accuracy_fraction: In [0, 1]; right only as far as the probabilities are.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+        count: Predictions.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    accuracy_fraction: float
+    low: float
+    high: float
+    count: int
+
+
 class ServedModel(ModelIdentity):
     """A loaded model.
 
@@ -118,6 +136,8 @@ class ServedModel(ModelIdentity):
         challenger: Model that looks at its images unseen; None for none.
         drift_score: Distance of the last predictions from the images that the model was measured on: the population
             stability index of `serving/observation/drift.py`, 0.1 small, 0.25 large; None without enough of them.
+        estimated_accuracy: Accuracy on these predictions, estimated without labels; None without enough of them, or
+            without calibration.
     """
 
     provider: str
@@ -132,6 +152,7 @@ class ServedModel(ModelIdentity):
     thresholds: dict[str, float] | None = None
     challenger: ChallengerState | None = None
     drift_score: float | None = None
+    estimated_accuracy: AccuracyEstimate | None = None
 
 
 class ModelProblem(BaseModel):

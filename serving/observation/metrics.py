@@ -11,6 +11,7 @@ import bentoml
 from serving.limits import MAX_IMAGES
 from serving.models.model_set import REGISTRY_PROBLEM
 from serving.models.predictions import ChallengerState, ModelsAnswer, PredictAnswer
+from serving.observation.drift import DriftWindow
 from serving.request_record import AnsweredRequest
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
@@ -67,6 +68,12 @@ _probability = bentoml.metrics.Histogram(
 _drift_score = bentoml.metrics.Gauge(
     "darkroom_drift_score",
     "Population stability index of the last predictions beside the images that calibrated the model",
+    labelnames=["name", "version"],
+    multiprocess_mode="mostrecent",
+)
+_estimated_accuracy = bentoml.metrics.Gauge(
+    "darkroom_estimated_accuracy",
+    "Accuracy on the last predictions, estimated from their probabilities",
     labelnames=["name", "version"],
     multiprocess_mode="mostrecent",
 )
@@ -130,9 +137,11 @@ def count_answer(answer: PredictAnswer) -> None:
         _probability.labels(name, version).observe(prediction.probability)
 
 
-def publish_drift(name: str, version: str, score: float | None) -> None:
-    """Publish a model's drift; None for one that does not answer any more, whose figure becomes NaN."""
+def publish_drift(name: str, version: str, window: DriftWindow | None) -> None:
+    """Publish a model's drift and estimated accuracy; NaN where it is None, or says too little."""
+    score, accuracy = (None, None) if window is None else (window.score, window.accuracy)
     _drift_score.labels(name, version).set(math.nan if score is None else score)
+    _estimated_accuracy.labels(name, version).set(math.nan if accuracy is None else accuracy.accuracy_fraction)
 
 
 def count_feedback(name: str, agrees: bool) -> None:

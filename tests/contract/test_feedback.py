@@ -163,7 +163,10 @@ def test_predictions_are_counted_against_what_the_model_was_measured_on(asked):
         assert asked.post("/v1/predict?model=cifar10", files=files).status_code == 200
     models = {model["name"]: model for model in asked.get("/v1/models").json()["models"]}
     assert 0 <= models["cifar10"]["drift_score"] < 0.1
+    estimate = models["cifar10"]["estimated_accuracy"]
+    assert 0 <= estimate["low"] <= estimate["accuracy_fraction"] <= estimate["high"] <= 1
     assert models["food"]["drift_score"] is None, "it has no calibration"
+    assert models["food"]["estimated_accuracy"] is None
     between = httpx.Client(base_url=asked.base_url, trust_env=False)
     grey = paint_between("red", "yellow")
     for _ in range(2):

@@ -35,7 +35,7 @@ def refusal(response):
     """Return status and code of a refusal, having checked that its body has the shape of the contract."""
     body = response.json()
     assert list(body) == ["error"]
-    assert sorted(body["error"]) == ["code", "message"]
+    assert sorted(body["error"]) == ["code", "message", "request_id"]
     assert body["error"]["message"]
     assert response.headers["content-type"] == "application/json"
     return response.status_code, body["error"]["code"]

@@ -129,14 +129,14 @@ def manifest(tmp_path):
     return plain.model_copy(update={"calibration": calibration})
 
 
-def test_scores_are_told_once_in_a_while_and_after_the_last_prediction(manifest):
+def test_changes_are_told_once_in_a_while_and_after_the_last_prediction(manifest):
     told = []
 
     async def predict():
         first, second = (
             ModelIdentity(name="cifar10", version=version, sha256="0", precision="fp32") for version in "12"
         )
-        watch = DriftWatch(lambda *score: told.append(score), interval_s=0.2)
+        watch = DriftWatch(lambda *change: told.append(change), interval_s=0.2)
         watch.keep([first, second])
         for _ in range(10):
             watch.add(manifest, answer_of([0.2] * 40))
@@ -144,9 +144,9 @@ def test_scores_are_told_once_in_a_while_and_after_the_last_prediction(manifest)
         watch.add(manifest, answer_of([0.2], version="2"))
         assert told == []
         await asyncio.sleep(0.4)
-        ((name, version, score),) = told
+        ((name, version, window),) = told
         assert (name, version) == ("cifar10", "1")
-        assert score > 0.25
+        assert window.score > 0.25
         watch.keep([second])
         assert told[1:] == [("cifar10", "1", None)]
         watch.add(manifest, answer_of([0.2] * 400))  # a request that began before the swap
@@ -160,10 +160,38 @@ def test_without_calibration_there_is_no_score(manifest):
     told = []
 
     async def predict():
-        watch = DriftWatch(lambda *score: told.append(score), interval_s=0.01)
+        watch = DriftWatch(lambda *change: told.append(change), interval_s=0.01)
         watch.keep([ModelIdentity(name="cifar10", version="1", sha256="0", precision="fp32")])
         watch.add(manifest.model_copy(update={"calibration": None}), answer_of([0.2] * 500))
         await asyncio.sleep(0.05)
 
     asyncio.run(predict())
     assert told == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_accuracy_of_a_calibrated_model_lies_in_its_interval(kind):
+    """Each prediction is right with its own probability: 95 of 100 intervals hold the accuracy of their window."""
+    inside = []
+    for seed in range(300):
+        drawn = np.random.default_rng(seed)
+        window = DriftWindow(measure(drawn.beta(*KINDS[kind], 5000)))
+        probabilities_N = drawn.beta(*KINDS[kind], 1000)
+        for probability in probabilities_N:
+            window.add(float(probability))
+        right = (drawn.random(1000) < probabilities_N).mean()
+        estimate = window.accuracy
+        assert estimate.low <= estimate.accuracy_fraction <= estimate.high
+        inside.append(estimate.low <= right <= estimate.high)
+    assert 0.91 <= np.mean(inside) <= 0.99
+
+
+def test_the_estimate_is_of_the_last_predictions_and_waits_for_enough():
+    window = DriftWindow(measure([0.5] * 1000), size=300, least=200)
+    for _ in range(199):
+        window.add(0.2)
+    assert window.accuracy is None
+    for _ in range(300):
+        window.add(0.9)
+    assert window.accuracy.accuracy_fraction == pytest.approx(0.9)
+    assert window.accuracy.count == 300
