@@ -143,6 +143,21 @@ def take_lock(path: Path, busy: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Return True if a process holds a lock at this moment; the lock file is not made."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _open_lock(path: Path, purpose: str) -> int:
     with writing_to(path.parent, 0, purpose):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,10 @@ class ReleaseError(DarkroomError):
     """A model is refused for release, or there is nothing to release."""
 
 
+class ExportError(ReleaseError):
+    """A run cannot be exported: its files are not those of its training, or ONNX does not answer the same."""
+
+
 class ServiceError(DarkroomError):
     """The prediction service does not answer what it is asked."""
 

@@ -7,7 +7,7 @@ from model_code.errors import DarkroomError, TrainingError
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import Settings
 from model_code.tracking.finished_runs import find_finished_runs
-from model_code.tracking.store import open_store
+from model_code.tracking.store import has_store, open_store
 from model_code.training.checkpoints import hash_pretrained
 from model_code.training.config import RECIPE_PREFIX, TrainingConfig
 from model_code.training.run_folder import AnyConfig, RunFolder, open_run_folder
@@ -57,7 +57,8 @@ def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Setting
     name = get_recipe(start).name
     # What is held out is the same with feedback and without.
     checksums = {dataset.checksum} if dataset.base is None else {dataset.checksum, dataset.base.checksum}
-    runs = find_finished_runs(open_store(settings), name, config.dataset.removesuffix(FEEDBACK_SUFFIX))
+    dataset_name = config.dataset.removesuffix(FEEDBACK_SUFFIX)
+    runs = find_finished_runs(open_store(settings), name, dataset_name) if has_store(settings) else []
     allowed = ALLOWED_PROFILES[config.profile]
     for profile in allowed:
         for run in runs:

@@ -56,7 +56,7 @@ class Job(BaseModel):
 
     @property
     def has_flow(self) -> bool:
-        """Whether the command runs as a Prefect flow."""
+        """True if the command runs as a Prefect flow."""
         return bool(self.flow) and not self.is_urgent
 
     def check(self) -> None:

@@ -168,7 +168,9 @@ class TrainAll(Job):
             raise NothingDoneError("every recipe was skipped; the lines above say why")
 
     def _print_plan(self) -> None:
-        from flows.operations.study_plan import plan_study
+        from flows.operations.study_plan import find_busy_device, plan_study
         from flows.printing.tables import print_plans
 
+        if device := find_busy_device():
+            print(f"another training uses {device}: beside it the times below are longer than alone", flush=True)
         print_plans(plan_study(self.configs, is_fetched=self.release), is_released=self.release)

@@ -18,6 +18,7 @@ from prefect.exceptions import ObjectNotFound
 
 from model_code.disk import take_lock
 from model_code.errors import BusyError
+from model_code.training.device import name_lock
 
 SECONDS_BETWEEN_TRIES = 2.0
 SECONDS_BETWEEN_LINES = 60.0
@@ -32,7 +33,7 @@ def name_slot(device: str) -> str:
 @contextmanager
 def hold_device(locks_dir: Path, device: str) -> Iterator[None]:
     """Wait until no other Darkroom process trains on `device`, then hold it while the block runs."""
-    slot, lock = name_slot(device), locks_dir / f"device-{device}.lock"
+    slot, lock = name_slot(device), locks_dir / name_lock(device)
     with ExitStack() as held:
         if _is_limited(slot):
             _enter(held, lambda: _take_slot(slot))

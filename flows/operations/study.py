@@ -10,7 +10,7 @@ from flows.printing.tables import print_added
 from model_code.data.add import add_dataset
 from model_code.data.cache import FEEDBACK_SUFFIX, format_remedy, is_added
 from model_code.data.sources.detect import get_known
-from model_code.errors import DarkroomError
+from model_code.errors import DarkroomError, ExportError, TrainingError
 from model_code.release.names import RELEASE_NAMES
 from model_code.settings import load_settings
 from model_code.tracking.finished_runs import is_dataset_taken
@@ -86,7 +86,7 @@ def _rank_runs(name: str, runs: Sequence[RunResult]) -> list[Choice]:
 
 
 def release_best(outcomes: Sequence[Outcome]) -> list[Choice]:
-    """Release the best run under each name through the gate; of a run that cannot be released, the next recipe's.
+    """Release the best run under each name through the gate; of a run that cannot be exported, the next recipe's.
 
     Of several data sets under one name the champion's takes part, or the first one if there is no champion.
     """
@@ -110,7 +110,10 @@ def _choose_dataset(name: str, datasets: Sequence[str]) -> str:
 
 
 def _release_first(choices: Sequence[Choice]) -> Choice:
-    """Release the first run that can be; return it, or the first one with the reason why it cannot."""
+    """Release the first run that can be exported; return it, or with its reason the run whose release failed.
+
+    What another recipe would meet as well, such as a full disk or a damaged champion, ends the search.
+    """
     errors = []
     for choice in choices:
         print(f"{choice.name}  {choice.run.recipe}, best of {len(choices)} recipes by validation", flush=True)
@@ -118,7 +121,10 @@ def _release_first(choices: Sequence[Choice]) -> Choice:
             summary = release(choice.run.run_id, choice.name, why="darkroom train-all --release")
         except (DarkroomError, ServingError) as error:
             print(f"{choice.name}  {choice.run.recipe} is not released: {error}", flush=True)
-            errors.append(str(error).splitlines()[0])
+            reason = str(error).splitlines()[0]
+            if not isinstance(error, (ExportError, TrainingError)):
+                return choice.model_copy(update={"error": reason})
+            errors.append(reason)
         else:
             print_release(summary)
             return choice.model_copy(update={"released": summary})

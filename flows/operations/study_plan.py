@@ -7,8 +7,10 @@ from flows.experiments.pretrained import name_start
 from flows.printing.summaries import Plan
 from model_code.data.cache import is_added, open_dataset
 from model_code.data.sources.detect import get_known
+from model_code.disk import is_locked
 from model_code.errors import DarkroomError
 from model_code.settings import load_settings
+from model_code.training.device import choose_device, name_lock
 from model_code.training.estimate import estimate_seconds
 from model_code.training.run_folder import AnyConfig, find_interrupted
 
@@ -28,6 +30,12 @@ def plan_study(configs: Sequence[AnyConfig], *, is_fetched: bool) -> Iterator[Pl
         if state in TRAINED:
             trained.add(config.recipe)
         yield Plan(recipe=config.recipe, seed=config.seed, dataset=config.dataset, state=state, seconds=seconds)
+
+
+def find_busy_device() -> str | None:
+    """Return the device that estimates are measured on, `cpu` or `cuda`, if a training of this home uses it now."""
+    device = choose_device("auto").type
+    return device if is_locked(load_settings().locks_dir / name_lock(device)) else None
 
 
 def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool) -> tuple[str, float | None]:

@@ -1,8 +1,8 @@
 """SimSiam on CIFAR-10 and Food-11, what its backbones are worth when fine-tuned, and the supervised food baseline.
 
 The article walks through a public repository (PatrickHua/SimSiam) with its CIFAR-10 settings, of which it prints only
-some, then pretrains on Food-11's unlabelled images, remembers the labelled ones and asks the validation images; it
-reports kNN accuracy. Departures that hold here: every image counts once (the published code averages batches and leaves
+some, then pretrains on Food-11's unlabelled images and reports the kNN accuracy on the validation images, with the
+labelled training images as memory bank. Departures that hold here: every image counts once (the published code averages batches and leaves
 the last partial batch of the bank out); the linear layer learns from the plain view of each image, computed once, where
 the published code crops and flips it anew in each epoch; the final figures are those of the test images where they have
 labels.
@@ -59,7 +59,7 @@ def simsiam_cifar10_article() -> SimSiamConfig:
 def simsiam_food11() -> SimSiamConfig:
     """SimSiam on Food-11 with the paper's settings for large images.
 
-    The unlabelled images are learned from, the labelled ones remembered, the validation images asked.
+    Trained on the unlabelled images; kNN on the validation images, with the labelled training images as memory bank.
 
     Published: kNN accuracy on the validation images, 224 pixels, batch 32, more than 60 hours; 100 more epochs did not
         raise it.

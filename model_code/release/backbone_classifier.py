@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from model_code.errors import ReleaseError
+from model_code.errors import ExportError
 from model_code.evaluation.features import LabelledFeatures, compute_features
 from model_code.evaluation.knn import knn_accuracy
 from model_code.evaluation.metrics import choose_batch
@@ -54,12 +54,12 @@ def build_classifier(
         head: None takes the one that labels more validation images right.
 
     Raises:
-        ReleaseError: The backbone saw scaled images in its evaluation, and the exported graph does not scale.
+        ExportError: The backbone saw scaled images in its evaluation, and the exported graph does not scale.
         TrainingError: The weights do not fit, or the loss of the linear layer is not finite.
     """
     side = int(config.views.image_size * config.evaluation_enlargement)
     if side != images.image_size:
-        raise ReleaseError(
+        raise ExportError(
             f"{config.recipe} is evaluated on images scaled to {side} pixels, and {config.dataset} is packed with "
             f"{images.image_size}: the exported graph does not scale; train with --set views.image_size="
             f"{images.image_size} --set evaluation_enlargement=1"

@@ -13,7 +13,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 from tqdm import tqdm
 
-from model_code.errors import ReleaseError
+from model_code.errors import ExportError
 from model_code.evaluation.calibration import measure_interval
 from model_code.evaluation.thresholds import LabelledAnswers, select
 from model_code.release.precisions import PRECISIONS, Limits
@@ -128,10 +128,10 @@ def check_certificate(certificate: Certificate) -> None:
     """Refuse a release whose variant is outside its limits.
 
     Raises:
-        ReleaseError: It is; one line that says why.
+        ExportError: It is; one line that says why.
     """
     if certificate.refusal is not None:
-        raise ReleaseError(
+        raise ExportError(
             f"the exported model is not the trained one: on {certificate.provider} {certificate.refusal}; "
             "nothing was released"
         )

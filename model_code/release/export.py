@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model_code.data.cache import PackedDataset, open_dataset
-from model_code.errors import ReleaseError
+from model_code.errors import ExportError
 from model_code.evaluation.calibration import measure_reliability, try_temperature
 from model_code.evaluation.metrics import predict_logits
 from model_code.evaluation.thresholds import LabelledAnswers, choose_supported_thresholds
@@ -72,7 +72,7 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
         head: Head behind the backbone of a SimSiam run, which alone can have one; None takes the better one.
 
     Raises:
-        ReleaseError: The run is not complete, its files or images are not those of the training, or the fp32 variant
+        ExportError: The run is not complete, its files or images are not those of the training, or the fp32 variant
             does not answer what the trained network answers.
     """
     config = folder.record.config
@@ -140,12 +140,12 @@ def _find_weights(folder: RunFolder, dataset: PackedDataset) -> Path:
     """Return the file of a run's best weights; it and the images must be those of the training."""
     record, result = folder.record, folder.result
     if result is None or result.best_weights is None:
-        raise ReleaseError(f"run {record.run_id} is not complete; repeat its train command first")
+        raise ExportError(f"run {record.run_id} is not complete; repeat its train command first")
     weights = folder.path / result.best_weights
-    if hash_file(weights) != result.weights_sha256:
-        raise ReleaseError(f"{weights} is not the file that was trained (its sha256 differs); train again")
+    if not weights.is_file() or hash_file(weights) != result.weights_sha256:
+        raise ExportError(f"{weights} is missing or not the file that was trained (its sha256 differs); train again")
     if dataset.checksum != record.data_checksum:
-        raise ReleaseError(f"the {dataset.name} images are not those of run {record.run_id}; train again")
+        raise ExportError(f"the {dataset.name} images are not those of run {record.run_id}; train again")
     return weights
 
 
@@ -171,7 +171,7 @@ def _check_accuracy(folder: RunFolder, split: str, metric: str, measured: float,
     result = folder.result
     known = None if result is None else result.metrics.get(f"{split}/{metric}")
     if known is not None and abs(measured - known) > max(MAX_ACCURACY_SHIFT, MAX_IMAGES_SHIFTED / count):
-        raise ReleaseError(
+        raise ExportError(
             f"the network of run {folder.record.run_id} labels {measured:.4f} of the {count} {split} "
             f"images rightly, when it was trained it was {known:.4f} (allowed difference {MAX_ACCURACY_SHIFT}): "
             "network, normalisation or the order of the classes are not those of the training any more; train again"

@@ -170,7 +170,7 @@ def rank_budget(budget: str, seed_count: int) -> tuple[int, int, str]:
 
 
 def collect_runs(client: MlflowClient) -> Collection:
-    """Read every finished run; histories and reports only of the groups that stand for their recipes."""
+    """Read every finished run; reports and whole histories only of the groups that stand for their recipes."""
     finished = [run for found in _search(client) if (run := _read(found)) is not None]
     latest: dict[tuple[str, str, int], Run] = {}
     for run in sorted(finished, key=lambda run: (run.ended_ms, run.run_id)):
@@ -181,8 +181,10 @@ def collect_runs(client: MlflowClient) -> Collection:
     groups = {}
     for recipe, budgets in by_budget.items():
         ranked = sorted(budgets.items(), key=lambda entry: rank_budget(entry[0], len(entry[1])))
-        ranked[0] = ranked[0][0], [_complete(client, run) for run in ranked[0][1]]
-        groups[recipe] = tuple(Group(recipe, budget, tuple(runs)) for budget, runs in ranked)
+        groups[recipe] = tuple(
+            Group(recipe, budget, tuple(_complete(client, run, is_shown=rank == 0) for run in runs))
+            for rank, (budget, runs) in enumerate(ranked)
+        )
     return Collection(MappingProxyType(groups), len(finished))
 
 
@@ -247,14 +249,17 @@ def _read_budget(found: MlflowRun) -> str:
     return str(profile) if profile in (FULL, SMOKE) else f"custom: run {found.info.run_id[:8]}, settings not recorded"
 
 
-def _complete(client: MlflowClient, run: Run) -> Run:
-    histories = {key: _read_history(client, run.run_id, key) for key in HISTORIES.get(run.kind, ())}
-    report = _read_report(run.run_id) if run.kind == "supervised" else None
-    metrics = dict(run.metrics)
+def _complete(client: MlflowClient, run: Run, *, is_shown: bool) -> Run:
+    """Read histories and report of a run; of one that is only compared, its early accuracy."""
+    wanted = [key for key in HISTORIES.get(run.kind, ()) if is_shown or key == EARLY_HISTORY]
+    histories = {key: _read_history(client, run.run_id, key) for key in wanted}
     early = dict(histories.get(EARLY_HISTORY, ())).get(math.ceil((run.epochs or 0) * EARLY_SHARE))
     if early is not None:
-        metrics[EARLY_METRIC] = early
-    return replace(run, histories=MappingProxyType(histories), report=report, metrics=MappingProxyType(metrics))
+        run = replace(run, metrics=MappingProxyType({**run.metrics, EARLY_METRIC: early}))
+    if not is_shown:
+        return run
+    report = _read_report(run.run_id) if run.kind == "supervised" else None
+    return replace(run, histories=MappingProxyType(histories), report=report)
 
 
 def _read_history(client: MlflowClient, run_id: str, key: str) -> History:

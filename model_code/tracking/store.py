@@ -58,6 +58,12 @@ def open_store(settings: Settings) -> MlflowClient:
     return client
 
 
+def has_store(settings: Settings) -> bool:
+    """Return False if nothing was ever tracked here: opening the store would create its database."""
+    file = settings.home / "mlflow.db"
+    return file.exists() or settings.tracking_uri != f"sqlite:///{file}"
+
+
 @contextmanager
 def _allowing_others() -> Iterator[None]:
     """Go on if another machine has made the same at the same moment."""

@@ -70,3 +70,8 @@ def seed_everything(seed: int, device: torch.device) -> torch.Generator:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
     return torch.Generator(device=device).manual_seed(seed)
+
+
+def name_lock(device: str) -> str:
+    """Return the name of the file that a training locks while it uses `cpu` or `cuda`."""
+    return f"device-{device}.lock"

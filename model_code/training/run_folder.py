@@ -14,8 +14,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model_code.disk import take_lock, write_atomically
-from model_code.errors import BusyError, TrainingError
+from model_code.disk import is_locked, take_lock, write_atomically
+from model_code.errors import TrainingError
 from model_code.training.config import TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.random_features_config import RandomFeaturesConfig
@@ -117,11 +117,7 @@ class RunFolder:
     @property
     def is_busy(self) -> bool:
         """Whether a process works in the folder at this moment."""
-        try:
-            with self.lock():
-                return False
-        except BusyError:
-            return True
+        return is_locked(self.path / LOCK_FILE)
 
 
 @contextmanager

@@ -3,14 +3,17 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from flows.jobs.training import TrainAll
 from flows.operations import study, study_plan
 from flows.operations.study import fetch_missing, rank_recipes, release_best
 from flows.operations.study_plan import plan_study
 from flows.printing.summaries import Outcome
 from flows.printing.tables import print_outcomes, print_plans
 from model_code.data.cache import is_added
-from model_code.errors import DownloadError, ReleaseError
+from model_code.disk import take_lock
+from model_code.errors import BusyError, DiskFullError, DownloadError, ExportError, ReleaseError, TrackingError
 from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
 from model_code.training.run_folder import RunResult
@@ -115,12 +118,26 @@ def test_simsiam_competes_and_what_leaves_no_network_does_not():
     assert rank_recipes(outcomes[:1]) == {}
 
 
-def test_of_a_run_that_cannot_be_released_the_next_recipe_is(releases, capsys):
-    releases.refused = {f"{OTHER}-0-full": ReleaseError("it does not scale")}
+def test_of_a_run_that_cannot_be_exported_the_next_recipe_is_released(releases, capsys):
+    releases.refused = {f"{OTHER}-0-full": ExportError("it does not scale")}
     [choice] = release_best([make_outcome(PLAIN, 0.5), make_outcome(OTHER, 0.9)])
     assert releases == [(f"{PLAIN}-0-full", "cifar10")]
     assert not choice.error
     assert f"{OTHER} is not released: it does not scale" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DiskFullError("the disk is full"), BusyError("busy"), TrackingError("no server"), ReleaseError("champion moved")],
+)
+def test_a_passing_failure_takes_no_lesser_recipe_and_does_not_stop_other_data_sets(releases, error):
+    releases.refused = {f"{OTHER}-0-full": error}
+    first, second = release_best(
+        [make_outcome(PLAIN, 0.5), make_outcome(OTHER, 0.9), make_outcome(PLAIN, 0.4, dataset="food11")]
+    )
+    assert releases == [(f"{PLAIN}-0-full", "food")]
+    assert (first.run.recipe, first.error, first.released) == (OTHER, str(error), None)
+    assert not second.error
 
 
 def test_a_name_without_a_release_does_not_stop_the_next(releases, capsys):
@@ -181,6 +198,29 @@ def test_a_plan_knows_what_will_have_been_trained_by_then():
     before, after = plan_study([source, tuned], is_fetched=True)
     assert (before.state, after.state) == ("train", "train")
     assert min(before.seconds, after.seconds) > 1
+
+
+def test_a_plan_of_fine_tuned_recipes_leaves_no_database(home):
+    fetch_missing([build_config(PLAIN, changes={"dataset": "shapes"})])
+    before = {path for path in home.rglob("*") if path.is_file()}
+    [plan] = plan_study([build_config("simsiam_cifar10_finetuned", changes={"dataset": "shapes"})], is_fetched=True)
+    assert "has no finished" in plan.state
+    assert {path for path in home.rglob("*") if path.is_file()} == before
+
+
+def test_a_dry_run_leaves_an_empty_home_empty(home, capsys):
+    TrainAll(dry_run=True, only="simsiam_*", release=True).run()
+    assert "nothing is left to train" not in capsys.readouterr().out
+    assert not home.exists()
+
+
+def test_a_plan_says_when_its_times_are_measured_beside_a_training(monkeypatch, capsys):
+    monkeypatch.setattr("flows.operations.study_plan.choose_device", lambda _: torch.device("cpu"))
+    with take_lock(load_settings().locks_dir / "device-cpu.lock", "busy"):
+        TrainAll(dry_run=True, only=PLAIN).run()
+        assert capsys.readouterr().out.startswith("another training uses cpu: beside it the times")
+    TrainAll(dry_run=True, only=PLAIN).run()
+    assert "another training" not in capsys.readouterr().out
 
 
 def test_without_release_nothing_is_fetched():

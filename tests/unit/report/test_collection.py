@@ -1,8 +1,10 @@
 import pytest
 
 from model_code.report import collection as collection_module
-from model_code.report.collection import average, collect_runs, is_smoke
+from model_code.report.collection import EARLY_METRIC, average, collect_runs, is_smoke
+from model_code.report.questions import Contrast
 from model_code.report.standing import choose_best
+from model_code.report.verdicts import decide
 from tests.unit.report.synthetic_runs import CIFAR10, Store, make_collection, make_run
 from tests.unit.tracking.small_store import open_small_store
 
@@ -99,6 +101,19 @@ def test_how_far_a_run_is_after_a_tenth_of_its_epochs(opened, store):
     for recipe, epoch in (("resnet18_cifar10_exp", 4), ("resnet18_cifar10_exp2", 1)):
         [run] = groups[recipe][0].runs
         assert run.metrics["validation/early_accuracy"] == run.get_at("validation/accuracy", epoch)
+
+
+def test_early_accuracy_is_read_of_every_budget_and_compared_within_one(opened, store):
+    for recipe, budgets in (("tuned", ("custom: epochs=20",)), ("scratch", ("full", "custom: epochs=20"))):
+        for budget in budgets:
+            for seed in range(3):
+                accuracy = 0.8 if recipe == "tuned" else 0.7
+                store.enter_supervised(recipe, accuracy, seed, epochs=20, budget=budget)
+    contrast = Contrast("after a tenth of the epochs", "tuned", EARLY_METRIC, "scratch", EARLY_METRIC)
+    verdict = decide(collect_runs(opened[1]), contrast)
+    assert verdict.budget == "custom: epochs=20"
+    assert len(verdict.pairs) == 3
+    assert verdict.pairs[0].control.histories == {}, "of a group that is not shown nothing else is read"
 
 
 def test_numbers_that_are_none_are_left_out(opened, store):
