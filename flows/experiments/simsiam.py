@@ -57,11 +57,8 @@ class SimSiamExperiment(EpochExperiment):
             print(f"{config.recipe}  the features have collapsed; lower base_learning_rate", flush=True)
         metrics = {
             "validation/untrained_knn_accuracy": training.untrained_knn_accuracy,
-            f"{report.split}/knn_accuracy": report.knn_accuracy,
-            f"{report.split}/linear_accuracy": report.linear_accuracy,
-            "train/linear_accuracy": report.linear_train_accuracy,
             "train/pictures": len(self._images.images_NHWC),
-            f"{report.split}/pictures": report.count,
+            **report.list_metrics(),
         }
         if report.split == "validation":  # its curve has that name, and its best point is kept already
             del metrics["validation/knn_accuracy"]

@@ -70,4 +70,10 @@ class SupervisedExperiment(EpochExperiment):
         )
         tracker.log_report(split, report, classes, grid)
         # Validation chose the epoch: its figure is not that of a test.
-        return {"test/accuracy": report.accuracy_fraction, "test/macro_f1": report.macro_f1} if split == "test" else {}
+        if split != "test":
+            return {}
+        return {
+            "test/accuracy": report.accuracy_fraction,
+            "test/top5_accuracy": report.top5_accuracy,
+            "test/macro_f1": report.macro_f1,
+        }

@@ -182,7 +182,9 @@ _FIGURES = {
         "validation/best_accuracy": "best kNN",
         "test/knn_accuracy": "test kNN",
         "test/linear_accuracy": "test linear",
+        "test/augmented_linear_accuracy": "test linear, augmented",
         "validation/linear_accuracy": "validation linear",
+        "validation/augmented_linear_accuracy": "validation linear, augmented",
     },
     "random_features": {
         "test/knn_accuracy": "kNN",

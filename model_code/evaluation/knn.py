@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model_code.errors import UsageError
 from model_code.evaluation.features import LabelledFeatures
+from model_code.evaluation.metrics import measure_top_k
 
 NEIGHBOURS = 200
 TEMPERATURE = 0.1
@@ -20,10 +21,10 @@ CHUNK_ELEMENTS = 2**26
 
 
 @torch.no_grad()
-def knn_predict(
+def knn_vote(
     bank: LabelledFeatures, features_ND: Tensor, neighbours: int = NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """Classify images by the votes of the most similar ones in a bank.
+    """Return the votes of the most similar images in a bank for each class, float32 [N, K].
 
     Each of the `neighbours` nearest, by cosine similarity s, gives exp(s / temperature) to its class.
 
@@ -32,9 +33,6 @@ def knn_predict(
         features_ND: Features of the images to classify, float, any scale, on the bank's device.
         neighbours: Number of neighbours that vote; a smaller bank votes as a whole.
         temperature: Above 0; smaller listens more to the nearest.
-
-    Returns:
-        int64 [N], indices into the bank's classes. Equal votes go to the class with the smaller index.
 
     Raises:
         UsageError: The bank is empty, or a setting is out of range.
@@ -50,16 +48,28 @@ def knn_predict(
     return torch.cat([_vote(bank, bank_DM, features_QD, neighbours, temperature) for features_QD in chunks])
 
 
+def knn_predict(
+    bank: LabelledFeatures, features_ND: Tensor, neighbours: int = NEIGHBOURS, temperature: float = TEMPERATURE
+) -> Tensor:
+    """Return the class with the most votes of each image, int64 [N]; of equal ones that with the smaller index.
+
+    Raises:
+        UsageError: As `knn_vote`.
+    """
+    return knn_vote(bank, features_ND, neighbours, temperature).argmax(dim=1)
+
+
 def knn_accuracy(
     bank: LabelledFeatures,
     queries: LabelledFeatures,
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
+    top_k: int = 1,
 ) -> float:
-    """Return the share of the queries that `knn_predict` labels right, in [0, 1]; every image counts once.
+    """Return the share of the queries whose label is among the `top_k` classes with the most votes, in [0, 1].
 
     Raises:
-        UsageError: The two have different classes, there are no queries, or as `knn_predict`.
+        UsageError: The two have different classes, there are no queries, or as `knn_vote`.
     """
     if bank.classes != queries.classes:
         raise UsageError(
@@ -68,8 +78,8 @@ def knn_accuracy(
         )
     if not len(queries):
         raise UsageError("there are no images to classify; give at least 1")
-    predicted_N = knn_predict(bank, queries.features_ND, neighbours, temperature)
-    return int((predicted_N == queries.labels_N).sum()) / len(queries)
+    votes_NK = knn_vote(bank, queries.features_ND, neighbours, temperature)
+    return measure_top_k(votes_NK, queries.labels_N, top_k)
 
 
 def _vote(bank: LabelledFeatures, bank_DM: Tensor, features_QD: Tensor, neighbours: int, temperature: float) -> Tensor:
@@ -82,4 +92,4 @@ def _vote(bank: LabelledFeatures, bank_DM: Tensor, features_QD: Tensor, neighbou
     # In one dimension CUDA adds in a fixed order.
     votes = torch.zeros(queries * classes, device=features_QD.device)
     votes.scatter_add_(0, ballots_QT.flatten(), weights_QT.flatten())
-    return votes.view(queries, classes).argmax(dim=1)
+    return votes.view(queries, classes)

@@ -1,6 +1,6 @@
 """Classification metrics of one set of images.
 
-Shape suffixes: N = images, B = images of one batch, K = classes.
+Shape suffixes: N = images, B = images of one batch, K = classes, T = classes with the highest scores.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score
 from torch import Tensor, nn
 
+TOP_K = 5
 LARGEST_BATCH = 500
 _BATCH_PIXELS = LARGEST_BATCH * 64**2
 
@@ -23,6 +24,7 @@ class Report:
         count: Images.
         loss: Mean cross-entropy, nats.
         accuracy_fraction: Share of right labels, in [0, 1].
+        top5_accuracy: Share of images whose label is among the five highest logits, in [0, 1].
         macro_f1: Mean of the classes' F1, in [0, 1]; a class never predicted and never present counts 0.
         per_class_accuracy: Recall of each class; NaN where the class has no image.
         confusion_KK: Counts, rows the true class, columns the predicted one.
@@ -31,6 +33,7 @@ class Report:
     count: int
     loss: float
     accuracy_fraction: float
+    top5_accuracy: float
     macro_f1: float
     per_class_accuracy: tuple[float, ...]
     confusion_KK: npt.NDArray[np.int64]
@@ -61,6 +64,18 @@ def predict_logits(model: nn.Module, images_NHWC: Tensor) -> Tensor:
     return torch.cat([model(images_BHWC.to(device)).float().cpu() for images_BHWC in batches])
 
 
+def measure_top_k(scores_NK: Tensor, labels_N: Tensor, top_k: int = 1) -> float:
+    """Return the share of images whose label is among the `top_k` highest scores, in [0, 1].
+
+    Args:
+        scores_NK: Float, any scale; of equal scores the one of the smaller class is higher.
+        labels_N: int64 in [0, K), on the scores' device; N above 0.
+        top_k: With K classes or more every image counts as right.
+    """
+    best_NT = scores_NK.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+    return int((best_NT == labels_N[:, None]).sum()) / len(labels_N)
+
+
 def measure(logits_NK: Tensor, labels_N: Tensor) -> Report:
     """Compare predictions with labels.
 
@@ -83,6 +98,7 @@ def measure(logits_NK: Tensor, labels_N: Tensor) -> Report:
         count=len(labels_N),
         loss=float(nn.functional.cross_entropy(logits_NK, labels_N)),
         accuracy_fraction=float(right_K.sum() / len(labels_N)),
+        top5_accuracy=measure_top_k(logits_NK, labels_N, TOP_K),
         macro_f1=float(f1_score(true, predicted, labels=classes, average="macro", zero_division=0)),
         per_class_accuracy=tuple(
             float(right / count) if count else float("nan") for right, count in zip(right_K, counts_K, strict=True)

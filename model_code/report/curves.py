@@ -4,11 +4,19 @@ import math
 from collections.abc import Mapping, Sequence
 
 from model_code.report.collection import Collection, Group, History, average
-from model_code.report.comparison import NOT_RUN, mark_budget
-from model_code.report.document import Block, Image, ImageGroup, Paragraph, Section
+from model_code.report.comparison import NOT_RUN, mark_budget, summarise
+from model_code.report.document import Block, Cell, Image, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import draw_seeds, list_histories, render
 from model_code.report.published import PUBLISHED_CURVES
 
+BACKBONE_FIGURES = {
+    "knn": "kNN",
+    "knn_top5": "kNN, top 5",
+    "linear": "linear",
+    "linear_top5": "linear, top 5",
+    "augmented_linear": "linear, augmented",
+    "augmented_linear_top5": "linear, augmented, top 5",
+}
 UNTRAINED_KNN = "validation/untrained_knn_accuracy"
 # Metric of a supervised run -> title of its panel, and what its values are multiplied by.
 _PANELS: dict[str, tuple[str, float]] = {
@@ -65,8 +73,9 @@ def _describe_ends(whose: str, histories: Sequence[History], scale: float) -> st
 
 def build_simsiam_curves(collection: Collection) -> Section:
     """Return the section with kNN accuracy, spread of the projections and loss of every SimSiam recipe."""
+    title, groups = "SimSiam: kNN while it learns", collection.list_best("simsiam")
     blocks: list[Block] = []
-    for group in collection.list_best("simsiam"):
+    for group in groups:
         untrained = [run.metrics[UNTRAINED_KNN] for run in group.runs if UNTRAINED_KNN in run.metrics]
         lines = [(average(untrained)[0], "untrained network")] if untrained else []
         widths = _list_widths(group)
@@ -82,11 +91,31 @@ def build_simsiam_curves(collection: Collection) -> Section:
         "means that every image gets the same one (collapse), 1/sqrt(width of the projections) that they point "
         "everywhere."
     )
-    return Section(
-        "SimSiam: kNN while it learns",
-        "simsiam",
-        (Paragraph(explanation), *blocks) if blocks else (Paragraph("No SimSiam run yet: not run."),),
-    )
+    if not groups:
+        return Section(title, "simsiam", (Paragraph("No SimSiam run yet: not run."),))
+    return Section(title, "simsiam", (Paragraph(explanation), _build_backbones(groups), *blocks))
+
+
+def _build_backbones(groups: Sequence[Group]) -> Table:
+    """Return the table of the accuracies on the test images, or without any on the validation images."""
+    rows = []
+    for group in groups:
+        split = "test" if "test/knn_accuracy" in group.latest.metrics else "validation"
+        # The curve of the monitored epochs has that name; the figure is its best point.
+        names = {"validation/knn_accuracy": "validation/best_accuracy"}
+        metrics = [f"{split}/{name}_accuracy" for name in BACKBONE_FIGURES]
+        rows.append(
+            (
+                Cell(group.recipe, is_code=True),
+                Cell(split),
+                *(summarise(group, names.get(metric, metric)) for metric in metrics),
+                Cell(str(len(group.runs))),
+                Cell(mark_budget(group), is_caution=not group.is_full),
+                Cell(run_ids=tuple(run.run_id for run in group.runs)),
+            )
+        )
+    columns = ("recipe", "images", *BACKBONE_FIGURES.values(), "seeds", "budget", "runs")
+    return Table("Accuracy of kNN and of linear layers on the backbones", columns, tuple(rows))
 
 
 def _list_widths(group: Group) -> list[int]:

@@ -71,6 +71,7 @@ TEST = "test/accuracy"
 VALIDATION = "validation/best_accuracy"
 HEAD, KNN = "test/untrained_head_accuracy", "test/knn_accuracy"
 LINEAR, MLP = "test/linear_accuracy", "test/mlp_accuracy"
+AUGMENTED_LINEAR = "test/augmented_linear_accuracy"
 PIXELS = "pixels_cifar10_random"
 
 
@@ -273,6 +274,29 @@ QUESTIONS = (
             for how, suffix in arms
         ),
         is_descriptive=True,
+        curve="",
+    ),
+    Question(
+        "linear-augmentation",
+        "Does the linear evaluation gain from images that are cropped and mirrored anew in each epoch?",
+        "The article learns its linear layer so and reports none of its figures; features computed once cost one pass "
+        "over the images instead of one for each epoch.",
+        (Arm("CIFAR-10", "simsiam_cifar10_article"), Arm("Food-11, CIFAR stem", "simsiam_food11_cifar_stem")),
+        (LINEAR, AUGMENTED_LINEAR, KNN),
+        tuple(
+            Contrast(
+                f"{label}, {split} images",
+                recipe,
+                f"{split}/augmented_linear_accuracy",
+                recipe,
+                f"{split}/linear_accuracy",
+            )
+            for label, recipe, split in (
+                ("CIFAR-10", "simsiam_cifar10_article", "test"),
+                ("Food-11", "simsiam_food11_cifar_stem", "test"),
+                ("Food-11", "simsiam_food11_cifar_stem", "validation"),
+            )
+        ),
         curve="",
     ),
     Question(

@@ -44,15 +44,16 @@ def _build_best(collection: Collection) -> Table:
             Cell(group.recipe, is_code=True),
             summarise(group, CHOOSING),
             summarise(group, "test/accuracy"),
+            summarise(group, "test/top5_accuracy"),
             Cell(str(len(group.runs))),
             Cell(mark_budget(group), is_caution=not group.is_full),
             Cell(run_ids=tuple(run.run_id for run in group.runs)),
         )
         for dataset, group in sorted(choose_best(collection).items())
     )
-    columns = ("data set", "recipe", CHOOSING, "test/accuracy", "seeds", "budget", "runs")
+    columns = ("data set", "recipe", CHOOSING, "test/accuracy", "test/top5_accuracy", "seeds", "budget", "runs")
     return Table(
-        "Best recipe of each data set", columns, rows or ((Cell("no full run yet"), *(Cell() for _ in range(6))),)
+        "Best recipe of each data set", columns, rows or ((Cell("no full run yet"), *(Cell() for _ in range(7))),)
     )
 
 

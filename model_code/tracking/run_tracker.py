@@ -164,6 +164,7 @@ class RunTracker(Callback):
             {
                 f"{split}/loss": report.loss,
                 f"{split}/accuracy": report.accuracy_fraction,
+                f"{split}/top5_accuracy": report.top5_accuracy,
                 f"{split}/macro_f1": report.macro_f1,
                 f"{split}/pictures": report.count,
             }
@@ -171,6 +172,7 @@ class RunTracker(Callback):
         table = {
             "pictures": report.count,
             "accuracy": report.accuracy_fraction,
+            "top5_accuracy": report.top5_accuracy,
             "macro_f1": report.macro_f1,
             "loss": report.loss,
             "per_class_accuracy": per_class,

@@ -49,6 +49,7 @@ def estimate_seconds(config: AnyConfig, dataset: PackedDataset) -> float:
         looks = config.epochs // config.monitor_every_epochs + 1
         unlabelled = counts.get("unlabelled", train)
         passed = VIEWS * min(unlabelled, config.limit_train or unlabelled)
+        looks += config.linear.epochs if config.linear_crop_area else 0
         return config.epochs * passed / learning + (looks * train + final) / answering
     held_out = round(train * config.validation_fraction)
     if "validation" in counts:

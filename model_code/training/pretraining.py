@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from model_code.data.augmentation import crop_and_flip, resized_crop
 from model_code.data.views import plain_view, two_views
 from model_code.evaluation.features import LabelledFeatures, compute_features, feature_std
 from model_code.evaluation.knn import knn_accuracy, knn_predict
-from model_code.evaluation.metrics import choose_batch
+from model_code.evaluation.metrics import TOP_K, choose_batch
 from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_backbone, check_image_size
 from model_code.models.simsiam import SimSiam
@@ -26,7 +27,7 @@ from model_code.training.epoch_loop import EpochLoop
 from model_code.training.images import Images, PretrainingImages, check_batch
 from model_code.training.losses import simsiam_loss
 from model_code.training.pretraining_config import SimSiamConfig
-from model_code.training.probe import train_probe
+from model_code.training.probe import Look, ProbeResult, train_probe
 from model_code.training.processes import Processes
 from model_code.training.results import Callback, PretrainingEpoch, TrainingResult
 from model_code.training.schedules import cosine_factor
@@ -52,15 +53,33 @@ class BackboneReport:
         split: `test`, or `validation` where there are no labelled test images.
         count: Images.
         knn_accuracy: By the weighted votes of all labelled training images, in [0, 1].
-        linear_accuracy: Accuracy of a linear layer learned on the same features, in [0, 1].
-        linear_train_accuracy: Accuracy of that layer on the images that it learned from.
+        knn_top5_accuracy: Share of images whose label is among the five classes with the most votes.
+        linear: Accuracies of a linear layer learned on the same features.
+        augmented_linear: Those of one learned on random crops (`linear_crop_area`); None without it.
     """
 
     split: str
     count: int
     knn_accuracy: float
-    linear_accuracy: float
-    linear_train_accuracy: float
+    knn_top5_accuracy: float
+    linear: ProbeResult
+    augmented_linear: ProbeResult | None
+
+    def list_metrics(self) -> dict[str, float]:
+        """Return the figures by their name in MLflow, `<split>/<metric>`."""
+        metrics = {
+            f"{self.split}/knn_accuracy": self.knn_accuracy,
+            f"{self.split}/knn_top5_accuracy": self.knn_top5_accuracy,
+            f"{self.split}/pictures": self.count,
+        }
+        for name, probe in (("linear", self.linear), ("augmented_linear", self.augmented_linear)):
+            if probe is not None:
+                metrics |= {
+                    f"{self.split}/{name}_accuracy": probe.test_accuracy,
+                    f"{self.split}/{name}_top5_accuracy": probe.test_top5_accuracy,
+                    f"train/{name}_accuracy": probe.train_accuracy,
+                }
+        return metrics
 
 
 def build_simsiam(config: SimSiamConfig) -> SimSiam:
@@ -116,14 +135,34 @@ def evaluate_backbone(
         TrainingError: The weights do not fit, or the linear layer's loss is not finite.
     """
     backbone = load_backbone(config, weights).to(device)
-    split, asked = ("validation", images.validation) if images.test is None else ("test", images.test)
-    bank, queries = (
-        evaluation_features(config, backbone, chosen, images.classes)
-        for chosen in (images.memory if split == "validation" else images.labelled, asked)
+    split, final = ("validation", images.validation) if images.test is None else ("test", images.test)
+    labelled = images.memory if split == "validation" else images.labelled
+    bank, queries = (evaluation_features(config, backbone, chosen, images.classes) for chosen in (labelled, final))
+    learn = partial(train_probe, bank, queries, config.linear, config.seed)
+    measure_knn = partial(knn_accuracy, bank, queries, config.knn_neighbours, config.knn_temperature)
+    return BackboneReport(
+        split=split,
+        count=len(queries),
+        knn_accuracy=measure_knn(),
+        knn_top5_accuracy=measure_knn(TOP_K),
+        linear=learn(),
+        augmented_linear=learn(_look_anew(config, backbone, labelled, device)) if config.linear_crop_area else None,
     )
-    probe = train_probe(bank, queries, config.linear, config.seed)
-    accuracy = knn_accuracy(bank, queries, config.knn_neighbours, config.knn_temperature)
-    return BackboneReport(split, len(queries), accuracy, probe.test_accuracy, probe.train_accuracy)
+
+
+def _look_anew(config: SimSiamConfig, backbone: nn.Module, images: Images, device: torch.device) -> Look:
+    """Return what computes the features of some of the images, each cropped and mirrored anew."""
+    crop_area, image_size = config.linear_crop_area, config.views.image_size
+    assert crop_area is not None, "called only where it is set"
+    generator = torch.Generator(device=device).manual_seed(config.seed)
+
+    def look(chosen_B: Tensor) -> Tensor:
+        images_BHWC = images.images_NHWC[chosen_B.to(images.images_NHWC.device)].to(device)
+        crops_BHWC = resized_crop(images_BHWC, image_size, crop_area, generator)
+        crops_BHWC = crop_and_flip(crops_BHWC, 0, True, generator)
+        return compute_features(backbone, crops_BHWC, batch_size=choose_batch(image_size))
+
+    return look
 
 
 def check_pretraining_images(config: SimSiamConfig, images: PretrainingImages) -> None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from model_code.data.view_settings import ViewSettings
+from model_code.data.view_settings import CropArea, ViewSettings
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.probe_config import ProbeConfig
 from model_code.training.run_config import REFERENCE_BATCH, NetworkName, PositiveFloat, Width
@@ -34,7 +34,9 @@ class SimSiamConfig(EpochConfig):
         knn_temperature: Temperature of the votes.
         evaluation_enlargement: See `plain_view`; 8/7 with larger images.
         validation_fraction: Share of the labelled training images that choose the best epoch.
-        linear: The linear evaluation after the run.
+        linear: The linear evaluation after the run, on features of the plain view, computed once.
+        linear_crop_area: Smallest and largest share of the image that a crop covers in a second linear evaluation,
+            whose images are cropped and mirrored anew in each epoch; None leaves it out.
     """
 
     kind: Literal["simsiam"] = "simsiam"
@@ -56,6 +58,7 @@ class SimSiamConfig(EpochConfig):
     evaluation_enlargement: float = Field(default=1.0, ge=1, le=2)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     linear: ProbeConfig = ProbeConfig()
+    linear_crop_area: CropArea | None = None
 
     @model_validator(mode="after")
     def _has_epochs_after_warmup(self) -> "SimSiamConfig":

@@ -6,7 +6,7 @@ import torch
 from sklearn import metrics as sklearn_metrics
 from torch import nn
 
-from model_code.evaluation.metrics import choose_batch, measure, predict_logits
+from model_code.evaluation.metrics import choose_batch, measure, measure_top_k, predict_logits
 
 
 def make_logits(predictions, classes, seed=0):
@@ -45,6 +45,20 @@ def test_against_sklearn():
     assert np.array_equal(report.confusion_KK, sklearn_metrics.confusion_matrix(true, predicted))
     probabilities = torch.softmax(logits_NK.double(), dim=1).numpy()
     assert report.loss == pytest.approx(sklearn_metrics.log_loss(true, probabilities), rel=1e-5)
+
+
+def test_top_5_by_hand_and_against_sklearn():
+    scores_NK = torch.tensor([[6.0, 5, 4, 3, 2, 1], [6.0, 5, 4, 3, 2, 1], [1.0, 1, 1, 1, 1, 1]])
+    labels_N = torch.tensor([4, 5, 4])
+    assert measure_top_k(scores_NK, labels_N, 5) == 2 / 3
+    assert measure_top_k(scores_NK, labels_N, 6) == measure_top_k(scores_NK, labels_N, 60) == 1
+    assert measure_top_k(scores_NK, labels_N) == 0
+    generator = torch.Generator().manual_seed(0)
+    logits_NK = torch.randn(500, 9, generator=generator)
+    labels_N = torch.randint(0, 9, (500,), generator=generator)
+    expected = sklearn_metrics.top_k_accuracy_score(labels_N.numpy(), logits_NK.numpy(), k=5)
+    assert measure(logits_NK, labels_N).top5_accuracy == pytest.approx(expected)
+    assert 0.5 < expected < 0.6, "not the fifth class alone"
 
 
 def test_classes_without_images():

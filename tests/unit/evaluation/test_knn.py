@@ -11,7 +11,7 @@ import torch
 from model_code.errors import UsageError
 from model_code.evaluation import knn
 from model_code.evaluation.features import LabelledFeatures
-from model_code.evaluation.knn import knn_accuracy, knn_predict
+from model_code.evaluation.knn import knn_accuracy, knn_predict, knn_vote
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -87,6 +87,15 @@ def test_a_bank_smaller_than_the_neighbours_votes_as_a_whole(neighbours):
     bank, queries = noise(60, 1), noise(40, 2)
     expected = [predict_by_loop(bank, row, 60, 0.1) for row in queries.features_ND.tolist()]
     assert knn_predict(bank, queries.features_ND, neighbours).tolist() == expected
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_the_classes_with_the_most_votes(top_k):
+    bank, queries = noise(60, 1), noise(40, 2)
+    votes_NK = knn_vote(bank, queries.features_ND, 7)
+    ranked = [sorted(range(3), key=lambda label: -votes[label]) for votes in votes_NK.tolist()]
+    right = sum(label in order[:top_k] for order, label in zip(ranked, queries.labels_N.tolist(), strict=True))
+    assert knn_accuracy(bank, queries, 7, top_k=top_k) == right / 40
 
 
 def test_an_empty_bank():

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from model_code.report.curves import build_learning_curves, build_simsiam_curves
-from model_code.report.document import ImageGroup, Paragraph
+from model_code.report.curves import BACKBONE_FIGURES, build_learning_curves, build_simsiam_curves
+from model_code.report.document import ImageGroup, Paragraph, Table
 from tests.unit.report.synthetic_runs import make_collection, make_run
 
 
@@ -29,6 +29,19 @@ def test_the_line_of_projections_that_point_everywhere_is_that_of_their_width(wi
 @pytest.mark.parametrize("params", [{}, {"embedding_width": "?"}, {"embedding_width": "0"}])
 def test_without_a_width_there_is_no_such_line(params):
     assert read_spread_line(params) == [("0", "collapsed: 0")]
+
+
+def test_the_accuracies_on_a_backbone_are_those_of_test_or_without_it_of_validation():
+    tested = {"test/knn_accuracy": 0.5, "test/knn_top5_accuracy": 0.9, "test/augmented_linear_accuracy": 0.55}
+    chosen = {"validation/knn_accuracy": 0.1, "validation/best_accuracy": 0.6, "validation/linear_accuracy": 0.65}
+    groups = [[make_run("a", kind="simsiam", metrics=tested | chosen)], [make_run("b", kind="simsiam", metrics=chosen)]]
+    [table] = [block for block in build_simsiam_curves(make_collection(*groups)).blocks if isinstance(block, Table)]
+    assert table.columns[1:8] == ("images", *BACKBONE_FIGURES.values())
+    shown = [[cell.text for cell in row[:8]] for row in table.rows]
+    assert shown == [
+        ["a", "test", "50.0 %", "90.0 %", "-", "-", "55.0 %", "-"],
+        ["b", "validation", "60.0 %", "-", "65.0 %", "-", "-", "-"],
+    ]
 
 
 def read_learning_curves(*groups):

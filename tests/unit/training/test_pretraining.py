@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from model_code.data.augmentation import resized_crop
 from model_code.data.view_settings import ViewSettings
 from model_code.data.views import plain_view
 from model_code.errors import TrainingError, UsageError
@@ -17,7 +18,7 @@ from model_code.evaluation.features import LabelledFeatures, compute_features
 from model_code.evaluation.knn import knn_accuracy
 from model_code.models import networks
 from model_code.models.image_input import ImageInput
-from model_code.training import checkpoints
+from model_code.training import checkpoints, pretraining
 from model_code.training.images import Images, PretrainingImages
 from model_code.training.pretraining import (
     build_simsiam,
@@ -229,8 +230,45 @@ def test_a_backbone_is_measured_with_all_labelled_images_on_those_that_chose_not
     bank, queries = (labelled, test) if has_test else (memory, asked)
     assert (report.split, report.count) == (("test", 75) if has_test else ("validation", 90))
     assert report.knn_accuracy == knn_accuracy(look(bank), look(queries), config.knn_neighbours)
+    assert report.knn_top5_accuracy == knn_accuracy(look(bank), look(queries), config.knn_neighbours, top_k=5)
     probe = train_probe(look(bank), look(queries), linear, seed=4)
-    assert (report.linear_accuracy, report.linear_train_accuracy) == (probe.test_accuracy, probe.train_accuracy)
+    assert vars(report.linear) | {"probe": None} == vars(probe) | {"probe": None}
+    assert report.augmented_linear is None
+    assert set(report.list_metrics()) == {
+        *(f"{report.split}/{name}" for name in ("knn_accuracy", "knn_top5_accuracy", "pictures")),
+        *(f"{report.split}/{name}" for name in ("linear_accuracy", "linear_top5_accuracy")),
+        "train/linear_accuracy",
+    }
+
+
+def test_the_augmented_linear_layer_learns_from_crops_and_is_measured_on_the_plain_view(tmp_path, monkeypatch):
+    linear = ProbeConfig(epochs=4, warmup_epochs=1, base_learning_rate=1.0, batch_size=20)
+    config = small_config(epochs=1, linear=linear, linear_crop_area=(0.08, 1.0))
+    images = pretraining_images()
+    result = pretrain(config, images, tmp_path, ALONE)
+    seen = []
+
+    def crop(images_BHWC, image_size, crop_area, generator):
+        seen.append(images_BHWC)
+        assert (image_size, crop_area) == (16, (0.08, 1.0))
+        return resized_crop(images_BHWC, image_size, crop_area, generator)
+
+    monkeypatch.setattr(pretraining, "resized_crop", crop)
+    report = evaluate_backbone(config, result.best_weights, images, CPU)
+    bank = images.memory if images.test is None else images.labelled
+    assert sum(map(len, seen)) == 4 * len(bank)
+    plain = evaluate_backbone(config.model_copy(update={"linear_crop_area": None}), result.best_weights, images, CPU)
+    assert vars(report.linear) | {"probe": None} == vars(plain.linear) | {"probe": None}
+    layer, fixed = report.augmented_linear.probe.weight, plain.linear.probe.weight
+    assert not torch.equal(layer, fixed)
+    whole = config.model_copy(update={"linear_crop_area": (1.0, 1.0)})
+    again = evaluate_backbone(config, result.best_weights, images, CPU)
+    assert torch.equal(again.augmented_linear.probe.weight, layer)
+    monkeypatch.setattr(pretraining, "resized_crop", lambda images_BHWC, *_: images_BHWC)
+    monkeypatch.setattr(pretraining, "crop_and_flip", lambda images_BHWC, *_: images_BHWC)
+    uncropped = evaluate_backbone(whole, result.best_weights, images, CPU)
+    assert torch.allclose(uncropped.augmented_linear.probe.weight, fixed, atol=1e-5)
+    assert f"{report.split}/augmented_linear_top5_accuracy" in report.list_metrics()
 
 
 def test_the_untrained_backbone_is_measured_before_the_first_step(tmp_path):
