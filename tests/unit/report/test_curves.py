@@ -39,8 +39,8 @@ def test_the_accuracies_on_a_backbone_are_those_of_test_or_without_it_of_validat
     assert table.columns[1:8] == ("images", *BACKBONE_FIGURES.values())
     shown = [[cell.text for cell in row[:8]] for row in table.rows]
     assert shown == [
-        ["a", "test", "50.0 %", "90.0 %", "-", "-", "55.0 %", "-"],
-        ["b", "validation", "60.0 %", "-", "65.0 %", "-", "-", "-"],
+        ["a", "test", "50.00 %", "90.00 %", "-", "-", "55.00 %", "-"],
+        ["b", "validation", "60.00 %", "-", "65.00 %", "-", "-", "-"],
     ]
 
 
