@@ -32,7 +32,7 @@ def open_experiment(
     if isinstance(config, TrainingConfig):
         return SupervisedExperiment(config, dataset, processes, pretrained)
     if isinstance(config, SimSiamConfig):
-        return SimSiamExperiment(config, dataset, processes)
+        return SimSiamExperiment(config, dataset, processes, pretrained)
     if processes.count > 1:
         raise UsageError(
             f"{config.recipe} trains nothing that {processes.count} processes could share; start it without torchrun"

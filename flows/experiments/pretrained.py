@@ -10,6 +10,7 @@ from model_code.tracking.finished_runs import find_finished_runs
 from model_code.tracking.store import has_store, open_store
 from model_code.training.checkpoints import hash_pretrained
 from model_code.training.config import RECIPE_PREFIX, TrainingConfig
+from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.run_folder import AnyConfig, RunFolder, open_run_folder
 from serving.bundle.store import hash_file
 
@@ -34,7 +35,7 @@ class Pretrained:
 
 def name_start(config: AnyConfig) -> str | None:
     """Return the recipe whose weights a run starts from; None without one."""
-    weights = config.pretrained_weights if isinstance(config, TrainingConfig) else None
+    weights = _get_weights(config)
     return weights.removeprefix(RECIPE_PREFIX) if weights and weights.startswith(RECIPE_PREFIX) else None
 
 
@@ -49,11 +50,12 @@ def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Setting
         TrainingError: There is no such file, or no such run.
         UsageError: There is no such recipe.
     """
-    if not isinstance(config, TrainingConfig) or config.pretrained_weights is None:
+    weights = _get_weights(config)
+    if weights is None:
         return None
     start = name_start(config)
     if start is None:
-        return Pretrained(config.pretrained_weights, hash_pretrained(config.pretrained_weights))
+        return Pretrained(weights, hash_pretrained(weights))
     name = get_recipe(start).name
     # What is held out is the same with feedback and without.
     checksums = {dataset.checksum} if dataset.base is None else {dataset.checksum, dataset.base.checksum}
@@ -63,7 +65,7 @@ def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Setting
     for profile in allowed:
         for run in runs:
             found = _open(settings, run.run_id) if run.profile == profile else None
-            if found is not None and _fits(found, config, checksums):
+            if found is not None and _fits(found, config, dataset, checksums):
                 result = found.result
                 assert result is not None, "_fits looked at it"
                 return Pretrained(str(found.path / str(result.best_weights)), result.weights_sha256, run.run_id)
@@ -75,6 +77,10 @@ def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Setting
     )
 
 
+def _get_weights(config: AnyConfig) -> str | None:
+    return config.pretrained_weights if isinstance(config, TrainingConfig | SimSiamConfig) else None
+
+
 def _open(settings: Settings, run_id: str) -> RunFolder | None:
     try:
         return open_run_folder(settings.checkpoints_dir, run_id)
@@ -82,10 +88,14 @@ def _open(settings: Settings, run_id: str) -> RunFolder | None:
         return None
 
 
-def _fits(folder: RunFolder, config: TrainingConfig, checksums: set[str]) -> bool:
-    """Whether a run's weights can be started from without seeing what is held out now."""
+def _fits(folder: RunFolder, config: AnyConfig, dataset: PackedDataset, checksums: set[str]) -> bool:
+    """Whether a run's weights can be started from without having seen what is held out now."""
     record = folder.record
-    same = ("network", "split_seed", "validation_fraction")
+    same = ["network", "split_seed", "validation_fraction"]
+    if "validation" not in dataset.splits:  # what is held out is a share of these images
+        same.append("limit_train")
+    if getattr(config, "pseudo_label_confidence", None) is not None:  # the whole network is asked, as it was trained
+        same += ["image_size", "mean", "std"]
     if record.data_checksum not in checksums or any(
         getattr(record.config, one, None) != getattr(config, one) for one in same
     ):

@@ -25,8 +25,10 @@ COLLAPSED_SHARE = 0.2
 class SimSiamExperiment(EpochExperiment):
     """One SimSiam run; the arguments are those of `open_experiment`."""
 
-    def __init__(self, config: SimSiamConfig, dataset: PackedDataset, processes: Processes) -> None:
-        self._config = config
+    def __init__(
+        self, config: SimSiamConfig, dataset: PackedDataset, processes: Processes, pretrained: str | None
+    ) -> None:
+        self._config, self._pretrained = config, pretrained
         self._images = load_pretraining_images(dataset, config, processes.device)
         check_pretraining_images(config, self._images)
         super().__init__(config, processes, self._images.images_NHWC)
@@ -48,7 +50,7 @@ class SimSiamExperiment(EpochExperiment):
         report = evaluate_backbone(config, training.best_weights, self._images, self._processes.device)
         last, even = training.history[-1], config.embedding_width**-0.5
         print(
-            f"{config.recipe}  kNN accuracy on validation: {training.untrained_knn_accuracy:.4f} untrained, "
+            f"{config.recipe}  kNN accuracy on validation: {training.untrained_knn_accuracy:.4f} at the start, "
             f"{training.best.score:.4f} after epoch {training.best_epoch}; std of features {last.feature_std:.4f} "
             f"(0 is collapse, {even:.4f} is spread evenly)",
             flush=True,
@@ -67,4 +69,4 @@ class SimSiamExperiment(EpochExperiment):
 
     def train(self, run_dir: Path, callbacks: Sequence[Callback]) -> PretrainingResult:
         """Pretrain the backbone."""
-        return pretrain(self._config, self._images, run_dir, self._processes, callbacks, self._engine)
+        return pretrain(self._config, self._images, run_dir, self._processes, callbacks, self._engine, self._pretrained)

@@ -12,8 +12,9 @@ from model_code.evaluation.figures import GRID_SIDE, draw_prediction_grid
 from model_code.evaluation.metrics import measure, predict_logits
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.config import TrainingConfig
-from model_code.training.images import load_images
+from model_code.training.images import load_images, load_unlabelled
 from model_code.training.processes import Processes
+from model_code.training.pseudo_labels import add_pseudo_labels
 from model_code.training.results import Callback, EpochMetrics, TrainingResult
 from model_code.training.run_folder import RunFolder
 from model_code.training.supervised import check_images, fit, load_model
@@ -26,8 +27,15 @@ class SupervisedExperiment(EpochExperiment):
         self, config: TrainingConfig, dataset: PackedDataset, processes: Processes, pretrained: str | None
     ) -> None:
         self._config, self._pretrained = config, pretrained
-        self._images = load_images(dataset, config, processes.device)
-        check_images(config, self._images)
+        self._images = images = load_images(dataset, config, processes.device)
+        check_images(config, images)
+        if config.pseudo_label_confidence is not None:
+            assert pretrained is not None, "the config wants a recipe's"
+            model = load_model(config, len(images.classes), images.image_size, Path(pretrained)).to(processes.device)
+            unlabelled_NHWC = load_unlabelled(dataset, config, processes.device)
+            confidence = config.pseudo_label_confidence
+            self._images = add_pseudo_labels(images, unlabelled_NHWC, model, confidence, processes)
+        self._pseudo_labels = len(self._images.train) - len(images.train)
         super().__init__(config, processes, self._images.train.images_NHWC)
 
     @property
@@ -35,8 +43,9 @@ class SupervisedExperiment(EpochExperiment):
         """Counts of each split."""
         images = self._images
         tests = 0 if images.test is None else len(images.test)
+        given = f" ({self._pseudo_labels} of them with pseudo-labels)" if self._pseudo_labels else ""
         return (
-            f"{len(images.train)} training, {len(images.validation)} validation, {tests} test images, "
+            f"{len(images.train)} training{given}, {len(images.validation)} validation, {tests} test images, "
             f"{len(images.classes)} classes"
         )
 
@@ -48,7 +57,10 @@ class SupervisedExperiment(EpochExperiment):
             model = load_model(config, len(images.classes), images.image_size, training.best_weights)
             model.to(self._processes.device)
             events.write_graph(model, images.validation.images_NHWC[:1].to(self._processes.device))
-        tracker.log_metrics({"train/pictures": len(images.train), "validation/pictures": len(images.validation)})
+        counts = {"train/pictures": len(images.train), "validation/pictures": len(images.validation)}
+        if config.pseudo_label_confidence is not None:
+            counts["train/pseudo_labels"] = self._pseudo_labels
+        tracker.log_metrics(counts)
         return ExperimentResult(self._evaluate(tracker, model), training)
 
     def train(self, run_dir: Path, callbacks: Sequence[Callback]) -> TrainingResult[EpochMetrics]:

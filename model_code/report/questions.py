@@ -324,6 +324,51 @@ QUESTIONS = (
         "weights it starts from. All seeds start from one pretrained backbone, so that the interval holds the spread "
         "of fine-tuning only, not that of pretraining; runs that started from different ones are marked.",
     ),
+    Question(
+        "pseudo-labels",
+        "Do pseudo-labels bring less than SimSiam on Food-11?",
+        "The article puts supervised training at 60 % at most, sees no gain from semi-supervised learning, whose "
+        "settings it does not give, and reports 71 % for kNN on SimSiam's features.",
+        (
+            Arm("supervised", "resnet18_food11"),
+            Arm("pseudo-labels", "resnet18_food11_pseudo"),
+            Arm("SimSiam, kNN", "simsiam_food11"),
+            Arm("SimSiam, fine-tuned", "simsiam_food11_finetuned"),
+        ),
+        (VALIDATION, TEST),
+        (
+            _on(VALIDATION, "pseudo-labels over supervised", "resnet18_food11_pseudo", "resnet18_food11"),
+            _on(TEST, "pseudo-labels over supervised, test images", "resnet18_food11_pseudo", "resnet18_food11"),
+            _on(VALIDATION, "SimSiam, kNN, over supervised", "simsiam_food11", "resnet18_food11"),
+            _on(VALIDATION, "SimSiam, kNN, over pseudo-labels", "simsiam_food11", "resnet18_food11_pseudo"),
+            _on(
+                VALIDATION,
+                "SimSiam, fine-tuned, over pseudo-labels",
+                "simsiam_food11_finetuned",
+                "resnet18_food11_pseudo",
+            ),
+        ),
+        caution="Equal in labelled images, not in computation: the run with pseudo-labels goes on from the supervised "
+        "one for as many epochs again, and learns from more images in each; SimSiam's epochs come on top of the "
+        "fine-tuned network's. The validation images choose the epoch of every arm.",
+    ),
+    Question(
+        "more-epochs",
+        "Do 100 more epochs of SimSiam raise the kNN accuracy on Food-11?",
+        "The article trained for 100 epochs more and saw no gain; it takes 71 % for the limit.",
+        (
+            Arm("200 epochs", "simsiam_food11"),
+            Arm("100 more, from its best backbone", "simsiam_food11_continued"),
+        ),
+        (VALIDATION, "validation/untrained_knn_accuracy", KNN),
+        (
+            _on(VALIDATION, "validation images", "simsiam_food11_continued", "simsiam_food11"),
+            _on(KNN, "test images", "simsiam_food11_continued", "simsiam_food11"),
+        ),
+        curve="validation/knn_accuracy",
+        caution="Projector, predictor and the cosine of the learning rate start anew. On the validation images the "
+        "best of more epochs is compared with the best of fewer, which alone raises it a little.",
+    ),
 )
 
 

@@ -20,6 +20,9 @@ class TrainingConfig(EpochConfig):
         network: Key of `model_code.models.networks.NETWORKS`.
         pretrained_weights: A weights file, `torchvision` for its ImageNet download, `recipe:NAME` for the best run of
             another recipe, or None; the last layer is dropped.
+        pseudo_label_confidence: Images without a label are learned from with the one that the network of
+            `pretrained_weights`, another recipe's, gives them, if its probability is at least this. They are the data
+            set's unlabelled images, or else the training images beyond `limit_train`. None leaves them out.
         has_partial_identity: True if the first filters of each convolution start as the identity
             (`model_code.models.initialization.start_as_partial_identity`).
         whitening_images: Training images whose patches whiten the first convolution, whose weights are then frozen; 0
@@ -80,6 +83,7 @@ class TrainingConfig(EpochConfig):
     kind: Literal["supervised"] = "supervised"
     network: NetworkName
     pretrained_weights: str | None = None
+    pseudo_label_confidence: Annotated[float, Field(gt=0, le=1)] | None = None
     has_partial_identity: bool = False
     whitening_images: int = Field(default=0, ge=0)
     whitening_bias_epochs: int = Field(default=3, ge=0)
@@ -124,6 +128,13 @@ class TrainingConfig(EpochConfig):
     def _has_momentum_for_nesterov(self) -> "TrainingConfig":
         if self.is_nesterov and not self.momentum:
             raise ValueError("is_nesterov needs a momentum above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _has_network_for_pseudo_labels(self) -> "TrainingConfig":
+        has_network = (self.pretrained_weights or "").startswith(RECIPE_PREFIX)
+        if self.pseudo_label_confidence is not None and not has_network:
+            raise ValueError("pseudo_label_confidence needs a network that labels; give pretrained_weights=recipe:NAME")
         return self
 
     @model_validator(mode="after")

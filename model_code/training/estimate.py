@@ -55,6 +55,8 @@ def estimate_seconds(config: AnyConfig, dataset: PackedDataset) -> float:
     if "validation" in counts:
         held_out = min(counts["validation"], config.limit_test or counts["validation"])
     learned = train if "validation" in counts else train - held_out
+    if config.pseudo_label_confidence is not None:  # at most
+        learned += counts.get("unlabelled", counts.get("train", 0) - train)
     copies = (1 + config.has_flip_averaging) * (3 if config.shift_averaging_pixels else 1)
     return config.epochs * (learned / learning + held_out / answering) + final * copies / answering
 

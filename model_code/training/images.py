@@ -140,6 +140,30 @@ def load_pretraining_images(dataset: PackedDataset, config: SimSiamConfig, devic
     )
 
 
+def load_unlabelled(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> Tensor:
+    """Return the images that pseudo-labels are given to, uint8 [N, H, W, C], where the other ones are kept.
+
+    They are the data set's images without labels, or without such the training images beyond `limit_train`.
+
+    Raises:
+        DataError: There are no training images, or some of them have no label.
+        UsageError: There are no such images.
+    """
+    split = dataset.splits.get("unlabelled")
+    if split is not None:
+        chosen = _take_any(split, config)
+    else:
+        split = get_labelled(dataset, "train")
+        labelled, feedback = _choose_labelled(dataset, split, config)
+        chosen = np.setdiff1d(np.arange(len(split.labels_N)), np.concatenate([labelled, feedback]))
+    if not len(chosen):
+        raise UsageError(
+            f"{config.recipe} gives pseudo-labels to images without labels, and {dataset.name} has none; give "
+            "--limit-train N: the other training images are then taken as such"
+        )
+    return to_device(split, chosen, device, is_kept_on_device(dataset, config, device)).images_NHWC
+
+
 def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:
     """Return a split whose images all have a label.
 
@@ -214,13 +238,18 @@ def _divide(
 
     Feedback is learned from, all of it: what is held out, and a smaller training set, are those of the set without it.
     """
-    count = len(train.labels_N) - dataset.count_feedback()
-    feedback = np.arange(count, len(train.labels_N))
-    chosen = take(PackedSplit(train.images_NHWC[:count], train.labels_N[:count]), config.limit_train, config.split_seed)
+    chosen, feedback = _choose_labelled(dataset, train, config)
     if "validation" in dataset.splits:
         return np.concatenate([chosen, feedback]), chosen[:0]
     kept, held_out = split_stratified(train.labels_N[chosen], config.validation_fraction, config.split_seed)
     return np.concatenate([chosen[kept], feedback]), chosen[held_out]
+
+
+def _choose_labelled(dataset: PackedDataset, train: PackedSplit, config: RunConfig) -> tuple[Indices, Indices]:
+    """Return `limit_train` of the training images without feedback, and those of feedback."""
+    count = len(train.labels_N) - dataset.count_feedback()
+    without = PackedSplit(train.images_NHWC[:count], train.labels_N[:count])
+    return take(without, config.limit_train, config.split_seed), np.arange(count, len(train.labels_N))
 
 
 def _load_validation(

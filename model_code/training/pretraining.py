@@ -39,7 +39,7 @@ class PretrainingResult(TrainingResult[PretrainingEpoch]):
     """A complete run; its weights are the backbone's, without a last layer.
 
     Attributes:
-        untrained_knn_accuracy: Of the validation images, by the backbone before the first step, in [0, 1].
+        untrained_knn_accuracy: Of the validation images, by the backbone before the first step of this run, in [0, 1].
     """
 
     untrained_knn_accuracy: float
@@ -182,6 +182,7 @@ def pretrain(
     processes: Processes,
     callbacks: Sequence[Callback] = (),
     engine: Engine | None = None,
+    pretrained: str | None = None,
 ) -> PretrainingResult:
     """Train a backbone without labels, or go on where an interrupted run in `run_dir` stopped.
 
@@ -195,6 +196,7 @@ def pretrain(
         processes: Processes that train together, and the device of this one.
         callbacks: Told about each step and epoch, in order.
         engine: Result of `choose_engine`; None chooses it here.
+        pretrained: Weights file that `config.pretrained_weights` stands for; None takes what is written there.
 
     Raises:
         TrainingError: The loss is not finite (the last good checkpoint stays), or a checkpoint does not fit.
@@ -203,7 +205,7 @@ def pretrain(
         DiskFullError: A checkpoint could not be written; the one before stays.
     """
     check_pretraining_images(config, images)
-    loop = _SimSiamLoop(config, images, run_dir, processes, callbacks, engine)
+    loop = _SimSiamLoop(config, images, run_dir, processes, callbacks, engine, pretrained)
     untrained_knn_accuracy = loop.measure_knn()
     return PretrainingResult(**vars(loop.train()), untrained_knn_accuracy=untrained_knn_accuracy)
 
@@ -223,10 +225,13 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
         processes: Processes,
         callbacks: Sequence[Callback],
         engine: Engine | None,
+        pretrained: str | None,
     ) -> None:
         super().__init__(config, config.epochs, images.images_NHWC, run_dir, callbacks, processes, engine)
         self.config, self.images = config, images
         network = build_simsiam(config)
+        if start := pretrained or config.pretrained_weights:
+            checkpoints.load_pretrained(network.backbone, start)
         if processes.count > 1:
             synchronise_batch_norm(network, self.device)
         model = self.engine.lay_out(nn.Sequential(ImageInput(config.mean, config.std), network))

@@ -17,6 +17,8 @@ class SimSiamConfig(EpochConfig):
 
     Attributes:
         network: Backbone; key of `model_code.models.networks.NETWORKS`.
+        pretrained_weights: First weights of the backbone: a weights file, `torchvision` for its ImageNet download,
+            `recipe:NAME` for the best run of another recipe, or None. Projector and predictor start anew.
         projector_layers: 2 on CIFAR, 3 for larger images.
         embedding_width: Width of projections and predictions.
         bottleneck_width: Width of the predictor's hidden layer.
@@ -41,6 +43,7 @@ class SimSiamConfig(EpochConfig):
 
     kind: Literal["simsiam"] = "simsiam"
     network: NetworkName = "resnet18_improved_nopool"
+    pretrained_weights: str | None = None
     projector_layers: Literal[2, 3] = 2
     embedding_width: Width = 2048
     bottleneck_width: Width = 512

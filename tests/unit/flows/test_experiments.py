@@ -12,6 +12,7 @@ from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.models.networks import NETWORKS
 from model_code.recipes.catalog import build_config, has_setting
 from model_code.training import epoch_loop
+from model_code.training.checkpoints import save_weights
 from model_code.training.probe_config import ProbeConfig
 from model_code.training.processes import ALONE
 from model_code.training.random_features_config import RandomFeaturesConfig
@@ -131,6 +132,31 @@ def test_random_features_are_those_of_train_and_test(dataset, seen, monkeypatch)
         assert (options["neighbours"], options["seed"], options["linear"]) == (5, 3, probe)
     assert [options["is_calibrated"] for _, options in asked] == [False, True]
     assert results[0]["test/pictures"] == 12
+
+
+def test_pseudo_labels_are_those_of_the_network_that_is_started_from(dataset, tmp_path, monkeypatch):
+    class Constant(nn.Module):
+        """Answers the class of its largest bias, to every image."""
+
+        def __init__(self, num_classes):
+            super().__init__()
+            self.fc = nn.Linear(3, num_classes)
+
+        def forward(self, images_BCHW):
+            return self.fc(0 * images_BCHW.mean((2, 3)))
+
+    monkeypatch.setitem(NETWORKS, "constant", Constant)
+    network = Constant(4)
+    network.fc.bias.data = torch.tensor([0.0, 0, 9, 0])
+    save_weights(network, tmp_path / "best.safetensors")
+    changes = {"dataset": "noise", "limit_train": 16, "network": "constant", "pseudo_label_confidence": 0.95}
+    changes |= {"pretrained_weights": "recipe:resnet18_cifar10_exp", "batch_size": 8}
+    config = build_config("resnet18_cifar10_exp2", "smoke", changes)
+    experiment = open_experiment(config, dataset, ALONE, str(tmp_path / "best.safetensors"))
+    assert experiment.images_line.startswith("40 training (24 of them with pseudo-labels), 20 validation")
+    assert experiment._images.train.labels_N[16:].tolist() == [2] * 24
+    nothing = config.model_copy(update={"pseudo_label_confidence": 1.0})
+    assert open_experiment(nothing, dataset, ALONE, str(tmp_path / "best.safetensors")).images_line.startswith("16 tr")
 
 
 @pytest.mark.parametrize("kind", ["supervised", "simsiam"])

@@ -125,6 +125,7 @@ def test_runs_that_do_not_fit_are_passed_over(store, add_run):
     add_run(0.9, changes={"network": "resnet18_improved"})
     add_run(0.9, changes={"split_seed": 7})
     add_run(0.9, changes={"validation_fraction": 0.1})
+    add_run(0.9, changes={"limit_train": 1000})  # learned from what is held out now
     add_run(0.9, data_checksum="f" * 64)
     damaged = add_run(0.9)
     weights = store[0].checkpoints_dir / damaged / "best-0001.safetensors"
@@ -132,6 +133,22 @@ def test_runs_that_do_not_fit_are_passed_over(store, add_run):
     removed = add_run(0.9)
     (store[0].checkpoints_dir / removed / "best-0001.safetensors").unlink()
     assert find(store) == fitting
+
+
+def test_a_simsiam_run_continues_one(store, add_run):
+    best = add_run(0.5)
+    config = build_config(SOURCE, "smoke", ON_SHAPES | {"pretrained_weights": f"recipe:{SOURCE}"})
+    assert pretrained.name_start(config) == SOURCE
+    assert find_pretrained(config, store[0]).run_id == best
+
+
+def test_the_network_that_gives_pseudo_labels_saw_images_as_they_are_now(store, add_run):
+    add_run(0.9)  # its network saw images normalised with other statistics
+    same = add_run(0.2, changes={"mean": (0.5, 0.5, 0.5)})
+    changes = {"pseudo_label_confidence": 0.9, "mean": (0.5, 0.5, 0.5)}
+    # SimSiam's config has no image_size, as one without has none.
+    assert find(store, **changes) == same
+    assert find(store, mean=(0.5, 0.5, 0.5)) != same
 
 
 def test_files_are_hashed_and_nothing_is_nothing(store, tmp_path):

@@ -40,7 +40,7 @@ class LossRecorder(Callback):
 def take_steps(name, run_dir):
     """Return the losses of the recipe's first steps: in float32, with a smaller batch, fewer epochs, smaller images."""
     changes = {"epochs": EPOCHS, "batch_size": BATCH, "warmup_epochs": 1, "knn_neighbours": 4, "linear.epochs": 1}
-    changes |= {"engine.precision": "float32", "pretrained_weights": None}
+    changes |= {"engine.precision": "float32", "pretrained_weights": None, "pseudo_label_confidence": None}
     changes |= {"views.image_size": 32, "linear.warmup_epochs": 0}
     if build_config(name).dataset.startswith("food"):
         changes |= {"image_size": 64, "views.image_size": 64}

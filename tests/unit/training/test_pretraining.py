@@ -286,6 +286,19 @@ def test_the_untrained_backbone_is_measured_before_the_first_step(tmp_path):
     assert trained.untrained_knn_accuracy == knn_accuracy(bank, queries, config.knn_neighbours)
 
 
+def test_a_run_starts_from_the_backbone_of_another_one(tmp_path):
+    config, images = small_config(), pretraining_images()
+    source = pretrain(config, images, tmp_path / "source", ALONE)
+    further = small_config(pretrained_weights="recipe:another", seed=8, monitor_every_epochs=1)
+    start = str(source.best_weights)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(further, images, tmp_path / "further", ALONE, [Recorder(stop_after=1)], pretrained=start)
+    result = pretrain(further, images, tmp_path / "further", ALONE, pretrained=start)
+    assert result.untrained_knn_accuracy == source.best.knn_accuracy
+    whole = pretrain(further, images, tmp_path / "whole", ALONE, pretrained=start)
+    assert whole.last_weights.read_bytes() == result.last_weights.read_bytes()
+
+
 def test_bfloat16_trains(tmp_path):
     result = pretrain(small_config(epochs=1, engine={"precision": "bfloat16"}), pretraining_images(), tmp_path, ALONE)
     assert -1 <= result.history[0].loss <= 1
