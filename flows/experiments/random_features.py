@@ -2,15 +2,18 @@
 
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
 from flows.experiments.experiment import Experiment, ExperimentResult
 from model_code.data.cache import PackedDataset
+from model_code.data.splits import split_stratified
 from model_code.data.views import plain_view
 from model_code.models.image_input import ImageInput
-from model_code.models.networks import build_backbone, check_image_size
+from model_code.models.networks import build_backbone, check_image_size, count_parameters
 from model_code.tracking.run_tracker import RunTracker
+from model_code.training.batches import fits_device
 from model_code.training.device import seed_everything
 from model_code.training.images import get_labelled, take, to_device
 from model_code.training.random_features import measure_random_features
@@ -26,10 +29,20 @@ class RandomFeaturesExperiment(Experiment):
         self._image_size = config.image_size or dataset.image_size
         if config.network is not None:
             check_image_size(config.network, self._image_size)
-        train = get_labelled(dataset, "train")
-        self._train = to_device(train, take(train, config.limit_train, config.split_seed), device)
-        test = get_labelled(dataset, "test")
-        self._test = to_device(test, take(test, config.limit_test, config.split_seed), device)
+        if len(dataset.splits) == 1:
+            only = get_labelled(dataset, *dataset.splits)
+            learned_N, measured_N = split_stratified(only.labels_N, config.test_fraction, config.split_seed)
+            parts = [(only, learned_N), (only, measured_N)]
+        else:
+            splits = [get_labelled(dataset, name) for name in ("train", "test")]
+            parts = [(split, np.arange(len(split.labels_N))) for split in splits]
+        # Raw pixels are features where the images are.
+        size_bytes = sum(split.images_NHWC.nbytes for split in dataset.splits.values())
+        is_resident = config.network is None or fits_device(size_bytes, device)
+        self._train, self._test = (
+            to_device(split, indices[take(split.labels_N[indices], limit, config.split_seed)], device, is_resident)
+            for (split, indices), limit in zip(parts, (config.limit_train, config.limit_test), strict=True)
+        )
 
     @property
     def images_line(self) -> str:
@@ -64,6 +77,8 @@ class RandomFeaturesExperiment(Experiment):
             "test/pictures": float(len(self._test)),
             "test/feature_width": float(result.feature_width),
         }
+        if model is not None:
+            metrics["network/parameters"] = count_parameters(model)
         if result.untrained_head_accuracy is not None:
             metrics["test/untrained_head_accuracy"] = result.untrained_head_accuracy
         tracker.log_metrics(metrics)

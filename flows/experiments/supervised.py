@@ -10,6 +10,7 @@ from flows.experiments.experiment import EpochExperiment, ExperimentResult, foll
 from model_code.data.cache import PackedDataset
 from model_code.evaluation.figures import GRID_SIDE, draw_prediction_grid
 from model_code.evaluation.metrics import measure, predict_logits
+from model_code.models.networks import count_parameters
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.config import TrainingConfig
 from model_code.training.images import load_images, load_unlabelled
@@ -57,7 +58,11 @@ class SupervisedExperiment(EpochExperiment):
             model = load_model(config, len(images.classes), images.image_size, training.best_weights)
             model.to(self._processes.device)
             events.write_graph(model, images.validation.images_NHWC[:1].to(self._processes.device))
-        counts = {"train/pictures": len(images.train), "validation/pictures": len(images.validation)}
+        counts = {
+            "train/pictures": len(images.train),
+            "validation/pictures": len(images.validation),
+            "network/parameters": count_parameters(model),
+        }
         if config.pseudo_label_confidence is not None:
             counts["train/pseudo_labels"] = self._pseudo_labels
         tracker.log_metrics(counts)

@@ -12,7 +12,7 @@ from model_code.data.progress import show_progress
 from model_code.evaluation.untrained import evaluate_untrained
 from model_code.models.image_input import ImageInput
 from model_code.models.initialization import draw_gaussian, draw_gaussian_head
-from model_code.models.networks import build_network, check_image_size
+from model_code.models.networks import build_network, check_image_size, count_parameters
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.device import seed_everything
 from model_code.training.images import get_labelled, take
@@ -28,7 +28,7 @@ class UntrainedExperiment(Experiment):
     def __init__(self, config: UntrainedConfig, dataset: PackedDataset, device: torch.device) -> None:
         self._config, self._device, self._classes = config, device, dataset.classes
         self._split = get_labelled(dataset, next(split for split in SPLITS if split in dataset.splits))
-        self._chosen = take(self._split, config.limit_test, config.split_seed)
+        self._chosen = take(self._split.labels_N, config.limit_test, config.split_seed)
         check_image_size(config.network, config.image_size)
 
     @property
@@ -55,7 +55,7 @@ class UntrainedExperiment(Experiment):
                 model, images_NHWC, labels_N, view, config.batch_size, self._device, on_batch=advance
             )
         metrics = {
-            "network/parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "network/parameters": count_parameters(network),
             "validation/pictures": report.count,
             "validation/correct": report.correct,
             "validation/accuracy": report.accuracy_fraction,

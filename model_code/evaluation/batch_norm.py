@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model_code.errors import UsageError
-from model_code.evaluation.metrics import LARGEST_BATCH
+from model_code.evaluation.metrics import LARGEST_BATCH, find_device
 
 _ORDER_SEED = 0
 
@@ -29,7 +29,7 @@ def calibrate_batch_norm(
 
     Args:
         model: Images [B, H, W, C] in.
-        images_NHWC: uint8 images, at least 2.
+        images_NHWC: uint8 images, at least 2; each batch is moved to the model's device.
         prepare: Brings each batch to the size that the model reads; None leaves it.
         batch_size: Most images at once, at least 2 (3 are taken where 2 would leave a single one).
 
@@ -50,10 +50,11 @@ def calibrate_batch_norm(
         layer.reset_running_stats()
         layer.momentum = None  # a cumulative average
         layer.train()
+    device = find_device(model, images_NHWC)
     order_N = torch.randperm(len(images_NHWC), generator=torch.Generator().manual_seed(_ORDER_SEED))
     try:
         for chosen in order_N.to(images_NHWC.device).tensor_split(_count_batches(len(images_NHWC), batch_size)):
-            batch = images_NHWC[chosen]
+            batch = images_NHWC[chosen].to(device)
             model(prepare(batch) if prepare else batch)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):

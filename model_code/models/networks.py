@@ -136,6 +136,11 @@ def build_backbone(name: str, image_size: int | None = None) -> tuple["nn.Module
     )
 
 
+def count_parameters(network: "nn.Module") -> int:
+    """Return how many numbers a network learns."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def _get_sizes(name: str) -> _ImageSizes:
     if name not in NETWORKS:
         raise UsageError(f"no network {name!r}; choose one of {', '.join(NETWORKS)}")

@@ -201,14 +201,14 @@ def load_test(
     test = dataset.splits.get("test")
     if test is None or test.labels_N.min() < 0:
         return None
-    return to_device(test, take(test, config.limit_test, config.split_seed), device, is_resident)
+    return to_device(test, take(test.labels_N, config.limit_test, config.split_seed), device, is_resident)
 
 
-def take(split: PackedSplit, limit: int | None, seed: int) -> Indices:
+def take(labels_N: Indices, limit: int | None, seed: int) -> Indices:
     """Return the indices of `limit` images with the class proportions of all; of all when it is None or larger."""
-    if limit is None or limit >= len(split.labels_N):
-        return np.arange(len(split.labels_N))
-    return take_stratified(split.labels_N, limit, seed)
+    if limit is None or limit >= len(labels_N):
+        return np.arange(len(labels_N))
+    return take_stratified(labels_N, limit, seed)
 
 
 def check_batch(count: int, batch_size: int) -> None:
@@ -248,8 +248,8 @@ def _divide(
 def _choose_labelled(dataset: PackedDataset, train: PackedSplit, config: RunConfig) -> tuple[Indices, Indices]:
     """Return `limit_train` of the training images without feedback, and those of feedback."""
     count = len(train.labels_N) - dataset.count_feedback()
-    without = PackedSplit(train.images_NHWC[:count], train.labels_N[:count])
-    return take(without, config.limit_train, config.split_seed), np.arange(count, len(train.labels_N))
+    chosen = take(train.labels_N[:count], config.limit_train, config.split_seed)
+    return chosen, np.arange(count, len(train.labels_N))
 
 
 def _load_validation(
@@ -263,7 +263,7 @@ def _load_validation(
     if "validation" not in dataset.splits:
         return to_device(train, held_out, device, is_resident)
     own = get_labelled(dataset, "validation")
-    return to_device(own, take(own, config.limit_test, config.split_seed), device, is_resident)
+    return to_device(own, take(own.labels_N, config.limit_test, config.split_seed), device, is_resident)
 
 
 def _take_any(split: PackedSplit, config: RunConfig) -> Indices:

@@ -17,6 +17,8 @@ class RandomFeaturesConfig(RunConfig):
         image_size: Height and width that the network sees, pixels; None takes the images as they are packed.
         is_calibrated: True if BatchNorm's statistics are measured on the training images; else they are mean 0 and
             variance 1, as an untrained network has them.
+        test_fraction: Share of the images that the probes are measured on, where one split has all labels, as in
+            ImageNet's validation set; where there are training and test images it means nothing.
         knn_neighbours: Number of neighbours that vote; a smaller bank votes as a whole.
         linear: Settings of the linear probe.
         mlp: The same of the probe with a hidden layer.
@@ -26,6 +28,7 @@ class RandomFeaturesConfig(RunConfig):
     network: NetworkName | None = None
     image_size: ImageSize | None = None
     is_calibrated: bool = False
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
     knn_neighbours: int = Field(default=200, ge=1)
     linear: ProbeConfig = RANDOM_FEATURES_LINEAR
     mlp: ProbeConfig = RANDOM_FEATURES_MLP

@@ -1,6 +1,6 @@
 """What each kind of run hands to the library; `flows.experiments` needs no Prefect."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -15,10 +15,12 @@ from model_code.training import epoch_loop
 from model_code.training.checkpoints import save_weights
 from model_code.training.probe_config import ProbeConfig
 from model_code.training.processes import ALONE
+from model_code.training.random_features import RandomFeaturesResult
 from model_code.training.random_features_config import RandomFeaturesConfig
 from model_code.training.untrained_config import UntrainedConfig
 
 CPU = torch.device("cpu")
+RESULT = RandomFeaturesResult(0.1, 0.2, 0.3, 0.4, 3)
 
 
 @dataclass
@@ -132,6 +134,25 @@ def test_random_features_are_those_of_train_and_test(dataset, seen, monkeypatch)
         assert (options["neighbours"], options["seed"], options["linear"]) == (5, 3, probe)
     assert [options["is_calibrated"] for _, options in asked] == [False, True]
     assert results[0]["test/pictures"] == 12
+
+
+def test_of_a_single_split_probes_learn_from_one_part_and_are_measured_on_the_other(dataset, seen, monkeypatch):
+    asked = []
+    monkeypatch.setattr(random_features, "measure_random_features", lambda *args, **_: asked.append(args) or RESULT)
+    numbers_N = np.arange(60, dtype=np.uint8)
+    images_NHWC = np.ascontiguousarray(np.broadcast_to(numbers_N[:, None, None, None], (60, 16, 16, 3)))
+    alone = replace(dataset, splits={"validation": PackedSplit(images_NHWC, np.arange(60) % 4)})
+    config = RandomFeaturesConfig(recipe="test", dataset="noise", network="watching", batch_size=8)
+    for changes in ({}, {"limit_train": 8, "limit_test": 4}):
+        log = Log()
+        open_experiment(config.model_copy(update=changes), alone, ALONE, None).run(None, log)
+    (_, train, test, _), (_, few_train, few_test, _) = asked
+    learned, measured = (set(part.images_NHWC[:, 0, 0, 0].tolist()) for part in (train, test))
+    assert (len(learned), len(measured), learned & measured) == (48, 12, set())
+    assert test.labels_N.bincount().tolist() == [3] * 4
+    assert (few_train.labels_N.bincount().tolist(), few_test.labels_N.bincount().tolist()) == ([2] * 4, [1] * 4)
+    assert set(few_train.images_NHWC[:, 0, 0, 0].tolist()) <= learned
+    assert log.metrics["network/parameters"] == 2 * 3
 
 
 def test_pseudo_labels_are_those_of_the_network_that_is_started_from(dataset, tmp_path, monkeypatch):
