@@ -11,7 +11,7 @@ MODEL = "Registered name; needed when several are served."
 
 
 class Predict(Job):
-    """Ask a running service about images, folders of images, or URLs (fetched here, not by the service)."""
+    """Ask a running service about images, folders or zip archives of images, or URLs (fetched here, not there)."""
 
     command = "predict"
 
@@ -19,14 +19,18 @@ class Predict(Job):
     server: str = option(ADDRESS, SERVER)
     model: str | None = option(None, MODEL)
     top_k: int | None = option(None, "Classes to show for each image.")
-    form: Literal["table", "json", "csv"] = option("table", "json: one object per line.", name="--format")
+    form: Literal["table", "json", "csv", "submission"] = option(
+        "table",
+        "json: one object per line; submission: id,label of images called by numbers, for Kaggle.",
+        name="--format",
+    )
 
     def run(self) -> None:
         import json
 
         from rich.console import Console
 
-        from serving.client.client import list_records, predict, render_predictions, write_csv
+        from serving.client.client import list_records, predict, render_predictions, write_csv, write_submission
 
         with Console(stderr=True).status("asking about the first images") as status:
             result = predict(
@@ -41,10 +45,12 @@ class Predict(Job):
         elif self.form == "json":
             for record in list_records(result):
                 print(json.dumps(record))
-        elif result.predictions:
+        elif self.form == "table" and result.predictions:
             Console().print(render_predictions(result))
         for problem in result.problems:
             print(show(f"darkroom: {problem.source}: {problem.message}"), file=sys.stderr)
+        if self.form == "submission":
+            write_submission(result, sys.stdout)
         if result.problems:
             sys.exit(1)
 

@@ -68,7 +68,7 @@ def predict(
     """Classify images on a server.
 
     Args:
-        sources: Files, folders of images, and http(s) addresses, which are fetched here.
+        sources: Files, folders and zip archives of images, and http(s) addresses, which are fetched here.
         server: Address of the service.
         model: Registered name; the server's choice when None.
         top_k: Classes per image; the server's choice when None.
@@ -184,6 +184,27 @@ def write_csv(result: PredictResult, stream: TextIO) -> None:
     writer.writeheader()
     for record in list_records(result):
         writer.writerow({key: show_cell(value) if isinstance(value, str) else value for key, value in record.items()})
+
+
+def write_submission(result: PredictResult, stream: TextIO) -> None:
+    """Write `id,label` for images called by numbers, such as 17.png, by ascending number: a file for Kaggle.
+
+    Raises:
+        ClientError: An image has no prediction or no number, or two have the same one; nothing is written.
+    """
+    if result.problems:
+        raise ClientError(f"{len(result.problems)} images have no label: a submission needs all of them")
+    labels: dict[int, str] = {}
+    for prediction in result.predictions:
+        stem = PurePath(prediction.filename or "").stem
+        if not (stem.isascii() and stem.isdecimal()):
+            raise ClientError(f"{prediction.filename}: a submission needs images called by numbers, such as 17.png")
+        if int(stem) in labels:
+            raise ClientError(f"{prediction.filename}: there are two images number {stem}; give one folder or archive")
+        labels[int(stem)] = prediction.label
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("id", "label"))
+    writer.writerows(sorted(labels.items()))
 
 
 @contextmanager

@@ -1,11 +1,13 @@
-"""Sources on the command line -> image bytes: files, folders of images, http(s) addresses.
+"""Sources on the command line -> image bytes: files, folders and zip archives of images, http(s) addresses.
 
 Addresses are fetched here, on the person's own machine; the service never fetches anything.
 """
 
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import httpx
 
@@ -40,7 +42,7 @@ class SourceProblem:
 def read_sources(sources: Iterable[str]) -> Iterator[SourceImage | SourceProblem]:
     """Yield the images of all sources in order, read one at a time; a problem in place of each that fails.
 
-    A folder stands for the images in it and below it, sorted by path.
+    A folder or a zip archive stands for the images in it and below it, sorted by path.
     """
     with httpx.Client(
         timeout=FETCH_TIMEOUT_S,
@@ -53,6 +55,9 @@ def read_sources(sources: Iterable[str]) -> Iterator[SourceImage | SourceProblem
                 yield _fetch(client, source)
                 continue
             path = Path(source)
+            if path.suffix.lower() == ".zip":
+                yield from _read_archive(path)
+                continue
             if not _is_folder(path):
                 yield _read(path)
                 continue
@@ -71,6 +76,29 @@ def _is_folder(path: Path) -> bool:
 
 def _list_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _read_archive(path: Path) -> Iterator[SourceImage | SourceProblem]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Beside each file an archiver of macOS puts one of the same suffix, whose name begins with a dot.
+            names = [PurePath(name) for name in archive.namelist()]
+            images = sorted(name for name in names if name.suffix.lower() in SUFFIXES and name.name[0] != ".")
+            if not images:
+                yield SourceProblem(str(path), f"no image in the archive; looked for {' '.join(sorted(SUFFIXES))}")
+            for name in images:
+                yield _read_member(archive, path / name, str(name))
+    except (OSError, zipfile.BadZipFile) as error:
+        yield SourceProblem(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> SourceImage | SourceProblem:
+    try:
+        with archive.open(name) as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # the last one of a password
+        return SourceProblem(str(path), f"cannot be read: {error}")
+    return _check(str(path), data)
 
 
 def _read(path: Path) -> SourceImage | SourceProblem:

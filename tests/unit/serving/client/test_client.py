@@ -3,12 +3,14 @@ import io
 import json
 import logging
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from rich.console import Console
 
-from serving.client.client import PredictResult, list_records, predict, render_predictions, write_csv
+from serving.client.client import PredictResult, list_records, predict, render_predictions, write_csv, write_submission
+from serving.client.sources import SourceProblem
 from serving.errors import ClientError
 from serving.limits import MAX_IMAGE_BYTES
 from serving.models.predictions import ModelIdentity, Prediction
@@ -325,3 +327,67 @@ def test_log_lines_stay_lines(tmp_path):
     )
     line = PrintableFormatter("%(levelname)s %(message)s").format(record)
     assert line == "WARNING a\\n2026 INFO fake\\x1b[2J: not loaded"
+
+
+def pack(file, **images):
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in images.items():
+            archive.writestr(name.replace("__", "/"), data)
+    return str(file)
+
+
+def test_a_zip_archive_stands_for_its_images(service, tmp_path):
+    images = {"test__2.png": RED + b"2", "test__10.JPG": RED + b"10", "read.me": b"x", "__MACOSX__._2.png": b"x"}
+    archive = pack(tmp_path / "test.zip", **images)
+    service.add_labels("cat", "dog")
+    result = predict([archive], service.url)
+    assert [one.filename for one in result.predictions] == [f"{archive}/test/10.JPG", f"{archive}/test/2.png"]
+    assert RED + b"10" in service.requests[0][2]
+    assert not result.problems
+
+
+def test_archives_that_cannot_be_read(service, tmp_path):
+    empty = pack(tmp_path / "empty.zip", notes="x")
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(b"PK no archive")
+    damaged = tmp_path / "damaged.zip"
+    damaged.write_bytes(
+        (tmp_path / "whole.zip").read_bytes() if pack(tmp_path / "whole.zip", **{"1.png": RED}) else b""
+    )
+    damaged.write_bytes(damaged.read_bytes().replace(RED, RED[::-1]))
+    result = predict([empty, str(broken), str(damaged), str(tmp_path / "none.zip")], service.url)
+    messages = {problem.source: problem.message for problem in result.problems}
+    assert messages[empty].startswith("no image in the archive; looked for ")
+    assert messages[str(broken)] == "cannot be read: File is not a zip file"
+    assert messages[f"{damaged}/1.png"].startswith("cannot be read: Bad CRC-32")
+    assert messages[str(tmp_path / "none.zip")] == "cannot be read: No such file or directory"
+
+
+def make_result(*names, problems=()):
+    predictions = tuple(
+        Prediction(filename=name, label=f"class {name[0]}", probability=0.5, is_confident=False, top=())
+        for name in names
+    )
+    return PredictResult(None, None, predictions, (), problems)
+
+
+def test_a_submission_is_ordered_by_number_and_holds_every_label():
+    stream = io.StringIO()
+    write_submission(make_result("b/10.png", "a/9.png", "c/007.png"), stream)
+    assert stream.getvalue() == "id,label\n7,class c\n9,class a\n10,class b\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "problems", "message"),
+    [
+        (("1.png", "cat.png"), (), r"^cat\.png: a submission needs images called by numbers, such as 17\.png"),
+        (("1.png", "²\u0661.png"), (), "needs images called by numbers"),
+        (("a/1.png", "b/01.jpg"), (), r"^b/01\.jpg: there are two images number 01"),
+        (("1.png",), (SourceProblem("2.png", "empty"),), "^1 images have no label: a submission needs all of them"),
+    ],
+)
+def test_an_incomplete_submission_is_not_written(names, problems, message):
+    stream = io.StringIO()
+    with pytest.raises(ClientError, match=message):
+        write_submission(make_result(*names, problems=problems), stream)
+    assert stream.getvalue() == ""
