@@ -282,6 +282,15 @@ SIMSIAM_SETTINGS = (
         "bilinear, antialiased",
         "the one that views and supervised crops have here",
     ),
+    _done(
+        "C",
+        _BOTH_FOOD,
+        "images that crops are taken from",
+        "the files",
+        "code",
+        "the middle squares, packed at 256 pixels",
+        "packed once; less than half of the sharpness, 4 % of a crop (docs/benchmarks.md)",
+    ),
     _done("C", _SIMSIAM, "last partial batch of the bank", "left out", "text", "counted", "every image counts once"),
     _done(
         "C",
