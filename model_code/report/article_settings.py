@@ -25,6 +25,7 @@ class ArticleSetting:
         ours: What we do, where the config has no such setting.
         remark: What else the article says, or what the value means.
         reason: Why ours differs, or how it was chosen; a departure without one is declared in the recipe's docstring.
+        test: Test of `ours`, a file below tests/unit and its function; empty where nothing can be tested.
     """
 
     letter: str
@@ -35,6 +36,7 @@ class ArticleSetting:
     ours: str = ""
     remark: str = ""
     reason: str = ""
+    test: str = ""
 
 
 _RESNET = tuple(f"resnet18_cifar10_exp{number}" for number in ("", *range(2, 10)))
@@ -61,10 +63,17 @@ def _chosen(letter: str, recipes: tuple[str, ...], setting: str, reason: str) ->
 
 
 def _done(
-    letter: str, recipes: tuple[str, ...], what: str, stated: str, source: Source, ours: str, reason: str
+    letter: str,
+    recipes: tuple[str, ...],
+    what: str,
+    stated: str,
+    source: Source,
+    ours: str,
+    reason: str,
+    test: str = "",
 ) -> ArticleSetting:
     """Return a row of what the config has no setting for."""
-    return ArticleSetting(letter, recipes, what, stated, source, ours, reason=reason)
+    return ArticleSetting(letter, recipes, what, stated, source, ours, reason=reason, test=test)
 
 
 def _resnet_run(run: str, network: str, learning_rate: float, remark: str = "") -> tuple[ArticleSetting, ...]:
@@ -133,6 +142,7 @@ RESNET_SETTINGS = (
         "code",
         "from the first epoch on",
         "every run has one; the same where a run gets above 0.7",
+        "training/test_fit.py::test_best_and_last_files_hold_the_weights_of_their_epochs",
     ),
     _done(
         "A",
@@ -142,6 +152,7 @@ RESNET_SETTINGS = (
         "code",
         "a seeded permutation, stratified and disjoint",
         "run without the failure, the printed code would put training images into the validation set",
+        "data/test_splits.py::test_split_is_disjoint_covers_everything_and_keeps_proportions",
     ),
     _done(
         "A",
@@ -151,6 +162,7 @@ RESNET_SETTINGS = (
         "code",
         "those, and the test images apart",
         "a figure on the images that chose the epoch is too high",
+        "training/test_training_images.py::test_training_and_validation_share_no_image",
     ),
     _done(
         "A",
@@ -160,8 +172,18 @@ RESNET_SETTINGS = (
         "code",
         "means over images",
         "a last batch of another size has another weight",
+        "evaluation/test_classification_metrics.py::test_loss_is_the_mean_cross_entropy",
     ),
-    _done("A", _RESNET, "F1", "micro", "code", "macro", "micro F1 is the accuracy, as the article notes itself"),
+    _done(
+        "A",
+        _RESNET,
+        "F1",
+        "micro",
+        "code",
+        "macro",
+        "micro F1 is the accuracy, as the article notes itself",
+        "evaluation/test_classification_metrics.py::test_against_sklearn",
+    ),
 )
 
 SWIN_SETTINGS = (
@@ -198,6 +220,7 @@ SWIN_SETTINGS = (
         "code",
         "not shifted",
         "one window covers its map; the paper's code does not shift there",
+        "models/test_swin.py::test_shift_only_where_the_map_has_more_than_one_window",
     ),
 )
 
@@ -281,6 +304,7 @@ SIMSIAM_SETTINGS = (
         "repository",
         "bilinear, antialiased",
         "the one that views and supervised crops have here",
+        "data/test_resampling.py::test_resized_crops_equal_torchvision_image_by_image",
     ),
     _done(
         "C",
@@ -290,8 +314,18 @@ SIMSIAM_SETTINGS = (
         "code",
         "the middle squares, packed at 256 pixels",
         "packed once; less than half of the sharpness, 4 % of a crop (docs/benchmarks.md)",
+        "data/test_packing.py::test_pixels_are_those_that_serving_decodes",
     ),
-    _done("C", _SIMSIAM, "last partial batch of the bank", "left out", "text", "counted", "every image counts once"),
+    _done(
+        "C",
+        _SIMSIAM,
+        "last partial batch of the bank",
+        "left out",
+        "text",
+        "counted",
+        "every image counts once",
+        "evaluation/test_knn.py::test_chunks_change_nothing_and_every_image_counts_once",
+    ),
     _done(
         "C",
         _SIMSIAM,
@@ -300,6 +334,7 @@ SIMSIAM_SETTINGS = (
         "code",
         "share of the images",
         "every image counts once",
+        "training/test_pretraining.py::test_a_backbone_is_measured_with_all_labelled_images_on_those_that_chose_nothing",
     ),
     _done(
         "C",
@@ -309,6 +344,7 @@ SIMSIAM_SETTINGS = (
         "text",
         "label among the five highest",
         "the fifth label alone is no top-5 accuracy",
+        "evaluation/test_classification_metrics.py::test_top_5_by_hand_and_against_sklearn",
     ),
     _done(
         "C",
@@ -365,13 +401,37 @@ UNTRAINED_SETTINGS = (
     *_same_for("D", _BATCH_256, ("batch_size", 256, "table")),
     *_same_for("D", (_LARGE,), ("batch_size", 64, "table", "a comment in the code says 16")),
     _done(
-        "D", _UNTRAINED, "images that crops are taken from", "the files", "code", "packed at 256 pixels", "packed once"
+        "D",
+        _UNTRAINED,
+        "images that crops are taken from",
+        "the files",
+        "code",
+        "packed at 256 pixels",
+        "packed oncedata/test_packing.py::test_pixels_are_those_that_serving_decodes",
     ),
     _done(
         "D", _UNTRAINED, "devices", "two RTX 3090", "text", "one", "answers do not depend on it; times are not compared"
     ),
-    _done("D", _UNTRAINED, "gradients", "prepared, not used", "code", "left out", "answers are the same"),
-    _done("D", _UNTRAINED, "order of the images", "shuffled", "code", "as packed", "changes the crops only"),
+    _done(
+        "D",
+        _UNTRAINED,
+        "gradients",
+        "prepared, not used",
+        "code",
+        "left out",
+        "answers are the same",
+        "evaluation/test_untrained.py::test_each_batch_goes_through_the_view_as_uint8_and_is_told",
+    ),
+    _done(
+        "D",
+        _UNTRAINED,
+        "order of the images",
+        "shuffled",
+        "code",
+        "as packed",
+        "changes the crops only",
+        "evaluation/test_untrained.py::test_a_memory_map_is_read_batch_by_batch_and_not_written",
+    ),
 )
 
 ARTICLE_SETTINGS = (*RESNET_SETTINGS, *SWIN_SETTINGS, *SIMSIAM_SETTINGS, *UNTRAINED_SETTINGS)

@@ -17,7 +17,8 @@ _HEAD = """# Settings of the articles
 Every setting that the four articles state, beside that of our recipes. "Same" is the article's value; "declared" is a
 departure, with its reason in the remark or under `Departures` in the recipe's evidence (`darkroom recipes NAME`); "our
 choice" is a setting that the article does not state. Where the article's text, code and log contradict each other, the
-remark says what else it states. "repository" is the public code that the article runs without printing the value.
+remark says what else it states. What we do where no setting stands for it is shown by the test that the remark names.
+"repository" is the public code that the article runs without printing the value.
 
 The values are in `model_code/report/article_settings.py`; this page is written by
 `python -m tests.unit.report.test_article_settings`.
@@ -92,8 +93,15 @@ def _list_cells(one: Judgement) -> tuple[str, ...]:
         row.source,
         _show(one.ours, is_setting),
         one.word,
-        escape("; ".join(filter(None, (row.remark, "" if one.word == "same" else row.reason)))),
+        _explain(one),
     )
+
+
+def _explain(one: Judgement) -> str:
+    row = one.row
+    reason = "" if one.word == "same" else row.reason
+    test = f"test: {row.test.partition('::')[2]}" if row.test else ""
+    return escape("; ".join(filter(None, (row.remark, reason, test))))
 
 
 def _show(value: object, is_setting: bool) -> str:

@@ -64,8 +64,11 @@ def test_each_batch_goes_through_the_view_as_uint8_and_is_told():
 def test_a_memory_map_is_read_batch_by_batch_and_not_written(tmp_path):
     np.save(tmp_path / "images.npy", make_images([1, 2, 3, 4, 5]))
     images = np.load(tmp_path / "images.npy", mmap_mode="r")
-    report = ask(images, [1, 2, 3, 4, 5], lambda batch: batch.add_(0), batch_size=2)
+    visited = []
+    view = lambda batch: visited.append(batch[:, 0, 0, 0].tolist()) or batch.add_(0)  # noqa: E731
+    report = ask(images, [1, 2, 3, 4, 5], view, batch_size=2)
     assert report.correct == 5
+    assert visited == [[1, 2], [3, 4], [5]]
 
 
 def test_time_and_memory():

@@ -1,5 +1,6 @@
 """Settings of the articles against the recipes. `python -m tests.unit.report.test_article_settings` writes the page."""
 
+import ast
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from model_code.report.settings_page import judge_settings, render_settings
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
 COVERED = sorted({recipe for row in ARTICLE_SETTINGS for recipe in row.recipes})
+UNIT = Path(__file__).parents[1]
+# All settings at once, and what is a fact of the data or of the machine.
+NEVER_TESTED = {"all settings", "semi-supervised training", "test images", "devices"}
 # Not of the article: names, where it runs, and what the catalog writes.
 NEVER_STATED = {"recipe", "kind", "profile", "device"}
 
@@ -33,6 +37,16 @@ def test_rows_name_settings_of_the_config_or_say_what_we_do(row):
     for recipe in row.recipes:
         is_setting = row.setting in RECIPES[recipe].build().flatten()
         assert is_setting != bool(row.ours)
+
+
+@pytest.mark.parametrize("row", [row for row in ARTICLE_SETTINGS if row.ours], ids=lambda row: row.setting)
+def test_what_no_setting_stands_for_is_tested(row):
+    if row.setting in NEVER_TESTED:
+        assert not row.test
+        return
+    file, _, function = row.test.partition("::")
+    names = {one.name for one in ast.walk(ast.parse((UNIT / file).read_text())) if isinstance(one, ast.FunctionDef)}
+    assert function in names
 
 
 def test_every_published_recipe_is_covered_and_no_setting_stands_twice():
