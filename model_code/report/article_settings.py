@@ -407,7 +407,8 @@ UNTRAINED_SETTINGS = (
         "the files",
         "code",
         "packed at 256 pixels",
-        "packed oncedata/test_packing.py::test_pixels_are_those_that_serving_decodes",
+        "packed once",
+        "data/test_packing.py::test_pixels_are_those_that_serving_decodes",
     ),
     _done(
         "D", _UNTRAINED, "devices", "two RTX 3090", "text", "one", "answers do not depend on it; times are not compared"
