@@ -5,10 +5,12 @@ from pathlib import Path
 
 from flows.experiments.experiment import EpochExperiment, ExperimentResult, follow_epochs
 from model_code.data.cache import PackedDataset
+from model_code.models.networks import count_parameters
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.images import load_pretraining_images
 from model_code.training.pretraining import (
     PretrainingResult,
+    build_simsiam,
     check_pretraining_images,
     evaluate_backbone,
     pretrain,
@@ -60,6 +62,7 @@ class SimSiamExperiment(EpochExperiment):
         metrics = {
             "validation/untrained_knn_accuracy": training.untrained_knn_accuracy,
             "train/pictures": len(self._images.images_NHWC),
+            "network/parameters": count_parameters(build_simsiam(config)),
             **report.list_metrics(),
         }
         if report.split == "validation":  # its curve has that name, and its best point is kept already
