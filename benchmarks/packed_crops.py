@@ -12,6 +12,7 @@ import io
 import json
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
@@ -40,7 +41,13 @@ def compare_views(images: dict[int, Tensor], seed: int) -> dict[str, float]:
     area = ViewSettings().crop_area
     generator = torch.Generator().manual_seed(seed)
     crops = draw_crops(len(images[PACKED]), PACKED, PACKED, generator, crop_area=area)
-    twice = type(crops)(*(2 * value for value in list(vars(crops).values())[:4]), crops.is_mirrored_N)
+    twice = replace(
+        crops,
+        tops_N=2 * crops.tops_N,
+        lefts_N=2 * crops.lefts_N,
+        heights_N=2 * crops.heights_N,
+        widths_N=2 * crops.widths_N,
+    )
     small, large = (
         resize_crops(to_float(images[side]), part, VIEW) for side, part in ((PACKED, crops), (ORIGINAL, twice))
     )
