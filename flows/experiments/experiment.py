@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from model_code.disk import format_size
-from model_code.tracking.run_tracker import RunTracker
-from model_code.tracking.tensorboard import TensorBoardWriter
+from model_code.tracking.run_tracker import Events, RunTracker
 from model_code.training.batches import is_streamed
 from model_code.training.engine import choose_engine
 from model_code.training.epoch_config import EpochConfig
@@ -91,8 +90,8 @@ class EpochExperiment(Experiment):
 @contextmanager
 def follow_epochs(
     folder: RunFolder, tracker: RunTracker, epochs: int, processes: Processes
-) -> Iterator[tuple[Sequence[Callback], TensorBoardWriter]]:
-    """Yield what follows every run of epochs: console, MLflow, TensorBoard and the watch for Ctrl-C."""
-    with TensorBoardWriter(folder.path) as events, InterruptionWatcher(is_patient=processes.count > 1) as watcher:
+) -> Iterator[tuple[Sequence[Callback], Events]]:
+    """Yield what follows every run of epochs: console, tracking, TensorBoard and the watch for Ctrl-C."""
+    with tracker.open_events(folder.path) as events, InterruptionWatcher(is_patient=processes.count > 1) as watcher:
         progress = ProgressPrinter(epochs)
         yield [progress, tracker, events, watcher], events

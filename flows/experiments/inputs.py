@@ -17,11 +17,13 @@ class RunInputs:
         config: All settings.
         dataset: The packed images that it names.
         pretrained: Weights that it starts from; None for none.
+        is_offline: True if the run is recorded in its folder, and not in MLflow.
     """
 
     config: AnyConfig
     dataset: PackedDataset
     pretrained: Pretrained | None
+    is_offline: bool = False
 
     @property
     def record(self) -> RunRecord:
@@ -30,7 +32,7 @@ class RunInputs:
         return RunRecord(run_id="", data_checksum=self.dataset.checksum, config=self.config, pretrained_sha256=sha256)
 
 
-def open_inputs(config: AnyConfig) -> RunInputs:
+def open_inputs(config: AnyConfig, *, is_offline: bool = False) -> RunInputs:
     """Open the images of a run and find the weights that it starts from.
 
     Raises:
@@ -39,7 +41,8 @@ def open_inputs(config: AnyConfig) -> RunInputs:
     """
     settings = load_settings()
     dataset = open_dataset(config.dataset, settings.cache_dir)
-    return RunInputs(config, dataset, find_pretrained(config, dataset, settings))
+    pretrained = find_pretrained(config, dataset, settings, is_offline=is_offline)
+    return RunInputs(config, dataset, pretrained, is_offline)
 
 
 def find_kept(inputs: RunInputs) -> RunResult | None:
@@ -47,4 +50,4 @@ def find_kept(inputs: RunInputs) -> RunResult | None:
 
     It is read from the run folders: Prefect's own results would be pickles in the home, which run code when loaded.
     """
-    return find_finished(load_settings().checkpoints_dir, inputs.record, hash_code())
+    return find_finished(load_settings().checkpoints_dir, inputs.record, hash_code(), is_offline=inputs.is_offline)

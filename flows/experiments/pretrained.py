@@ -1,17 +1,16 @@
 """Pretrained weights of a run: a file, torchvision's download, or the best run of another recipe."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
-from model_code.data.cache import FEEDBACK_SUFFIX, PackedDataset
-from model_code.errors import DarkroomError, TrainingError
+from model_code.data.cache import PackedDataset
+from model_code.errors import TrainingError
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import Settings
-from model_code.tracking.finished_runs import find_finished_runs
-from model_code.tracking.store import has_store, open_store
 from model_code.training.checkpoints import hash_pretrained
 from model_code.training.config import RECIPE_PREFIX, TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
-from model_code.training.run_folder import AnyConfig, RunFolder, open_run_folder
+from model_code.training.run_folder import AnyConfig, RunFolder, RunResult, list_finished
 from serving.bundle.store import hash_file
 
 # A documented run starts from a documented one; a custom run takes the best that there is.
@@ -39,12 +38,15 @@ def name_start(config: AnyConfig) -> str | None:
     return weights.removeprefix(RECIPE_PREFIX) if weights and weights.startswith(RECIPE_PREFIX) else None
 
 
-def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Settings) -> Pretrained | None:
+def find_pretrained(
+    config: AnyConfig, dataset: PackedDataset, settings: Settings, *, is_offline: bool = False
+) -> Pretrained | None:
     """Return what a config starts from; None when it starts from nothing.
 
     `recipe:NAME` is the run of that recipe with the best validation accuracy among those that have the same network,
     learned from the same images (with feedback or without), held the same ones out, and whose weights are here and
-    intact. A full run starts only from a full one and a smoke run only from a smoke run.
+    intact. A full run starts only from a full one and a smoke run only from a smoke run. An offline run is started from
+    only offline, since MLflow does not know it.
 
     Raises:
         TrainingError: There is no such file, or no such run.
@@ -59,16 +61,19 @@ def find_pretrained(config: AnyConfig, dataset: PackedDataset, settings: Setting
     name = get_recipe(start).name
     # What is held out is the same with feedback and without.
     checksums = {dataset.checksum} if dataset.base is None else {dataset.checksum, dataset.base.checksum}
-    dataset_name = config.dataset.removesuffix(FEEDBACK_SUFFIX)
-    runs = find_finished_runs(open_store(settings), name, dataset_name) if has_store(settings) else []
+    runs = [
+        (folder, result)
+        for folder in list_finished(settings.checkpoints_dir)
+        if folder.is_offline <= is_offline
+        and (result := _find_result(folder, name, config, dataset, checksums)) is not None
+    ]
+    runs.sort(key=lambda run: run[1].metrics["validation/best_accuracy"], reverse=True)
     allowed = ALLOWED_PROFILES[config.profile]
     for profile in allowed:
-        for run in runs:
-            found = _open(settings, run.run_id) if run.profile == profile else None
-            if found is not None and _fits(found, config, dataset, checksums):
-                result = found.result
-                assert result is not None, "_fits looked at it"
-                return Pretrained(str(found.path / str(result.best_weights)), result.weights_sha256, run.run_id)
+        for folder, result in runs:
+            file = folder.path / str(result.best_weights)
+            if result.profile == profile and file.is_file() and hash_file(file) == result.weights_sha256:
+                return Pretrained(str(file), result.weights_sha256, result.run_id)
     raise TrainingError(
         f"{config.recipe} starts from {name}, which has no finished {' or '.join(allowed)} run of {config.network} on "
         f"these {config.dataset} images with its weights here; train it first: darkroom train {name}"
@@ -81,30 +86,23 @@ def _get_weights(config: AnyConfig) -> str | None:
     return config.pretrained_weights if isinstance(config, TrainingConfig | SimSiamConfig) else None
 
 
-def _open(settings: Settings, run_id: str) -> RunFolder | None:
-    try:
-        return open_run_folder(settings.checkpoints_dir, run_id)
-    except TrainingError:
-        return None
-
-
-def _fits(folder: RunFolder, config: AnyConfig, dataset: PackedDataset, checksums: set[str]) -> bool:
-    """Whether a run's weights can be started from without having seen what is held out now."""
+def _find_result(
+    folder: RunFolder, recipe: str, config: AnyConfig, dataset: PackedDataset, checksums: set[str]
+) -> RunResult | None:
+    """Return a run's result if its weights have not seen what is held out now, else None."""
     record = folder.record
     same = ["network", "split_seed", "validation_fraction"]
     if "validation" not in dataset.splits:  # what is held out is a share of these images
         same.append("limit_train")
     if getattr(config, "pseudo_label_confidence", None) is not None:  # the whole network is asked, as it was trained
         same += ["image_size", "mean", "std"]
-    if record.data_checksum not in checksums or any(
-        getattr(record.config, one, None) != getattr(config, one) for one in same
+    if (
+        record.config.recipe != recipe
+        or record.data_checksum not in checksums
+        or any(getattr(record.config, one, None) != getattr(config, one) for one in same)
     ):
-        return False
-    try:
+        return None
+    with suppress(TrainingError):
         result = folder.result
-    except DarkroomError:
-        return False
-    if result is None or result.best_weights is None:
-        return False
-    weights = folder.path / result.best_weights
-    return weights.is_file() and hash_file(weights) == result.weights_sha256
+        return result if result is not None and result.best_weights is not None else None
+    return None

@@ -1,27 +1,26 @@
-"""Training: packed images -> one run of a recipe, whatever its kind -> one MLflow run."""
+"""Training: packed images -> one run of a recipe, whatever its kind -> one run in MLflow or in a journal."""
 
 import textwrap
 import time
-from collections.abc import Sequence
-
-from prefect import task
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 from flows.experiments import open_experiment
+from flows.experiments.device_lock import lock_device
 from flows.experiments.experiment import Experiment
 from flows.experiments.followers import Assignment
 from flows.experiments.inputs import RunInputs, find_kept, open_inputs
 from flows.experiments.pretrained import Pretrained
-from flows.operations.device_slot import hold_device
 from flows.printing.summaries import Outcome
 from flows.printing.tables import print_result
 from model_code.data.cache import is_added
 from model_code.errors import DarkroomError, DownloadError, TrackingError, UsageError
 from model_code.recipes.catalog import describe_budget, get_recipe
 from model_code.settings import Settings, load_settings
-from model_code.tracking.finished_runs import has_run
+from model_code.tracking.journal import JournalTracking
 from model_code.tracking.provenance import hash_code
-from model_code.tracking.run_tracker import create_run, track_run
-from model_code.tracking.store import EXPERIMENT, open_store
+from model_code.tracking.run_tracker import Tracking
 from model_code.training.checkpoints import is_of_another_version
 from model_code.training.device import choose_device, describe_device, keep_freed_memory
 from model_code.training.processes import join_processes
@@ -37,10 +36,28 @@ from model_code.training.run_folder import (
 )
 from serving.bundle.store import hash_file
 
+Trainer = Callable[[RunInputs], RunResult]
 
-@task(name="train", task_run_name="train-{inputs.config.recipe}", persist_result=False)
-def train_task(inputs: RunInputs, resume_run_id: str | None = None) -> RunResult:
-    """Run a recipe and log everything; an interrupted run of the same inputs is continued."""
+
+def train_offline(inputs: RunInputs, resume_run_id: str | None = None) -> RunResult:
+    """Run a recipe and record everything in its folder, without MLflow and Prefect."""
+    return train(inputs, JournalTracking(load_settings().checkpoints_dir), lock_device, resume_run_id)
+
+
+def train(
+    inputs: RunInputs,
+    tracking: Tracking,
+    hold_device: Callable[[Path, str], AbstractContextManager[None]],
+    resume_run_id: str | None = None,
+) -> RunResult:
+    """Run a recipe and record everything; an interrupted run of the same inputs is continued.
+
+    Args:
+        inputs: What the run is made from.
+        tracking: Where it is recorded.
+        hold_device: Holds a device for this process alone; takes the folder of locks and the kind of device.
+        resume_run_id: Run to go on with; None chooses.
+    """
     start_s = time.perf_counter()
     settings, config, pretrained = load_settings(), inputs.config, inputs.pretrained
     device = choose_device(config.device)
@@ -48,16 +65,16 @@ def train_task(inputs: RunInputs, resume_run_id: str | None = None) -> RunResult
     source = pretrained.source if pretrained else None
     with hold_device(settings.locks_dir, device.type), join_processes(device) as processes:
         experiment = open_experiment(config, inputs.dataset, processes, source)
-        folder = _open_folder(inputs.record, settings, resume_run_id)
+        folder = _open_folder(inputs.record, settings, tracking, resume_run_id)
         _print_start(folder, experiment, describe_device(device))
         with folder.lock():
             processes.tell(Assignment(folder.path, source))
-            result = _run(folder, experiment, describe_device(device), pretrained, start_s)
+            result = _run(folder, experiment, tracking, describe_device(device), pretrained, start_s)
             folder.complete(result)
     return result
 
 
-def train_all(configs: Sequence[AnyConfig]) -> list[Outcome]:
+def train_all(configs: Sequence[AnyConfig], trainer: Trainer, *, is_offline: bool = False) -> list[Outcome]:
     """Return one outcome for each config, in order; one that fails does not stop the others.
 
     A recipe whose inputs were trained before is not trained again: its kept result is returned. One whose data set was
@@ -66,22 +83,23 @@ def train_all(configs: Sequence[AnyConfig]) -> list[Outcome]:
     outcomes = []
     for number, config in enumerate(configs, start=1):
         print(f"[{number}/{len(configs)}] {config.recipe}", flush=True)
-        outcomes.append(_train_one(config))
+        outcomes.append(_train_one(config, trainer, is_offline))
     return outcomes
 
 
-def _train_one(config: AnyConfig) -> Outcome:
+def _train_one(config: AnyConfig, trainer: Trainer, is_offline: bool) -> Outcome:
     try:
-        inputs = open_inputs(config)
+        inputs = open_inputs(config, is_offline=is_offline)
         kept = find_kept(inputs)
     except DarkroomError as error:
         return _fail(config, error)
     if kept is not None:
         print(f"{config.recipe}  kept from run {kept.run_id}: same settings, images and code", flush=True)
         return Outcome(recipe=config.recipe, seed=config.seed, result=kept, was_cached=True)
-    result = train_task(inputs, return_state=True).result(raise_on_failure=False)
-    if isinstance(result, BaseException):
-        return _fail(config, result)
+    try:
+        result = trainer(inputs)
+    except Exception as error:  # noqa: BLE001 - one that fails does not stop the others
+        return _fail(config, error)
     print_result(result)
     return Outcome(recipe=config.recipe, seed=config.seed, result=result)
 
@@ -96,9 +114,14 @@ def _fail(config: AnyConfig, error: BaseException) -> Outcome:
 
 
 def _run(
-    folder: RunFolder, experiment: Experiment, device: str, pretrained: Pretrained | None, start_s: float
+    folder: RunFolder,
+    experiment: Experiment,
+    tracking: Tracking,
+    device: str,
+    pretrained: Pretrained | None,
+    start_s: float,
 ) -> RunResult:
-    """Do the work inside of the MLflow run."""
+    """Do the work while the run is recorded."""
     config = folder.record.config
     published = get_recipe(config.recipe).published_accuracy
     tags = {
@@ -113,7 +136,7 @@ def _run(
             "pretrained_run_id": pretrained.run_id or "none",
             "pretrained_sha256": pretrained.sha256 or "torchvision",
         }
-    with track_run(folder.record, tags) as tracker:
+    with tracking.track(folder, tags) as tracker:
         tracker.log_config(folder)
         done = experiment.run(folder, tracker)
         seconds = time.perf_counter() - start_s
@@ -143,9 +166,8 @@ def _run(
     return RunResult.model_validate(summary)
 
 
-def _open_folder(record: RunRecord, settings: Settings, resume_run_id: str | None) -> RunFolder:
+def _open_folder(record: RunRecord, settings: Settings, tracking: Tracking, resume_run_id: str | None) -> RunFolder:
     """Return the folder of the run to resume, of an interrupted run of the same experiment, or of a new run."""
-    client = open_store(settings)
     if resume_run_id is not None:
         folder = open_run_folder(settings.checkpoints_dir, resume_run_id)
         if folder.record.config != record.config or folder.record.data_checksum != record.data_checksum:
@@ -155,11 +177,14 @@ def _open_folder(record: RunRecord, settings: Settings, resume_run_id: str | Non
             )
         if folder.result is not None:
             raise UsageError(f"run {resume_run_id} is complete; there is nothing to resume")
-        if not has_run(client, resume_run_id):
+        if folder.is_offline != tracking.is_offline:
+            way = "with" if folder.is_offline else "without"
+            raise UsageError(f"run {resume_run_id} was begun {way} --offline; repeat its command {way} it")
+        if not tracking.has_run(resume_run_id):
             raise TrackingError(f"MLflow holds no run {resume_run_id}; repeat the command without --resume")
         return folder
-    interrupted = find_interrupted(settings.checkpoints_dir, record)
-    if interrupted is not None and has_run(client, interrupted.record.run_id):
+    interrupted = find_interrupted(settings.checkpoints_dir, record, is_offline=tracking.is_offline)
+    if interrupted is not None and tracking.has_run(interrupted.record.run_id):
         if not is_of_another_version(interrupted.path, record.config.sha256()):
             return interrupted
         print(
@@ -168,7 +193,7 @@ def _open_folder(record: RunRecord, settings: Settings, resume_run_id: str | Non
             flush=True,
         )
     with making_run(settings.checkpoints_dir, record) as attempt:
-        run_id = create_run(client, EXPERIMENT, record.config, attempt, settings.checkpoints_dir)
+        run_id = tracking.create_run(record.config, attempt)
         return create_run_folder(settings.checkpoints_dir, record.model_copy(update={"run_id": run_id}))
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from flows.jobs.job import Job, argument, option
+from flows.jobs.job import OFFLINE, Job, argument, option
 from model_code.data.limits import MAX_BAD_FRACTION
+from model_code.errors import UsageError
 from model_code.settings import load_settings
 
 
@@ -29,10 +30,17 @@ class AddData(Job):
     max_bad: float = option(
         MAX_BAD_FRACTION, "Largest share of a split's images that may not decode; they are left out.", ge=0, lt=1
     )
+    offline: bool = option(False, OFFLINE)
+
+    @property
+    def has_flow(self) -> bool:
+        return not self.offline
 
     def check(self) -> None:
         from model_code.data.add import check_arguments
 
+        if self.offline and self.download:
+            raise UsageError("--offline and --download exclude each other: bring the archive and give it with --from")
         check_arguments(self.name, self.sources, self.download, self.image_size, self.url)
 
     def run(self) -> None:

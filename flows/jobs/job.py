@@ -11,6 +11,8 @@ from pydantic.fields import FieldInfo
 from model_code.errors import UsageError
 from model_code.release.names import RELEASE_NAMES, check_release_name
 
+OFFLINE = "Without MLflow, Prefect and a network: a run is recorded in its folder; `darkroom runs` brings it home."
+
 
 class Job(BaseModel):
     """A request for one job. Subclasses are the commands and the flows of the deployments.

@@ -3,14 +3,16 @@
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from flows.jobs.job import Job, RecipeName, argument, option
+from flows.jobs.job import OFFLINE, Job, RecipeName, argument, option
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, TrainingError, UsageError
 from model_code.settings import read_rank
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flows.experiments.inputs import RunInputs
     from flows.printing.summaries import Choice
-    from model_code.training.run_folder import AnyConfig
+    from model_code.training.run_folder import AnyConfig, RunResult
 
 Profile = Literal["full", "smoke"]
 PROFILE = "full: the documented budget; smoke: minutes on two CPU cores, compared with nothing."
@@ -48,6 +50,11 @@ class Train(Job):
     limit_train: int | None = option(None, "Use so many training images, before the validation split.", ge=1)
     resume: str | None = option(None, "Continue this interrupted run.", metavar="RUN_ID")
     settings: tuple[str, ...] = option((), "Any setting of the recipe; repeatable.", name="--set", metavar="KEY=VALUE")
+    offline: bool = option(False, OFFLINE)
+
+    @property
+    def has_flow(self) -> bool:
+        return not self.offline
 
     @cached_property
     def config(self) -> "AnyConfig":
@@ -63,7 +70,7 @@ class Train(Job):
         """What the run is made from, opened once."""
         from flows.experiments.inputs import open_inputs
 
-        return open_inputs(self.config)
+        return open_inputs(self.config, is_offline=self.offline)
 
     def check(self) -> None:
         assert self.inputs if read_rank()[0] == 0 else self.config
@@ -74,10 +81,9 @@ class Train(Job):
 
             follow_training(self.config)
             return
-        from flows.experiments.training import train_task
         from flows.printing.tables import print_result
 
-        print_result(train_task(self.inputs, self.resume))
+        print_result(_load_trainer(self.offline)(self.inputs, self.resume))
 
 
 class TrainAll(Job):
@@ -103,6 +109,7 @@ class TrainAll(Job):
     )
 
     release: bool = option(False, "Fetch what is missing; then release the best run of each data set and report.")
+    offline: bool = option(False, OFFLINE)
     dry_run: bool = option(False, "Say what would be done, and in about what time on this machine; change nothing.")
 
     @cached_property
@@ -127,9 +134,11 @@ class TrainAll(Job):
 
     @property
     def has_flow(self) -> bool:
-        return not self.dry_run
+        return not (self.dry_run or self.offline)
 
     def check(self) -> None:
+        if self.offline and self.release:
+            raise UsageError("--offline and --release exclude each other: sync the runs, and release where MLflow is")
         assert self.configs
 
     def run(self) -> None:
@@ -144,7 +153,7 @@ class TrainAll(Job):
             from flows.operations.study import fetch_missing
 
             unfetched = fetch_missing(self.configs)
-        outcomes = train_all(self.configs)
+        outcomes = train_all(self.configs, _load_trainer(self.offline), is_offline=self.offline)
         released: list[Choice] = []
         if self.release:
             from flows.operations.study import release_best
@@ -173,4 +182,16 @@ class TrainAll(Job):
 
         if device := find_busy_device():
             print(f"another training uses {device}: beside it the times below are longer than alone", flush=True)
-        print_plans(plan_study(self.configs, is_fetched=self.release), is_released=self.release)
+        plans = plan_study(self.configs, is_fetched=self.release, is_offline=self.offline)
+        print_plans(plans, is_released=self.release)
+
+
+def _load_trainer(is_offline: bool) -> "Callable[..., RunResult]":
+    """Return what trains and records a run; the module without MLflow and Prefect if it is offline."""
+    if is_offline:
+        from flows.experiments.training import train_offline
+
+        return train_offline
+    from flows.operations.training import train_task
+
+    return train_task

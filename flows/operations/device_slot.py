@@ -5,9 +5,8 @@ for the device also a slot of it, seen in its pages and shared by machines: held
 training lives, so that the slot of a dead one is free after `LEASE_S`.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -16,12 +15,9 @@ from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
-from model_code.disk import take_lock
+from flows.experiments.device_lock import lock_device, waiting_for
 from model_code.errors import BusyError
-from model_code.training.device import name_lock
 
-SECONDS_BETWEEN_TRIES = 2.0
-SECONDS_BETWEEN_LINES = 60.0
 LEASE_S = 120.0
 
 
@@ -33,11 +29,11 @@ def name_slot(device: str) -> str:
 @contextmanager
 def hold_device(locks_dir: Path, device: str) -> Iterator[None]:
     """Wait until no other Darkroom process trains on `device`, then hold it while the block runs."""
-    slot, lock = name_slot(device), locks_dir / name_lock(device)
+    slot = name_slot(device)
     with ExitStack() as held:
         if _is_limited(slot):
-            _enter(held, lambda: _take_slot(slot))
-        _enter(held, lambda: take_lock(lock, f"another training uses {device}; waiting for it"))
+            held.enter_context(waiting_for(lambda: _take_slot(slot)))
+        held.enter_context(lock_device(locks_dir, device))
         yield
 
 
@@ -48,21 +44,6 @@ def _is_limited(slot: str) -> bool:
     except ObjectNotFound:
         return False
     return True
-
-
-def _enter(held: ExitStack, take: Callable[[], AbstractContextManager[None]]) -> None:
-    """Try until it is not busy; a line says now and then what is waited for."""
-    next_line_s = time.monotonic()
-    while True:
-        try:
-            held.enter_context(take())
-        except BusyError as busy:
-            if time.monotonic() >= next_line_s:
-                print(busy, flush=True)
-                next_line_s = time.monotonic() + SECONDS_BETWEEN_LINES
-            time.sleep(SECONDS_BETWEEN_TRIES)
-        else:
-            return
 
 
 @contextmanager

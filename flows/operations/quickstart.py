@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from flows.experiments.training import train_all
 from flows.operations.release import release
+from flows.operations.training import train_task
 from flows.printing.releases import describe_decision
 from flows.printing.summaries import ReleaseSummary
 from flows.printing.tables import new_table, open_console, print_added
@@ -88,7 +89,7 @@ def _train(recipes: Iterable[str], epochs: int) -> list[RunResult]:
         DarkroomError: One of them failed.
     """
     shared = {"dataset": DATASET, "epochs": epochs}
-    outcomes = train_all([build_config(name, changes=shared | RECIPES[name]) for name in recipes])
+    outcomes = train_all([build_config(name, changes=shared | RECIPES[name]) for name in recipes], train_task)
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     if len(results) < len(outcomes):
         failed = next(outcome for outcome in outcomes if outcome.result is None)

@@ -7,8 +7,8 @@ from prefect.context import FlowRunContext
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.experiments.inputs import find_kept, open_inputs
-from flows.experiments.training import train_task
 from flows.operations.release import Mode, release
+from flows.operations.training import train_task
 from flows.printing.releases import print_release
 from flows.printing.tables import print_result
 from model_code.data.add import add_dataset

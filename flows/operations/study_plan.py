@@ -17,16 +17,17 @@ from model_code.training.run_folder import AnyConfig, find_interrupted
 TRAINED = ("train", "resume", "fetch, then train")
 
 
-def plan_study(configs: Sequence[AnyConfig], *, is_fetched: bool) -> Iterator[Plan]:
+def plan_study(configs: Sequence[AnyConfig], *, is_fetched: bool, is_offline: bool = False) -> Iterator[Plan]:
     """Yield one plan for each config, in order, as soon as it is known.
 
     Args:
         configs: Settings of every run.
         is_fetched: True if images that are missing are fetched where they can be.
+        is_offline: True if the runs would be offline.
     """
     trained: set[str] = set()
     for config in configs:
-        state, seconds = _plan(config, trained, is_fetched)
+        state, seconds = _plan(config, trained, is_fetched, is_offline)
         if state in TRAINED:
             trained.add(config.recipe)
         yield Plan(recipe=config.recipe, seed=config.seed, dataset=config.dataset, state=state, seconds=seconds)
@@ -38,7 +39,7 @@ def find_busy_device() -> str | None:
     return device if is_locked(load_settings().locks_dir / name_lock(device)) else None
 
 
-def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool) -> tuple[str, float | None]:
+def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool, is_offline: bool) -> tuple[str, float | None]:
     """Return a run's fate and about how many seconds it takes, if that can be told."""
     settings = load_settings()
     is_missing = not is_added(config.dataset, settings.cache_dir)
@@ -47,10 +48,10 @@ def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool) -> tupl
     try:
         if not is_missing and name_start(config) in trained:
             return "train", estimate_seconds(config, open_dataset(config.dataset, settings.cache_dir))
-        inputs = open_inputs(config)
+        inputs = open_inputs(config, is_offline=is_offline)
         if find_kept(inputs) is not None:
             return "keep", 0.0
-        is_begun = find_interrupted(settings.checkpoints_dir, inputs.record) is not None
+        is_begun = find_interrupted(settings.checkpoints_dir, inputs.record, is_offline=is_offline)
         return "resume" if is_begun else "train", estimate_seconds(config, inputs.dataset)
     except DarkroomError as error:
         return f"{'skip' if is_missing else 'fail'}: {error}", None

@@ -56,11 +56,20 @@ def find_versions(libraries: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-@cache
 def hash_code() -> str:
     """Return the SHA-256 of the code that results depend on, with the versions of the libraries under it."""
+    return _hash_sources(repr(sorted(read_versions().items())))
+
+
+def hash_sources() -> str:
+    """Return the SHA-256 of the code that results depend on, whatever libraries are under it."""
+    return _hash_sources("")
+
+
+@cache
+def _hash_sources(prefix: str) -> str:
     root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256(repr(sorted(read_versions().items())).encode())
+    digest = hashlib.sha256(prefix.encode())
     for folder in ("data", "models", "training", "evaluation"):
         for file in sorted((root / folder).rglob("*.py")):
             digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")

@@ -9,20 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from model_code.training.results import Callback, FinishedEpoch
+from model_code.tracking.run_tracker import TENSORBOARD_FOLDER, Events
+from model_code.training.results import FinishedEpoch
 
-TENSORBOARD_FOLDER = "tensorboard"
 
-
-class TensorBoardWriter(Callback):
+class TensorBoardWriter(Events):
     """Writes events into `<run folder>/tensorboard`; a run that goes on writes its finished epochs anew."""
 
     def __init__(self, run_dir: Path) -> None:
         self._folder = run_dir / TENSORBOARD_FOLDER
         self._writer = SummaryWriter(str(self._folder))
-
-    def __enter__(self) -> "TensorBoardWriter":
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,6 +2,7 @@
 
 run.json       the run's id, config and data checksum, written first
 result.json    written last; a folder without it was interrupted
+journal.jsonl  what an offline run records instead of in MLflow; only such runs have one
 run.lock       held (flock) by the process that works in the folder; the kernel frees it when that process dies
 """
 
@@ -26,6 +27,7 @@ AnyConfig = Annotated[
 ]
 RUN_FILE, RESULT_FILE, LOCK_FILE = "run.json", "result.json", "run.lock"
 STATE_FILE = "state.pt"
+JOURNAL_FILE = "journal.jsonl"
 ATTEMPTS_FOLDER = "attempts"
 
 
@@ -33,7 +35,7 @@ class RunRecord(BaseModel):
     """What a run folder belongs to.
 
     Attributes:
-        run_id: MLflow run.
+        run_id: MLflow run; of an offline run a name of its own.
         data_checksum: Checksum of the packed images.
         config: All settings.
         pretrained_sha256: SHA-256 of the file of pretrained weights; None without one.
@@ -103,6 +105,11 @@ class RunFolder:
         write_atomically(self.path / RESULT_FILE, result.model_dump_json(indent=2).encode())
         (self.path / STATE_FILE).unlink(missing_ok=True)
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether the run is recorded in this folder, and not in MLflow."""
+        return (self.path / JOURNAL_FILE).exists()
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for this process.
@@ -159,18 +166,26 @@ def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
         ) from error
 
 
-def find_interrupted(checkpoints_dir: Path, wanted: RunRecord) -> RunFolder | None:
-    """Return the newest incomplete run like `wanted` (its run id apart) that nobody works on, or None."""
+def find_interrupted(checkpoints_dir: Path, wanted: RunRecord, *, is_offline: bool = False) -> RunFolder | None:
+    """Return the newest incomplete run like `wanted` (its run id apart) that nobody works on, or None.
+
+    An offline run is resumed offline, one in MLflow with MLflow.
+    """
     for folder in list_interrupted(checkpoints_dir):
-        if folder.record.model_copy(update={"run_id": wanted.run_id}) == wanted and not folder.is_busy:
+        if _is_like(folder, wanted) and folder.is_offline == is_offline and not folder.is_busy:
             return folder
     return None
 
 
-def find_finished(checkpoints_dir: Path, wanted: RunRecord, code_sha256: str) -> RunResult | None:
-    """Return the result of the newest complete run like `wanted` (its run id apart) by the same code, or None."""
-    for folder in _list_runs(checkpoints_dir, is_complete=True):
-        if folder.record.model_copy(update={"run_id": wanted.run_id}) != wanted:
+def find_finished(
+    checkpoints_dir: Path, wanted: RunRecord, code_sha256: str, *, is_offline: bool = False
+) -> RunResult | None:
+    """Return the result of the newest complete run like `wanted` (its run id apart) by the same code, or None.
+
+    An offline run counts only offline: MLflow, and so report and release, do not know it before it is synced.
+    """
+    for folder in list_finished(checkpoints_dir):
+        if not _is_like(folder, wanted) or folder.is_offline > is_offline:
             continue
         try:
             result = folder.result
@@ -184,6 +199,15 @@ def find_finished(checkpoints_dir: Path, wanted: RunRecord, code_sha256: str) ->
 def list_interrupted(checkpoints_dir: Path) -> Iterator[RunFolder]:
     """Yield the runs without a result, those that are worked on too, the newest first; not those of other versions."""
     return _list_runs(checkpoints_dir, is_complete=False)
+
+
+def list_finished(checkpoints_dir: Path) -> Iterator[RunFolder]:
+    """Yield the runs with a result, the newest first; not those of other versions."""
+    return _list_runs(checkpoints_dir, is_complete=True)
+
+
+def _is_like(folder: RunFolder, wanted: RunRecord) -> bool:
+    return folder.record.model_copy(update={"run_id": wanted.run_id}) == wanted
 
 
 def _list_runs(checkpoints_dir: Path, is_complete: bool) -> Iterator[RunFolder]:

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from model_code.errors import TrackingError
+from model_code.tracking.mlflow_log import create_run, track_run
 from model_code.tracking.outage import Patience
-from model_code.tracking.run_tracker import create_run, track_run
 from model_code.tracking.store import EXPERIMENT, open_store
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback

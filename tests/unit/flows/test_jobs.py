@@ -86,11 +86,12 @@ def test_the_command_loads_no_framework_before_it_runs():
 
 
 def test_a_training_opens_what_it_is_made_from_once(monkeypatch):
-    from flows.experiments import inputs, training
+    from flows.experiments import inputs
+    from flows.operations import training
 
     opened = []
     for name in ("open_dataset", "find_pretrained"):
-        monkeypatch.setattr(inputs, name, lambda *_, name=name: opened.append(name))
+        monkeypatch.setattr(inputs, name, lambda *_, name=name, **_more: opened.append(name))
     monkeypatch.setattr(training, "train_task", lambda inputs, _: opened.append(inputs.config.recipe))
     monkeypatch.setattr("flows.printing.tables.print_result", lambda _: None)
     job = Train(recipe="resnet18_cifar10_exp")

@@ -1,4 +1,4 @@
-from model_code.tracking.run_tracker import create_run
+from model_code.tracking.mlflow_log import create_run
 from model_code.tracking.store import EXPERIMENT
 from tests.unit.tracking.small_store import open_small_store
 from tests.unit.training.small_runs import make_config, tiny_network_entered

@@ -10,7 +10,7 @@ from model_code.errors import DarkroomError, TrackingError, UsageError
 from model_code.evaluation.metrics import measure
 from model_code.settings import load_settings
 from model_code.tracking.finished_runs import find_finished_runs
-from model_code.tracking.run_tracker import create_run, track_run
+from model_code.tracking.mlflow_log import create_run, track_run
 from model_code.tracking.store import EXPERIMENT, open_store
 from model_code.tracking.tensorboard import TensorBoardWriter
 from model_code.training.processes import ALONE

@@ -14,8 +14,8 @@ from PIL import Image
 from model_code.errors import TrackingError, TrainingError
 from model_code.evaluation.figures import draw_prediction_grid
 from model_code.evaluation.metrics import Report, measure, predict_logits
+from model_code.tracking.mlflow_log import create_run, track_run
 from model_code.tracking.outage import Patience
-from model_code.tracking.run_tracker import create_run, track_run
 from model_code.tracking.store import EXPERIMENT
 from model_code.tracking.tensorboard import TensorBoardWriter
 from model_code.training.checkpoints import LAST_FILE

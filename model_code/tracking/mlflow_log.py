@@ -1,0 +1,192 @@
+"""A training run in MLflow."""
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property, partial
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Param, Run, RunTag
+
+from model_code.settings import Settings
+from model_code.tracking.finished_runs import has_run
+from model_code.tracking.metric_queue import MetricQueue
+from model_code.tracking.outage import MLFLOW_ERRORS, Patience, insist, naming_errors
+from model_code.tracking.run_tracker import EVERY_EPOCH, RunLog, RunTracker, list_params, list_tags
+from model_code.tracking.store import EXPERIMENT, open_store
+from model_code.tracking.system_metrics import sample_system
+from model_code.tracking.tensorboard import TensorBoardWriter
+from model_code.training.run_config import RunConfig
+from model_code.training.run_folder import RunFolder, RunRecord
+
+PATIENCE = Patience()
+GIVE_UP_TIMEOUT_S = 3.0
+
+
+def create_run(client: MlflowClient, experiment: str, config: RunConfig, attempt: str, checkpoints_dir: Path) -> str:
+    """Make an MLflow run for a config and return its id.
+
+    A run that an earlier attempt of this name left without a folder in `checkpoints_dir` is taken up.
+    """
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None, "open_store makes the experiment"
+    for run in client.search_runs([found.experiment_id], f"tags.attempt = '{attempt}'"):
+        if not (checkpoints_dir / run.info.run_id).exists():
+            return str(run.info.run_id)
+    name = f"{config.recipe}-{config.profile}-seed{config.seed}"
+    run = client.create_run(found.experiment_id, run_name=name, tags={"attempt": attempt})
+    return str(run.info.run_id)
+
+
+@contextmanager
+def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = PATIENCE) -> Iterator[RunTracker]:
+    """Log a run under its id while the block runs; a run that was interrupted is taken up again.
+
+    The run ends as FINISHED, FAILED (an error) or KILLED (interrupted from the keyboard). While MLflow cannot be
+    reached the block goes on; what only MLflow can take, such as figures and the run's end, waits for it.
+
+    Args:
+        record: Identity of the run.
+        tags: Further tags to find it by, such as device, budget and published figure.
+        patience: Longest wait for MLflow.
+
+    Raises:
+        TrackingError: MLflow cannot be reached at the start, or not within the limit at the end, or refuses.
+    """
+    client, run_id = MlflowClient(), record.run_id
+    with naming_errors(run_id):
+        params = [Param(key, value) for key, value in list_params(record).items()]
+        client.log_batch(run_id, params=params, tags=[RunTag(*tag) for tag in list_tags(record, tags).items()])
+        client.update_run(run_id, status="RUNNING")
+        run = client.get_run(run_id)
+        epochs = {metric.step for metric in client.get_metric_history(run_id, EVERY_EPOCH)}
+        figures = _read_figures(client, run)
+    queue = MetricQueue(client, run_id, record.config.recipe, patience)
+    log = MlflowLog(record, client, queue, epochs, figures, patience)
+    try:
+        with sample_system(run, queue):
+            yield RunTracker(record, log)
+        log.finish()
+    except BaseException as error:
+        log.give_up("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+
+
+def _read_figures(client: MlflowClient, run: Run) -> dict[str, float]:
+    """Return the final figures that MLflow has of a run; they are at step 0, curves of the same name after it."""
+    keys = [key for key in run.data.metrics if not key.startswith("system/")]
+    points = (point for key in keys for point in client.get_metric_history(run.info.run_id, key))
+    return {point.key: point.value for point in points if point.step == 0}
+
+
+class MlflowLog(RunLog):
+    """Sends to MLflow; metrics never wait for it, figures and files do. `track_run` makes one.
+
+    Args:
+        record: Identity of the run.
+        client: Client of the store.
+        queue: Takes the run's metrics.
+        epochs: Those that MLflow has already; they are not sent again.
+        figures: The same for final figures by name.
+        patience: Longest wait of figures and files for MLflow.
+    """
+
+    def __init__(
+        self,
+        record: RunRecord,
+        client: MlflowClient,
+        queue: MetricQueue,
+        epochs: set[int],
+        figures: dict[str, float],
+        patience: Patience,
+    ) -> None:
+        self._run_id, self._label = record.run_id, record.config.recipe
+        self._client, self._queue, self._patience = client, queue, patience
+        self.epochs, self.figures = epochs, figures
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Queue metrics of one step."""
+        self._queue.put(metrics, step)
+
+    def check(self) -> None:
+        """Tell if MLflow refused metrics."""
+        self._queue.check()
+
+    def set_tag(self, key: str, value: str) -> None:
+        """Replace a tag."""
+        self._send(self._client.set_tag, key, value)
+
+    def log_text(self, text: str, path: str) -> None:
+        """Send a text as an artifact."""
+        self._send(self._client.log_text, text, path)
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        """Send a figure as an artifact."""
+        self._send(self._client.log_figure, figure, path)
+
+    def log_file(self, file: Path, path: str) -> None:
+        """Send a file as an artifact; MLflow takes its name from the file, so that another name is a copy."""
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            named = file if file.name == name else Path(shutil.copyfile(file, Path(scratch) / name))
+            self._send(self._client.log_artifact, str(named), folder or None)
+
+    def open_events(self, run_dir: Path) -> TensorBoardWriter:
+        """Write events into the run's folder, from where they are sent."""
+        return TensorBoardWriter(run_dir)
+
+    def finish(self) -> None:
+        """Send what is left, then that the run is finished.
+
+        Raises:
+            TrackingError: MLflow cannot be reached within the limit, or refuses.
+        """
+        self._queue.flush()
+        self._send(self._client.set_terminated, "FINISHED")
+
+    def give_up(self, status: str) -> None:
+        """Try for some seconds to send what is left and how the run ended; where that fails, a repeated run does it."""
+
+        def send() -> None:
+            with suppress(*MLFLOW_ERRORS):
+                self._queue.send_rest()
+                self._client.set_terminated(self._run_id, status)
+
+        self._queue.close()
+        if not self._queue.is_away:
+            thread = threading.Thread(target=send, name="end of the run to MLflow", daemon=True)
+            thread.start()
+            thread.join(GIVE_UP_TIMEOUT_S)
+
+    def _send(self, call: Callable[..., object], *arguments: object) -> None:
+        """Call a method of the client on this run until MLflow answers."""
+        insist(partial(call, self._run_id, *arguments), self._run_id, self._label, self._patience)
+
+
+class MlflowTracking:
+    """The MLflow store of the settings, as the place where runs are recorded."""
+
+    is_offline = False
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        return open_store(self._settings)
+
+    def create_run(self, config: RunConfig, attempt: str) -> str:
+        """Make an MLflow run and return its id."""
+        return create_run(self._client, EXPERIMENT, config, attempt, self._settings.checkpoints_dir)
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether MLflow holds a run that was not deleted."""
+        return has_run(self._client, run_id)
+
+    def track(self, folder: RunFolder, tags: Mapping[str, str]) -> AbstractContextManager[RunTracker]:
+        """Record a run in MLflow."""
+        return track_run(folder.record, tags)
