@@ -75,6 +75,11 @@ def data() -> None:
     """Add images and see what is there."""
 
 
+@darkroom.group()
+def runs() -> None:
+    """Bring offline runs to where MLflow is."""
+
+
 class ServiceCommand(click.Command):
     """The service's own command, which is loaded when it is called."""
 
@@ -149,5 +154,5 @@ def _find_kind(annotation: Any) -> tuple[Any, bool]:  # noqa: ANN401 - any type
 
 for _kind in JOBS:
     if _kind.command:
-        (data if _kind.command.startswith("data ") else darkroom).add_command(build_command(_kind))
+        {"data": data, "runs": runs}.get(_kind.command.split()[0], darkroom).add_command(build_command(_kind))
 darkroom.add_command(ServiceCommand("serve", help="Answer predictions over HTTP with the released models."))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_code.disk import write_atomically, writing_to
 from model_code.errors import DarkroomError, TrackingError
@@ -46,7 +46,7 @@ class Entry(BaseModel):
     tags: dict[str, str] = {}
     step: int | None = None
     metrics: dict[str, float] = {}
-    artifact: str | None = None
+    artifact: str | None = Field(default=None, pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$")
     file: str | None = None
 
 

@@ -54,9 +54,9 @@ class MetricQueue:
         """Whether MLflow could not be reached at the last try."""
         return self._is_away
 
-    def put(self, values: Mapping[str, float], step: int) -> None:
-        """Take metrics to be sent; returns at once."""
-        batch = _Batch(dict(values), step, int(time.time() * 1000))
+    def put(self, values: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
+        """Take metrics of now, or of a time since 1970, to be sent; returns at once."""
+        batch = _Batch(dict(values), step, int(time.time() * 1000) if time_ms is None else time_ms)
         with self._changed:
             self._unsent.append(batch)
             self._changed.notify()

@@ -27,19 +27,33 @@ PATIENCE = Patience()
 GIVE_UP_TIMEOUT_S = 3.0
 
 
-def create_run(client: MlflowClient, experiment: str, config: RunConfig, attempt: str, checkpoints_dir: Path) -> str:
+def create_run(
+    client: MlflowClient,
+    experiment: str,
+    config: RunConfig,
+    attempt: str,
+    checkpoints_dir: Path,
+    start_ms: int | None = None,
+) -> str:
     """Make an MLflow run for a config and return its id.
 
     A run that an earlier attempt of this name left without a folder in `checkpoints_dir` is taken up.
     """
+    for run_id in find_attempts(client, experiment, attempt):
+        if not (checkpoints_dir / run_id).exists():
+            return run_id
     found = client.get_experiment_by_name(experiment)
     assert found is not None, "open_store makes the experiment"
-    for run in client.search_runs([found.experiment_id], f"tags.attempt = '{attempt}'"):
-        if not (checkpoints_dir / run.info.run_id).exists():
-            return str(run.info.run_id)
     name = f"{config.recipe}-{config.profile}-seed{config.seed}"
-    run = client.create_run(found.experiment_id, run_name=name, tags={"attempt": attempt})
+    run = client.create_run(found.experiment_id, start_time=start_ms, run_name=name, tags={"attempt": attempt})
     return str(run.info.run_id)
+
+
+def find_attempts(client: MlflowClient, experiment: str, attempt: str) -> list[str]:
+    """Return the MLflow runs that were made in an attempt of this name."""
+    found = client.get_experiment_by_name(experiment)
+    runs = [] if found is None else client.search_runs([found.experiment_id], f"tags.attempt = '{attempt}'")
+    return [str(run.info.run_id) for run in runs]
 
 
 @contextmanager
@@ -139,14 +153,14 @@ class MlflowLog(RunLog):
         """Write events into the run's folder, from where they are sent."""
         return TensorBoardWriter(run_dir)
 
-    def finish(self) -> None:
-        """Send what is left, then that the run is finished.
+    def finish(self, end_ms: int | None = None) -> None:
+        """Send what is left, then that the run is finished: now, or at a time since 1970.
 
         Raises:
             TrackingError: MLflow cannot be reached within the limit, or refuses.
         """
         self._queue.flush()
-        self._send(self._client.set_terminated, "FINISHED")
+        self._send(self._client.set_terminated, "FINISHED", end_ms)
 
     def give_up(self, status: str) -> None:
         """Try for some seconds to send what is left and how the run ended; where that fails, a repeated run does it."""

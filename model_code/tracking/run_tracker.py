@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, Self
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 class Events(Callback):
     """Events for TensorBoard; this base writes none."""
 
-    def __enter__(self) -> "Events":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -35,8 +36,12 @@ class TensorBoardWriter(Events):
 
     def on_epoch_end(self, metrics: FinishedEpoch) -> None:
         """Write one point of each curve."""
-        for key, value in metrics.list_metrics().items():
-            self._writer.add_scalar(key, value, metrics.epoch)
+        self.write(metrics.list_metrics(), metrics.epoch)
+
+    def write(self, metrics: Mapping[str, float], epoch: int, time_s: float | None = None) -> None:
+        """Write one point of each curve: of now, or of a time since 1970."""
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, epoch, time_s)
 
     def write_graph(self, model: nn.Module, images_BHWC: Tensor) -> None:
         """Write the model's graph, traced with some uint8 images."""
