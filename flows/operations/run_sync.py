@@ -155,8 +155,10 @@ def _send(client: MlflowClient, settings: Settings, pack: Pack, folder: RunFolde
                     queue.put(entry.metrics, entry.step, entry.time_ms)
                     if entry.step > 0:
                         events.write(entry.metrics, entry.step, entry.time_ms / 1000)
-        for file in sorted((folder.path / TENSORBOARD_FOLDER).iterdir()):
-            log.log_file(file, f"{TENSORBOARD_FOLDER}/{file.name}")
+        [written] = (folder.path / TENSORBOARD_FOLDER).iterdir()
+        # The same name at each try.
+        named = written.rename(written.with_name(f"events.out.tfevents.{start_ms // 1000}.{pack.run_id}"))
+        log.log_file(named, f"{TENSORBOARD_FOLDER}/{named.name}")
         packed = {file.name for file in pack.files}  # weights may have been left out
         artifacts = {entry.artifact: entry.file for entry in entries if entry.artifact and entry.file in packed}
         for place, name in artifacts.items():
