@@ -10,7 +10,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # The guides name files that their reader makes; test_guides.py makes them.
 DESCRIPTIONS = [page for page in PAGES if page.parent.name != "adding"]
 COMMAND = re.compile(r"\bdarkroom ([a-z][a-z-]*\b[^|\n]*)")
-GROUPS = ("data",)
+GROUPS = ("data", "runs")
 
 
 def read_code(text):
