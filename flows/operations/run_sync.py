@@ -12,7 +12,7 @@ from flows.experiments.answers import Answers, check_answers, open_images
 from flows.operations.run_packing import START_TAG
 from model_code.disk import flush_folder, hold_lock, write_atomically, writing_to
 from model_code.errors import ChecksumError, DarkroomError, DataError
-from model_code.recipes.catalog import describe_budget
+from model_code.recipes.catalog import change_dataset, describe_budget
 from model_code.settings import Settings, load_settings
 from model_code.tracking.journal import ARTIFACTS_FOLDER, Entry, read_journal
 from model_code.tracking.metric_queue import MetricQueue
@@ -107,7 +107,8 @@ def _verify(pack: Pack, folder: RunFolder, entries: Sequence[Entry]) -> RunResul
     for name, found in ids.items():
         if set(found) != {wanted[name]}:
             raise ChecksumError(f"{refused}{name} is {found[0]} and {found[1]}, not {wanted[name]}; pack the run again")
-    budget = describe_budget(record.config)
+    # Its profile is what the recipe here would call it.
+    budget = describe_budget(change_dataset(record.config, record.config.dataset))
     if budget != tags.get("budget"):
         raise ChecksumError(
             f"{refused}it was trained as {tags.get('budget')!r} of {record.config.recipe}, which is {budget!r} of the "

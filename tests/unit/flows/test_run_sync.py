@@ -34,7 +34,7 @@ from model_code.training.run_folder import (
 from serving.bundle.store import hash_file
 from tests.unit.tracking.small_store import make_settings, open_small_store
 
-RECIPE, TUNED = "resnet18_cifar10_exp", "simsiam_cifar10_finetuned"
+RECIPE = "resnet18_cifar10_exp"
 EPOCHS, PART = 700, 4096
 ROOT = Path(__file__).parents[3]
 
@@ -69,9 +69,10 @@ def machines(store, tmp_path, monkeypatch):
     shutil.rmtree(home.checkpoints_dir, ignore_errors=True)
 
 
-def make_run(machines, seed=0, tags=(), recipe=RECIPE, code_sha256=None, epochs=3) -> RunFolder:
-    """A complete offline run with weights of a few bytes."""
-    config, checkpoints_dir = build_config(recipe, changes={"seed": seed}), machines.node.checkpoints_dir
+def make_run(machines, seed=0, tags=(), code_sha256=None, epochs=3, **other_recipe) -> RunFolder:
+    """A complete offline run with weights of a few bytes; `other_recipe` is what the recipe there has otherwise."""
+    config = build_config(RECIPE, changes={"seed": seed}).model_copy(update=other_recipe)
+    checkpoints_dir = machines.node.checkpoints_dir
     tracking = JournalTracking(checkpoints_dir)
     record = RunRecord(run_id="", data_checksum="c" * 64, config=config)
     with making_run(checkpoints_dir, record) as attempt:
@@ -90,7 +91,7 @@ def make_run(machines, seed=0, tags=(), recipe=RECIPE, code_sha256=None, epochs=
         RunResult(
             run_id=run_id,
             kind=config.kind,
-            recipe=recipe,
+            recipe=RECIPE,
             profile=config.profile,
             dataset=config.dataset,
             metrics={"test/accuracy": 0.75, "validation/best_accuracy": 0.5},
@@ -192,6 +193,7 @@ run_sync.sync_runs([carried])
 """
 
 
+@pytest.mark.slow
 def test_a_sync_that_is_killed_is_completed_by_the_next(machines):
     """Killed after the first request of metrics, after a file, after MLflow has the end, and before the rename."""
     folder = make_run(machines, epochs=EPOCHS)
@@ -273,6 +275,15 @@ def test_a_run_whose_files_do_not_belong_together_is_refused(machines, capsys, c
     assert f"run {folder.record.run_id} is refused: " in out
     assert message in out
     assert machines.find(folder.record.run_id) == []
+
+
+def test_a_run_of_another_recipe_of_the_same_name_is_refused(machines, capsys):
+    pack(machines, make_run(machines, learning_rate=0.3))
+    refuse(machines)
+    assert (
+        f"it was trained as 'full' of {RECIPE}, which is 'custom: learning_rate=0.3' of the recipe here; use the same"
+        in capsys.readouterr().out
+    )
 
 
 def _replace(file, before, after):
