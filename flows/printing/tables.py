@@ -178,7 +178,7 @@ _FIGURES = {
         "validation/best_accuracy": "validation accuracy",
     },
     "simsiam": {
-        "validation/untrained_knn_accuracy": "untrained kNN",
+        "validation/untrained_knn_accuracy": "kNN at the start",
         "validation/best_accuracy": "best kNN",
         "test/knn_accuracy": "test kNN",
         "test/linear_accuracy": "test linear",

@@ -44,7 +44,7 @@ def test_a_backbone_is_pretrained_then_fine_tuned_and_released(darkroom, home):
     source, out = train(darkroom, "simsiam_cifar10", *small, "--set", "batch_size=40", "--set", "knn_neighbours=20")
     metrics = source.data.metrics
     assert "kNN accuracy on validation" in out
-    assert f"untrained kNN {metrics['validation/untrained_knn_accuracy']:.4f}" in out
+    assert f"kNN at the start {metrics['validation/untrained_knn_accuracy']:.4f}" in out
     assert 0 < metrics["test/linear_accuracy"] < 1
     assert 0 < metrics["train/feature_std"] < 1.1 * 256**-0.5
     assert source.data.params["views.hue"] == "0.1"
