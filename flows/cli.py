@@ -104,6 +104,9 @@ def build_command(kind: type[Job]) -> click.Command:
 def start(job: Job) -> None:
     """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
     job.check()
+    if job.loads and read_rank()[0] == 0:
+        click.echo(f"{job.command}: loading {job.loads}")
+    job.prepare()
     if not job.has_flow or read_rank()[0] > 0:
         job.run()
         return

@@ -14,7 +14,8 @@ class AddData(Job):
     NAME with more training images, from class folders.
     """
 
-    command, flow, run_name = "data add", "add-data", "add-{name}"
+    command, flow, run_name, is_short = "data add", "add-data", "add-{name}", True
+    loads = "the data sources"
 
     name: str = argument("NAME", "Name of the data set.")
     sources: tuple[Path, ...] = option((), "Folder, zip or tar; repeatable.", name="--from")

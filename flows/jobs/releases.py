@@ -5,6 +5,7 @@ from typing import Literal
 from flows.jobs.job import Job, ReleaseName, argument, option
 from model_code.errors import ReleaseError, UsageError
 from model_code.release.gate_rules import Fraction, Gain, GateRules, Limit
+from model_code.settings import load_settings
 
 REASON = "Reason for the ledger."
 
@@ -15,7 +16,8 @@ class Release(Job):
     Exit status 1: it is not promoted (of a dry run: it would not be).
     """
 
-    command, flow, run_name = "release", "release-model", "release-{name}"
+    command, flow, run_name, is_short = "release", "release-model", "release-{name}", True
+    loads = "PyTorch, MLflow and ONNX Runtime"
 
     source: str = argument("RECIPE|RUN_ID", "A recipe, for its best run, or a run id.")
     name: ReleaseName = option(..., "Registered name: cifar10, food or shapes.", name="--as")
@@ -37,6 +39,9 @@ class Release(Job):
     def check(self) -> None:
         if self.mode == "forced" and not self.why:
             raise UsageError('a forced release needs a reason for the ledger: --why "..."')
+        from flows.operations.release_source import check_source
+
+        check_source(self.source, self.name, load_settings())
 
     def run(self) -> None:
         from flows.operations.release import release

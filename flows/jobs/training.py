@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from flows.jobs.job import Job, RecipeName, argument, option
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, TrainingError, UsageError
-from model_code.settings import read_rank
+from model_code.settings import load_settings, read_rank
 
 if TYPE_CHECKING:
     from flows.experiments.inputs import RunInputs
@@ -40,6 +40,7 @@ class Train(Job):
     """
 
     command, flow, run_name, is_retried = "train", "train-recipe", "train-{recipe}", True
+    loads = "PyTorch, MLflow and Prefect"
 
     recipe: RecipeName = argument("RECIPE", "See `darkroom recipes`.")
     profile: Profile = option("full", PROFILE)
@@ -66,6 +67,18 @@ class Train(Job):
         return open_inputs(self.config)
 
     def check(self) -> None:
+        assert self.config
+        if read_rank()[0] > 0:
+            return
+        from model_code.data.cache import read_manifest
+        from model_code.training.run_folder import open_run_folder, resolve_run_id
+
+        settings = load_settings()
+        read_manifest(self.config.dataset, settings.cache_dir)
+        if self.resume is not None:
+            open_run_folder(settings.checkpoints_dir, resolve_run_id(settings.checkpoints_dir, self.resume))
+
+    def prepare(self) -> None:
         assert self.inputs if read_rank()[0] == 0 else self.config
 
     def run(self) -> None:
@@ -76,8 +89,10 @@ class Train(Job):
             return
         from flows.experiments.training import train_task
         from flows.printing.tables import print_result
+        from model_code.training.run_folder import resolve_run_id
 
-        print_result(train_task(self.inputs, self.resume))
+        resume = self.resume and resolve_run_id(load_settings().checkpoints_dir, self.resume)
+        print_result(train_task(self.inputs, resume))
 
 
 class TrainAll(Job):
@@ -90,6 +105,7 @@ class TrainAll(Job):
     """
 
     command, flow, run_name, is_retried = "train-all", "train-every-recipe", "train-every-recipe-{profile}", True
+    loads = "PyTorch, MLflow and Prefect"
 
     profile: Profile = option("full", PROFILE)
     only: str = option("*", "Recipes whose name matches, such as 'resnet18_*'.", metavar="GLOB")

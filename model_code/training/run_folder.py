@@ -6,6 +6,7 @@ run.lock       held (flock) by the process that works in the folder; the kernel 
 """
 
 import hashlib
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_code.disk import take_lock, write_atomically
-from model_code.errors import BusyError, TrainingError
+from model_code.errors import BusyError, TrainingError, UsageError
 from model_code.training.config import TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.random_features_config import RandomFeaturesConfig
@@ -155,12 +156,29 @@ def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
     try:
         return RunFolder(file.parent, RunRecord.model_validate_json(file.read_bytes()))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise TrainingError(f"no run {run_id!r} in {checkpoints_dir}; `make ui` shows the runs") from error
+        raise TrainingError(f"no run {run_id!r} in {checkpoints_dir}; `darkroom runs list` shows the runs") from error
     except ValidationError as error:
         raise TrainingError(
             f"{file} is damaged or was written by another version; remove its folder and train again: "
             "`darkroom train RECIPE`"
         ) from error
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text is a run id, or at least the first 8 digits of one, as tables print it."""
+    return re.fullmatch(r"[0-9a-f]{8,32}", text) is not None
+
+
+def resolve_run_id(checkpoints_dir: Path, given: str) -> str:
+    """Return the run id that begins with `given`; `given` itself where it is whole or no run begins with it.
+
+    Raises:
+        UsageError: Several runs begin with it.
+    """
+    found = sorted(file.parent.name for file in checkpoints_dir.glob(f"{given}*/{RUN_FILE}")) if is_run_id(given) else []
+    if len(found) > 1 and given not in found:
+        raise UsageError(f"run id {given!r} is that of {len(found)} runs: {', '.join(found)}; give more digits")
+    return found[0] if len(found) == 1 else given
 
 
 def find_interrupted(checkpoints_dir: Path, wanted: RunRecord) -> RunFolder | None:
@@ -173,7 +191,7 @@ def find_interrupted(checkpoints_dir: Path, wanted: RunRecord) -> RunFolder | No
 
 def find_finished(checkpoints_dir: Path, wanted: RunRecord, code_sha256: str) -> RunResult | None:
     """Return the result of the newest complete run like `wanted` (its run id apart) by the same code, or None."""
-    for folder in _list_runs(checkpoints_dir, is_complete=True):
+    for folder in list_finished(checkpoints_dir):
         if folder.record.model_copy(update={"run_id": wanted.run_id}) != wanted:
             continue
         try:
@@ -183,6 +201,11 @@ def find_finished(checkpoints_dir: Path, wanted: RunRecord, code_sha256: str) ->
         if result is not None and result.code_sha256 == code_sha256:
             return result
     return None
+
+
+def list_finished(checkpoints_dir: Path) -> Iterator[RunFolder]:
+    """Yield the complete runs, the newest first; not those whose record is damaged or of another version."""
+    return _list_runs(checkpoints_dir, is_complete=True)
 
 
 def list_interrupted(checkpoints_dir: Path) -> Iterator[RunFolder]:
