@@ -70,9 +70,10 @@ def darkroom(context: click.Context) -> None:
         )
 
 
-@darkroom.group()
-def data() -> None:
-    """Add images and see what is there."""
+GROUPS = {
+    "data": click.Group("data", help="Add images, see what is there, remove what is not needed."),
+    "runs": click.Group("runs", help="See the runs on this machine, remove what is not needed."),
+}
 
 
 class ServiceCommand(click.Command):
@@ -104,7 +105,7 @@ def build_command(kind: type[Job]) -> click.Command:
 def start(job: Job) -> None:
     """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
     job.check()
-    if job.loads and read_rank()[0] == 0:
+    if job.loads and read_rank()[0] == 0 and getattr(job, "form", "table") == "table":
         click.echo(f"{job.command}: loading {job.loads}")
     job.prepare()
     if not job.has_flow or read_rank()[0] > 0:
@@ -152,5 +153,7 @@ def _find_kind(annotation: Any) -> tuple[Any, bool]:  # noqa: ANN401 - any type
 
 for _kind in JOBS:
     if _kind.command:
-        (data if _kind.command.startswith("data ") else darkroom).add_command(build_command(_kind))
+        GROUPS.get(_kind.command.split()[0], darkroom).add_command(build_command(_kind))
+for _group in GROUPS.values():
+    darkroom.add_command(_group)
 darkroom.add_command(ServiceCommand("serve", help="Answer predictions over HTTP with the released models."))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from flows.jobs.job import Job, RecipeName, argument, option
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, TrainingError, UsageError
 from model_code.settings import load_settings, read_rank
+from serving.listing import FORM, Form
 
 if TYPE_CHECKING:
     from flows.experiments.inputs import RunInputs
@@ -22,13 +23,14 @@ class ListRecipes(Job):
     command = "recipes"
 
     name: str | None = argument("NAME", default=None)
+    form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
         from flows.printing.tables import print_recipe, print_recipes
         from model_code.recipes.catalog import RECIPES, get_recipe
 
         if self.name is None:
-            print_recipes(list(RECIPES.values()))
+            print_recipes(list(RECIPES.values()), self.form)
         else:
             print_recipe(get_recipe(self.name))
 

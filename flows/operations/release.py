@@ -23,10 +23,11 @@ from model_code.evaluation.figures import draw_reliability
 from model_code.recipes.catalog import RECIPES
 from model_code.release.backbone_classifier import Head
 from model_code.release.card import summarise, write_card
+from model_code.release.changes import find_rollback_of
 from model_code.release.export import Exported, export
 from model_code.release.gate import Verdict, judge
 from model_code.release.gate_rules import GateRules
-from model_code.release.ledger import check_reason, complete, find_champion, find_rollback_of, move_champion
+from model_code.release.ledger import check_reason, complete, find_champion, move_champion
 from model_code.release.names import RELEASE_NAMES
 from model_code.release.versions import (
     fetch_bundle,
@@ -229,7 +230,9 @@ def _describe_choice(runs: Sequence[FinishedRun], newest_id: str) -> str:
     if len(runs) > 1:
         line += f"; the best of {len(runs)} by budget, then validation"
     if newest is None:
-        return f"{line}\n  the newest run, {newest_id[:8]}, cannot be released: its images or its MLflow run are not here"
+        return (
+            f"{line}\n  the newest run, {newest_id[:8]}, cannot be released: its images or its MLflow run are not here"
+        )
     if newest.run_id != best.run_id:
         theirs = "" if newest.validation_accuracy is None else f", validation {newest.validation_accuracy:.4f}"
         line += f"\n  the newest is {newest_id[:8]}: {newest.profile} on {newest.dataset}{theirs}; "

@@ -9,7 +9,7 @@ from flows.printing.releases import print_release
 from flows.printing.summaries import Choice, Outcome
 from flows.printing.tables import print_added
 from model_code.data.add import add_dataset
-from model_code.data.cache import FEEDBACK_SUFFIX, format_remedy, is_added
+from model_code.data.cache import FEEDBACK_SUFFIX, format_remedy, is_added, is_dataset_taken
 from model_code.data.sources.detect import get_known
 from model_code.errors import DarkroomError
 from model_code.release.names import RELEASE_NAMES

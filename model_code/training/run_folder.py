@@ -175,7 +175,9 @@ def resolve_run_id(checkpoints_dir: Path, given: str) -> str:
     Raises:
         UsageError: Several runs begin with it.
     """
-    found = sorted(file.parent.name for file in checkpoints_dir.glob(f"{given}*/{RUN_FILE}")) if is_run_id(given) else []
+    found = (
+        sorted(file.parent.name for file in checkpoints_dir.glob(f"{given}*/{RUN_FILE}")) if is_run_id(given) else []
+    )
     if len(found) > 1 and given not in found:
         raise UsageError(f"run id {given!r} is that of {len(found)} runs: {', '.join(found)}; give more digits")
     return found[0] if len(found) == 1 else given
