@@ -1,6 +1,7 @@
 """The `darkroom` command, built from the jobs: each field of a request is an option."""
 
 import inspect
+import os
 import sys
 from pathlib import Path
 from types import NoneType
@@ -17,6 +18,7 @@ from serving.errors import ServingError
 from serving.printable import show
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
+INTERRUPTED = 130
 TYPES: dict[Any, click.ParamType[Any]] = {
     bool: click.BOOL,
     int: click.INT,
@@ -28,7 +30,12 @@ TYPES: dict[Any, click.ParamType[Any]] = {
 def main() -> None:
     """Run the command; an error that Darkroom raises on purpose is one line and an exit status."""
     try:
-        darkroom()
+        sys.exit(darkroom(standalone_mode=False))
+    except (KeyboardInterrupt, click.Abort):
+        _end_interrupted()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except (DarkroomError, ServingError) as error:
         rank, count = read_rank()
         # Print from ranks 0 and 1 only: at least one is not the dead peer.
@@ -47,6 +54,14 @@ def main() -> None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         click.echo(f"darkroom: MLflow or Prefect failed: {reason}; is its server running, the disk full?", err=True)
         sys.exit(1)
+
+
+def _end_interrupted() -> None:
+    """End at once with the shell's status of Ctrl-C: every write is atomic, and children end with their parent."""
+    click.echo("\ndarkroom: interrupted; what was finished is kept, the same command goes on from there", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
 
 
 def _is_of_a_server(error: Exception) -> bool:

@@ -4,9 +4,11 @@ import csv
 import io
 import json
 
+import click
 import pytest
 
-from serving.listing import Column, lay_out, print_listing
+from serving import listing
+from serving.listing import Column, print_listing
 
 COLUMNS = (
     Column("recipe", "recipe"),
@@ -20,6 +22,10 @@ RECORDS = [
     {"recipe": LONG, "published": 0.9, "state": "done", "path": "/a/" + "b" * 50, "why": None},
     {"recipe": "short", "published": None, "state": "failed", "path": "", "why": "its images are not here, " * 6},
 ]
+
+
+def lay_out(*given):
+    return list(map(click.unstyle, listing.lay_out(*given)))
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120, 400])
