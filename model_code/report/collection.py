@@ -137,11 +137,16 @@ class Collection:
 
     Attributes:
         groups: Recipe -> its groups, the best budget first.
-        finished_count: Finished runs in MLflow, also those that a later run of the same seed and budget replaces.
+        runs: Every finished run in MLflow, also those that a later run of the same seed and budget replaces.
     """
 
     groups: Mapping[str, tuple[Group, ...]]
-    finished_count: int
+    runs: tuple[Run, ...]
+
+    @property
+    def finished_count(self) -> int:
+        """Number of finished runs in MLflow."""
+        return len(self.runs)
 
     def get_best(self, recipe: str) -> Group | None:
         """Return the group that stands for a recipe: full, else the custom one with most seeds, else smoke."""
@@ -183,7 +188,7 @@ def collect_runs(client: MlflowClient) -> Collection:
         ranked = sorted(budgets.items(), key=lambda entry: rank_budget(entry[0], len(entry[1])))
         ranked[0] = ranked[0][0], [_complete(client, run) for run in ranked[0][1]]
         groups[recipe] = tuple(Group(recipe, budget, tuple(runs)) for budget, runs in ranked)
-    return Collection(MappingProxyType(groups), len(finished))
+    return Collection(MappingProxyType(groups), tuple(finished))
 
 
 def _search(client: MlflowClient) -> list[MlflowRun]:

@@ -98,7 +98,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["serve", "--help"], *READING, *REFUSED], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["serve", "--help"], *READING, *REFUSED], ids=" ".join
+)
 def test_answering_takes_no_framework(tmp_path, words):
     code = (
         "import sys; from flows.cli import main\n"

@@ -255,7 +255,9 @@ def test_the_table_names_model_and_images(service, folder):
     result = predict([str(folder)], service.url)
     assert describe_model(result) == "cifar10 version 3, fp32, CPUExecutionProvider"
     lines = lay_out(PREDICTION_COLUMNS, name_answers(list_records(result)), 400)
-    assert [one in line for one, line in zip(("one", "don't know (unsure?)", "three"), lines[2:], strict=True)] == [True] * 3
+    assert [one in line for one, line in zip(("one", "don't know (unsure?)", "three"), lines[2:], strict=True)] == [
+        True
+    ] * 3
     assert all("75.0%" in line for line in lines[2:])
     assert any("deeper/c.webp" in line for line in lines)
 
