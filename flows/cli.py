@@ -71,7 +71,32 @@ def _is_of_a_server(error: Exception) -> bool:
     )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+# Commands in the order of the work; the help shows them under these headings.
+WORKFLOW = {
+    "Images": ("data",),
+    "Training": ("recipes", "train", "train-all", "runs", "prune", "report", "ui"),
+    "Releases": ("release", "models", "history", "rollback", "challenge", "retire"),
+    "Predictions": ("serve", "predict", "feedback"),
+    "This machine": ("quickstart", "doctor", "deploy", "heal"),
+}
+
+
+class WorkflowGroup(click.Group):
+    """The `darkroom` command, whose help is in the order of the work, in whole sentences."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list of commands for each heading."""
+        known = {name for names in WORKFLOW.values() for name in names}
+        others = tuple(name for name in self.list_commands(ctx) if name not in known)
+        for heading, names in {**WORKFLOW, "Other commands": others}.items():
+            commands = [(name, self.commands[name]) for name in names if name in self.commands]
+            rows = [(name, " ".join((command.help or "").split("\n\n")[0].split())) for name, command in commands]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+@click.group(cls=WorkflowGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="darkroom")
 @click.pass_context
 def darkroom(context: click.Context) -> None:

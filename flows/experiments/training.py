@@ -66,7 +66,16 @@ def train_all(configs: Sequence[AnyConfig]) -> list[Outcome]:
     outcomes = []
     for number, config in enumerate(configs, start=1):
         print(f"[{number}/{len(configs)}] {config.recipe}", flush=True)
-        outcomes.append(_train_one(config))
+        try:
+            outcomes.append(_train_one(config))
+        except KeyboardInterrupt:
+            finished = sum(outcome.result is not None for outcome in outcomes)
+            print(
+                f"interrupted at run {number} of {len(configs)}: {finished} are complete and kept; the same command "
+                "goes on from here",
+                flush=True,
+            )
+            raise
     return outcomes
 
 

@@ -55,7 +55,9 @@ class Release(Job):
         released = release(self.source, self.name, self.mode, self.why, GateRules(**rules), head)
         print_release(released)
         if not released.is_champion:
-            raise ReleaseError(f"{self.name}: not promoted; the lines above say why")
+            raise ReleaseError(
+                f"{self.name}: not promoted; the lines above say why, --mode forced --why REASON promotes it all the same"
+            )
 
 
 class History(Job):

@@ -55,9 +55,9 @@ def build_document(collection: Collection, client: MlflowClient, settings: Setti
     """Return the report: what is missing stands in it as "not run"."""
     sections = (
         build_summary(collection, client),
+        build_standing(collection),
         build_comparison(collection),
         build_answers(collection),
-        build_standing(collection),
         build_learning_curves(collection),
         build_classes(collection),
         build_simsiam_curves(collection),

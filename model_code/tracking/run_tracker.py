@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Param, Run, RunTag
 
 from model_code.evaluation.figures import draw_confusion, draw_curves
 from model_code.evaluation.metrics import Report
@@ -28,6 +28,7 @@ from model_code.training.run_folder import RunFolder, RunRecord
 
 PATIENCE = Patience()
 GIVE_UP_TIMEOUT_S = 3.0
+DIGEST_DIGITS = 36  # as many as MLflow keeps
 EVERY_EPOCH = "train/loss"  # the metric that every epoch of every kind has
 METRICS_WITHOUT_CURVE = {"pictures_per_s", "seconds", "macro_f1"}
 
@@ -42,7 +43,8 @@ def create_run(client: MlflowClient, experiment: str, config: RunConfig, attempt
     for run in client.search_runs([found.experiment_id], f"tags.attempt = '{attempt}'"):
         if not (checkpoints_dir / run.info.run_id).exists():
             return str(run.info.run_id)
-    name = f"{config.recipe}-{config.profile}-seed{config.seed}"
+    # Tables of MLflow cut names: what tells two apart comes first.
+    name = f"{attempt[:4]} {config.recipe} on {config.dataset}, {config.profile}, seed {config.seed}"
     run = client.create_run(found.experiment_id, run_name=name, tags={"attempt": attempt})
     return str(run.info.run_id)
 
@@ -65,6 +67,7 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
     client, run_id = MlflowClient(), record.run_id
     with naming_errors(run_id):
         client.log_batch(run_id, params=_list_params(record), tags=_list_tags(record, tags))
+        client.log_inputs(run_id, [_describe_images(record)])
         client.update_run(run_id, status="RUNNING")
         run = client.get_run(run_id)
         epochs = {metric.step for metric in client.get_metric_history(run_id, EVERY_EPOCH)}
@@ -78,6 +81,14 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
     except BaseException as error:
         tracker.give_up("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+
+
+def _describe_images(record: RunRecord) -> DatasetInput:
+    """Return the packed images of a run, for MLflow's column of data sets."""
+    digest = record.data_checksum[:DIGEST_DIGITS]
+    return DatasetInput(
+        Dataset(record.config.dataset, digest, "darkroom", f"darkroom data add {record.config.dataset}")
+    )
 
 
 def _read_figures(client: MlflowClient, run: Run) -> dict[str, float]:
