@@ -1,6 +1,7 @@
 """The `darkroom` command, built from the jobs: each field of a request is an option."""
 
 import inspect
+import os
 import sys
 from pathlib import Path
 from types import NoneType
@@ -17,6 +18,7 @@ from serving.errors import ServingError
 from serving.printable import show
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
+INTERRUPTED = 130
 TYPES: dict[Any, click.ParamType[Any]] = {
     bool: click.BOOL,
     int: click.INT,
@@ -28,7 +30,12 @@ TYPES: dict[Any, click.ParamType[Any]] = {
 def main() -> None:
     """Run the command; an error that Darkroom raises on purpose is one line and an exit status."""
     try:
-        darkroom()
+        sys.exit(darkroom(standalone_mode=False))
+    except (KeyboardInterrupt, click.Abort):
+        _end_interrupted()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except (DarkroomError, ServingError) as error:
         rank, count = read_rank()
         # Print from ranks 0 and 1 only: at least one is not the dead peer.
@@ -49,6 +56,14 @@ def main() -> None:
         sys.exit(1)
 
 
+def _end_interrupted() -> None:
+    """End at once with the shell's status of Ctrl-C: every write is atomic, and children end with their parent."""
+    click.echo("\ndarkroom: interrupted; what was finished is kept, the same command goes on from there", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
 def _is_of_a_server(error: Exception) -> bool:
     """Return True for errors of MLflow, Prefect and what they talk through."""
     return type(error).__module__.split(".")[0] in {"mlflow", "prefect", "httpx", "sqlalchemy", "requests"} or (
@@ -56,7 +71,32 @@ def _is_of_a_server(error: Exception) -> bool:
     )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+# Commands in the order of the work; the help shows them under these headings.
+WORKFLOW = {
+    "Images": ("data",),
+    "Training": ("recipes", "train", "train-all", "runs", "prune", "report", "ui"),
+    "Releases": ("release", "models", "history", "rollback", "challenge", "retire"),
+    "Predictions": ("serve", "predict", "feedback"),
+    "This machine": ("quickstart", "doctor", "deploy", "heal"),
+}
+
+
+class WorkflowGroup(click.Group):
+    """The `darkroom` command, whose help is in the order of the work, in whole sentences."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list of commands for each heading."""
+        known = {name for names in WORKFLOW.values() for name in names}
+        others = tuple(name for name in self.list_commands(ctx) if name not in known)
+        for heading, names in {**WORKFLOW, "Other commands": others}.items():
+            commands = [(name, self.commands[name]) for name in names if name in self.commands]
+            rows = [(name, " ".join((command.help or "").split("\n\n")[0].split())) for name, command in commands]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+@click.group(cls=WorkflowGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="darkroom")
 @click.pass_context
 def darkroom(context: click.Context) -> None:
@@ -70,14 +110,12 @@ def darkroom(context: click.Context) -> None:
         )
 
 
-@darkroom.group()
-def data() -> None:
-    """Add images and see what is there."""
-
-
-@darkroom.group()
-def runs() -> None:
-    """Bring offline runs to where MLflow is."""
+GROUPS = {
+    "data": click.Group("data", help="Add images, see what is there, remove what is not needed."),
+    "runs": click.Group(
+        "runs", help="See the runs on this machine, remove what is not needed, bring offline runs to where MLflow is."
+    ),
+}
 
 
 class ServiceCommand(click.Command):
@@ -109,6 +147,9 @@ def build_command(kind: type[Job]) -> click.Command:
 def start(job: Job) -> None:
     """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
     job.check()
+    if job.loads and read_rank()[0] == 0 and getattr(job, "form", "table") == "table":
+        click.echo(f"{job.command}: loading {job.loads}")
+    job.prepare()
     if not job.has_flow or read_rank()[0] > 0:
         job.run()
         return
@@ -154,5 +195,7 @@ def _find_kind(annotation: Any) -> tuple[Any, bool]:  # noqa: ANN401 - any type
 
 for _kind in JOBS:
     if _kind.command:
-        {"data": data, "runs": runs}.get(_kind.command.split()[0], darkroom).add_command(build_command(_kind))
+        GROUPS.get(_kind.command.split()[0], darkroom).add_command(build_command(_kind))
+for _group in GROUPS.values():
+    darkroom.add_command(_group)
 darkroom.add_command(ServiceCommand("serve", help="Answer predictions over HTTP with the released models."))

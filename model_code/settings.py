@@ -20,6 +20,7 @@ class Settings(BaseModel):
         inbox: DARKROOM_INBOX, which the prediction service writes; None where that is the home.
         tracking_uri: MLFLOW_TRACKING_URI, or the SQLite database in `home`.
         has_mlflow_server: True if the tracking URI is a server's address.
+        has_prefect_server: True if PREFECT_API_URL names a server.
         webhook_url: DARKROOM_WEBHOOK_URL, which is told of scheduled runs that fail; None without one.
         service_url: DARKROOM_SERVICE_URL, the prediction service that the scheduled checks ask; None without one.
         service_key: DARKROOM_API_KEY, for a service that wants a key; None without one.
@@ -30,6 +31,7 @@ class Settings(BaseModel):
     home: Path
     tracking_uri: str
     has_mlflow_server: bool
+    has_prefect_server: bool = False
     webhook_url: str | None = None
     service_url: str | None = None
     inbox: Path | None = None
@@ -90,6 +92,7 @@ def load_settings() -> Settings:
         home=home,
         tracking_uri=tracking_uri,
         has_mlflow_server=tracking_uri.startswith(("http://", "https://")),
+        has_prefect_server=bool(os.environ.get("PREFECT_API_URL")),
         inbox=Path(inbox).expanduser().resolve() if (inbox := os.environ.get("DARKROOM_INBOX")) else None,
         webhook_url=os.environ.get("DARKROOM_WEBHOOK_URL") or None,
         service_url=os.environ.get("DARKROOM_SERVICE_URL") or None,

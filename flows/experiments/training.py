@@ -83,7 +83,16 @@ def train_all(configs: Sequence[AnyConfig], trainer: Trainer, *, is_offline: boo
     outcomes = []
     for number, config in enumerate(configs, start=1):
         print(f"[{number}/{len(configs)}] {config.recipe}", flush=True)
-        outcomes.append(_train_one(config, trainer, is_offline))
+        try:
+            outcomes.append(_train_one(config, trainer, is_offline))
+        except KeyboardInterrupt:
+            finished = sum(outcome.result is not None for outcome in outcomes)
+            print(
+                f"interrupted at run {number} of {len(configs)}: {finished} are complete and kept; the same command "
+                "goes on from here",
+                flush=True,
+            )
+            raise
     return outcomes
 
 

@@ -6,6 +6,7 @@ from flows.jobs.job import OFFLINE, Job, argument, option
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.errors import UsageError
 from model_code.settings import load_settings
+from serving.listing import FORM, Form
 
 
 class AddData(Job):
@@ -15,7 +16,8 @@ class AddData(Job):
     NAME with more training images, from class folders.
     """
 
-    command, flow, run_name = "data add", "add-data", "add-{name}"
+    command, flow, run_name, is_short = "data add", "add-data", "add-{name}", True
+    loads = "the data sources"
 
     name: str = argument("NAME", "Name of the data set.")
     sources: tuple[Path, ...] = option((), "Folder, zip or tar; repeatable.", name="--from")
@@ -62,14 +64,32 @@ class AddData(Job):
         print_added(added)
 
 
+class RemoveData(Job):
+    """Remove a packed data set; downloads and the images that it was packed from stay."""
+
+    command = "data remove"
+
+    name: str = argument("NAME", "Name of the data set.")
+    is_forced: bool = option(False, "Remove it although interrupted runs or its feedback set need it.", name="--force")
+
+    def run(self) -> None:
+        from flows.operations.removal import remove_dataset
+        from model_code.disk import format_size
+
+        size_bytes = remove_dataset(load_settings(), self.name, is_forced=self.is_forced)
+        print(f"data set {self.name} is removed, {format_size(size_bytes)} are free")
+
+
 class ListData(Job):
     """List the packed data sets: counts, classes, size, checksum."""
 
     command = "data list"
+
+    form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
         from flows.printing.tables import print_datasets
         from model_code.data.cache import list_datasets
 
         cache_dir = load_settings().cache_dir
-        print_datasets(list_datasets(cache_dir), cache_dir)
+        print_datasets(list_datasets(cache_dir), cache_dir, self.form)

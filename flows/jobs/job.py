@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from model_code.errors import UsageError
 from model_code.release.names import RELEASE_NAMES, check_release_name
+from model_code.settings import load_settings
 
 OFFLINE = "Without MLflow, Prefect and a network: a run is recorded in its folder; `darkroom runs` brings it home."
 
@@ -25,7 +26,9 @@ class Job(BaseModel):
         flow: Name of the Prefect flow; empty for a command that runs without Prefect.
         run_name: Name of a flow run, with fields in braces; the flow's name if empty.
         is_retried: True if a deployment's run is tried again after a failure.
-        is_urgent: True if the command does not wait for Prefect.
+        is_urgent: True if the command never waits for Prefect.
+        is_short: True if the command waits for a Prefect server that PREFECT_API_URL names, but starts none of its own.
+        loads: What the command loads before it works, for its first line; empty if it answers at once.
     """
 
     model_config = ConfigDict(
@@ -37,6 +40,8 @@ class Job(BaseModel):
     run_name: ClassVar[str] = ""
     is_retried: ClassVar[bool] = False
     is_urgent: ClassVar[bool] = False
+    is_short: ClassVar[bool] = False
+    loads: ClassVar[str] = ""
 
     @classmethod
     def make(cls, **given: object) -> Self:
@@ -59,10 +64,14 @@ class Job(BaseModel):
     @property
     def has_flow(self) -> bool:
         """True if the command runs as a Prefect flow."""
-        return bool(self.flow) and not self.is_urgent
+        is_waited_for = not self.is_short or load_settings().has_prefect_server
+        return bool(self.flow) and not self.is_urgent and is_waited_for
 
     def check(self) -> None:
-        """Refuse what cannot work, before anything slow starts."""
+        """Refuse what cannot work, before any framework is imported."""
+
+    def prepare(self) -> None:
+        """Open what the work needs, before Prefect is imported."""
 
     def run(self) -> None:
         """Do the work and print what came of it.

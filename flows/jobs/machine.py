@@ -3,19 +3,22 @@
 from flows.jobs.job import Job, option
 from model_code.errors import DarkroomError
 from model_code.settings import load_settings
+from serving.listing import FORM, Form
 
 
 class Doctor(Job):
     """Say what this machine can do, and what is missing."""
 
-    command = "doctor"
+    command, loads = "doctor", "PyTorch and ONNX Runtime"
+
+    form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
         from flows.operations.doctor import examine_machine
         from flows.printing.tables import print_findings
 
         findings = examine_machine()
-        print_findings(findings)
+        print_findings(findings, self.form)
         if missing := [finding.what for finding in findings if finding.level == "missing"]:
             raise DarkroomError(f"missing: {', '.join(missing)}; the lines above say what to do")
 

@@ -5,6 +5,8 @@ from typing import Literal
 from flows.jobs.job import Job, ReleaseName, argument, option
 from model_code.errors import ReleaseError, UsageError
 from model_code.release.gate_rules import Fraction, Gain, GateRules, Limit
+from model_code.settings import load_settings
+from serving.listing import FORM, Form
 
 REASON = "Reason for the ledger."
 
@@ -15,7 +17,8 @@ class Release(Job):
     Exit status 1: it is not promoted (of a dry run: it would not be).
     """
 
-    command, flow, run_name = "release", "release-model", "release-{name}"
+    command, flow, run_name, is_short = "release", "release-model", "release-{name}", True
+    loads = "PyTorch, MLflow and ONNX Runtime"
 
     source: str = argument("RECIPE|RUN_ID", "A recipe, for its best run, or a run id.")
     name: ReleaseName = option(..., "Registered name: cifar10, food or shapes.", name="--as")
@@ -37,6 +40,9 @@ class Release(Job):
     def check(self) -> None:
         if self.mode == "forced" and not self.why:
             raise UsageError('a forced release needs a reason for the ledger: --why "..."')
+        from flows.operations.release_source import check_source
+
+        check_source(self.source, self.name, load_settings())
 
     def run(self) -> None:
         from flows.operations.release import release
@@ -49,7 +55,9 @@ class Release(Job):
         released = release(self.source, self.name, self.mode, self.why, GateRules(**rules), head)
         print_release(released)
         if not released.is_champion:
-            raise ReleaseError(f"{self.name}: not promoted; the lines above say why")
+            raise ReleaseError(
+                f"{self.name}: not promoted; the lines above say why, --mode forced --why REASON promotes it anyway"
+            )
 
 
 class History(Job):
@@ -59,16 +67,55 @@ class History(Job):
 
     name: ReleaseName = argument("NAME")
     is_json: bool = option(False, "One JSON object per line, the oldest first.", name="--json")
+    form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
-        from flows.operations.rollback import read_changes
-        from flows.printing.releases import print_history
+        from flows.operations.history import read_changes
+        from flows.printing.inventory import print_history
 
         changes = read_changes(self.name)
         if self.is_json:
             print(*(change.model_dump_json() for change in changes), sep="\n")
         else:
-            print_history(self.name, changes)
+            print_history(self.name, changes, self.form)
+
+
+class ListModels(Job):
+    """List the registered versions: which one is champion, what it was released from, and the gate's verdict."""
+
+    command = "models"
+
+    name: ReleaseName | None = argument("NAME", default=None)
+    form: Form = option("table", FORM, name="--format")
+
+    def run(self) -> None:
+        from flows.printing.inventory import print_versions
+
+        print_versions(load_settings(), self.name, self.form)
+
+
+class Retire(Job):
+    """Remove a registered version and its bundle, but never the champion, its challenger or the one before it.
+
+    The ledger keeps its lines; the run, its figures and its cards stay.
+    """
+
+    command, loads = "retire", "MLflow"
+
+    name: ReleaseName = argument("NAME")
+    version: str = argument("VERSION")
+
+    def check(self) -> None:
+        from flows.operations.history import check_version
+
+        check_version(self.name, self.version)
+
+    def run(self) -> None:
+        from flows.operations.removal import retire
+        from model_code.disk import format_size
+
+        size_bytes = retire(load_settings(), self.name, self.version)
+        print(f"{self.name}: version {self.version} is retired, {format_size(size_bytes)} are free")
 
 
 class RollBack(Job):
@@ -81,6 +128,12 @@ class RollBack(Job):
         None, "Any registered version; the champion before this one if not given.", metavar="VERSION"
     )
     why: str = option("", REASON)
+    loads = "MLflow and ONNX Runtime"
+
+    def check(self) -> None:
+        from flows.operations.history import check_version
+
+        check_version(self.name, self.to)
 
     def run(self) -> None:
         from flows.operations.rollback import roll_back
@@ -101,10 +154,17 @@ class Challenge(Job):
     name: ReleaseName = argument("NAME")
     version: str | None = argument("VERSION", default=None)
     is_ended: bool = option(False, "No challenger any more.", name="--none")
+    loads = "MLflow"
+
+    def check(self) -> None:
+        if (self.version is None) != self.is_ended:
+            raise UsageError(f"give either a version of {self.name}, see `darkroom models {self.name}`, or --none")
+        if self.version is not None:
+            from flows.operations.history import check_version
+
+            check_version(self.name, self.version)
 
     def run(self) -> None:
-        if (self.version is None) != self.is_ended:
-            raise UsageError(f"give either a version of {self.name}, see `darkroom history {self.name}`, or --none")
         from model_code.release.challenge import challenge
 
         challenge(self.name, self.version)

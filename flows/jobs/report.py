@@ -12,7 +12,7 @@ class Report(Job):
     Without --out the report goes to DARKROOM_HOME/report; MLflow keeps a copy.
     """
 
-    command, flow = "report", "write-report"
+    command, flow, is_short, loads = "report", "write-report", True, "MLflow and Matplotlib"
 
     out: Path | None = option(None, "Folder for report.md and report.html.")
 

@@ -1,15 +1,92 @@
-"""Offline runs: packing them where they were trained, and syncing them where MLflow is."""
+"""Runs on this machine: listing, removing, freeing weights, packing and syncing offline ones."""
 
 from pathlib import Path
 from typing import Literal
 
 from flows.jobs.job import Job, argument, option
+from model_code.disk import format_size
+from model_code.settings import load_settings
+from serving.listing import FORM, Form
+
+
+class ListRuns(Job):
+    """List the runs in DARKROOM_HOME: what they are, what came of them, what they take on disk."""
+
+    command = "runs list"
+
+    form: Form = option("table", FORM, name="--format")
+
+    def run(self) -> None:
+        from flows.printing.inventory import print_runs
+
+        print_runs(load_settings(), self.form)
+
+
+class RemoveRuns(Job):
+    """Remove runs: their folders, their runs and files in MLflow. The report does not count them any more.
+
+    A run that a registered version was released from stays until the version is retired.
+    """
+
+    command, loads = "runs remove", "MLflow"
+
+    run_ids: tuple[str, ...] = argument("RUN_ID")
+
+    def check(self) -> None:
+        from model_code.training.run_folder import open_run_folder, resolve_run_id
+
+        checkpoints_dir = load_settings().checkpoints_dir
+        for run_id in self.run_ids:
+            open_run_folder(checkpoints_dir, resolve_run_id(checkpoints_dir, run_id))
+
+    def run(self) -> None:
+        from flows.operations.removal import remove_run
+
+        for given in self.run_ids:
+            run_id, size_bytes = remove_run(load_settings(), given)
+            print(f"run {run_id} is removed, {format_size(size_bytes)} are free")
+
+
+class Prune(Job):
+    """Remove the weights of finished runs that are not among the best; every figure stays.
+
+    What a registered version was released from, what an interrupted run starts from, and interrupted runs keep theirs.
+    """
+
+    command = "prune"
+
+    keep: str = option(
+        "best:3",
+        "Runs that keep their weights: the best N by validation of each recipe, data set and budget.",
+        metavar="best:N",
+    )
+    dry_run: bool = option(False, "Say what would be removed; change nothing.")
+
+    def check(self) -> None:
+        from flows.operations.removal import parse_kept
+
+        parse_kept(self.keep)
+
+    def run(self) -> None:
+        from flows.operations.removal import find_prunable, parse_kept, prune
+
+        prunable = find_prunable(load_settings(), parse_kept(self.keep))
+        for weights in prunable:
+            config = weights.run.record.config
+            print(
+                f"{weights.run.path.name[:8]}  {config.recipe} on {config.dataset}  {format_size(weights.size_bytes)}"
+            )
+            if not self.dry_run:
+                prune(weights)
+        total = format_size(sum(weights.size_bytes for weights in prunable))
+        verb = "would be removed" if self.dry_run else "are removed"
+        print(f"weights of {len(prunable)} runs, {total}, {verb}; figures stay" if prunable else "nothing to remove")
 
 
 class PackRuns(Job):
     """Pack complete runs of `darkroom train --offline` as files of a size, to bring them home.
 
-    RUN is a run id or its beginning.
+    RUN is a run id, or at least its first 8 digits.
     """
 
     command = "runs pack"

@@ -4,6 +4,7 @@ import sys
 from typing import Literal
 
 from flows.jobs.job import Job, argument, option
+from serving.listing import FORM, print_listing
 from serving.printable import show
 
 ADDRESS, SERVER = "http://127.0.0.1:3000", "Address of the service."
@@ -21,16 +22,22 @@ class Predict(Job):
     top_k: int | None = option(None, "Classes to show for each image.")
     form: Literal["table", "json", "csv", "submission"] = option(
         "table",
-        "json: one object per line; submission: id,label of images called by numbers, for Kaggle.",
+        f"{FORM} submission: id,label of images called by numbers, for Kaggle.",
         name="--format",
     )
 
     def run(self) -> None:
-        import json
-
         from rich.console import Console
 
-        from serving.client.client import list_records, predict, render_predictions, write_csv, write_submission
+        from serving.client.client import (
+            PREDICTION_COLUMNS,
+            describe_model,
+            flatten_records,
+            list_records,
+            name_answers,
+            predict,
+            write_submission,
+        )
 
         with Console(stderr=True).status("asking about the first images") as status:
             result = predict(
@@ -38,15 +45,14 @@ class Predict(Job):
                 server=self.server,
                 model=self.model,
                 top_k=self.top_k,
-                on_progress=lambda done: status.update(f"{done} images done"),
+                on_progress=lambda done: status.update(f"{done} images asked about"),
             )
-        if self.form == "csv":
-            write_csv(result, sys.stdout)
-        elif self.form == "json":
-            for record in list_records(result):
-                print(json.dumps(record))
+        records = list_records(result)
+        if self.form in ("json", "csv"):
+            print_listing((), flatten_records(records) if self.form == "csv" else records, self.form)
         elif self.form == "table" and result.predictions:
-            Console().print(render_predictions(result))
+            print(describe_model(result))
+            print_listing(PREDICTION_COLUMNS, name_answers(records[: len(result.predictions)]))
         for problem in result.problems:
             print(show(f"darkroom: {problem.source}: {problem.message}"), file=sys.stderr)
         if self.form == "submission":

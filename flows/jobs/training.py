@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Literal
 
 from flows.jobs.job import OFFLINE, Job, RecipeName, argument, option
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, TrainingError, UsageError
-from model_code.settings import read_rank
+from model_code.settings import load_settings, read_rank
+from serving.listing import FORM, Form
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,13 +25,14 @@ class ListRecipes(Job):
     command = "recipes"
 
     name: str | None = argument("NAME", default=None)
+    form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
         from flows.printing.tables import print_recipe, print_recipes
         from model_code.recipes.catalog import RECIPES, get_recipe
 
         if self.name is None:
-            print_recipes(list(RECIPES.values()))
+            print_recipes(list(RECIPES.values()), self.form)
         else:
             print_recipe(get_recipe(self.name))
 
@@ -42,6 +44,7 @@ class Train(Job):
     """
 
     command, flow, run_name, is_retried = "train", "train-recipe", "train-{recipe}", True
+    loads = "PyTorch, MLflow and Prefect"
 
     recipe: RecipeName = argument("RECIPE", "See `darkroom recipes`.")
     profile: Profile = option("full", PROFILE)
@@ -73,6 +76,18 @@ class Train(Job):
         return open_inputs(self.config, is_offline=self.offline)
 
     def check(self) -> None:
+        assert self.config
+        if read_rank()[0] > 0:
+            return
+        from model_code.data.cache import read_manifest
+        from model_code.training.run_folder import open_run_folder, resolve_run_id
+
+        settings = load_settings()
+        read_manifest(self.config.dataset, settings.cache_dir)
+        if self.resume is not None:
+            open_run_folder(settings.checkpoints_dir, resolve_run_id(settings.checkpoints_dir, self.resume))
+
+    def prepare(self) -> None:
         assert self.inputs if read_rank()[0] == 0 else self.config
 
     def run(self) -> None:
@@ -82,8 +97,10 @@ class Train(Job):
             follow_training(self.config)
             return
         from flows.printing.tables import print_result
+        from model_code.training.run_folder import resolve_run_id
 
-        print_result(_load_trainer(self.offline)(self.inputs, self.resume))
+        resume = self.resume and resolve_run_id(load_settings().checkpoints_dir, self.resume)
+        print_result(_load_trainer(self.offline)(self.inputs, resume))
 
 
 class TrainAll(Job):
@@ -96,6 +113,7 @@ class TrainAll(Job):
     """
 
     command, flow, run_name, is_retried = "train-all", "train-every-recipe", "train-every-recipe-{profile}", True
+    loads = "PyTorch, MLflow and Prefect"
 
     profile: Profile = option("full", PROFILE)
     only: str = option("*", "Recipes whose name matches, such as 'resnet18_*'.", metavar="GLOB")

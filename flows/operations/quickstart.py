@@ -11,14 +11,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 from PIL import Image
-from rich.markup import escape
 
 from flows.experiments.training import train_all
 from flows.operations.release import release
 from flows.operations.training import train_task
 from flows.printing.releases import describe_decision
 from flows.printing.summaries import ReleaseSummary
-from flows.printing.tables import new_table, open_console, print_added
+from flows.printing.tables import print_added
 from model_code.data.add import add_dataset
 from model_code.data.cache import PackedDataset
 from model_code.errors import DarkroomError
@@ -26,6 +25,7 @@ from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
 from model_code.training.run_folder import RunResult
 from serving.client.client import PredictResult, predict
+from serving.listing import Column, print_listing
 
 DATASET = "shapes"
 # Each with its changes for 3,000 images, too few for FastNet's batches of 1,024; its learning rate goes with the batch.
@@ -111,17 +111,26 @@ def _save_images(dataset: PackedDataset, folder: Path) -> dict[Path, str]:
 
 
 def _print_runs(results: Sequence[RunResult]) -> None:
-    table = new_table("run", "recipe", "epochs", "validation", "test", "seconds")
-    for result in results:
-        accuracies = (result.metrics[key] for key in ("validation/best_accuracy", "test/accuracy"))
-        table.add_row(
-            result.run_id[:8],
-            result.recipe,
-            str(result.epochs),
-            *(f"{accuracy:.1%}" for accuracy in accuracies),
-            f"{result.seconds:.0f}",
-        )
-    open_console().print(table)
+    columns = (
+        Column("run", "run"),
+        Column("recipe", "recipe"),
+        Column("epochs", "epochs"),
+        Column("validation", "validation"),
+        Column("test", "test"),
+        Column("seconds", "seconds"),
+    )
+    records = [
+        {
+            "run": result.run_id[:8],
+            "recipe": result.recipe,
+            "epochs": result.epochs,
+            "validation": f"{result.metrics['validation/best_accuracy']:.1%}",
+            "test": f"{result.metrics['test/accuracy']:.1%}",
+            "seconds": round(result.seconds),
+        }
+        for result in results
+    ]
+    print_listing(columns, records)
 
 
 def _print_release(released: ReleaseSummary) -> None:
@@ -137,20 +146,26 @@ def _print_answers(answer: PredictResult, labels: Sequence[str]) -> None:
     """Print what the service answered beside the true labels."""
     model = answer.models[0]
     print(f"\nAnswers of version {model.version} ({model.precision} on {answer.provider}):")
-    table = new_table("image", "true label", "answer", "probability", "")
-    for prediction, label in zip(answer.predictions, labels, strict=True):
-        is_right = prediction.label == label
-        colour, word = ("green", "right") if is_right else ("red", "wrong")
-        doubt = "" if prediction.is_confident else ", not confident"
-        name = Path(prediction.filename or "").name
-        table.add_row(
-            escape(name),
-            label,
-            escape(prediction.label),
-            f"{prediction.probability:.1%}",
-            f"[{colour}]{word}[/]{doubt}",
-        )
-    open_console().print(table)
+    columns = (
+        Column("image", "image"),
+        Column("true label", "truth"),
+        Column("answer", "answer"),
+        Column("probability", "probability"),
+        Column("", "is_right", colours={"right": "green", "wrong": "red"}),
+        Column("", "doubt"),
+    )
+    records = [
+        {
+            "image": Path(prediction.filename or "").name,
+            "truth": label,
+            "answer": prediction.label,
+            "probability": f"{prediction.probability:.1%}",
+            "is_right": "right" if prediction.label == label else "wrong",
+            "doubt": "" if prediction.is_confident else "not confident",
+        }
+        for prediction, label in zip(answer.predictions, labels, strict=True)
+    ]
+    print_listing(columns, records)
 
 
 def _ask_service(images: Sequence[Path], port: int) -> PredictResult:

@@ -1,10 +1,9 @@
 """A release: best run of a recipe -> certified bundle -> registered version -> judged -> champion."""
 
 import logging
-import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from mlflow import MlflowClient
-from prefect import task
 
+from flows.operations.release_source import check_source
+from flows.operations.step import step
 from flows.printing.summaries import ReleaseSummary
 from model_code.data.cache import open_dataset
 from model_code.disk import hold_lock, writing_to
@@ -23,11 +23,12 @@ from model_code.evaluation.figures import draw_reliability
 from model_code.recipes.catalog import RECIPES
 from model_code.release.backbone_classifier import Head
 from model_code.release.card import summarise, write_card
+from model_code.release.changes import find_rollback_of
 from model_code.release.export import Exported, export
 from model_code.release.gate import Verdict, judge
 from model_code.release.gate_rules import GateRules
-from model_code.release.ledger import check_reason, complete, find_champion, find_rollback_of, move_champion
-from model_code.release.names import check_release_name
+from model_code.release.ledger import check_reason, complete, find_champion, move_champion
+from model_code.release.names import RELEASE_NAMES
 from model_code.release.versions import (
     fetch_bundle,
     find_bundle_version,
@@ -38,7 +39,7 @@ from model_code.release.versions import (
     write_verdict,
 )
 from model_code.settings import Settings, load_settings
-from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run, is_dataset_taken
+from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run
 from model_code.tracking.store import open_store
 from model_code.training.run_folder import open_run_folder
 from serving.bundle.manifest import Manifest
@@ -46,15 +47,12 @@ from serving.bundle.store import BUNDLE_TAG, Change, name_bundle, read_bundle, w
 from serving.errors import BundleError
 from serving.models.classifier import Classifier
 
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 BATCH = 64
-# Kinds of run that leave a network; the others leave figures.
-RELEASED_KINDS = ("supervised", "simsiam")
 Mode = Literal["enabled", "dry_run", "forced"]
 
 _log = logging.getLogger(__name__)
 
-export_task = task(name="export and certify", persist_result=False)(export)
+export_task = step("export and certify")(export)
 
 
 @dataclass(frozen=True)
@@ -206,33 +204,40 @@ def _promote(
     )
 
 
-@task(name="choose run", persist_result=False)
+@step("choose run")
 def choose_task(source: str, name: str) -> FinishedRun:
-    """Return the run that `source`, a recipe or a run id, means for a released name."""
-    pattern = check_release_name(name)
+    """Return the run that `source`, a recipe or a run id, means for a released name, and print which one it is."""
     settings = load_settings()
+    folders = check_source(source, name, settings)
     client = open_store(settings)
-    if source in RECIPES:
-        _check_is_classifier(source, RECIPES[source].build().kind)
-        runs = find_finished_runs(client, source, pattern)
-        usable = [run for run in runs if _is_usable(settings, run)]
-        if usable:
-            return usable[0]
-        elsewhere = sorted({run.dataset for run in find_finished_runs(client, source, "*")})
-        if runs:
-            why = f"none of its {len(runs)} finished runs has its checkpoint and its images here"
-        elif elsewhere:
-            why = f"its finished runs are on {', '.join(elsewhere)} and not on {pattern} images"
-        else:
-            why = "it has no finished run"
-        raise ReleaseError(f"{source} cannot be released as {name}: {why}; train it first: darkroom train {source}")
-    if not RUN_ID.fullmatch(source):
-        raise UsageError(f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (32 hexadecimal digits)")
-    run = get_finished_run(client, source)
-    _check_is_classifier(f"run {source} of {run.recipe}", run.kind)
-    if not is_dataset_taken(run.dataset, pattern):
-        raise ReleaseError(f"run {source} was trained on {run.dataset}; --as {name} takes runs on {pattern} images")
-    return run
+    if source not in RECIPES:
+        return get_finished_run(client, folders[0].record.run_id)
+    runs = [run for run in find_finished_runs(client, source, RELEASE_NAMES[name]) if _is_usable(settings, run)]
+    if not runs:
+        raise ReleaseError(
+            f"{source} cannot be released as {name}: none of its {len(folders)} finished runs is in MLflow with its "
+            f"images here; train it again: darkroom train {source}"
+        )
+    print(_describe_choice(runs, folders[0].record.run_id), flush=True)
+    return runs[0]
+
+
+def _describe_choice(runs: Sequence[FinishedRun], newest_id: str) -> str:
+    """Return which run of a recipe is released, and why it is not the newest one where it is not."""
+    best, newest = runs[0], next((run for run in runs if run.run_id == newest_id), None)
+    accuracy = "" if best.validation_accuracy is None else f", validation accuracy {best.validation_accuracy:.4f}"
+    line = f"run {best.run_id[:8]} of {best.recipe}: {best.profile} on {best.dataset}{accuracy}"
+    if len(runs) > 1:
+        line += f"; the best of {len(runs)} by budget, then validation"
+    if newest is None:
+        return (
+            f"{line}\n  the newest run, {newest_id[:8]}, cannot be released: its images or its MLflow run are not here"
+        )
+    if newest.run_id != best.run_id:
+        theirs = "" if newest.validation_accuracy is None else f", validation {newest.validation_accuracy:.4f}"
+        line += f"\n  the newest is {newest_id[:8]}: {newest.profile} on {newest.dataset}{theirs}; "
+        line += f"to release it: darkroom release {newest_id[:8]} --as ..."
+    return line
 
 
 def _is_usable(settings: Settings, run: FinishedRun) -> bool:
@@ -281,7 +286,7 @@ def compare(exported: Exported, folder: Path, champion: Champion | None, rules: 
     )
 
 
-compare_task = task(name="compare with the champion", persist_result=False)(compare)
+compare_task = step("compare with the champion")(compare)
 
 
 def _check_comparable(champion: Champion, manifest: Manifest) -> None:
@@ -311,7 +316,7 @@ def _find_latency(classifier: Classifier) -> float | None:
     return None
 
 
-@task(name="register", persist_result=False, retries=2, retry_delay_seconds=2)
+@step("register", retries=2, retry_delay_seconds=2)
 def register_task(
     bundle: Path, verdict: Verdict, profile: str, is_promoted: bool, was_champion: Collection[str]
 ) -> str:
@@ -352,10 +357,3 @@ def _open_champion(
             return None
         raise
     return Champion(number, read_bundle(folder), folder)
-
-
-def _check_is_classifier(what: str, kind: str) -> None:
-    if kind not in RELEASED_KINDS:
-        raise ReleaseError(
-            f"{what} leaves figures, not a classifier; release a supervised or SimSiam recipe: `darkroom recipes`"
-        )

@@ -3,15 +3,16 @@
 No Prefect here: who undoes a release is in a hurry.
 """
 
-import logging
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
+from flows.operations.history import no_previous
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError, UsageError
-from model_code.release.ledger import check_reason, complete, find_champion, find_previous, move_champion
+from model_code.release.changes import find_previous
+from model_code.release.ledger import check_reason, complete, find_champion, move_champion
 from model_code.release.names import check_release_name
 from model_code.release.versions import fetch_bundle, get_champion, get_version
 from model_code.settings import load_settings
@@ -19,28 +20,6 @@ from model_code.tracking.store import open_store
 from serving.bundle.store import BUNDLE_TAG, MANIFEST_TAG, Change, read_bundle
 from serving.errors import BundleError
 from serving.models.classifier import Classifier
-
-_log = logging.getLogger(__name__)
-
-
-def read_changes(name: str) -> tuple[Change, ...]:
-    """Return every move of a name's champion, the oldest first.
-
-    Raises:
-        ReleaseError: Nothing was ever released under that name.
-    """
-    check_release_name(name)
-    settings = load_settings()
-    client = open_store(settings)
-    with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"reading the history of {name}"):
-        changes = complete(client, settings.bundles_dir, name)
-        try:
-            find_champion(client, name, changes)
-        except ReleaseError as error:
-            _log.warning("%s", error)
-    if not changes:
-        raise ReleaseError(f"nothing was ever released as {name}; run `darkroom release RECIPE --as {name}`")
-    return changes
 
 
 def roll_back(name: str, to: str | None = None, why: str = "") -> Change:
@@ -69,14 +48,7 @@ def roll_back(name: str, to: str | None = None, why: str = "") -> Change:
             find_champion(client, name, changes)
         target = to or find_previous(changes)
         if target is None:
-            why_not = (
-                f"before version {current} there is no champion that was not rolled back"
-                if current
-                else "nothing was ever released as it"
-            )
-            raise ReleaseError(
-                f"{name} cannot go back: {why_not}; `darkroom history {name}` shows all, --to VERSION takes any"
-            )
+            raise no_previous(name, changes)
         version = get_version(client, name, target)
         champion = get_champion(client, name)
         if target == current and champion is not None and str(champion.version) == target:

@@ -16,12 +16,11 @@ from model_code.training.run_folder import (
     RESULT_FILE,
     RUN_FILE,
     RunFolder,
-    list_finished,
     open_run_folder,
+    resolve_run_id,
 )
 from serving.bundle.store import hash_file
 
-SHORTEST_PREFIX = 6
 START_TAG = "pretrained_run_id"
 
 
@@ -29,7 +28,7 @@ def pack_runs(names: Sequence[str], weights: Weights, out: Path, part_bytes: int
     """Pack complete offline runs, and print a line for each.
 
     Args:
-        names: Run ids, or beginnings of them.
+        names: Run ids, or at least their first 8 digits.
         weights: `best`; `all`: the last epoch's too; `none`: neither, for a report without a release.
         out: Folder of the packs.
         part_bytes: Size of a part.
@@ -52,16 +51,12 @@ def pack_runs(names: Sequence[str], weights: Weights, out: Path, part_bytes: int
 
 
 def _find_run(settings: Settings, name: str) -> RunFolder:
-    offline = [folder for folder in list_finished(settings.checkpoints_dir) if folder.is_offline]
-    found = [folder for folder in offline if folder.record.run_id.startswith(name)]
-    if len(found) == 1 and len(name) >= SHORTEST_PREFIX:
-        return found[0]
-    if found:
-        raise UsageError(f"{name!r} is the beginning of {len(found)} runs; give {SHORTEST_PREFIX} characters or more")
-    folder = open_run_folder(settings.checkpoints_dir, name)
+    folder = open_run_folder(settings.checkpoints_dir, resolve_run_id(settings.checkpoints_dir, name))
     if not folder.is_offline:
         raise UsageError(f"run {name} is in MLflow; only runs of `darkroom train --offline` are packed")
-    raise TrackingError(f"run {name} is not complete; repeat its train command, then pack it")
+    if folder.result is None:
+        raise TrackingError(f"run {name} is not complete; repeat its train command, then pack it")
+    return folder
 
 
 def _pack(folder: RunFolder, settings: Settings, weights: Weights, out: Path, part_bytes: int) -> tuple[Pack, str]:

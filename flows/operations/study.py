@@ -3,17 +3,17 @@
 import statistics
 from collections.abc import Sequence
 
-from flows.operations.release import RELEASED_KINDS, release
+from flows.operations.release import release
+from flows.operations.release_source import RELEASED_KINDS
 from flows.printing.releases import print_release
 from flows.printing.summaries import Choice, Outcome
 from flows.printing.tables import print_added
 from model_code.data.add import add_dataset
-from model_code.data.cache import FEEDBACK_SUFFIX, format_remedy, is_added
+from model_code.data.cache import FEEDBACK_SUFFIX, format_remedy, is_added, is_dataset_taken
 from model_code.data.sources.detect import get_known
 from model_code.errors import DarkroomError, ExportError, TrainingError
 from model_code.release.names import RELEASE_NAMES
 from model_code.settings import load_settings
-from model_code.tracking.finished_runs import is_dataset_taken
 from model_code.training.run_folder import AnyConfig, RunResult
 from serving.bundle.store import read_champion
 from serving.errors import BundleError, ServingError

@@ -1,13 +1,9 @@
 """Output of release, history and rollback."""
 
-from collections.abc import Sequence
-
-from rich.markup import escape
-
 from flows.printing.summaries import ReleaseSummary
-from flows.printing.tables import new_table, open_console
 from serving.bundle.manifest import Calibration, Certificate, Variant
 from serving.bundle.store import Change
+from serving.printable import show
 
 
 def print_release(release: ReleaseSummary) -> None:
@@ -29,7 +25,7 @@ def print_release(release: ReleaseSummary) -> None:
     ]
     if manifest.calibration is not None:
         lines += _describe_calibration(manifest.calibration)
-    open_console().print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
+    print("\n  ".join(map(show, lines)), flush=True)
 
 
 def describe_decision(release: ReleaseSummary) -> str:
@@ -91,13 +87,3 @@ def _describe_calibration(calibration: Calibration) -> list[str]:
         low, high = selection.error_interval
         accepted += f", {selection.wrong / selection.answered:.2%} of them wrong (95 % CI {low:.2%} to {high:.2%})"
     return [*lines, accepted]
-
-
-def print_history(name: str, changes: Sequence[Change]) -> None:
-    """Print every move of the champion, the newest first."""
-    table = new_table("when", "by", "what", "from", "to", "why", "verdict")
-    for change in reversed(changes):
-        cells = (change.at, change.by, change.action, change.from_version or "-", change.to_version)
-        table.add_row(*map(escape, (*cells, change.why, change.verdict)))
-    open_console().print(f"{name}: version {changes[-1].to_version} is champion", markup=False, highlight=False)
-    open_console().print(table)

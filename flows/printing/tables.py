@@ -2,15 +2,12 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from model_code.disk import format_size
+from serving.listing import Column, Form, print_listing
 from serving.printable import show
 
 # These import torch, for which a list of data sets need not wait.
@@ -23,50 +20,68 @@ if TYPE_CHECKING:
     from model_code.report.files import ReportFiles
     from model_code.training.run_folder import RunResult
 
-_LOG_FILE_WIDTH = 160
+_STATE_COLOURS = {"skipped": "yellow", "failed": "red"}
 
 
-def print_recipes(recipes: "Sequence[Recipe]") -> None:
+def print_recipes(recipes: "Sequence[Recipe]", form: Form = "table") -> None:
     """Print name, published accuracy and first docstring line of each recipe."""
-    table = new_table("recipe", "published", "images", "what it is")
-    for recipe in recipes:
-        table.add_row(recipe.name, _percent(recipe.published_accuracy), recipe.build().dataset, recipe.title)
-    _print(table)
+    columns = (
+        Column("recipe", "recipe"),
+        Column("published", "published_accuracy", _percent),
+        Column("images", "dataset"),
+        Column("what it is", "title", is_prose=True),
+    )
+    records = [
+        {
+            "recipe": recipe.name,
+            "published_accuracy": recipe.published_accuracy,
+            "dataset": recipe.build().dataset,
+            "title": recipe.title,
+        }
+        for recipe in recipes
+    ]
+    print_listing(columns, records, form)
 
 
 def print_recipe(recipe: "Recipe") -> None:
     """Print one recipe's evidence and every setting, as `--set` takes them."""
     from model_code.training.run_config import FIXED_SETTINGS
 
-    console = open_console()
-    console.print(f"{recipe.name}\n\n{recipe.evidence}\n", markup=False, highlight=False)
+    print(f"{recipe.name}\n\n{recipe.evidence}\n")
     for key, value in recipe.build().flatten().items():
         if key not in FIXED_SETTINGS:
-            console.print(f"  {key}={json.dumps(value)}", markup=False, highlight=False, soft_wrap=True)
+            print_line(f"  {key}={json.dumps(value)}")
 
 
-def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path) -> None:
+def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path, form: Form = "table") -> None:
     """Print what is packed in a cache."""
-    if not datasets:
-        line = f"no images yet in {cache_dir}; start with: darkroom data add shapes"
-        open_console().print(line, markup=False, highlight=False, soft_wrap=True)
+    if not datasets and form == "table":
+        print_line(f"no images yet in {cache_dir}; start with: darkroom data add shapes")
         return
-    table = new_table("data set", "images", "classes", "size", "on disk", "checksum", "source")
-    for dataset in datasets:
-        if dataset.damage is not None:
-            table.add_row(escape(dataset.name), "damaged", "", "", "", "", escape(dataset.damage))
-            continue
-        counts = ", ".join(f"{count} {split}" for split, count in dataset.counts.items())
-        table.add_row(
-            escape(dataset.name),
-            counts,
-            str(len(dataset.classes)),
-            f"{dataset.image_size}x{dataset.image_size}",
-            format_size(dataset.size_bytes),
-            dataset.checksum[:12],
-            escape(dataset.source),
-        )
-    _print(table)
+    columns = (
+        Column("data set", "dataset"),
+        Column("images", "counts", lambda counts: ", ".join(f"{count} {split}" for split, count in counts.items())),
+        Column("classes", "classes", lambda classes: str(len(classes) or "")),
+        Column("size", "image_size", lambda side: f"{side}x{side}" if side else ""),
+        Column("on disk", "size_bytes", lambda size: format_size(size) if size else ""),
+        Column("checksum", "checksum", lambda checksum: checksum[:12]),
+        Column("source", "source", is_prose=True),
+        Column("damaged", "damage", is_prose=True),
+    )
+    records = [
+        {
+            "dataset": dataset.name,
+            "counts": dict(dataset.counts),
+            "classes": list(dataset.classes),
+            "image_size": dataset.image_size,
+            "size_bytes": dataset.size_bytes,
+            "checksum": dataset.checksum,
+            "source": dataset.source,
+            "damage": dataset.damage,
+        }
+        for dataset in datasets
+    ]
+    print_listing(columns, records, form)
 
 
 def print_added(added: "AddedDataset") -> None:
@@ -75,22 +90,19 @@ def print_added(added: "AddedDataset") -> None:
     counts = ", ".join(f"{len(split.labels_N)} {name}" for name, split in dataset.splits.items())
     verb = "is there already, its source did not change" if added.reused else "packed"
     feedback = "" if dataset.base is None else f", {dataset.count_feedback()} of them feedback"
-    console = open_console()
-    console.print(
+    print_line(
         f"{dataset.name} {verb}: {counts} images{feedback} of {dataset.image_size}x{dataset.image_size}, "
-        f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]}",
-        markup=False,
-        highlight=False,
+        f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]}"
     )
     for skipped in added.skipped:
-        console.print(show(f"  left out: {skipped.name}: {skipped.reason}"), markup=False, highlight=False)
+        print_line(f"  left out: {skipped.name}: {skipped.reason}")
     test = dataset.splits.get("test")
     if "train" not in dataset.splits:
-        console.print("  no training images: this set is for evaluation only", markup=False)
+        print_line("  no training images: this set is for evaluation only")
     elif test is None:
-        console.print("  no test images: runs will report validation only; add them with one more --from", markup=False)
+        print_line("  no test images: runs will report validation only; add them with one more --from")
     elif not test.has_labels:
-        console.print("  the test images have no labels: runs will report validation only", markup=False)
+        print_line("  the test images have no labels: runs will report validation only")
 
 
 def print_result(result: "RunResult") -> None:
@@ -104,34 +116,46 @@ def print_result(result: "RunResult") -> None:
     ]
     if result.weights_sha256:
         lines.append(f"weights {result.weights_sha256}")
-    open_console().print("\n  ".join(lines), markup=False, highlight=False, soft_wrap=True)
+    print("\n  ".join(map(show, lines)), flush=True)
 
 
 def print_outcomes(outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" = ()) -> None:
     """Print what happened to each run, published figures beside full ones only, and to the champions."""
     from model_code.recipes.catalog import get_recipe
 
-    table = new_table("recipe", "seed", "", "budget", "published", "ours", "best epoch", "seconds", "run")
+    columns = (
+        Column("recipe", "recipe"),
+        Column("seed", "seed"),
+        Column("", "state", colours=_STATE_COLOURS),
+        Column("published", "published"),
+        Column("run", "run"),
+        Column("seconds", "seconds"),
+        Column("best epoch", "best_epoch"),
+        Column("budget", "budget", is_prose=True),
+        Column("ours", "ours", is_prose=True),
+        Column("why", "error", is_prose=True),
+    )
+    records = []
     for outcome in outcomes:
         result = outcome.result
+        record: dict[str, object] = {"recipe": outcome.recipe, "seed": outcome.seed}
         if result is None:
-            colour, word = ("yellow", "skipped") if outcome.is_skipped else ("red", "failed")
-            table.add_row(outcome.recipe, str(outcome.seed), f"[{colour}]{word}[/]", "", "", escape(outcome.error))
-            continue
-        table.add_row(
-            outcome.recipe,
-            str(outcome.seed),
-            "kept" if outcome.was_cached else "done",
-            f"{result.profile} on {escape(result.dataset)}",
-            _percent(get_recipe(outcome.recipe).published_accuracy) if result.profile == "full" else "",
-            _describe_figures(result, "{:.1%}"),
-            "" if result.epochs is None else f"{result.best_epoch}/{result.epochs}",
-            f"{result.seconds:.0f}",
-            result.run_id[:8],
-        )
-    _print(table)
+            record |= {"state": "skipped" if outcome.is_skipped else "failed", "error": outcome.error}
+        else:
+            published = get_recipe(outcome.recipe).published_accuracy if result.profile == "full" else None
+            record |= {
+                "state": "kept" if outcome.was_cached else "done",
+                "budget": f"{result.profile} on {result.dataset}",
+                "published": None if published is None else _percent(published),
+                "ours": _describe_figures(result, "{:.1%}"),
+                "best_epoch": None if result.epochs is None else f"{result.best_epoch}/{result.epochs}",
+                "seconds": round(result.seconds),
+                "run": result.run_id[:8],
+            }
+        records.append(record)
+    print_listing(columns, records)
     if any(outcome.result is not None and outcome.result.profile != "full" for outcome in outcomes):
-        open_console().print("Smoke and custom runs show that everything works; their figures compare with nothing.")
+        print_line("Smoke and custom runs show that everything works; their figures compare with nothing.")
     if released:
         _print_choices(released)
 
@@ -139,7 +163,15 @@ def print_outcomes(outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" =
 def _print_choices(choices: "Sequence[Choice]") -> None:
     from flows.printing.releases import describe_decision
 
-    table = new_table("model", "champion before", "now", "best run by validation", "validation", "verdict")
+    columns = (
+        Column("model", "model"),
+        Column("champion before", "before"),
+        Column("now", "now"),
+        Column("validation", "validation"),
+        Column("best run by validation", "run", is_prose=True),
+        Column("verdict", "verdict", is_prose=True),
+    )
+    records = []
     for choice in choices:
         before, after, verdict = "", "", choice.error
         if choice.released is not None:
@@ -149,26 +181,26 @@ def _print_choices(choices: "Sequence[Choice]") -> None:
             verdict = describe_decision(summary)
         shown = f"{choice.validation_accuracy:.1%}" + (f" (mean of {choice.seeds} seeds)" if choice.seeds > 1 else "")
         run = f"{choice.run.recipe}, run {choice.run.run_id[:8]}"
-        table.add_row(choice.name, before, after, escape(run), shown, escape(verdict))
-    _print(table)
+        cells = (choice.name, before, after, shown, run, verdict)
+        records.append(dict(zip((column.key for column in columns), cells, strict=True)))
+    print_listing(columns, records)
 
 
 def print_plans(plans: "Iterable[Plan]", *, is_released: bool) -> None:
     """Print what would become of each run, as soon as it is known, and the sum of the times."""
     from model_code.report.amounts import format_seconds
 
-    console, total_s, is_open = open_console(), 0.0, False
+    total_s, is_open = 0.0, False
     for plan in plans:
         seconds = "" if plan.seconds is None or plan.seconds == 0 else f"  about {format_seconds(plan.seconds)}"
-        line = f"{plan.recipe}  seed {plan.seed}  {plan.dataset}  {plan.state}{seconds}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(f"{plan.recipe}  seed {plan.seed}  {plan.dataset}  {plan.state}{seconds}")
         total_s += plan.seconds or 0
         is_open = is_open or plan.state == "fetch, then train"
     known = f"together about {format_seconds(total_s)} on this machine" if total_s else ""
     unknown = "the time for images that are not here yet is not known" if is_open else ""
-    console.print("; ".join(filter(None, (known, unknown))) or "nothing is left to train", highlight=False)
+    print_line("; ".join(filter(None, (known, unknown))) or "nothing is left to train")
     if is_released:
-        console.print("then the best run of each data set would be released, and the report written", highlight=False)
+        print_line("then the best run of each data set would be released, and the report written")
 
 
 # What people look at first of each kind of run: MLflow name -> name in a table.
@@ -211,40 +243,26 @@ def _describe_figures(result: "RunResult", form: str = "{:.4f}") -> str:
 
 def print_report(files: "ReportFiles", run_count: int, run_id: str) -> None:
     """Print where a report is, on how many runs, and the MLflow run that keeps a copy."""
-    open_console().print(
+    print(
         f"report on {run_count} finished runs\n  {files.page}\n  {files.markdown}\n"
-        f"  MLflow run {run_id} in darkroom-reports",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"  MLflow run {run_id} in darkroom-reports"
     )
 
 
-def print_findings(findings: "Sequence[Finding]") -> None:
+def print_findings(findings: "Sequence[Finding]", form: Form = "table") -> None:
     """Print what the machine can do."""
-    colours = {"ok": "green", "note": "yellow", "missing": "red"}
-    table = new_table("", "what", "found")
-    for finding in findings:
-        table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", finding.what, escape(finding.found))
-    _print(table)
+    columns = (
+        Column("", "level", colours={"ok": "green", "note": "yellow", "missing": "red"}),
+        Column("what", "what"),
+        Column("found", "found", is_prose=True),
+    )
+    print_listing(columns, [asdict(finding) for finding in findings], form)
 
 
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{fraction:.1%}"
 
 
-def new_table(*columns: str) -> Table:
-    """Return an empty table in the style of all."""
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[0].no_wrap = True
-    return table
-
-
-def open_console() -> Console:
-    """Return where to print: as wide as the terminal, or as a log file is."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_LOG_FILE_WIDTH)
-
-
-def _print(table: Table) -> None:
-    open_console().print(table)
+def print_line(line: str) -> None:
+    """Print a line of text, whatever names are in it."""
+    print(show(line), flush=True)

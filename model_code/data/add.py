@@ -135,6 +135,7 @@ def check_arguments(
     """Refuse arguments of `add_dataset` that cannot work, whatever the sources hold.
 
     Raises:
+        DataError: A source is not there.
         UsageError: The name, the size or the combination is not allowed.
     """
     check_dataset_name(name)
@@ -157,6 +158,9 @@ def check_arguments(
         raise UsageError(f"no source for {name}; use {format_remedy(name)}")
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise UsageError(f"image size {image_size} is not allowed; 1 to {MAX_IMAGE_SIZE} pixels are")
+    for path in sources:
+        if not path.exists():
+            raise DataError(f"no such file or folder: {path}; give a folder, a zip or a tar that exists")
 
 
 def _find_reusable(name: str, cache_dir: Path, fingerprint: str) -> PackedDataset | None:

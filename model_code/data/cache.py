@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -209,6 +210,11 @@ def read_manifest(name: str, cache_dir: Path) -> CacheManifest:
 def is_added(name: str, cache_dir: Path) -> bool:
     """Whether a data set of that name was ever added, damaged or not."""
     return (cache_dir / name / MANIFEST_FILE).exists()
+
+
+def is_dataset_taken(dataset: str, pattern: str) -> bool:
+    """Whether a shell pattern takes a data set, with feedback or without."""
+    return fnmatchcase(dataset.removesuffix(FEEDBACK_SUFFIX), pattern)
 
 
 def list_datasets(cache_dir: Path) -> list[DatasetSummary]:

@@ -312,7 +312,9 @@ def _judge_gain(difference: float, p_value: float, gained: int, lost: int, count
     images = f"{gained} images gained, {lost} lost"
     points = f"{_format_points(difference, count, '+')} points ({images})"
     if difference <= 0 or difference < rules.min_gain:
-        wanted = f"at least {_format_points(rules.min_gain, count, '+')}" if rules.min_gain else "more than 0"
+        wanted = (
+            f"at least {_format_points(rules.min_gain, count, '+')} (--min-gain)" if rules.min_gain else "more than 0"
+        )
         refusals.append(f"the difference of {points} is too small, wanted are {wanted}")
     if difference > 0 and p_value >= rules.alpha:
         refusals.append(f"the difference of {points} can be chance: p = {p_value:.2g}, wanted is below {rules.alpha:g}")
@@ -324,7 +326,7 @@ def _judge_classes(changes: tuple[ClassChange, ...], rules: GateRules) -> list[s
         f"{change.label} got worse by {_format_points(change.drop, change.count)} points, recall "
         f"{change.champion_accuracy:.4f} -> {change.challenger_accuracy:.4f} (of {change.count} images "
         f"{change.gained} gained, {change.lost} lost, p = {change.adjusted_p_value:.2g} after Holm), allowed are "
-        f"{_format_points(rules.max_class_drop, change.count)}"
+        f"{_format_points(rules.max_class_drop, change.count)} (--max-class-drop)"
         for change in changes
         if change.adjusted_p_value is not None
         and change.adjusted_p_value < rules.alpha
@@ -335,13 +337,13 @@ def _judge_classes(changes: tuple[ClassChange, ...], rules: GateRules) -> list[s
 def _judge_budgets(latency_ms: float | None, size_bytes: int | None, rules: GateRules) -> list[str]:
     refusals = []
     if rules.max_latency_ms is not None:
-        allowed = f"allowed are {rules.max_latency_ms:g} ms"
+        allowed = f"allowed are {rules.max_latency_ms:g} ms (--max-latency-ms)"
         if latency_ms is None:
             refusals.append(f"the latency at batch 1 was not measured, {allowed}")
         elif latency_ms > rules.max_latency_ms:
             refusals.append(f"the latency at batch 1 is {latency_ms:.6g} ms, {allowed}")
     if rules.max_size_bytes is not None:
-        allowed = f"allowed are {rules.max_size_bytes:,} bytes"
+        allowed = f"allowed are {rules.max_size_bytes:,} bytes (--max-size-mb)"
         if size_bytes is None:
             refusals.append(f"the size of the file is not known, {allowed}")
         elif size_bytes > rules.max_size_bytes:

@@ -12,7 +12,7 @@ import getpass
 import logging
 import os
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from model_code.disk import flush_folder, writing_to
 from model_code.errors import ReleaseError, UsageError
+from model_code.release.changes import LEDGER_FILE, TAG_PREFIX, read_ledger
 from model_code.release.versions import fetch_bundle, get_champion, get_version, list_versions, set_challenger
 from serving.bundle.store import (
     BUNDLE_TAG,
@@ -38,35 +39,10 @@ from serving.bundle.store import (
 )
 from serving.errors import BundleError
 
-LEDGER_FILE = "ledger.jsonl"
 LONGEST_REASON = 1000
 _LONGEST_VERDICT = 4000
-_TAG = "change."
 
 _log = logging.getLogger(__name__)
-
-
-def read_ledger(bundles_dir: Path, name: str) -> tuple[Change, ...]:
-    """Return every change of a name, the oldest first; a last line that a power cut tore is left out.
-
-    Raises:
-        ReleaseError: A line is damaged.
-    """
-    file = bundles_dir / name / LEDGER_FILE
-    try:
-        *lines, _torn = file.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return ()
-    try:
-        changes = tuple(Change.model_validate_json(line) for line in lines)
-        numbers = [change.number for change in changes]
-        if numbers != sorted(set(numbers)):
-            raise ValueError(f"numbers {numbers}")
-    except ValueError as error:
-        raise ReleaseError(
-            f"{file} is damaged; move it away and run `darkroom history {name}`: it is made anew from the registry"
-        ) from error
-    return changes
 
 
 def move_champion(
@@ -162,7 +138,7 @@ def complete(client: MlflowClient, bundles_dir: Path, name: str) -> tuple[Change
                 f"it was deleted there; remove {bundles_dir / name / POINTER_FILE} to go on with the ledger's champion"
             )
         client.set_registered_model_alias(name, CHAMPION, pointer.version)
-        tag = f"{_TAG}{pointer.change.number}"
+        tag = f"{TAG_PREFIX}{pointer.change.number}"
         client.set_model_version_tag(name, pointer.version, tag, pointer.change.model_dump_json())
         registered = (*registered, pointer.change)
     tagged = {change.number: change for change in registered}
@@ -200,37 +176,13 @@ def find_champion(client: MlflowClient, name: str, changes: tuple[Change, ...]) 
     return alias
 
 
-def find_previous(changes: tuple[Change, ...]) -> str | None:
-    """Return the version that a rollback goes back to: the champion before the last promotion that still counts.
-
-    A rollback takes the promotions after its version away, so that rolling back twice goes back by two.
-    """
-    counting: list[str] = []
-    for change in changes:
-        if change.action == "rollback" and change.to_version in counting:
-            del counting[len(counting) - counting[::-1].index(change.to_version) :]
-        elif counting[-1:] != [change.to_version]:
-            counting.append(change.to_version)
-    return counting[-2] if len(counting) > 1 else None
-
-
-def find_rollback_of(changes: tuple[Change, ...], versions: Collection[str]) -> Change | None:
-    """Return the rollback that took the alias away from one of these, if that is the last that happened to them."""
-    for change in reversed(changes):
-        if change.to_version in versions:
-            return None
-        if change.from_version in versions:
-            return change if change.action == "rollback" else None
-    return None
-
-
 def _read_tags(client: MlflowClient, name: str) -> tuple[Change, ...]:
     """Return what the versions say, in order; of two homes' changes with one number the later one, in every home."""
     changes = [
         Change.model_validate_json(value)
         for version in list_versions(client, name)
         for key, value in version.tags.items()
-        if key.startswith(_TAG)
+        if key.startswith(TAG_PREFIX)
     ]
     by_number = {change.number: change for change in sorted(changes, key=lambda one: (one.at, one.to_version))}
     return tuple(change for _, change in sorted(by_number.items()))

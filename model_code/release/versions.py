@@ -5,6 +5,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import mlflow.onnx
@@ -18,6 +19,7 @@ from mlflow.models import infer_signature
 from model_code.disk import writing_to
 from model_code.errors import ReleaseError
 from model_code.release.gate import Verdict
+from model_code.release.registered import RegisteredVersion, format_time
 from serving.bundle.manifest import FILE_NAME, Manifest
 from serving.bundle.store import (
     BUNDLE_TAG,
@@ -35,6 +37,7 @@ from serving.errors import BundleError
 _log = logging.getLogger(__name__)
 
 VERDICT_TAG = "verdict.json"
+MAX_NAMES = 1000
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -98,6 +101,31 @@ def list_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
         token = page.token
         if not token:
             return sorted(versions, key=lambda version: int(version.version))
+
+
+def list_all_versions(client: MlflowClient, name: str | None = None) -> tuple[RegisteredVersion, ...]:
+    """Return the versions of one name or of all, oldest first, with their aliases."""
+    found = []
+    for model in client.search_registered_models(max_results=MAX_NAMES):
+        if name in (None, model.name):
+            for version in list_versions(client, model.name):
+                number = str(version.version)
+                aliases = tuple(sorted(alias for alias, of in model.aliases.items() if str(of) == number))
+                at = format_time(version.creation_timestamp)
+                found.append(
+                    RegisteredVersion(model.name, number, at, version.run_id or "", dict(version.tags), aliases)
+                )
+    return tuple(found)
+
+
+def delete_version(client: MlflowClient, name: str, number: str) -> Path | None:
+    """Delete a version and the model that was logged for it; return the folder of its files where they are here."""
+    version = get_version(client, name, number)
+    address = client.get_model_version_download_uri(name, number)
+    client.delete_model_version(name, number)
+    if version.model_id:
+        client.delete_logged_model(version.model_id)
+    return Path(unquote(urlsplit(address).path)) if address.startswith("file://") else None
 
 
 def get_version(client: MlflowClient, name: str, number: str) -> ModelVersion:

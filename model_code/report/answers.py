@@ -4,7 +4,7 @@ from collections import Counter
 
 from model_code.report.collection import Collection, average, rank_budget
 from model_code.report.comparison import NOT_RUN, mark_budget, summarise
-from model_code.report.document import Block, Cell, Heading, ImageGroup, Paragraph, Section, Table
+from model_code.report.document import Block, Cell, Folded, Heading, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import draw_arms, draw_forest, list_histories, render
 from model_code.report.questions import QUESTIONS, Question
 from model_code.report.verdicts import Verdict, decide
@@ -18,7 +18,11 @@ def build_answers(collection: Collection) -> Section:
         blocks += [Heading(question.text, f"question-{question.key}"), Paragraph(question.reason)]
         if question.caution:
             blocks.append(Paragraph(question.caution, is_caution=True))
-        blocks += [_build_arms(collection, question), _build_verdicts(question, verdicts)]
+        arms, judged = _build_arms(collection, question), _build_verdicts(question, verdicts)
+        if not any(collection.get_best(arm.recipe) for arm in question.arms):
+            blocks += [Folded(f"{NOT_RUN}: {len(question.arms)} arms, {len(verdicts)} contrasts", arms)]
+            continue
+        blocks += [arms, judged]
         blocks += [*_build_forest(question, verdicts), *_build_overlay(collection, question)]
     return Section("Open questions", "questions", tuple(blocks))
 

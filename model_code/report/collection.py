@@ -137,11 +137,16 @@ class Collection:
 
     Attributes:
         groups: Recipe -> its groups, the best budget first.
-        finished_count: Finished runs in MLflow, also those that a later run of the same seed and budget replaces.
+        runs: Every finished run in MLflow, also those that a later run of the same seed and budget replaces.
     """
 
     groups: Mapping[str, tuple[Group, ...]]
-    finished_count: int
+    runs: tuple[Run, ...]
+
+    @property
+    def finished_count(self) -> int:
+        """Number of finished runs in MLflow."""
+        return len(self.runs)
 
     def get_best(self, recipe: str) -> Group | None:
         """Return the group that stands for a recipe: full, else the custom one with most seeds, else smoke."""
@@ -185,7 +190,7 @@ def collect_runs(client: MlflowClient) -> Collection:
             Group(recipe, budget, tuple(_complete(client, run, is_shown=rank == 0) for run in runs))
             for rank, (budget, runs) in enumerate(ranked)
         )
-    return Collection(MappingProxyType(groups), len(finished))
+    return Collection(MappingProxyType(groups), tuple(finished))
 
 
 def _search(client: MlflowClient) -> list[MlflowRun]:

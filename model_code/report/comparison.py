@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from model_code.report.amounts import format_difference, format_mean, format_published
 from model_code.report.collection import FULL, Collection, Group, Run, average
-from model_code.report.document import Block, Cell, Heading, Paragraph, Section, Table
+from model_code.report.document import Block, Cell, Folded, Heading, Paragraph, Section, Table
 from model_code.report.published import ARTICLES, SECONDS_PER_EPOCH, Article, PublishedFigure
 
 NOT_RUN = "not run"
@@ -86,7 +86,7 @@ def build_comparison(collection: Collection) -> Section:
     for article in ARTICLES:
         blocks.append(Heading(f"{article.letter}. {article.title}", f"article-{article.letter.lower()}"))
         blocks.append(Paragraph(article.remark))
-        blocks.append(_build_table(collection, article))
+        blocks += _build_tables(collection, article)
     return Section("Published beside ours", "published", tuple(blocks))
 
 
@@ -101,24 +101,27 @@ def _measure(run: Run, figure: PublishedFigure) -> float | None:
     return run.metrics.get(figure.metric)
 
 
-def _build_table(collection: Collection, article: Article) -> Table:
+def _build_tables(collection: Collection, article: Article) -> list[Block]:
+    """Return the figures that have runs in one table, those without behind a title."""
     further = (f"ours, {article.further_metric}",) if article.further_metric else ()
     columns = ("what", "published", "ours (mean ± std)", "ours - published", *further)
-    rows = (_build_row(compare(collection, figure), article.further_metric) for figure in article.figures)
-    return Table(
-        f"{article.title}: published beside ours",
-        (*columns, "seeds", "epochs", "budget", "hardware", "runs"),
-        tuple(rows),
-    )
+    compared = [compare(collection, figure) for figure in article.figures]
+    rows = tuple(_build_row(row, article.further_metric) for row in compared if row.group is not None)
+    absent = tuple(_describe_figure(row.figure) for row in compared if row.group is None)
+    blocks: list[Block] = []
+    if rows:
+        further_columns = (*columns, "seeds", "epochs", "budget", "hardware", "runs")
+        blocks.append(Table(f"{article.title}: published beside ours", further_columns, rows))
+    if absent:
+        title = f"{len(absent)} of {len(compared)} published figures: {NOT_RUN}"
+        blocks.append(Folded(title, Table(f"{article.title}: {NOT_RUN}", ("what", "published"), absent)))
+    return blocks
 
 
 def _build_row(row: Comparison, further_metric: str | None) -> tuple[Cell, ...]:
     figure, group = row.figure, row.group
-    remark = f"{figure.recipe}{'; ' if figure.remark else ''}{figure.remark}"
-    head = (Cell(figure.label, detail=remark), Cell(format_published(figure)))
-    further_count = 1 if further_metric else 0
-    if group is None:
-        return (*head, Cell(NOT_RUN), *(Cell() for _ in range(6 + further_count)))
+    assert group is not None, "rows are those of figures with runs"
+    head = _describe_figure(figure)
     is_caution = not row.is_comparable
     runs = row.runs or group.runs
     difference = Cell() if row.difference is None else Cell(format_difference(row.difference, figure.unit))
@@ -133,6 +136,11 @@ def _build_row(row: Comparison, further_metric: str | None) -> tuple[Cell, ...]:
         Cell(describe_devices(runs)),
         Cell(run_ids=tuple(run.run_id for run in runs)),
     )
+
+
+def _describe_figure(figure: PublishedFigure) -> tuple[Cell, Cell]:
+    remark = f"{figure.recipe}{'; ' if figure.remark else ''}{figure.remark}"
+    return Cell(figure.label, detail=remark), Cell(format_published(figure))
 
 
 def _describe_ours(row: Comparison) -> Cell:

@@ -16,8 +16,9 @@ from model_code.report.classes import build_classes
 from model_code.report.collection import Collection, Run
 from model_code.report.comparison import build_comparison
 from model_code.report.curves import build_learning_curves, build_simsiam_curves
-from model_code.report.document import Cell, Document, Paragraph, Section, Table, list_run_ids
+from model_code.report.document import Block, Cell, Document, Folded, Paragraph, Section, Table, list_run_ids
 from model_code.report.standing import build_standing
+from model_code.report.summary import build_summary
 from model_code.report.untrained import build_untrained
 from model_code.report.verdicts import LEAST_SEEDS
 from model_code.settings import Settings
@@ -53,21 +54,22 @@ def describe_origin() -> Origin:
 def build_document(collection: Collection, client: MlflowClient, settings: Settings, origin: Origin) -> Document:
     """Return the report: what is missing stands in it as "not run"."""
     sections = (
-        _build_legend(),
+        build_summary(collection, client),
+        build_standing(collection),
         build_comparison(collection),
         build_answers(collection),
-        build_standing(collection, client),
         build_learning_curves(collection),
         build_classes(collection),
         build_simsiam_curves(collection),
         build_untrained(collection),
+        _build_legend(),
     )
     used = _add_starts(collection, list_run_ids(sections))
     facts = (
         ("made", origin.date),
         ("code", origin.git_sha),
         ("machine", origin.machine),
-        ("runs", f"{len(used)} shown here of {collection.finished_count} finished ones in MLflow"),
+        ("runs", f"{len(used)} shown of {collection.finished_count} finished ones in MLflow; the appendix has all"),
     )
     return Document(TITLE, facts, (*sections, _build_appendix(collection, client, settings, used)))
 
@@ -104,7 +106,8 @@ def _add_starts(collection: Collection, used: list[str]) -> list[str]:
 
 
 def _build_appendix(collection: Collection, client: MlflowClient, settings: Settings, used: list[str]) -> Section:
-    if not used:
+    others = tuple(_describe_run(run, settings) for run in collection.runs if run.run_id not in used)
+    if not used and not others:
         return Section("Appendix: every run", "runs", (Paragraph("No finished run yet."),))
     known = _index_runs(collection)
     rows = [_describe_run(known[run_id], settings) for run_id in used if run_id in known]
@@ -123,7 +126,11 @@ def _build_appendix(collection: Collection, client: MlflowClient, settings: Sett
         "wall time",
         "started from",
     )
-    return Section("Appendix: every run", "runs", (Table("Every run that this report shows", columns, tuple(rows)),))
+    blocks: list[Block] = [Table("Every run that this report shows", columns, tuple(rows))]
+    if others:
+        title = f"{len(others)} more finished runs, replaced by later or longer ones"
+        blocks.append(Folded(title, Table("Finished runs that are not shown above", columns, others)))
+    return Section("Appendix: every run", "runs", tuple(blocks))
 
 
 def _describe_run(run: Run, settings: Settings) -> tuple[Cell, ...]:

@@ -78,7 +78,15 @@ class ImageGroup:
     run_ids: tuple[str, ...]
 
 
-Block = Table | Paragraph | Heading | ImageGroup
+@dataclass(frozen=True)
+class Folded:
+    """A table behind a title that opens it: what was not run, and what few readers need."""
+
+    title: str
+    table: Table
+
+
+Block = Folded | Table | Paragraph | Heading | ImageGroup
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ class Document:
 
     Attributes:
         title: Title of the page.
-        facts: (what, value): when and where it was made.
+        facts: (what, value): when and where it was made; they stand at the end.
         sections: In order.
     """
 
@@ -128,8 +136,8 @@ def list_run_ids(sections: tuple[Section, ...]) -> list[str]:
         for block in section.blocks:
             if isinstance(block, ImageGroup):
                 found |= dict.fromkeys(block.run_ids)
-            elif isinstance(block, Table):
-                for row in block.rows:
+            elif isinstance(block, Table | Folded):
+                for row in (block.table if isinstance(block, Folded) else block).rows:
                     for cell in row:
                         found |= dict.fromkeys(cell.run_ids)
     return list(found)

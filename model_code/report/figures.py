@@ -6,6 +6,7 @@ Every function returns a matplotlib figure that belongs to nobody else; `render`
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,47 @@ def draw_forest(verdicts: Sequence[Verdict]) -> Figure:
     axis.set_xlabel("points", fontsize=8)
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One row of the chart of published accuracies and ours; fractions.
+
+    Attributes:
+        label: Recipe.
+        published: Accuracy in the article.
+        ours: Mean over the seeds; None for what was not run.
+        interval: 95 % interval of ours; None where there is none.
+        is_comparable: True if ours may stand beside the published figure.
+    """
+
+    label: str
+    published: float
+    ours: float | None
+    interval: tuple[float, float] | None
+    is_comparable: bool
+
+
+def draw_published(dots: Sequence[Dot]) -> Figure:
+    """Draw a line for each recipe: a diamond for the article, a dot with its interval for ours, a ring for not run."""
+    figure = Figure(figsize=(6.6, 0.9 + 0.2 * len(dots)), layout="constrained")
+    axis = figure.subplots()
+    for row, dot in enumerate(dots):
+        axis.plot(dot.published * 100, row, "D", color=PUBLISHED_COLOUR, markersize=4)
+        if dot.ours is None:
+            axis.plot(dot.published * 100, row, "o", color=CAUTION_COLOUR, markerfacecolor="none", markersize=9)
+            continue
+        colour = MEAN_COLOUR if dot.is_comparable else CAUTION_COLOUR
+        if dot.interval is not None:
+            axis.plot([100 * end for end in dot.interval], [row, row], color=colour, linewidth=1.5, marker="|")
+        axis.plot(dot.ours * 100, row, "o", color=colour, markersize=5)
+    axis.set_yticks(range(len(dots)), [dot.label for dot in dots], fontsize=7)
+    axis.set_ylim(len(dots) - 0.4, -0.6)
+    axis.margins(x=0.05)
+    axis.set_xlabel("accuracy, %", fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.grid(alpha=0.3)
     return figure
 
 
@@ -115,6 +157,8 @@ def draw_arms(title: str, arms: Mapping[str, Sequence[History]], scale: float = 
     """
     figure = Figure(figsize=OVERLAY_INCHES, layout="constrained")
     axis = figure.subplots()
+    longest = max(len(history) for histories in arms.values() for history in histories)
+    marker: dict[str, Any] = {"marker": "o", "markersize": 3} if longest <= FEW_EPOCHS else {}
     for number, (label, histories) in enumerate(arms.items()):
         colour, style = f"C{number % 10}", ("-", "--", ":")[number // 10 % 3]
         if len(histories) > 1:
@@ -122,7 +166,9 @@ def draw_arms(title: str, arms: Mapping[str, Sequence[History]], scale: float = 
                 steps, values = zip(*history, strict=True)
                 axis.plot(steps, np.multiply(values, scale), color=colour, linewidth=0.5, alpha=0.5, linestyle=style)
         common_steps, means = _average(histories)
-        axis.plot(common_steps, np.multiply(means, scale), color=colour, linewidth=1.6, linestyle=style, label=label)
+        axis.plot(
+            common_steps, np.multiply(means, scale), color=colour, linewidth=1.6, linestyle=style, label=label, **marker
+        )
     _finish(axis, title)
     return figure
 

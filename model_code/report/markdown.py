@@ -1,7 +1,7 @@
 """A report as Markdown; its figures are PNG files in `figures/` beside it."""
 
 from model_code.markdown_text import escape, join_cells
-from model_code.report.document import Block, Cell, Document, Heading, ImageGroup, Paragraph, Table
+from model_code.report.document import Block, Cell, Document, Folded, Heading, ImageGroup, Paragraph, Table
 
 FIGURES_FOLDER = "figures"
 SHORT_ID = 8
@@ -9,10 +9,11 @@ SHORT_ID = 8
 
 def render_markdown(document: Document) -> str:
     """Return the report as one Markdown text."""
-    parts = [f"# {escape(document.title)}", "\n".join(f"- {what}: {escape(value)}" for what, value in document.facts)]
+    parts = [f"# {escape(document.title)}"]
     for section in document.sections:
         parts.append(f"## {escape(section.title)}")
         parts += [_render(block) for block in section.blocks]
+    parts.append("\n".join(f"- {what}: {escape(value)}" for what, value in document.facts))
     return "\n\n".join(parts) + "\n"
 
 
@@ -25,6 +26,8 @@ def _render(block: Block) -> str:
         return f"### {escape(block.text)}"
     if isinstance(block, Paragraph):
         return f"**Caution:** {escape(block.text)}" if block.is_caution else escape(block.text)
+    if isinstance(block, Folded):
+        return f"<details><summary>{escape(block.title)}</summary>\n\n{_render_table(block.table)}\n\n</details>"
     if isinstance(block, Table):
         return _render_table(block)
     return _render_group(block)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from model_code.report.document import Document, Heading, Image, ImageGroup, Paragraph, Table
+from model_code.report.document import Document, Folded, Heading, Image, ImageGroup, Paragraph, Table
 
 TEMPLATE = "page.html.j2"
 SHORT_ID = 8
@@ -26,6 +26,7 @@ def render_page(document: Document) -> str:
         "heading": lambda block: isinstance(block, Heading),
         "paragraph": lambda block: isinstance(block, Paragraph),
         "table": lambda block: isinstance(block, Table),
+        "folded": lambda block: isinstance(block, Folded),
         "picture": lambda block: isinstance(block, ImageGroup),
     }
     return environment.get_template(TEMPLATE).render(document=document, short=SHORT_ID)

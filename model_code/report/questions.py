@@ -368,8 +368,8 @@ QUESTIONS = (
         ),
         caution="Equal in labelled images, not in computation: the run with pseudo-labels goes on from the supervised "
         "one for as many epochs again, and learns from more images in each; SimSiam's epochs come on top of the "
-        "fine-tuned network's. The validation images choose the epoch of every arm. SimSiam is pretrained with one seed: its "
-        "kNN stands in the table and is not judged.",
+        "fine-tuned network's. The validation images choose the epoch of every arm. SimSiam is pretrained with one "
+        "seed: its kNN stands in the table and is not judged.",
     ),
     Question(
         "more-epochs",

@@ -1,9 +1,5 @@
-"""The best recipe so far on each data set, and the champions that are served."""
+"""The best recipe so far on each data set."""
 
-from mlflow import MlflowClient
-
-from model_code.release.names import RELEASE_NAMES
-from model_code.release.versions import get_champion
 from model_code.report.collection import Collection, Group, average
 from model_code.report.comparison import mark_budget, summarise
 from model_code.report.document import Cell, Paragraph, Section, Table
@@ -11,15 +7,13 @@ from model_code.report.document import Cell, Paragraph, Section, Table
 CHOOSING = "validation/best_accuracy"
 
 
-def build_standing(collection: Collection, client: MlflowClient) -> Section:
-    """Return the section with the best recipe of each data set and the champion of each registered name."""
+def build_standing(collection: Collection) -> Section:
+    """Return the section with the best recipe of each data set."""
     explanation = (
         "The best recipe is chosen by validation accuracy, mean over its seeds, among full runs only: shorter ones say "
         "little about which is best. The test images do not choose."
     )
-    return Section(
-        "Best recipe and champion", "best", (Paragraph(explanation), _build_best(collection), _build_champions(client))
-    )
+    return Section("Best recipes", "best", (Paragraph(explanation), _build_best(collection)))
 
 
 def choose_best(collection: Collection) -> dict[str, Group]:
@@ -55,22 +49,3 @@ def _build_best(collection: Collection) -> Table:
     return Table(
         "Best recipe of each data set", columns, rows or ((Cell("no full run yet"), *(Cell() for _ in range(7))),)
     )
-
-
-def _build_champions(client: MlflowClient) -> Table:
-    rows = []
-    for name in RELEASE_NAMES:
-        version = get_champion(client, name)
-        if version is None:
-            rows.append((Cell(name, is_code=True), Cell("nothing released"), Cell(), Cell()))
-            continue
-        runs = (str(version.run_id),) if version.run_id else ()
-        rows.append(
-            (
-                Cell(name, is_code=True),
-                Cell(f"version {version.version}"),
-                Cell(version.description or ""),
-                Cell(run_ids=runs),
-            )
-        )
-    return Table("Champion of each registered name", ("name", "champion", "what it is", "run"), tuple(rows))

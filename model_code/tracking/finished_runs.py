@@ -1,13 +1,12 @@
 """Looking up finished runs in MLflow."""
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
-from model_code.data.cache import FEEDBACK_SUFFIX
+from model_code.data.cache import is_dataset_taken
 from model_code.errors import ReleaseError, TrackingError
 from model_code.tracking.store import EXPERIMENT
 
@@ -51,11 +50,6 @@ def find_finished_runs(client: MlflowClient, recipe: str, dataset_pattern: str) 
     )
     found = [_read(run) for run in runs if is_dataset_taken(run.data.tags.get("dataset", ""), dataset_pattern)]
     return sorted(found, key=lambda run: run.profile != "full")
-
-
-def is_dataset_taken(dataset: str, pattern: str) -> bool:
-    """Whether a shell pattern takes a data set, with feedback or without."""
-    return fnmatchcase(dataset.removesuffix(FEEDBACK_SUFFIX), pattern)
 
 
 def has_run(client: MlflowClient, run_id: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Param, Run, RunTag
 
 from model_code.settings import Settings
 from model_code.tracking.finished_runs import has_run
@@ -25,6 +25,7 @@ from model_code.training.run_folder import RunFolder, RunRecord
 
 PATIENCE = Patience()
 GIVE_UP_TIMEOUT_S = 3.0
+DIGEST_DIGITS = 36  # as many as MLflow keeps
 
 
 def create_run(
@@ -44,7 +45,8 @@ def create_run(
             return run_id
     found = client.get_experiment_by_name(experiment)
     assert found is not None, "open_store makes the experiment"
-    name = f"{config.recipe}-{config.profile}-seed{config.seed}"
+    # Tables of MLflow cut names: what tells two apart comes first.
+    name = f"{attempt[:4]} {config.recipe} on {config.dataset}, {config.profile}, seed {config.seed}"
     run = client.create_run(found.experiment_id, start_time=start_ms, run_name=name, tags={"attempt": attempt})
     return str(run.info.run_id)
 
@@ -75,6 +77,7 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
     with naming_errors(run_id):
         params = [Param(key, value) for key, value in list_params(record).items()]
         client.log_batch(run_id, params=params, tags=[RunTag(*tag) for tag in list_tags(record, tags).items()])
+        client.log_inputs(run_id, [describe_images(record)])
         client.update_run(run_id, status="RUNNING")
         run = client.get_run(run_id)
         epochs = {metric.step for metric in client.get_metric_history(run_id, EVERY_EPOCH)}
@@ -88,6 +91,14 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
     except BaseException as error:
         log.give_up("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+
+
+def describe_images(record: RunRecord) -> DatasetInput:
+    """Return the packed images of a run, for MLflow's column of data sets."""
+    digest = record.data_checksum[:DIGEST_DIGITS]
+    return DatasetInput(
+        Dataset(record.config.dataset, digest, "darkroom", f"darkroom data add {record.config.dataset}")
+    )
 
 
 def _read_figures(client: MlflowClient, run: Run) -> dict[str, float]:

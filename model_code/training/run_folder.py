@@ -7,6 +7,7 @@ run.lock       held (flock) by the process that works in the folder; the kernel 
 """
 
 import hashlib
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_code.disk import is_locked, take_lock, write_atomically
-from model_code.errors import TrainingError
+from model_code.errors import TrainingError, UsageError
 from model_code.training.config import TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.random_features_config import RandomFeaturesConfig
@@ -158,12 +159,31 @@ def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
     try:
         return RunFolder(file.parent, RunRecord.model_validate_json(file.read_bytes()))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise TrainingError(f"no run {run_id!r} in {checkpoints_dir}; `make ui` shows the runs") from error
+        raise TrainingError(f"no run {run_id!r} in {checkpoints_dir}; `darkroom runs list` shows the runs") from error
     except ValidationError as error:
         raise TrainingError(
             f"{file} is damaged or was written by another version; remove its folder and train again: "
             "`darkroom train RECIPE`"
         ) from error
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text is a run id, or at least the first 8 digits of one, as tables print it."""
+    return re.fullmatch(r"[0-9a-f]{8,32}", text) is not None
+
+
+def resolve_run_id(checkpoints_dir: Path, given: str) -> str:
+    """Return the run id that begins with `given`; `given` itself where it is whole or no run begins with it.
+
+    Raises:
+        UsageError: Several runs begin with it.
+    """
+    found = (
+        sorted(file.parent.name for file in checkpoints_dir.glob(f"{given}*/{RUN_FILE}")) if is_run_id(given) else []
+    )
+    if len(found) > 1 and given not in found:
+        raise UsageError(f"run id {given!r} is that of {len(found)} runs: {', '.join(found)}; give more digits")
+    return found[0] if len(found) == 1 else given
 
 
 def find_interrupted(checkpoints_dir: Path, wanted: RunRecord, *, is_offline: bool = False) -> RunFolder | None:
@@ -196,14 +216,14 @@ def find_finished(
     return None
 
 
+def list_finished(checkpoints_dir: Path) -> Iterator[RunFolder]:
+    """Yield the complete runs, the newest first; not those whose record is damaged or of another version."""
+    return _list_runs(checkpoints_dir, is_complete=True)
+
+
 def list_interrupted(checkpoints_dir: Path) -> Iterator[RunFolder]:
     """Yield the runs without a result, those that are worked on too, the newest first; not those of other versions."""
     return _list_runs(checkpoints_dir, is_complete=False)
-
-
-def list_finished(checkpoints_dir: Path) -> Iterator[RunFolder]:
-    """Yield the runs with a result, the newest first; not those of other versions."""
-    return _list_runs(checkpoints_dir, is_complete=True)
 
 
 def _is_like(folder: RunFolder, wanted: RunRecord) -> bool:

@@ -12,14 +12,13 @@ from typing import Any, Protocol, TextIO
 
 import httpx
 from pydantic import ValidationError
-from rich.markup import escape
-from rich.table import Table
 
 from serving.client.sources import SourceImage, SourceProblem, read_sources
 from serving.errors import ClientError
 from serving.limits import MAX_BODY_BYTES, MAX_IMAGES
+from serving.listing import Column
 from serving.models.predictions import FIELD_NAME, ErrorAnswer, FeedbackAnswer, ModelIdentity, PredictAnswer, Prediction
-from serving.printable import show, show_cell
+from serving.printable import show
 
 DEFAULT_SERVER = "http://127.0.0.1:3000"
 KEY_VARIABLE = "DARKROOM_API_KEY"
@@ -136,28 +135,24 @@ def send_feedback(
         return connection.send_feedback(files, texts)
 
 
-def render_predictions(result: PredictResult) -> Table:
-    """Return a table of the predictions, titled with model, version and provider."""
-    title = None
-    if result.model:
-        model = result.model
-        title = escape(show(f"{model.name} version {model.version}, {model.precision}, {result.provider}"))
-    table = Table(title=title, title_justify="left")
-    table.add_column("Image", overflow="fold")
-    table.add_column("Label", style="bold")
-    table.add_column("Probability", justify="right")
-    table.add_column("Next", style="dim")
-    for prediction in result.predictions:
-        others = ", ".join(f"{other.label} {other.probability:.1%}" for other in prediction.top[1:])
-        label = prediction.label if prediction.is_confident else f"don't know ({prediction.label}?)"
-        cells = (prediction.filename or "", label, f"{prediction.probability:.1%}", others)
-        table.add_row(*(escape(show(cell)) for cell in cells))
-    return table
+PREDICTION_COLUMNS = (
+    Column("image", "source"),
+    Column("label", "answer"),
+    Column("probability", "probability", lambda value: "" if value is None else f"{value:.1%}"),
+    Column("next", "top", lambda top: ", ".join(f"{label} {value:.1%}" for label, value in [*(top or {}).items()][1:])),
+    Column("error", "error", is_prose=True),
+)
+
+
+def describe_model(result: PredictResult) -> str:
+    """Return model, version, precision and provider in one line; empty when no image was answered."""
+    model = result.model
+    return show(f"{model.name} version {model.version}, {model.precision}, {result.provider}") if model else ""
 
 
 def list_records(result: PredictResult) -> list[dict[str, Any]]:
-    """Return a flat record for each answered image: what `--format json` and `csv` print."""
-    return [
+    """Return a record for each answered image, then one with `error` for each problem: what `--format json` prints."""
+    answered: list[dict[str, Any]] = [
         {
             "source": prediction.filename,
             "label": prediction.label,
@@ -171,19 +166,29 @@ def list_records(result: PredictResult) -> list[dict[str, Any]]:
         }
         for prediction, model in zip(result.predictions, result.models, strict=True)
     ]
+    return answered + [{"source": problem.source, "error": problem.message} for problem in result.problems]
 
 
-def write_csv(result: PredictResult, stream: TextIO) -> None:
-    """Write a line for each answered image, after one with the names; without `top`.
+def flatten_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return records for CSV: `top` becomes `label_2`, `probability_2` and so on; the first one is `label`."""
+    flat = []
+    for record in records:
+        others = [*record.get("top", {}).items()][1:]
+        one = {key: value for key, value in record.items() if key != "top"}
+        for number, (label, probability) in enumerate(others, start=2):
+            one |= {f"label_{number}": label, f"probability_{number}": probability}
+        flat.append(one)
+    return flat
 
-    Names and labels come from other people: a spreadsheet calculates none of them (`show_cell`), and none takes
-    a part of one for a cell, whatever its separator is (all are quoted).
-    """
-    names = ("source", "label", "probability", "is_confident", "model", "version")
-    writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writeheader()
-    for record in list_records(result):
-        writer.writerow({key: show_cell(value) if isinstance(value, str) else value for key, value in record.items()})
+
+def name_answers(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return records for the table, with the answer in words where the model is not confident."""
+    return [
+        record | {"answer": record["label"] if record["is_confident"] else f"don't know ({record['label']}?)"}
+        if "label" in record
+        else record
+        for record in records
+    ]
 
 
 def write_submission(result: PredictResult, stream: TextIO) -> None:

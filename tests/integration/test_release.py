@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_code.release.ledger import find_champion, read_ledger
+from model_code.release.changes import read_ledger
+from model_code.release.ledger import find_champion
 from model_code.release.versions import list_versions
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_code.release.ledger import read_ledger
+from model_code.release.changes import read_ledger
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
 from serving.bundle.store import read_champion

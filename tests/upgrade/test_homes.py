@@ -8,7 +8,7 @@ import pytest
 
 from model_code.data.cache import read_manifest
 from model_code.errors import DarkroomError
-from model_code.release.ledger import read_ledger
+from model_code.release.changes import read_ledger
 from model_code.training.run_folder import find_finished, list_interrupted, open_run_folder
 from serving.bundle.manifest import Manifest
 from serving.bundle.store import read_bundle, read_pointer

@@ -77,16 +77,44 @@ def test_the_service_is_announced_as_it_announces_itself():
     assert serve.help.startswith(darkroom.commands["serve"].help)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["data", "list"], ["train", "--help"], ["serve", "--help"]])
+READING = [["data", "list"], ["recipes"], ["runs", "list"], ["models"], ["history", "shapes"], ["prune", "--dry-run"]]
+REFUSED = [
+    ["recipes", "nosuch"],
+    ["train", "nosuch"],
+    ["train", "resnet18_cifar10_exp"],
+    ["train", "resnet18_cifar10_exp", "--resume", "12345678"],
+    ["train-all", "--only", "nosuch*"],
+    ["data", "add", "mine", "--from", "/nosuch"],
+    ["data", "remove", "nosuch"],
+    ["release", "nosuch", "--as", "shapes"],
+    ["release", "resnet18_cifar10_exp", "--as", "cifar10"],
+    ["release", "12345678", "--as", "cifar10"],
+    ["rollback", "shapes"],
+    ["rollback", "shapes", "--to", "7"],
+    ["challenge", "shapes", "7"],
+    ["retire", "shapes", "7"],
+    ["runs", "remove", "12345678"],
+    ["prune", "--keep", "some"],
+]
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["serve", "--help"], *READING, *REFUSED], ids=" ".join
+)
 def test_answering_takes_no_framework(tmp_path, words):
     code = (
-        "import sys; from flows.cli import darkroom; darkroom(sys.argv[1:], standalone_mode=False); "
-        "print(sorted({'torch', 'mlflow', 'prefect', 'scipy', 'bentoml'}.intersection(sys.modules)))"
+        "import sys; from flows.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code or 0)\n"
+        "print(sorted({'torch', 'mlflow', 'prefect', 'scipy', 'bentoml', 'onnxruntime'}.intersection(sys.modules)))"
     )
     environment = os.environ | {"DARKROOM_HOME": str(tmp_path)}
     command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    *_, status, loaded = done.stdout.splitlines()
+    assert loaded == "[]"
+    assert (status != "0") == (words in REFUSED or words == ["history", "shapes"])
+    assert len(done.stderr.splitlines()) == (status != "0")
 
 
 def test_a_training_is_checked_without_prefect(tmp_path):

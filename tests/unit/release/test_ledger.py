@@ -5,16 +5,13 @@ from mlflow.exceptions import MlflowException
 
 from model_code.errors import ReleaseError, UsageError
 from model_code.release import ledger
+from model_code.release.changes import LEDGER_FILE, find_previous, find_rollback_of, read_ledger
 from model_code.release.ledger import (
-    LEDGER_FILE,
     check_reason,
     complete,
     end_challenge,
     find_champion,
-    find_previous,
-    find_rollback_of,
     move_champion,
-    read_ledger,
 )
 from model_code.release.versions import get_champion, get_version, register_version, set_challenger
 from serving.bundle.store import (

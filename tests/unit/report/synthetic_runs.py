@@ -226,7 +226,7 @@ def make_collection(*groups):
     for runs in groups:
         group = Group(runs[0].recipe, runs[0].budget, tuple(runs))
         by_recipe[group.recipe] = (*by_recipe.get(group.recipe, ()), group)
-    return Collection(by_recipe, sum(map(len, groups)))
+    return Collection(by_recipe, tuple(run for runs in groups for run in runs))
 
 
 def enter_every_kind(store):

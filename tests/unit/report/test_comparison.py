@@ -126,7 +126,9 @@ def test_times_of_untrained_networks_are_shown_without_a_difference():
 
 def read_table(collection, caption):
     [table] = [
-        block for block in build_comparison(collection).blocks if isinstance(block, Table) and caption in block.caption
+        block
+        for block in build_comparison(collection).blocks
+        if isinstance(block, Table) and caption in block.caption and "not run" not in block.caption
     ]
     return table.columns, {row[0].text: row for row in table.rows}
 
@@ -199,7 +201,7 @@ def test_the_table_of_an_article():
         assert (rows[name][2].detail, rows[name][2].is_caution) == (note, True)
     assert texts["exp4"]["ours (mean ± std)"] == "91.00 %"
     assert not rows["exp4"][2].is_caution
-    assert texts["exp9"]["ours (mean ± std)"] == "not run"
+    assert "exp9" not in texts
 
 
 def test_every_row_has_every_column():

@@ -15,6 +15,7 @@ from model_code.report.files import EXPERIMENT, log_report, write_report
 from model_code.report.markdown import render_markdown
 from model_code.report.page import render_page
 from model_code.report.published import ARTICLES
+from model_code.report.summary import measure_spread
 from serving.bundle.store import CHAMPION
 from tests.unit.report.synthetic_runs import enter_every_kind, make_collection, make_run
 from tests.unit.tracking.small_store import make_settings, open_small_store
@@ -93,14 +94,15 @@ def test_the_page_needs_nothing_else(filled, page_text):
 
 def test_sections_are_in_order(filled):
     assert [section.anchor for section in filled[2].sections] == [
-        "legend",
+        "summary",
+        "best",
         "published",
         "questions",
-        "best",
         "curves",
         "classes",
         "simsiam",
         "untrained",
+        "legend",
         "runs",
     ]
 
@@ -109,7 +111,7 @@ def test_every_run_that_is_named_is_in_the_appendix(markdown_text):
     body, appendix = markdown_text.split("## Appendix")
     short = set(re.findall(r"`([0-9a-f]{8})`", body))
     full = set(re.findall(r"`([0-9a-f]{32})`", appendix))
-    assert short == {run_id[:8] for run_id in full}
+    assert short <= {run_id[:8] for run_id in full}
     assert len(full) > 70
 
 
@@ -130,7 +132,9 @@ def test_every_published_figure_is_there_without_any_run(filled):
     text = render_markdown(document)
     count = sum(len(article.figures) for article in ARTICLES)
     published = text.split("## Open questions")[0].split("## Published beside ours")[1]
-    assert len(re.findall(r"\| not run \|", published)) == count == 9 + 16 + 2 + 12
+    rows = re.findall(r"^\| (?!what|---)", published, re.MULTILINE)
+    assert len(rows) == count == 9 + 16 + 2 + 12
+    assert published.count("<details>") == len(ARTICLES)
     assert "Learning curves\n\nNo supervised run yet: not run.\n\n**swin_cifar10_published (not run)" in text
     assert Page(render_page(document)).open == []
 
@@ -147,8 +151,40 @@ def test_verdicts_and_figures_say_what_they_rest_on(markdown_text):
     assert len(re.findall(r"Runs: `[0-9a-f]{8}`", text)) == len(re.findall(r"^\*\*(?!Caution)", text, re.MULTILINE))
 
 
+def test_every_finished_run_is_in_the_appendix(filled):
+    _settings, client, document = filled
+    tables = [getattr(block, "table", block) for block in document.sections[-1].blocks]
+    listed = [row[0].text for table in tables for row in table.rows]
+    assert len(listed) == len(set(listed))
+    assert {run.run_id for run in collect_runs(client).runs} <= set(listed)
+
+
+def test_the_first_screen_has_champions_a_chart_and_answers(filled):
+    first = filled[2].sections[0]
+    champions, chart, answers, *_ = first.blocks
+    assert [cell.text for cell in champions.rows[0][:4]] == ["cifar10", "not recorded", "version 1", "-"]
+    assert [image.name for image in chart.images] == ["published"]
+    assert answers.columns == ("question", "answer")
+    assert all(row[1].text for row in answers.rows)
+
+
+@pytest.mark.parametrize(
+    ("values", "images", "interval"),
+    [
+        ((0.5,), 100, (0.3983, 0.6017)),
+        ((0.5,), None, None),
+        ((0.5, 0.6), 100, None),
+        ((0.5, 0.5, 0.5), None, (0.5, 0.5)),
+        ((0.4, 0.5, 0.6), None, (0.2516, 0.7484)),
+    ],
+)
+def test_the_interval_of_ours_is_over_seeds_or_over_images(values, images, interval):
+    spread = measure_spread(values, images)
+    assert spread == (None if interval is None else pytest.approx(interval, abs=1e-4))
+
+
 def read_appendix(document):
-    [table] = document.sections[-1].blocks
+    [table, *_] = document.sections[-1].blocks
     return {row[0].text: dict(zip(table.columns, row, strict=True)) for row in table.rows}
 
 
@@ -245,7 +281,7 @@ def test_a_store_without_runs(tmp_path):
         log_report(client, settings, files)
     assert sorted(file.name for file in files.folder.iterdir()) == ["figures", "report.html", "report.md"]
     assert {file.name.partition("-")[0] for file in files.figures} == {"swin_cifar10_published"}
-    assert "0 shown here of 0 finished ones" in files.markdown.read_text()
+    assert "0 shown of 0 finished ones" in files.markdown.read_text()
 
 
 def test_a_full_disk(filled, small_disk):

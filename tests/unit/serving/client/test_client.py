@@ -7,13 +7,22 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from rich.console import Console
 
-from serving.client.client import PredictResult, list_records, predict, render_predictions, write_csv, write_submission
+from serving.client.client import (
+    PREDICTION_COLUMNS,
+    PredictResult,
+    describe_model,
+    flatten_records,
+    list_records,
+    name_answers,
+    predict,
+    write_submission,
+)
 from serving.client.sources import SourceProblem
 from serving.errors import ClientError
 from serving.limits import MAX_IMAGE_BYTES
-from serving.models.predictions import ModelIdentity, Prediction
+from serving.listing import lay_out, print_listing
+from serving.models.predictions import LabelProbability, ModelIdentity, Prediction
 from serving.printable import PrintableFormatter
 from tests.unit.serving.tiny_bundle import paint
 
@@ -245,13 +254,14 @@ def test_a_server_that_is_no_address_is_refused(server):
 
 def test_the_table_names_model_and_images(service, folder):
     service.add_labels("one", "unsure", "three")
-    table = render_predictions(predict([str(folder)], service.url))
-    assert table.title == "cifar10 version 3, fp32, CPUExecutionProvider"
-    assert list(table.columns[1].cells) == ["one", "don't know (unsure?)", "three"]
-    assert list(table.columns[2].cells) == ["75.0%"] * 3
-    text = io.StringIO()
-    Console(file=text, width=160).print(table)
-    assert "deeper/c.webp" in text.getvalue()
+    result = predict([str(folder)], service.url)
+    assert describe_model(result) == "cifar10 version 3, fp32, CPUExecutionProvider"
+    lines = lay_out(PREDICTION_COLUMNS, name_answers(list_records(result)), 400)
+    assert [one in line for one, line in zip(("one", "don't know (unsure?)", "three"), lines[2:], strict=True)] == [
+        True
+    ] * 3
+    assert all("75.0%" in line for line in lines[2:])
+    assert any("deeper/c.webp" in line for line in lines)
 
 
 def test_records_are_flat_and_csv_holds_all(service, folder):
@@ -270,12 +280,21 @@ def test_records_are_flat_and_csv_holds_all(service, folder):
         "precision": result.models[1].precision,
         "top": {"unsure": 0.75},
     }
-    text = io.StringIO()
-    write_csv(result, text)
-    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
-    assert [row["label"] for row in rows] == ["one", "unsure", "comma, quoted"]
-    assert rows[2]["source"] == result.predictions[2].filename
-    assert list(rows[0]) == ["source", "label", "probability", "is_confident", "model", "version"]
+
+
+IDENTITY = ModelIdentity(**MODEL)
+
+
+def test_csv_has_every_class_and_every_failure(capsys):
+    top = (LabelProbability(label="cat", probability=0.5), LabelProbability(label="dog", probability=0.25))
+    prediction = Prediction(filename="a.png", label="cat", probability=0.5, is_confident=False, top=top)
+    problem = SourceProblem("b.png", "cannot be read")
+    result = PredictResult(IDENTITY, "CPUExecutionProvider", (prediction,), (IDENTITY,), (problem,))
+    print_listing((), flatten_records(list_records(result)), "csv")
+    answered, failed = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (answered["label"], answered["label_2"], answered["probability_2"]) == ("cat", "dog", "0.25")
+    assert (answered["is_confident"], answered["error"]) == ("false", "")
+    assert (failed["source"], failed["error"], failed["label"]) == ("b.png", "cannot be read", "")
 
 
 HOSTILE = [
@@ -301,24 +320,20 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("name", "cell"), HOSTILE)
-def test_names_move_no_cursor_and_are_no_formula(name, cell):
-    model = ModelIdentity(name="cifar10", version="1", sha256="ab", precision="fp32")
+def test_names_move_no_cursor_and_are_no_formula(name, cell, capsys):
     prediction = Prediction(filename=name, label="cat", probability=1.0, is_confident=True, top=())
-    result = PredictResult(model, "CPUExecutionProvider", (prediction,), (model,), ())
-    text = io.StringIO()
-    write_csv(result, text)
-    (row,) = csv.DictReader(io.StringIO(text.getvalue()))
+    records = list_records(PredictResult(IDENTITY, "CPUExecutionProvider", (prediction,), (IDENTITY,), ()))
+    print_listing((), flatten_records(records), "csv")
+    printed = capsys.readouterr().out
+    (row,) = csv.DictReader(io.StringIO(printed))
     assert row["source"] == cell
     # Where the separator is a semicolon, too, each line is one that starts with this cell.
-    assert next(csv.reader(text.getvalue().splitlines()[1:], delimiter=";"))[0].startswith(cell.split('"')[0])
+    assert next(csv.reader(printed.splitlines()[1:], delimiter=";"))[0].startswith(cell.split('"')[0])
     assert row["probability"] == "1.0"
-    console = Console(file=io.StringIO(), width=200, force_terminal=False)
-    console.print(render_predictions(result))
-    drawn = console.file.getvalue()
+    drawn = "\n".join(lay_out(PREDICTION_COLUMNS, name_answers(records), 200))
     assert all(one.isprintable() or one == "\n" for one in drawn)
     assert cell.lstrip("'") in drawn
-    (record,) = list_records(result)
-    assert json.dumps(record).isprintable(), "escaped, and exact for programs"
+    assert json.dumps(records[0]).isprintable(), "escaped, and exact for programs"
 
 
 def test_log_lines_stay_lines(tmp_path):

@@ -1,0 +1,57 @@
+"""What a release is made from: a recipe or a run. Judged by the run folders, before any framework is imported."""
+
+from model_code.data.cache import is_dataset_taken
+from model_code.errors import ReleaseError, UsageError
+from model_code.recipes.catalog import RECIPES
+from model_code.release.names import check_release_name
+from model_code.settings import Settings
+from model_code.training.run_folder import RunFolder, is_run_id, list_finished, open_run_folder, resolve_run_id
+
+# Kinds of run that leave a network; the others leave figures.
+RELEASED_KINDS = ("supervised", "simsiam")
+
+
+def check_source(source: str, name: str, settings: Settings) -> list[RunFolder]:
+    """Return the finished runs that `source` may mean for a released name, the newest first.
+
+    Args:
+        source: Recipe, run id, or the first 8 digits or more of one.
+        name: Registered name.
+        settings: Places of the home.
+
+    Raises:
+        UsageError: Source or name mean nothing.
+        ReleaseError: There is no such run, it is not finished, on other images, or leaves no classifier.
+        TrainingError: There is no run of that id.
+    """
+    pattern = check_release_name(name)
+    if source in RECIPES:
+        _check_is_classifier(source, RECIPES[source].build().kind)
+        finished = [one for one in list_finished(settings.checkpoints_dir) if one.record.config.recipe == source]
+        runs = [one for one in finished if is_dataset_taken(one.record.config.dataset, pattern)]
+        if runs:
+            return runs
+        elsewhere = ", ".join(sorted({one.record.config.dataset for one in finished}))
+        why = f"its finished runs are on {elsewhere} and not on {pattern} images" if elsewhere else "no run is finished"
+        raise ReleaseError(f"{source} cannot be released as {name}: {why}; train it first: darkroom train {source}")
+    if not is_run_id(source):
+        raise UsageError(
+            f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (8 to 32 hexadecimal digits: "
+            "`darkroom runs list`)"
+        )
+    run_id = resolve_run_id(settings.checkpoints_dir, source)
+    folder = open_run_folder(settings.checkpoints_dir, run_id)
+    config = folder.record.config
+    _check_is_classifier(f"run {run_id} of {config.recipe}", config.kind)
+    if not is_dataset_taken(config.dataset, pattern):
+        raise ReleaseError(f"run {run_id} was trained on {config.dataset}; --as {name} takes runs on {pattern} images")
+    if folder.result is None:
+        raise ReleaseError(f"run {run_id} is not a finished training; repeat its train command first")
+    return [folder]
+
+
+def _check_is_classifier(what: str, kind: str) -> None:
+    if kind not in RELEASED_KINDS:
+        raise ReleaseError(
+            f"{what} leaves figures, not a classifier; release a supervised or SimSiam recipe: `darkroom recipes`"
+        )

@@ -1,0 +1,216 @@
+"""Removal of versions, runs, weights and data sets: never of what a version, an interrupted run or the report needs."""
+
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_code.disk import hold_lock, writing_to
+from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
+from model_code.release.changes import find_previous, read_settled
+from model_code.release.registered import RegisteredVersion, read_registered
+from model_code.settings import Settings
+from model_code.training.run_folder import (
+    RunFolder,
+    RunResult,
+    list_finished,
+    list_interrupted,
+    open_run_folder,
+    resolve_run_id,
+)
+from serving.bundle.store import BUNDLE_TAG
+
+WEIGHTS = "*.safetensors"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a run that can go; its figures stay.
+
+    Attributes:
+        run: The run.
+        files: Files here and MLflow's copies in the home.
+        size_bytes: Their size.
+    """
+
+    run: RunFolder
+    files: tuple[Path, ...]
+    size_bytes: int
+
+
+def list_registered(settings: Settings, name: str | None = None) -> tuple[RegisteredVersion, ...]:
+    """Return the versions of one name or of all, oldest first, from the home or from MLflow's client."""
+    registered = read_registered(settings, name)
+    if registered is not None:
+        return registered
+    from model_code.release.versions import list_all_versions
+    from model_code.tracking.store import open_store
+
+    return list_all_versions(open_store(settings), name)
+
+
+def retire(settings: Settings, name: str, number: str) -> int:
+    """Remove a version from the registry, and its bundle; return the bytes that are free now.
+
+    The ledger keeps its lines, the run keeps its figures and cards.
+
+    Raises:
+        ReleaseError: There is no such version, it is champion or challenger, or a rollback goes back to it.
+    """
+    versions = {one.version: one for one in list_registered(settings, name)}
+    if number not in versions:
+        raise ReleaseError(f"{name} has no version {number}; registered: {', '.join(versions) or 'none'}")
+    version = versions[number]
+    if version.aliases:
+        raise ReleaseError(
+            f"version {number} of {name} is {' and '.join(version.aliases)}; first make another one champion "
+            f"(darkroom rollback {name}), or end its challenge (darkroom challenge {name} --none)"
+        )
+    if find_previous(read_settled(settings, name) or ()) == number:
+        raise ReleaseError(f"version {number} of {name} is what `darkroom rollback {name}` goes back to; it stays")
+    from model_code.release.versions import delete_version
+    from model_code.tracking.store import open_store
+
+    folder = settings.bundles_dir / name / version.tags.get(BUNDLE_TAG, "?")
+    is_shared = any(one.tags.get(BUNDLE_TAG) == folder.name for one in versions.values() if one != version)
+    with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"retiring version {number} of {name}"):
+        stored = delete_version(open_store(settings), name, number)
+        local = stored if stored is not None and stored.is_relative_to(settings.artifacts_dir) else None
+        return sum(_remove(one) for one in (None if is_shared else folder, local) if one is not None)
+
+
+def remove_run(settings: Settings, given: str) -> tuple[str, int]:
+    """Remove a run: its folder, and its MLflow run with its files; return its id and the bytes that are free now.
+
+    Raises:
+        ReleaseError: A version was released from it.
+        TrainingError: There is no such run, or an interrupted run starts from its weights.
+        BusyError: It is being trained.
+    """
+    run_id = resolve_run_id(settings.checkpoints_dir, given)
+    folder = open_run_folder(settings.checkpoints_dir, run_id)
+    if reason := explain_need(settings, list_registered(settings)).get(run_id):
+        raise ReleaseError(
+            f"run {run_id} is needed by {reason}; `darkroom models` shows versions, `darkroom retire` ends one"
+        )
+    with folder.lock():
+        from model_code.tracking.finished_runs import has_run
+        from model_code.tracking.store import open_store
+
+        client = open_store(settings)
+        if has_run(client, run_id):
+            client.delete_run(run_id)
+        return run_id, _remove(settings.artifacts_dir / run_id) + _remove(folder.path)
+
+
+def explain_need(settings: Settings, versions: tuple[RegisteredVersion, ...]) -> dict[str, str]:
+    """Return what needs the weights of each run: versions, and interrupted runs that start from them."""
+    needed: dict[str, list[str]] = defaultdict(list)
+    for version in versions:
+        needed[version.run_id].append(f"version {version.version} of {version.name}")
+    starts = {one.record.pretrained_sha256: one for one in list_interrupted(settings.checkpoints_dir)}
+    for folder in list_finished(settings.checkpoints_dir):
+        result = _read_result(folder)
+        if result is not None and result.weights_sha256 in starts and result.weights_sha256 is not None:
+            needed[folder.path.name].append(f"interrupted run {starts[result.weights_sha256].path.name[:8]}")
+    return {run_id: ", ".join(reasons) for run_id, reasons in needed.items()}
+
+
+def find_prunable(settings: Settings, kept_count: int) -> list[Weights]:
+    """Return the weights that can go: those of finished runs that are not among the best and that nothing needs.
+
+    Args:
+        settings: Places of the home.
+        kept_count: Best runs that keep their weights, by validation, of each recipe, data set and profile.
+    """
+    needed = explain_need(settings, list_registered(settings))
+    groups: dict[tuple[str, str, str], list[RunFolder]] = defaultdict(list)
+    for folder in list_finished(settings.checkpoints_dir):
+        config = folder.record.config
+        if _read_result(folder) is not None:
+            groups[config.recipe, config.dataset, config.profile].append(folder)
+    prunable = []
+    for folders in groups.values():
+        ranked = sorted(folders, key=_get_validation, reverse=True)
+        for folder in ranked[kept_count:]:
+            copies = settings.artifacts_dir / folder.path.name / "artifacts" / "checkpoints"
+            files = tuple(sorted([*folder.path.glob(WEIGHTS), *copies.glob(WEIGHTS)]))
+            if files and folder.path.name not in needed:
+                prunable.append(Weights(folder, files, sum(file.stat().st_size for file in files)))
+    return prunable
+
+
+def prune(weights: Weights) -> None:
+    """Remove weights; the run's record, result and figures stay."""
+    with weights.run.lock():
+        for file in weights.files:
+            file.unlink(missing_ok=True)
+
+
+def remove_dataset(settings: Settings, name: str, *, is_forced: bool = False) -> int:
+    """Remove a packed data set; return the bytes that are free now. Downloads and sources stay.
+
+    Raises:
+        DataError: It is not there, or an interrupted run or another data set needs it.
+    """
+    from model_code.data.cache import FEEDBACK_SUFFIX, MANIFEST_FILE, check_dataset_name, is_added
+
+    check_dataset_name(name)
+    if not is_added(name, settings.cache_dir):
+        raise DataError(f"data set {name!r} is not in {settings.cache_dir}; `darkroom data list` shows those that are")
+    users = [
+        f"interrupted run {one.path.name[:8]}"
+        for one in list_interrupted(settings.checkpoints_dir)
+        if one.record.config.dataset == name
+    ]
+    users += [f"{name}{FEEDBACK_SUFFIX}"] if is_added(f"{name}{FEEDBACK_SUFFIX}", settings.cache_dir) else []
+    if users and not is_forced:
+        raise DataError(f"data set {name} is needed by {', '.join(users)}; --force removes it all the same")
+    with hold_lock(settings.cache_dir / ".locks" / f"{name}.lock", f"removing {name}"):
+        with writing_to(settings.cache_dir, 0, f"removing {name}"):
+            (settings.cache_dir / name / MANIFEST_FILE).unlink()
+        return _remove(settings.cache_dir / name)
+
+
+def parse_kept(text: str) -> int:
+    """Return N of `best:N`.
+
+    Raises:
+        UsageError: It is nothing of the kind.
+    """
+    word, _, number = text.partition(":")
+    if word != "best" or not number.isdecimal() or int(number) < 1:
+        raise UsageError(f"--keep {text}: give best:N with N of 1 or more, such as best:3")
+    return int(number)
+
+
+def measure(folder: Path) -> int:
+    """Return the size of the files below a folder, bytes; 0 without one."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
+
+
+def is_trained_now(folder: RunFolder) -> bool:
+    """Whether a process works in the folder; False where that cannot be looked at."""
+    try:
+        return folder.is_busy
+    except DataError:
+        return False
+
+
+def _remove(folder: Path) -> int:
+    size_bytes = measure(folder)
+    with writing_to(folder.parent, 0, f"removing {folder.name}"):
+        shutil.rmtree(folder, ignore_errors=not folder.exists())
+    return size_bytes
+
+
+def _read_result(folder: RunFolder) -> RunResult | None:
+    try:
+        return folder.result
+    except TrainingError:
+        return None
+
+
+def _get_validation(folder: RunFolder) -> float:
+    result = _read_result(folder)
+    return -1.0 if result is None else result.metrics.get("validation/best_accuracy", -1.0)

@@ -1,0 +1,131 @@
+"""Listings of registered versions, of the moves of a champion and of the runs on this machine."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from flows.operations.removal import explain_need, is_trained_now, list_registered, measure
+from model_code.disk import format_size
+from model_code.errors import TrainingError
+from model_code.settings import Settings
+from model_code.training.run_folder import RUN_FILE, RunFolder, list_finished, list_interrupted
+from serving.bundle.store import BUNDLE_TAG, Change
+from serving.listing import Column, Form, print_listing
+
+VERDICT_TAG = "verdict.json"
+
+
+def print_versions(settings: Settings, name: str | None, form: Form) -> None:
+    """Print the registered versions of one name or of all, the newest first."""
+    columns = (
+        Column("model", "name"),
+        Column("version", "version"),
+        Column("is", "is", colours={"champion": "green", "challenger": "yellow"}),
+        Column("accuracy", "accuracy", _percent),
+        Column("released", "at", _minutes),
+        Column("run", "run_id", lambda run_id: run_id[:8]),
+        Column("recipe", "recipe"),
+        Column("precisions", "precisions", is_prose=True),
+        Column("verdict", "verdict", is_prose=True),
+    )
+    records = [
+        {
+            "name": one.name,
+            "version": one.version,
+            "is": " ".join(one.aliases),
+            "accuracy": _read_accuracy(one.tags.get(VERDICT_TAG)),
+            "at": one.at,
+            "run_id": one.run_id,
+            "recipe": one.tags.get("recipe"),
+            "precisions": one.tags.get("precisions"),
+            "verdict": one.tags.get("verdict"),
+            "bundle": one.tags.get(BUNDLE_TAG),
+        }
+        for one in reversed(list_registered(settings, name))
+    ]
+    if not records and form == "table":
+        print(f"nothing is registered{f' as {name}' if name else ''}; release a run: darkroom release RECIPE --as NAME")
+        return
+    print_listing(columns, records, form)
+
+
+def print_history(name: str, changes: Sequence[Change], form: Form = "table") -> None:
+    """Print every move of the champion, the newest first."""
+    columns = (
+        Column("when", "at", _minutes),
+        Column("what", "action"),
+        Column("from", "from_version", lambda version: version or "-"),
+        Column("to", "to_version"),
+        Column("by", "by"),
+        Column("why", "why", is_prose=True),
+        Column("verdict", "verdict", is_prose=True),
+    )
+    if form == "table":
+        print(f"{name}: version {changes[-1].to_version} is champion")
+    print_listing(columns, [change.model_dump() for change in reversed(changes)], form)
+
+
+def print_runs(settings: Settings, form: Form) -> None:
+    """Print the runs of the home, the newest first."""
+    needed = explain_need(settings, list_registered(settings))
+    folders = [*list_interrupted(settings.checkpoints_dir), *list_finished(settings.checkpoints_dir)]
+    folders.sort(key=lambda folder: (folder.path / RUN_FILE).stat().st_mtime, reverse=True)
+    columns = (
+        Column("run", "run_id", lambda run_id: run_id[:8]),
+        Column("recipe", "recipe"),
+        Column("data", "dataset"),
+        Column("budget", "profile"),
+        Column("seed", "seed"),
+        Column("state", "state", colours={"interrupted": "yellow", "damaged": "red", "trained now": "cyan"}),
+        Column("validation", "validation_accuracy", _percent),
+        Column("test", "test_accuracy", _percent),
+        Column("on disk", "size_bytes", format_size),
+        Column("begun", "at", _minutes),
+        Column("needed by", "needed_by", is_prose=True),
+    )
+    records = [_describe_run(settings, folder, needed) for folder in folders]
+    if not records and form == "table":
+        print(f"no runs in {settings.checkpoints_dir}; start with: darkroom train RECIPE, see `darkroom recipes`")
+        return
+    print_listing(columns, records, form)
+
+
+def _describe_run(settings: Settings, folder: RunFolder, needed: dict[str, str]) -> dict[str, Any]:
+    config, result, run_id = folder.record.config, None, folder.path.name
+    try:
+        result = folder.result
+        state = "done" if result is not None else "trained now" if is_trained_now(folder) else "interrupted"
+    except TrainingError:
+        state = "damaged"
+    metrics = {} if result is None else result.metrics
+    return {
+        "run_id": run_id,
+        "recipe": config.recipe,
+        "dataset": config.dataset,
+        "profile": config.profile,
+        "seed": config.seed,
+        "state": state,
+        "validation_accuracy": metrics.get("validation/best_accuracy"),
+        "test_accuracy": metrics.get("test/accuracy"),
+        "size_bytes": measure(folder.path) + measure(settings.artifacts_dir / run_id),
+        "at": datetime.fromtimestamp((folder.path / RUN_FILE).stat().st_mtime, UTC).isoformat(timespec="seconds"),
+        "needed_by": needed.get(run_id),
+    }
+
+
+def _read_accuracy(verdict: str | None) -> float | None:
+    """Return the accuracy of a version as it was judged; None for versions without a readable verdict."""
+    try:
+        accuracy = json.loads(verdict or "{}").get("challenger_accuracy")
+    except ValueError:
+        return None
+    return accuracy if isinstance(accuracy, float) else None
+
+
+def _percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{fraction:.1%}"
+
+
+def _minutes(at: str) -> str:
+    return at[:16].replace("T", " ")

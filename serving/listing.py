@@ -1,0 +1,170 @@
+"""Listings: the same records as a table that fits the terminal, as tab-separated text, as JSON lines or as CSV."""
+
+import csv
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import click
+
+from serving.printable import show, show_cell
+
+Form = Literal["table", "json", "csv"]
+FORM = "table: fits the terminal, tab-separated in a pipe; json: one object per line; csv."
+_GAP = 2
+_INDENT = "    "
+
+
+def _show_plain(value: Any) -> str:  # noqa: ANN401 - a value of any record
+    return "" if value is None else str(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: Heading.
+        key: Name of the value in a record.
+        show: Returns the text of a value.
+        is_prose: True for sentences: they stand below their row where the table would be too wide.
+        colours: Colour in a terminal of each text that has one.
+    """
+
+    name: str
+    key: str
+    show: Callable[[Any], str] = _show_plain
+    is_prose: bool = False
+    colours: Mapping[str, str] | None = None
+
+    def format(self, record: Mapping[str, Any]) -> str:
+        """Return the text of a record's value, on one line."""
+        return show(self.show(record.get(self.key)))
+
+
+def print_listing(columns: Sequence[Column], records: Sequence[Mapping[str, Any]], form: Form = "table") -> None:
+    """Print records on standard output.
+
+    Args:
+        columns: Columns of the table; JSON and CSV have every value of the records, under its key.
+        records: Values that JSON can hold.
+        form: `table`, `json` or `csv`.
+    """
+    if form == "json":
+        for record in records:
+            click.echo(json.dumps(record))
+    elif form == "csv":
+        _print_csv(records)
+    elif (width := find_width()) is None:
+        click.echo("\t".join(column.name for column in columns))
+        for record in records:
+            click.echo("\t".join(column.format(record) for column in columns))
+    else:
+        for line in lay_out(columns, records, width):
+            click.echo(line)
+
+
+def find_width() -> int | None:
+    """Return the columns of the terminal, or COLUMNS where that is set; None in a pipe or a file."""
+    if not (os.environ.get("COLUMNS", "").isdecimal() or sys.stdout.isatty()):
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def lay_out(columns: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """Return the lines of a table: a row for each record; what does not fit stands below its row. No word is broken.
+
+    Args:
+        columns: Columns; empty ones are left out.
+        records: Rows.
+        width: Characters of a line.
+    """
+    used = [one for one in columns if one is columns[0] or any(one.format(record) for record in records)]
+    if _measure(used, records) <= width:
+        return _draw_rows(used, (), records, width)
+    kept = used[:1]
+    for one in used[1:]:
+        if one.is_prose or _measure([*kept, one], records) > width:
+            continue
+        kept.append(one)
+    return _draw_rows(kept, [one for one in used if one not in kept], records, width)
+
+
+def _find_widths(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> list[int]:
+    from rich.cells import cell_len
+
+    return [max(cell_len(text) for text in (one.name, *map(one.format, records))) for one in columns]
+
+
+def _measure(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> int:
+    return sum(_find_widths(columns, records)) + _GAP * (len(columns) - 1)
+
+
+def _draw_rows(
+    columns: Sequence[Column], below: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int
+) -> list[str]:
+    widths = _find_widths(columns, records)
+    are_numbers = [all(isinstance(record.get(one.key), int | float | None) for record in records) for one in columns]
+    heading = [_pad(*one) for one in zip((one.name for one in columns), widths, are_numbers, strict=True)]
+    lines = [(" " * _GAP).join(heading).rstrip(), "─" * (sum(widths) + _GAP * (len(columns) - 1))]
+    for record in records:
+        cells = [
+            _paint(one, _pad(one.format(record), cells, is_number))
+            for one, cells, is_number in zip(columns, widths, are_numbers, strict=True)
+        ]
+        lines.append((" " * _GAP).join(cells).rstrip())
+        lines += _draw_fields(below, record, width)
+    return lines
+
+
+def _draw_fields(columns: Sequence[Column], record: Mapping[str, Any], width: int) -> list[str]:
+    """Return what stands below a row: short values, then each sentence; one alone has no label."""
+    labelled = {one: one.format(record) for one in columns if one.format(record)}
+    texts = {
+        one: text if len(columns) == 1 or not one.name else f"{one.name}: {text}" for one, text in labelled.items()
+    }
+    short = ", ".join(text for one, text in texts.items() if not one.is_prose)
+    return [
+        line
+        for text in (short, *(text for one, text in texts.items() if one.is_prose))
+        for line in textwrap.wrap(
+            text,
+            width,
+            initial_indent=_INDENT,
+            subsequent_indent=_INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    ]
+
+
+def _pad(text: str, cells: int, is_number: bool) -> str:
+    from rich.cells import cell_len
+
+    space = " " * (cells - cell_len(text))
+    return space + text if is_number else text + space
+
+
+def _paint(column: Column, text: str) -> str:
+    colour = (column.colours or {}).get(text.strip())
+    return click.style(text, fg=colour) if colour else text
+
+
+def _print_csv(records: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each record after one with the names; values as JSON writes them, texts as cells."""
+    names = dict.fromkeys(key for record in records for key in record)
+    writer = csv.DictWriter(sys.stdout, names, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    for record in records:
+        writer.writerow({key: _show_csv(value) for key, value in record.items()})
+
+
+def _show_csv(value: Any) -> str:  # noqa: ANN401 - a value of any record
+    if isinstance(value, str):
+        return show_cell(value)
+    return "" if value is None else json.dumps(value)

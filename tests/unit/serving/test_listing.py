@@ -1,0 +1,79 @@
+"""Listings: what a terminal of 80 columns, a pipe and a program get of the same records."""
+
+import csv
+import io
+import json
+
+import click
+import pytest
+
+from serving import listing
+from serving.listing import Column, print_listing
+
+COLUMNS = (
+    Column("recipe", "recipe"),
+    Column("published", "published", lambda value: "-" if value is None else f"{value:.1%}"),
+    Column("state", "state", colours={"failed": "red"}),
+    Column("path", "path"),
+    Column("why", "why", is_prose=True),
+)
+LONG = "imagenet_very_long_recipe_name_of_a_network"
+RECORDS = [
+    {"recipe": LONG, "published": 0.9, "state": "done", "path": "/a/" + "b" * 50, "why": None},
+    {"recipe": "short", "published": None, "state": "failed", "path": "", "why": "its images are not here, " * 6},
+]
+
+
+def lay_out(*given):
+    return list(map(click.unstyle, listing.lay_out(*given)))
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 120, 400])
+def test_no_word_is_broken_and_no_line_is_longer_than_it_must_be(width):
+    lines = lay_out(COLUMNS, RECORDS, width)
+    words = " ".join(lines).split()
+    for record in RECORDS:
+        for value in (record["recipe"], record["state"], *(record["path"], record["why"] or "")):
+            assert set(value.split()) <= set(words), value
+    longest = max(len(word) for record in RECORDS for word in str(record).split())
+    assert max(map(len, lines)) <= max(width, longest + 4)
+
+
+def test_what_does_not_fit_stands_below_its_row():
+    lines = lay_out(COLUMNS, RECORDS, 80)
+    assert lines[0].split() == ["recipe", "published", "state"]
+    assert lines[2].split() == [LONG, "90.0%", "done"]
+    assert lines[3].strip() == f"path: {RECORDS[0]['path']}"
+    assert lines[4].split() == ["short", "-", "failed"]
+    assert lines[5].startswith("    why: its images are not here,")
+    wide = lay_out(COLUMNS, RECORDS, 400)
+    assert len(wide) == 2 + len(RECORDS)
+
+
+def test_wide_characters_keep_columns_in_line():
+    lines = lay_out((Column("class", "a"), Column("n", "b")), [{"a": "拉面", "b": 1}, {"a": "abcd", "b": 2}], 80)
+    assert lines[2:] == ["拉面   1", "abcd   2"]
+
+
+def test_a_pipe_gets_tabs_and_what_is_not_printable_is_shown(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_listing(COLUMNS, [RECORDS[1] | {"path": "two\nlines\tand a tab"}])
+    heading, line = capsys.readouterr().out.splitlines()
+    assert heading.split("\t") == [column.name for column in COLUMNS]
+    assert line.split("\t")[3] == "two\\nlines\\tand a tab"
+
+
+def test_columns_make_a_table_of_a_pipe(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    print_listing(COLUMNS, RECORDS)
+    assert capsys.readouterr().out.splitlines() == lay_out(COLUMNS, RECORDS, 80)
+
+
+def test_programs_get_every_value(capsys):
+    records = [RECORDS[0] | {"is_kept": True, "counts": {"train": 3}}, RECORDS[1] | {"path": "=1+1"}]
+    print_listing(COLUMNS, records, "json")
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == records
+    print_listing(COLUMNS, records, "csv")
+    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (first["published"], first["is_kept"], json.loads(first["counts"])) == ("0.9", "true", {"train": 3})
+    assert (second["path"], second["published"], second["is_kept"]) == ("'=1+1", "", "")
