@@ -193,6 +193,11 @@ class RunTracker(Callback):
         if events.is_dir():
             self._send(self._client.log_artifacts, str(events), TENSORBOARD_FOLDER)
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Replace tags of the run, such as those of settings that the device's memory has changed."""
+        for key, value in tags.items():
+            self._send(self._client.set_tag, key, value)
+
     def finish(self) -> None:
         """Send what is left, then that the run is finished.
 

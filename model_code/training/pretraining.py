@@ -199,6 +199,7 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
             lr=config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda" or None,
         )
         self.gradient_step = GradientStep(config, self.engine, network, self.optimizer, processes)
 
@@ -259,9 +260,10 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
         """
         config, processes, memory = self.config, self.processes, self.images.memory
         validation = self.images.validation.take(processes.share(len(self.images.validation)))
-        bank_ND = processes.gather(self._evaluate(memory.take(processes.share(len(memory)))).features_ND)
+        with self.engine.autocast():
+            bank_ND = processes.gather(self._evaluate(memory.take(processes.share(len(memory)))).features_ND)
+            asked_ND = self._evaluate(validation).features_ND
         bank = LabelledFeatures(bank_ND, memory.labels_N, self.images.classes)
-        asked_ND = self._evaluate(validation).features_ND
         predicted_N = knn_predict(bank, asked_ND, config.knn_neighbours, config.knn_temperature)
         right = processes.add((predicted_N == validation.labels_N).sum())
         return int(right) / len(self.images.validation)
