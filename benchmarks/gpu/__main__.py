@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="tiny budgets, to try everything on any machine")
     parser.add_argument("--minutes", type=float, default=9, help="budget of a stage; default 9")
     parser.add_argument("--out", type=Path, help="folder of the figures and runs; default DARKROOM_HOME/gpu-proof")
+    parser.add_argument("--pretrained", type=Path, help="file of torchvision's ImageNet weights of ResNet-18")
     parser.add_argument("--page", type=Path, nargs="?", const=page.PAGE, help="write the GPU part of this page as well")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.stages if name not in STAGES]
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = options.out or (Path(scratch) if options.dry_run else settings.home / "gpu-proof")
         left = []
         for name in options.stages or STAGES:
-            stage = Stage(name, out, options.dry_run, 60 * options.minutes, settings.cache_dir)
+            stage = Stage(name, out, options.dry_run, 60 * options.minutes, settings.cache_dir, options.pretrained)
             STAGES[name](stage)
             stage.write()
             _print_table(stage)

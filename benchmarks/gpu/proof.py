@@ -35,6 +35,7 @@ class Stage:
         is_dry: True if budgets are tiny: the figures then mean nothing.
         limit_s: No entry is begun after so many seconds.
         cache_dir: Packed data sets.
+        pretrained: File of torchvision's ImageNet weights of ResNet-18; None where there is none.
         entries: Figures by entry; `not_measured` and why where there are none.
         left: Entries that a repetition measures.
     """
@@ -44,6 +45,7 @@ class Stage:
     is_dry: bool
     limit_s: float
     cache_dir: Path
+    pretrained: Path | None = None
     device: torch.device = field(default_factory=lambda: choose_device("auto"))
     entries: dict[str, Figures] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.proof import Figures, Stage
+from benchmarks.gpu.proof import Figures, NotMeasurableError, Stage
 from model_code.data.cache import PackedDataset, PackedSplit, open_dataset
 from model_code.data.sources.images import PixelSplit
 from model_code.data.sources.shapes import generate_shapes
@@ -23,7 +23,7 @@ from model_code.training.supervised import fit, load_model
 NINE = tuple(f"resnet18_cifar10_exp{number if number > 1 else ''}" for number in range(1, 10))
 # Seconds that the budget keeps for the evaluation after the last step.
 KEPT_S = 15.0
-ENGINE = {"engine.precision": "auto", "engine.kernels": "fastest"}
+ENGINE = {"engine.precision": "auto", "engine.kernels": "fastest", "engine.compile": "step"}
 JOURNAL_FILE = "journal.jsonl"
 
 
@@ -87,7 +87,11 @@ def _configure(stage: Stage, recipe: str) -> TrainingConfig | SimSiamConfig:
         small["network"] = "resnet18"
     if not build_config(recipe).flatten().get("whitening_images"):
         del small["whitening_images"]
-    changes = ENGINE | (small if stage.is_dry else {})
+    changes: dict[str, Any] = ENGINE | (small if stage.is_dry else {})
+    if build_config(recipe).flatten().get("pretrained_weights") == "torchvision":
+        if stage.pretrained is None and not stage.is_dry:
+            raise NotMeasurableError("it starts from torchvision's weights; give their file with --pretrained")
+        changes["pretrained_weights"] = None if stage.pretrained is None else str(stage.pretrained)
     config = build_config(recipe, changes={key: value for key, value in changes.items() if has_setting(recipe, key)})
     assert isinstance(config, TrainingConfig | SimSiamConfig)
     return config

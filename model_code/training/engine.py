@@ -33,7 +33,7 @@ class Engine:
         device: Device that computes.
         precision: Precision of the forward pass: float32 or bfloat16.
         memory_format: Memory format of the images that the network computes with; on CUDA of its weights as well.
-        compile: `off`, `on` or `cuda_graphs`.
+        compile: `off`, `on`, `cuda_graphs` or `step`.
         parts: Number of micro-batches of a batch.
         has_tf32: True if CUDA rounds the factors of float32 products to TF32.
         is_fastest: True if CUDA may take kernels whose sums differ from run to run.
@@ -49,7 +49,12 @@ class Engine:
 
     def describe(self) -> str:
         """Return the choice in a few words, for people."""
-        compiled = {"off": "eager", "on": "compiled", "cuda_graphs": "compiled with CUDA graphs"}[self.compile]
+        compiled = {
+            "off": "eager",
+            "on": "compiled",
+            "cuda_graphs": "compiled with CUDA graphs",
+            "step": "whole step in one CUDA graph" if self.device.type == "cuda" else "whole step, eager",
+        }[self.compile]
         layout = "channels last" if self.is_channels_last else "contiguous"
         parts = f", batch in {self.parts} parts" if self.parts > 1 else ""
         kernels = "" if self.device.type != "cuda" else f", {'fastest' if self.is_fastest else 'deterministic'} kernels"
@@ -63,7 +68,7 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which networks compute in the precision."""
-        return autocast(self.device, self.precision)
+        return autocast(self.device, self.precision, has_cache=self.compile != "step")
 
     def lay_out(self, model: Model) -> Model:
         """Return the model on the device, its images, and on CUDA its weights as well, in the memory format."""
@@ -75,7 +80,7 @@ class Engine:
 
     def compile_model(self, model: nn.Module) -> Callable[..., Any]:
         """Return a function that computes what the model does, compiled where that is chosen; weights are shared."""
-        if self.compile == "off":
+        if self.compile not in COMPILE_MODES:
             return model
         # torch gives up compiling one function after 8 kinds of network; a process may train every recipe.
         torch._dynamo.config.recompile_limit = MOST_COMPILED
@@ -129,9 +134,10 @@ def choose_precision(setting: str, wanted: str, device: torch.device) -> torch.d
     return torch.bfloat16 if is_half else torch.float32
 
 
-def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:
-    """Return the context in which networks on a device compute in a precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
+def autocast(device: torch.device, precision: torch.dtype, has_cache: bool = True) -> AbstractContextManager[None]:
+    """Return the context in which networks on a device compute in a precision; a recorded one keeps no cast weights."""
+    is_half = precision == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_half, cache_enabled=has_cache)
 
 
 def has_bfloat16_instructions(device: torch.device) -> bool:
@@ -183,6 +189,8 @@ class GradientStep:
                 loss, outputs = self._compute_gradients(count, compute)
                 break
             except torch.OutOfMemoryError as error:
+                if self._is_recording():
+                    raise
                 reason = first_line(error)
             # Outside of the handler, which holds on to what the failed try has computed.
             self._divide(count, reason)
@@ -197,6 +205,9 @@ class GradientStep:
                 f"give --set engine.pictures=streamed ({first_line(error)})"
             ) from error
         return loss, outputs
+
+    def _is_recording(self) -> bool:
+        return self._engine.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _compute_gradients(
         self, count: int, compute: Callable[[slice], tuple[Tensor, Tensor]]
@@ -272,6 +283,8 @@ def _check_compile(wanted: str, device: torch.device, process_count: int) -> Non
             f"engine.compile={wanted} needs one process and there are {process_count}; "
             "leave it out, or start without torchrun"
         )
+    if wanted == "step":
+        return
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UsageError(

@@ -18,7 +18,9 @@ class EngineSettings(BaseModel):
             `channels_last` (docs/benchmarks.md).
         compile: `on` compiles the network with torch.compile, `cuda_graphs` records its kernels as well; the first
             steps then take minutes, and runs of the same network and shapes in one process share the code. Short runs
-            lose by it.
+            lose by it. `step` records the whole step in one CUDA graph, augmentation, gradients, optimiser and average
+            included, without compiling; what cannot be recorded is computed eagerly, which a line says. Streamed images
+            and a CPU compute it eagerly.
         kernels: Of CUDA: `deterministic`, or the `fastest` that cuDNN finds by measuring, whose sums differ from run to
             run.
         pictures: `resident` keeps the images on the device; `streamed` keeps them in the host's memory and copies
@@ -33,7 +35,7 @@ class EngineSettings(BaseModel):
 
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "float32"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    compile: Literal["off", "on", "cuda_graphs"] = "off"
+    compile: Literal["off", "on", "cuda_graphs", "step"] = "off"
     kernels: Literal["deterministic", "fastest"] = "deterministic"
     pictures: Literal["auto", "resident", "streamed"] = "auto"
     parts: int = Field(default=1, ge=1)

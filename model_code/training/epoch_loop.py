@@ -7,7 +7,7 @@ S = steps of an epoch.
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from model_code.training.engine import Engine, GradientStep, choose_engine, firs
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import Processes
 from model_code.training.results import Callback, Epoch, TrainingResult
+from model_code.training.whole_step import WholeStep
 
 STEPS_BETWEEN_CHECKS_ON_CUDA = 50
 
@@ -107,6 +108,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         self.best_epoch = 0
         self._progress: Progress | None = None
         self._best: Mapping[str, Tensor] | None = None
+        self._whole_step: WholeStep | None = None
 
     @property
     def kept_network(self) -> nn.Module:
@@ -117,19 +119,24 @@ class EpochLoop(ABC, Generic[Epoch]):
     def run_epoch(self, epoch: int) -> Epoch:
         """Train with `learn` and, where it is due, validate."""
 
+    def begin_step(self, epoch: int, step: int) -> None:
+        """Do what the host does before a step: `epoch` is counted from 1, `step` from 0."""
+
     @abstractmethod
-    def take_step(self, epoch: int, step: int, images_BHWC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Learn from a batch.
+    def compute_step(self, images_BHWC: Tensor, chosen_B: Tensor, is_last: bool) -> tuple[Tensor, Tensor]:
+        """Learn from a batch, without a look at what the device has computed.
 
         Args:
-            epoch: Counted from 1.
-            step: Counted from 0.
             images_BHWC: uint8 images on the device.
             chosen_B: Their indices.
+            is_last: Whether it is the epoch's last step, in which such a look is allowed.
 
         Returns:
             The mean loss, and what this process adds to the epoch's total.
         """
+
+    def end_step(self, epoch: int, step: int) -> None:
+        """Do what the host does after a step."""
 
     def is_saved(self, _epoch: int) -> bool:
         """Whether an epoch's checkpoint is written even when it is not the best."""
@@ -200,17 +207,11 @@ class EpochLoop(ABC, Generic[Epoch]):
         return progress, (progress.step - first) * self._batch_size
 
     def _take_steps(self, epoch: int, progress: Progress) -> None:
-        for chosen_B, images_BHWC in iterate_batches(
-            self._images_NHWC,
-            progress.order_N,
-            self._batch_size,
-            self.device,
-            first=progress.step,
-            is_ahead=self._is_streamed,
-        ):
-            loss, share = self.take_step(epoch, progress.step, images_BHWC, chosen_B)
-            progress.losses_S[progress.step] = loss
-            progress.total += share
+        computing = self._compute_whole(progress) if self._has_whole_step() else self._compute_batches(progress)
+        while progress.step < self.steps:
+            self.begin_step(epoch, progress.step)
+            next(computing)
+            self.end_step(epoch, progress.step)
             progress.step += 1
             if self._is_checked(progress.step):
                 self._report_step(epoch, progress)
@@ -219,6 +220,43 @@ class EpochLoop(ABC, Generic[Epoch]):
                     progress.total = self.processes.add(progress.total)
                     self._progress = progress
                     self._stop(is_saved=False)
+
+    def _compute_batches(self, progress: Progress) -> Iterator[None]:
+        """Compute a step with each batch, which is gathered before it."""
+        for chosen_B, images_BHWC in iterate_batches(
+            self._images_NHWC,
+            progress.order_N,
+            self._batch_size,
+            self.device,
+            first=progress.step,
+            is_ahead=self._is_streamed,
+        ):
+            loss, share = self.compute_step(images_BHWC, chosen_B, progress.step == self.steps - 1)
+            progress.losses_S[progress.step] = loss
+            progress.total += share
+            yield
+
+    def _has_whole_step(self) -> bool:
+        """Whether a step is computed as a whole, gathering included."""
+        if self.engine.compile != "step" or self._is_streamed:
+            return False
+        if self._whole_step is None:
+            self._whole_step = WholeStep(
+                *(self._images_NHWC, self._batch_size, self.steps),
+                *(self.compute_step, self.optimizer, self.generator),
+            )
+        return True
+
+    def _compute_whole(self, progress: Progress) -> Iterator[None]:
+        """Compute one whole step after the other; the progress is in the tensors that they write."""
+        whole = self._whole_step
+        assert whole is not None, "made by `_has_whole_step`"
+        whole.begin(progress.order_N, progress.losses_S, progress.total, progress.step)
+        progress.order_N, progress.losses_S, progress.total = whole.order_N, whole.losses_S, whole.total
+        trained = tuple(parameter.requires_grad for parameter in self.network.parameters())
+        while True:
+            whole.take(progress.step, (trained, self.gradient_step.parts), self._writer.flush)
+            yield
 
     def draw_order(self) -> Tensor:
         """Return the images of an epoch in the order of their visits, int64 [N]."""

@@ -228,30 +228,30 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
             pictures_per_s=visited / (trained - start),
         )
 
-    def take_step(self, epoch: int, step: int, images_BHWC: Tensor, _chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+    def begin_step(self, epoch: int, step: int) -> None:
+        """Move backbone and projector along the cosine; the predictor stays (the paper's Sec. 4.2)."""
+        config, done = self.config, (epoch - 1) * self.steps + step
+        encoder, _ = self.optimizer.param_groups
+        factor = cosine_factor(done, config.epochs * self.steps, config.warmup_epochs * self.steps)
+        encoder["lr"] = config.learning_rate * factor
+
+    def compute_step(self, images_BHWC: Tensor, _chosen_B: Tensor, is_last: bool) -> tuple[Tensor, Tensor]:
         """Learn from a batch; return its loss and, in an epoch's last step, the spread of the projections.
 
         The spread is divided by the processes, which all know it: added up over steps and processes it is itself.
         """
-        config, done = self.config, (epoch - 1) * self.steps + step
-        self._set_learning_rate(done, config.epochs * self.steps, config.warmup_epochs * self.steps)
         mine = self.processes.share(len(images_BHWC))
-        first_BHWC, second_BHWC = (view[mine] for view in two_views(images_BHWC, self.generator, config.views))
+        first_BHWC, second_BHWC = (view[mine] for view in two_views(images_BHWC, self.generator, self.config.views))
 
         def compute(part: slice) -> tuple[Tensor, Tensor]:
             first, second = self.forward(first_BHWC[part]), self.forward(second_BHWC[part])
             return simsiam_loss(first, second), first.projections_BD
 
         loss, projections_BD = self.gradient_step.take(len(first_BHWC), compute)
-        if step < self.steps - 1:
+        if not is_last:
             return loss, torch.zeros_like(loss)
         spread = feature_std(self.processes.gather(projections_BD)) / self.processes.count
         return loss, torch.full_like(loss, spread)
-
-    def _set_learning_rate(self, step: int, steps: int, warmup_steps: int) -> None:
-        """Move backbone and projector along the cosine; the predictor stays (the paper's Sec. 4.2)."""
-        encoder, _ = self.optimizer.param_groups
-        encoder["lr"] = self.config.learning_rate * cosine_factor(step, steps, warmup_steps)
 
     def measure_knn(self) -> float:
         """Return the share of the validation images that their neighbours in the memory label right, in [0, 1].

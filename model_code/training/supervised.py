@@ -157,9 +157,10 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         self.forward = self.engine.compile_model(self.model)
         self.average = None if config.ema_decay is None else MovingAverage(self.model, config.ema_decay)
         self.lookahead = Lookahead(self.model, self.epochs * self.steps) if config.has_lookahead else None
-        self.optimizer = build_optimizer(config, self.model)
+        self.optimizer = build_optimizer(config, self.model, is_recorded=self.engine.compile == "step")
         self.gradient_step = GradientStep(config, self.engine, self.model, self.optimizer, processes)
         self.schedule = Schedule(config, self.optimizer, self.steps)
+        self._told_epoch, self._is_even_epoch = 0, torch.zeros((), dtype=torch.bool, device=self.device)
         self._first_mirrored_N = draw_first_mirrored(config, len(images.train)).to(self.device)
         self._weights_K = self._chances_N = None
         if config.class_weights == "balanced":
@@ -221,11 +222,17 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
             pictures_per_s=visited / (trained - start),
         )
 
-    def take_step(self, epoch: int, step: int, images_BHWC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+    def begin_step(self, epoch: int, step: int) -> None:
+        """Tell the device whether it is an even epoch, at its first step in this process."""
+        if epoch != self._told_epoch:
+            self._told_epoch = epoch
+            self._is_even_epoch.fill_(epoch % 2 == 0)
+
+    def compute_step(self, images_BHWC: Tensor, chosen_B: Tensor, is_last: bool) -> tuple[Tensor, Tensor]:
         """Learn from a batch; return its mean loss and how many labels of this process's share were right."""
         is_mirrored_B = None
         if self.config.flip == "alternating":
-            is_mirrored_B = self._first_mirrored_N[chosen_B] ^ (epoch % 2 == 0)
+            is_mirrored_B = self._first_mirrored_N[chosen_B] ^ self._is_even_epoch
         images_BHWC, targets = self._augment(images_BHWC, self.images.train.labels_N[chosen_B], is_mirrored_B)
         mine = self.processes.share(len(images_BHWC))
         images_BHWC, targets = images_BHWC[mine], targets.take(mine)
@@ -235,12 +242,15 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
             return targets.take(part).compare(logits_BK, self.config.label_smoothing, self._weights_K), logits_BK
 
         loss, logits_BK = self.gradient_step.take(len(images_BHWC), compute)
-        self.schedule.end_step()
         if self.average is not None:
             self.average.update()
+        return loss, (logits_BK.argmax(1) == targets.labels_B).sum()
+
+    def end_step(self, epoch: int, step: int) -> None:
+        """Move the learning rate, and the slow weights where there are such."""
+        self.schedule.end_step()
         if self.lookahead is not None:
             self.lookahead.end_step((epoch - 1) * self.steps + step + 1)
-        return loss, (logits_BK.argmax(1) == targets.labels_B).sum()
 
     def _augment(
         self, images_BHWC: Tensor, labels_B: Tensor, is_mirrored_B: Tensor | None

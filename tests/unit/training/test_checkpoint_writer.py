@@ -1,4 +1,10 @@
+import contextlib
+import os
+import random
+import shutil
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -123,3 +129,37 @@ def test_short_epochs_do_not_write_each(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_writer, "SECONDS_BETWEEN_CHECKPOINTS", 3600)
     fit(make_config(epochs=6), make_images(), tmp_path, ALONE)
     assert saved == [1, 6]
+
+
+class Slow(Callback):
+    """Gives the thread time to write."""
+
+    def on_epoch_end(self, metrics):
+        time.sleep(0.02)
+
+
+def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_writer, "SECONDS_BETWEEN_CHECKPOINTS", 0.05)
+    config, images = make_config(epochs=60, ema_decay=0.9, schedule="cosine"), make_images()
+    whole = fit(config, images, tmp_path / "whole", ALONE)
+    draw, kills, resumed = random.Random(0), 0, set()
+    while kills < 20:
+        child = os.fork()
+        if not child:
+            with contextlib.suppress(BaseException):
+                fit(config, images, tmp_path / "killed", ALONE, [Slow()])
+            os._exit(0)
+        time.sleep(draw.uniform(0.05, 0.5))
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        state = checkpoints.load_state(tmp_path / "killed", config.sha256())
+        if state is not None:
+            resumed.add(state.epoch)
+            assert checkpoints.best_file(tmp_path / "killed", state.best_epoch).exists()
+            if state.epoch == config.epochs:
+                shutil.rmtree(tmp_path / "killed")
+    killed = fit(config, images, tmp_path / "killed", ALONE)
+    assert len(resumed) > 3
+    assert killed.best_epoch == whole.best_epoch
+    for name in (whole.best_weights.name, checkpoints.LAST_FILE):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
