@@ -20,7 +20,7 @@ TEST_PROCESSES ?= 2
 export DARKROOM_TAG ?= latest
 
 .PHONY: help setup data train-all report quickstart release serve ui predict images sbom up down watch logs backup restore \
-	test test-all docs check format bench bench-train bench-serve bench-variants doctor lock lock-uv clean
+	test test-all docs check format bench bench-train bench-serve bench-variants gpu-proof doctor lock lock-uv clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,9 @@ bench-train: $(BENCH_VENV)/.installed ## Measure training beside the articles' l
 # Ours runs as it is locked: LitServe brings uvloop into the layer, which uvicorn would take.
 bench-serve: $(BENCH_VENV)/.installed ## Measure the service beside FastAPI, LitServe, MLflow: ARGS="--home HOME --image FILE"
 	$(BENCH_VENV)/bin/python -m benchmarks.serving --python $(BIN)/python $(ARGS)
+
+gpu-proof: setup ## Prove and measure the GPU path, stage by stage (ARGS="--dry-run", ARGS="study --page")
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-variants: setup ## Measure int8 beside fp32 on this machine's CPU
 	$(BIN)/python -m benchmarks.variants $(ARGS)

@@ -66,8 +66,8 @@ def compare_checkpoint(device: torch.device, scratch: Path) -> Comparison:
     load_weights(network, result.last_weights)
 
     def save() -> None:
-        save_weights(network, best_file(run_dir, 1))
-        save_weights(network, run_dir / LAST_FILE)
+        save_weights(network.state_dict(), best_file(run_dir, 1))
+        save_weights(network.state_dict(), run_dir / LAST_FILE)
         save_state(run_dir, state)
 
     def train() -> float:

@@ -23,6 +23,7 @@ from model_code.tracking.provenance import hash_code
 from model_code.tracking.run_tracker import Tracking
 from model_code.training.checkpoints import is_of_another_version
 from model_code.training.device import choose_device, describe_device, keep_freed_memory
+from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import join_processes
 from model_code.training.run_folder import (
     AnyConfig,
@@ -164,6 +165,10 @@ def _run(
             weights_sha256 = hash_file(training.best_weights)
             tracker.log_training(training, weights_sha256)
             tracker.log_checkpoints(folder, training)
+            if isinstance(config, EpochConfig) and training.parts > config.engine.parts:
+                # BatchNorm has seen other batches than the recipe documents.
+                summary["profile"] = "custom"
+                tracker.set_tags({"profile": "custom", "budget": f"custom: engine.parts={training.parts}"})
             summary |= {
                 "metrics": {**done.metrics, "validation/best_accuracy": training.best.score},
                 "epochs": len(training.history),

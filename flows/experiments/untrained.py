@@ -15,6 +15,7 @@ from model_code.models.initialization import draw_gaussian, draw_gaussian_head
 from model_code.models.networks import build_network, check_image_size, count_parameters
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.device import seed_everything
+from model_code.training.engine import choose_precision
 from model_code.training.images import get_labelled, take
 from model_code.training.run_folder import RunFolder
 from model_code.training.untrained_config import UntrainedConfig
@@ -30,6 +31,7 @@ class UntrainedExperiment(Experiment):
         self._split = get_labelled(dataset, next(split for split in SPLITS if split in dataset.splits))
         self._chosen = take(self._split.labels_N, config.limit_test, config.split_seed)
         check_image_size(config.network, config.image_size)
+        self._precision = choose_precision("precision", config.precision, device)
 
     @property
     def images_line(self) -> str:
@@ -52,7 +54,7 @@ class UntrainedExperiment(Experiment):
             images_NHWC, labels_N = images_NHWC[self._chosen], labels_N[self._chosen]
         with show_progress(config.recipe, len(labels_N), "images") as advance:
             report = evaluate_untrained(
-                model, images_NHWC, labels_N, view, config.batch_size, self._device, on_batch=advance
+                model, images_NHWC, labels_N, view, config.batch_size, self._device, self._precision, advance
             )
         metrics = {
             "network/parameters": count_parameters(network),

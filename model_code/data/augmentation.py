@@ -100,10 +100,11 @@ def resized_crop(
         raise ValueError(f"crop area {crop_area} is not allowed; give two shares, the smaller first, above 0 to 1")
     batch, height, width, _ = images_BHWC.shape
     crops = draw_crops(batch, height, width, generator, crop_area=crop_area)
-    resized_BHWC = images_BHWC.new_empty((batch, image_size, image_size, 3))
+    resized = []
     is_cpu = images_BHWC.device.type == "cpu"
     chunk = max(1, CPU_CHUNK_PIXELS // max(height * width, image_size**2)) if is_cpu else max(1, batch)
-    for chosen in torch.arange(batch, device=images_BHWC.device).split(chunk):
+    for first in range(0, batch, chunk):
+        chosen = slice(first, first + chunk)
         resized_BCHW = resize_crops(to_float(images_BHWC[chosen]), crops.take(chosen), image_size)
-        resized_BHWC[chosen] = from_float(resized_BCHW, torch.uint8)
-    return resized_BHWC
+        resized.append(from_float(resized_BCHW, torch.uint8))
+    return torch.cat(resized)

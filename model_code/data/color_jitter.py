@@ -55,8 +55,12 @@ def draw_color_factors(count: int, settings: ViewSettings, generator: torch.Gene
     device = generator.device
     chances_9N = torch.rand((9, count), generator=generator, device=device)
     is_jittered_N = chances_9N[0] < settings.jitter_probability
-    strengths_31 = torch.tensor([[settings.brightness], [settings.contrast], [settings.saturation]], device=device)
-    changes_3N = (2 * chances_9N[1:4] - 1) * strengths_31
+    changes_3N = 2 * chances_9N[1:4] - 1
+    # Number by number: a tensor of them would be copied to the device in every step.
+    for changes_N, strength in zip(
+        changes_3N, (settings.brightness, settings.contrast, settings.saturation), strict=True
+    ):
+        changes_N.mul_(strength)
     hue_N = (2 * chances_9N[4] - 1) * settings.hue
     return ColorFactors(
         blends_3N=1 + changes_3N * is_jittered_N,

@@ -41,8 +41,8 @@ class Crops:
     widths_N: Tensor
     is_mirrored_N: Tensor
 
-    def take(self, chosen: Tensor) -> "Crops":
-        """Return the crops of some of the images, by index."""
+    def take(self, chosen: Tensor | slice) -> "Crops":
+        """Return the crops of some of the images, by index or range."""
         return Crops(*(values_N[chosen] for values_N in vars(self).values()))
 
 
@@ -192,10 +192,10 @@ def _blur_matrices(sigmas_N: Tensor, size: int, radius: int) -> Tensor:
     distances = torch.arange(2 * size - 1, device=sigmas_N.device)
     kernels_ND = torch.exp(-0.5 * (distances / sigmas_N[:, None]).square()) * (distances <= radius)
     kernels_ND = kernels_ND / (kernels_ND.sum(dim=1, keepdim=True) * 2 - kernels_ND[:, :1])
-    output_O1, input_1I = torch.arange(size)[:, None], torch.arange(size)[None, :]
+    places = torch.arange(size, device=sigmas_N.device)
+    output_O1, input_1I = places[:, None], places[None, :]
     direct = (output_O1 - input_1I).abs()
     # Mirrored at the border pixel: -i stands for i, and 2 * (size - 1) - i for i.
     before = torch.where(input_1I > 0, output_O1 + input_1I, 2 * size - 2)
     after = torch.where(input_1I < size - 1, 2 * (size - 1) - output_O1 - input_1I, 2 * size - 2)
-    direct, before, after = (index.to(sigmas_N.device) for index in (direct, before, after))
     return kernels_ND[:, direct] + kernels_ND[:, before] + kernels_ND[:, after]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_code.data.color_jitter import ColorFactors, draw_color_factors, grayscale, jitter_colors
+from model_code.data.color_jitter import draw_color_factors, grayscale, jitter_colors
 from model_code.data.resampling import (
     CPU_CHUNK_PIXELS,
     blur,
@@ -51,15 +51,24 @@ def two_views(images_BHWC: Tensor, generator: torch.Generator, settings: ViewSet
     is_gray_N = torch.rand(2 * count, generator=generator, device=generator.device) < settings.grayscale_probability
     sigmas_N = draw_sigmas(2 * count, settings, generator) if settings.has_blur else None
     size = settings.image_size
-    views_NHWC = images_BHWC.new_empty((2 * count, size, size, 3))
-    for chosen in _chunks(colors, size):
+
+    def draw(chosen: Tensor) -> Tensor:
         views = resize_crops(to_float(images_BHWC.index_select(0, chosen % count)), crops.take(chosen), size)
         views = jitter_colors(views, colors.take(chosen))
         views.lerp_(grayscale(views), is_gray_N[chosen, None, None, None].float())
         # Looking at sigmas is free on a CPU; elsewhere it would wait for the device.
         if sigmas_N is not None and not (views.device.type == "cpu" and not is_blurred(sigmas_N[chosen]).any()):
             views = blur(views, sigmas_N[chosen])
-        views_NHWC[chosen] = from_float(views, images_BHWC.dtype)
+        return from_float(views, images_BHWC.dtype)
+
+    if images_BHWC.device.type != "cpu":
+        # All at once, and in order: an assignment by index would sort the indices to be deterministic.
+        views_NHWC = draw(torch.arange(2 * count, device=images_BHWC.device))
+        return views_NHWC[:count], views_NHWC[count:]
+    views_NHWC = images_BHWC.new_empty((2 * count, size, size, 3))
+    # A cacheful at once.
+    for chosen in colors.order_by_schedule().split(max(1, CPU_CHUNK_PIXELS // size**2)):
+        views_NHWC[chosen] = draw(chosen)
     return views_NHWC[:count], views_NHWC[count:]
 
 
@@ -88,11 +97,3 @@ def plain_view(images_BHWC: Tensor, image_size: int, enlargement: float = 1.0) -
     if is_resized:
         return from_float(views_BCHW, images_BHWC.dtype)
     return views_BCHW.permute(0, 2, 3, 1).contiguous()
-
-
-def _chunks(colors: ColorFactors, image_size: int) -> list[Tensor]:
-    """Return indices of views that are worked on together: all of them on an accelerator, a cacheful on a CPU."""
-    count, device = len(colors.hue_N), colors.hue_N.device
-    if device.type != "cpu":
-        return [torch.arange(count, device=device)]
-    return list(colors.order_by_schedule().split(max(1, CPU_CHUNK_PIXELS // image_size**2)))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_code.evaluation.metrics import LARGEST_BATCH, find_device
+from model_code.evaluation.metrics import LARGEST_BATCH, compute_in_batches, find_device
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,13 @@ def compute_features(
     """
     model.eval()
     device = find_device(model, images_NHWC)
-    batches = (batch.to(device) for batch in images_NHWC.split(batch_size))
-    return torch.cat([model(prepare(batch) if prepare else batch).float() for batch in batches])
+
+    def compute(batch: Tensor) -> Tensor:
+        batch = batch.to(device)
+        features_BD: Tensor = model(prepare(batch) if prepare else batch)
+        return features_BD
+
+    return compute_in_batches(compute, images_NHWC, batch_size)
 
 
 def feature_std(features_ND: Tensor) -> float:

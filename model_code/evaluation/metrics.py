@@ -3,6 +3,7 @@
 Shape suffixes: N = images, B = images of one batch, K = classes, T = classes with the highest scores.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,34 @@ def find_device(model: nn.Module, images_NHWC: Tensor) -> torch.device:
     return images_NHWC.device if weights is None else weights.device
 
 
+def compute_in_batches(compute: Callable[[Tensor], Tensor], images_NHWC: Tensor, batch_size: int) -> Tensor:
+    """Return the rows that a function computes of all images, float32 [N, ...], on its device.
+
+    Where the device's memory does not hold a batch, smaller ones are computed from then on, which a line says.
+
+    Args:
+        compute: Some of the images -> a row for each.
+        images_NHWC: uint8.
+        batch_size: Images at once, at least 1.
+
+    Raises:
+        torch.OutOfMemoryError: The memory does not hold a single image.
+    """
+    rows, first = [], 0
+    while first < len(images_NHWC):
+        try:
+            rows.append(compute(images_NHWC[first : first + batch_size]).float())
+            first += batch_size
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            print(f"the device's memory is full: from now on {batch_size} images are evaluated at once", flush=True)
+    return torch.cat(rows)
+
+
 @torch.inference_mode()
 def predict_logits(model: nn.Module, images_NHWC: Tensor) -> Tensor:
     """Return logits float32 [N, K] on the CPU; the model is left in evaluation mode.
@@ -60,8 +89,8 @@ def predict_logits(model: nn.Module, images_NHWC: Tensor) -> Tensor:
     """
     model.eval()
     device = find_device(model, images_NHWC)
-    batches = images_NHWC.split(choose_batch(images_NHWC.shape[1]))
-    return torch.cat([model(images_BHWC.to(device)).float().cpu() for images_BHWC in batches])
+    batch_size = choose_batch(images_NHWC.shape[1])
+    return compute_in_batches(lambda batch: model(batch.to(device)), images_NHWC, batch_size).cpu()
 
 
 def measure_top_k(scores_NK: Tensor, labels_N: Tensor, top_k: int = 1) -> float:

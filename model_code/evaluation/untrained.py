@@ -51,6 +51,7 @@ def evaluate_untrained(
     view: Callable[[Tensor], Tensor],
     batch_size: int,
     device: torch.device,
+    precision: torch.dtype = torch.float32,
     on_batch: Callable[[int], None] | None = None,
 ) -> UntrainedReport:
     """Ask a network about every image once, in order; one batch at a time is in memory.
@@ -63,6 +64,7 @@ def evaluate_untrained(
         view: Transform of each batch on the device, such as a random resized crop; uint8 in and out.
         batch_size: Images at once, at least 1.
         device: Device that computes.
+        precision: Of the network: float32 or bfloat16.
         on_batch: Told after each batch how many images it had.
 
     Raises:
@@ -85,7 +87,9 @@ def evaluate_untrained(
     for first in range(0, len(images), batch_size):
         # Copied, since a memory map is read-only and torch has no such tensors.
         images_BHWC = torch.from_numpy(np.array(images[first : first + batch_size])).to(device)
-        answers.append(model(view(images_BHWC)).argmax(dim=1))
+        views_BHWC = view(images_BHWC)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            answers.append(model(views_BHWC).argmax(dim=1))
         if on_batch:
             on_batch(len(images_BHWC))
     if is_cuda:

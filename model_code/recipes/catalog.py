@@ -39,7 +39,7 @@ SMOKE = {
 }
 DEFAULT_SEEDS = (0,)
 # Where and how fast the same figures are computed. In several parts of a batch BatchNorm sees others.
-NEUTRAL_ENGINE = {"precision", "memory_format", "compile", "pictures"}
+NEUTRAL_ENGINE = {"precision", "memory_format", "compile", "kernels", "pictures"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | 
 def _find_profile(config: AnyConfig, profile: str) -> str:
     """Return `profile` where a config is what its recipe documents under it, else `custom`."""
     documented = _build_documented(get_recipe(config.recipe), profile)
-    neutral: dict[str, Any] = {"profile": True, "seed": True, "device": True, "engine": NEUTRAL_ENGINE}
+    neutral: dict[str, Any] = dict.fromkeys(("profile", "seed", "device", "precision"), True)
+    neutral["engine"] = NEUTRAL_ENGINE
     before, after = (getattr(one, "pretrained_weights", None) for one in (documented, config))
     if before == "torchvision" and after is not None and not after.startswith(RECIPE_PREFIX):
         neutral["pretrained_weights"] = True
@@ -182,7 +183,7 @@ def has_setting(name: str, setting: str) -> bool:
     return setting in get_recipe(name).build().flatten()
 
 
-_NO_BUDGET = {"profile", "seed", "device", *(f"engine.{name}" for name in NEUTRAL_ENGINE)}
+_NO_BUDGET = {"profile", "seed", "device", "precision", *(f"engine.{name}" for name in NEUTRAL_ENGINE)}
 
 
 def _build_documented(entry: Recipe, profile: str) -> AnyConfig:

@@ -187,6 +187,11 @@ class RunTracker(Callback):
         """Return where the run's events for TensorBoard go."""
         return self._log.open_events(run_dir)
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Replace tags of the run, such as those of settings that the device's memory has changed."""
+        for key, value in tags.items():
+            self._log.set_tag(key, value)
+
 
 def _list_curves(history: Sequence[FinishedEpoch]) -> dict[str, dict[str, dict[int, float]]]:
     """Return the epochs' metrics as panels: one for each metric, with one curve for each split."""

@@ -51,14 +51,15 @@ def iterate_batches(
             yield chosen_B, images_NHWC[chosen_B]
         return
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    rows = [chosen_B.cpu() for chosen_B in chosen]
+    # One copy to the host for the whole epoch.
+    rows = order_N[first * batch_size :].cpu().split(batch_size)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-batch") as worker:
-        coming = worker.submit(_fetch, images_NHWC, rows[0], device, stream) if rows else None
+        coming = worker.submit(_fetch, images_NHWC, rows[0], device, stream) if chosen else None
         for index, chosen_B in enumerate(chosen):
             assert coming is not None, "every batch was asked for one batch ahead"
             images_BHWC, event = coming.result()
             coming = (
-                worker.submit(_fetch, images_NHWC, rows[index + 1], device, stream) if index + 1 < len(rows) else None
+                worker.submit(_fetch, images_NHWC, rows[index + 1], device, stream) if index + 1 < len(chosen) else None
             )
             if event is not None:
                 current = torch.cuda.current_stream(device)

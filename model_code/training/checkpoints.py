@@ -6,12 +6,13 @@
                                 when the run is complete
 
 state.pt is the truth: it is written after the weights and names the best epoch, so a process killed at any moment
-leaves a state that belongs together.
+leaves a state that belongs together. `checkpoint_writer` writes all three beside the training.
 """
 
 import hashlib
 import io
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -53,6 +54,7 @@ class TrainingState:
         history: One dict of metrics for each finished epoch.
         cuda_rng: State of the CUDA device's global generator; None on a CPU.
         progress: Progress of the epoch after them, as `Progress` has it; None between epochs.
+        parts: Micro-batches of a batch, which the device's memory may have raised.
     """
 
     config_sha256: str
@@ -67,6 +69,7 @@ class TrainingState:
     history: list[dict[str, Any]]
     cuda_rng: Tensor | None = None
     progress: dict[str, Any] | None = None
+    parts: int = 1
 
 
 def best_file(run_dir: Path, epoch: int) -> Path:
@@ -81,9 +84,9 @@ def remove_other_best(run_dir: Path, epoch: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def save_weights(network: nn.Module, file: Path) -> None:
-    """Write a network's weights as safetensors; equal weights give equal bytes."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Write the state dict of a network as safetensors; equal weights give equal bytes."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     write_atomically(file, safetensors.torch.save(tensors))
 
 

@@ -1,6 +1,7 @@
 """Device of a run, seeding, and the machine's name in records."""
 
 import ctypes
+import hashlib
 import os
 import platform
 
@@ -59,13 +60,25 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def seed_everything(seed: int, device: torch.device) -> torch.Generator:
-    """Seed torch and ask for deterministic algorithms; return the generator of order and augmentation.
+def seed_everything(
+    seed: int, device: torch.device, *, is_fastest: bool = False, has_tf32: bool = False
+) -> torch.Generator:
+    """Seed torch and choose its algorithms; return the generator of order and augmentation.
 
     On a CPU with the same library versions and number of threads, equal seeds then give equal bits.
+
+    Args:
+        seed: Seed of all generators.
+        device: Device that computes.
+        is_fastest: True if CUDA may take kernels whose sums differ from run to run, the fastest that cuDNN measures.
+        has_tf32: True if CUDA rounds the factors of float32 products to TF32, in cuBLAS and cuDNN.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    is_cpu = device.type == "cpu"
+    torch.use_deterministic_algorithms(is_cpu or not is_fastest, warn_only=not is_cpu)
+    torch.backends.cudnn.benchmark = is_fastest
+    # torch's own defaults differ: off in cuBLAS, on in cuDNN.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = has_tf32
     # Else every new tensor is filled first, which costs time and changes nothing where all of it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)
@@ -75,3 +88,9 @@ def seed_everything(seed: int, device: torch.device) -> torch.Generator:
 def name_lock(device: str) -> str:
     """Return the name of the file that a training locks while it uses `cpu` or `cuda`."""
     return f"device-{device}.lock"
+
+
+def derive_seed(seed: int, epoch: int, step: int) -> int:
+    """Return a seed for a place in a run, in [0, 2^63)."""
+    digest = hashlib.sha256(f"{seed} {epoch} {step}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise, starmap
 from typing import Any, TypeVar
@@ -32,8 +33,10 @@ class Engine:
         device: Device that computes.
         precision: Precision of the forward pass: float32 or bfloat16.
         memory_format: Memory format of the images that the network computes with; on CUDA of its weights as well.
-        compile: `off`, `on` or `cuda_graphs`.
+        compile: `off`, `on`, `cuda_graphs` or `step`.
         parts: Number of micro-batches of a batch.
+        has_tf32: True if CUDA rounds the factors of float32 products to TF32.
+        is_fastest: True if CUDA may take kernels whose sums differ from run to run.
     """
 
     device: torch.device
@@ -41,18 +44,31 @@ class Engine:
     memory_format: torch.memory_format
     compile: str
     parts: int
+    has_tf32: bool = False
+    is_fastest: bool = False
 
     def describe(self) -> str:
         """Return the choice in a few words, for people."""
-        compiled = {"off": "eager", "on": "compiled", "cuda_graphs": "compiled with CUDA graphs"}[self.compile]
+        compiled = {
+            "off": "eager",
+            "on": "compiled",
+            "cuda_graphs": "compiled with CUDA graphs",
+            "step": "whole step in one CUDA graph" if self.device.type == "cuda" else "whole step, eager",
+        }[self.compile]
         layout = "channels last" if self.is_channels_last else "contiguous"
         parts = f", batch in {self.parts} parts" if self.parts > 1 else ""
-        return f"{str(self.precision).removeprefix('torch.')}, {layout}, {compiled}{parts}"
+        kernels = "" if self.device.type != "cuda" else f", {'fastest' if self.is_fastest else 'deterministic'} kernels"
+        precision = "tf32" if self.has_tf32 else str(self.precision).removeprefix("torch.")
+        return f"{precision}, {layout}, {compiled}{kernels}{parts}"
 
     @property
     def is_channels_last(self) -> bool:
         """Whether images and weights are laid out with their channels last."""
         return self.memory_format == torch.channels_last
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context in which networks compute in the precision."""
+        return autocast(self.device, self.precision, has_cache=self.compile != "step")
 
     def lay_out(self, model: Model) -> Model:
         """Return the model on the device, its images, and on CUDA its weights as well, in the memory format."""
@@ -64,7 +80,7 @@ class Engine:
 
     def compile_model(self, model: nn.Module) -> Callable[..., Any]:
         """Return a function that computes what the model does, compiled where that is chosen; weights are shared."""
-        if self.compile == "off":
+        if self.compile not in COMPILE_MODES:
             return model
         # torch gives up compiling one function after 8 kinds of network; a process may train every recipe.
         torch._dynamo.config.recompile_limit = MOST_COMPILED
@@ -80,22 +96,48 @@ def choose_engine(config: EpochConfig, processes: Processes) -> Engine:
     """
     settings, device = config.engine, processes.device
     _check_division(config, processes.count)
-    is_cuda = device.type == "cuda"
-    has_bfloat16 = has_bfloat16_instructions(device)
-    if settings.precision == "bfloat16" and is_cuda and not has_bfloat16:
+    if settings.precision == "tf32" and device.type != "cuda":
         raise UsageError(
-            f"engine.precision=bfloat16, but {torch.cuda.get_device_name(device)} does not compute it; "
+            f"engine.precision=tf32 needs a CUDA device and this run is on {device.type}; "
             "give --set engine.precision=float32 or leave it out"
         )
     _check_compile(settings.compile, device, processes.count)
-    is_half = settings.precision == "bfloat16" or (settings.precision == "auto" and has_bfloat16)
     return Engine(
         device=device,
-        precision=torch.bfloat16 if is_half else torch.float32,
+        precision=choose_precision("engine.precision", settings.precision, device),
         memory_format=torch.contiguous_format if settings.memory_format == "contiguous" else torch.channels_last,
         compile=settings.compile,
         parts=settings.parts,
+        has_tf32=settings.precision == "tf32",
+        is_fastest=settings.kernels == "fastest",
     )
+
+
+def choose_precision(setting: str, wanted: str, device: torch.device) -> torch.dtype:
+    """Return the precision of a forward pass.
+
+    Args:
+        setting: Name of the setting, for the message.
+        wanted: `auto`, `float32`, `tf32` or `bfloat16`.
+        device: Device that computes.
+
+    Raises:
+        UsageError: A CUDA device does not compute bfloat16.
+    """
+    has_bfloat16 = has_bfloat16_instructions(device)
+    if wanted == "bfloat16" and device.type == "cuda" and not has_bfloat16:
+        raise UsageError(
+            f"{setting}=bfloat16, but {torch.cuda.get_device_name(device)} does not compute it; "
+            f"give --set {setting}=float32 or leave it out"
+        )
+    is_half = wanted == "bfloat16" or (wanted == "auto" and has_bfloat16)
+    return torch.bfloat16 if is_half else torch.float32
+
+
+def autocast(device: torch.device, precision: torch.dtype, has_cache: bool = True) -> AbstractContextManager[None]:
+    """Return the context in which networks on a device compute in a precision; a recorded one keeps no cast weights."""
+    is_half = precision == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_half, cache_enabled=has_cache)
 
 
 def has_bfloat16_instructions(device: torch.device) -> bool:
@@ -114,6 +156,9 @@ class GradientStep:
         network: Whose parameters the optimiser moves.
         optimizer: Moves them.
         processes: Processes that share the batch.
+
+    Attributes:
+        parts: Number of micro-batches of a batch; the device's memory raises it.
     """
 
     def __init__(
@@ -122,7 +167,7 @@ class GradientStep:
         self._clip_norm, self._engine = config.clip_norm, engine
         self._optimizer, self._processes = optimizer, processes
         self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self._parts = engine.parts
+        self.parts = engine.parts
 
     def take(self, count: int, compute: Callable[[slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Learn from a batch; where a CUDA device's memory does not hold its gradients, in more parts from then on.
@@ -144,7 +189,9 @@ class GradientStep:
                 loss, outputs = self._compute_gradients(count, compute)
                 break
             except torch.OutOfMemoryError as error:
-                reason = str(error)
+                if self._is_recording():
+                    raise
+                reason = first_line(error)
             # Outside of the handler, which holds on to what the failed try has computed.
             self._divide(count, reason)
         # Not tried again: the optimiser may have begun to move the weights.
@@ -155,9 +202,12 @@ class GradientStep:
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 "the device's memory does not hold what the optimiser keeps of each weight; take a smaller network, or "
-                f"give --set engine.pictures=streamed ({str(error).splitlines()[0][:100]})"
+                f"give --set engine.pictures=streamed ({first_line(error)})"
             ) from error
         return loss, outputs
+
+    def _is_recording(self) -> bool:
+        return self._engine.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _compute_gradients(
         self, count: int, compute: Callable[[slice], tuple[Tensor, Tensor]]
@@ -167,8 +217,8 @@ class GradientStep:
         if engine.compile == "cuda_graphs":
             torch.compiler.cudagraph_mark_step_begin()
         loss, outputs = torch.zeros((), device=engine.device), []
-        for part in _divide_evenly(count, self._parts):
-            with torch.autocast(engine.device.type, torch.bfloat16, enabled=engine.precision == torch.bfloat16):
+        for part in _divide_evenly(count, self.parts):
+            with engine.autocast():
                 part_loss, part_outputs = compute(part)
             weighted = part_loss * ((part.stop - part.start) / count)
             weighted.backward()
@@ -179,14 +229,14 @@ class GradientStep:
     def _divide(self, count: int, reason: str) -> None:
         """Double the parts for the next try."""
         self._optimizer.zero_grad(set_to_none=True)
-        parts = self._parts * 2
+        parts = self.parts * 2
         if count // parts < SMALLEST_PART or self._processes.count > 1:
             raise TrainingError(
-                f"the device's memory does not hold {count // self._parts} images of a batch at once; lower --set "
+                f"the device's memory does not hold {count // self.parts} images of a batch at once; lower --set "
                 "batch_size, or give --set engine.parts=N for N parts of a batch one after the other "
-                f"({reason.splitlines()[0][:100]})"
+                f"({reason})"
             )
-        self._parts = parts
+        self.parts = parts
         if self._engine.device.type == "cuda":
             torch.cuda.empty_cache()
         print(
@@ -194,6 +244,11 @@ class GradientStep:
             "gradients are summed, BatchNorm sees a part at a time",
             flush=True,
         )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the beginning of an error's message, for the end of another one."""
+    return str(error).partition("\n")[0][:100]
 
 
 def _divide_evenly(count: int, parts: int) -> list[slice]:
@@ -228,6 +283,8 @@ def _check_compile(wanted: str, device: torch.device, process_count: int) -> Non
             f"engine.compile={wanted} needs one process and there are {process_count}; "
             "leave it out, or start without torchrun"
         )
+    if wanted == "step":
+        return
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UsageError(

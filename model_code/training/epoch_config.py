@@ -13,12 +13,16 @@ class EngineSettings(BaseModel):
     Attributes:
         precision: Of the forward pass; `bfloat16` keeps weights, BatchNorm, loss and optimiser in float32. `auto` is
             bfloat16 on a device that has instructions for it (CUDA of compute capability 8.0 and newer, a CPU with
-            AVX512_BF16 or AMX), else float32.
+            AVX512_BF16 or AMX), else float32. `tf32` is float32 whose products round their factors to TF32 (CUDA).
         memory_format: Of the images that the network computes with; on CUDA of its weights as well. `auto` is
             `channels_last` (docs/benchmarks.md).
         compile: `on` compiles the network with torch.compile, `cuda_graphs` records its kernels as well; the first
             steps then take minutes, and runs of the same network and shapes in one process share the code. Short runs
-            lose by it.
+            lose by it. `step` records the whole step in one CUDA graph, augmentation, gradients, optimiser and average
+            included, without compiling; what cannot be recorded is computed eagerly, which a line says. Streamed images
+            and a CPU compute it eagerly.
+        kernels: Of CUDA: `deterministic`, or the `fastest` that cuDNN finds by measuring, whose sums differ from run to
+            run.
         pictures: `resident` keeps the images on the device; `streamed` keeps them in the host's memory and copies
             each batch, pinned, while the one before is computed. `auto` streams where the data set, for SimSiam two
             copies of it, would take more than half of a CUDA device's free memory.
@@ -29,9 +33,10 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "float32"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    compile: Literal["off", "on", "cuda_graphs"] = "off"
+    compile: Literal["off", "on", "cuda_graphs", "step"] = "off"
+    kernels: Literal["deterministic", "fastest"] = "deterministic"
     pictures: Literal["auto", "resident", "streamed"] = "auto"
     parts: int = Field(default=1, ge=1)
 

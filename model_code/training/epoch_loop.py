@@ -4,9 +4,11 @@ Shape suffixes: N = images of an epoch, B = images of a batch, H = height, W = w
 S = steps of an epoch.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -15,14 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model_code.errors import TrainingError
+from model_code.errors import DiskFullError, TrainingError
 from model_code.training import checkpoints
 from model_code.training.batches import is_streamed, iterate_batches
-from model_code.training.device import seed_everything
-from model_code.training.engine import Engine, GradientStep, choose_engine
+from model_code.training.checkpoint_writer import CheckpointWriter, Snapshot, copy_tensors
+from model_code.training.device import derive_seed, seed_everything
+from model_code.training.engine import Engine, GradientStep, choose_engine, first_line
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import Processes
 from model_code.training.results import Callback, Epoch, TrainingResult
+from model_code.training.whole_step import WholeStep
 
 STEPS_BETWEEN_CHECKS_ON_CUDA = 50
 
@@ -55,7 +59,7 @@ class EpochLoop(ABC, Generic[Epoch]):
     """A run that trains in epochs; a subclass says what an epoch and a step are.
 
     A run that was interrupted continues from its last checkpoint and ends, on a CPU, with the same bits as one that was
-    not.
+    not. It may continue on another kind of device, with new random numbers.
 
     Args:
         config: All settings.
@@ -95,12 +99,16 @@ class EpochLoop(ABC, Generic[Epoch]):
         self.steps = len(images_NHWC) // config.batch_size
         self._is_streamed = is_streamed(images_NHWC, config.engine.pictures, self.device)
         self._rate = float(getattr(config, self.rate_setting))
-        self._config_sha256 = config.sha256()
-        self.generator = seed_everything(config.seed, self.device)
+        self._config_sha256, self._seed = config.sha256(), config.seed
+        self.generator = seed_everything(
+            config.seed, self.device, is_fastest=self.engine.is_fastest, has_tf32=self.engine.has_tf32
+        )
         self.state = checkpoints.load_state(run_dir, self._config_sha256)
         self.history: list[Epoch] = []
         self.best_epoch = 0
         self._progress: Progress | None = None
+        self._best: Mapping[str, Tensor] | None = None
+        self._whole_step: WholeStep | None = None
 
     @property
     def kept_network(self) -> nn.Module:
@@ -111,19 +119,24 @@ class EpochLoop(ABC, Generic[Epoch]):
     def run_epoch(self, epoch: int) -> Epoch:
         """Train with `learn` and, where it is due, validate."""
 
+    def begin_step(self, epoch: int, step: int) -> None:
+        """Do what the host does before a step: `epoch` is counted from 1, `step` from 0."""
+
     @abstractmethod
-    def take_step(self, epoch: int, step: int, images_BHWC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Learn from a batch.
+    def compute_step(self, images_BHWC: Tensor, chosen_B: Tensor, is_last: bool) -> tuple[Tensor, Tensor]:
+        """Learn from a batch, without a look at what the device has computed.
 
         Args:
-            epoch: Counted from 1.
-            step: Counted from 0.
             images_BHWC: uint8 images on the device.
             chosen_B: Their indices.
+            is_last: Whether it is the epoch's last step, in which such a look is allowed.
 
         Returns:
             The mean loss, and what this process adds to the epoch's total.
         """
+
+    def end_step(self, epoch: int, step: int) -> None:
+        """Do what the host does after a step."""
 
     def is_saved(self, _epoch: int) -> bool:
         """Whether an epoch's checkpoint is written even when it is not the best."""
@@ -143,6 +156,24 @@ class EpochLoop(ABC, Generic[Epoch]):
             KeyboardInterrupt: A callback wanted the run to stop; its state is kept.
         """
         self._resume()
+        self._writer = CheckpointWriter(self.run_dir, self.device, self.best_epoch)
+        try:
+            self._run_epochs()
+        except BaseException:
+            # What ended the run is what is told.
+            with suppress(DiskFullError):
+                self._writer.close()
+            raise
+        self._writer.close()
+        return TrainingResult(
+            history=tuple(self.history),
+            best_epoch=self.best_epoch,
+            best_weights=checkpoints.best_file(self.run_dir, self.best_epoch),
+            last_weights=self.run_dir / checkpoints.LAST_FILE,
+            parts=self.gradient_step.parts,
+        )
+
+    def _run_epochs(self) -> None:
         if not self.processes.is_first:
             # What the network draws, such as drop-path's masks, is each process's own; and other than before a resume.
             step = 0 if self._progress is None else self._progress.step
@@ -155,12 +186,6 @@ class EpochLoop(ABC, Generic[Epoch]):
                 callback.on_epoch_end(metrics)
             if self._is_stop_wanted():
                 self._stop(is_saved)
-        return TrainingResult(
-            history=tuple(self.history),
-            best_epoch=self.best_epoch,
-            best_weights=checkpoints.best_file(self.run_dir, self.best_epoch),
-            last_weights=self.run_dir / checkpoints.LAST_FILE,
-        )
 
     def learn(self, epoch: int) -> tuple[Progress, int]:
         """Visit the images once, or what an interruption left of them.
@@ -171,17 +196,22 @@ class EpochLoop(ABC, Generic[Epoch]):
         progress, self._progress = self._progress or self._begin_epoch(), None
         first = progress.step
         self.network.train()
-        for chosen_B, images_BHWC in iterate_batches(
-            self._images_NHWC,
-            progress.order_N,
-            self._batch_size,
-            self.device,
-            first=first,
-            is_ahead=self._is_streamed,
-        ):
-            loss, share = self.take_step(epoch, progress.step, images_BHWC, chosen_B)
-            progress.losses_S[progress.step] = loss
-            progress.total += share
+        try:
+            self._take_steps(epoch, progress)
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the device's memory does not hold the augmentation of {self._batch_size} images at once; lower --set "
+                f"batch_size, or give --set engine.pictures=streamed ({first_line(error)})"
+            ) from error
+        progress.total = self.processes.add(progress.total)
+        return progress, (progress.step - first) * self._batch_size
+
+    def _take_steps(self, epoch: int, progress: Progress) -> None:
+        computing = self._compute_whole(progress) if self._has_whole_step() else self._compute_batches(progress)
+        while progress.step < self.steps:
+            self.begin_step(epoch, progress.step)
+            next(computing)
+            self.end_step(epoch, progress.step)
             progress.step += 1
             if self._is_checked(progress.step):
                 self._report_step(epoch, progress)
@@ -190,8 +220,43 @@ class EpochLoop(ABC, Generic[Epoch]):
                     progress.total = self.processes.add(progress.total)
                     self._progress = progress
                     self._stop(is_saved=False)
-        progress.total = self.processes.add(progress.total)
-        return progress, (progress.step - first) * self._batch_size
+
+    def _compute_batches(self, progress: Progress) -> Iterator[None]:
+        """Compute a step with each batch, which is gathered before it."""
+        for chosen_B, images_BHWC in iterate_batches(
+            self._images_NHWC,
+            progress.order_N,
+            self._batch_size,
+            self.device,
+            first=progress.step,
+            is_ahead=self._is_streamed,
+        ):
+            loss, share = self.compute_step(images_BHWC, chosen_B, progress.step == self.steps - 1)
+            progress.losses_S[progress.step] = loss
+            progress.total += share
+            yield
+
+    def _has_whole_step(self) -> bool:
+        """Whether a step is computed as a whole, gathering included."""
+        if self.engine.compile != "step" or self._is_streamed:
+            return False
+        if self._whole_step is None:
+            self._whole_step = WholeStep(
+                *(self._images_NHWC, self._batch_size, self.steps),
+                *(self.compute_step, self.optimizer, self.generator),
+            )
+        return True
+
+    def _compute_whole(self, progress: Progress) -> Iterator[None]:
+        """Compute one whole step after the other; the progress is in the tensors that they write."""
+        whole = self._whole_step
+        assert whole is not None, "made by `_has_whole_step`"
+        whole.begin(progress.order_N, progress.losses_S, progress.total, progress.step)
+        progress.order_N, progress.losses_S, progress.total = whole.order_N, whole.losses_S, whole.total
+        trained = tuple(parameter.requires_grad for parameter in self.network.parameters())
+        while True:
+            whole.take(progress.step, (trained, self.gradient_step.parts), self._writer.flush)
+            yield
 
     def draw_order(self) -> Tensor:
         """Return the images of an epoch in the order of their visits, int64 [N]."""
@@ -232,14 +297,16 @@ class EpochLoop(ABC, Generic[Epoch]):
         return bool(self.processes.add(torch.tensor(float(wanted))))
 
     def _stop(self, is_saved: bool) -> None:
-        if not is_saved and self.processes.is_first:
-            self._save_state()
+        if self.processes.is_first:
+            self._writer.flush()
+            if not is_saved:
+                checkpoints.save_state(self.run_dir, self._make_state())
         # torchrun gives the first process little time once another one has ended.
         self.processes.tell("the state is on disk")
         raise KeyboardInterrupt
 
     def _save(self, metrics: Epoch) -> bool:
-        """Write weights and state where they are due; return whether the state is on disk."""
+        """Have weights and state written where they are due; return whether they are."""
         best = self.history[self.best_epoch - 1].score if self.best_epoch else None
         is_best = self.is_last_kept or (
             metrics.score is not None and metrics.score > (-math.inf if best is None else best)
@@ -247,32 +314,27 @@ class EpochLoop(ABC, Generic[Epoch]):
         if is_best:
             self.best_epoch = metrics.epoch
         is_due = is_best or self.is_saved(metrics.epoch)
-        if self.processes.is_first:
-            if is_best:
-                checkpoints.save_weights(self.kept_network, checkpoints.best_file(self.run_dir, metrics.epoch))
-            if is_due:
-                checkpoints.save_weights(self.kept_network, self.run_dir / checkpoints.LAST_FILE)
-                self._save_state()
-                checkpoints.remove_other_best(self.run_dir, self.best_epoch)
+        if self.processes.is_first and is_due:
+            last = copy_tensors(self.kept_network.state_dict())
+            self._best = last if is_best else self._best
+            self._writer.keep(Snapshot(copy.deepcopy(self._make_state()), last, self._best))
         return is_due
 
-    def _save_state(self) -> None:
+    def _make_state(self) -> checkpoints.TrainingState:
         is_cuda = self.device.type == "cuda"
-        checkpoints.save_state(
-            self.run_dir,
-            checkpoints.TrainingState(
-                config_sha256=self._config_sha256,
-                epoch=len(self.history),
-                best_epoch=self.best_epoch,
-                network=self.network.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                generator=self.generator.get_state(),
-                torch_rng=torch.get_rng_state(),
-                cuda_rng=torch.cuda.get_rng_state(self.device) if is_cuda else None,
-                history=[asdict(epoch) for epoch in self.history],
-                progress=None if self._progress is None else vars(self._progress),
-                **self.save_more(),
-            ),
+        return checkpoints.TrainingState(
+            config_sha256=self._config_sha256,
+            epoch=len(self.history),
+            best_epoch=self.best_epoch,
+            network=self.network.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            generator=self.generator.get_state(),
+            torch_rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state(self.device) if is_cuda else None,
+            history=[asdict(epoch) for epoch in self.history],
+            progress=None if self._progress is None else vars(self._progress),
+            parts=self.gradient_step.parts,
+            **self.save_more(),
         )
 
     def _resume(self) -> None:
@@ -282,12 +344,10 @@ class EpochLoop(ABC, Generic[Epoch]):
         if self.processes.is_first:
             checkpoints.remove_other_best(self.run_dir, state.best_epoch)
         self.network.load_state_dict(state.network)
-        self.optimizer.load_state_dict(state.optimizer)
+        load_optimizer(self.optimizer, state.optimizer)
         self.load_more(state)
-        self.generator.set_state(state.generator)
-        torch.set_rng_state(state.torch_rng)
-        if state.cuda_rng is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state.cuda_rng, self.device)
+        self.gradient_step.parts = max(self.gradient_step.parts, state.parts)
+        restore_randomness(state, self.generator, self._seed)
         self.history = [self.epoch_type(**epoch) for epoch in state.history]
         self.best_epoch = state.best_epoch
         if state.progress is not None:
@@ -303,3 +363,39 @@ class EpochLoop(ABC, Generic[Epoch]):
             callback.on_resume(tuple(self.history))
             if self._progress is not None:
                 callback.on_resume_epoch(len(self.history) + 1, self._progress.step, self.steps)
+
+
+def restore_randomness(state: checkpoints.TrainingState, generator: torch.Generator, seed: int) -> None:
+    """Continue the random numbers of a state; on another kind of device new ones, which a line says.
+
+    Args:
+        state: What an interrupted run left.
+        generator: Generator of order and augmentation, on the run's device.
+        seed: Seed of the run.
+    """
+    before, now = "cpu" if state.cuda_rng is None else "cuda", generator.device.type
+    if before == now:
+        generator.set_state(state.generator)
+        torch.set_rng_state(state.torch_rng)
+        if state.cuda_rng is not None:
+            torch.cuda.set_rng_state(state.cuda_rng, generator.device)
+        return
+    step = 0 if state.progress is None else state.progress["step"]
+    derived = derive_seed(seed, state.epoch, step)
+    generator.manual_seed(derived)
+    torch.manual_seed(derived)
+    print(
+        f"the run began on {before} and goes on on {now}: order and augmentation are drawn anew, by seed {seed}, "
+        f"epoch {state.epoch + 1} and step {step}",
+        flush=True,
+    )
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's state from any kind of device; which kernels it uses stays its own."""
+    kernels = ("fused", "foreach", "capturable")
+    groups = [
+        {**saved, **{name: own[name] for name in kernels if name in own}}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})

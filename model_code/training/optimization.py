@@ -11,8 +11,14 @@ from model_code.training.config import TrainingConfig
 from model_code.training.schedules import cosine_factor, triangular_factor
 
 
-def build_optimizer(config: TrainingConfig, model: nn.Module) -> Optimizer:
-    """Return the optimiser of a model's trainable parameters; weight decay acts on all of them."""
+def build_optimizer(config: TrainingConfig, model: nn.Module, is_recorded: bool = False) -> Optimizer:
+    """Return the optimiser of a model's trainable parameters; weight decay acts on all of them.
+
+    Args:
+        config: Its settings.
+        model: Model that it trains.
+        is_recorded: True if a CUDA graph replays it.
+    """
     rate, decay = config.learning_rate, config.weight_decay
     groups = _group_parameters(config, model)
     # One kernel for all parameters.
@@ -27,7 +33,8 @@ def build_optimizer(config: TrainingConfig, model: nn.Module) -> Optimizer:
             fused=is_fused,
         )
     kind = Adam if config.optimizer == "adam" else AdamW
-    return kind(groups, rate, betas=config.adam_betas, weight_decay=decay, fused=is_fused)
+    is_capturable = bool(is_recorded and is_fused)
+    return kind(groups, rate, betas=config.adam_betas, weight_decay=decay, fused=is_fused, capturable=is_capturable)
 
 
 def _group_parameters(config: TrainingConfig, model: nn.Module) -> list[dict[str, Any]]:

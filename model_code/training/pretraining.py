@@ -243,6 +243,7 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
             lr=config.learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda" or None,
         )
         self.gradient_step = GradientStep(config, self.engine, network, self.optimizer, processes)
 
@@ -271,30 +272,30 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
             pictures_per_s=visited / (trained - start),
         )
 
-    def take_step(self, epoch: int, step: int, images_BHWC: Tensor, _chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+    def begin_step(self, epoch: int, step: int) -> None:
+        """Move backbone and projector along the cosine; the predictor stays (the paper's Sec. 4.2)."""
+        config, done = self.config, (epoch - 1) * self.steps + step
+        encoder, _ = self.optimizer.param_groups
+        factor = cosine_factor(done, config.epochs * self.steps, config.warmup_epochs * self.steps)
+        encoder["lr"] = config.learning_rate * factor
+
+    def compute_step(self, images_BHWC: Tensor, _chosen_B: Tensor, is_last: bool) -> tuple[Tensor, Tensor]:
         """Learn from a batch; return its loss and, in an epoch's last step, the spread of the projections.
 
         The spread is divided by the processes, which all know it: added up over steps and processes it is itself.
         """
-        config, done = self.config, (epoch - 1) * self.steps + step
-        self._set_learning_rate(done, config.epochs * self.steps, config.warmup_epochs * self.steps)
         mine = self.processes.share(len(images_BHWC))
-        first_BHWC, second_BHWC = (view[mine] for view in two_views(images_BHWC, self.generator, config.views))
+        first_BHWC, second_BHWC = (view[mine] for view in two_views(images_BHWC, self.generator, self.config.views))
 
         def compute(part: slice) -> tuple[Tensor, Tensor]:
             first, second = self.forward(first_BHWC[part]), self.forward(second_BHWC[part])
             return simsiam_loss(first, second), first.projections_BD
 
         loss, projections_BD = self.gradient_step.take(len(first_BHWC), compute)
-        if step < self.steps - 1:
+        if not is_last:
             return loss, torch.zeros_like(loss)
         spread = feature_std(self.processes.gather(projections_BD)) / self.processes.count
         return loss, torch.full_like(loss, spread)
-
-    def _set_learning_rate(self, step: int, steps: int, warmup_steps: int) -> None:
-        """Move backbone and projector along the cosine; the predictor stays (the paper's Sec. 4.2)."""
-        encoder, _ = self.optimizer.param_groups
-        encoder["lr"] = self.config.learning_rate * cosine_factor(step, steps, warmup_steps)
 
     def measure_knn(self) -> float:
         """Return the share of the validation images that their neighbours in the memory label right, in [0, 1].
@@ -303,9 +304,10 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
         """
         config, processes, memory = self.config, self.processes, self.images.memory
         validation = self.images.validation.take(processes.share(len(self.images.validation)))
-        bank_ND = processes.gather(self._evaluate(memory.take(processes.share(len(memory)))).features_ND)
+        with self.engine.autocast():
+            bank_ND = processes.gather(self._evaluate(memory.take(processes.share(len(memory)))).features_ND)
+            asked_ND = self._evaluate(validation).features_ND
         bank = LabelledFeatures(bank_ND, memory.labels_N, self.images.classes)
-        asked_ND = self._evaluate(validation).features_ND
         predicted_N = knn_predict(bank, asked_ND, config.knn_neighbours, config.knn_temperature)
         right = processes.add((predicted_N == validation.labels_N).sum())
         return int(right) / len(self.images.validation)

@@ -128,12 +128,14 @@ class TrainingResult(Generic[Epoch]):
         best_epoch: First epoch with the highest score.
         best_weights: Its weights, safetensors.
         last_weights: Weights of the last epoch, safetensors.
+        parts: Micro-batches of a batch at the end, more than was asked for where the device's memory was full.
     """
 
     history: tuple[Epoch, ...]
     best_epoch: int
     best_weights: Path
     last_weights: Path
+    parts: int
 
     @property
     def best(self) -> Epoch:
@@ -160,4 +162,4 @@ class Callback:
         """A step of an epoch is done; `step` and `epoch` count from 1."""
 
     def on_epoch_end(self, metrics: FinishedEpoch) -> None:
-        """An epoch is validated, if it was due, and its checkpoint, if it was due, is on disk."""
+        """An epoch is validated, if it was due; its checkpoint is on its way to the disk."""

@@ -42,6 +42,10 @@ REFERENCE_BATCH = 256
 FIXED_SETTINGS = {"kind", "recipe", "profile"}
 
 
+# Settings younger than hashes on record: with these values they are what was computed before.
+_LATER_SETTINGS = {"engine.kernels": "deterministic", "precision": "float32"}
+
+
 class RunConfig(BaseModel):
     """Settings of every run; two runs with equal configs and data are the same experiment.
 
@@ -84,7 +88,13 @@ class RunConfig(BaseModel):
 
     def sha256(self) -> str:
         """Return the hash that names this experiment, hexadecimal."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        settings = self.model_dump(mode="json")
+        for name, default in _LATER_SETTINGS.items():
+            outer, _, inner = name.rpartition(".")
+            group = settings.get(outer, {}) if outer else settings
+            if group.get(inner) == default:
+                del group[inner]
+        canonical = json.dumps(settings, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def flatten(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model_code.data.augmentation import crop_and_flip, resized_crop
 from model_code.data.mixing import cut_out, erase_rectangles, mix_images
@@ -33,6 +32,7 @@ from model_code.training.engine import Engine, GradientStep
 from model_code.training.epoch_loop import EpochLoop
 from model_code.training.images import TrainingImages, check_batch
 from model_code.training.lookahead import Lookahead
+from model_code.training.moving_average import MovingAverage
 from model_code.training.optimization import Schedule, build_optimizer
 from model_code.training.processes import Processes
 from model_code.training.results import Callback, EpochMetrics, TrainingResult
@@ -155,18 +155,18 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         self.model = self.engine.lay_out(model)
         self.network = self.model[1]
         self.forward = self.engine.compile_model(self.model)
-        self.average: AveragedModel | None = None
-        if config.ema_decay is not None:
-            average = get_ema_multi_avg_fn(config.ema_decay)
-            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.average = None if config.ema_decay is None else MovingAverage(self.model, config.ema_decay)
         self.lookahead = Lookahead(self.model, self.epochs * self.steps) if config.has_lookahead else None
-        self.optimizer = build_optimizer(config, self.model)
+        self.optimizer = build_optimizer(config, self.model, is_recorded=self.engine.compile == "step")
         self.gradient_step = GradientStep(config, self.engine, self.model, self.optimizer, processes)
         self.schedule = Schedule(config, self.optimizer, self.steps)
+        self._told_epoch, self._is_even_epoch = 0, torch.zeros((), dtype=torch.bool, device=self.device)
         self._first_mirrored_N = draw_first_mirrored(config, len(images.train)).to(self.device)
-        balanced_K = balance_classes(images.train.labels_N, len(images.classes)).to(self.device)
-        self._weights_K = balanced_K if config.class_weights == "balanced" else None
-        self._chances_N = balanced_K[images.train.labels_N.to(self.device)] if config.sampling == "balanced" else None
+        self._weights_K = self._chances_N = None
+        if config.class_weights == "balanced":
+            self._weights_K = balance_classes(images.train.labels_N, len(images.classes))
+        if config.sampling == "balanced":
+            self._chances_N = balance_classes(images.train.labels_N, len(images.classes))[images.train.labels_N]
 
     @property
     def kept_model(self) -> nn.Sequential:
@@ -222,11 +222,17 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
             pictures_per_s=visited / (trained - start),
         )
 
-    def take_step(self, epoch: int, step: int, images_BHWC: Tensor, chosen_B: Tensor) -> tuple[Tensor, Tensor]:
+    def begin_step(self, epoch: int, step: int) -> None:
+        """Tell the device whether it is an even epoch, at its first step in this process."""
+        if epoch != self._told_epoch:
+            self._told_epoch = epoch
+            self._is_even_epoch.fill_(epoch % 2 == 0)
+
+    def compute_step(self, images_BHWC: Tensor, chosen_B: Tensor, is_last: bool) -> tuple[Tensor, Tensor]:
         """Learn from a batch; return its mean loss and how many labels of this process's share were right."""
         is_mirrored_B = None
         if self.config.flip == "alternating":
-            is_mirrored_B = self._first_mirrored_N[chosen_B] ^ (epoch % 2 == 0)
+            is_mirrored_B = self._first_mirrored_N[chosen_B] ^ self._is_even_epoch
         images_BHWC, targets = self._augment(images_BHWC, self.images.train.labels_N[chosen_B], is_mirrored_B)
         mine = self.processes.share(len(images_BHWC))
         images_BHWC, targets = images_BHWC[mine], targets.take(mine)
@@ -236,12 +242,15 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
             return targets.take(part).compare(logits_BK, self.config.label_smoothing, self._weights_K), logits_BK
 
         loss, logits_BK = self.gradient_step.take(len(images_BHWC), compute)
-        self.schedule.end_step()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update()
+        return loss, (logits_BK.argmax(1) == targets.labels_B).sum()
+
+    def end_step(self, epoch: int, step: int) -> None:
+        """Move the learning rate, and the slow weights where there are such."""
+        self.schedule.end_step()
         if self.lookahead is not None:
             self.lookahead.end_step((epoch - 1) * self.steps + step + 1)
-        return loss, (logits_BK.argmax(1) == targets.labels_B).sum()
 
     def _augment(
         self, images_BHWC: Tensor, labels_B: Tensor, is_mirrored_B: Tensor | None
@@ -271,7 +280,8 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         """Label the validation images, each process its share."""
         validation = self.images.validation
         mine = self.processes.share(len(validation))
-        logits_NK = self.processes.gather(predict_logits(self.kept_model, validation.images_NHWC[mine]))
+        with self.engine.autocast():
+            logits_NK = self.processes.gather(predict_logits(self.kept_model, validation.images_NHWC[mine]))
         return measure(logits_NK, validation.labels_N)
 
 

@@ -17,6 +17,8 @@ class UntrainedConfig(RunConfig):
         crop_area: Smallest and largest share of an image that the random crop covers.
         initialization: `own` keeps the weights as the network starts; `gaussian` draws all of them from a normal
             distribution of std 0.02, `gaussian_head` those of the last layer only.
+        precision: Of the forward pass: `float32`, `bfloat16`, or `auto`, which is bfloat16 on a device that has
+            instructions for it.
     """
 
     kind: Literal["untrained"] = "untrained"
@@ -26,6 +28,7 @@ class UntrainedConfig(RunConfig):
     image_size: ImageSize = 224
     crop_area: CropArea = (0.2, 1.0)
     initialization: Literal["own", "gaussian", "gaussian_head"] = "own"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
 

@@ -134,7 +134,7 @@ def test_what_is_served_sees_the_middle_twice_as_the_test_did(tmp_path, images):
     config = make_config(network="resnet18", image_size=24, has_flip_averaging=True)
     torch.manual_seed(0)
     trained = build_model(config, CLASSES, 32)
-    save_weights(trained[1], tmp_path / "weights.safetensors")
+    save_weights(trained[1].state_dict(), tmp_path / "weights.safetensors")
     model = load_model(config, CLASSES, 32, tmp_path / "weights.safetensors")
     export_onnx(model, 32, tmp_path / "model.onnx")
     answers = ask_onnx(start(tmp_path / "model.onnx"), images)

@@ -147,12 +147,12 @@ def test_a_state_file_with_code_is_not_run(tmp_path):
 def test_weights_come_back_and_equal_weights_give_equal_bytes(tmp_path):
     torch.manual_seed(0)
     network, other = TinyNetwork(4), TinyNetwork(4)
-    save_weights(network, tmp_path / "a.safetensors")
+    save_weights(network.state_dict(), tmp_path / "a.safetensors")
     load_weights(other, tmp_path / "a.safetensors")
-    save_weights(other, tmp_path / "b.safetensors")
+    save_weights(other.state_dict(), tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     nn.init.zeros_(other.fc.bias)
-    save_weights(other, tmp_path / "b.safetensors")
+    save_weights(other.state_dict(), tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "b.safetensors").read_bytes()
     assert best_file(tmp_path, 7).name == "best-0007.safetensors"
 
@@ -174,7 +174,7 @@ def test_weights_come_back_and_equal_weights_give_equal_bytes(tmp_path):
 )
 def test_weights_that_do_not_fit(tmp_path, damage):
     file = tmp_path / "best.safetensors"
-    save_weights(TinyNetwork(4), file)
+    save_weights(TinyNetwork(4).state_dict(), file)
     content = damage(file.read_bytes())
     if content is None:
         file.unlink()

@@ -15,7 +15,7 @@ CONFIG = TrainingConfig(recipe="resnet18_cifar10_exp3", network="resnet18_improv
 # A valid value of every setting that is not the one in CONFIG.
 OTHER_VALUES = {
     "clip_norm": 1.0,
-    "engine": EngineSettings(parts=2),
+    "engine": EngineSettings(parts=2, kernels="fastest"),
     "recipe": "another",
     "profile": "smoke",
     "dataset": "shapes",

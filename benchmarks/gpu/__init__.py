@@ -1,0 +1,1 @@
+"""Proof of the whole GPU path in one command that needs no network, MLflow or Prefect."""

@@ -1,0 +1,105 @@
+"""Stage `serving`: one network in onnxruntime beside torch, eager and compiled.
+
+Shape suffixes: N = images, H = height, W = width, C = the three colour channels, K = classes.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.gpu.proof import Figures, NotMeasurableError, Stage
+from benchmarks.workload import synchronise
+from model_code.models.image_input import ImageInput
+from model_code.models.networks import build_network
+
+BATCHES = (1, 8, 64, 256)
+SIDE, CLASSES = 32, 10
+Batch = npt.NDArray[np.uint8]
+
+
+def serving(stage: Stage) -> None:
+    """Compare answers and speed of the same network, images on the host, answers on the host."""
+    torch.manual_seed(0)
+    network = build_network("resnet18" if stage.is_dry else "resnet18_improved", CLASSES, SIDE)
+    model = torch.nn.Sequential(ImageInput((0.5,) * 3, (0.25,) * 3), network).eval()
+    batches = (1, 2) if stage.is_dry else BATCHES
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (max(batches), SIDE, SIDE, 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "model.onnx"
+        stage.measure("onnxruntime, fp32", lambda: _measure_onnx(stage, model, file, images_NHWC, batches))
+    model.to(stage.device)
+    stage.measure("torch, float32", lambda: _measure_torch(stage, model, images_NHWC, batches, torch.float32))
+    stage.measure("torch, bfloat16", lambda: _measure_torch(stage, model, images_NHWC, batches, torch.bfloat16))
+    stage.measure("torch.compile, bfloat16", lambda: _measure_compiled(stage, model, images_NHWC, batches))
+
+
+def _measure_onnx(
+    stage: Stage, model: torch.nn.Module, file: Path, images_NHWC: Batch, batches: tuple[int, ...]
+) -> Figures:
+    from model_code.release.onnx_export import export_onnx
+    from serving.bundle.session import CPU, CUDA, has_cuda, open_session, run_session
+
+    is_on_gpu = has_cuda()
+    if stage.is_cuda and not is_on_gpu:
+        raise NotMeasurableError("onnxruntime has no CUDA provider; install onnxruntime-gpu")
+    export_onnx(model, SIDE, file)
+    session = open_session(file, CUDA if is_on_gpu else CPU, 1)
+    answers_NK = run_session(session, images_NHWC)
+    with torch.inference_mode():
+        expected_NK = torch.softmax(model(torch.from_numpy(images_NHWC)), dim=1).numpy()
+    return {
+        "provider": session.get_providers()[0],
+        "largest_difference": float(np.abs(answers_NK - expected_NK).max()),
+        "labels_that_differ": int((answers_NK.argmax(1) != expected_NK.argmax(1)).sum()),
+        **_time(stage, lambda some: run_session(session, some), images_NHWC, batches),
+    }
+
+
+def _measure_torch(
+    stage: Stage,
+    answer: Callable[[torch.Tensor], torch.Tensor],
+    images_NHWC: Batch,
+    batches: tuple[int, ...],
+    precision: torch.dtype,
+) -> Figures:
+    @torch.inference_mode()
+    def run(some: Batch) -> npt.NDArray[np.float32]:
+        with torch.autocast(stage.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            logits_NK = answer(torch.from_numpy(some).to(stage.device))
+        return torch.softmax(logits_NK.float(), dim=1).cpu().numpy()
+
+    return _time(stage, run, images_NHWC, batches)
+
+
+def _measure_compiled(stage: Stage, model: torch.nn.Module, images_NHWC: Batch, batches: tuple[int, ...]) -> Figures:
+    # Compiling for a CPU takes longer than the whole dry run may, and is tested elsewhere.
+    stage.need_cuda()
+    compiled = torch.compile(model, mode="reduce-overhead", dynamic=False)
+    return _measure_torch(stage, compiled, images_NHWC, batches, torch.bfloat16)
+
+
+def _time(
+    stage: Stage, run: Callable[[Batch], npt.NDArray[np.float32]], images_NHWC: Batch, batches: tuple[int, ...]
+) -> Figures:
+    figures = {}
+    for batch in batches:
+        some = images_NHWC[:batch]
+        for _ in range(3):
+            run(some)
+        times_s = []
+        end_s = time.perf_counter() + (0.05 if stage.is_dry else 2.0)
+        while len(times_s) < 3 or time.perf_counter() < end_s:
+            start_s = time.perf_counter()
+            run(some)
+            synchronise(stage.device)
+            times_s.append(time.perf_counter() - start_s)
+        figures[f"images_per_s_at_{batch}"] = batch / float(np.median(times_s))
+    return figures
+
+
+STAGES: dict[str, Callable[[Stage], None]] = {"serving": serving}
