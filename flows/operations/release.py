@@ -16,11 +16,12 @@ from mlflow import MlflowClient
 from prefect import task
 
 from flows.printing.summaries import ReleaseSummary
-from model_code.data.cache import open_dataset
+from model_code.data.cache import FEEDBACK_SUFFIX, open_dataset
+from model_code.data.sources.images import name_some
 from model_code.disk import hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.evaluation.figures import draw_reliability
-from model_code.recipes.catalog import RECIPES
+from model_code.recipes.catalog import get_recipe
 from model_code.release.backbone_classifier import Head
 from model_code.release.card import summarise, write_card
 from model_code.release.export import Exported, export
@@ -79,6 +80,7 @@ def release(
     why: str = "",
     rules: GateRules | None = None,
     head: Head | None = None,
+    has_new_classes: bool = False,
 ) -> ReleaseSummary:
     """Release a recipe's best run, or one run, under a name, if it is better than the champion.
 
@@ -92,6 +94,7 @@ def release(
         why: Reason for the ledger.
         rules: Rules of the gate.
         head: Head behind the backbone of a SimSiam run; None takes the one that is better on validation.
+        has_new_classes: True to replace a champion of other classes, with which nothing can be compared.
 
     Raises:
         UsageError: Source or name mean nothing.
@@ -111,13 +114,16 @@ def release(
         with _holding_champion(settings, name):
             changes = complete(client, settings.bundles_dir, name)
             champion = _open_champion(client, settings, name, changes, mode)
+        before = None if champion is None else champion.version
+        if champion is not None and not _has_same_classes(champion, folder.record.config.dataset, has_new_classes):
+            champion = None
         with writing_to(Path(scratch), 0, f"exporting run {run.run_id}"):
             exported = export_task(run, name, folder, Path(scratch), head)
         summary = ReleaseSummary(
             mode=mode,
             profile=run.profile,
             manifest=exported.manifest,
-            champion_before=None if champion is None else champion.version,
+            champion_before=before,
         )
         if champion is not None and champion.folder.name == name_bundle(exported.manifest):
             return summary.model_copy(update={"version": champion.version, "is_champion": True})
@@ -212,12 +218,22 @@ def choose_task(source: str, name: str) -> FinishedRun:
     pattern = check_release_name(name)
     settings = load_settings()
     client = open_store(settings)
-    if source in RECIPES:
-        _check_is_classifier(source, RECIPES[source].build().kind)
+    if not RUN_ID.fullmatch(source):
+        try:
+            kind = get_recipe(source).build().kind
+        except UsageError as error:
+            raise UsageError(f"{error}; or give a run id (32 hexadecimal digits)") from error
+        _check_is_classifier(source, kind)
         runs = find_finished_runs(client, source, pattern)
         usable = [run for run in runs if _is_usable(settings, run)]
+        own = [run for run in usable if is_dataset_taken(run.dataset, name)] if pattern == "*" else []
+        datasets = sorted({run.dataset.removesuffix(FEEDBACK_SUFFIX) for run in own or usable})
+        if len(datasets) > 1:
+            raise ReleaseError(
+                f"{source} has runs on {', '.join(datasets)}; give the id of the run for {name}"
+            )
         if usable:
-            return usable[0]
+            return (own or usable)[0]
         elsewhere = sorted({run.dataset for run in find_finished_runs(client, source, "*")})
         if runs:
             why = f"none of its {len(runs)} finished runs has its checkpoint and its images here"
@@ -226,8 +242,6 @@ def choose_task(source: str, name: str) -> FinishedRun:
         else:
             why = "it has no finished run"
         raise ReleaseError(f"{source} cannot be released as {name}: {why}; train it first: darkroom train {source}")
-    if not RUN_ID.fullmatch(source):
-        raise UsageError(f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (32 hexadecimal digits)")
     run = get_finished_run(client, source)
     _check_is_classifier(f"run {source} of {run.recipe}", run.kind)
     if not is_dataset_taken(run.dataset, pattern):
@@ -284,13 +298,27 @@ def compare(exported: Exported, folder: Path, champion: Champion | None, rules: 
 compare_task = task(name="compare with the champion", persist_result=False)(compare)
 
 
+def _has_same_classes(champion: Champion, dataset: str, has_new_classes: bool) -> bool:
+    """Return False where other classes replace those of the champion because the caller wants it.
+
+    Raises:
+        ReleaseError: The classes differ and the caller did not say so.
+    """
+    old, new = set(champion.manifest.classes), set(open_dataset(dataset, load_settings().cache_dir).classes)
+    if old != new and not has_new_classes:
+        changes = [
+            f"{word} {name_some(sorted(names))}" for word, names in (("without", old - new), ("with", new - old))
+        ]
+        raise ReleaseError(
+            f"version {champion.version} of {champion.manifest.name} answers {len(old)} classes, {dataset} has "
+            f"{len(new)}, {' and '.join(one for one in changes if one[-1] != ' ')}; release under another name, or "
+            "replace the classes with --new-classes"
+        )
+    return old == new
+
+
 def _check_comparable(champion: Champion, manifest: Manifest) -> None:
     old = champion.manifest
-    if set(old.classes) != set(manifest.classes):
-        raise ReleaseError(
-            f"version {champion.version} of {manifest.name} answers {len(old.classes)} classes, run {manifest.run_id} "
-            f"{len(manifest.classes)}, not the same ones: they cannot be compared"
-        )
     if old.image_size != manifest.image_size:
         raise ReleaseError(
             f"version {champion.version} of {manifest.name} reads images of {old.image_size} pixels, run "

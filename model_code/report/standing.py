@@ -58,7 +58,7 @@ def _build_best(collection: Collection) -> Table:
 
 def _build_champions(client: MlflowClient) -> Table:
     rows = []
-    for name in RELEASE_NAMES:
+    for name in sorted({*RELEASE_NAMES, *(model.name for model in client.search_registered_models())}):
         version = get_champion(client, name)
         if version is None:
             rows.append((Cell(name, is_code=True), Cell("nothing released"), Cell(), Cell()))
