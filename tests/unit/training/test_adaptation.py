@@ -78,5 +78,9 @@ def test_a_recipe_on_its_own_images_is_the_documented_run(tmp_path, monkeypatch)
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
     add_dataset("shapes", cache_dir=load_settings().cache_dir, data_dir=tmp_path, progress=False)
     smoke = Train(recipe="fastnet_cifar10", dataset="shapes", profile="smoke").config
+    assert (smoke.profile, smoke.dataset) == ("smoke", "shapes")
+    assert smoke.mean != build_config("fastnet_cifar10").mean
+    with pytest.raises(UsageError, match="--data shapes and --set dataset=cifar10 contradict"):
+        assert Train(recipe="fastnet_cifar10", dataset="shapes", settings=("dataset=cifar10",)).config
     own = replace(make_dataset(), name="cifar10")
     assert adapt(build_config("fastnet_cifar10"), own) == {"dataset": "cifar10"}
