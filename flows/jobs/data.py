@@ -1,9 +1,11 @@
 """Packed data sets: adding one, listing all."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from flows.jobs.job import Job, argument, option
 from model_code.data.limits import MAX_BAD_FRACTION
+from model_code.errors import FaultyFilesError
 from model_code.settings import load_settings
 
 
@@ -29,6 +31,10 @@ class AddData(Job):
     max_bad: float = option(
         MAX_BAD_FRACTION, "Largest share of a split's images that may not decode; they are left out.", ge=0, lt=1
     )
+    exclude: Path | None = option(
+        None, "Leave out the images in the column `file` of this CSV table, which `data check` writes.", metavar="FILE"
+    )
+    report: Path | None = option(None, "Write a CSV table of all that is left out or wrong, and why.", metavar="FILE")
 
     def check(self) -> None:
         from model_code.data.add import check_arguments
@@ -40,26 +46,65 @@ class AddData(Job):
         from model_code.data.add import add_dataset
 
         settings = load_settings()
-        added = add_dataset(
-            self.name,
-            [source.resolve() for source in self.sources],
-            cache_dir=settings.cache_dir,
-            data_dir=settings.data_dir,
-            download=self.download,
-            url=self.url,
-            image_size=self.image_size,
-            skip=self.skip,
-            max_bad_fraction=self.max_bad,
-        )
+        try:
+            added = add_dataset(
+                self.name,
+                [source.resolve() for source in self.sources],
+                cache_dir=settings.cache_dir,
+                data_dir=settings.data_dir,
+                download=self.download,
+                url=self.url,
+                image_size=self.image_size,
+                skip=self.skip,
+                max_bad_fraction=self.max_bad,
+                exclude=self.exclude,
+            )
+        except FaultyFilesError as error:
+            self._write_report(error.faults)
+            raise
+        self._write_report([(one.name, one.reason) for one in added.skipped])
         print_added(added)
+
+    def _write_report(self, faults: Iterable[tuple[str, str]]) -> None:
+        if self.report is not None:
+            from model_code.data.exclusion import write_table
+
+            write_table(self.report, ("file", "reason"), faults)
+
+
+class CompareData(Job):
+    """Show what was added, removed, relabelled or moved between splits from one revision to another.
+
+    A revision is NAME, as it is packed now, or NAME@CHECKSUM as `darkroom data list NAME` shows it.
+    """
+
+    command = "data diff"
+
+    before: str = argument("BEFORE")
+    after: str = argument("AFTER")
+
+    def run(self) -> None:
+        from flows.printing.tables import print_difference
+        from model_code.data.revisions import compare_revisions, read_revision
+
+        cache_dir = load_settings().cache_dir
+        print_difference(compare_revisions(*(read_revision(one, cache_dir) for one in (self.before, self.after))))
 
 
 class ListData(Job):
-    """List the packed data sets: counts, classes, size, checksum."""
+    """List the packed data sets: counts, classes, size, checksum; of one of them, its revisions."""
 
     command = "data list"
 
+    name: str | None = argument("NAME", default=None)
+
     def run(self) -> None:
+        if self.name is not None:
+            from flows.printing.tables import print_revisions
+            from model_code.data.revisions import list_revisions
+
+            print_revisions(list_revisions(self.name, load_settings().cache_dir))
+            return
         from flows.printing.tables import print_datasets
         from model_code.data.cache import list_datasets
 

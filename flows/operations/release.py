@@ -229,9 +229,7 @@ def choose_task(source: str, name: str) -> FinishedRun:
         own = [run for run in usable if is_dataset_taken(run.dataset, name)] if pattern == "*" else []
         datasets = sorted({run.dataset.removesuffix(FEEDBACK_SUFFIX) for run in own or usable})
         if len(datasets) > 1:
-            raise ReleaseError(
-                f"{source} has runs on {', '.join(datasets)}; give the id of the run for {name}"
-            )
+            raise ReleaseError(f"{source} has runs on {', '.join(datasets)}; give the id of the run for {name}")
         if usable:
             return (own or usable)[0]
         elsewhere = sorted({run.dataset for run in find_finished_runs(client, source, "*")})

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flows.printing.summaries import Choice, Outcome, Plan
     from model_code.data.add import AddedDataset
     from model_code.data.cache import DatasetSummary
+    from model_code.data.revisions import Difference, Revision
     from model_code.recipes.catalog import Recipe
     from model_code.report.files import ReportFiles
     from model_code.training.run_folder import RunResult
@@ -67,6 +68,36 @@ def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path) -> Non
             escape(dataset.source),
         )
     _print(table)
+
+
+def print_revisions(revisions: "Sequence[Revision]") -> None:
+    """Print the history of a data set, the oldest revision first, with what changed from one to the next."""
+    from model_code.data.revisions import compare_revisions
+
+    table = new_table("revision", "added at", "images", "size", "changes")
+    for before, revision in zip([None, *revisions], revisions, strict=False):
+        changes = ""
+        if before is not None and before.image_size == revision.image_size:
+            changes = _count_changes(compare_revisions(before, revision))
+        size = f"{revision.image_size}x{revision.image_size}"
+        table.add_row(str(revision), revision.added_at[:19], str(len(revision.images)), size, changes)
+    _print(table)
+
+
+def print_difference(difference: "Difference") -> None:
+    """Print every image that differs between two revisions, and how many there are."""
+    console = open_console()
+    lines = [f"removed     {one.split} {one.label} {one.file}" for one in difference.removed]
+    lines += [f"added       {one.split} {one.label} {one.file}" for one in difference.added]
+    lines += [f"relabelled  {old.label} -> {new.label} {new.file}" for old, new in difference.relabelled]
+    lines += [f"moved       {old.split} -> {new.split} {new.label} {new.file}" for old, new in difference.moved]
+    for line in [*lines, _count_changes(difference)]:
+        console.print(show(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _count_changes(difference: "Difference") -> str:
+    counts = {name: len(getattr(difference, name)) for name in ("added", "removed", "relabelled", "moved")}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "the same images and labels"
 
 
 def print_added(added: "AddedDataset") -> None:
