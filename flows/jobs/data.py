@@ -72,6 +72,25 @@ class AddData(Job):
             write_table(self.report, ("file", "reason"), faults)
 
 
+class CheckData(Job):
+    """Look for wrong labels, copies within and across splits, and images that are blank, dark, bright or blurred.
+
+    A page with thumbnails and a table are written; `darkroom data add --exclude` takes the table.
+    """
+
+    command = "data check"
+
+    name: str = argument("NAME")
+    out: Path | None = option(None, "Folder of both; DARKROOM_HOME/checks/NAME if not given.", metavar="DIR")
+
+    def run(self) -> None:
+        from flows.operations.data_check import check_data
+
+        checked = check_data(self.name, self.out)
+        counts = ", ".join(f"{count} {kind}" for kind, count in checked.counts.items()) or "nothing"
+        print(f"{self.name}: {counts}", *checked.lines, checked.page, checked.table, sep="\n  ")
+
+
 class CompareData(Job):
     """Show what was added, removed, relabelled or moved between splits from one revision to another.
 

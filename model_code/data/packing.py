@@ -123,8 +123,7 @@ def pack_dataset(
             check_source()
             manifest = _describe(name, source, image_size, source_fingerprint, source_paths, written)
             entries = (image for one in written.values() for image in one.images)
-            write_revision(folder, manifest.checksum, image_size, entries)
-            _commit(folder, scratch, manifest)
+            _commit(folder, scratch, manifest, write_revision(scratch, manifest.checksum, image_size, entries))
         finally:
             _remove_leftovers(name, cache_dir)
     return open_dataset(name, cache_dir)
@@ -163,13 +162,15 @@ def _describe(
     )
 
 
-def _commit(folder: Path, scratch: Path, manifest: CacheManifest) -> None:
+def _commit(folder: Path, scratch: Path, manifest: CacheManifest, revision: Path) -> None:
     with (scratch / MANIFEST_FILE).open("wb") as file:
         file.write(manifest.model_dump_json(indent=1).encode())
         _flush_file(file)
     flush_folder(scratch)
     version = folder / manifest.folder
     scratch.rename(version)
+    flush_folder(folder)
+    (version / revision.name).replace(folder / revision.name)
     flush_folder(folder)
     (version / MANIFEST_FILE).replace(folder / MANIFEST_FILE)
     flush_folder(folder)

@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from model_code.data.cache import check_dataset_name, read_manifest
+from model_code.data.cache import PackedDataset, check_dataset_name, read_manifest
 from model_code.disk import write_atomically
 from model_code.errors import DataError, UsageError
 
 SHORT_CHECKSUM = 12
-_PREFIX, _SUFFIX = "revision-", ".csv.gz"
+_PREFIX, _SUFFIX, _LEAKAGE_PREFIX = "revision-", ".csv.gz", "check-"
+_LEARNED = ("train", "unlabelled")
 
 
 class ImageEntry(NamedTuple):
@@ -79,13 +80,14 @@ class Difference:
     moved: tuple[tuple[ImageEntry, ImageEntry], ...]
 
 
-def write_revision(folder: Path, checksum: str, image_size: int, images: Iterable[ImageEntry]) -> None:
-    """Keep what a data set holds; nothing changes where the same content was kept before."""
+def write_revision(folder: Path, checksum: str, image_size: int, images: Iterable[ImageEntry]) -> Path:
+    """Write what a data set holds into a folder, durably, and return the file."""
     text = io.StringIO()
     text.write(json.dumps({"checksum": checksum, "added_at": _now(), "image_size": image_size}) + "\n")
     csv.writer(text, lineterminator="\n").writerows(images)
     file = folder / f"{_PREFIX}{checksum[:SHORT_CHECKSUM]}{_SUFFIX}"
     write_atomically(file, gzip.compress(text.getvalue().encode(), mtime=0))
+    return file
 
 
 def read_revision(reference: str, cache_dir: Path) -> Revision:
@@ -124,6 +126,33 @@ def list_revisions(name: str, cache_dir: Path) -> list[Revision]:
     """
     revisions = [read_revision(f"{name}@{checksum}", cache_dir) for checksum in _list_files(name, cache_dir)]
     return sorted(revisions, key=lambda one: one.added_at)
+
+
+def write_leakage(dataset: PackedDataset, cache_dir: Path, count: int) -> None:
+    """Keep how many near-duplicates of images of other splits a check found."""
+    file = cache_dir / dataset.name / f"{_LEAKAGE_PREFIX}{dataset.checksum[:SHORT_CHECKSUM]}.json"
+    write_atomically(file, json.dumps({"copies": count}).encode())
+
+
+def find_leakage(dataset: PackedDataset, cache_dir: Path) -> str:
+    """Return how many images are in several splits, as a check found it, else those with equal pixels; empty if none."""
+    folder = cache_dir / dataset.name
+    try:
+        text = (folder / f"{_LEAKAGE_PREFIX}{dataset.checksum[:SHORT_CHECKSUM]}.json").read_bytes()
+        count, kind = int(json.loads(text)["copies"]), "near-duplicates"
+    except FileNotFoundError:
+        try:
+            images = read_revision(f"{dataset.name}@{dataset.checksum}", cache_dir).images
+        except DataError:  # packed by an earlier version
+            return ""
+        held_out = {one.pixels for one in images if one.split not in _LEARNED}
+        count, kind = sum(one.split in _LEARNED and one.pixels in held_out for one in images), "copies"
+    if not count:
+        return ""
+    return (
+        f"{count} training images are {kind} of validation or test images, so that figures are too high; `darkroom "
+        f"data check {dataset.name}` lists them for --exclude"
+    )
 
 
 def compare_revisions(before: Revision, after: Revision) -> Difference:

@@ -21,15 +21,16 @@ from model_code.training.run_folder import AnyConfig
 
 # More images change the fourth decimal.
 _MEASURED_IMAGES = 5000
-_FEWEST_STEPS = 4
+# In an epoch: with fewer, a recipe's epochs are too few updates.
+_FEWEST_STEPS = 10
 
 
 def adapt(config: AnyConfig, dataset: PackedDataset, given: Collection[str] = ()) -> dict[str, Any]:
     """Return the settings that a run needs for images other than those of its recipe.
 
     Mean and standard deviation are those of the training images. The network sees the same share of the packed image
-    as in the recipe, at the nearest smaller size that it can read. A batch of more images than there are is made
-    smaller, and the learning rate with it.
+    as in the recipe, at the nearest smaller size that it can read. A batch that leaves fewer than ten steps in an
+    epoch is made smaller, and the learning rate with it.
 
     Args:
         config: Config of the recipe for its own images.
@@ -82,7 +83,7 @@ def _adapt_batch(config: TrainingConfig | SimSiamConfig, dataset: PackedDataset)
     count = min(count, config.limit_train or count)
     if isinstance(config, TrainingConfig) and "validation" not in dataset.splits:
         count -= round(count * config.validation_fraction)
-    if count >= config.batch_size:
+    if count >= _FEWEST_STEPS * config.batch_size:
         return {}
     batch_size = 2 ** max(1, (count // _FEWEST_STEPS).bit_length() - 1)
     if isinstance(config, SimSiamConfig):

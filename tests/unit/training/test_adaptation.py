@@ -60,9 +60,9 @@ def test_what_is_given_stays():
 
 def test_a_smaller_batch_has_a_smaller_learning_rate():
     config = build_config("resnet18_cifar10_exp4")
-    changes = adapt(config, make_dataset(32, 100))
-    assert (changes["batch_size"], changes["learning_rate"]) == (16, pytest.approx(0.1 * 16 / 128))
-    assert "batch_size" not in adapt(config, make_dataset(32))
+    changes = adapt(config, make_dataset(32, 400))
+    assert (changes["batch_size"], changes["learning_rate"]) == (32, pytest.approx(0.1 * 32 / 128))
+    assert "batch_size" not in adapt(config, make_dataset(8 * 4, 1600))
 
 
 def test_images_that_are_too_small_are_one_line():
