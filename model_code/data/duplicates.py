@@ -1,6 +1,7 @@
 """Near-duplicates: images with the same small, centred thumbnail, mirrored or not.
 
-Shape suffixes: N = images, C = colour channels, H = height, W = width, D = values of a thumbnail, B = images of one block.
+Shape suffixes: N = images, C = colour channels, H = height, W = width, D = values of a thumbnail, B = images of
+one block, P = pairs.
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Flaw = Literal["blank", "dark", "bright", "blurred"]
+Flaw = Literal["dark", "bright", "blank", "blurred"]
 # Of 255: a standard deviation below which nothing is seen, and brightness that 95 % of the pixels stay under or over.
 BLANK_STD, DARK_LEVEL, BRIGHT_LEVEL = 4.0, 40.0, 225.0
 # Variance of the Laplacian over the variance of the image: the share of its contrast that is fine detail.
@@ -36,7 +36,7 @@ class FlawedImage:
 
 @torch.no_grad()
 def find_flaws(images_NCHW: Tensor) -> list[FlawedImage]:
-    """Return the images with a flaw, each once with its first: blank, dark, bright, blurred; the worst first.
+    """Return the images with a flaw, each once with its first: dark, bright, blank, blurred; the worst first.
 
     Args:
         images_NCHW: float32 images of one size in [0, 255]; blur is judged at that size.
@@ -47,9 +47,9 @@ def find_flaws(images_NCHW: Tensor) -> list[FlawedImage]:
     variance_N = values_NP.var(1)
     laplacian_N = F.conv2d(luma_N1HW, torch.tensor(_LAPLACIAN)[None, None]).flatten(1).var(1)
     scores: dict[Flaw, Tensor] = {
-        "blank": 1 - variance_N.sqrt() / BLANK_STD,
         "dark": 1 - high_N / DARK_LEVEL,
         "bright": (low_N - BRIGHT_LEVEL) / (255 - BRIGHT_LEVEL),
+        "blank": 1 - variance_N.sqrt() / BLANK_STD,
         "blurred": 1 - laplacian_N / variance_N.clamp(min=1e-6) / BLURRED_SHARE,
     }
     found: dict[int, FlawedImage] = {}

@@ -135,7 +135,7 @@ def write_leakage(dataset: PackedDataset, cache_dir: Path, count: int) -> None:
 
 
 def find_leakage(dataset: PackedDataset, cache_dir: Path) -> str:
-    """Return how many images are in several splits, as a check found it, else those with equal pixels; empty if none."""
+    """Return how many images are in several splits, as a check found it, else by equal pixels; empty if none."""
     folder = cache_dir / dataset.name
     try:
         text = (folder / f"{_LEAKAGE_PREFIX}{dataset.checksum[:SHORT_CHECKSUM]}.json").read_bytes()

@@ -1,7 +1,7 @@
 """Labels that are likely wrong: confident learning on out-of-sample probabilities of a ridge probe.
 
-Sources: Northcutt, Jiang & Chuang 2021, "Confident Learning", JAIR 70; leave-one-out residuals of ridge regression as in
-Hastie, Tibshirani & Friedman 2009, "The Elements of Statistical Learning", Sec. 7.10.
+Sources: Northcutt, Jiang & Chuang 2021, "Confident Learning", JAIR 70; leave-one-out residuals of ridge regression as
+in Hastie, Tibshirani & Friedman 2009, "The Elements of Statistical Learning", Sec. 7.10.
 
 Shape suffixes: N = images, D = features, K = classes, L = candidates of the ridge.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 # Of a class with fewer images a probe that leaves one out knows too little.
 FEWEST_IMAGES = 5
-_RIDGES = tuple(10.0**power for power in range(0, 7))
+_RIDGES = tuple(10.0**power for power in range(7))
 
 Probabilities = npt.NDArray[np.float64]
 

@@ -22,7 +22,7 @@ _CONTRAST_FLOOR, _WHITENING_FLOOR = 10.0, 0.1
 def shrink(images_NHWC: npt.NDArray[np.uint8], side: int = SIDE) -> Tensor:
     """Return images as float32 [N, C, side, side] in [0, 255], each pixel the mean of those that it covers."""
     parts = np.array_split(images_NHWC, -(-len(images_NHWC) // 1024))
-    batches = (torch.from_numpy(np.ascontiguousarray(part)).permute(0, 3, 1, 2).float() for part in parts)
+    batches = (torch.from_numpy(np.array(part)).permute(0, 3, 1, 2).float() for part in parts)
     return torch.cat([F.interpolate(batch, (side, side), mode="area") for batch in batches])
 
 

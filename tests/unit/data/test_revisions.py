@@ -71,7 +71,7 @@ def test_what_changed_between_revisions(photos, cache, capsys):
         ("ash", "oak", "photos/train/oak/7.png")
     ]
     assert [(old.split, new.split) for old, new in found.moved] == [("test", "train")]
-    assert [one.checksum for one in list_revisions("trees", cache)][0] == first
+    assert list_revisions("trees", cache)[0].checksum == first
     CompareData(before=f"trees@{first}", after="trees").run()
     ListData(name="trees").run()
     printed = capsys.readouterr().out
