@@ -16,7 +16,7 @@ class AddData(Job):
     NAME with more training images, from class folders.
     """
 
-    command, flow, run_name = "data add", "add-data", "add-{name}"
+    command, flow, run_name, is_urgent = "data add", "add-data", "add-{name}", True
 
     name: str = argument("NAME", "Name of the data set.")
     sources: tuple[Path, ...] = option((), "Folder, zip or tar; repeatable.", name="--from")
@@ -129,3 +129,19 @@ class ListData(Job):
 
         cache_dir = load_settings().cache_dir
         print_datasets(list_datasets(cache_dir), cache_dir)
+
+
+class ExportData(Job):
+    """Write a packed data set as a zip of class folders: <split>/<class>/<number>.png with the packed pixels."""
+
+    command = "data export"
+
+    name: str = argument("NAME")
+    out: Path = option(..., "The zip, which must not be there yet.", metavar="FILE")
+
+    def run(self) -> None:
+        from model_code.data.cache import open_dataset
+        from model_code.data.export import export_dataset
+
+        count = export_dataset(open_dataset(self.name, load_settings().cache_dir), self.out)
+        print(f"{self.out}: {count} images of {self.name}")
