@@ -118,6 +118,24 @@ GROUPS = {
 }
 
 
+class CommandWithWords(click.Group):
+    """A command that also has commands of its own: `recipes [NAME]` and `recipes new`."""
+
+    def __init__(self, own: click.Command) -> None:
+        super().__init__(own.name, help=own.help, subcommand_metavar="[NAME] | COMMAND [ARGS]...")
+        self.own = own
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Give the line to the command itself, unless it begins with the word of another."""
+        if not args or args[0] not in (*self.commands, *context.help_option_names):
+            args = [str(self.name), *args]
+        return super().parse_args(context, args)
+
+    def get_command(self, context: click.Context, cmd_name: str) -> click.Command | None:
+        """Return one of its commands, or the command itself by its name."""
+        return self.own if cmd_name == self.name else super().get_command(context, cmd_name)
+
+
 class ServiceCommand(click.Command):
     """The service's own command, which is loaded when it is called."""
 
@@ -193,9 +211,16 @@ def _find_kind(annotation: Any) -> tuple[Any, bool]:  # noqa: ANN401 - any type
     return annotation, False
 
 
-for _kind in JOBS:
-    if _kind.command:
-        GROUPS.get(_kind.command.split()[0], darkroom).add_command(build_command(_kind))
 for _group in GROUPS.values():
     darkroom.add_command(_group)
+for _kind in sorted(JOBS, key=lambda kind: kind.command.count(" ")):
+    *_groups, _word = _kind.command.split() or [""]
+    if _groups:
+        _parent = darkroom.commands[_groups[0]]
+        if not isinstance(_parent, click.Group):
+            _parent = CommandWithWords(_parent)
+            darkroom.add_command(_parent)
+        _parent.add_command(build_command(_kind))
+    elif _word:
+        darkroom.add_command(build_command(_kind))
 darkroom.add_command(ServiceCommand("serve", help="Answer predictions over HTTP with the released models."))

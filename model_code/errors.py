@@ -4,6 +4,8 @@ A message gives the value, what is allowed and the remedy, in one line; the comm
 `exit_status`.
 """
 
+from collections.abc import Sequence
+
 
 class DarkroomError(Exception):
     """Base of every error raised on purpose.
@@ -23,6 +25,18 @@ class UsageError(DarkroomError, ValueError):
 
 class DataError(DarkroomError):
     """Images or labels are missing, damaged or contradict each other."""
+
+
+class FaultyFilesError(DataError):
+    """Files of a source are wrong.
+
+    Attributes:
+        faults: (file, reason) of all of them; the message names some.
+    """
+
+    def __init__(self, message: str, faults: Sequence[tuple[str, str]]) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
 
 
 class ChecksumError(DataError):

@@ -63,6 +63,11 @@ class Settings(BaseModel):
         return self.home / "bundles"
 
     @property
+    def recipes_dir(self) -> Path:
+        """Recipes of one's own, one TOML file each."""
+        return self.home / "recipes"
+
+    @property
     def feedback_dir(self) -> Path:
         """True labels that the service was told, one folder per registered name (`serving/observation/feedback.py`)."""
         return (self.inbox or self.home) / "feedback"

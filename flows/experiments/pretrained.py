@@ -78,7 +78,7 @@ def find_pretrained(
         f"{config.recipe} starts from {name}, which has no finished {' or '.join(allowed)} run of {config.network} on "
         f"these {config.dataset} images with its weights here; train it first: darkroom train {name}"
         + (" --profile smoke" if config.profile == "smoke" else "")
-        + (f" --set dataset={config.dataset}" if config.dataset != get_recipe(name).build().dataset else "")
+        + (f" --data {config.dataset}" if config.dataset != get_recipe(name).build().dataset else "")
     )
 
 

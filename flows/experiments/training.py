@@ -14,7 +14,8 @@ from flows.experiments.inputs import RunInputs, find_kept, open_inputs
 from flows.experiments.pretrained import Pretrained
 from flows.printing.summaries import Outcome
 from flows.printing.tables import print_result
-from model_code.data.cache import is_added
+from model_code.data.cache import is_added, open_dataset
+from model_code.data.revisions import SHORT_CHECKSUM, find_leakage
 from model_code.errors import DarkroomError, DownloadError, TrackingError, UsageError
 from model_code.recipes.catalog import describe_budget, get_recipe
 from model_code.settings import Settings, load_settings
@@ -217,9 +218,12 @@ def _print_start(folder: RunFolder, experiment: Experiment, device: str) -> None
     print(
         f"{config.recipe}  seed {config.seed}  run {folder.record.run_id}\n"
         f"{textwrap.fill(describe_budget(config), 78, initial_indent='  ', subsequent_indent='    ')}\n"
-        f"  {config.dataset}: {experiment.images_line}\n"
+        f"  {config.dataset}@{folder.record.data_checksum[:SHORT_CHECKSUM]}: {experiment.images_line}\n"
         f"  {device}"
         + (f"\n  {experiment.engine_line}" if experiment.engine_line else "")
         + (f"\n  published accuracy {published:.3f}" if published and config.profile == "full" else ""),
         flush=True,
     )
+    settings = load_settings()
+    if leakage := find_leakage(open_dataset(config.dataset, settings.cache_dir), settings.cache_dir):
+        print(f"  warning: {leakage}", flush=True)

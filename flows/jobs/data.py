@@ -1,10 +1,11 @@
 """Packed data sets: adding one, listing all."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from flows.jobs.job import OFFLINE, Job, argument, option
 from model_code.data.limits import MAX_BAD_FRACTION
-from model_code.errors import UsageError
+from model_code.errors import FaultyFilesError, UsageError
 from model_code.settings import load_settings
 from serving.listing import FORM, Form
 
@@ -34,9 +35,14 @@ class AddData(Job):
     )
     offline: bool = option(False, OFFLINE)
 
+    exclude: Path | None = option(
+        None, "Leave out the images in the column `file` of this CSV table, which `data check` writes.", metavar="FILE"
+    )
+    report: Path | None = option(None, "Write a CSV table of all that is left out or wrong, and why.", metavar="FILE")
+
     @property
     def has_flow(self) -> bool:
-        return not self.offline
+        return super().has_flow and not self.offline
 
     def check(self) -> None:
         from model_code.data.add import check_arguments
@@ -50,18 +56,68 @@ class AddData(Job):
         from model_code.data.add import add_dataset
 
         settings = load_settings()
-        added = add_dataset(
-            self.name,
-            [source.resolve() for source in self.sources],
-            cache_dir=settings.cache_dir,
-            data_dir=settings.data_dir,
-            download=self.download,
-            url=self.url,
-            image_size=self.image_size,
-            skip=self.skip,
-            max_bad_fraction=self.max_bad,
-        )
+        try:
+            added = add_dataset(
+                self.name,
+                [source.resolve() for source in self.sources],
+                cache_dir=settings.cache_dir,
+                data_dir=settings.data_dir,
+                download=self.download,
+                url=self.url,
+                image_size=self.image_size,
+                skip=self.skip,
+                max_bad_fraction=self.max_bad,
+                exclude=self.exclude,
+            )
+        except FaultyFilesError as error:
+            self._write_report(error.faults)
+            raise
+        self._write_report([(one.name, one.reason) for one in added.skipped])
         print_added(added)
+
+    def _write_report(self, faults: Iterable[tuple[str, str]]) -> None:
+        if self.report is not None:
+            from model_code.data.exclusion import write_table
+
+            write_table(self.report, ("file", "reason"), faults)
+
+
+class CheckData(Job):
+    """Look for wrong labels, copies within and across splits, and images that are blank, dark, bright or blurred.
+
+    A page with thumbnails and a table are written; `darkroom data add --exclude` takes the table.
+    """
+
+    command = "data check"
+
+    name: str = argument("NAME")
+    out: Path | None = option(None, "Folder of both; DARKROOM_HOME/checks/NAME if not given.", metavar="DIR")
+
+    def run(self) -> None:
+        from flows.operations.data_check import check_data
+
+        checked = check_data(self.name, self.out)
+        counts = ", ".join(f"{count} {kind}" for kind, count in checked.counts.items()) or "nothing"
+        print(f"{self.name}: {counts}", *checked.lines, checked.page, checked.table, sep="\n  ")
+
+
+class CompareData(Job):
+    """Show what was added, removed, relabelled or moved between splits from one revision to another.
+
+    A revision is NAME, as it is packed now, or NAME@CHECKSUM as `darkroom data list NAME` shows it.
+    """
+
+    command = "data diff"
+
+    before: str = argument("BEFORE")
+    after: str = argument("AFTER")
+
+    def run(self) -> None:
+        from flows.printing.tables import print_difference
+        from model_code.data.revisions import compare_revisions, read_revision
+
+        cache_dir = load_settings().cache_dir
+        print_difference(compare_revisions(*(read_revision(one, cache_dir) for one in (self.before, self.after))))
 
 
 class RemoveData(Job):
@@ -81,15 +137,38 @@ class RemoveData(Job):
 
 
 class ListData(Job):
-    """List the packed data sets: counts, classes, size, checksum."""
+    """List the packed data sets: counts, classes, size, checksum; of one of them, its revisions."""
 
     command = "data list"
 
+    name: str | None = argument("NAME", default=None)
     form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
+        if self.name is not None:
+            from flows.printing.tables import print_revisions
+            from model_code.data.revisions import list_revisions
+
+            print_revisions(list_revisions(self.name, load_settings().cache_dir), self.form)
+            return
         from flows.printing.tables import print_datasets
         from model_code.data.cache import list_datasets
 
         cache_dir = load_settings().cache_dir
         print_datasets(list_datasets(cache_dir), cache_dir, self.form)
+
+
+class ExportData(Job):
+    """Write a packed data set as a zip of class folders: <split>/<class>/<number>.png with the packed pixels."""
+
+    command = "data export"
+
+    name: str = argument("NAME")
+    out: Path = option(..., "The zip, which must not be there yet.", metavar="FILE")
+
+    def run(self) -> None:
+        from model_code.data.cache import open_dataset
+        from model_code.data.export import export_dataset
+
+        count = export_dataset(open_dataset(self.name, load_settings().cache_dir), self.out)
+        print(f"{self.out}: {count} images of {self.name}")

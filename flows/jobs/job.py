@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from model_code.errors import UsageError
-from model_code.release.names import RELEASE_NAMES, check_release_name
+from model_code.release.names import check_release_name
 from model_code.settings import load_settings
 
 OFFLINE = "Without MLflow, Prefect and a network: a run is recorded in its folder; `darkroom runs` brings it home."
@@ -115,9 +115,9 @@ def name_option(name: str, field: FieldInfo) -> str:
 
 
 def _list_recipes() -> Collection[str]:
-    from model_code.recipes.catalog import RECIPES
+    from model_code.recipes.catalog import list_recipes
 
-    return RECIPES
+    return [entry.name for entry in list_recipes()]
 
 
 @dataclass(frozen=True)
@@ -137,4 +137,4 @@ def _check_name(name: str) -> str:
 
 
 RecipeName = Annotated[str, Choices(_list_recipes)]
-ReleaseName = Annotated[str, AfterValidator(_check_name), Choices(lambda: RELEASE_NAMES)]
+ReleaseName = Annotated[str, AfterValidator(_check_name)]

@@ -21,7 +21,7 @@ class Release(Job):
     loads = "PyTorch, MLflow and ONNX Runtime"
 
     source: str = argument("RECIPE|RUN_ID", "A recipe, for its best run, or a run id.")
-    name: ReleaseName = option(..., "Registered name: cifar10, food or shapes.", name="--as")
+    name: ReleaseName = option(..., "Registered name: cifar10, food, shapes or any other.", name="--as")
     mode: Literal["enabled", "dry_run", "forced"] = option(
         "enabled", "dry_run changes nothing; forced promotes whatever the verdict is, and needs --why."
     )
@@ -29,6 +29,9 @@ class Release(Job):
     head: Literal["best", "linear", "knn"] = option(
         "best",
         "Classifier behind a SimSiam backbone: a linear layer, kNN on the training images, or the better one.",
+    )
+    has_new_classes: bool = option(
+        False, "Replace a champion of other classes, without a comparison.", name="--new-classes"
     )
     min_gain: Gain | None = option(None, "Least gain of accuracy over the champion, a fraction; 0 if not given.")
     max_class_drop: Fraction | None = option(
@@ -52,7 +55,7 @@ class Release(Job):
         if self.max_size_mb is not None:
             rules["max_size_bytes"] = round(self.max_size_mb * 1e6)
         head = None if self.head == "best" else self.head
-        released = release(self.source, self.name, self.mode, self.why, GateRules(**rules), head)
+        released = release(self.source, self.name, self.mode, self.why, GateRules(**rules), head, self.has_new_classes)
         print_release(released)
         if not released.is_champion:
             raise ReleaseError(

@@ -1,7 +1,7 @@
 """Training: the recipes that there are, one of them, every one."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flows.jobs.job import OFFLINE, Job, RecipeName, argument, option
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, TrainingError, UsageError
@@ -19,6 +19,18 @@ Profile = Literal["full", "smoke"]
 PROFILE = "full: the documented budget; smoke: minutes on two CPU cores, compared with nothing."
 
 
+def _change_dataset(config: "AnyConfig", dataset: str | None, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the changes of a config's settings with those that other images need."""
+    if dataset is None:
+        return changes
+    if changes.get("dataset", dataset) != dataset:
+        raise UsageError(f"--data {dataset} and --set dataset={changes['dataset']} contradict; give one of them")
+    from model_code.data.cache import open_dataset
+    from model_code.training.adaptation import adapt
+
+    return adapt(config, open_dataset(dataset, load_settings().cache_dir), changes) | changes
+
+
 class ListRecipes(Job):
     """List every recipe with its published figure, or show one recipe's evidence."""
 
@@ -29,12 +41,38 @@ class ListRecipes(Job):
 
     def run(self) -> None:
         from flows.printing.tables import print_recipe, print_recipes
-        from model_code.recipes.catalog import RECIPES, get_recipe
+        from model_code.recipes.catalog import get_recipe, list_recipes
 
         if self.name is None:
-            print_recipes(list(RECIPES.values()), self.form)
+            print_recipes(list_recipes(), self.form)
         else:
             print_recipe(get_recipe(self.name))
+
+
+class NewRecipe(Job):
+    """Write a recipe of one's own: a file that changes settings of another recipe.
+
+    It is listed, trained, tracked, released and reported like those of the package, and can be edited.
+    """
+
+    command = "recipes new"
+
+    name: str = argument("NAME")
+    base: str = option(..., "Recipe whose settings it changes.", name="--from", metavar="RECIPE")
+    dataset: str | None = option(
+        None, "Packed data set; mean, standard deviation and sizes follow the images.", name="--data", metavar="NAME"
+    )
+    title: str = option("", "What it is, one line.", metavar="TEXT")
+    settings: tuple[str, ...] = option((), "Setting that differs; repeatable.", name="--set", metavar="KEY=VALUE")
+
+    def run(self) -> None:
+        from model_code.recipes.catalog import add_recipe, get_recipe
+        from model_code.training.run_config import parse_assignment
+
+        changes = _change_dataset(
+            get_recipe(self.base).build(), self.dataset, dict(map(parse_assignment, self.settings))
+        )
+        print(f"{self.name}: {add_recipe(self.name, self.base, self.title, changes)}")
 
 
 class Train(Job):
@@ -47,6 +85,13 @@ class Train(Job):
     loads = "PyTorch, MLflow and Prefect"
 
     recipe: RecipeName = argument("RECIPE", "See `darkroom recipes`.")
+    dataset: str | None = option(
+        None,
+        "Packed data set, see `darkroom data list`; the recipe's own if not given. Mean, standard deviation and sizes "
+        "follow the images unless --set sets them.",
+        name="--data",
+        metavar="NAME",
+    )
     profile: Profile = option("full", PROFILE)
     seed: int | None = option(None, "Seed of the run; the recipe's own if not given.", ge=0)
     epochs: int | None = option(None, "Epochs; the recipe's own if not given.", ge=1)
@@ -66,7 +111,11 @@ class Train(Job):
         from model_code.training.run_config import parse_assignment
 
         given = self.model_dump(include={"seed", "epochs", "limit_train"}, exclude_none=True)
-        return build_config(self.recipe, self.profile, dict(map(parse_assignment, self.settings)) | given)
+        changes = dict(map(parse_assignment, self.settings)) | given
+        config = build_config(self.recipe, self.profile, changes)
+        if self.dataset is None:
+            return config
+        return build_config(self.recipe, self.profile, _change_dataset(config, self.dataset, changes))
 
     @cached_property
     def inputs(self) -> "RunInputs":
@@ -109,7 +158,8 @@ class TrainAll(Job):
     Recipes whose images are not here, or whose pretrained weights cannot be downloaded, are skipped.
 
     With --release it is the whole study: images that are missing are fetched where they can be; after the trainings the
-    best run of each data set, by validation, is released under cifar10, food or shapes, and the report is written.
+    best run of each data set, by validation, is released under cifar10, food, shapes or the data set's own name, and
+    the report is written.
     """
 
     command, flow, run_name, is_retried = "train-all", "train-every-recipe", "train-every-recipe-{profile}", True

@@ -17,10 +17,10 @@ from flows.operations.release_source import check_source
 from flows.operations.step import step
 from flows.printing.summaries import ReleaseSummary
 from model_code.data.cache import open_dataset
+from model_code.data.sources.images import name_some
 from model_code.disk import hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.evaluation.figures import draw_reliability
-from model_code.recipes.catalog import RECIPES
 from model_code.release.backbone_classifier import Head
 from model_code.release.card import summarise, write_card
 from model_code.release.changes import find_rollback_of
@@ -28,7 +28,6 @@ from model_code.release.export import Exported, export
 from model_code.release.gate import Verdict, judge
 from model_code.release.gate_rules import GateRules
 from model_code.release.ledger import check_reason, complete, find_champion, move_champion
-from model_code.release.names import RELEASE_NAMES
 from model_code.release.versions import (
     fetch_bundle,
     find_bundle_version,
@@ -41,7 +40,7 @@ from model_code.release.versions import (
 from model_code.settings import Settings, load_settings
 from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run
 from model_code.tracking.store import open_store
-from model_code.training.run_folder import open_run_folder
+from model_code.training.run_folder import is_run_id, open_run_folder
 from serving.bundle.manifest import Manifest
 from serving.bundle.store import BUNDLE_TAG, Change, name_bundle, read_bundle, write_bundle
 from serving.errors import BundleError
@@ -77,6 +76,7 @@ def release(
     why: str = "",
     rules: GateRules | None = None,
     head: Head | None = None,
+    has_new_classes: bool = False,
 ) -> ReleaseSummary:
     """Release a recipe's best run, or one run, under a name, if it is better than the champion.
 
@@ -90,6 +90,7 @@ def release(
         why: Reason for the ledger.
         rules: Rules of the gate.
         head: Head behind the backbone of a SimSiam run; None takes the one that is better on validation.
+        has_new_classes: True to replace a champion of other classes, with which nothing can be compared.
 
     Raises:
         UsageError: Source or name mean nothing.
@@ -109,13 +110,16 @@ def release(
         with _holding_champion(settings, name):
             changes = complete(client, settings.bundles_dir, name)
             champion = _open_champion(client, settings, name, changes, mode)
+        before = None if champion is None else champion.version
+        if champion is not None and not _has_same_classes(champion, folder.record.config.dataset, has_new_classes):
+            champion = None
         with writing_to(Path(scratch), 0, f"exporting run {run.run_id}"):
             exported = export_task(run, name, folder, Path(scratch), head)
         summary = ReleaseSummary(
             mode=mode,
             profile=run.profile,
             manifest=exported.manifest,
-            champion_before=None if champion is None else champion.version,
+            champion_before=before,
         )
         if champion is not None and champion.folder.name == name_bundle(exported.manifest):
             return summary.model_copy(update={"version": champion.version, "is_champion": True})
@@ -209,10 +213,12 @@ def choose_task(source: str, name: str) -> FinishedRun:
     """Return the run that `source`, a recipe or a run id, means for a released name, and print which one it is."""
     settings = load_settings()
     folders = check_source(source, name, settings)
+    known = {folder.record.run_id for folder in folders}
     client = open_store(settings)
-    if source not in RECIPES:
+    if is_run_id(source):
         return get_finished_run(client, folders[0].record.run_id)
-    runs = [run for run in find_finished_runs(client, source, RELEASE_NAMES[name]) if _is_usable(settings, run)]
+    found = find_finished_runs(client, source, "*")
+    runs = [run for run in found if run.run_id in known and _is_usable(settings, run)]
     if not runs:
         raise ReleaseError(
             f"{source} cannot be released as {name}: none of its {len(folders)} finished runs is in MLflow with its "
@@ -289,13 +295,27 @@ def compare(exported: Exported, folder: Path, champion: Champion | None, rules: 
 compare_task = step("compare with the champion")(compare)
 
 
+def _has_same_classes(champion: Champion, dataset: str, has_new_classes: bool) -> bool:
+    """Return False where other classes replace those of the champion because the caller wants it.
+
+    Raises:
+        ReleaseError: The classes differ and the caller did not say so.
+    """
+    old, new = set(champion.manifest.classes), set(open_dataset(dataset, load_settings().cache_dir).classes)
+    if old != new and not has_new_classes:
+        changes = [
+            f"{word} {name_some(sorted(names))}" for word, names in (("without", old - new), ("with", new - old))
+        ]
+        raise ReleaseError(
+            f"version {champion.version} of {champion.manifest.name} answers {len(old)} classes, {dataset} has "
+            f"{len(new)}, {' and '.join(one for one in changes if one[-1] != ' ')}; release under another name, or "
+            "replace the classes with --new-classes"
+        )
+    return old == new
+
+
 def _check_comparable(champion: Champion, manifest: Manifest) -> None:
     old = champion.manifest
-    if set(old.classes) != set(manifest.classes):
-        raise ReleaseError(
-            f"version {champion.version} of {manifest.name} answers {len(old.classes)} classes, run {manifest.run_id} "
-            f"{len(manifest.classes)}, not the same ones: they cannot be compared"
-        )
     if old.image_size != manifest.image_size:
         raise ReleaseError(
             f"version {champion.version} of {manifest.name} reads images of {old.image_size} pixels, run "

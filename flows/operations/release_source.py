@@ -1,8 +1,8 @@
 """What a release is made from: a recipe or a run. Judged by the run folders, before any framework is imported."""
 
-from model_code.data.cache import is_dataset_taken
+from model_code.data.cache import FEEDBACK_SUFFIX, is_dataset_taken
 from model_code.errors import ReleaseError, UsageError
-from model_code.recipes.catalog import RECIPES
+from model_code.recipes.catalog import get_recipe
 from model_code.release.names import check_release_name
 from model_code.settings import Settings
 from model_code.training.run_folder import RunFolder, is_run_id, list_finished, open_run_folder, resolve_run_id
@@ -25,20 +25,8 @@ def check_source(source: str, name: str, settings: Settings) -> list[RunFolder]:
         TrainingError: There is no run of that id.
     """
     pattern = check_release_name(name)
-    if source in RECIPES:
-        _check_is_classifier(source, RECIPES[source].build().kind)
-        finished = [one for one in list_finished(settings.checkpoints_dir) if one.record.config.recipe == source]
-        runs = [one for one in finished if is_dataset_taken(one.record.config.dataset, pattern)]
-        if runs:
-            return runs
-        elsewhere = ", ".join(sorted({one.record.config.dataset for one in finished}))
-        why = f"its finished runs are on {elsewhere} and not on {pattern} images" if elsewhere else "no run is finished"
-        raise ReleaseError(f"{source} cannot be released as {name}: {why}; train it first: darkroom train {source}")
     if not is_run_id(source):
-        raise UsageError(
-            f"{source!r} is neither a recipe (`darkroom recipes`) nor a run id (8 to 32 hexadecimal digits: "
-            "`darkroom runs list`)"
-        )
+        return _list_runs(source, name, pattern, settings)
     run_id = resolve_run_id(settings.checkpoints_dir, source)
     folder = open_run_folder(settings.checkpoints_dir, run_id)
     config = folder.record.config
@@ -48,6 +36,26 @@ def check_source(source: str, name: str, settings: Settings) -> list[RunFolder]:
     if folder.result is None:
         raise ReleaseError(f"run {run_id} is not a finished training; repeat its train command first")
     return [folder]
+
+
+def _list_runs(recipe: str, name: str, pattern: str, settings: Settings) -> list[RunFolder]:
+    try:
+        kind = get_recipe(recipe).build().kind
+    except UsageError as error:
+        raise UsageError(f"{error}; or give a run id (8 to 32 hexadecimal digits: `darkroom runs list`)") from error
+    _check_is_classifier(recipe, kind)
+    finished = [one for one in list_finished(settings.checkpoints_dir) if one.record.config.recipe == recipe]
+    runs = [one for one in finished if is_dataset_taken(one.record.config.dataset, pattern)]
+    if pattern == "*":  # a data set of the released name goes first
+        runs = [one for one in runs if is_dataset_taken(one.record.config.dataset, name)] or runs
+    datasets = sorted({one.record.config.dataset.removesuffix(FEEDBACK_SUFFIX) for one in runs})
+    if len(datasets) > 1 and pattern == "*":
+        raise ReleaseError(f"{recipe} has runs on {', '.join(datasets)}; give the id of the run for {name}")
+    if not runs:
+        elsewhere = ", ".join(sorted({one.record.config.dataset for one in finished}))
+        why = f"its finished runs are on {elsewhere} and not on {pattern} images" if elsewhere else "no run is finished"
+        raise ReleaseError(f"{recipe} cannot be released as {name}: {why}; train it first: darkroom train {recipe}")
+    return runs
 
 
 def _check_is_classifier(what: str, kind: str) -> None:

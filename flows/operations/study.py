@@ -52,7 +52,7 @@ def rank_recipes(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[Choice
     """Return registered name -> data set -> the best run of each recipe, the best recipe first.
 
     Recipes compete by the mean validation accuracy of their seeds; of a recipe the best seed is taken. Smoke and custom
-    runs compete only where there are no full ones. Data sets without a registered name are left out.
+    runs compete only where there are no full ones. A data set without a registered name has its own.
     """
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     by_dataset: dict[str, list[RunResult]] = {}
@@ -61,9 +61,9 @@ def rank_recipes(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[Choice
             by_dataset.setdefault(result.dataset, []).append(result)
     ranked: dict[str, dict[str, list[Choice]]] = {}
     for dataset, runs in by_dataset.items():
-        name = next((name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(dataset, pattern)), None)
-        if name is not None:
-            ranked.setdefault(name, {})[dataset] = _rank_runs(name, runs)
+        own = dataset.removesuffix(FEEDBACK_SUFFIX)
+        name = next((name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(dataset, pattern)), own)
+        ranked.setdefault(name, {})[dataset] = _rank_runs(name, runs)
     return ranked
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flows.printing.summaries import Choice, Outcome, Plan
     from model_code.data.add import AddedDataset
     from model_code.data.cache import DatasetSummary
+    from model_code.data.revisions import Difference, Revision
     from model_code.recipes.catalog import Recipe
     from model_code.report.files import ReportFiles
     from model_code.training.run_folder import RunResult
@@ -82,6 +83,49 @@ def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path, form: 
         for dataset in datasets
     ]
     print_listing(columns, records, form)
+
+
+def print_revisions(revisions: "Sequence[Revision]", form: Form = "table") -> None:
+    """Print the history of a data set, the oldest revision first, with what changed from one to the next."""
+    from model_code.data.revisions import compare_revisions
+
+    columns = (
+        Column("revision", "revision"),
+        Column("added at", "added_at", lambda time: time[:19]),
+        Column("images", "images"),
+        Column("size", "image_size", lambda side: f"{side}x{side}"),
+        Column("changes", "changes"),
+    )
+    records = []
+    for before, revision in zip([None, *revisions], revisions, strict=False):
+        changes = ""
+        if before is not None and before.image_size == revision.image_size:
+            changes = _count_changes(compare_revisions(before, revision))
+        records.append(
+            {
+                "revision": str(revision),
+                "added_at": revision.added_at,
+                "images": len(revision.images),
+                "image_size": revision.image_size,
+                "changes": changes,
+            }
+        )
+    print_listing(columns, records, form)
+
+
+def print_difference(difference: "Difference") -> None:
+    """Print every image that differs between two revisions, and how many there are."""
+    lines = [f"removed     {one.split} {one.label} {one.file}" for one in difference.removed]
+    lines += [f"added       {one.split} {one.label} {one.file}" for one in difference.added]
+    lines += [f"relabelled  {old.label} -> {new.label} {new.file}" for old, new in difference.relabelled]
+    lines += [f"moved       {old.split} -> {new.split} {new.label} {new.file}" for old, new in difference.moved]
+    for line in [*lines, _count_changes(difference)]:
+        print_line(line)
+
+
+def _count_changes(difference: "Difference") -> str:
+    counts = {name: len(getattr(difference, name)) for name in ("added", "removed", "relabelled", "moved")}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "the same images and labels"
 
 
 def print_added(added: "AddedDataset") -> None:

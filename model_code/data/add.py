@@ -14,6 +14,7 @@ from model_code.data.cache import (
     open_dataset,
     read_manifest,
 )
+from model_code.data.exclusion import leave_out, read_exclusions
 from model_code.data.fingerprint import fingerprint_paths
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.packing import pack_dataset
@@ -26,7 +27,7 @@ from model_code.errors import DataError, UsageError
 
 MAX_IMAGE_SIZE = 1024
 # Raised whenever the same source packs differently, so that packed sets are made anew.
-_PACKING_VERSION = 5
+_PACKING_VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def add_dataset(
     progress: bool = True,
     skip: bool = False,
     max_bad_fraction: float = MAX_BAD_FRACTION,
+    exclude: Path | None = None,
 ) -> AddedDataset:
     """Pack a data set, or reuse what is packed when its source did not change.
 
@@ -76,6 +78,7 @@ def add_dataset(
         progress: Whether to show progress.
         skip: True to leave out files and folders that fit no layout, links to nothing and empty classes.
         max_bad_fraction: Largest share of a split's images that may not decode; they are left out. 0 to 1.
+        exclude: File that names images to leave out (`read_exclusions`); None for none.
 
     Raises:
         UsageError: The name, the size, the share or the combination of arguments is not allowed.
@@ -87,12 +90,13 @@ def add_dataset(
     if not 0 <= max_bad_fraction < 1:
         raise UsageError(f"a share of {max_bad_fraction} bad files is not allowed; give 0 or more, less than 1")
     base = open_dataset(name.removesuffix(FEEDBACK_SUFFIX), cache_dir) if name.endswith(FEEDBACK_SUFFIX) else None
+    excluded = read_exclusions(exclude) if exclude else frozenset()
     known = get_known(name)
     size = image_size or (base.image_size if base else known.image_size)
     with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
         paths = [known.fetch(data_dir, url, progress)] if download and known.fetch else list(sources)
         version = base.checksum if base else known.version
-        settings = (name, size, _PACKING_VERSION, version)
+        settings = (name, size, _PACKING_VERSION, version, *sorted(excluded))
         fingerprint = fingerprint_paths(paths, *settings)
         reusable = _find_reusable(name, cache_dir, fingerprint)
         if reusable is not None:
@@ -115,6 +119,8 @@ def add_dataset(
                         f"image size {size} is not possible: {source.description} has {native}x{native} "
                         f"pixels; give image size {native}"
                     )
+            if exclude is not None:
+                source = leave_out(source, excluded, f"named in {exclude.name}")
             dataset = pack_dataset(
                 name,
                 source,

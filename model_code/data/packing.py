@@ -32,21 +32,25 @@ from model_code.data.cache import (
     read_manifest,
 )
 from model_code.data.decoding import DecodedChunk, count_workers, decode_images
+from model_code.data.exclusion import list_files
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.progress import show_progress
+from model_code.data.revisions import ImageEntry, write_revision
 from model_code.data.sources.images import (
     EncodedSplit,
     ImageSource,
     PixelSplit,
     escape_bytes,
+    name_image,
     name_some,
 )
 from model_code.disk import check_free_space, flush_folder, writing_to
-from model_code.errors import DataError
+from model_code.errors import DataError, FaultyFilesError
 
 # Manifest, headers and what the file system adds.
 _OVERHEAD_BYTES = 64 * 1024
-_READ_BYTES = 2**22
+# Of an image's hash: two of 10^9 images share them with a probability of 3 %.
+_IMAGE_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class _WrittenSplit:
     labels_N: npt.NDArray[np.int64]
     pixels_sha256: str
     skipped: list[SkippedImage]
+    images: list[ImageEntry]
 
 
 def pack_dataset(
@@ -116,7 +121,9 @@ def pack_dataset(
                     for split, content in sorted(source.splits.items())
                 }
             check_source()
-            _commit(folder, scratch, _describe(name, source, image_size, source_fingerprint, source_paths, written))
+            manifest = _describe(name, source, image_size, source_fingerprint, source_paths, written)
+            entries = (image for one in written.values() for image in one.images)
+            _commit(folder, scratch, manifest, write_revision(scratch, manifest.checksum, image_size, entries))
         finally:
             _remove_leftovers(name, cache_dir)
     return open_dataset(name, cache_dir)
@@ -155,13 +162,15 @@ def _describe(
     )
 
 
-def _commit(folder: Path, scratch: Path, manifest: CacheManifest) -> None:
+def _commit(folder: Path, scratch: Path, manifest: CacheManifest, revision: Path) -> None:
     with (scratch / MANIFEST_FILE).open("wb") as file:
         file.write(manifest.model_dump_json(indent=1).encode())
         _flush_file(file)
     flush_folder(scratch)
     version = folder / manifest.folder
     scratch.rename(version)
+    flush_folder(folder)
+    (version / revision.name).replace(folder / revision.name)
     flush_folder(folder)
     (version / MANIFEST_FILE).replace(folder / MANIFEST_FILE)
     flush_folder(folder)
@@ -199,7 +208,7 @@ def _write_split(
     skipped: list[SkippedImage] = []
     with images_path.open("wb+") as file:
         if isinstance(content, PixelSplit):
-            labels_N = content.labels_N
+            labels_N, kept = content.labels_N, list(range(len(content)))
             _write_header(file, len(content), image_size)
             for start in range(0, len(labels_N), 1024):
                 images_NHWC = content.images_NHWC[start : start + 1024]
@@ -207,19 +216,22 @@ def _write_split(
                 advance(len(images_NHWC))
             if content.more is not None:
                 # Whoever gave them cannot be asked to repair them: any number is skipped.
-                more_N, skipped = _write_decoded(file, split, content.more, image_size, advance, len(labels_N), 1.0)
+                more_N, kept_more, skipped = _write_decoded(
+                    file, split, content.more, image_size, advance, len(labels_N), 1.0
+                )
                 if not len(more_N):
                     raise DataError(
                         f"{len(skipped)} images were to be added and none can be: {skipped[0].name}: "
                         f"{skipped[0].reason}"
                     )
+                kept = [*range(len(labels_N)), *(len(labels_N) + position for position in kept_more)]
                 labels_N = np.concatenate([labels_N, more_N])
         else:
-            labels_N, skipped = _write_decoded(
+            labels_N, kept, skipped = _write_decoded(
                 file, split, content, image_size, advance, max_bad_fraction=max_bad_fraction
             )
         _flush_file(file)
-        pixels_sha256 = _hash_pixels(file, image_size)
+        pixels_sha256, hashes = _hash_pixels(file, image_size)
     count_per_class = {name: int((labels_N == label).sum()) for label, name in enumerate(classes)}
     emptied = [name for name, count in count_per_class.items() if count == 0]
     if emptied and split == main_split and labels_N.max() >= 0:
@@ -233,7 +245,10 @@ def _write_split(
         images_bytes=images_path.stat().st_size,
         labels_bytes=labels_path.stat().st_size,
     )
-    return _WrittenSplit(manifest, labels_N, pixels_sha256, skipped)
+    files = list_files(split, content)
+    names = [classes[label] if label >= 0 else "" for label in labels_N]
+    entries = [ImageEntry(split, files[index], *one) for index, *one in zip(kept, names, hashes, strict=True)]
+    return _WrittenSplit(manifest, labels_N, pixels_sha256, skipped, entries)
 
 
 def _write_decoded(
@@ -244,8 +259,10 @@ def _write_decoded(
     advance: Callable[[int], None],
     first_row: int = 0,
     max_bad_fraction: float = MAX_BAD_FRACTION,
-) -> tuple[npt.NDArray[np.int64], list[SkippedImage]]:
+) -> tuple[npt.NDArray[np.int64], list[int], list[SkippedImage]]:
     """Write pixels at the place of their image, in any order; then close the gaps of skipped ones.
+
+    Returns labels and positions of what was kept, and what was skipped.
 
     The first image goes to `first_row` of the split. Plain writes, not a writable memory map: on a full disk a map
     kills the process instead of raising.
@@ -263,22 +280,23 @@ def _write_decoded(
         reasons.update({chunk.positions[index]: reason for index, reason in chunk.failures})
         advance(len(chunk.positions))
     skipped = [
-        SkippedImage(name=f"{images[position].archive.path.name}/{images[position].member}", reason=reason)
+        SkippedImage(name=escape_bytes(name_image(images[position])), reason=reason)
         for position, reason in sorted(reasons.items())
     ]
     if len(skipped) > 0 and len(skipped) / len(images) > max_bad_fraction:
         share = math.ceil(100 * len(skipped) / len(images))
         way = "" if share == 100 else f", or leave them out with --max-bad {share / 100:g}"
-        raise DataError(
+        raise FaultyFilesError(
             f"{len(skipped)} of {len(images)} {split} images do not decode, more than {100 * max_bad_fraction:g} % "
             f"are not skipped: {name_some((one.name for one in skipped), 3)} (the first: {skipped[0].reason}); "
-            f"repair or remove them{way}"
+            f"repair or remove them{way}",
+            [(one.name, one.reason) for one in skipped],
         )
     kept = [position for position in range(len(images)) if position not in reasons]
     if skipped:
         _close_gaps(file, kept, start_bytes, row_bytes)
         _write_header(file, first_row + len(kept), image_size)
-    return np.array([images[position].label for position in kept], dtype=np.int64), skipped
+    return np.array([images[position].label for position in kept], dtype=np.int64), kept, skipped
 
 
 def _write_chunk(file: IO[bytes], chunk: DecodedChunk, start_bytes: int, row_bytes: int) -> None:
@@ -309,12 +327,14 @@ def _write_header(file: IO[bytes], count: int, image_size: int) -> int:
     return file.write(header.getvalue())
 
 
-def _hash_pixels(file: IO[bytes], image_size: int) -> str:
+def _hash_pixels(file: IO[bytes], image_size: int) -> tuple[str, list[str]]:
+    """Return the SHA-256 of all pixels, and the first digits of that of each image."""
     file.seek(_write_header(io.BytesIO(), 1, image_size))
-    digest = hashlib.sha256()
-    while block := file.read(_READ_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
+    digest, hashes = hashlib.sha256(), []
+    while image := file.read(3 * image_size * image_size):
+        digest.update(image)
+        hashes.append(hashlib.sha256(image).hexdigest()[:_IMAGE_DIGITS])
+    return digest.hexdigest(), hashes
 
 
 def _flush_file(file: IO[bytes]) -> None:

@@ -90,6 +90,17 @@ def check_image_size(network_name: str, image_size: int) -> None:
     )
 
 
+def fit_image_size(network_name: str, image_size: int) -> int:
+    """Return the largest size of images, up to `image_size` pixels, that a network can read.
+
+    Raises:
+        UsageError: As `check_image_size`, where there is none.
+    """
+    fitting = image_size - image_size % _get_sizes(network_name).step
+    check_image_size(network_name, fitting or image_size)
+    return fitting
+
+
 def build_network(name: str, num_classes: int, image_size: int | None = None) -> "nn.Module":
     """Return the untrained network `name` with `num_classes` outputs, in training mode, on the CPU.
 

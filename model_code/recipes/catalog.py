@@ -1,12 +1,26 @@
-"""Recipes by name. A recipe is a function without arguments that returns a full config of any kind."""
+"""Recipes by name. A recipe is a function without arguments that returns a full config of any kind.
+
+Recipes of one's own are files under DARKROOM_HOME (`own.py`).
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from model_code.errors import UsageError
+from model_code.recipes.own import (
+    SUFFIX,
+    check_recipe_name,
+    find_recipe_files,
+    name_function,
+    read_recipe_file,
+    write_recipe_file,
+)
+from model_code.settings import load_settings
 from model_code.training.config import RECIPE_PREFIX
 from model_code.training.run_config import RunConfig, override
 from model_code.training.run_folder import AnyConfig
@@ -103,15 +117,71 @@ def get_recipe(name: str) -> Recipe:
     """Return the recipe called `name`.
 
     Raises:
-        UsageError: There is none; the message names near ones.
+        UsageError: There is none, the message names near ones; or its file is wrong.
     """
+    return _get_recipe(name, ())
+
+
+def list_recipes() -> list[Recipe]:
+    """Return all recipes, those of the package first.
+
+    Raises:
+        UsageError: A file of a recipe is wrong.
+    """
+    files = find_recipe_files(load_settings().recipes_dir)
+    return [*RECIPES.values(), *(get_recipe(file.stem) for file in files if file.stem not in RECIPES)]
+
+
+def add_recipe(name: str, base: str, title: str, changes: Mapping[str, Any]) -> Path:
+    """Write a recipe of one's own and return its file.
+
+    Args:
+        name: Its name.
+        base: Recipe whose settings it changes.
+        title: Description, one line; empty for one made of `base`.
+        changes: Settings that differ.
+
+    Raises:
+        UsageError: The name is taken or not allowed, or a setting is unknown or outside its range.
+    """
+    check_recipe_name(name)
+    if name in RECIPES:
+        raise UsageError(f"{name} is a recipe of the package; choose another name")
+    config = override(get_recipe(base).build(), changes)
+    file = load_settings().recipes_dir / f"{name}{SUFFIX}"
+    write_recipe_file(file, base, title or f"{base} with settings of one's own", config, changes.keys())
+    get_recipe(name)
+    return file
+
+
+def _get_recipe(name: str, above: tuple[str, ...]) -> Recipe:
+    """Return a recipe that the recipes `above` are made from."""
+    if name in RECIPES:
+        return RECIPES[name]
+    file = load_settings().recipes_dir / f"{name}{SUFFIX}"
+    if not file.is_file():
+        _refuse(name)
+    if name in above:
+        raise UsageError(f"{file}: from: {' -> '.join([*above, name])} is a circle")
+    content = read_recipe_file(file)
+    try:
+        base = _get_recipe(content.base, (*above, name))
+        smoke = {**base.smoke, **content.smoke}
+        build = partial(override, base.build(), content.settings)
+        entry = Recipe(name_function(name, content.title or name, build), None, content.seeds, smoke)
+        _build_documented(entry, "smoke")
+    except UsageError as error:
+        raise error if str(error).startswith(str(file.parent)) else UsageError(f"{file}: {error}") from error
+    return entry
+
+
+def _refuse(name: str) -> NoReturn:
     from difflib import get_close_matches
 
-    if name not in RECIPES:
-        near = get_close_matches(name, RECIPES, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise UsageError(f"no recipe {name!r}; {hint}`darkroom recipes` lists them all")
-    return RECIPES[name]
+    names = [*RECIPES, *(file.stem for file in find_recipe_files(load_settings().recipes_dir))]
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
+    raise UsageError(f"no recipe {name!r}; {hint}`darkroom recipes` lists them all")
 
 
 def match_recipes(pattern: str) -> list[Recipe]:
@@ -120,7 +190,7 @@ def match_recipes(pattern: str) -> list[Recipe]:
     Raises:
         UsageError: None matches.
     """
-    found = [entry for name, entry in RECIPES.items() if fnmatchcase(name, pattern)]
+    found = [entry for entry in list_recipes() if fnmatchcase(entry.name, pattern)]
     if not found:
         raise UsageError(f"no recipe matches {pattern!r}; `darkroom recipes` lists them all")
     return found
@@ -151,7 +221,9 @@ def _find_profile(config: AnyConfig, profile: str) -> str:
     if before == "torchvision" and after is not None and not after.startswith(RECIPE_PREFIX):
         neutral["pretrained_weights"] = True
     if profile == "smoke":
-        neutral["dataset"] = True
+        neutral |= dict.fromkeys(
+            ("dataset",) if config.dataset == documented.dataset else ("dataset", "mean", "std"), True
+        )
     return profile if config.model_dump(exclude=neutral) == documented.model_dump(exclude=neutral) else "custom"
 
 

@@ -28,7 +28,7 @@ def build_summary(collection: Collection, client: MlflowClient) -> Section:
 
 def _build_champions(client: MlflowClient) -> Block:
     rows, without = [], []
-    for name in RELEASE_NAMES:
+    for name in sorted({*RELEASE_NAMES, *(model.name for model in client.search_registered_models())}):
         version = get_champion(client, name)
         if version is None:
             without.append(name)

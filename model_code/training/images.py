@@ -173,8 +173,7 @@ def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:
     split = dataset.splits.get(name)
     if split is None:
         raise DataError(
-            f"{dataset.name} has no {name} images, only {', '.join(dataset.splits)}; take another data set: "
-            "--set dataset=NAME"
+            f"{dataset.name} has no {name} images, only {', '.join(dataset.splits)}; take another data set: --data NAME"
         )
     unlabelled = int((split.labels_N < 0).sum())
     if unlabelled:

@@ -10,7 +10,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # The guides name files that their reader makes; test_guides.py makes them.
 DESCRIPTIONS = [page for page in PAGES if page.parent.name != "adding"]
 COMMAND = re.compile(r"\bdarkroom ([a-z][a-z-]*\b[^|\n]*)")
-GROUPS = ("data", "runs")
+# First and second words of commands of two words.
+GROUPS = {"data": None, "runs": None, "recipes": {"new"}}
 
 
 def read_code(text):
@@ -26,7 +27,8 @@ def read_commands(text):
     for code in read_code(text):
         for match in COMMAND.finditer(code):
             words = match.group(1).split()
-            length = 2 if words[0] in GROUPS else 1
+            seconds = GROUPS.get(words[0], ())
+            length = 2 if seconds is None or (words[1:2] and words[1] in seconds) else 1
             options = {word.partition("=")[0] for word in words[length:] if word.startswith("--")}
             found.setdefault(" ".join(words[:length]), set()).update(options)
     return found

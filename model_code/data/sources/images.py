@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from model_code.data.cache import BaseDataset, SkippedImage
 from model_code.data.sources.archives import Archive, Problem
-from model_code.errors import DataError
+from model_code.errors import DataError, FaultyFilesError
 from serving.bundle.image_structure import SUFFIXES
 
 CIFAR10_CLASSES = (
@@ -102,6 +102,11 @@ class ImageSource:
     base: BaseDataset | None = None
 
 
+def name_image(image: EncodedImage) -> str:
+    """Return the name of an image's file for people: `photos/oak/1.jpg`."""
+    return f"{image.archive.path.name}/{image.member}"
+
+
 def is_image_name(name: str) -> bool:
     """Return whether the file type in `name` is one that is read."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
@@ -148,7 +153,9 @@ def settle_problems(where: str, problems: Sequence[Problem], skip: bool) -> tupl
     listed = "; ".join(f"{len(names)} x {kind}: {name_some(names)}" for kind, names in names_by_kind.items())
     skippable = sum(one.can_skip for one in must_correct)
     way = f", or leave out {skippable} of them with --skip" if skippable else ""
-    raise DataError(f"{escape_bytes(f'{where}: {listed}')}; correct them{way}")
+    raise FaultyFilesError(
+        f"{escape_bytes(f'{where}: {listed}')}; correct them{way}", [(one.name, one.kind) for one in problems]
+    )
 
 
 def order_classes(found: Iterable[str], expected: tuple[str, ...] | None, where: str) -> tuple[str, ...]:

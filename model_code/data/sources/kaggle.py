@@ -29,7 +29,7 @@ LABELS_FILE = "trainLabels.csv"
 IMAGE_FOLDERS = ("trainImages", "train")
 # What pandas writes for the index and for a missing label, and for a number beside missing ones.
 _INDEX_COLUMNS = {"", "index", "unnamed: 0"}
-_NO_LABELS = {"", "nan"}
+NO_LABELS = {"", "nan"}
 _ID_PATTERN = r"([0-9]{1,18})(?:\.0+)?"
 
 
@@ -85,7 +85,7 @@ def read_kaggle(archive: Archive, expected_classes: tuple[str, ...] | None = Non
 
 def _read_labels(archive: Archive, table: str) -> dict[int, str]:
     where = f"{archive.path}/{table}"
-    header, rows = _read_rows(archive.read(table), where)
+    header, rows = read_rows(archive.read(table), where)
     columns = [name for name in header if name not in _INDEX_COLUMNS]
     if sorted(columns) != ["id", "label"] or not rows:
         raise DataError(
@@ -102,7 +102,7 @@ def _read_labels(archive: Archive, table: str) -> dict[int, str]:
             reason = f"id {row[id_column][:30]!r} is not a whole number"
         elif (image_id := int(number[1])) in label_by_id:
             reason = f"id {image_id} is there twice"
-        elif (label := normalise_class_name(row[label_column])).casefold() in _NO_LABELS:
+        elif (label := normalise_class_name(row[label_column])).casefold() in NO_LABELS:
             reason = f"label {row[label_column]!r} of id {image_id} is none"
         else:
             label_by_id[image_id] = label
@@ -112,7 +112,7 @@ def _read_labels(archive: Archive, table: str) -> dict[int, str]:
     return label_by_id
 
 
-def _read_rows(data: bytes, where: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def read_rows(data: bytes, where: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header in lower case and the rows with their line numbers, separated by comma, semicolon or tab."""
     try:
         text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")

@@ -26,6 +26,8 @@ def list_commands(group, path=()):
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
+        if own := getattr(command, "own", None):
+            yield " ".join((*path, name)), own
         if isinstance(command, click.Group):
             yield from list_commands(command, (*path, name))
         elif name not in ELSEWHERE:

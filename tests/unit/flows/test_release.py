@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from flows.operations.release import Champion, compare
 from model_code.errors import ReleaseError
 from model_code.release.export import Exported
 from model_code.release.gate_rules import GateRules
+from model_code.tracking.finished_runs import FinishedRun
 from serving.bundle.store import read_bundle
 from serving.models.classifier import Classifier
 from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_two_variants
@@ -57,7 +59,6 @@ def test_a_verdict_names_the_variants_whose_labels_it_judged(exported, tmp_path,
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"classes": ("red", "green", "blue", "yellow", "black", "grey")}, "not the same ones"),
         ({"image_size": 9}, "reads images of 9 pixels"),
     ],
 )
@@ -67,6 +68,33 @@ def test_what_cannot_be_compared_is_released_by_force_only(exported, tmp_path, f
         judge(exported, champion)
     forced = judge(exported, champion, "forced")
     assert (forced.champion_version, forced.is_promoted, forced.difference) == (None, True, None)
+
+
+def test_other_classes_replace_a_champion_on_request_only(tmp_path, monkeypatch):
+    champion = make_champion(tmp_path)
+    classes = {"same": tuple(reversed(COLOURS)), "other": (*tuple(COLOURS)[:-1], "grey")}
+    monkeypatch.setattr(release, "open_dataset", lambda name, _: SimpleNamespace(classes=classes[name]))
+    assert release._has_same_classes(champion, "same", False)
+    assert not release._has_same_classes(champion, "other", True)
+    last = tuple(COLOURS)[-1]
+    message = f"^version 7 of .* answers 6 classes, other has 6, without {last} and with grey; .*--new-classes$"
+    with pytest.raises(ReleaseError, match=message):
+        release._has_same_classes(champion, "other", False)
+
+
+def test_a_recipe_on_several_data_sets_is_released_by_the_name_of_one(monkeypatch):
+    def make_run(dataset):
+        return FinishedRun(dataset, "fastnet_cifar10", "supervised", "custom", dataset, 0.5, 0.5)
+
+    runs = [make_run("pets"), make_run("flowers-with-feedback"), make_run("flowers")]
+    monkeypatch.setattr(release, "open_store", lambda _: None)
+    monkeypatch.setattr(release, "find_finished_runs", lambda *_: runs)
+    monkeypatch.setattr(release, "_is_usable", lambda *_: True)
+    assert release.choose_task.fn("fastnet_cifar10", "flowers") is runs[1]
+    with pytest.raises(ReleaseError, match=r"has runs on flowers, pets; give the id of the run for petals$"):
+        release.choose_task.fn("fastnet_cifar10", "petals")
+    runs.pop(0)
+    assert release.choose_task.fn("fastnet_cifar10", "petals") is runs[0]
 
 
 def test_a_champion_that_does_not_work_here_is_replaced_by_force_only(exported, tmp_path):

@@ -78,10 +78,10 @@ def test_each_data_set_has_a_best_run(releases):
             make_outcome(PLAIN, 0.5, dataset="food10"),
             make_outcome(OTHER, 0.9, dataset="cifar10"),
             make_outcome(OTHER, 0.6, dataset="food10"),
-            make_outcome(PLAIN, 0.8, dataset="flowers"),  # no registered name takes it
+            make_outcome(PLAIN, 0.8, dataset="flowers"),  # no other name takes it
         ]
     )
-    assert releases == [(f"{OTHER}-0-full", "food"), (f"{OTHER}-0-full", "cifar10")]
+    assert releases == [(f"{OTHER}-0-full", "food"), (f"{OTHER}-0-full", "cifar10"), (f"{PLAIN}-0-full", "flowers")]
 
 
 @pytest.mark.parametrize("champion", [None, "food10", "food10-with-feedback"])

@@ -174,6 +174,8 @@ def test_the_signature_is_that_of_the_graph(released):
 
 
 def test_release_names():
-    assert [check_release_name(name) for name in ("cifar10", "food", "shapes")] == ["cifar10", "food*", "shapes"]
-    with pytest.raises(UsageError, match=r"^'cifar' is not a registered name: choose one of cifar10, food, "):
-        check_release_name("cifar")
+    assert [check_release_name(name) for name in ("cifar10", "food", "shapes")] == ["cifar10", "food1[01]", "shapes"]
+    assert check_release_name("my-flowers") == "*"
+    for name in ("", "Flowers", "../x", "a b", "-x", "x" * 65):
+        with pytest.raises(UsageError, match="cannot be a registered name; use up to 64 of a-z"):
+            check_release_name(name)

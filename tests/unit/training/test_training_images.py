@@ -129,7 +129,7 @@ def test_test_images_without_labels_are_no_test_images(tmp_path):
 def test_a_set_without_training_images_is_refused(tmp_path):
     dataset = with_split(make_dataset(tmp_path), "validation", np.arange(10))
     del dataset.splits["train"]
-    with pytest.raises(DataError, match=r"^pets has no train images, only test, validation; .*--set dataset=NAME$"):
+    with pytest.raises(DataError, match=r"^pets has no train images, only test, validation; .*--data NAME$"):
         load_images(dataset, make_config(), CPU)
 
 

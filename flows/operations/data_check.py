@@ -1,0 +1,141 @@
+"""Search of a packed data set for wrong labels, copies and images that show little.
+
+Shape suffixes: N = images, H = height, W = width, C = colour channels.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model_code.data.cache import PackedDataset, open_dataset
+from model_code.data.duplicates import find_duplicates, group
+from model_code.data.exclusion import write_table
+from model_code.data.quality import find_flaws
+from model_code.data.revisions import Revision, read_revision, write_leakage
+from model_code.disk import write_atomically
+from model_code.evaluation.label_issues import FEWEST_IMAGES, find_label_issues, predict_left_out
+from model_code.evaluation.patch_features import compute_patch_features, shrink
+from model_code.report.data_page import COLUMNS, Issue, render_data_page
+from model_code.settings import load_settings
+
+PAGE, TABLE = "index.html", "issues.csv"
+# A copy in a later one is left out: what is tested stays.
+_SPLIT_ORDER = ("test", "validation", "train", "unlabelled")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a check found.
+
+    Attributes:
+        page: The page for people.
+        table: The table that `data add --exclude` takes.
+        counts: Issues of each kind.
+        lines: What was checked and what was left out, for people.
+    """
+
+    page: Path
+    table: Path
+    counts: dict[str, int]
+    lines: tuple[str, ...]
+
+
+def check_data(name: str, folder: Path | None = None) -> Checked:
+    """Check a packed data set and write a page and a table.
+
+    Args:
+        name: Name of the data set.
+        folder: Where they are written; DARKROOM_HOME/checks/NAME if None.
+
+    Raises:
+        DataError: The data set is not there, or has no revision, which `data add` writes.
+    """
+    settings = load_settings()
+    dataset = open_dataset(name, settings.cache_dir)
+    revision = read_revision(f"{name}@{dataset.checksum}", settings.cache_dir)
+    folder = folder or settings.home / "checks" / name
+    finder = _Finder(dataset, revision)
+    copies = list(finder.find_copies())
+    issues = [*copies, *finder.find_wrong_labels(), *finder.find_flawed()]
+    write_leakage(dataset, settings.cache_dir, sum(one.kind == "copy across splits" for one in copies))
+    title = f"{revision}: {len(revision.images)} images, {len(issues)} to look at"
+    how = (
+        f"Delete the rows of {TABLE} whose images are right, then leave out the others: darkroom data add {name} "
+        f"--from PATH --exclude {TABLE}"
+    )
+    lines = (*finder.lines, how)
+    page, table = folder / PAGE, folder / TABLE
+    write_table(table, COLUMNS, (one.row for one in issues))
+    write_atomically(page, render_data_page(title, lines, issues).encode())
+    return Checked(page, table, dict(Counter(one.kind for one in issues)), lines)
+
+
+class _Finder:
+    """All images of a data set, test images first."""
+
+    def __init__(self, dataset: PackedDataset, revision: Revision) -> None:
+        self._dataset = dataset
+        splits = [split for split in _SPLIT_ORDER if split in dataset.splits]
+        self._images = [one for split in splits for one in revision.images if one.split == split]
+        self._rows = [(split, row) for split in splits for row in range(len(dataset.splits[split].labels_N))]
+        self._labels_N = np.concatenate([dataset.splits[split].labels_N for split in splits])
+        self._small_NCHW: Tensor = torch.cat([shrink(dataset.splits[split].images_NHWC) for split in splits])
+        self.lines: list[str] = []
+
+    def find_copies(self) -> Iterator[Issue]:
+        """Yield each near-duplicate but the first of its group."""
+        pairs = find_duplicates(self._small_NCHW)
+        similarity = {place: pair.similarity for pair in reversed(pairs) for place in pair[:2]}
+        found = []
+        for place, first in sorted(group(pairs).items()):
+            if place == first:
+                continue
+            image, twin = self._images[place], self._images[first]
+            detail = "" if image.label == twin.label else f"copy is labelled {twin.label or 'nothing'}"
+            kind = "copy" if image.split == twin.split else "copy across splits"
+            if kind == "copy across splits":
+                detail = f"also in {twin.split}" + (f", {detail}" if detail else "")
+            found.append(self._make(place, kind, detail, similarity[place], first))
+        yield from sorted(found, key=lambda one: (one.kind != "copy across splits", -one.score))
+
+    def find_wrong_labels(self) -> Iterator[Issue]:
+        """Yield the images that look like those of another class."""
+        labelled = np.flatnonzero(self._labels_N >= 0)
+        classes = self._dataset.classes
+        counts_K = np.bincount(self._labels_N[labelled], minlength=len(classes))
+        small = [name for name, count in zip(classes, counts_K, strict=True) if count < FEWEST_IMAGES]
+        if small:
+            self.lines.append(f"Labels of {', '.join(small)} are not judged: fewer than {FEWEST_IMAGES} images.")
+        if len(classes) - len(small) < 2:
+            return
+        labels_N = self._labels_N[labelled]
+        probabilities_NK = predict_left_out(compute_patch_features(self._small_NCHW[labelled]), labels_N, len(classes))
+        accuracy = float((probabilities_NK.argmax(1) == labels_N).mean())
+        self.lines.append(
+            f"Labels are judged by a probe on patch features, which labels {accuracy:.1%} of the left-out images as "
+            "they are labelled: the lower, the more right labels are listed far down."
+        )
+        for issue in find_label_issues(probabilities_NK, labels_N):
+            place = int(labelled[issue.index])
+            yield self._make(place, "label", f"looks like {classes[issue.suggested]}", issue.score)
+
+    def find_flawed(self) -> Iterator[Issue]:
+        """Yield the images that show little."""
+        for flawed in find_flaws(self._small_NCHW):
+            yield self._make(flawed.index, flawed.flaw, "", flawed.score)
+
+    def _make(self, place: int, kind: str, detail: str, score: float, twin: int | None = None) -> Issue:
+        image = self._images[place]
+        twin_file, twin_HWC = ("", None) if twin is None else (self._images[twin].file, self._read(twin))
+        label = image.label or "without a label"
+        return Issue(image.file, kind, image.split, label, detail, score, self._read(place), twin_file, twin_HWC)
+
+    def _read(self, place: int) -> npt.NDArray[np.uint8]:
+        split, row = self._rows[place]
+        return np.asarray(self._dataset.splits[split].images_NHWC[row])

@@ -1,0 +1,81 @@
+"""Images that are left out of a source by their file names."""
+
+import csv
+import io
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from model_code.data.cache import SkippedImage
+from model_code.data.sources.images import EncodedSplit, ImageSource, PixelSplit, escape_bytes, name_image, name_some
+from model_code.disk import write_atomically, writing_to
+from model_code.errors import DataError
+
+COLUMN = "file"
+
+
+def read_exclusions(file: Path) -> frozenset[str]:
+    """Return the names in the column `file` of a CSV table, or the lines of a file without such a column.
+
+    Raises:
+        DataError: The file cannot be read or names no image.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read: {error}; give a table in UTF-8 with a column {COLUMN}") from error
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    names = [row[COLUMN] for row in rows] if COLUMN in (rows.fieldnames or ()) else text.splitlines()
+    found = frozenset(name.strip() for name in names if name and name.strip())
+    if not found:
+        raise DataError(f"{file} names no image; give a table with a column {COLUMN}, or a name in each line")
+    return found
+
+
+def write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV table; its column `file`, if it has one, is what `read_exclusions` reads."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    with writing_to(file.parent, len(text.getvalue()), f"writing {file.name}"):
+        write_atomically(file, text.getvalue().encode(errors="backslashreplace"))
+
+
+def leave_out(source: ImageSource, names: Collection[str], reason: str) -> ImageSource:
+    """Return a source without some of its images, which are reported as skipped.
+
+    Args:
+        source: Classes and images.
+        names: As `read_exclusions`.
+        reason: Why they are left out.
+
+    Raises:
+        DataError: Nothing has one of the names.
+    """
+    splits: dict[str, EncodedSplit | PixelSplit] = {}
+    skipped: list[SkippedImage] = []
+    for split, content in source.splits.items():
+        files = list_files(split, content)
+        kept = [index for index, file in enumerate(files) if file not in names]
+        skipped += [SkippedImage(name=file, reason=reason) for file in files if file in names]
+        if isinstance(content, EncodedSplit):
+            splits[split] = replace(content, images=tuple(content.images[index] for index in kept))
+        else:
+            chosen = np.array([index for index in kept if index < len(content.labels_N)], dtype=np.int64)
+            splits[split] = PixelSplit(content.images_NHWC[chosen], content.labels_N[chosen], content.more)
+    if not skipped:
+        raise DataError(f"none of {len(names)} excluded names is in the source: {name_some(sorted(names), 3)}")
+    return replace(
+        source, splits={name: one for name, one in splits.items() if len(one)}, skipped=(*source.skipped, *skipped)
+    )
+
+
+def list_files(split: str, content: EncodedSplit | PixelSplit) -> list[str]:
+    """Return the name of each image of a split: that of its file, or `train/0` where it comes as pixels."""
+    if isinstance(content, EncodedSplit):
+        return [escape_bytes(name_image(image)) for image in content.images]
+    more = [] if content.more is None else list_files(split, content.more)
+    return [f"{split}/{index}" for index in range(len(content.labels_N))] + more

@@ -1,0 +1,110 @@
+"""Hugging Face's ImageFolder with a table: `metadata.csv` with columns file_name and label beside or above the images.
+
+    train/metadata.csv, train/0001.png, test/metadata.csv, …    or    metadata.csv with file_name train/0001.png
+
+The split is the first folder of the file's path that names one, else train. Without a table the same folders are class
+folders.
+"""
+
+from collections import defaultdict
+from pathlib import PurePosixPath
+
+from model_code.data.sources.archives import Archive, Problem
+from model_code.data.sources.class_folders import find_split
+from model_code.data.sources.images import (
+    EncodedImage,
+    EncodedSplit,
+    ImageSource,
+    find_twins,
+    is_image_name,
+    normalise_class_name,
+    order_classes,
+    settle_problems,
+)
+from model_code.data.sources.kaggle import NO_LABELS, read_rows
+from model_code.data.sources.layout import layout
+from model_code.errors import DataError
+
+TABLE = "metadata.csv"
+FILE_COLUMN = "file_name"
+LABEL_COLUMNS = ("label", "labels", "class", "category")
+
+
+def find_tables(archive: Archive) -> list[str]:
+    """Return the names of the tables that have a column of file names."""
+    tables = [name for name in archive.files if PurePosixPath(name).name == TABLE]
+    return [name for name in tables if FILE_COLUMN in read_rows(archive.read(name), f"{archive.path}/{name}")[0]]
+
+
+@layout("Hugging Face's metadata.csv with file_name,label", lambda archive: bool(find_tables(archive)))
+def read_image_folder(archive: Archive, expected_classes: tuple[str, ...] | None = None) -> ImageSource:
+    """List the images of an ImageFolder with tables, in the order of the tables.
+
+    Args:
+        archive: Open; it must stay open until the images are read.
+        expected_classes: Official order; None sorts by name.
+
+    Raises:
+        DataError: A table has no column of labels, or a list of all else that is wrong: lines without a file or
+            a label, files named twice, images that no line names, classes that look alike or that train does not have.
+    """
+    label_by_file: dict[str, str] = {}
+    problems: list[Problem] = []
+    for table in find_tables(archive):
+        _read_table(archive, table, label_by_file, problems)
+    problems += [
+        Problem(f"image that no {TABLE} names", name, can_skip=False)
+        for name in archive.files
+        if is_image_name(name) and name not in label_by_file
+    ]
+    by_split: dict[str, list[str]] = defaultdict(list)
+    for name in label_by_file:
+        splits = filter(None, map(find_split, PurePosixPath(name).parts[:-1]))
+        by_split[next(splits, "train")].append(name)
+    learned = {label_by_file[name] for name in by_split["train"]}
+    problems += [
+        Problem("label that train does not have", f"{name} ({label})", can_skip=False)
+        for name, label in label_by_file.items()
+        if label not in learned
+    ]
+    where = str(archive.path)
+    settle_problems(where, problems + find_twins(label_by_file.values()), skip=False)
+    classes = order_classes(learned, expected_classes, where)
+    return ImageSource(
+        description=f"ImageFolder in {archive.path.name}",
+        classes=classes,
+        splits={
+            split: EncodedSplit(
+                tuple(EncodedImage(archive, name, classes.index(label_by_file[name])) for name in names)
+            )
+            for split, names in by_split.items()
+        },
+    )
+
+
+def _read_table(archive: Archive, table: str, label_by_file: dict[str, str], problems: list[Problem]) -> None:
+    where = f"{archive.path}/{table}"
+    header, rows = read_rows(archive.read(table), where)
+    found = [name for name in LABEL_COLUMNS if name in header]
+    if len(found) != 1:
+        raise DataError(
+            f"{where}: found columns {header}; expected {FILE_COLUMN} and one of {', '.join(LABEL_COLUMNS)}"
+        )
+    file_column, label_column = header.index(FILE_COLUMN), header.index(found[0])
+    present = set(archive.files)
+    for line, row in rows:
+        reason = None
+        if len(row) != len(header):
+            reason = f"{len(row)} cells instead of {len(header)}"
+        elif (name := str(PurePosixPath(table).parent / row[file_column].strip())) not in present:
+            reason = f"no file {row[file_column][:60]!r}"
+        elif name in label_by_file:
+            reason = f"{row[file_column][:60]!r} is named twice"
+        elif (label := normalise_class_name(row[label_column])).casefold() in NO_LABELS:
+            reason = f"label {row[label_column]!r} is none"
+        else:
+            label_by_file[name] = label
+        if reason is not None:
+            problems.append(
+                Problem("line without one file and one label", f"{table}:{line} ({reason})", can_skip=False)
+            )

@@ -1,0 +1,87 @@
+"""Hugging Face's ImageFolder in, class folders out."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model_code.data.add import add_dataset
+from model_code.data.export import export_dataset
+from model_code.errors import DataError, UsageError
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write images of one colour each and tables; the folder comes back."""
+
+    def write_files(images, tables):
+        for number, name in enumerate(images):
+            file = tmp_path / "set" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(file)
+        for name, text in tables.items():
+            (tmp_path / "set" / name).write_text(text)
+        return tmp_path / "set"
+
+    return write_files
+
+
+@pytest.fixture
+def add(tmp_path):
+    def add_source(source, name="pets"):
+        folders = {"cache_dir": tmp_path / "cache", "data_dir": tmp_path}
+        return add_dataset(name, [source], **folders, image_size=8, progress=False).dataset
+
+    return add_source
+
+
+FILES = ("train/a.png", "train/b.png", "train/c.png", "test/d.png")
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {
+            "train/metadata.csv": "file_name,label\na.png,cat\nb.png,dog \nc.png,cat\n",
+            "test/metadata.csv": "label;file_name;text\ncat;d.png;a cat\n",
+        },
+        {"metadata.csv": "file_name,Label\ntrain/a.png,cat\ntrain/b.png,dog\ntrain/c.png,cat\ntest/d.png,cat\n"},
+    ],
+)
+def test_tables_beside_or_above_the_images(write, add, tables):
+    packed = add(write(FILES, tables))
+    assert packed.classes == ("cat", "dog")
+    assert packed.splits["train"].labels_N.tolist() == [0, 1, 0]
+    assert packed.splits["test"].labels_N.tolist() == [0]
+    assert packed.splits["train"].images_NHWC[:, 0, 0, 0].tolist() == [0, 20, 40]
+
+
+def test_everything_that_is_wrong_is_listed_at_once(write, add):
+    table = "file_name,label\na.png,cat\na.png,dog\nb.png,nan\nx.png,dog\nc.png\n"
+    with pytest.raises(DataError) as caught:
+        add(write(FILES[:3], {"train/metadata.csv": table}))
+    for part in ("named twice", "label 'nan' is none", "no file 'x.png'", "1 cells instead of 2", "train/b.png"):
+        assert part in str(caught.value), part
+
+
+def test_a_table_without_labels_names_its_columns(write, add):
+    with pytest.raises(DataError, match=r"found columns \['file_name', 'text'\]; expected file_name and one of label,"):
+        add(write(FILES[:3], {"train/metadata.csv": "file_name,text\na.png,x\n"}))
+
+
+def test_another_table_leaves_class_folders_what_they_are(write, add):
+    source = write(("train/cat/a.png", "train/dog/b.png"), {"metadata.csv": "made,by\n2026,us\n"})
+    assert add(source).classes == ("cat", "dog")
+
+
+def test_an_export_is_read_as_the_same_images(write, add, tmp_path):
+    source = write(("train/a b/1.png", "train/ü/2.png", "val/ü/3.png", "test/a b/4.png"), {})
+    packed = add(source)
+    file = tmp_path / "out.zip"
+    assert export_dataset(packed, file) == 4
+    assert add(file, "again").checksum == packed.checksum
+    assert "val/ü/000000.png" in zipfile.ZipFile(file).namelist()
+    with pytest.raises(UsageError, match="is there already"):
+        export_dataset(packed, file)
+    assert np.asarray(packed.splits["train"].images_NHWC).shape == (2, 8, 8, 3)

@@ -1,0 +1,150 @@
+"""Revisions of a data set, what is left out by name, and tables of what was."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.jobs.data import AddData, CompareData, ListData
+from model_code.data.add import add_dataset
+from model_code.data.exclusion import read_exclusions
+from model_code.data.revisions import compare_revisions, list_revisions, read_revision
+from model_code.errors import DataError, FaultyFilesError, UsageError
+from model_code.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path / "home"))
+    return load_settings().cache_dir
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six noise images of two classes, two of them for test."""
+    random = np.random.default_rng(0)
+    for name in ("train/ash/1", "train/ash/2", "train/oak/1", "train/oak/2", "test/ash/3", "test/oak/3"):
+        file = tmp_path / "photos" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    return tmp_path / "photos"
+
+
+def add(photos, name="trees", **options):
+    settings = load_settings()
+    folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir}
+    return add_dataset(name, [photos], **folders, image_size=8, progress=False, **options)
+
+
+def test_a_revision_knows_file_label_and_pixels_of_each_image_in_its_order(photos, cache):
+    packed = add(photos).dataset
+    revision = read_revision("trees", cache)
+    assert str(revision) == f"trees@{packed.checksum[:12]}"
+    files = [(one.split, one.file, one.label) for one in revision.images]
+    assert files[:2] == [("test", "photos/test/ash/3.png", "ash"), ("test", "photos/test/oak/3.png", "oak")]
+    assert [packed.classes[label] for label in packed.splits["train"].labels_N] == [one[2] for one in files[2:]]
+    assert len({one.pixels for one in revision.images}) == 6
+
+
+def test_images_that_do_not_decode_shift_no_name(photos, cache):
+    (photos / "train" / "ash" / "1.png").write_bytes(b"no image")
+    packed = add(photos, max_bad_fraction=0.5).dataset
+    files = [one.file for one in read_revision("trees", cache).images if one.split == "train"]
+    assert files == ["photos/train/ash/2.png", "photos/train/oak/1.png", "photos/train/oak/2.png"]
+    assert len(packed.splits["train"].labels_N) == 3
+
+
+def test_what_changed_between_revisions(photos, cache, capsys):
+    first = add(photos).dataset.checksum
+    (photos / "train/ash/1.png").rename(photos / "train/oak/7.png")  # relabelled
+    (photos / "train/oak/2.png").unlink()
+    (photos / "test/oak/3.png").rename(photos / "train/oak/3.png")  # moved
+    Image.new("RGB", (8, 8), "red").save(photos / "train/ash/9.png")
+    shutil.copy(photos / "test/ash/3.png", photos / "test/ash/copy.png")
+    add(photos)
+    found = compare_revisions(read_revision(f"trees@{first[:6]}", cache), read_revision("trees", cache))
+    assert [one.file for one in found.added] == ["photos/test/ash/copy.png", "photos/train/ash/9.png"]
+    assert [one.file for one in found.removed] == ["photos/train/oak/2.png"]
+    assert [(old.label, new.label, new.file) for old, new in found.relabelled] == [
+        ("ash", "oak", "photos/train/oak/7.png")
+    ]
+    assert [(old.split, new.split) for old, new in found.moved] == [("test", "train")]
+    assert list_revisions("trees", cache)[0].checksum == first
+    CompareData(before=f"trees@{first}", after="trees").run()
+    ListData(name="trees").run()
+    printed = capsys.readouterr().out
+    assert "relabelled  ash -> oak photos/train/oak/7.png" in printed
+    assert printed.count("2 added, 1 removed, 1 relabelled, 1 moved") == 2
+
+
+def test_two_sets_can_be_compared_and_unknown_revisions_are_named(photos, cache):
+    add(photos)
+    add(photos, "copy")
+    same = compare_revisions(read_revision("trees", cache), read_revision("copy", cache))
+    assert same == type(same)((), (), (), ())
+    with pytest.raises(DataError, match=r"0 revisions of trees begin with 'zzz', there are: trees@[0-9a-f]{12};"):
+        read_revision("trees@zzz", cache)
+    with pytest.raises(DataError, match="is not in"):
+        read_revision("other", cache)
+    with pytest.raises(UsageError, match="is not allowed"):
+        read_revision("../x", cache)
+
+
+def test_excluded_images_are_left_out_and_reported(photos, cache, tmp_path):
+    table, report = tmp_path / "issues.csv", tmp_path / "report.csv"
+    table.write_text("kind,file\nlabel,photos/train/oak/2.png\nblank,photos/test/ash/3.png\n")
+    AddData(name="trees", sources=(photos,), image_size=8, exclude=table, report=report).run()
+    files = [one.file for one in read_revision("trees", cache).images]
+    assert len(files) == 4
+    assert "photos/train/oak/2.png" not in files
+    with report.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {"file": "photos/train/oak/2.png", "reason": "named in issues.csv"} in rows
+    assert not add(photos).reused  # without the table all are back
+    assert len(read_revision("trees", cache).images) == 6
+
+
+def test_pixels_are_excluded_by_their_place(cache, tmp_path):
+    (tmp_path / "names.txt").write_text("train/0\ntest/3\n")
+    settings = load_settings()
+    folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir}
+    before = add_dataset("shapes", **folders, progress=False).dataset
+    second = before.splits["train"].images_NHWC[1].copy()
+    after = add_dataset("shapes", **folders, progress=False, exclude=tmp_path / "names.txt").dataset
+    assert len(after.splits["train"].labels_N) == len(before.splits["train"].labels_N) - 1
+    assert (after.splits["train"].images_NHWC[0] == second).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "names no image"), ("file\n", "names no image"), ("x.png", "none of 1 excluded names")]
+)
+def test_a_table_that_excludes_nothing_is_refused(photos, tmp_path, text, message):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        add(photos, exclude=tmp_path / "names.txt")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_exclusions(tmp_path / "missing.csv")
+
+
+def test_a_report_lists_every_fault_of_a_source_that_is_refused(photos, tmp_path):
+    report = tmp_path / "report.csv"
+    for number in range(9):
+        (photos / f"stray{number}.png").write_bytes(b"")
+    (photos / "train/elm").mkdir()
+    with pytest.raises(FaultyFilesError, match="and 4 more"):
+        AddData(name="trees", sources=(photos,), report=report).run()
+    with report.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    assert {"file": "photos/train/elm", "reason": "class folder without images"} in rows
+
+
+def test_a_report_lists_every_image_that_does_not_decode(photos, tmp_path):
+    report = tmp_path / "report.csv"
+    for name in ("1", "2"):
+        (photos / f"train/ash/{name}.png").write_bytes(b"no image")
+    with pytest.raises(FaultyFilesError, match="2 of 4 train images do not decode"):
+        AddData(name="trees", sources=(photos,), report=report).run()
+    assert len(report.read_text().splitlines()) == 3

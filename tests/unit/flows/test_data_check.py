@@ -1,0 +1,140 @@
+"""What is planted in a data set is found, written where people look, and left out on request."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from flows.jobs.data import CheckData
+from model_code.data.add import add_dataset
+from model_code.data.cache import open_dataset
+from model_code.data.duplicates import find_duplicates, group
+from model_code.data.quality import find_flaws
+from model_code.data.revisions import find_leakage
+from model_code.evaluation.label_issues import find_label_issues, predict_left_out
+from model_code.evaluation.patch_features import compute_patch_features, shrink
+from model_code.settings import load_settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def draw(count=120):
+    """Images of stripes (label 0) and of blobs (label 1), of all colours."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:32, :32]
+    images, labels_N = [], np.arange(count) % 2
+    for label in labels_N:
+        if label:
+            middle = random.uniform(8, 24, 2)
+            shape = np.hypot(rows - middle[0], columns - middle[1]) < random.uniform(4, 9)
+        else:
+            shape = (rows * random.uniform(-1, 1) + columns + random.uniform(0, 9)) % 8 < 4
+        colours_2C = random.integers(0, 256, (2, 3))
+        noise_HWC = random.normal(0, 12, (32, 32, 3))
+        images.append(np.clip(colours_2C[shape.astype(int)] + noise_HWC, 0, 255).astype(np.uint8))
+    return np.stack(images), labels_N.astype(np.int64)
+
+
+def test_swapped_labels_come_first():
+    images_NHWC, labels_N = draw()
+    given_N = labels_N.copy()
+    given_N[[3, 40, 77]] ^= 1
+    probabilities_NK = predict_left_out(compute_patch_features(shrink(images_NHWC), 32), given_N, 2)
+    assert probabilities_NK.sum(1) == pytest.approx(1)
+    issues = find_label_issues(probabilities_NK, given_N)
+    assert {issue.index for issue in issues[:3]} == {3, 40, 77}
+    assert all(issue.suggested == labels_N[issue.index] for issue in issues[:3])
+    assert all(0 < issue.score <= 1 for issue in issues)
+
+
+def test_left_out_predictions_are_those_of_fits_without_the_image():
+    random = np.random.default_rng(0)
+    features_ND = torch.from_numpy(random.normal(size=(30, 4)))
+    features_ND = (features_ND - features_ND.mean(0)) / features_ND.std(0)
+    labels_N = random.integers(0, 3, 30)
+    probabilities_NK = predict_left_out(features_ND, labels_N, 3)
+    changed_N = labels_N.copy()
+    changed_N[7] = (labels_N[7] + 1) % 3
+    # Its own label moves the prediction for an image only by the mean and the common temperature.
+    after_NK = predict_left_out(features_ND, changed_N, 3)
+    assert np.abs(probabilities_NK[7] - after_NK[7]).max() < 0.1
+
+
+def test_classes_with_few_images_are_not_judged():
+    probabilities_NK = np.array([[0.9, 0.1]] * 10 + [[0.9, 0.1]])
+    labels_N = np.array([0] * 10 + [1])
+    assert find_label_issues(probabilities_NK, labels_N) == []
+    assert len(find_label_issues(np.repeat(probabilities_NK, 5, 0), np.repeat(labels_N, 5))) == 0
+    mixed_NK = np.array([[0.9, 0.1]] * 10 + [[0.2, 0.8]] * 9 + [[0.95, 0.05]])
+    [issue] = find_label_issues(mixed_NK, np.array([0] * 10 + [1] * 10))
+    assert (issue.index, issue.suggested) == (19, 0)
+
+
+def test_copies_are_found_mirrored_brighter_and_compressed_and_others_are_not():
+    images_NHWC, _ = draw(60)
+    copies = [
+        images_NHWC[0],
+        images_NHWC[1][:, ::-1],
+        (images_NHWC[2] * 0.8).astype(np.uint8),
+        np.clip(images_NHWC[3].astype(int) + np.random.default_rng(1).integers(-4, 5, (32, 32, 3)), 0, 255),
+    ]
+    flat_NHWC = np.full((2, 32, 32, 3), 90)
+    pairs = find_duplicates(shrink(np.concatenate([images_NHWC, np.stack(copies), flat_NHWC]).astype(np.uint8)))
+    assert {pair[:2] for pair in pairs} == {(0, 60), (1, 61), (2, 62), (3, 63)}
+    assert pairs[0].similarity == pytest.approx(1)
+    assert group(pairs) == {0: 0, 60: 0, 1: 1, 61: 1, 2: 2, 62: 2, 3: 3, 63: 3}
+
+
+def test_images_that_show_little_are_found_and_others_are_not():
+    images_NHWC, _ = draw(8)
+    square_HWC = np.zeros((32, 32, 3), dtype=np.uint8)
+    square_HWC[8:24, 8:24] = 255
+    bad = [
+        np.full((32, 32, 3), 128),
+        images_NHWC[0] // 10,
+        230 + images_NHWC[0] // 11,
+        np.asarray(Image.fromarray(square_HWC).filter(ImageFilter.GaussianBlur(3))),
+    ]
+    flaws = find_flaws(shrink(np.concatenate([images_NHWC, np.stack(bad)]).astype(np.uint8)))
+    assert {(one.index, one.flaw) for one in flaws} == {(8, "blank"), (9, "dark"), (10, "bright"), (11, "blurred")}
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path / "home"))
+    images_NHWC, labels_N = draw(80)
+    for number, (image_HWC, label) in enumerate(zip(images_NHWC, labels_N, strict=True)):
+        given = label ^ (number == 5)
+        folder = tmp_path / "photos" / ("test" if number >= 60 else "train") / ("stripes", "blobs")[given]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image_HWC).save(folder / f"{number:02}.png")
+    Image.fromarray(images_NHWC[60]).save(tmp_path / "photos/train/stripes/copy.png")
+    Image.new("RGB", (32, 32), "grey").save(tmp_path / "photos/train/<b>.png".replace("<b>", "blobs/<b>"))
+    return tmp_path / "photos"
+
+
+def test_a_check_writes_a_page_and_a_table_that_data_add_takes(photos, capsys):
+    settings = load_settings()
+    folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir}
+    dataset = add_dataset("mine", [photos], **folders, image_size=32, progress=False).dataset
+    assert "1 training images are copies of" in find_leakage(dataset, settings.cache_dir)
+    CheckData(name="mine").run()
+    printed = capsys.readouterr().out
+    assert "1 copy across splits" in printed
+    folder = settings.home / "checks" / "mine"
+    with (folder / "issues.csv").open() as file:
+        rows = {(row["file"], row["kind"]): row for row in csv.DictReader(file)}
+    assert rows["photos/train/stripes/copy.png", "copy across splits"]["twin"] == "photos/test/stripes/60.png"
+    assert rows["photos/train/stripes/05.png", "label"]["detail"] == "looks like blobs"
+    assert ("photos/train/blobs/<b>.png", "blank") in rows
+    page = (folder / "index.html").read_text()
+    assert "photos/train/blobs/&lt;b&gt;.png" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "near-duplicates of validation or test" in find_leakage(dataset, settings.cache_dir)
+    add_dataset("mine", [photos], **folders, image_size=32, progress=False, exclude=folder / "issues.csv")
+    clean = open_dataset("mine", settings.cache_dir)
+    assert find_leakage(clean, settings.cache_dir) == ""
+    assert len(clean.splits["test"].labels_N) <= 20

@@ -1,0 +1,111 @@
+"""Recipes of one's own: files that are listed, checked and trained like those of the package."""
+
+import pytest
+
+from flows.jobs.training import ListRecipes, NewRecipe, Train, TrainAll
+from model_code.data.add import add_dataset
+from model_code.errors import UsageError
+from model_code.recipes.catalog import RECIPES, describe_budget, get_recipe, list_recipes, match_recipes
+from model_code.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    return tmp_path
+
+
+def write(home, name, text):
+    file = home / "recipes" / f"{name}.toml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def test_a_new_recipe_stands_beside_those_of_the_package(home, capsys):
+    settings = ("epochs=7", "views.hue=0.2", "limit_train=null")
+    NewRecipe(name="mine", base="simsiam_cifar10", title="Ours", settings=settings).run()
+    assert str(home / "recipes" / "mine.toml") in capsys.readouterr().out
+    config = get_recipe("mine").build()
+    assert (config.recipe, config.epochs, config.views.hue, config.limit_train) == ("mine", 7, 0.2, None)
+    base = RECIPES["simsiam_cifar10"].build()
+    assert config.model_copy(update={"recipe": base.recipe, "epochs": base.epochs, "views": base.views}) == base
+    assert [entry.name for entry in list_recipes()] == [*RECIPES, "mine"]
+    assert [entry.name for entry in match_recipes("mi*")] == ["mine"]
+    assert describe_budget(Train(recipe="mine").config) == "full"
+    assert describe_budget(Train(recipe="mine", profile="smoke").config) == "smoke"
+    assert describe_budget(Train(recipe="mine", epochs=3).config) == "custom: epochs=3"
+    assert [one.recipe for one in TrainAll(only="mine").configs] == ["mine"]
+    ListRecipes(name="mine").run()
+    assert "darkroom train mine" in capsys.readouterr().out
+
+
+def test_every_setting_that_is_not_changed_is_a_comment_that_can_be_used(home):
+    NewRecipe(name="mine", base="resnet18_cifar10_exp9", settings=("pretrained_weights=null",)).run()
+    file = home / "recipes" / "mine.toml"
+    assert get_recipe("mine").build().pretrained_weights is None
+    before = get_recipe("mine").build()
+    file.write_text(file.read_text().replace("\n# ", "\n").replace("Settings of resnet18_cifar10_exp9:", ""))
+    assert get_recipe("mine").build() == before
+
+
+def test_a_recipe_follows_the_images_that_it_is_made_for(home):
+    add_dataset("shapes", cache_dir=load_settings().cache_dir, data_dir=home, image_size=40, progress=False)
+    NewRecipe(name="mine", base="fastnet_cifar10", dataset="shapes").run()
+    config = get_recipe("mine").build()
+    assert config.dataset == "shapes"
+    assert config.mean != RECIPES["fastnet_cifar10"].build().mean
+    assert Train(recipe="mine", dataset="shapes").config == config
+
+
+def test_a_recipe_can_be_made_from_one_of_ones_own(home):
+    write(home, "first", 'from = "fastnet_cifar10"\n[settings]\nepochs = 3\nlearning_rate = 0.5\n')
+    write(home, "second", 'from = "first"\nseeds = [1, 2]\n[settings]\nepochs = 4\nengine.parts = 2\n')
+    config = get_recipe("second").build()
+    assert (config.epochs, config.learning_rate, config.engine.parts) == (4, 0.5, 2)
+    assert [one.seed for one in TrainAll(only="second").configs] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("from = ", r"mine\.toml: Invalid value"),
+        ('from = "fastnet_cifar1"', r"mine\.toml: no recipe 'fastnet_cifar1'; did you mean fastnet_cifar10"),
+        ('title = "x"', r"mine\.toml: from: Field required; allowed are from, title, seeds, settings, smoke$"),
+        ('from = "fastnet_cifar10"\nepochs = 3', r"mine\.toml: epochs: Extra inputs.*; allowed are from, title"),
+        ('from = "fastnet_cifar10"\nseeds = []', r"mine\.toml: seeds: .*at least 1"),
+        ('from = "fastnet_cifar10"\n[settings]\nepoch = 3', r"mine\.toml: .*no setting 'epoch'; did you mean epochs"),
+        ('from = "fastnet_cifar10"\n[settings]\noptimizer = "lion"', r"mine\.toml: optimizer='lion': .*'sgd', 'adam'"),
+        ('from = "fastnet_cifar10"\n[smoke]\nepochs = 0', r"mine\.toml: epochs=0: .*greater than or equal to 1"),
+        ('from = "mine"', r"mine\.toml: from: mine -> mine is a circle"),
+    ],
+)
+def test_a_wrong_file_is_one_line_with_file_and_key(home, text, message):
+    file = write(home, "mine", text)
+    with pytest.raises(UsageError, match=message) as caught:
+        get_recipe("mine")
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "fastnet_cifar10"}, "is a recipe of the package"),
+        ({"name": "new"}, "cannot be a recipe's name"),
+        ({"name": "../x"}, "cannot be a recipe's name"),
+        ({"name": "mine", "settings": ("epochs=0",)}, r"^epochs=0: "),
+        ({"name": "mine", "settings": ("recipe=x",)}, "no setting 'recipe'"),
+    ],
+)
+def test_a_wrong_recipe_is_not_written(home, given, message):
+    with pytest.raises(UsageError, match=message):
+        NewRecipe(base="fastnet_cifar10", **given).run()
+    assert not list(home.glob("recipes/*"))
+
+
+def test_a_recipe_is_not_overwritten(home):
+    NewRecipe(name="mine", base="fastnet_cifar10").run()
+    with pytest.raises(UsageError, match="is there already"):
+        NewRecipe(name="mine", base="simsiam_cifar10").run()
+    assert get_recipe("mine").build().kind == "supervised"
