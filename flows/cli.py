@@ -3,9 +3,10 @@
 import inspect
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
@@ -81,19 +82,31 @@ WORKFLOW = {
 }
 
 
-class WorkflowGroup(click.Group):
-    """The `darkroom` command, whose help is in the order of the work, in whole sentences."""
+class SentenceGroup(click.Group):
+    """Commands whose help is in whole sentences.
+
+    Attributes:
+        headings: Commands under each heading; the others come last.
+    """
+
+    headings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one list of commands for each heading."""
-        known = {name for names in WORKFLOW.values() for name in names}
+        known = {name for names in self.headings.values() for name in names}
         others = tuple(name for name in self.list_commands(ctx) if name not in known)
-        for heading, names in {**WORKFLOW, "Other commands": others}.items():
+        for heading, names in {**self.headings, "Commands": others}.items():
             commands = [(name, self.commands[name]) for name in names if name in self.commands]
             rows = [(name, " ".join((command.help or "").split("\n\n")[0].split())) for name, command in commands]
             if rows:
                 with formatter.section(heading):
                     formatter.write_dl(rows)
+
+
+class WorkflowGroup(SentenceGroup):
+    """The `darkroom` command, whose help is in the order of the work."""
+
+    headings = WORKFLOW
 
 
 @click.group(cls=WorkflowGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -111,14 +124,14 @@ def darkroom(context: click.Context) -> None:
 
 
 GROUPS = {
-    "data": click.Group("data", help="Add images, see what is there, remove what is not needed."),
-    "runs": click.Group(
+    "data": SentenceGroup("data", help="Add images, see what is there, remove what is not needed."),
+    "runs": SentenceGroup(
         "runs", help="See the runs on this machine, remove what is not needed, bring offline runs to where MLflow is."
     ),
 }
 
 
-class CommandWithWords(click.Group):
+class CommandWithWords(SentenceGroup):
     """A command that also has commands of its own: `recipes [NAME]` and `recipes new`."""
 
     def __init__(self, own: click.Command) -> None:
