@@ -24,6 +24,8 @@ def main() -> None:
         "PREFECT_UI_ENABLED": "0",
         "PREFECT__SERVER_EPHEMERAL": "1",
         "PREFECT__SERVER_FINAL": "1",
+        # Nobody has automations here.
+        "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
     }
 
     import uvicorn

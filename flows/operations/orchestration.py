@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from importlib.metadata import version
+from pathlib import Path
 
 from model_code.disk import check_free_space, hold_lock, writing_to
 from model_code.errors import DarkroomError
@@ -20,6 +21,7 @@ from model_code.settings import Settings
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 5
 DATABASE_BYTES = 4_000_000
+LOG_FILE, LOG_BYTES = "server.log", 1_000_000
 
 
 def configure(settings: Settings) -> None:
@@ -66,7 +68,12 @@ def _start_server(settings: Settings) -> str:
         with writing_to(home, DATABASE_BYTES, "starting Prefect"):
             home.mkdir(parents=True, exist_ok=True)
             check_free_space(home, DATABASE_BYTES, "starting Prefect")
-        with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        with (
+            socket.create_server(("127.0.0.1", 0), backlog=128) as listener,
+            (home / LOG_FILE).open("ab") as log,
+        ):
+            if log.tell() > LOG_BYTES:
+                log.truncate(0)
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
             process = subprocess.Popen(
                 # -P: a folder called flows where the command is typed must not stand in for this package.
@@ -80,17 +87,19 @@ def _start_server(settings: Settings) -> str:
                 ],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 # Ctrl-C is for the command, which ends the server itself.
                 start_new_session=True,
             )
         atexit.register(_stop_server, process)
         if not migrated.exists():
-            _wait_until_it_answers(process, url)
+            _wait_until_it_answers(process, url, home / LOG_FILE)
             migrated.touch()
     return url
 
 
-def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
+def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s and process.poll() is None:
         try:
@@ -98,7 +107,7 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str) -> None:
                 return
         except OSError:
             time.sleep(0.1)
-    raise DarkroomError("Prefect's server did not start; is the disk full? the lines above say what it met")
+    raise DarkroomError(f"Prefect's server did not start; is the disk full? {log} says what it met")
 
 
 def _stop_server(process: subprocess.Popen[bytes]) -> None:

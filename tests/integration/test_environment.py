@@ -5,18 +5,41 @@ import sys
 
 from tests.contract.conftest import ROOT
 
+TRAIN = (
+    *("train", "resnet18_cifar10_exp", "--profile", "smoke"),
+    *("--set", "dataset=shapes", "--set", "epochs=1", "--set", "limit_train=200"),
+)
+
+
+def run(start_darkroom, *arguments, **variables):
+    process = start_darkroom(*arguments, **variables)
+    out, _ = process.communicate(timeout=300)
+    return process.returncode, out
+
 
 def test_the_embedded_server_needs_no_proxy_and_no_password(start_darkroom, tmp_path):
-    process = start_darkroom(
-        *("data", "add", "shapes", "--image-size", 16),
+    assert run(start_darkroom, "data", "add", "shapes", DARKROOM_HOME=str(tmp_path))[0] == 0
+    status, out = run(
+        *(start_darkroom, *TRAIN),
         DARKROOM_HOME=str(tmp_path),
         HTTP_PROXY="http://127.0.0.1:9",
         HTTPS_PROXY="http://127.0.0.1:9",
         PREFECT_SERVER_API_AUTH_STRING="someone:secret",
         PREFECT_API_DATABASE_CONNECTION_URL="sqlite+aiosqlite:////nowhere/prefect.db",
     )
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+    assert status == 0, out
+    assert (tmp_path / "prefect" / "server.log").is_file()
+
+
+def test_what_the_embedded_server_meets_is_in_its_log_and_one_line_says_so(start_darkroom, tmp_path):
+    assert run(start_darkroom, "data", "add", "shapes", DARKROOM_HOME=str(tmp_path))[0] == 0
+    (tmp_path / "prefect" / "prefect.db").mkdir(parents=True)
+    status, out = run(start_darkroom, *TRAIN, DARKROOM_HOME=str(tmp_path))
+    log = tmp_path / "prefect" / "server.log"
+    assert status == 1
+    assert out.splitlines()[-1] == f"darkroom: Prefect's server did not start; is the disk full? {log} says what it met"
+    assert "Traceback" not in out
+    assert "unable to open database file" in log.read_text()
 
 
 def test_addresses_of_this_machine_are_added_to_those_without_a_proxy():
