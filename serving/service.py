@@ -10,11 +10,13 @@ import bentoml
 from starlette.exceptions import HTTPException
 
 from serving.bundle.manifest import Manifest
+from serving.bundle.session import has_cuda
 from serving.decoding.decoder import SILENT_S
 from serving.decoding.encoded import EncodedImage
 from serving.http.api import create_app
 from serving.http.feedback_api import FeedbackApi
 from serving.http.prediction_api import PredictionApi
+from serving.models.classifier import NO_GPU
 from serving.models.model_set import ModelSet, find_bundles_dir, find_inbox_dir
 from serving.models.predictions import ModelsAnswer, PredictAnswer
 from serving.models.registry import RegistryFollower
@@ -76,6 +78,7 @@ class Darkroom:
             registry=RegistryFollower(options.registry, bundles_dir) if options.registry else None,
             on_change=self._publish,
         )
+        self._lacks_gpu = options.requires_cuda and not has_cuda()
         self._models.refresh()
         self._models.watch()
         self._api = api = PredictionApi(
@@ -116,6 +119,8 @@ class Darkroom:
 
     def _explain_unready(self) -> str:
         """Return why predictions are not answered; empty if they are."""
+        if self._lacks_gpu:
+            return NO_GPU
         if not self._models.names:
             return "no model is loaded; the log and /v1/models say why"
         if not self._api.is_decoding:

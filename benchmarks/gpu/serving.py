@@ -6,7 +6,10 @@ Shape suffixes: N = images, H = height, W = width, C = the three colour channels
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +34,11 @@ def serving(stage: Stage) -> None:
     images_NHWC = np.random.default_rng(0).integers(0, 256, (max(batches), SIDE, SIDE, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "model.onnx"
-        stage.measure("onnxruntime, fp32", lambda: _measure_onnx(stage, model, file, images_NHWC, batches))
+        for precision in ("fp32", "fp16"):
+            for has_graphs in (False, True):
+                name = f"onnxruntime, {precision}{', recorded graphs' if has_graphs else ''}"
+                work = partial(_measure_onnx, stage, model, file, precision, has_graphs, images_NHWC, batches)
+                stage.measure(name, work)
     model.to(stage.device)
     stage.measure("torch, float32", lambda: _measure_torch(stage, model, images_NHWC, batches, torch.float32))
     stage.measure("torch, bfloat16", lambda: _measure_torch(stage, model, images_NHWC, batches, torch.bfloat16))
@@ -39,24 +46,43 @@ def serving(stage: Stage) -> None:
 
 
 def _measure_onnx(
-    stage: Stage, model: torch.nn.Module, file: Path, images_NHWC: Batch, batches: tuple[int, ...]
+    stage: Stage,
+    model: torch.nn.Module,
+    file: Path,
+    precision: str,
+    has_graphs: bool,
+    images_NHWC: Batch,
+    batches: tuple[int, ...],
 ) -> Figures:
+    """Return parity with torch and speed; with graphs as the service answers."""
     from model_code.release.onnx_export import export_onnx
+    from model_code.release.precisions import make_fp16
     from serving.bundle.session import CPU, CUDA, has_cuda, open_session, run_session
+    from serving.models.bound_session import BoundSession
 
+    if has_graphs or precision == "fp16":
+        stage.need_cuda()
     is_on_gpu = has_cuda()
     if stage.is_cuda and not is_on_gpu:
         raise NotMeasurableError("onnxruntime has no CUDA provider; install onnxruntime-gpu")
-    export_onnx(model, SIDE, file)
-    session = open_session(file, CUDA if is_on_gpu else CPU, 1)
-    answers_NK = run_session(session, images_NHWC)
+    if not file.exists():
+        export_onnx(model, SIDE, file)
+    if precision == "fp16" and not (half := file.with_suffix(".fp16.onnx")).exists():
+        make_fp16(file, half)
+    chosen = file.with_suffix(".fp16.onnx") if precision == "fp16" else file
+    session = open_session(chosen, CUDA if is_on_gpu else CPU, 1, has_graphs=has_graphs)
+    answer = partial(run_session, session)
+    if has_graphs:
+        shape = SimpleNamespace(image_size=SIDE, classes=range(CLASSES))
+        answer = BoundSession(session, cast(Any, shape), "cuda", has_graphs=True).run
+    answers_NK = answer(images_NHWC)
     with torch.inference_mode():
         expected_NK = torch.softmax(model(torch.from_numpy(images_NHWC)), dim=1).numpy()
     return {
         "provider": session.get_providers()[0],
         "largest_difference": float(np.abs(answers_NK - expected_NK).max()),
         "labels_that_differ": int((answers_NK.argmax(1) != expected_NK.argmax(1)).sum()),
-        **_time(stage, lambda some: run_session(session, some), images_NHWC, batches),
+        **_time(stage, answer, images_NHWC, batches),
     }
 
 

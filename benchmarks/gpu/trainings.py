@@ -71,7 +71,7 @@ def simsiam(stage: Stage) -> None:
 def _open_images(stage: Stage, name: str) -> PackedDataset:
     if not stage.is_dry:
         return open_dataset(name, stage.cache_dir)
-    shapes = generate_shapes(train_per_class=12, test_per_class=2)
+    shapes = generate_shapes(train_per_class=6, test_per_class=2)
     splits = {
         split: PackedSplit(pixels.images_NHWC, pixels.labels_N)
         for split, pixels in shapes.splits.items()

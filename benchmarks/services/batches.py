@@ -1,5 +1,6 @@
 """Many images in one request, beside onnxruntime without HTTP: how much of its speed arrives."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from benchmarks.services.contenders import OURS, Body, Service
 from benchmarks.services.figures import summarise
 from benchmarks.services.http_load import count_refused, load
-from serving.bundle.session import CPU, count_cpus, measure_speed, open_session
+from serving.bundle.session import CPU, count_cpus, measure_speed, open_session, run_session
 from serving.models.predictions import FIELD_NAME
 
 IMAGES = 64
@@ -58,8 +59,10 @@ def measure_batches(
                 found = load(services[name].address, body, CONNECTIONS, seconds)
             served.append(found["requests_per_s"] * IMAGES)
             refused += count_refused(found)
-            alone.append(measure_speed({precision: session}, batch_NHWC, seconds)[precision])
-            alone_1.append(measure_speed({precision: session}, batch_NHWC[:1], seconds)[precision])
+            alone.append(measure_speed({precision: partial(run_session, session)}, batch_NHWC, seconds)[precision])
+            alone_1.append(
+                measure_speed({precision: partial(run_session, session)}, batch_NHWC[:1], seconds)[precision]
+            )
             said = f"{served[-1]:,.0f} images/s, onnxruntime alone {alone[-1]:,.0f}"
             print(f"{IMAGES} images in a request  {repeat + 1}/{repeats}  {precision}: {said}", flush=True)
         records.append(

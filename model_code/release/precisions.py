@@ -236,6 +236,9 @@ class Limits:
     golden_tolerance: float
 
 
+# cuDNN's Winograd convolutions (F(4x4, 3x3)) round about three times as coarsely as sums in order, still more than a
+# hundred times within fp32's limit (tests/unit/release/test_winograd.py): only classes that are equal may exchange
+# places there, which the certificate allows on CUDA.
 # fp16 rounds to 11 bits (5e-4) in every layer, which the layers pass on: a few 1e-3 of a probability between two nearly
 # equal classes, which may exchange places there. Ten times that, or more than one label in a thousand, is no rounding:
 # a value left float16's range. int8 rounds to 8 bits; what counts of it is how often the label stays.

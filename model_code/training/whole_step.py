@@ -49,13 +49,14 @@ class WholeStep:
     ) -> None:
         device = images_NHWC.device
         self._images_NHWC, self._compute = images_NHWC, compute
-        self._optimizer, self._generator, self._steps = optimizer, generator, steps
+        self._optimizer, self._generator, self._last = optimizer, generator, steps - 1
         self._is_cuda = device.type == "cuda"
         self.order_N = torch.zeros(len(images_NHWC), dtype=torch.int64, device=device)
         self.losses_S = torch.zeros(steps, device=device)
         self.total = torch.zeros((), device=device)
         self._step_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self._places_B = torch.arange(batch_size, device=device)
+        self._steps_S = torch.arange(steps, device=device)
         # Kernels read float32; a CPU rounds as it does from a number.
         dtype = torch.float32 if self._is_cuda else torch.float64
         self._rates = [torch.zeros((), dtype=dtype, device=device) for _ in optimizer.param_groups]
@@ -79,7 +80,7 @@ class WholeStep:
             kind: What a recording holds for; another one is recorded anew.
             prepare: Called before a recording, during which no other thread may use the device.
         """
-        is_last = step == self._steps - 1
+        is_last = step == self._last
         for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         if kind != self._recorded:
@@ -102,7 +103,8 @@ class WholeStep:
         chosen_B = self.order_N.index_select(0, self._step_1 * len(self._places_B) + self._places_B)
         with self._rates_in_tensors():
             loss, share = self._compute(self._images_NHWC[chosen_B], chosen_B, is_last)
-        self.losses_S.scatter_(0, self._step_1, loss.reshape(1).float())
+        # Not by an assignment: deterministic algorithms would sort its index.
+        self.losses_S.copy_(torch.where(self._steps_S == self._step_1, loss, self.losses_S))
         self.total.add_(share)
         self._step_1.add_(1)
 

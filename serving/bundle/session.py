@@ -6,6 +6,7 @@ Shape suffixes: N = images in the batch, H = height, W = width, C = colour chann
 import ctypes
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ SESSION_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.RuntimeException,
 )
 _LOG_ERRORS_ONLY = 3
+Answerer = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
 
 def open_session(
@@ -147,22 +149,22 @@ def check_golden(
 
 
 def measure_speed(
-    sessions: dict[str, onnxruntime.InferenceSession], images_NHWC: npt.NDArray[np.uint8], seconds: float
+    answerers: dict[str, Answerer], images_NHWC: npt.NDArray[np.uint8], seconds: float
 ) -> dict[str, float]:
-    """Return the images per second of several sessions, which take turns; from the median of their batches.
+    """Return the images per second of several ways to answer, which take turns; from the median of their batches.
 
     Args:
-        sessions: By a name; each has run before.
+        answerers: By a name: uint8 [N, H, W, C] -> probabilities; each has run before.
         images_NHWC: The batch, uint8.
-        seconds: Measured time of each session; at least three batches are run.
+        seconds: Measured time of each; at least three batches are run.
     """
-    times_s: dict[str, list[float]] = {name: [] for name in sessions}
-    end_s = time.perf_counter() + seconds * len(sessions)
+    times_s: dict[str, list[float]] = {name: [] for name in answerers}
+    end_s = time.perf_counter() + seconds * len(answerers)
     rounds = 0
     while rounds < 3 or time.perf_counter() < end_s:
-        for name, session in sessions.items():
+        for name, answer in answerers.items():
             start_s = time.perf_counter()
-            run_session(session, images_NHWC)
+            answer(images_NHWC)
             times_s[name].append(time.perf_counter() - start_s)
         rounds += 1
     return {name: len(images_NHWC) / float(np.median(taken_s)) for name, taken_s in times_s.items()}

@@ -1,11 +1,14 @@
 """A session with fixed buffers for each batch size: nothing is allocated for a batch, and a GPU can replay its kernels.
 
-On CUDA each size's kernels are recorded once and replayed as one CUDA graph, where onnxruntime can record them. Shape
-suffixes: N = images in the batch, H = height, W = width, C = colour channels, K = classes.
+On CUDA each size's kernels are recorded once and replayed as one CUDA graph, where onnxruntime can record them. It
+keeps graphs for the thread that recorded them, so each session has a thread of its own that records and answers.
+
+Shape suffixes: N = images in the batch, H = height, W = width, C = colour channels, K = classes.
 """
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +21,9 @@ from serving.bundle.session import CUDA, INPUT_NAME, OUTPUT_NAME, SESSION_ERRORS
 from serving.errors import BundleError
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-# Graphs replay the same kernels: what differs by more was recorded wrongly.
-_GRAPH_TOLERANCE = 1e-4
 _NO_GRAPH = -1
+# Held for each batch on a GPU: while one session records, no other may run or allocate there.
+_DEVICE = threading.Lock()
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +59,18 @@ class BoundSession:
         """
         self.has_graphs = has_graphs
         self._session = session
-        self._lock = threading.Lock()
+        self._lock = _DEVICE if device == "cuda" else threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="graphs") if has_graphs else None
         size, classes = manifest.image_size, len(manifest.classes)
-        try:
-            self._slots = {
-                bucket: self._make_slot(bucket, size, classes, device, number)
-                for number, bucket in enumerate(BATCH_BUCKETS, start=1)
-            }
-            for bucket in BATCH_BUCKETS:
-                for _ in range(2):
-                    self.run(np.zeros((bucket, size, size, 3), dtype=np.uint8))
-        except SESSION_ERRORS as error:
-            raise BundleError(f"onnxruntime cannot bind buffers on {device}: {error}") from error
+        self._slots: dict[int, _Slot] = {}
+        for number, bucket in enumerate(BATCH_BUCKETS, start=1):
+            with self._lock:
+                try:
+                    self._slots[bucket] = self._make_slot(bucket, size, classes, device, number)
+                except SESSION_ERRORS as error:
+                    raise BundleError(f"onnxruntime cannot bind buffers on {device}: {error}") from error
+            for _ in range(2):
+                self.run(np.zeros((bucket, size, size, 3), dtype=np.uint8))
 
     def run(self, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the class probabilities of a batch, float32 [N, K], of uint8 [N, H, W, C].
@@ -75,12 +78,15 @@ class BoundSession:
         Raises:
             BundleError: onnxruntime cannot run the batch.
         """
+        return self._run(images_NHWC) if self._thread is None else self._thread.submit(self._run, images_NHWC).result()
+
+    def _run(self, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         count = len(images_NHWC)
         bucket = next((bucket for bucket in BATCH_BUCKETS if bucket >= count), None)
-        if bucket is None:
-            return run_session(self._session, images_NHWC, self._make_options(_NO_GRAPH))
-        slot = self._slots[bucket]
         with self._lock:
+            if bucket is None:
+                return run_session(self._session, images_NHWC, self._make_options(_NO_GRAPH))
+            slot = self._slots[bucket]
             try:
                 slot.images.update_inplace(np.ascontiguousarray(fill_batch(images_NHWC, bucket)))
                 self._session.run_with_iobinding(slot.binding, slot.options)
@@ -110,6 +116,7 @@ def bind_on_cuda(
     manifest: Manifest,
     threads: int,
     images_NHWC: npt.NDArray[np.uint8],
+    tolerance: float,
 ) -> BoundSession:
     """Return a session on the GPU with fixed buffers, with CUDA graphs if onnxruntime can record this network.
 
@@ -119,6 +126,7 @@ def bind_on_cuda(
         manifest: Manifest of the bundle.
         threads: Number of CPU threads.
         images_NHWC: Images that both are compared on, uint8.
+        tolerance: Largest difference of a probability between both: each session looks for its own fastest kernels.
 
     Raises:
         BundleError: Not even fixed buffers work.
@@ -126,7 +134,7 @@ def bind_on_cuda(
     try:
         bound = BoundSession(open_session(file, CUDA, threads, has_graphs=True), manifest, "cuda", has_graphs=True)
         difference = float(np.abs(bound.run(images_NHWC) - run_session(plain, images_NHWC)).max())
-        if difference <= _GRAPH_TOLERANCE:
+        if difference <= tolerance:
             return bound
         problem = f"replayed graphs answer otherwise, by up to {difference:.2g}"
     except BundleError as error:

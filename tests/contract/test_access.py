@@ -129,7 +129,9 @@ def test_where_a_gpu_is_required_the_cpu_does_not_answer(tmp_path):
 def test_a_patient_service_without_the_required_gpu_is_not_ready(tmp_path, start_service):
     release(tmp_path / "bundles")
     url = start_service(tmp_path, "--require-cuda", "--wait").url
-    assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 503
+    ready = httpx.get(f"{url}/readyz", trust_env=False)
+    assert ready.status_code == 503
+    assert "--require-cuda: onnxruntime finds no GPU" in ready.text
     (problem,) = httpx.get(f"{url}/v1/models", trust_env=False).json()["problems"]
     assert "--require-cuda" in problem["message"]
     assert ask(url).status_code == 503

@@ -19,7 +19,7 @@ def test_graphs_answer_like_the_cpu(tmp_path, count):
     folder = make_bundle(tmp_path)
     classifier = Classifier(folder, "1", requires_cuda=True)
     assert (classifier.provider, classifier.manifest) == (CUDA, read_bundle(folder))
-    assert classifier._bound.has_graphs
+    assert classifier._answer.__self__.has_graphs
     images_NHWC = np.random.default_rng(0).integers(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     expected_NK = run_session(open_session(folder / MODEL_FILE, CPU, 1), images_NHWC)
     for _ in range(3):

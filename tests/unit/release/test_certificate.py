@@ -1,5 +1,6 @@
 import copy
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -83,10 +84,10 @@ def judge(monkeypatch, compare, model):
     compare(model, model)
     file = compare.files[model]
 
-    def run(precision, answered_NK, expected_NK, labels_N, thresholds=None):
+    def run(precision, answered_NK, expected_NK, labels_N, thresholds=None, provider=CPU):
         monkeypatch.setattr(certificate_file, "open_session", lambda *_: _Stub(answered_NK))
         images_NHWC = np.zeros((len(labels_N), 1, 1, 3), dtype=np.uint8)
-        return certify(precision, file, expected_NK, images_NHWC, labels_N, "test", CPU, thresholds=thresholds)
+        return certify(precision, file, expected_NK, images_NHWC, labels_N, "test", provider, thresholds=thresholds)
 
     return run
 
@@ -297,3 +298,28 @@ def test_the_cpu_is_always_there_and_cuda_only_where_a_session_runs_on_it(monkey
     assert find_providers() == (CPU,), "there is no CUDA on this machine, whatever its driver says"
     monkeypatch.setattr(certificate_file, "open_session", lambda *_, **__: _Stub(np.zeros((1, 1))))
     assert find_providers() == (CPU, CUDA)
+
+
+def answer(*firsts):
+    """Return probabilities of two classes: those given of the first, the rest of the second."""
+    return np.array([[first, 1 - first] for first in firsts], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected", "answered", "refusal"),
+    [
+        # The trained network holds both classes for equal, up to what rounding on CUDA may move.
+        (CUDA, 0.50004, 0.49999, None),
+        (CPU, 0.50004, 0.49999, r"at batch 1 66\.6667% of 3 labels agree"),
+        (CUDA, 0.7, 0.70005, None),
+        (CUDA, 0.7, 0.7002, r"differ by up to 0\.0002 \(allowed 0\.0001\)$"),
+        (CUDA, 0.5011, 0.4989, r"differ by up to 0\.0022 .* and 66\.6667% of 3 labels agree .* and accuracy"),
+    ],
+)
+def test_on_cuda_fp32_may_exchange_classes_that_are_equal(judge, provider, expected, answered, refusal):
+    expected_NK, answered_NK = answer(0.9, 0.1, expected), answer(0.9, 0.1, answered)
+    certificate = judge("fp32", answered_NK, expected_NK, np.array([0, 1, 0]), provider=provider)
+    if refusal is None:
+        assert certificate.refusal is None
+    else:
+        assert re.search(refusal, certificate.refusal), certificate.refusal
