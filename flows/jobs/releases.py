@@ -56,7 +56,7 @@ class Release(Job):
         print_release(released)
         if not released.is_champion:
             raise ReleaseError(
-                f"{self.name}: not promoted; the lines above say why, --mode forced --why REASON promotes it all the same"
+                f"{self.name}: not promoted; the lines above say why; --mode forced --why REASON promotes it anyway"
             )
 
 

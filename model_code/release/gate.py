@@ -312,7 +312,9 @@ def _judge_gain(difference: float, p_value: float, gained: int, lost: int, count
     images = f"{gained} images gained, {lost} lost"
     points = f"{_format_points(difference, count, '+')} points ({images})"
     if difference <= 0 or difference < rules.min_gain:
-        wanted = f"at least {_format_points(rules.min_gain, count, '+')} (--min-gain)" if rules.min_gain else "more than 0"
+        wanted = (
+            f"at least {_format_points(rules.min_gain, count, '+')} (--min-gain)" if rules.min_gain else "more than 0"
+        )
         refusals.append(f"the difference of {points} is too small, wanted are {wanted}")
     if difference > 0 and p_value >= rules.alpha:
         refusals.append(f"the difference of {points} can be chance: p = {p_value:.2g}, wanted is below {rules.alpha:g}")
