@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model_code.data.cache import is_dataset_taken
 from model_code.disk import format_size
 from model_code.release.names import RELEASE_NAMES
 from serving.listing import Column, Form, print_listing
@@ -110,6 +109,8 @@ def print_added(added: "AddedDataset") -> None:
 
 def print_result(result: "RunResult") -> None:
     """Print one finished run."""
+    from model_code.data.cache import is_dataset_taken
+
     best = "" if result.epochs is None else f", best epoch {result.best_epoch} of {result.epochs}"
     macro_f1 = f", macro-F1 {result.metrics['test/macro_f1']:.4f}" if "test/macro_f1" in result.metrics else ""
     lines = [
