@@ -59,7 +59,7 @@ class Release(Job):
         print_release(released)
         if not released.is_champion:
             raise ReleaseError(
-                f"{self.name}: not promoted; the lines above say why, --mode forced --why REASON promotes it anyway"
+                f"{self.name}: not promoted; the lines above say why; --mode forced --why REASON promotes it anyway"
             )
 
 

@@ -42,7 +42,7 @@ def examine_machine() -> list[Finding]:
     findings += libraries
     if not any(finding.level == "missing" for finding in libraries):
         findings += [_examine_torch(), _examine_onnxruntime()]
-    return [*findings, _examine_disk(), *_examine_state()]
+    return [*findings, _examine_disk(), *_examine_state(), _suggest_next()]
 
 
 def _count_memory_bytes() -> int:
@@ -83,6 +83,27 @@ def _examine_disk() -> Finding:
     if free_bytes < ENOUGH_DISK_BYTES:
         return Finding("note", "state", f"{home}: only {format_size(free_bytes)} free")
     return Finding("ok", "state", f"{home}: {format_size(free_bytes)} free")
+
+
+def _suggest_next() -> Finding:
+    """Return the command that goes on with the work in this home."""
+    from model_code.data.cache import list_datasets
+    from model_code.training.run_folder import list_finished, list_interrupted
+    from serving.bundle.store import list_released
+
+    settings = load_settings()
+    if not list_datasets(settings.cache_dir):
+        command = "darkroom data add shapes (drawn here) or darkroom data add cifar10 --download"
+    elif interrupted := next(list_interrupted(settings.checkpoints_dir), None):
+        config = interrupted.record.config
+        command = f"repeat the training of {config.recipe} that was interrupted, run {interrupted.path.name[:8]}"
+    elif not any(list_finished(settings.checkpoints_dir)):
+        command = "darkroom train RECIPE --profile smoke; darkroom recipes lists them"
+    elif not list_released(settings.bundles_dir):
+        command = "darkroom runs list, then darkroom release RUN_ID --as NAME"
+    else:
+        command = "darkroom serve, then darkroom predict IMAGE"
+    return Finding("ok", "next", command)
 
 
 def _examine_state() -> list[Finding]:

@@ -25,6 +25,8 @@ def print_release(release: ReleaseSummary) -> None:
     ]
     if manifest.calibration is not None:
         lines += _describe_calibration(manifest.calibration)
+    if release.is_champion and release.version is not None:
+        lines.append(f"next: darkroom serve, then darkroom predict IMAGE --model {manifest.name}")
     print("\n  ".join(map(show, lines)), flush=True)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_code.disk import format_size
+from model_code.release.names import RELEASE_NAMES
 from serving.listing import Column, Form, print_listing
 from serving.printable import show
 
@@ -140,6 +141,7 @@ def print_added(added: "AddedDataset") -> None:
     )
     for skipped in added.skipped:
         print_line(f"  left out: {skipped.name}: {skipped.reason}")
+    print_line(f"  next: darkroom recipes, then darkroom train RECIPE --set dataset={dataset.name}")
     test = dataset.splits.get("test")
     if "train" not in dataset.splits:
         print_line("  no training images: this set is for evaluation only")
@@ -151,6 +153,8 @@ def print_added(added: "AddedDataset") -> None:
 
 def print_result(result: "RunResult") -> None:
     """Print one finished run."""
+    from model_code.data.cache import is_dataset_taken
+
     best = "" if result.epochs is None else f", best epoch {result.best_epoch} of {result.epochs}"
     macro_f1 = f", macro-F1 {result.metrics['test/macro_f1']:.4f}" if "test/macro_f1" in result.metrics else ""
     lines = [
@@ -160,6 +164,8 @@ def print_result(result: "RunResult") -> None:
     ]
     if result.weights_sha256:
         lines.append(f"weights {result.weights_sha256}")
+        names = [name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(result.dataset, pattern)]
+        lines += [f"next: darkroom release {result.run_id[:8]} --as {name}" for name in names]
     print("\n  ".join(map(show, lines)), flush=True)
 
 

@@ -16,13 +16,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_code.errors import DataError, UsageError
+
+if TYPE_CHECKING:  # `darkroom recipes` does not wait for numpy
+    import numpy as np
+    import numpy.typing as npt
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -89,8 +91,8 @@ class PackedSplit:
         labels_N: Class indices; -1 = unlabelled.
     """
 
-    images_NHWC: npt.NDArray[np.uint8]
-    labels_N: npt.NDArray[np.int64]
+    images_NHWC: "npt.NDArray[np.uint8]"
+    labels_N: "npt.NDArray[np.int64]"
 
     @property
     def has_labels(self) -> bool:
@@ -239,7 +241,7 @@ def format_remedy(name: str) -> str:
 def compute_checksum(
     classes: tuple[str, ...],
     image_size: int,
-    splits: Iterable[tuple[str, npt.NDArray[np.int64], str]],
+    splits: "Iterable[tuple[str, npt.NDArray[np.int64], str]]",
 ) -> str:
     """Return the checksum of a data set's content, independent of where it came from.
 
@@ -282,6 +284,8 @@ def _map_dataset(manifest: CacheManifest, cache_dir: Path) -> PackedDataset:
 
 
 def _map_split(manifest: CacheManifest, split: str, path: Path) -> PackedSplit:
+    import numpy as np
+
     expected = manifest.splits[split]
     images_NHWC: npt.NDArray[np.uint8] = _map_array(manifest.name, path / f"{split}-images.npy", expected.images_bytes)
     labels_N: npt.NDArray[np.int64] = _map_array(manifest.name, path / f"{split}-labels.npy", expected.labels_bytes)
@@ -295,7 +299,9 @@ def _map_split(manifest: CacheManifest, split: str, path: Path) -> PackedSplit:
     return PackedSplit(images_NHWC, labels_N)
 
 
-def _map_array(name: str, path: Path, expected_bytes: int) -> npt.NDArray[Any]:
+def _map_array(name: str, path: Path, expected_bytes: int) -> "npt.NDArray[Any]":
+    import numpy as np
+
     try:
         found_bytes = path.stat().st_size
         if found_bytes != expected_bytes:

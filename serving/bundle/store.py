@@ -20,15 +20,16 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.bundle.manifest import FILE_NAME, GOLDEN_FILE, Manifest
 from serving.errors import BundleError
 from serving.regular_files import open_regular, read_regular
+
+if TYPE_CHECKING:  # `darkroom models` does not wait for numpy
+    import numpy.typing as npt
 
 MODEL_FILE = "model.onnx"  # of fp32
 MANIFEST_FILE = "manifest.json"
@@ -228,12 +229,14 @@ def _changed(file: Path, found: str, expected: str, where: str) -> BundleError:
     )
 
 
-def read_golden(folder: Path, manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
+def read_golden(folder: Path, manifest: Manifest) -> "dict[str, npt.NDArray[Any]]":
     """Return `images_NHWC`, uint8, and each variant's answers by its precision; nothing for a bundle without them.
 
     Raises:
         BundleError: Images, or the answers of a variant that is offered, are missing.
     """
+    import numpy as np
+
     if manifest.golden_sha256 is None:
         return {}
     file = folder / GOLDEN_FILE

@@ -3,10 +3,15 @@
 Whoever changes them on purpose writes the file anew: `python -m tests.unit.flows.test_command_line`.
 """
 
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -119,12 +124,64 @@ def test_answering_takes_no_framework(tmp_path, words):
     assert len(done.stderr.splitlines()) == (status != "0")
 
 
+def run_in_terminal(words, home, columns=80):
+    """Run the command in a pseudo-terminal; its lines and its status come back."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from flows.cli import main; main()", *words],
+        env=environment | {"DARKROOM_HOME": str(home), "TERM": "xterm"},
+        cwd=ROOT,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    printed = b""
+    with os.fdopen(controller, "rb", buffering=0) as stream, suppress(OSError):  # its end, once the process has ended
+        while part := stream.read(4096):
+            printed += part
+    return click.unstyle(printed.decode()).splitlines(), process.wait()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["recipes"], ["data", "list"], ["runs", "list"]], ids=" ".join)
+def test_a_terminal_of_80_columns_is_enough(tmp_path, words):
+    add_dataset("shapes", cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", image_size=16, progress=False)
+    lines, status = run_in_terminal(words, tmp_path)
+    assert status == 0
+    assert max(map(len, lines)) <= 80 or words == ["runs", "list"], "a folder's name is one word"
+    if words == ["recipes"]:
+        from model_code.recipes.catalog import RECIPES
+
+        assert set(RECIPES) <= set(" ".join(lines).split()), "no name is broken"
+
+
+def test_ctrl_c_ends_with_the_status_of_the_shell(tmp_path):
+    """Whatever is imported or waited for at that moment: one line, no traceback."""
+    code = (
+        "import os, signal; from flows.cli import main; from flows.jobs.data import ListData; "
+        "ListData.run = lambda self: os.kill(os.getpid(), signal.SIGINT); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "data", "list"],
+        env=os.environ | {"DARKROOM_HOME": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 130
+    assert done.stderr.strip().startswith("darkroom: interrupted")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_training_is_checked_without_prefect(tmp_path):
     """Prefect reads PREFECT_API_URL when it is imported: without the embedded server's it starts one more."""
     add_dataset("shapes", cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", image_size=16, progress=False)
     code = (
         "import sys; from flows.jobs.training import Train; "
-        "Train.make(recipe='resnet18_cifar10_exp', settings=('dataset=shapes',)).check(); "
+        "job = Train.make(recipe='resnet18_cifar10_exp', settings=('dataset=shapes',)); job.check(); job.prepare(); "
         "print({'prefect'}.intersection(sys.modules))"
     )
     environment = os.environ | {"DARKROOM_HOME": str(tmp_path)}

@@ -94,6 +94,7 @@ def test_a_training_opens_what_it_is_made_from_once(monkeypatch):
     monkeypatch.setattr(training, "train_task", lambda inputs, _: opened.append(inputs.config.recipe))
     monkeypatch.setattr("flows.printing.tables.print_result", lambda _: None)
     job = Train(recipe="resnet18_cifar10_exp")
-    job.check()
+    job.prepare()
+    job.prepare()
     job.run()
     assert opened == ["open_dataset", "find_pretrained", "resnet18_cifar10_exp"]

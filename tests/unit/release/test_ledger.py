@@ -5,7 +5,7 @@ from mlflow.exceptions import MlflowException
 
 from model_code.errors import ReleaseError, UsageError
 from model_code.release import ledger
-from model_code.release.changes import LEDGER_FILE, find_previous, find_rollback_of, read_ledger
+from model_code.release.changes import LEDGER_FILE, find_previous, find_rollback_of, read_ledger, read_settled
 from model_code.release.ledger import (
     check_reason,
     complete,
@@ -18,6 +18,7 @@ from serving.bundle.store import (
     BUNDLE_TAG,
     CHAMPION,
     MANIFEST_TAG,
+    POINTER_FILE,
     BundleReference,
     Change,
     read_challenger,
@@ -54,6 +55,31 @@ def move(client, bundles_dir, name):
         return move_champion(client, bundles_dir, name, version=version, **fields)
 
     return move
+
+
+def test_a_settled_history_is_read_without_mlflow_and_an_unsettled_one_is_not(
+    store, client, bundles_dir, name, register, move
+):
+    settings = store[0]
+    assert read_settled(settings, name) == ()
+    first, second = register(), register()
+    assert read_settled(settings, name) is None, "registered, and never champion"
+    changes = (move(first), move(second))
+    assert read_settled(settings, name) == changes
+    client.set_registered_model_alias(name, CHAMPION, "1")
+    assert read_settled(settings, name) is None, "the alias was moved by other means"
+    client.set_registered_model_alias(name, CHAMPION, "2")
+    ledger = bundles_dir / name / LEDGER_FILE
+    content = ledger.read_bytes()
+    for damaged in (content.splitlines(keepends=True)[0], content[:-5]):
+        ledger.write_bytes(damaged)
+        assert read_settled(settings, name) is None, "a line is missing"
+    ledger.write_bytes(content)
+    pointer = bundles_dir / name / POINTER_FILE
+    pointer.rename(f"{pointer}.away")
+    assert read_settled(settings, name) is None, "the pointer is lost"
+    assert complete(client, bundles_dir, name) == changes
+    assert read_settled(settings, name) == changes
 
 
 def test_every_move_is_written_in_four_places(client, bundles_dir, name, register, move):

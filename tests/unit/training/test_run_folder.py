@@ -101,7 +101,7 @@ def test_a_complete_run_has_a_result_and_no_state(tmp_path):
 
 def test_unknown_run(tmp_path):
     for checkpoints_dir in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(TrainingError, match=r"^no run 'abc' in .*shows the runs$"):
+        with pytest.raises(TrainingError, match=r"^no run 'abc' in .*`darkroom runs list` shows the runs$"):
             open_run_folder(checkpoints_dir, "abc")
 
 

@@ -1,0 +1,167 @@
+"""What can be removed, and what a version, an interrupted run or a rollback keeps."""
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from flows.operations import removal
+from flows.printing.inventory import print_runs
+from model_code.data.add import add_dataset
+from model_code.errors import DataError, ReleaseError, UsageError
+from model_code.release.registered import read_registered
+from model_code.training.run_folder import RunRecord, RunResult, create_run_folder, resolve_run_id
+from tests.unit.tracking.small_store import make_settings, open_small_store
+from tests.unit.training.small_runs import make_config, tiny_network_entered
+
+
+@pytest.fixture
+def settings(tmp_path):
+    with tiny_network_entered():
+        yield make_settings(tmp_path)
+
+
+def enter_run(settings, digit, accuracy=None, pretrained=None, **config):
+    """Make the folder of a run whose id is made of one digit; without accuracy it is interrupted."""
+    record = RunRecord(
+        run_id=digit * 32, data_checksum="c" * 64, config=make_config(**config), pretrained_sha256=pretrained
+    )
+    folder = create_run_folder(settings.checkpoints_dir, record)
+    (folder.path / "last.safetensors").write_bytes(b"12345")
+    copies = settings.artifacts_dir / record.run_id / "artifacts" / "checkpoints"
+    copies.mkdir(parents=True)
+    (copies / "best.safetensors").write_bytes(b"123")
+    (copies.parent / "config.json").write_text("{}")
+    if accuracy is not None:
+        folder.complete(
+            RunResult(
+                run_id=record.run_id,
+                kind="supervised",
+                recipe=record.config.recipe,
+                profile=record.config.profile,
+                dataset=record.config.dataset,
+                metrics={"validation/best_accuracy": accuracy},
+                weights_sha256=digit * 64,
+                seconds=1,
+            )
+        )
+    return folder
+
+
+def test_pruning_keeps_the_best_and_what_is_needed(settings, monkeypatch, capsys):
+    runs = [enter_run(settings, digit, accuracy) for digit, accuracy in zip("1234", (0.5, 0.9, 0.6, 0.7), strict=True)]
+    enter_run(settings, "5", pretrained="3" * 64)
+    other = enter_run(settings, "6", 0.1, dataset="others")
+    version = removal.RegisteredVersion("shapes", "1", "2026-01-01", "1" * 32, {}, ("champion",))
+    monkeypatch.setattr(removal, "list_registered", lambda *_: (version,))
+    [prunable] = removal.find_prunable(settings, 1)
+    assert (prunable.run.path.name, prunable.size_bytes, len(prunable.files)) == ("4" * 32, 8, 2)
+    assert [one.run.path.name for one in removal.find_prunable(settings, 2)] == []
+    removal.prune(prunable)
+    assert not any(file.exists() for file in prunable.files)
+    assert prunable.run.result.metrics == {"validation/best_accuracy": 0.7}
+    assert (settings.artifacts_dir / ("4" * 32) / "artifacts" / "config.json").exists()
+    for kept in (*runs[:3], other):
+        assert (kept.path / "last.safetensors").exists()
+    assert removal.find_prunable(settings, 1) == []
+
+
+@pytest.mark.parametrize("text", ["best", "best:", "best:0", "best:-1", "last:3", ""])
+def test_what_to_keep_is_checked(text):
+    with pytest.raises(UsageError, match="give best:N"):
+        removal.parse_kept(text)
+
+
+def test_runs_are_listed_with_what_needs_them(settings, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    enter_run(settings, "3", 0.75)
+    enter_run(settings, "5", pretrained="3" * 64)
+    print_runs(settings, "table")
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    by_run = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
+    assert (by_run["33333333"]["state"], by_run["33333333"]["validation"]) == ("done", "75.0%")
+    assert by_run["33333333"]["needed by"] == "interrupted run 55555555"
+    assert (by_run["55555555"]["state"], by_run["55555555"]["needed by"]) == ("interrupted", "")
+
+
+def test_short_ids_mean_the_one_run_that_begins_with_them(settings):
+    enter_run(settings, "3", 0.5)
+    assert resolve_run_id(settings.checkpoints_dir, "33333333") == "3" * 32
+    assert resolve_run_id(settings.checkpoints_dir, "44444444") == "44444444"
+    for last in "12":
+        (settings.checkpoints_dir / ("a" * 31 + last)).mkdir()
+        (settings.checkpoints_dir / ("a" * 31 + last) / "run.json").touch()
+    with pytest.raises(UsageError, match=r"'aaaaaaaa' is that of 2 runs: .*; give more digits"):
+        resolve_run_id(settings.checkpoints_dir, "aaaaaaaa")
+
+
+def test_a_run_is_removed_with_its_files_unless_a_version_needs_it(settings, monkeypatch):
+    with open_small_store(settings.home) as (_, client):
+        run_id = client.create_run(client.get_experiment_by_name("darkroom").experiment_id).info.run_id
+        folder = create_run_folder(
+            settings.checkpoints_dir, RunRecord(run_id=run_id, data_checksum="c", config=make_config())
+        )
+        version = removal.RegisteredVersion("shapes", "1", "2026-01-01", run_id, {}, ())
+        with monkeypatch.context() as patch:
+            patch.setattr(removal, "list_registered", lambda *_: (version,))
+            with pytest.raises(ReleaseError, match="is needed by version 1 of shapes"):
+                removal.remove_run(settings, run_id[:8])
+        assert folder.path.exists()
+        removed, size_bytes = removal.remove_run(settings, run_id[:8])
+        assert (removed, size_bytes > 0, folder.path.exists()) == (run_id, True, False)
+        assert client.get_run(run_id).info.lifecycle_stage == "deleted"
+
+
+def test_versions_are_read_as_mlflow_lists_them(settings):
+    with open_small_store(settings.home) as (_, client):
+        assert read_registered(settings) == ()
+        run_id = client.create_run("0").info.run_id
+        for name in ("food", "shapes"):
+            client.create_registered_model(name)
+            for number in "12":
+                client.create_model_version(name, "nowhere", run_id=run_id, tags={"recipe": f"r{number}"})
+        client.set_registered_model_alias("food", "champion", "2")
+        client.delete_model_version("shapes", "1")
+        from model_code.release.versions import list_all_versions
+
+        registered = read_registered(settings)
+        assert registered == list_all_versions(client)
+        assert [(one.name, one.version, one.aliases) for one in registered] == [
+            ("food", "1", ()),
+            ("food", "2", ("champion",)),
+            ("shapes", "2", ()),
+        ]
+        assert read_registered(settings, "shapes") == registered[2:]
+    with closing(sqlite3.connect(settings.home / "mlflow.db")) as database, database:
+        database.execute("ALTER TABLE model_versions RENAME COLUMN run_id TO other")
+    assert read_registered(settings) is None, "MLflow's client has to read it"
+
+
+def test_a_version_is_retired_unless_it_serves_or_is_gone_back_to(settings):
+    with open_small_store(settings.home) as (_, client):
+        client.create_registered_model("shapes")
+        run_id = client.create_run("0").info.run_id
+        for number in "12":
+            client.create_model_version("shapes", "nowhere", run_id=run_id, tags={"bundle": f"folder-{number}"})
+            folder = settings.bundles_dir / "shapes" / f"folder-{number}"
+            folder.mkdir(parents=True)
+            (folder / "model.onnx").write_bytes(b"12")
+        client.set_registered_model_alias("shapes", "champion", "2")
+        with pytest.raises(ReleaseError, match="version 2 of shapes is champion; first make"):
+            removal.retire(settings, "shapes", "2")
+        with pytest.raises(ReleaseError, match="has no version 3; registered: 1, 2"):
+            removal.retire(settings, "shapes", "3")
+        assert removal.retire(settings, "shapes", "1") == 2
+        assert [one.version for one in read_registered(settings, "shapes")] == ["2"]
+        assert [one.name for one in (settings.bundles_dir / "shapes").iterdir()] == ["folder-2"]
+
+
+def test_a_data_set_that_an_interrupted_run_needs_stays(settings):
+    add_dataset("shapes", cache_dir=settings.cache_dir, data_dir=settings.data_dir, image_size=16, progress=False)
+    enter_run(settings, "7", dataset="shapes")
+    with pytest.raises(DataError, match=r"needed by interrupted run 77777777; --force removes"):
+        removal.remove_dataset(settings, "shapes")
+    assert removal.remove_dataset(settings, "shapes", is_forced=True) > 0
+    assert not (settings.cache_dir / "shapes").exists()
+    with pytest.raises(DataError, match="is not in"):
+        removal.remove_dataset(settings, "shapes")
