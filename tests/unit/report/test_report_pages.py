@@ -280,7 +280,7 @@ def test_a_store_without_runs(tmp_path):
         )
         log_report(client, settings, files)
     assert sorted(file.name for file in files.folder.iterdir()) == ["figures", "report.html", "report.md"]
-    assert {file.name.partition("-")[0] for file in files.figures} == {"swin_cifar10_published"}
+    assert {file.name.partition("-")[0] for file in files.figures} == {"published.png", "swin_cifar10_published"}
     assert "0 shown of 0 finished ones" in files.markdown.read_text()
 
 
