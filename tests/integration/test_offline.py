@@ -94,6 +94,7 @@ def synced(node, trained, home, tmp_path_factory):
     return done.stdout, re.search(r"is now run ([0-9a-f]{32})", done.stdout).group(1)
 
 
+@pytest.mark.timeout(1800)  # with the fixtures before it
 def test_a_run_is_trained_on_a_node_and_reported_and_released_at_home(darkroom, node, trained, synced, home):
     out, run_id = synced
     assert "its weights answer 32 test images as where they were packed" in out
