@@ -178,7 +178,10 @@ def compare_revisions(before: Revision, after: Revision) -> Difference:
         removed += gone[len(pairs) :]
         added += come[len(pairs) :]
     return Difference(
-        *(tuple(sorted(one)) for one in (added, removed)), tuple(sorted(relabelled)), tuple(sorted(moved))
+        added=tuple(sorted(added)),
+        removed=tuple(sorted(removed)),
+        relabelled=tuple(sorted(relabelled)),
+        moved=tuple(sorted(moved)),
     )
 
 
