@@ -17,6 +17,7 @@ from torch import Tensor
 
 # Of a class with fewer images a probe that leaves one out knows too little.
 FEWEST_IMAGES = 5
+SMALLEST_SCORE = 0.9
 _RIDGES = tuple(10.0**power for power in range(7))
 
 Probabilities = npt.NDArray[np.float64]
@@ -29,7 +30,7 @@ class LabelIssue:
     Attributes:
         index: Its place among the images.
         suggested: Class that the probe takes it for.
-        score: 1 - probability of its label / mean probability of that label over the images that have it, in (0, 1].
+        score: 1 - probability of its label / mean probability of that label over the images that have it.
     """
 
     index: int
@@ -71,24 +72,23 @@ def predict_left_out(features_ND: Tensor, labels_N: npt.NDArray[np.int64], class
 def find_label_issues(
     probabilities_NK: Probabilities, labels_N: npt.NDArray[np.int64], fewest: int = FEWEST_IMAGES
 ) -> list[LabelIssue]:
-    """Return the images that confidently belong to another class, those least like their own label first.
+    """Return the images that are taken for another class and are far from their own, the farthest first.
 
-    An image belongs to a class confidently where its probability is at least the mean probability of that class over
-    the images with that label.
+    An image is far from its class where the probability of its label is below a tenth of the mean of that probability
+    over the images with that label, which is the class's threshold in confident learning.
 
     Args:
         probabilities_NK: Of a model that did not learn from the image.
         labels_N: Given labels.
-        fewest: Classes with fewer images are not judged.
+        fewest: Images of classes with fewer are not judged.
     """
     counts_K = np.bincount(labels_N, minlength=probabilities_NK.shape[1])
     own_N = probabilities_NK[np.arange(len(labels_N)), labels_N]
     thresholds_K = np.bincount(labels_N, own_N, len(counts_K)) / np.maximum(counts_K, 1)
-    thresholds_K[counts_K < fewest] = np.inf
-    confident_NK = np.where(probabilities_NK >= thresholds_K, probabilities_NK, 0.0)
-    suggested_N = confident_NK.argmax(1)
-    score_N = np.where(confident_NK.max(1) > own_N, 1 - own_N / thresholds_K[labels_N], 0.0)
-    found = np.flatnonzero((suggested_N != labels_N) & (score_N > 0) & (counts_K[labels_N] >= fewest))
+    suggested_N = probabilities_NK.argmax(1)
+    score_N = 1 - own_N / thresholds_K[labels_N]
+    is_judged_N = (counts_K[labels_N] >= fewest) & (suggested_N != labels_N)
+    found = np.flatnonzero(is_judged_N & (score_N >= SMALLEST_SCORE))
     ranked = found[np.argsort(-score_N[found], kind="stable")]
     return [LabelIssue(int(index), int(suggested_N[index]), float(score_N[index])) for index in ranked]
 

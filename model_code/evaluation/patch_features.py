@@ -27,7 +27,7 @@ def shrink(images_NHWC: npt.NDArray[np.uint8], side: int = SIDE) -> Tensor:
 
 
 @torch.no_grad()
-def compute_patch_features(images_NCHW: Tensor, centroid_count: int = 400, seed: int = 0) -> Tensor:
+def compute_patch_features(images_NCHW: Tensor, centroid_count: int = 200, seed: int = 0) -> Tensor:
     """Return float32 [N, 4 * centroid_count], each dimension with mean 0 and variance 1.
 
     Args:
