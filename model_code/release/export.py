@@ -19,6 +19,7 @@ from model_code.errors import ExportError
 from model_code.evaluation.calibration import measure_reliability, try_temperature
 from model_code.evaluation.metrics import predict_logits
 from model_code.evaluation.thresholds import LabelledAnswers, choose_supported_thresholds
+from model_code.models.view_average import ViewAverage
 from model_code.release.backbone_classifier import Head, build_classifier
 from model_code.release.certificate import certify, check_certificate, find_providers
 from model_code.release.onnx_export import OPSET, export_onnx
@@ -92,9 +93,10 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
         accuracy = _measure_accuracy(final_logits_NK, final.labels_N) if split == "test" else None
     else:
         tested, logits_NK = final, final_logits_NK
-        if config.limit_test is not None:
+        plain = choose_measured(model, split)
+        if config.limit_test is not None or plain is not model:
             _, tested = load_images(dataset, config, torch.device("cpu")).final
-            logits_NK = predict_logits(model, tested.images_NHWC)
+            logits_NK = predict_logits(plain, tested.images_NHWC)
         metric = "accuracy" if split == "test" else "best_accuracy"
         _check_accuracy(folder, split, metric, _measure_accuracy(logits_NK, tested.labels_N), len(tested))
     expected_NK = torch.softmax(final_logits_NK / calibration.temperature, dim=1).numpy()
@@ -160,6 +162,11 @@ def _build_classifier(
     if config.limit_test is None:
         _check_accuracy(folder, "validation", "best_accuracy", built.knn_accuracy, count)
     return built.model, built.head
+
+
+def choose_measured(model: nn.Module, split: str) -> nn.Module:
+    """Return what the training measured on a split: validation during the run does without the average over views."""
+    return model.model if split == "validation" and isinstance(model, ViewAverage) else model
 
 
 def _measure_accuracy(logits_NK: Tensor, labels_N: Tensor) -> float:
