@@ -48,7 +48,8 @@ def adapt(config: AnyConfig, dataset: PackedDataset, given: Collection[str] = ()
             changes |= _adapt_size(config, dataset.image_size)
         except UsageError as error:
             raise UsageError(f"{error}: pack {dataset.name} anew with --image-size, or take another recipe") from error
-        changes |= _adapt_batch(config, dataset)
+        if config.profile != "smoke":  # which has its own, small one
+            changes |= _adapt_batch(config, dataset)
     return {name: value for name, value in changes.items() if name not in given}
 
 

@@ -198,7 +198,7 @@ class ErrorDetail(BaseModel):
 
     code: str
     message: str
-    request_id: str
+    request_id: str = ""
 
 
 class ErrorAnswer(BaseModel):

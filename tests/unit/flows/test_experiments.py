@@ -169,7 +169,7 @@ def test_pseudo_labels_are_those_of_the_network_that_is_started_from(dataset, tm
     monkeypatch.setitem(NETWORKS, "constant", Constant)
     network = Constant(4)
     network.fc.bias.data = torch.tensor([0.0, 0, 9, 0])
-    save_weights(network, tmp_path / "best.safetensors")
+    save_weights(network.state_dict(), tmp_path / "best.safetensors")
     changes = {"dataset": "noise", "limit_train": 16, "network": "constant", "pseudo_label_confidence": 0.95}
     changes |= {"pretrained_weights": "recipe:resnet18_cifar10_exp", "batch_size": 8}
     config = build_config("resnet18_cifar10_exp2", "smoke", changes)

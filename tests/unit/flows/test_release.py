@@ -4,12 +4,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from flows.operations import release
+from flows.operations import release, release_source
 from flows.operations.release import Champion, compare
 from model_code.errors import ReleaseError
 from model_code.release.export import Exported
 from model_code.release.gate_rules import GateRules
-from model_code.tracking.finished_runs import FinishedRun
+from model_code.settings import load_settings
 from serving.bundle.store import read_bundle
 from serving.models.classifier import Classifier
 from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_two_variants
@@ -82,19 +82,21 @@ def test_other_classes_replace_a_champion_on_request_only(tmp_path, monkeypatch)
         release._has_same_classes(champion, "other", False)
 
 
-def test_a_recipe_on_several_data_sets_is_released_by_the_name_of_one(monkeypatch):
-    def make_run(dataset):
-        return FinishedRun(dataset, "fastnet_cifar10", "supervised", "custom", dataset, 0.5, 0.5)
+def test_a_recipe_on_several_data_sets_is_released_by_the_name_of_one(monkeypatch, tmp_path):
+    def make_folder(dataset):
+        return SimpleNamespace(
+            record=SimpleNamespace(config=SimpleNamespace(recipe="fastnet_cifar10", dataset=dataset))
+        )
 
-    runs = [make_run("pets"), make_run("flowers-with-feedback"), make_run("flowers")]
-    monkeypatch.setattr(release, "open_store", lambda _: None)
-    monkeypatch.setattr(release, "find_finished_runs", lambda *_: runs)
-    monkeypatch.setattr(release, "_is_usable", lambda *_: True)
-    assert release.choose_task.fn("fastnet_cifar10", "flowers") is runs[1]
+    folders = [make_folder("pets"), make_folder("flowers-with-feedback"), make_folder("flowers")]
+    monkeypatch.setattr(release_source, "list_finished", lambda _: folders)
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    settings = load_settings()
+    assert release_source.check_source("fastnet_cifar10", "flowers", settings) == folders[1:]
     with pytest.raises(ReleaseError, match=r"has runs on flowers, pets; give the id of the run for petals$"):
-        release.choose_task.fn("fastnet_cifar10", "petals")
-    runs.pop(0)
-    assert release.choose_task.fn("fastnet_cifar10", "petals") is runs[0]
+        release_source.check_source("fastnet_cifar10", "petals", settings)
+    folders.pop(0)
+    assert release_source.check_source("fastnet_cifar10", "petals", settings) == folders
 
 
 def test_a_champion_that_does_not_work_here_is_replaced_by_force_only(exported, tmp_path):
