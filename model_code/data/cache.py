@@ -196,7 +196,9 @@ def read_manifest(name: str, cache_dir: Path) -> CacheManifest:
 
     Raises:
         DataError: It was never added, or its manifest is damaged.
+        UsageError: The name is not allowed.
     """
+    check_dataset_name(name)
     path = cache_dir / name / MANIFEST_FILE
     try:
         manifest = CacheManifest.model_validate_json(path.read_bytes())

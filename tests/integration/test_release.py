@@ -27,7 +27,7 @@ from serving.models.classifier import Classifier
 from tests.integration.conftest import COMMAND
 
 KILLS = int(os.environ.get("DARKROOM_KILLS", "2"))
-NAME, DATASET, SIDE, TEST_IMAGES = "food", "food-colours", 16, 400
+NAME, DATASET, SIDE, TEST_IMAGES = "colours", "colours", 16, 400
 TRAIN = ("train", "resnet18_cifar10_exp3", "--set", f"dataset={DATASET}", "--set", "batch_size=20", "--seed", 3)
 RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
 
@@ -181,13 +181,13 @@ def test_a_changed_bundle_is_not_gone_back_to_but_fetched_anew(darkroom, runs, b
     assert "was changed after its release" in caplog.text
     assert file.read_bytes() == good
     unknown = darkroom("rollback", NAME, "--to", "77")
-    assert (unknown.status, "food has no version 77; registered: 1, 2" in unknown.err) == (1, True)
+    assert (unknown.status, "colours has no version 77; registered: 1, 2" in unknown.err) == (1, True)
 
 
 def test_runs_on_other_images_are_named(darkroom, runs):
     done = darkroom("release", "resnet18_cifar10_exp3", "--as", "cifar10")
     assert done.status == 1
-    assert "its finished runs are on food-colours and not on cifar10 images" in done.err
+    assert "its finished runs are on colours and not on cifar10 images" in done.err
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_move_while_a_challenger_is_measured_stops_its_promotion(darkroom, run
     monkeypatch.setattr(release, "find_rollback_of", lambda *_: None)
     done = darkroom("release", runs[1], "--as", NAME)
     assert done.status == 1
-    assert "version 1 became champion of food (rollback by " in done.err
+    assert "version 1 became champion of colours (rollback by " in done.err
     assert list_moves(bundles_dir)[-1] == ("rollback", "3", "1")
 
 

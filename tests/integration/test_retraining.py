@@ -13,7 +13,7 @@ from serving.bundle.store import read_champion
 from serving.observation.feedback import FeedbackStore
 from tests.unit.serving.tiny_bundle import encode
 
-NAME, DATASET, SIDE = "food", "food-colours", 16
+NAME, DATASET, SIDE = "colours", "colours", 16
 COLOURS = {"tomato": (170, 90, 90), "lettuce": (90, 170, 90), "plum": (90, 90, 170), "grey bread": (130, 130, 130)}
 
 
@@ -59,7 +59,7 @@ def test_feedback_is_trained_on_and_the_ledger_says_why(champion, own_home):
         for _ in range(150):
             data = draw(generator, colour)
             store.save(NAME, label, tuple(COLOURS), hashlib.sha256(data).hexdigest(), data)
-    why = "people gave the true labels of 600 more images to food, 200 are enough"
+    why = "people gave the true labels of 600 more images to colours, 200 are enough"
     assert retrain(name=NAME, mode="enabled", why=why, return_state=True).is_completed()
     reason = f"{why}; with 600 images of feedback among the training images, data "
     pointer, _, manifest = read_champion(own_home / "bundles", NAME)
