@@ -53,7 +53,9 @@ def _list_runs(recipe: str, name: str, pattern: str, settings: Settings) -> list
         raise ReleaseError(f"{recipe} has runs on {', '.join(datasets)}; give the id of the run for {name}")
     if not runs:
         elsewhere = ", ".join(sorted({one.record.config.dataset for one in finished}))
-        why = f"its finished runs are on {elsewhere} and not on {pattern} images" if elsewhere else "it has no finished run"
+        why = "it has no finished run"
+        if elsewhere:
+            why = f"its finished runs are on {elsewhere} and not on {pattern} images"
         raise ReleaseError(f"{recipe} cannot be released as {name}: {why}; train it first: darkroom train {recipe}")
     return runs
 
