@@ -81,5 +81,5 @@ def start_service():
 
 @pytest.fixture
 def client(service):
-    with httpx.Client(base_url=service.url, timeout=30, trust_env=False) as session:
+    with httpx.Client(base_url=service.url, timeout=90, trust_env=False) as session:
         yield session
