@@ -19,7 +19,7 @@ def fastnet_food10() -> TrainingConfig:
 
     Published: no figure of its own.
     Ours: 0.6862 on test (1 seed, 650 images), 3,375 training images, bfloat16 on two cores of an AMD EPYC: 23 minutes
-        beside other work. resnet18_food10: 0.5354.
+        beside other work. resnet18_food10: 0.5472.
     """
     return override(
         fastnet_cifar10(),
@@ -47,7 +47,8 @@ def resnet18_food10() -> TrainingConfig:
     """The supervised baseline: resnet18_food11's settings at 64 pixels, 20 epochs.
 
     Published: no figure of its own.
-    Ours: 0.5354 on test (1 seed, 650 images), bfloat16 on two cores of an AMD EPYC: 8 minutes beside other work.
+    Ours: 0.5472 +- 0.0131 on test (3 seeds, 650 images), bfloat16 on one core of an AMD EPYC: 10 to 13 minutes beside
+        other work.
     """
     changes = {"dataset": "food10", "image_size": IMAGE_SIZE, "epochs": 20, "validation_fraction": 0.1}
     return override(resnet18_food11(), {**changes, "engine.precision": "auto"})
@@ -58,7 +59,8 @@ def simsiam_food10() -> SimSiamConfig:
     """SimSiam on the training images without their labels, 40 epochs.
 
     Published: no figure of its own; the article reports 0.71 by kNN on Food-11, with more images, pixels and epochs.
-    Ours: not yet measured.
+    Ours: 0.206 by kNN and 0.160 by a linear layer on test (1 seed, 650 images); kNN on validation 0.224, untrained
+        0.232: at this budget the features are no better than untrained ones.
     """
     return override(
         simsiam_food11(),
@@ -79,6 +81,6 @@ def simsiam_food10_finetuned() -> TrainingConfig:
     """The same settings as resnet18_food10, but from the backbone of simsiam_food10.
 
     Published: no figure of its own.
-    Ours: not yet measured.
+    Ours: 0.5559 +- 0.0128 on test (3 seeds, 650 images): +0.9 points over resnet18_food10 (95 % interval -1.4 to 3.2).
     """
     return override(resnet18_food10(), {"pretrained_weights": "recipe:simsiam_food10"})
