@@ -44,7 +44,9 @@ class SupervisedExperiment(EpochExperiment):
         """Counts of each split."""
         images = self._images
         tests = 0 if images.test is None else len(images.test)
-        given = f" ({self._pseudo_labels} of them with pseudo-labels)" if self._pseudo_labels else ""
+        given = ""
+        if self._config.pseudo_label_confidence is not None:
+            given = f" ({self._pseudo_labels} of them with pseudo-labels)"
         return (
             f"{len(images.train)} training{given}, {len(images.validation)} validation, {tests} test images, "
             f"{len(images.classes)} classes"

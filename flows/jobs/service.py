@@ -22,7 +22,7 @@ class Predict(Job):
     top_k: int | None = option(None, "Classes to show for each image.")
     form: Literal["table", "json", "csv", "submission"] = option(
         "table",
-        f"{FORM} submission: id,label of images called by numbers, for Kaggle.",
+        f"{FORM} submission: id,label of images named by number, for Kaggle.",
         name="--format",
     )
 

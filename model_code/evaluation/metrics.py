@@ -64,8 +64,9 @@ def compute_in_batches(compute: Callable[[Tensor], Tensor], images_NHWC: Tensor,
     Raises:
         torch.OutOfMemoryError: The memory does not hold a single image.
     """
-    rows, first = [], 0
-    while first < len(images_NHWC):
+    rows: list[Tensor] = []
+    first = 0
+    while first < len(images_NHWC) or not rows:  # a process may have a share of none
         try:
             rows.append(compute(images_NHWC[first : first + batch_size]).float())
             first += batch_size

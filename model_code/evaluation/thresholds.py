@@ -17,6 +17,8 @@ from serving.bundle.manifest import Selection, Thresholds
 CONFIDENCE = 0.95
 # Target errors from the strictest on, each with its share of the 5 % risk: the strictest is wanted and gets most.
 TARGETS = {0.05: 0.8, 0.1: 0.1, 0.2: 0.1}
+# With a smaller share of the validation images accepted, a looser target is tried.
+LEAST_ACCEPTED = 0.1
 # The sequence starts at this share of the most probable predictions and goes on in steps of one percent.
 FIRST_SHARE, STEPS = 1 / 8, 100
 
@@ -41,16 +43,20 @@ class LabelledAnswers:
 
 
 def choose_supported_thresholds(validation: LabelledAnswers, test: LabelledAnswers | None) -> Thresholds:
-    """Choose thresholds for the strictest of the `TARGETS` that the validation images support, the loosest if none.
+    """Choose thresholds for the strictest of the `TARGETS` that the validation images support.
+
+    Where none accepts `LEAST_ACCEPTED` of them, that which accepts most is taken.
 
     Each target spends its own share of the risk, so that the confidence holds whichever is chosen. See
     `choose_thresholds` for the rest.
     """
+    candidates = []
     for target_error, share in TARGETS.items():
         thresholds = choose_thresholds(validation, test, target_error, share * (1 - CONFIDENCE))
-        if any(threshold is not None for threshold in thresholds.per_class):
-            break
-    return thresholds
+        if thresholds.selections[0].answered >= LEAST_ACCEPTED * len(validation.labels_N):
+            return thresholds
+        candidates.append(thresholds)
+    return max(candidates, key=lambda one: one.selections[0].answered)
 
 
 def choose_thresholds(

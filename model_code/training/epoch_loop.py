@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model_code.errors import DiskFullError, TrainingError
+from model_code.errors import TrainingError
 from model_code.training import checkpoints
 from model_code.training.batches import is_streamed, iterate_batches
 from model_code.training.checkpoint_writer import CheckpointWriter, Snapshot, copy_tensors
@@ -161,7 +161,7 @@ class EpochLoop(ABC, Generic[Epoch]):
             self._run_epochs()
         except BaseException:
             # What ended the run is what is told.
-            with suppress(DiskFullError):
+            with suppress(Exception):
                 self._writer.close()
             raise
         self._writer.close()
@@ -385,7 +385,7 @@ def restore_randomness(state: checkpoints.TrainingState, generator: torch.Genera
     generator.manual_seed(derived)
     torch.manual_seed(derived)
     print(
-        f"the run began on {before} and goes on on {now}: order and augmentation are drawn anew, by seed {seed}, "
+        f"the run began on {before} and continues on {now}: order and augmentation are drawn anew, by seed {seed}, "
         f"epoch {state.epoch + 1} and step {step}",
         flush=True,
     )

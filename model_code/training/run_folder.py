@@ -182,7 +182,7 @@ def resolve_run_id(checkpoints_dir: Path, given: str) -> str:
         sorted(file.parent.name for file in checkpoints_dir.glob(f"{given}*/{RUN_FILE}")) if is_run_id(given) else []
     )
     if len(found) > 1 and given not in found:
-        raise UsageError(f"run id {given!r} is that of {len(found)} runs: {', '.join(found)}; give more digits")
+        raise UsageError(f"run id {given!r} matches {len(found)} runs: {', '.join(found)}; give more digits")
     return found[0] if len(found) == 1 else given
 
 

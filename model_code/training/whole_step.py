@@ -119,7 +119,7 @@ class WholeStep:
         except (RuntimeError, torch.OutOfMemoryError) as error:
             self._is_recordable = False
             print(
-                f"engine.compile=step: this step cannot be recorded, it goes on eagerly ({first_line(error)})",
+                f"engine.compile=step: this step cannot be recorded, training goes on without it ({first_line(error)})",
                 flush=True,
             )
             return

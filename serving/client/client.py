@@ -192,7 +192,7 @@ def name_answers(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_submission(result: PredictResult, stream: TextIO) -> None:
-    """Write `id,label` for images called by numbers, such as 17.png, by ascending number: a file for Kaggle.
+    """Write `id,label` for images named by number, such as 17.png, by ascending number: a file for Kaggle.
 
     Raises:
         ClientError: An image has no prediction or no number, or two have the same one; nothing is written.
@@ -203,9 +203,9 @@ def write_submission(result: PredictResult, stream: TextIO) -> None:
     for prediction in result.predictions:
         stem = PurePath(prediction.filename or "").stem
         if not (stem.isascii() and stem.isdecimal()):
-            raise ClientError(f"{prediction.filename}: a submission needs images called by numbers, such as 17.png")
+            raise ClientError(f"{prediction.filename}: a submission needs images named by number, such as 17.png")
         if int(stem) in labels:
-            raise ClientError(f"{prediction.filename}: there are two images number {stem}; give one folder or archive")
+            raise ClientError(f"{prediction.filename}: two images have the number {stem}; give one folder or archive")
         labels[int(stem)] = prediction.label
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("id", "label"))

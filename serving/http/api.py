@@ -202,7 +202,7 @@ async def _answer_fault(_: Request, error: Exception) -> Response:
     # Starlette logs the error itself.
     # Outside of the layers that add the headers.
     headers = {**SECURITY_HEADERS, REQUEST_ID_HEADER: REQUEST_ID.get()}
-    return _refuse(500, "internal", f"the service failed over this request ({type(error).__name__})", headers)
+    return _refuse(500, "internal", f"the service failed on this request ({type(error).__name__})", headers)
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:

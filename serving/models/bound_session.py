@@ -136,7 +136,7 @@ def bind_on_cuda(
         difference = float(np.abs(bound.run(images_NHWC) - run_session(plain, images_NHWC)).max())
         if difference <= tolerance:
             return bound
-        problem = f"replayed graphs answer otherwise, by up to {difference:.2g}"
+        problem = f"replayed graphs give different answers, by up to {difference:.2g}"
     except BundleError as error:
         problem = str(error)
     logger.warning("%s: no CUDA graphs: %s", file, problem)

@@ -40,6 +40,8 @@ class AccessLog:
 
     def close(self) -> None:
         """Write what waits, for at most two seconds."""
+        if not self._thread.is_alive():
+            return
         try:
             self._queue.put(None, timeout=_STOP_TIMEOUT_S)
         except queue.Full:
@@ -58,5 +60,7 @@ class AccessLog:
             try:
                 self._stream.write(json.dumps(line) + "\n")
                 self._stream.flush()
-            except (OSError, ValueError):
-                return  # The reader is gone.
+            except OSError:  # a full disk behind the stream, or a reader that is gone
+                self._dropped += 1
+            except ValueError:
+                return  # The stream is closed.

@@ -101,7 +101,7 @@ def test_a_run_goes_on_on_the_other_device(first, second, tmp_path, capsys):
         with pytest.raises(KeyboardInterrupt):
             go_on(first, [StopAfterAnEpoch()])
         assert [metrics.epoch for metrics in go_on(second, []).history] == [1, 2, 3]
-    assert f"the run began on {first} and goes on on {second}" in capsys.readouterr().out
+    assert f"the run began on {first} and continues on {second}" in capsys.readouterr().out
 
 
 def test_augmentation_does_not_wait_for_the_device():

@@ -145,7 +145,7 @@ def test_one_seed_gives_one_set_of_weights(darkroom, home, shapes):
 def test_a_killed_training_is_continued_by_the_same_command(darkroom, start_darkroom, home, shapes):
     arguments = (*TRAIN, "--seed", 11, "--set", "epochs=4")
     interrupted = start_darkroom("train", *arguments)
-    run_id = stop_when(interrupted, lambda line: "epoch 1/4" in line, signal.SIGINT, expected_status=1)
+    run_id = stop_when(interrupted, lambda line: "epoch 1/4" in line, signal.SIGINT, expected_status=130)
     assert get_client().get_run(run_id).info.status == "KILLED"
     assert (home / "checkpoints" / run_id / "state.pt").exists()
     killed = start_darkroom("train", *arguments)

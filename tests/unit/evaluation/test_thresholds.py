@@ -201,12 +201,21 @@ def test_the_promise_holds_in_95_of_100_releases(name, count):
 
 @pytest.mark.parametrize(
     ("wrong_ranks", "target", "is_supported"),
-    [((), 0.05, True), ((10, 90), 0.1, True), ((10, 60, 70, 90), 0.2, True), (range(0, 375, 2), 0.2, False)],
+    [((), 0.05, True), ((10, 90), 0.1, True), ((10, 60, 70, 90), 0.2, True), (range(0, 375, 2), 0.05, False)],
 )
 def test_the_strictest_supported_target_is_chosen(wrong_ranks, target, is_supported):
     chosen = choose_supported_thresholds(rank([index not in wrong_ranks for index in range(375)]), None)
     assert chosen.target_error == target
     assert any(threshold is not None for threshold in chosen.per_class) == is_supported
+
+
+def test_a_target_that_only_one_small_class_meets_is_not_the_one():
+    confidences = np.concatenate([np.full(200, 0.99), np.linspace(0.98, 0.6, 2800)])
+    is_right = np.concatenate([np.full(200, True), np.arange(2800) % 29 != 28])
+    predicted = np.concatenate([np.zeros(200, dtype=int), np.ones(2800, dtype=int)])
+    chosen = choose_supported_thresholds(answer(confidences, is_right, predicted), None)
+    assert chosen.target_error == 0.1
+    assert chosen.selections[0].answered > 2000
 
 
 @pytest.mark.parametrize("sharpness", [3.0, 4.0, 5.0])

@@ -91,7 +91,7 @@ def test_short_ids_mean_the_one_run_that_begins_with_them(settings):
     for last in "12":
         (settings.checkpoints_dir / ("a" * 31 + last)).mkdir()
         (settings.checkpoints_dir / ("a" * 31 + last) / "run.json").touch()
-    with pytest.raises(UsageError, match=r"'aaaaaaaa' is that of 2 runs: .*; give more digits"):
+    with pytest.raises(UsageError, match=r"'aaaaaaaa' matches 2 runs: .*; give more digits"):
         resolve_run_id(settings.checkpoints_dir, "aaaaaaaa")
 
 

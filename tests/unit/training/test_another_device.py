@@ -52,7 +52,8 @@ def test_a_run_begun_on_cuda_goes_on_on_a_cpu_and_says_so(tmp_path, capsys):
     assert first.last_weights.read_bytes() == second.last_weights.read_bytes()
     (line,) = capsys.readouterr().out.splitlines()
     assert line == (
-        "the run began on cuda and goes on on cpu: order and augmentation are drawn anew, by seed 0, epoch 2 and step 2"
+        "the run began on cuda and continues on cpu: order and augmentation are drawn anew, by seed 0, epoch 2 and "
+        "step 2"
     )
     state = torch.load(tmp_path / "first" / "state.pt", weights_only=True)
     assert state["optimizer"]["param_groups"][0]["fused"] is None
@@ -78,7 +79,7 @@ def test_a_run_begun_on_a_cpu_goes_on_on_cuda_and_says_so(tmp_path, capsys):
     generator = CudaGenerator()
     epoch_loop.restore_randomness(checkpoints.load_state(tmp_path, config.sha256()), generator, 3)
     assert generator.seed == derive_seed(3, 1, 0)
-    assert "began on cpu and goes on on cuda" in capsys.readouterr().out
+    assert "began on cpu and continues on cuda" in capsys.readouterr().out
     assert len({derive_seed(*place) for place in ((3, 1, 0), (3, 0, 1), (3, 1, 1), (4, 1, 0))}) == 4
 
 

@@ -144,7 +144,9 @@ def test_what_cannot_be_recorded_goes_on_eagerly_and_says_so_once(tmp_path, monk
     whole = fit(make_whole("parts"), images, tmp_path / "whole", ALONE)
     assert get_losses(whole) == get_losses(expected)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("engine.compile=step: this step cannot be recorded, it goes on eagerly (CUDA out of memory")
+    assert line.startswith(
+        "engine.compile=step: this step cannot be recorded, training goes on without it (CUDA out of memory"
+    )
 
 
 def test_the_engine_says_how_a_step_is_computed():

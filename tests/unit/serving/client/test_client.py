@@ -395,9 +395,9 @@ def test_a_submission_is_ordered_by_number_and_holds_every_label():
 @pytest.mark.parametrize(
     ("names", "problems", "message"),
     [
-        (("1.png", "cat.png"), (), r"^cat\.png: a submission needs images called by numbers, such as 17\.png"),
-        (("1.png", "²\u0661.png"), (), "needs images called by numbers"),
-        (("a/1.png", "b/01.jpg"), (), r"^b/01\.jpg: there are two images number 01"),
+        (("1.png", "cat.png"), (), r"^cat\.png: a submission needs images named by number, such as 17\.png"),
+        (("1.png", "²\u0661.png"), (), "needs images named by number"),
+        (("a/1.png", "b/01.jpg"), (), r"^b/01\.jpg: two images have the number 01"),
         (("1.png",), (SourceProblem("2.png", "empty"),), "^1 images have no label: a submission needs all of them"),
     ],
 )
