@@ -372,7 +372,7 @@ def test_what_may_mend_itself_is_tried_again(client, told, monkeypatch):
     from flows.experiments import inputs
     from model_code.errors import DownloadError
 
-    def fail(*_):
+    def fail(*_, **__):
         raise DownloadError("the line is dead")
 
     monkeypatch.setattr(inputs, "open_inputs", fail)
