@@ -375,6 +375,7 @@ def test_what_may_mend_itself_is_tried_again(client, told, monkeypatch):
     def fail(*_, **__):
         raise DownloadError("the line is dead")
 
+    monkeypatch.setattr("model_code.data.cache.read_manifest", lambda *_: None)
     monkeypatch.setattr(inputs, "open_inputs", fail)
     state = scheduled.train_recipe.with_options(retry_delay_seconds=0)(recipe="resnet18_cifar10_exp", return_state=True)
     assert client.read_flow_run(state.state_details.flow_run_id).run_count == 3
