@@ -161,6 +161,7 @@ def test_ctrl_c_ends_with_the_status_of_the_shell(tmp_path):
     """Whatever is imported or waited for at that moment: one line, no traceback."""
     code = (
         "import os, signal; from flows.cli import main; from flows.jobs.data import ListData; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "ListData.run = lambda self: os.kill(os.getpid(), signal.SIGINT); main()"
     )
     done = subprocess.run(
