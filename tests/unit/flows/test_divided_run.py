@@ -26,7 +26,7 @@ EPOCH = EpochMetrics(
 
 
 @pytest.mark.parametrize(("parts", "profile"), [(1, "full"), (4, "custom")])
-def test_a_run_that_memory_divided_is_custom(parts, profile, tmp_path, monkeypatch):
+def test_a_run_that_memory_divided_is_custom(parts, profile, tmp_path):
     weights = tmp_path / "best.safetensors"
     weights.write_bytes(b"weights")
     done = ExperimentResult({}, TrainingResult((EPOCH,), 1, weights, weights, parts))
@@ -38,8 +38,8 @@ def test_a_run_that_memory_divided_is_custom(parts, profile, tmp_path, monkeypat
     def track(*_):
         yield tracker
 
-    monkeypatch.setattr(training, "track_run", track)
-    result = training._run(RunFolder(tmp_path, record), experiment, "cpu", None, 0.0)
+    tracking = SimpleNamespace(track=track)
+    result = training._run(RunFolder(tmp_path, record), experiment, tracking, "cpu", None, 0.0)
     assert result.profile == profile
     told = [call.args[0] for call in tracker.set_tags.call_args_list]
     assert told == [{"profile": "custom", "budget": "custom: engine.parts=4"}] * (parts > 1)
