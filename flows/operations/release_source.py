@@ -1,4 +1,4 @@
-"""What a release is made from: a recipe or a run. Judged by the run folders, before any framework is imported."""
+"""Source of a release, a recipe or a run, checked against the run folders before any framework is imported."""
 
 from model_code.data.cache import FEEDBACK_SUFFIX, is_dataset_taken
 from model_code.errors import ReleaseError, UsageError

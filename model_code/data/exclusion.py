@@ -49,7 +49,7 @@ def leave_out(source: ImageSource, names: Collection[str], reason: str) -> Image
 
     Args:
         source: Classes and images.
-        names: As `read_exclusions`.
+        names: Names of the images to leave out.
         reason: Why they are left out.
 
     Raises:

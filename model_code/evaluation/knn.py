@@ -54,7 +54,7 @@ def knn_predict(
     """Return the class with the most votes of each image, int64 [N]; of equal ones that with the smaller index.
 
     Raises:
-        UsageError: As `knn_vote`.
+        UsageError: An argument that `knn_vote` refuses.
     """
     return knn_vote(bank, features_ND, neighbours, temperature).argmax(dim=1)
 

@@ -78,7 +78,7 @@ def find_label_issues(
     over the images with that label, which is the class's threshold in confident learning.
 
     Args:
-        probabilities_NK: Of a model that did not learn from the image.
+        probabilities_NK: Probabilities by a model that did not learn from the image.
         labels_N: Given labels.
         fewest: Images of classes with fewer are not judged.
     """

@@ -31,7 +31,7 @@ def compute_patch_features(images_NCHW: Tensor, centroid_count: int = 200, seed:
     """Return float32 [N, 4 * centroid_count], each dimension with mean 0 and variance 1.
 
     Args:
-        images_NCHW: As `shrink` returns them.
+        images_NCHW: Images from `shrink`.
         centroid_count: Number of patches that are learned.
         seed: Seed of the choice of patches.
     """

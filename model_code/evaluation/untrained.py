@@ -64,7 +64,7 @@ def evaluate_untrained(
         view: Transform of each batch on the device, such as a random resized crop; uint8 in and out.
         batch_size: Images at once, at least 1.
         device: Device that computes.
-        precision: Of the network: float32 or bfloat16.
+        precision: Precision of the network: float32 or bfloat16.
         on_batch: Told after each batch how many images it had.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is wrong with a data set, as one HTML file that needs nothing else, and as a table."""
+"""Issues of a data set as one self-contained HTML file, and as a table."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""What is planted in a data set is found, written where people look, and left out on request."""
+"""Planted issues of a data set: found, written where people look, left out on request."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""What can be removed, and what a version, an interrupted run or a rollback keeps."""
+"""Removal of versions, runs and data sets, and the refusals that protect what others need."""
 
 import sqlite3
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""How far Winograd's convolutions, which cuDNN may choose, move the probabilities of a deep network in float32."""
+"""Rounding of Winograd's convolutions, which cuDNN may choose, in the probabilities of a deep float32 network."""
 
 import torch
 import torch.nn.functional as F
