@@ -29,10 +29,12 @@ from model_code.data.add import add_dataset
 from model_code.data.augmentation import crop_and_flip
 from model_code.data.cache import open_dataset
 from model_code.recipes.catalog import build_config
-from model_code.release.onnx_export import INPUT_NAME, export_onnx
+from model_code.release.onnx_export import export_onnx
 from model_code.tracking.provenance import read_git_sha, read_versions
+from model_code.training.config import TrainingConfig
 from model_code.training.device import choose_device, describe_device, keep_freed_memory
 from model_code.training.supervised import build_model
+from serving.bundle.session import INPUT_NAME
 
 RUNS = 5
 ZIP_IMAGES = 20_000
@@ -125,7 +127,9 @@ def measure_training(device: torch.device) -> list[dict[str, object]]:
     images_BHWC = torch.randint(0, 256, (128, 32, 32, 3), dtype=torch.uint8, device=device)
     labels_B = torch.randint(0, 10, (128,), device=device)
     for recipe in RECIPES:
-        model = build_model(build_config(recipe), 10, 32).to(device).train()
+        config = build_config(recipe)
+        assert isinstance(config, TrainingConfig)
+        model = build_model(config, 10, 32).to(device).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
         def learn(model: torch.nn.Module = model, optimizer: torch.optim.SGD = optimizer) -> float:
@@ -146,7 +150,9 @@ def measure_training(device: torch.device) -> list[dict[str, object]]:
 def measure_onnx(scratch: Path) -> list[dict[str, object]]:
     """Images classified per second by onnxruntime on the CPU, without HTTP."""
     file = scratch / "model.onnx"
-    export_onnx(build_model(build_config("resnet18_cifar10_exp6"), 10, 32).eval(), 32, file)
+    config = build_config("resnet18_cifar10_exp6")
+    assert isinstance(config, TrainingConfig)
+    export_onnx(build_model(config, 10, 32).eval(), 32, file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     rows = []
     for batch in (1, 64):

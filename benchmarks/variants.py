@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnxruntime
 from torch import nn
 
-from benchmarks.comparison import OURS, Comparison, alternate, print_report
+from benchmarks.comparison import OURS, Comparison, Pass, alternate, print_report
 from benchmarks.training import describe_machine
 from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_network
@@ -63,7 +63,9 @@ def compare(network: str, repeats: int) -> list[dict[str, Any]]:
         }
     records = []
     for batch in BATCHES:
-        passes = {name: partial(_measure, name, session, images_NHWC[:batch]) for name, session in sessions.items()}
+        passes: dict[str, Pass] = {
+            name: partial(_measure, name, session, images_NHWC[:batch]) for name, session in sessions.items()
+        }
         comparison = Comparison("images/s", passes, {OURS: "int8"})
         records.append(alternate(f"{network}, {SIDE} px, batch {batch}", comparison, repeats))
     return records

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from benchmarks import contenders
 from benchmarks.comparison import OURS, Comparison, Pass
-from benchmarks.contenders import Augment, Image, twice
+from benchmarks.contenders import Augment, View, twice
 from benchmarks.workload import draw_images, time_batches, time_loader
 from model_code.data.augmentation import crop_and_flip
 from model_code.data.view_settings import ViewSettings
@@ -69,7 +69,7 @@ def our_views(device: torch.device) -> Augment:
 
 
 def _compare(
-    device: torch.device, ours: Augment, v1: Image, v2: Image, v2_batched: Augment, kornia: Callable[[], Augment]
+    device: torch.device, ours: Augment, v1: View, v2: View, v2_batched: Augment, kornia: Callable[[], Augment]
 ) -> Comparison:
     images_NHWC = draw_images(IMAGES).to(device)
     comparison = Comparison(
@@ -91,6 +91,6 @@ def _compare(
     return comparison
 
 
-def _load(transform: Image) -> Pass:
+def _load(transform: View) -> Pass:
     dataset = contenders.ImageArray(draw_images(IMAGES // 2).numpy(), transform)
     return lambda: time_loader(dataset)

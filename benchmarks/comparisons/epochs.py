@@ -18,6 +18,7 @@ from model_code.recipes.catalog import build_config
 from model_code.training.checkpoints import LAST_FILE, best_file, load_state, load_weights, save_state, save_weights
 from model_code.training.images import Images, PretrainingImages, TrainingImages
 from model_code.training.pretraining import build_simsiam, pretrain
+from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.processes import Processes
 from model_code.training.supervised import fit
 
@@ -46,6 +47,7 @@ def compare_simsiam(device: torch.device, scratch: Path) -> Comparison:
     images = PretrainingImages(learned.images_NHWC, few, few, few, None, CLASSES)
     changes = {"epochs": 1, "network": NETWORK, "batch_size": BATCH, "knn_neighbours": 5}
     config = build_config("simsiam_cifar10", changes=changes)
+    assert isinstance(config, SimSiamConfig)
 
     def ours() -> float:
         with tempfile.TemporaryDirectory(dir=scratch) as run_dir:
@@ -85,7 +87,7 @@ def compare_checkpoint(device: torch.device, scratch: Path) -> Comparison:
 
 def _compare(
     ours: Callable[[], float],
-    transform: contenders.Image,
+    transform: contenders.View,
     train: Train,
     build: Callable[[], nn.Module],
     device: torch.device,

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def check(stage: Stage) -> None:
     for name, changes in ENGINES.items():
         for precision in ("float32", "bfloat16"):
             settings = {**changes, "engine.precision": precision}
-            stage.measure(f"{name}, {precision}", lambda settings=settings: _measure_engine(stage, settings))
+            stage.measure(f"{name}, {precision}", partial(_measure_engine, stage, settings))
 
 
 def engine(stage: Stage) -> None:
@@ -64,9 +65,9 @@ def engine(stage: Stage) -> None:
     for kernels in ("deterministic", "fastest"):
         for precision in ("float32", "tf32", "bfloat16"):
             settings = {"engine.kernels": kernels, "engine.precision": precision}
-            stage.measure(f"{kernels}, {precision}", lambda settings=settings: _measure_speed(stage, settings))
+            stage.measure(f"{kernels}, {precision}", partial(_measure_speed, stage, settings))
     for count in (1, 2) if stage.is_dry else (1, 3, 9):
-        stage.measure(f"{count} runs at once", lambda count=count: _measure_streams(stage, count))
+        stage.measure(f"{count} runs at once", partial(_measure_streams, stage, count))
     stage.measure("checkpoint", lambda: _measure_checkpoint(stage))
     stage.measure("vit_l_16 untrained, bfloat16", lambda: _measure_untrained(stage))
 

@@ -71,7 +71,7 @@ def _measure_onnx(
         make_fp16(file, half)
     chosen = file.with_suffix(".fp16.onnx") if precision == "fp16" else file
     session = open_session(chosen, CUDA if is_on_gpu else CPU, 1, has_graphs=has_graphs)
-    answer = partial(run_session, session)
+    answer: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]] = partial(run_session, session)
     if has_graphs:
         shape = SimpleNamespace(image_size=SIDE, classes=range(CLASSES))
         answer = BoundSession(session, cast(Any, shape), "cuda", has_graphs=True).run
@@ -117,7 +117,7 @@ def _time(
         some = images_NHWC[:batch]
         for _ in range(3):
             run(some)
-        times_s = []
+        times_s: list[float] = []
         end_s = time.perf_counter() + (0.05 if stage.is_dry else 2.0)
         while len(times_s) < 3 or time.perf_counter() < end_s:
             start_s = time.perf_counter()

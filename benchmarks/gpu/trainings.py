@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,13 @@ class Journal(Callback):
 def study(stage: Stage) -> None:
     """Train the nine runs of the ResNet-18 study."""
     for recipe in NINE:
-        stage.measure(recipe, lambda recipe=recipe: _train(stage, recipe))
+        stage.measure(recipe, partial(_train, stage, recipe))
 
 
 def fast(stage: Stage) -> None:
     """Train the fast network and the strong ResNet-18."""
     for recipe in ("fastnet_cifar10", "fastnet_cifar10_long", "resnet18_cifar10_strong"):
-        stage.measure(recipe, lambda recipe=recipe: _train(stage, recipe))
+        stage.measure(recipe, partial(_train, stage, recipe))
 
 
 def swin(stage: Stage) -> None:
@@ -81,7 +82,13 @@ def _open_images(stage: Stage, name: str) -> PackedDataset:
 
 
 def _configure(stage: Stage, recipe: str) -> TrainingConfig | SimSiamConfig:
-    small = {"epochs": 1, "batch_size": 8, "warmup_epochs": 0, "whitening_images": 4, "views.image_size": 32}
+    small: dict[str, Any] = {
+        "epochs": 1,
+        "batch_size": 8,
+        "warmup_epochs": 0,
+        "whitening_images": 4,
+        "views.image_size": 32,
+    }
     small |= {"knn_neighbours": 5, "linear.epochs": 1, "linear.warmup_epochs": 0}
     if "resnet18" in str(build_config(recipe).flatten()["network"]):
         small["network"] = "resnet18"
@@ -148,7 +155,7 @@ def _prepare_pretraining(
         report = evaluate_backbone(config, weights, images, processes.device)
         return {
             f"{report.split}_knn_accuracy": report.knn_accuracy,
-            f"{report.split}_linear_accuracy": report.linear_accuracy,
+            f"{report.split}_linear_accuracy": report.linear.test_accuracy,
             "n_images": report.count,
         }
 

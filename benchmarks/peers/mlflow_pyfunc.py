@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.peers.image_model import ImageModel
 
 
-class Base64Images(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Base64Images(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """Classifies encoded images."""
 
     def load_context(self, context: Any) -> None:  # noqa: ANN401

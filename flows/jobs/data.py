@@ -147,9 +147,12 @@ class ListData(Job):
     def run(self) -> None:
         if self.name is not None:
             from flows.printing.tables import print_revisions
+            from model_code.data.cache import read_manifest
             from model_code.data.revisions import list_revisions
 
-            print_revisions(list_revisions(self.name, load_settings().cache_dir), self.form)
+            cache_dir = load_settings().cache_dir
+            read_manifest(self.name, cache_dir)
+            print_revisions(list_revisions(self.name, cache_dir), self.form)
             return
         from flows.printing.tables import print_datasets
         from model_code.data.cache import list_datasets

@@ -149,7 +149,7 @@ class Train(Job):
         from model_code.training.run_folder import resolve_run_id
 
         resume = self.resume and resolve_run_id(load_settings().checkpoints_dir, self.resume)
-        print_result(_load_trainer(self.offline)(self.inputs, resume))
+        print_result(_load_trainer(self.offline)(self.inputs, resume), is_offline=self.offline)
 
 
 class TrainAll(Job):

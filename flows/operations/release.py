@@ -253,7 +253,9 @@ def _is_usable(settings: Settings, run: FinishedRun) -> bool:
         dataset = open_dataset(run.dataset, settings.cache_dir)
     except (TrainingError, DataError):
         return False
-    return folder.result is not None and dataset.checksum == folder.record.data_checksum
+    result = folder.result
+    has_weights = result is not None and (folder.path / str(result.best_weights)).is_file()
+    return has_weights and dataset.checksum == folder.record.data_checksum
 
 
 def compare(exported: Exported, folder: Path, champion: Champion | None, rules: GateRules, mode: Mode) -> Verdict:

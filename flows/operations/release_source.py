@@ -33,6 +33,8 @@ def check_source(source: str, name: str, settings: Settings) -> list[RunFolder]:
     _check_is_classifier(f"run {run_id} of {config.recipe}", config.kind)
     if not is_dataset_taken(config.dataset, pattern):
         raise ReleaseError(f"run {run_id} was trained on {config.dataset}; --as {name} takes runs on {pattern} images")
+    if folder.is_offline:
+        raise ReleaseError(f"run {run_id} is offline; bring it to MLflow first: `darkroom runs pack`, `runs sync`")
     if folder.result is None:
         raise ReleaseError(f"run {run_id} is not a finished training; repeat its train command first")
     return [folder]

@@ -1,13 +1,15 @@
 """Removal of versions, runs, weights and data sets: never of what a version, an interrupted run or the report needs."""
 
+import re
 import shutil
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from model_code.disk import hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
-from model_code.release.changes import find_previous, read_settled
+from model_code.release.changes import find_previous
 from model_code.release.registered import RegisteredVersion, read_registered
 from model_code.settings import Settings
 from model_code.training.run_folder import (
@@ -18,6 +20,7 @@ from model_code.training.run_folder import (
     open_run_folder,
     resolve_run_id,
 )
+from serving.bundle.manifest import FILE_NAME
 from serving.bundle.store import BUNDLE_TAG
 
 WEIGHTS = "*.safetensors"
@@ -57,26 +60,30 @@ def retire(settings: Settings, name: str, number: str) -> int:
     Raises:
         ReleaseError: There is no such version, it is champion or challenger, or a rollback goes back to it.
     """
-    versions = {one.version: one for one in list_registered(settings, name)}
-    if number not in versions:
-        raise ReleaseError(f"{name} has no version {number}; registered: {', '.join(versions) or 'none'}")
-    version = versions[number]
-    if version.aliases:
-        raise ReleaseError(
-            f"version {number} of {name} is {' and '.join(version.aliases)}; first make another one champion "
-            f"(darkroom rollback {name}), or end its challenge (darkroom challenge {name} --none)"
-        )
-    if find_previous(read_settled(settings, name) or ()) == number:
-        raise ReleaseError(f"version {number} of {name} is what `darkroom rollback {name}` goes back to; it stays")
+    from model_code.release.ledger import complete
     from model_code.release.versions import delete_version
     from model_code.tracking.store import open_store
 
-    folder = settings.bundles_dir / name / version.tags.get(BUNDLE_TAG, "?")
-    is_shared = any(one.tags.get(BUNDLE_TAG) == folder.name for one in versions.values() if one != version)
+    client = open_store(settings)
     with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"retiring version {number} of {name}"):
-        stored = delete_version(open_store(settings), name, number)
+        versions = {one.version: one for one in list_registered(settings, name)}
+        if number not in versions:
+            raise ReleaseError(f"{name} has no version {number}; registered: {', '.join(versions) or 'none'}")
+        version = versions[number]
+        if version.aliases:
+            raise ReleaseError(
+                f"version {number} of {name} is {' and '.join(version.aliases)}; first make another one champion "
+                f"(darkroom rollback {name}), or end its challenge (darkroom challenge {name} --none)"
+            )
+        if find_previous(complete(client, settings.bundles_dir, name)) == number:
+            raise ReleaseError(f"version {number} of {name} is what `darkroom rollback {name}` goes back to; it stays")
+        bundle = version.tags.get(BUNDLE_TAG, "")
+        is_shared = any(one.tags.get(BUNDLE_TAG) == bundle for one in versions.values() if one != version)
+        has_own = re.fullmatch(FILE_NAME, bundle) is not None and not is_shared
+        stored = delete_version(client, name, number)
         local = stored if stored is not None and stored.is_relative_to(settings.artifacts_dir) else None
-        return sum(_remove(one) for one in (None if is_shared else folder, local) if one is not None)
+        folder = settings.bundles_dir / name / bundle if has_own else None
+        return sum(_remove(one) for one in (folder, local) if one is not None)
 
 
 def remove_run(settings: Settings, given: str) -> tuple[str, int]:
@@ -94,12 +101,13 @@ def remove_run(settings: Settings, given: str) -> tuple[str, int]:
             f"run {run_id} is needed by {reason}; `darkroom models` shows versions, `darkroom retire` ends one"
         )
     with folder.lock():
-        from model_code.tracking.finished_runs import has_run
-        from model_code.tracking.store import open_store
+        if not folder.is_offline:
+            from model_code.tracking.finished_runs import has_run
+            from model_code.tracking.store import open_store
 
-        client = open_store(settings)
-        if has_run(client, run_id):
-            client.delete_run(run_id)
+            client = open_store(settings)
+            if has_run(client, run_id):
+                client.delete_run(run_id)
         return run_id, _remove(settings.artifacts_dir / run_id) + _remove(folder.path)
 
 
@@ -121,14 +129,16 @@ def find_prunable(settings: Settings, kept_count: int) -> list[Weights]:
 
     Args:
         settings: Places of the home.
-        kept_count: Best runs that keep their weights, by validation, of each recipe, data set and profile.
+        kept_count: Best runs that keep their weights, by validation, of each recipe, revision of a data set and budget.
     """
     needed = explain_need(settings, list_registered(settings))
-    groups: dict[tuple[str, str, str], list[RunFolder]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[RunFolder]] = defaultdict(list)
     for folder in list_finished(settings.checkpoints_dir):
-        config = folder.record.config
-        if _read_result(folder) is not None:
-            groups[config.recipe, config.dataset, config.profile].append(folder)
+        config, result = folder.record.config, _read_result(folder)
+        if result is not None and not folder.is_offline:  # those of offline runs are nowhere else
+            # What memory divided is custom in its result only. Custom runs differ in settings, seeds are compared.
+            budget = result.profile if result.profile != "custom" else config.model_copy(update={"seed": 0}).sha256()
+            groups[config.recipe, config.dataset, folder.record.data_checksum, budget].append(folder)
     prunable = []
     for folders in groups.values():
         ranked = sorted(folders, key=_get_validation, reverse=True)
@@ -186,7 +196,11 @@ def parse_kept(text: str) -> int:
 
 def measure(folder: Path) -> int:
     """Return the size of the files below a folder, bytes; 0 without one."""
-    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
+    size_bytes = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # replaced by a training at this moment
+            size_bytes += 0 if file.is_dir() else file.lstat().st_size
+    return size_bytes
 
 
 def is_trained_now(folder: RunFolder) -> bool:

@@ -68,8 +68,11 @@ def _pack(folder: RunFolder, settings: Settings, weights: Weights, out: Path, pa
     names = [RUN_FILE, RESULT_FILE, JOURNAL_FILE]
     names += sorted(file for file in artifacts.values() if file.startswith(f"{ARTIFACTS_FOLDER}/"))
     if result.best_weights is not None and weights != "none":
-        if hash_file(folder.path / result.best_weights) != result.weights_sha256:
-            raise DataError(f"{folder.path / result.best_weights} is not the file that was trained; train again")
+        best = folder.path / result.best_weights
+        if not best.is_file():
+            raise DataError(f"run {record.run_id}: {best} is missing; pack the run with --weights none, or train again")
+        if hash_file(best) != result.weights_sha256:
+            raise DataError(f"{best} is not the file that was trained; train again")
         kept = {file for file in artifacts.values() if not file.startswith(f"{ARTIFACTS_FOLDER}/")}
         names += sorted(kept) if weights == "all" else [result.best_weights]
     files = {name: folder.path / name for name in names}

@@ -48,8 +48,7 @@ def sync_runs(paths: Sequence[Path]) -> None:
     settings = load_settings()
     packs, problems, parts = find_packs(paths)
     client = open_store(settings)
-    # What others start from comes before them.
-    for pack in sorted(packs, key=lambda pack: pack.starts_from is not None):
+    for pack in _order_by_start(packs):
         try:
             with hold_lock(settings.locks_dir / f"sync-{pack.run_id}.lock", f"syncing run {pack.run_id}"):
                 print(_sync(client, settings, pack, parts), flush=True)
@@ -59,6 +58,21 @@ def sync_runs(paths: Sequence[Path]) -> None:
         print(problem, flush=True)
     if problems:
         raise DataError(f"{len(problems)} runs were not synced; the lines above say why")
+
+
+def _order_by_start(packs: Sequence[Pack]) -> list[Pack]:
+    """Return packs so that what others start from comes before them."""
+    by_id, ordered = {pack.run_id: pack for pack in packs}, list[Pack]()
+
+    def enter(pack: Pack) -> None:
+        if by_id.pop(pack.run_id, None) is not None:
+            if (start := by_id.get(pack.starts_from or "")) is not None:
+                enter(start)
+            ordered.append(pack)
+
+    for pack in packs:
+        enter(pack)
+    return ordered
 
 
 def _sync(client: MlflowClient, settings: Settings, pack: Pack, parts: Mapping[str, Path]) -> str:
@@ -107,11 +121,12 @@ def _verify(pack: Pack, folder: RunFolder, entries: Sequence[Entry]) -> RunResul
     for name, found in ids.items():
         if set(found) != {wanted[name]}:
             raise ChecksumError(f"{refused}{name} is {found[0]} and {found[1]}, not {wanted[name]}; pack the run again")
-    # Its profile is what the recipe here would call it.
+    # Its profile is what the recipe here would call it; the tag that it began with, before memory divided it perhaps.
     budget = describe_budget(change_dataset(record.config, record.config.dataset))
-    if budget != tags.get("budget"):
+    begun = next((entry.tags["budget"] for entry in entries if "budget" in entry.tags), None)
+    if budget != begun:
         raise ChecksumError(
-            f"{refused}it was trained as {tags.get('budget')!r} of {record.config.recipe}, which is {budget!r} of the "
+            f"{refused}it was trained as {begun!r} of {record.config.recipe}, which is {budget!r} of the "
             "recipe here; use the same code on both machines"
         )
     weights = folder.path / str(result.best_weights)

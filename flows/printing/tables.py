@@ -141,7 +141,8 @@ def print_added(added: "AddedDataset") -> None:
     )
     for skipped in added.skipped:
         print_line(f"  left out: {skipped.name}: {skipped.reason}")
-    print_line(f"  next: darkroom recipes, then darkroom train RECIPE --set dataset={dataset.name}")
+    if "train" in dataset.splits:
+        print_line(f"  next: darkroom recipes, then darkroom train RECIPE --data {dataset.name}")
     test = dataset.splits.get("test")
     if "train" not in dataset.splits:
         print_line("  no training images: this set is for evaluation only")
@@ -151,9 +152,9 @@ def print_added(added: "AddedDataset") -> None:
         print_line("  the test images have no labels: runs will report validation only")
 
 
-def print_result(result: "RunResult") -> None:
-    """Print one finished run."""
-    from model_code.data.cache import is_dataset_taken
+def print_result(result: "RunResult", *, is_offline: bool = False) -> None:
+    """Print one finished run, and what to do next."""
+    from model_code.data.cache import FEEDBACK_SUFFIX, is_dataset_taken
 
     best = "" if result.epochs is None else f", best epoch {result.best_epoch} of {result.epochs}"
     macro_f1 = f", macro-F1 {result.metrics['test/macro_f1']:.4f}" if "test/macro_f1" in result.metrics else ""
@@ -165,7 +166,9 @@ def print_result(result: "RunResult") -> None:
     if result.weights_sha256:
         lines.append(f"weights {result.weights_sha256}")
         names = [name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(result.dataset, pattern)]
-        lines += [f"next: darkroom release {result.run_id[:8]} --as {name}" for name in names]
+        own = result.dataset.removesuffix(FEEDBACK_SUFFIX)
+        following = f"release {result.run_id[:8]} --as {names[0] if names else own}"
+        lines.append(f"next: darkroom {f'runs pack {result.run_id[:8]} --out DIR' if is_offline else following}")
     print("\n  ".join(map(show, lines)), flush=True)
 
 

@@ -53,7 +53,7 @@ def leave_out(source: ImageSource, names: Collection[str], reason: str) -> Image
         reason: Why they are left out.
 
     Raises:
-        DataError: Nothing has one of the names.
+        DataError: Nothing has one of the names, or they are images that feedback is added to.
     """
     splits: dict[str, EncodedSplit | PixelSplit] = {}
     skipped: list[SkippedImage] = []
@@ -64,12 +64,26 @@ def leave_out(source: ImageSource, names: Collection[str], reason: str) -> Image
         if isinstance(content, EncodedSplit):
             splits[split] = replace(content, images=tuple(content.images[index] for index in kept))
         else:
-            chosen = np.array([index for index in kept if index < len(content.labels_N)], dtype=np.int64)
-            splits[split] = PixelSplit(content.images_NHWC[chosen], content.labels_N[chosen], content.more)
+            own, more = len(content.labels_N), content.more
+            if source.base is not None and (named := [file for file in files[:own] if file in names]):
+                raise DataError(
+                    f"{name_some(named)}: not feedback, but images of the data set that it is added to; leave them out "
+                    "there, then add the feedback again"
+                )
+            chosen = np.array([index for index in kept if index < own], dtype=np.int64)
+            if more is not None:
+                more = replace(more, images=tuple(more.images[index - own] for index in kept if index >= own))
+            splits[split] = PixelSplit(
+                content.images_NHWC[chosen], content.labels_N[chosen], more if more is not None and len(more) else None
+            )
     if not skipped:
         raise DataError(f"none of {len(names)} excluded names is in the source: {name_some(sorted(names), 3)}")
+    unknown = sorted(set(names) - {one.name for one in skipped})
+    skipped += [SkippedImage(name=name, reason="named for exclusion, but not in the source") for name in unknown]
     return replace(
-        source, splits={name: one for name, one in splits.items() if len(one)}, skipped=(*source.skipped, *skipped)
+        source,
+        splits={name: one for name, one in splits.items() if len(one)},
+        skipped=(*source.skipped, *skipped),
     )
 
 

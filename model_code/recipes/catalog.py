@@ -16,6 +16,7 @@ from model_code.recipes.own import (
     SUFFIX,
     check_recipe_name,
     find_recipe_files,
+    is_recipe_name,
     name_function,
     read_recipe_file,
     write_recipe_file,
@@ -34,6 +35,7 @@ SMOKE = {
         "limit_test": 200,
         "batch_size": 64,
         "monitor_every_epochs": 1,
+        "warmup_epochs": 0,
         "embedding_width": 256,
         "bottleneck_width": 64,
         "linear.epochs": 20,
@@ -150,7 +152,11 @@ def add_recipe(name: str, base: str, title: str, changes: Mapping[str, Any]) -> 
     config = override(get_recipe(base).build(), changes)
     file = load_settings().recipes_dir / f"{name}{SUFFIX}"
     write_recipe_file(file, base, title or f"{base} with settings of one's own", config, changes.keys())
-    get_recipe(name)
+    try:
+        get_recipe(name)
+    except UsageError:
+        file.unlink()
+        raise
     return file
 
 
@@ -159,7 +165,7 @@ def _get_recipe(name: str, above: tuple[str, ...]) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     file = load_settings().recipes_dir / f"{name}{SUFFIX}"
-    if not file.is_file():
+    if not (is_recipe_name(name) and file.is_file()):
         _refuse(name)
     if name in above:
         raise UsageError(f"{file}: from: {' -> '.join([*above, name])} is a circle")

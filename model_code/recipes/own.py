@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from model_code.disk import write_atomically
 from model_code.errors import UsageError
 from model_code.training.run_config import FIXED_SETTINGS, RunConfig, Seed
+from model_code.training.run_folder import is_run_id
 
 SUFFIX = ".toml"
 _NAME_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
@@ -80,11 +81,16 @@ def check_recipe_name(name: str) -> None:
     Raises:
         UsageError: The name is not allowed.
     """
-    if not re.fullmatch(_NAME_PATTERN, name) or name in _TAKEN_NAMES:
+    if not is_recipe_name(name):
         raise UsageError(
             f"{name!r} cannot be a recipe's name; use up to 64 of a-z, 0-9, _ and -, beginning with a letter or digit, "
-            f"but not {', '.join(_TAKEN_NAMES)}"
+            f"but not {', '.join(_TAKEN_NAMES)} and nothing that could be a run id"
         )
+
+
+def is_recipe_name(name: str) -> bool:
+    """Return whether a name can be a file and a word of the command line, and is no run id."""
+    return re.fullmatch(_NAME_PATTERN, name) is not None and name not in _TAKEN_NAMES and not is_run_id(name)
 
 
 def write_recipe_file(file: Path, base: str, title: str, config: RunConfig, changed: Collection[str]) -> None:

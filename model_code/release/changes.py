@@ -56,7 +56,11 @@ def read_settled(settings: Settings, name: str) -> tuple[Change, ...] | None:
     except BundleError:
         return None
     tags = {key: value for one in registered for key, value in one.tags.items() if key.startswith(TAG_PREFIX)}
-    lines = {f"{TAG_PREFIX}{change.number}": change.model_dump_json() for change in changes}
+    # A retired version has taken its tags along.
+    there = {one.version for one in registered}
+    lines = {
+        f"{TAG_PREFIX}{change.number}": change.model_dump_json() for change in changes if change.to_version in there
+    }
     champions = [one.version for one in registered if CHAMPION in one.aliases]
     is_settled = tags == lines and champions == [changes[-1].to_version] and pointer.change == changes[-1]
     return changes if is_settled else None

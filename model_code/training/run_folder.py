@@ -157,6 +157,8 @@ def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
     """
     file = checkpoints_dir / run_id / RUN_FILE
     try:
+        if Path(run_id).name != run_id:  # a path, to another home perhaps
+            raise FileNotFoundError(file)
         return RunFolder(file.parent, RunRecord.model_validate_json(file.read_bytes()))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TrainingError(f"no run {run_id!r} in {checkpoints_dir}; `darkroom runs list` shows the runs") from error

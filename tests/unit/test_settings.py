@@ -8,7 +8,7 @@ from model_code.settings import Settings, load_settings
 
 @pytest.fixture(autouse=True)
 def no_addresses(monkeypatch):
-    for name in ("DARKROOM_HOME", "MLFLOW_TRACKING_URI"):
+    for name in ("DARKROOM_HOME", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -124,3 +124,19 @@ def test_arguments_that_cannot_work(add, tmp_path, write_tree, encode, base):
     (tmp_path / "nothing").touch()
     with pytest.raises(DataError, match=r"nothing is no folder"):
         add("x-with-feedback", tmp_path / "nothing")
+
+
+def test_feedback_is_left_out_by_its_names_and_the_set_itself_is_not(add, tmp_path, write_tree, encode, base):
+    given = write_tree({"cat/a.png": encode((4, 5, 6)), "cat/b.png": encode((1, 2, 3))}, "feedback")
+    table = tmp_path / "names.txt"
+    table.write_text("feedback/cat/a.png\nfeedback/cat/c.png\n")
+    added = add("x-with-feedback", given, exclude=table)
+    assert read_colours(added.dataset.splits["train"]) == [*read_colours(base.splits["train"]), (1, 2, 3)]
+    assert added.dataset.count_feedback() == 1
+    assert [(one.name, one.reason) for one in added.skipped] == [
+        ("feedback/cat/a.png", "named in names.txt"),
+        ("feedback/cat/c.png", "named for exclusion, but not in the source"),
+    ]
+    table.write_text("train/0\n")
+    with pytest.raises(DataError, match=r"^train/0: not feedback, but images of the data set"):
+        add("x-with-feedback", given, exclude=table)

@@ -8,9 +8,9 @@ import pytest
 from flows.operations import removal
 from flows.printing.inventory import print_runs
 from model_code.data.add import add_dataset
-from model_code.errors import DataError, ReleaseError, UsageError
+from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.release.registered import read_registered
-from model_code.training.run_folder import RunRecord, RunResult, create_run_folder, resolve_run_id
+from model_code.training.run_folder import JOURNAL_FILE, RunRecord, RunResult, create_run_folder, resolve_run_id
 from tests.unit.tracking.small_store import make_settings, open_small_store
 from tests.unit.training.small_runs import make_config, tiny_network_entered
 
@@ -21,10 +21,10 @@ def settings(tmp_path):
         yield make_settings(tmp_path)
 
 
-def enter_run(settings, digit, accuracy=None, pretrained=None, **config):
+def enter_run(settings, digit, accuracy=None, pretrained=None, checksum="c" * 64, profile=None, **config):
     """Make the folder of a run whose id is made of one digit; without accuracy it is interrupted."""
     record = RunRecord(
-        run_id=digit * 32, data_checksum="c" * 64, config=make_config(**config), pretrained_sha256=pretrained
+        run_id=digit * 32, data_checksum=checksum, config=make_config(**config), pretrained_sha256=pretrained
     )
     folder = create_run_folder(settings.checkpoints_dir, record)
     (folder.path / "last.safetensors").write_bytes(b"12345")
@@ -38,7 +38,7 @@ def enter_run(settings, digit, accuracy=None, pretrained=None, **config):
                 run_id=record.run_id,
                 kind="supervised",
                 recipe=record.config.recipe,
-                profile=record.config.profile,
+                profile=profile or record.config.profile,
                 dataset=record.config.dataset,
                 metrics={"validation/best_accuracy": accuracy},
                 weights_sha256=digit * 64,
@@ -64,6 +64,32 @@ def test_pruning_keeps_the_best_and_what_is_needed(settings, monkeypatch, capsys
     for kept in (*runs[:3], other):
         assert (kept.path / "last.safetensors").exists()
     assert removal.find_prunable(settings, 1) == []
+
+
+def test_pruning_compares_runs_of_one_revision_and_budget_and_leaves_offline_ones(settings):
+    for digit, accuracy in zip("123", (0.99, 0.98, 0.97), strict=True):
+        enter_run(settings, digit, accuracy)
+    enter_run(settings, "4", 0.1, checksum="d" * 64)
+    enter_run(settings, "5", 0.1, profile="custom")
+    (enter_run(settings, "6", 0.1).path / JOURNAL_FILE).touch()
+    assert sorted(one.run.path.name[0] for one in removal.find_prunable(settings, 1)) == ["2", "3"]
+
+
+@pytest.mark.parametrize("given", ["./{}", "{}/", "../checkpoints/{}", "/{}"])
+def test_a_run_is_named_by_its_id_not_by_a_path(settings, given):
+    folder = enter_run(settings, "3", 0.5)
+    text = given.format(folder.path.relative_to("/") if given == "/{}" else folder.path.name)
+    with pytest.raises(TrainingError, match="no run"):
+        removal.remove_run(settings, text)
+    assert folder.path.exists()
+
+
+def test_an_offline_run_is_removed_without_mlflow(settings):
+    folder = enter_run(settings, "3", 0.5)
+    (folder.path / JOURNAL_FILE).touch()
+    removal.remove_run(settings, "33333333")
+    assert not folder.path.exists()
+    assert not (settings.home / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize("text", ["best", "best:", "best:0", "best:-1", "last:3", ""])

@@ -1,5 +1,6 @@
 """Runs that were made offline by hand, packed, and taken up into a real MLflow store."""
 
+import itertools
 import json
 import os
 import shutil
@@ -371,3 +372,37 @@ def test_a_journal_that_names_files_outside_of_the_pack_sends_none(machines):
     [run] = machines.find(folder.record.run_id)
     sent = {file.path for file in machines.client.list_artifacts(run.info.run_id)}
     assert sent == {"config.json", "checkpoints", "tensorboard"}
+
+
+def test_a_run_that_memory_divided_comes_home(machines):
+    folder = make_run(machines)
+    [first, *rest] = (folder.path / JOURNAL_FILE).read_text().splitlines()
+    told = json.loads(rest[-1]) | {"tags": {"profile": "custom", "budget": "custom: engine.parts=2"}, "status": None}
+    (folder.path / JOURNAL_FILE).write_text("\n".join([first, *rest[:-1], json.dumps(told), rest[-1]]) + "\n")
+    pack(machines, folder)
+    run_sync.sync_runs([machines.carried])
+    [run] = machines.find(folder.record.run_id)
+    assert run.data.tags["budget"] == "custom: engine.parts=2"
+
+
+def test_a_chain_of_runs_comes_home_in_its_order(machines):
+    first = make_run(machines, seed=1)
+    second = make_run(machines, seed=2, tags={"pretrained_run_id": first.record.run_id})
+    third = make_run(machines, seed=3, tags={"pretrained_run_id": second.record.run_id})
+    pack(machines, third, second, first)
+    packs, _, _ = find_packs([machines.carried])
+    for given in itertools.permutations(packs):
+        ordered = [one.run_id for one in run_sync._order_by_start(given)]
+        assert ordered == [folder.record.run_id for folder in (first, second, third)]
+    run_sync.sync_runs([machines.carried])
+    ids = [machines.find(folder.record.run_id)[0].info.run_id for folder in (first, second, third)]
+    starts = [machines.client.get_run(run_id).data.tags.get("pretrained_run_id") for run_id in ids]
+    assert starts == [None, ids[0], ids[1]]
+
+
+def test_a_run_without_its_weights_is_packed_without_them_only(machines):
+    folder = make_run(machines)
+    (folder.path / "best-0001.safetensors").unlink()
+    with pytest.raises(DataError, match="is missing; pack the run with --weights none"):
+        pack(machines, folder)
+    pack(machines, folder, weights="none")

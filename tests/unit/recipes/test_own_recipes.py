@@ -5,6 +5,7 @@ import pytest
 from flows.jobs.training import ListRecipes, NewRecipe, Train, TrainAll
 from model_code.data.add import add_dataset
 from model_code.errors import UsageError
+from model_code.recipes import catalog
 from model_code.recipes.catalog import RECIPES, describe_budget, get_recipe, list_recipes, match_recipes
 from model_code.settings import load_settings
 
@@ -109,3 +110,31 @@ def test_a_recipe_is_not_overwritten(home):
     with pytest.raises(UsageError, match="is there already"):
         NewRecipe(name="mine", base="simsiam_cifar10").run()
     assert get_recipe("mine").build().kind == "supervised"
+
+
+def test_a_recipe_whose_smoke_run_is_refused_is_not_written(home, monkeypatch):
+    def refuse(entry, profile):
+        raise UsageError("epochs=2 are too few")
+
+    monkeypatch.setattr(catalog, "_build_documented", refuse)
+    with pytest.raises(UsageError, match="epochs=2 are too few"):
+        NewRecipe(name="mine", base="simsiam_cifar10").run()
+    assert not list(home.glob("recipes/*"))
+
+
+def test_a_longer_warm_up_has_a_smoke_run(home):
+    NewRecipe(name="mine", base="simsiam_cifar10", settings=("epochs=50", "warmup_epochs=10")).run()
+    assert Train(recipe="mine").config.warmup_epochs == 10
+    assert Train(recipe="mine", profile="smoke").config.warmup_epochs == 0
+
+
+@pytest.mark.parametrize("name", ["../outside", "recipes/../../outside", "deadbeef", "0" * 32, "Mine"])
+def test_names_that_are_paths_or_run_ids_are_no_recipes(home, name):
+    text = 'from = "fastnet_cifar10"'
+    (home.parent / "outside.toml").write_text(text)
+    (home / "outside.toml").write_text(text)
+    write(home, "mine", text)
+    with pytest.raises(UsageError, match="no recipe"):
+        get_recipe(name)
+    with pytest.raises(UsageError, match="cannot be a recipe's name"):
+        NewRecipe(name=name, base="fastnet_cifar10").run()

@@ -3,6 +3,7 @@ import re
 import pytest
 from mlflow.exceptions import MlflowException
 
+from flows.operations.removal import retire
 from model_code.errors import ReleaseError, UsageError
 from model_code.release import ledger
 from model_code.release.changes import LEDGER_FILE, find_previous, find_rollback_of, read_ledger, read_settled
@@ -395,3 +396,28 @@ def test_what_was_rolled_back_is_known():
     assert find_rollback_of(tell("1", "2"), ["9"]) is None
     assert find_rollback_of(tell("1", "2", ["1"], "3"), ["2", "3"]) is None, "two versions of one run"
     assert find_rollback_of(tell("1", "3", "2", ["1"]), ["2", "3"]).number == 4
+
+
+def test_what_a_rollback_goes_back_to_is_not_retired_after_another_was(
+    store, client, bundles_dir, name, register, move
+):
+    settings = store[0]
+    versions = [register() for _ in range(4)]
+    changes = tuple(move(version) for version in versions)
+    retire(settings, name, "1")
+    assert read_settled(settings, name) == changes, "the rest is still read without MLflow"
+    with pytest.raises(ReleaseError, match=f"version 3 of .* is what `darkroom rollback {name}` goes back to"):
+        retire(settings, name, "3")
+    retire(settings, name, "2")
+    assert (bundles_dir / name / versions[2].tags[BUNDLE_TAG]).is_dir()
+
+
+@pytest.mark.parametrize("tag", ["", ".", "..", "../other", "a/b"])
+def test_a_tag_that_names_no_bundle_removes_none(store, client, bundles_dir, name, register, move, tag):
+    first, *others = (register() for _ in range(3))
+    for version in (first, *others):
+        move(version)
+    client.set_model_version_tag(name, "1", BUNDLE_TAG, tag)
+    before = sorted(bundles_dir.rglob("*"))
+    retire(store[0], name, "1")
+    assert sorted(bundles_dir.rglob("*")) == before
