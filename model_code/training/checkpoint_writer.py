@@ -66,12 +66,29 @@ class CheckpointWriter:
             DiskFullError: An earlier snapshot could not be written; the one before stays.
         """
         self._waiting = snapshot
+        self.write_due()
+
+    def write_due(self) -> None:
+        """Begin to write the waiting snapshot, where the last write is over and not recent.
+
+        Raises:
+            DiskFullError: An earlier snapshot could not be written; the one before stays.
+        """
         is_free = self._writing is None or self._writing.done()
-        if is_free and time.monotonic() - self._start_s >= self._interval_s:
+        if self._waiting is not None and is_free and time.monotonic() - self._start_s >= self._interval_s:
             self._join()
-            self._start_s, self._waiting = time.monotonic(), None
+            self._start_s, snapshot, self._waiting = time.monotonic(), self._waiting, None
             ready = torch.cuda.current_stream().record_event() if self._stream is not None else None
             self._writing = self._thread.submit(self._write, snapshot, ready)
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Write a snapshot, whose tensors need not be copies, before this returns.
+
+        Raises:
+            DiskFullError: This snapshot or an earlier one could not be written; the one before stays.
+        """
+        self.flush()
+        self._write(snapshot, None)
 
     def flush(self) -> None:
         """Wait until the newest snapshot is on disk.

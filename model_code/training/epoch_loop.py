@@ -98,6 +98,8 @@ class EpochLoop(ABC, Generic[Epoch]):
         self._images_NHWC, self._batch_size = images_NHWC, config.batch_size
         self.steps = len(images_NHWC) // config.batch_size
         self._is_streamed = is_streamed(images_NHWC, config.engine.pictures, self.device)
+        if self._is_streamed and self.engine.compile == "step" and processes.is_first:
+            print("engine.compile=step: the images are streamed, so each step is computed eagerly", flush=True)
         self._rate = float(getattr(config, self.rate_setting))
         self._config_sha256, self._seed = config.sha256(), config.seed
         self.generator = seed_everything(
@@ -182,6 +184,7 @@ class EpochLoop(ABC, Generic[Epoch]):
             metrics = self.run_epoch(epoch)
             self.history.append(metrics)
             is_saved = self._save(metrics)
+            self._writer.write_due()
             for callback in self.callbacks:
                 callback.on_epoch_end(metrics)
             if self._is_stop_wanted():
@@ -315,10 +318,21 @@ class EpochLoop(ABC, Generic[Epoch]):
             self.best_epoch = metrics.epoch
         is_due = is_best or self.is_saved(metrics.epoch)
         if self.processes.is_first and is_due:
-            last = copy_tensors(self.kept_network.state_dict())
-            self._best = last if is_best else self._best
-            self._writer.keep(Snapshot(copy.deepcopy(self._make_state()), last, self._best))
+            self._write(is_best)
         return is_due
+
+    def _write(self, is_best: bool) -> None:
+        """Have a copy written beside the next steps, or, where memory has no room for one, all before them."""
+        weights = self.kept_network.state_dict()
+        try:
+            last = copy_tensors(weights)
+            snapshot = Snapshot(copy.deepcopy(self._make_state()), last, last if is_best else self._best)
+        except torch.OutOfMemoryError:
+            self._writer.write(Snapshot(self._make_state(), weights, weights if is_best else self._best))
+            self._best = None
+            return
+        self._best = snapshot.best
+        self._writer.keep(snapshot)
 
     def _make_state(self) -> checkpoints.TrainingState:
         is_cuda = self.device.type == "cuda"

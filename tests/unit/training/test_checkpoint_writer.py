@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model_code.errors import DiskFullError
-from model_code.training import checkpoint_writer, checkpoints
+from model_code.training import checkpoint_writer, checkpoints, epoch_loop
 from model_code.training.checkpoint_writer import CheckpointWriter, Snapshot, copy_tensors
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback
@@ -55,6 +55,16 @@ def test_the_first_is_written_at_once_the_next_after_the_interval_and_the_newest
     state = checkpoints.load_state(tmp_path, SHA256)
     assert (state.epoch, state.best_epoch) == (3, 3)
     assert list_files(tmp_path) == ["best-0003.safetensors", "last.safetensors", "state.pt"]
+
+
+def test_what_waits_is_written_once_the_interval_is_over(tmp_path):
+    writer = CheckpointWriter(tmp_path, CPU, interval_s=0.2)
+    writer.keep(make_snapshot(1, 1, 1))
+    writer.keep(make_snapshot(10, 10, 10))
+    time.sleep(0.3)
+    writer.write_due()
+    writer._join()
+    assert checkpoints.load_state(tmp_path, SHA256).epoch == 10
 
 
 def test_a_best_epoch_whose_snapshot_was_passed_over_is_written_with_a_later_one(tmp_path):
@@ -129,6 +139,28 @@ def test_short_epochs_do_not_write_each(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_writer, "SECONDS_BETWEEN_CHECKPOINTS", 3600)
     fit(make_config(epochs=6), make_images(), tmp_path, ALONE)
     assert saved == [1, 6]
+
+
+@pytest.mark.parametrize("fails", ["always", "every third"])
+def test_without_memory_for_copies_the_same_files_are_written(tmp_path, monkeypatch, fails):
+    config, images = make_config(epochs=7, ema_decay=0.9, schedule="cosine"), make_images()
+    whole = fit(config, images, tmp_path / "whole", ALONE)
+    calls = []
+
+    def fail(tensors):
+        calls.append(1)
+        if fails == "always" or len(calls) % 3 == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return copy_tensors(tensors)
+
+    monkeypatch.setattr(epoch_loop, "copy_tensors", fail)
+    without = fit(config, images, tmp_path / "without", ALONE)
+    assert len(calls) == 7
+    assert without.best_epoch == whole.best_epoch
+    assert list_files(tmp_path / "without") == list_files(tmp_path / "whole")
+    for name in (whole.best_weights.name, checkpoints.LAST_FILE):
+        assert (tmp_path / "without" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert fit(config, images, tmp_path / "without", ALONE).history == without.history
 
 
 class Slow(Callback):

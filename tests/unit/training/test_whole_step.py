@@ -149,5 +149,14 @@ def test_what_cannot_be_recorded_goes_on_eagerly_and_says_so_once(tmp_path, monk
     )
 
 
+def test_streamed_images_say_that_each_step_is_computed_eagerly(tmp_path, capsys):
+    images = make_images(train=40)
+    expected = fit(make_config(engine={"pictures": "streamed"}), images, tmp_path / "batches", ALONE)
+    assert capsys.readouterr().out == ""
+    streamed = fit(make_config(engine=STEP | {"pictures": "streamed"}), images, tmp_path / "whole", ALONE)
+    assert get_losses(streamed) == get_losses(expected)
+    assert "the images are streamed, so each step is computed eagerly" in capsys.readouterr().out
+
+
 def test_the_engine_says_how_a_step_is_computed():
     assert choose_engine(make_config(engine=STEP), ALONE).describe() == "float32, channels last, whole step, eager"
