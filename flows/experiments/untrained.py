@@ -38,6 +38,11 @@ class UntrainedExperiment(Experiment):
         """How many images are labelled."""
         return f"{len(self._chosen)} images, {len(self._classes)} classes"
 
+    @property
+    def engine_line(self) -> str:
+        """Precision of the network."""
+        return str(self._precision).removeprefix("torch.")
+
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
         """Label every image once."""
         config = self._config

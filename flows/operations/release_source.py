@@ -3,12 +3,9 @@
 from model_code.data.cache import FEEDBACK_SUFFIX, is_dataset_taken
 from model_code.errors import ReleaseError, UsageError
 from model_code.recipes.catalog import get_recipe
-from model_code.release.names import check_release_name
+from model_code.release.names import RELEASED_KINDS, check_release_name
 from model_code.settings import Settings
 from model_code.training.run_folder import RunFolder, is_run_id, list_finished, open_run_folder, resolve_run_id
-
-# Kinds of run that leave a network; the others leave figures.
-RELEASED_KINDS = ("supervised", "simsiam")
 
 
 def check_source(source: str, name: str, settings: Settings) -> list[RunFolder]:

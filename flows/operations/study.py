@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Sequence
 
 from flows.operations.release import release
-from flows.operations.release_source import RELEASED_KINDS
 from flows.printing.releases import print_release
 from flows.printing.summaries import Choice, Outcome
 from flows.printing.tables import print_added
@@ -12,7 +11,7 @@ from model_code.data.add import add_dataset
 from model_code.data.cache import FEEDBACK_SUFFIX, format_remedy, is_added, is_dataset_taken
 from model_code.data.sources.detect import get_known
 from model_code.errors import DarkroomError, ExportError, TrainingError
-from model_code.release.names import RELEASE_NAMES
+from model_code.release.names import RELEASE_NAMES, RELEASED_KINDS
 from model_code.settings import load_settings
 from model_code.training.run_folder import AnyConfig, RunResult
 from serving.bundle.store import read_champion
@@ -49,7 +48,7 @@ def fetch_missing(configs: Sequence[AnyConfig]) -> list[str]:
 
 
 def rank_recipes(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[Choice]]]:
-    """Return registered name -> data set -> the best run of each recipe, the best recipe first.
+    """Return registered name -> data set, without its feedback -> the best run of each recipe, the best recipe first.
 
     Recipes compete by the mean validation accuracy of their seeds; of a recipe the best seed is taken. Smoke and custom
     runs compete only where there are no full ones. A data set without a registered name has its own.
@@ -58,11 +57,10 @@ def rank_recipes(outcomes: Sequence[Outcome]) -> dict[str, dict[str, list[Choice
     by_dataset: dict[str, list[RunResult]] = {}
     for result in results:
         if result.kind in RELEASED_KINDS:
-            by_dataset.setdefault(result.dataset, []).append(result)
+            by_dataset.setdefault(result.dataset.removesuffix(FEEDBACK_SUFFIX), []).append(result)
     ranked: dict[str, dict[str, list[Choice]]] = {}
     for dataset, runs in by_dataset.items():
-        own = dataset.removesuffix(FEEDBACK_SUFFIX)
-        name = next((name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(dataset, pattern)), own)
+        name = next((name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(dataset, pattern)), dataset)
         ranked.setdefault(name, {})[dataset] = _rank_runs(name, runs)
     return ranked
 
@@ -98,6 +96,9 @@ def release_best(outcomes: Sequence[Outcome]) -> list[Choice]:
                 print(f"{name}  no run on {other} is released: the models of {name} are those of {dataset}", flush=True)
         if dataset in ranked:
             released.append(_release_first(ranked[dataset]))
+        else:
+            best = next(iter(ranked.values()))[0]
+            released.append(best.model_copy(update={"error": f"the models of {name} are those of {dataset}"}))
     return released
 
 

@@ -233,6 +233,7 @@ def _print_choices(choices: "Sequence[Choice]") -> None:
             after = (summary.version if summary.is_champion else None) or before
             verdict = describe_decision(summary)
         shown = f"{choice.validation_accuracy:.1%}" + (f" (mean of {choice.seeds} seeds)" if choice.seeds > 1 else "")
+        shown += " by kNN" if choice.run.kind == "simsiam" else ""
         run = f"{choice.run.recipe}, run {choice.run.run_id[:8]}"
         cells = (choice.name, before, after, shown, run, verdict)
         records.append(dict(zip((column.key for column in columns), cells, strict=True)))

@@ -90,10 +90,14 @@ class Recipe:
 
     @property
     def evidence(self) -> str:
-        """The recipe's docstring, with its command and the published accuracy."""
+        """The recipe's docstring, with its command, the published accuracy and what its file says of departures."""
         published = "" if self.published_accuracy is None else f"{self.published_accuracy:g} "
         filled = f"Command: darkroom train {self.name}\nPublished: {published}"
-        return (inspect.getdoc(self.function) or "").replace("Published: ", filled, 1)
+        own = (inspect.getdoc(self.function) or "").replace("Published: ", filled, 1)
+        _, title, of_file = (inspect.getdoc(inspect.getmodule(self.function)) or "").partition(
+            "Departures of every recipe"
+        )
+        return f"{own}\n\n{title}{of_file}" if of_file else own
 
 
 RECIPES: dict[str, Recipe] = {}

@@ -2,13 +2,14 @@
 
 The article gives learning rate, decay, epochs, augmentation and split; momentum 0.9, weight decay 5e-4 and batch 128
 are the usual ones and our choice. The text removes the max-pool of the improved stem, the printed code keeps it; the
-text finds that decay helps at all three rates, its table has 0.897 without and 0.893 with it at 0.001. Departures that
-hold for every recipe here: validation and test are kept apart (the published figure is the best epoch on the images
-that chose it); the split is a seeded permutation, disjoint and stratified, where the printed split repeats training
-images and fails after 189 of them; the best checkpoint is kept from the first epoch on, the article's only once its
-accuracy is above 0.7; loss and accuracy of the validation images are means over images, the article's loss a sum of
-batch means divided by the images and its accuracy a mean of batch means; F1 is the macro mean, since the article's
-micro mean is the accuracy; images that do not fill the last batch of an epoch are left for the next one.
+text finds that decay helps at all three rates, its table has 0.897 without and 0.893 with it at 0.001.
+
+Departures of every recipe here: validation and test are kept apart (the published figure is the best epoch on the
+images that chose it); the split is a seeded permutation, disjoint and stratified, where the printed split repeats
+training images and fails after 189 of them; the best checkpoint is kept from the first epoch on, the article's only
+once its accuracy is above 0.7; loss and accuracy of the validation images are means over images, the article's loss a
+sum of batch means divided by the images and its accuracy a mean of batch means; F1 is the macro mean, since the
+article's micro mean is the accuracy; images that do not fill the last batch of an epoch are left for the next one.
 """
 
 from model_code.recipes.catalog import recipe

@@ -4,10 +4,11 @@ The article feeds random crops (RandomResizedCrop, 20 to 100 % of the area, 224 
 initialises them, in evaluation mode, and counts right answers, with seed 2022. It wonders whether normalisation
 matters: each network has a recipe with and one without (`_raw`). It suspects the initialisation: some networks have a
 recipe with all weights from a normal distribution (`_gaussian`), ViT-B/16 one with only its last layer so (`_head`),
-which torchvision sets to 0. AlexNet is the network of the paper that the article is about. Departures that hold for
-every recipe here: crops are taken from images packed at 256 pixels, the middle square of the whole image; one GPU and
-no gradients, where the article has two GPUs and computes what gradients need; images are visited in order, not
-shuffled, which changes the crops only.
+which torchvision sets to 0. AlexNet is the network of the paper that the article is about.
+
+Departures of every recipe here: crops are taken from images packed at 256 pixels, the middle square of the whole image;
+one GPU and no gradients, where the article has two GPUs and computes what gradients need; images are visited in order,
+not shuffled, which changes the crops only.
 """
 
 from model_code.recipes.catalog import recipe

@@ -10,14 +10,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from model_code.errors import ExportError
 from model_code.evaluation.features import LabelledFeatures, compute_features
 from model_code.evaluation.knn import knn_accuracy
 from model_code.evaluation.metrics import choose_batch
-from model_code.models.image_input import ImageInput
+from model_code.models.image_input import ImageInput, Rescale
 from model_code.models.neighbour_vote import NeighbourVote
 from model_code.training.images import TrainingImages
-from model_code.training.pretraining import load_backbone
+from model_code.training.pretraining import load_backbone, look_anew
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.probe import train_probe
 
@@ -54,18 +53,10 @@ def build_classifier(
         head: None takes the one that labels more validation images right.
 
     Raises:
-        ExportError: The backbone saw scaled images in its evaluation, and the exported graph does not scale.
         TrainingError: The weights do not fit, or the loss of the linear layer is not finite.
     """
-    side = int(config.views.image_size * config.evaluation_enlargement)
-    if side != images.image_size:
-        raise ExportError(
-            f"{config.recipe} is evaluated on images scaled to {side} pixels, and {config.dataset} is packed with "
-            f"{images.image_size}: the exported graph does not scale; train with --set views.image_size="
-            f"{images.image_size} --set evaluation_enlargement=1"
-        )
-    _, network = load_backbone(config, weights)
-    backbone = nn.Sequential(ImageInput(config.mean, config.std, config.views.image_size), network).eval()
+    trained = load_backbone(config, weights)
+    backbone = _show_middle(config, trained, images.image_size)
     bank, validation = (
         LabelledFeatures(
             compute_features(backbone, each.images_NHWC, batch_size=choose_batch(config.views.image_size)),
@@ -74,7 +65,8 @@ def build_classifier(
         )
         for each in (images.train, images.validation)
     )
-    linear = train_probe(bank, validation, config.linear, config.seed)
+    look = look_anew(config, trained, images.train, torch.device("cpu")) if config.linear_crop_area else None
+    linear = train_probe(bank, validation, config.linear, config.seed, look)
     vote = NeighbourVote(
         bank.features_ND, bank.labels_N, len(images.classes), config.knn_neighbours, config.knn_temperature
     )
@@ -86,3 +78,13 @@ def build_classifier(
     model = nn.Sequential(backbone, vote if chosen == "knn" else linear.probe).eval()
     measured = knn_accuracy(bank, validation, config.knn_neighbours, config.knn_temperature)
     return BackboneClassifier(model, chosen, accuracies, measured)
+
+
+def _show_middle(config: SimSiamConfig, trained: nn.Sequential, packed_side: int) -> nn.Sequential:
+    """Return a backbone that sees packed images as its evaluation does: their middle, scaled where that scales."""
+    _, network = trained
+    side, image_size = int(config.views.image_size * config.evaluation_enlargement), config.views.image_size
+    if side == packed_side:
+        return nn.Sequential(ImageInput(config.mean, config.std, image_size), network).eval()
+    image_input = ImageInput(config.mean, config.std)
+    return nn.Sequential(image_input, Rescale(image_input, packed_side, side, image_size), network).eval()

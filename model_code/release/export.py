@@ -158,7 +158,11 @@ def _build_classifier(
     built = build_classifier(config, weights, images, head)
     found = ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in built.accuracies.items())
     count = len(images.validation)
-    print(f"{config.recipe}: accuracy on {count} validation images: {found}; head: {built.head}", flush=True)
+    print(
+        f"{config.recipe}: accuracy on {count} validation images: {found}; head: {built.head}; kNN of the training "
+        f"{built.knn_accuracy:.4f}",
+        flush=True,
+    )
     if config.limit_test is None:
         _check_accuracy(folder, "validation", "best_accuracy", built.knn_accuracy, count)
     return built.model, built.head

@@ -4,6 +4,9 @@ import re
 
 from model_code.errors import UsageError
 
+# Kinds of run that leave a classifier; the others leave figures.
+RELEASED_KINDS = ("supervised", "simsiam")
+
 # Registered name -> the data sets (a shell pattern), with feedback or without, whose runs it takes. Other names take
 # the runs of any data set.
 RELEASE_NAMES = {"cifar10": "cifar10", "food": "food1[01]", "shapes": "shapes"}

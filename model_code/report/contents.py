@@ -17,6 +17,7 @@ from model_code.report.collection import Collection, Run
 from model_code.report.comparison import build_comparison
 from model_code.report.curves import build_learning_curves, build_simsiam_curves
 from model_code.report.document import Block, Cell, Document, Folded, Paragraph, Section, Table, list_run_ids
+from model_code.report.settings_page import build_departures
 from model_code.report.standing import build_standing
 from model_code.report.summary import build_summary
 from model_code.report.untrained import build_untrained
@@ -57,6 +58,7 @@ def build_document(collection: Collection, client: MlflowClient, settings: Setti
         build_summary(collection, client),
         build_standing(collection),
         build_comparison(collection),
+        build_departures(),
         build_answers(collection),
         build_learning_curves(collection),
         build_classes(collection),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from model_code.markdown_text import escape, join_cells
 from model_code.recipes.catalog import RECIPES
 from model_code.report.article_settings import ARTICLE_SETTINGS, NOT_STATED, ArticleSetting
+from model_code.report.document import Block, Cell, Folded, Paragraph, Section, Table
 from model_code.report.published import ARTICLES
 
 COLUMNS = ("setting", "article", "stated in", "ours", "judgement", "remark", "recipes")
@@ -48,6 +49,22 @@ def judge_settings() -> Iterator[Judgement]:
         for recipe in row.recipes:
             ours = row.ours or RECIPES[recipe].build().flatten()[row.setting]
             yield Judgement(row, recipe, ours, _judge(row, recipe, ours))
+
+
+def build_departures() -> Section:
+    """Return the report's section with the declared departures from each article, folded."""
+    blocks: list[Block] = [Paragraph("Settings in which our recipes depart from the articles, and why.")]
+    for article in ARTICLES:
+        found: dict[tuple[str, str, str, str], list[str]] = {}
+        for one in judge_settings():
+            if one.row.letter == article.letter and one.word == "declared":
+                why = one.row.reason or f"darkroom recipes {one.recipe}"
+                key = (one.row.setting, _shorten(one.row.stated), _shorten(one.ours), why)
+                found.setdefault(key, []).append(one.recipe)
+        rows = tuple((*map(Cell, cells), Cell(", ".join(recipes))) for cells, recipes in found.items())
+        table = Table(f"{article.title}: departures", ("setting", "article", "ours", "why", "recipes"), rows)
+        blocks.append(Folded(f"{article.letter}. {article.title}: {len(rows)} departures", table))
+    return Section("Departures from the articles", "departures", tuple(blocks))
 
 
 def find_departures(recipe: str) -> str:
@@ -107,6 +124,10 @@ def _explain(one: Judgement) -> str:
 def _show(value: object, is_setting: bool) -> str:
     if not is_setting:
         return escape(str(value))
+    return f"`{_shorten(value)}`"
+
+
+def _shorten(value: object) -> str:
+    """Return a value as JSON has it, without quotes and with six digits of a fraction."""
     shown = json.loads(json.dumps(value), parse_float=lambda text: f"{float(text):.6g}")
-    text = json.dumps(shown).replace('"', "") if isinstance(shown, list) else json.dumps(shown).strip('"')
-    return f"`{text}`"
+    return json.dumps(shown).replace('"', "") if isinstance(shown, list) else json.dumps(shown).strip('"')

@@ -146,12 +146,19 @@ def evaluate_backbone(
         knn_accuracy=measure_knn(),
         knn_top5_accuracy=measure_knn(TOP_K),
         linear=learn(),
-        augmented_linear=learn(_look_anew(config, backbone, labelled, device)) if config.linear_crop_area else None,
+        augmented_linear=learn(look_anew(config, backbone, labelled, device)) if config.linear_crop_area else None,
     )
 
 
-def _look_anew(config: SimSiamConfig, backbone: nn.Module, images: Images, device: torch.device) -> Look:
-    """Return what computes the features of some of the images, each cropped and mirrored anew."""
+def look_anew(config: SimSiamConfig, backbone: nn.Module, images: Images, device: torch.device) -> Look:
+    """Return what computes the features of some of the images, each cropped and mirrored anew.
+
+    Args:
+        config: Config of the run that trained the backbone; `linear_crop_area` is set.
+        backbone: Result of `load_backbone`, on the device.
+        images: Images to choose from.
+        device: Device that computes.
+    """
     crop_area, image_size = config.linear_crop_area, config.views.image_size
     assert crop_area is not None, "called only where it is set"
     generator = torch.Generator(device=device).manual_seed(config.seed)

@@ -1,4 +1,4 @@
-"""A SimSiam run, released with the votes of its nearest images: registered, champion, asked over HTTP."""
+"""A SimSiam run, released with each of its heads: registered, champion, asked over HTTP."""
 
 import io
 import os
@@ -16,11 +16,11 @@ from tests.integration.conftest import COMMAND
 
 TRAIN = ("train", "simsiam_cifar10", "--profile", "smoke", "--limit-train", "200", "--set", "dataset=shapes")
 SMALL = ("--set", "network=resnet18", "--set", "batch_size=40", "--set", "knn_neighbours=20")
-RELEASE = ("release", "simsiam_cifar10", "--as", "shapes", "--head", "knn")
+RELEASE = ("release", "simsiam_cifar10", "--as", "shapes")
 
 
 @pytest.mark.timeout(600)
-def test_a_backbone_with_its_nearest_images_answers_over_http(tmp_path):
+def test_a_backbone_answers_over_http_by_its_nearest_images_and_by_a_linear_layer(tmp_path):
     kept = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
     environment = kept | {"DARKROOM_HOME": str(tmp_path)}
 
@@ -31,12 +31,17 @@ def test_a_backbone_with_its_nearest_images_answers_over_http(tmp_path):
 
     run("data", "add", "shapes")
     run(*TRAIN, *SMALL)
-    assert "version 1 is champion" in run(*RELEASE)
-    assert "version 1 is champion already" in run(*RELEASE)
-    pointer, folder, manifest = read_champion(tmp_path / "bundles", "shapes")
-    assert (manifest.recipe, manifest.settings["head"]) == ("simsiam_cifar10", "knn")
-    assert (tmp_path / "bundles" / "shapes" / "ledger.jsonl").read_text().count("\n") == 1
+    for version, head in enumerate(("knn", "linear"), start=1):
+        released = run(*RELEASE, "--head", head, "--mode", "forced", "--why", "each head answers")
+        assert f"version {version} is champion" in released
+        assert f"version {version} is champion already" in run(*RELEASE, "--head", head)
+        assert (tmp_path / "bundles" / "shapes" / "ledger.jsonl").read_text().count("\n") == version
+        check_answers(environment, tmp_path / "bundles", head)
 
+
+def check_answers(environment, bundles_dir, head):
+    pointer, folder, manifest = read_champion(bundles_dir, "shapes")
+    assert (manifest.recipe, manifest.settings["head"]) == ("simsiam_cifar10", head)
     images_NHWC = np.load(folder / "golden.npz")["images_NHWC"]
     labels = [manifest.classes[index] for index in Classifier(folder, pointer.version).classify(images_NHWC).argmax(1)]
     command = [sys.executable, "-m", "serving.launcher", "--port", "0"]

@@ -103,6 +103,12 @@ def test_untrained_networks_start_as_the_config_says_and_are_counted(
     assert 0.2 * largest_weight < network.fc.weight.abs().max() < largest_weight
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_untrained_networks_record_their_precision(dataset, seen, precision):
+    config = UntrainedConfig(recipe="test", dataset="noise", network="watching", image_size=8, precision=precision)
+    assert open_experiment(config, dataset, ALONE, None).engine_line == precision
+
+
 def test_random_features_are_those_of_train_and_test(dataset, seen, monkeypatch):
     asked = []
     real = random_features.measure_random_features

@@ -99,6 +99,26 @@ def test_of_two_data_sets_with_one_name_the_champions_is_released(releases, monk
     assert f"no run on {other} is released: the models of food are those of {kept}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("champion", ["cifar10", "cifar10-with-feedback"])
+def test_runs_on_images_with_feedback_compete_with_those_without(releases, monkeypatch, champion):
+    monkeypatch.setattr(study, "read_champion", lambda *_: (None, None, SimpleNamespace(dataset=champion)))
+    runs = [make_outcome(PLAIN, 0.5), make_outcome(OTHER, 0.9, dataset="cifar10-with-feedback")]
+    [choice] = release_best(runs)
+    assert (choice.run.recipe, choice.error) == (OTHER, "")
+    assert releases == [(f"{OTHER}-0-full", "cifar10")]
+
+
+def test_where_no_run_is_on_the_images_of_the_champion_the_table_says_so(releases, monkeypatch, capsys):
+    monkeypatch.setattr(study, "read_champion", lambda *_: (None, None, SimpleNamespace(dataset="food10")))
+    outcomes = [make_outcome("simsiam_food11", 0.5, dataset="food11", kind="simsiam")]
+    released = release_best(outcomes)
+    assert releases == []
+    print_outcomes(outcomes, released)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "verdict: the models of food are those of food10" in printed
+    assert "50.0% by kNN" in printed
+
+
 @pytest.mark.parametrize(("profiles", "best"), [(("full", "custom", "smoke"), "full"), (("smoke", "custom"), "custom")])
 def test_runs_of_a_smaller_budget_never_stand_beside_full_ones(profiles, best):
     outcomes = [make_outcome(PLAIN, 0.9 - 0.2 * (profile == best), profile=profile) for profile in profiles]

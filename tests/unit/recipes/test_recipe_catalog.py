@@ -258,3 +258,9 @@ def test_the_engine_leaves_a_run_what_it_documents_but_for_its_parts():
         assert build_config("resnet18_cifar10_exp6", changes={f"engine.{key}": value}).profile == "full"
     config = build_config("resnet18_cifar10_exp6", changes={"engine.parts": 2, "engine.compile": "on"})
     assert describe_budget(config) == "custom: engine.parts=2"
+
+
+def test_evidence_has_the_departures_of_every_recipe_in_its_file():
+    lines = get_recipe("resnet18_cifar10_exp").evidence.splitlines()
+    assert any(line.startswith("Departures of every recipe here: validation and test are kept apart") for line in lines)
+    assert "of every recipe" not in get_recipe("fastnet_cifar10").evidence

@@ -1,13 +1,11 @@
 """A backbone with a head: the same labels as its evaluation, in PyTorch and in ONNX, and what cannot be exported."""
 
-import math
-
 import pytest
 import safetensors.torch
 import torch
 
 from model_code.data.view_settings import ViewSettings
-from model_code.errors import ReleaseError
+from model_code.data.views import plain_view
 from model_code.evaluation.features import LabelledFeatures
 from model_code.evaluation.knn import knn_predict
 from model_code.evaluation.metrics import predict_logits
@@ -16,7 +14,7 @@ from model_code.models.neighbour_vote import NeighbourVote
 from model_code.release.backbone_classifier import build_classifier
 from model_code.release.onnx_export import export_onnx
 from model_code.training.images import TrainingImages
-from model_code.training.pretraining import build_simsiam
+from model_code.training.pretraining import build_simsiam, evaluation_features, load_backbone
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.probe_config import ProbeConfig
 from serving.bundle.session import open_session, run_session
@@ -84,45 +82,90 @@ def test_validation_images_are_not_in_the_bank(config, weights, images):
     assert built.model[1].bank_DM.shape[1] == len(images.train)
 
 
-def test_images_that_would_have_to_be_scaled_are_refused(config, weights, images):
-    larger = config.model_copy(update={"evaluation_enlargement": 1.25})
-    with pytest.raises(
-        ReleaseError,
-        match=r"scaled to 20 pixels, and cifar10 is packed with 16: .*image_size=16 --set evaluation_enlargement=1$",
-    ):
-        build_classifier(larger, weights, images, None)
+@pytest.mark.parametrize("enlargement", [1.25, 1.5])
+def test_images_that_the_evaluation_scales_are_scaled_in_the_graph(config, weights, images, enlargement, tmp_path):
+    scaled = config.model_copy(update={"evaluation_enlargement": enlargement, "views": ViewSettings(image_size=12)})
+    built = build_classifier(scaled, weights, images, "knn")
+    model = load_backbone(scaled, weights)
+    expected_NCHW = model[0](plain_view(images.test.images_NHWC, 12, enlargement))
+    seen_NCHW = built.model[0][:2](images.test.images_NHWC)
+    assert seen_NCHW.shape == expected_NCHW.shape == (90, 3, 12, 12)
+    # But for the rounding of the view to uint8.
+    assert (seen_NCHW - expected_NCHW).abs().max() <= 0.5 / 255 / min(scaled.std) + 1e-5
+    bank = evaluation_features(scaled, model, images.train, CLASSES)
+    expected_N = knn_predict(bank, evaluation_features(scaled, model, images.test, CLASSES).features_ND, 9, 0.1)
+    logits_NK = predict_logits(built.model, images.test.images_NHWC)
+    assert (logits_NK.argmax(1) == expected_N).float().mean() > 0.9
+    export_onnx(built.model, SIDE, tmp_path / "model.onnx")
+    answers_NK = run_session(open_session(tmp_path / "model.onnx", CPU, 1), images.test.images_NHWC.numpy())
+    assert answers_NK == pytest.approx(logits_NK.softmax(1).numpy(), abs=1e-4)
 
 
-def test_votes_are_what_a_neighbour_has_above_the_next():
-    bank_MD = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]])
-    vote = NeighbourVote(bank_MD, torch.tensor([2, 0, 0, 1]), classes=3, neighbours=2, temperature=0.5)
+def test_the_linear_layer_learns_from_crops_where_the_run_does(config, weights, images):
+    plain = build_classifier(config, weights, images, "linear")
+    cropped = build_classifier(config.model_copy(update={"linear_crop_area": (0.2, 0.5)}), weights, images, "linear")
+    unchanged = build_classifier(config.model_copy(update={"linear_crop_area": (1.0, 1.0)}), weights, images, "linear")
+    weight, other, near = (built.model[1].state_dict()["weight"] for built in (plain, cropped, unchanged))
+    assert (weight - near).norm() < (weight - other).norm()
+
+
+def test_a_vote_falls_to_0_near_the_first_image_that_does_not_vote():
+    angles = torch.tensor([0.0, 0.7, 1.0, 1.001])
+    bank_MD = torch.stack([angles.cos(), angles.sin()], 1)
+    vote = NeighbourVote(bank_MD, torch.tensor([2, 0, 1, 0]), classes=3, neighbours=3, temperature=0.5)
     shares_BK = vote(torch.tensor([[3.0, 0.0]])).softmax(1)
-    # Similarities 1, 0.8 and, of the first that does not vote, 0.6.
-    last = math.exp(-0.8)
-    votes = [0.1 / 3, math.exp(-0.4) - last + 0.1 / 3, 1 - last + 0.1 / 3]
-    assert shares_BK[0].tolist() == pytest.approx([one / sum(votes) for one in votes], abs=1e-6)
+    similarity = angles.double().cos()
+    weights = ((similarity - 1) / 0.5).exp()
+    edge = float(similarity[2] - similarity[3]) / 5e-3
+    assert 0 < edge < 1
+    votes = [float(weights[1]) + 2 / 3, edge * float(weights[2]) + 2 / 3, 1 + 2 / 3]
+    assert shares_BK[0].tolist() == pytest.approx([one / sum(votes) for one in votes], abs=1e-4)
 
 
-def test_a_rounding_error_moves_no_share_of_the_votes():
+@pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("neighbours", [20, 200])
+def test_a_rounding_error_moves_no_share_of_the_votes(spread, neighbours):
     generator = torch.Generator().manual_seed(0)
     # Nearly collapsed: hundreds of images are as near as the last neighbour.
-    features_MD = 1 + 1e-3 * torch.randn(500, 16, generator=generator)
+    features_MD = 1 + spread * torch.randn(500, 16, generator=generator)
     labels_M = torch.randint(0, 7, (500,), generator=generator)
-    asked_BD = 1 + 1e-3 * torch.randn(300, 16, generator=generator)
-    vote = NeighbourVote(features_MD, labels_M, 7, neighbours=20, temperature=0.1)
+    asked_BD = 1 + spread * torch.randn(300, 16, generator=generator)
+    vote = NeighbourVote(features_MD, labels_M, 7, neighbours, temperature=0.1)
     shares_BK = vote(asked_BD).softmax(1)
     for _ in range(5):
         moved_BD = asked_BD * (1 + 1e-7 * torch.randn(asked_BD.shape, generator=generator))
         assert (vote(moved_BD).softmax(1) - shares_BK).abs().max() < 1e-4
 
 
-def test_labels_are_nearly_those_of_the_evaluation():
+@pytest.mark.parametrize(
+    ("classes", "width", "noise", "is_unequal"),
+    [(7, 16, 1.0, False), (11, 128, 3.0, False), (11, 128, 4.0, True), (10, 512, 8.0, True)],
+)
+def test_labels_are_those_of_the_evaluation(classes, width, noise, is_unequal):
     generator = torch.Generator().manual_seed(0)
-    centres_KD = torch.randn(7, 16, generator=generator)
-    labels_M, labels_B = (torch.randint(0, 7, (count,), generator=generator) for count in (500, 300))
-    bank_MD, asked_BD = (
-        centres_KD[labels] + torch.randn(len(labels), 16, generator=generator) for labels in (labels_M, labels_B)
+    centres_KD = torch.randn(classes, width, generator=generator)
+    shares_K = torch.linspace(1, 5 if is_unequal else 1, classes)
+    labels_M, labels_B = (
+        torch.multinomial(shares_K, count, replacement=True, generator=generator) for count in (2000, 500)
     )
-    bank = LabelledFeatures(bank_MD, labels_M, tuple("abcdefg"))
-    vote = NeighbourVote(bank_MD, labels_M, 7, neighbours=50, temperature=0.1)
-    assert (vote(asked_BD).argmax(1) == knn_predict(bank, asked_BD, 50, 0.1)).float().mean() > 0.97
+    bank_MD, asked_BD = (
+        centres_KD[labels] + noise * torch.randn(len(labels), width, generator=generator)
+        for labels in (labels_M, labels_B)
+    )
+    bank = LabelledFeatures(bank_MD, labels_M, tuple("abcdefghijk"[:classes]))
+    voted_B = NeighbourVote(bank_MD, labels_M, classes, neighbours=200, temperature=0.1)(asked_BD).argmax(1)
+    expected_B = knn_predict(bank, asked_BD, 200, 0.1)
+    accuracies = [float((found_B == labels_B).float().mean()) for found_B in (voted_B, expected_B)]
+    assert 0.3 < accuracies[1] < 1
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.015)
+    assert (voted_B == expected_B).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("bank_size", [1, 3, 20])
+def test_a_smaller_bank_votes_as_a_whole(bank_size):
+    generator = torch.Generator().manual_seed(0)
+    bank_MD, asked_BD = torch.randn(bank_size, 8, generator=generator), torch.randn(50, 8, generator=generator)
+    labels_M = torch.arange(bank_size) % 4
+    bank = LabelledFeatures(bank_MD, labels_M, tuple("abcd"))
+    vote = NeighbourVote(bank_MD, labels_M, 4, neighbours=20, temperature=0.5)
+    assert torch.equal(vote(asked_BD).argmax(1), knn_predict(bank, asked_BD, 20, 0.5))

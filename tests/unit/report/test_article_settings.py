@@ -9,8 +9,9 @@ import pytest
 from model_code.recipes.catalog import RECIPES
 from model_code.report import settings_page
 from model_code.report.article_settings import ARTICLE_SETTINGS, NOT_STATED, ArticleSetting
-from model_code.report.published import list_published_recipes
-from model_code.report.settings_page import judge_settings, render_settings
+from model_code.report.document import Folded
+from model_code.report.published import ARTICLES, list_published_recipes
+from model_code.report.settings_page import build_departures, judge_settings, render_settings
 
 PAGE = Path(__file__).parents[3] / "docs" / "settings.md"
 COVERED = sorted({recipe for row in ARTICLE_SETTINGS for recipe in row.recipes})
@@ -82,6 +83,18 @@ def test_a_departure_needs_a_reason(change, word, monkeypatch):
     row = ArticleSetting("A", ("resnet18_cifar10_exp",), "epochs", 100, "text")
     monkeypatch.setattr(settings_page, "ARTICLE_SETTINGS", (replace(row, **change),))
     assert [one.word for one in judge_settings()] == [word]
+
+
+def test_the_report_has_every_departure_with_its_recipes():
+    folded = [block for block in build_departures().blocks if isinstance(block, Folded)]
+    assert len(folded) == len(ARTICLES)
+    shown = {
+        (row[0].text, recipe) for block in folded for row in block.table.rows for recipe in row[-1].text.split(", ")
+    }
+    assert shown == {(one.row.setting, one.recipe) for one in judge_settings() if one.word == "declared"}
+    assert all(cell.text for block in folded for row in block.table.rows for cell in row)
+    [swin] = [row for row in folded[1].table.rows if row[0].text == "validation_fraction"]
+    assert [cell.text for cell in swin[1:4]] == ["0", "0.2", "darkroom recipes swin_cifar10_published"]
 
 
 def test_the_page_is_what_the_table_says():

@@ -3,7 +3,7 @@ import pytest
 from model_code.report import collection as collection_module
 from model_code.report.collection import EARLY_METRIC, average, collect_runs, is_smoke
 from model_code.report.questions import Contrast
-from model_code.report.standing import choose_best
+from model_code.report.standing import build_standing, choose_best
 from model_code.report.verdicts import decide
 from tests.unit.report.synthetic_runs import CIFAR10, Store, make_collection, make_run
 from tests.unit.tracking.small_store import open_small_store
@@ -150,6 +150,18 @@ def test_the_test_images_do_not_choose_the_best_recipe(tmp_path):
         store.enter("e", {"validation/best_accuracy": 0.5}, budget="smoke", dataset="shapes")
         best = choose_best(collect_runs(client))
     assert {dataset: group.recipe for dataset, group in best.items()} == {"cifar10": "a"}
+
+
+def test_a_pretrained_backbone_can_be_the_best_recipe(tmp_path):
+    with open_small_store(tmp_path) as (_, client):
+        store = Store(client)
+        store.enter("a", {"validation/best_accuracy": 0.6, "test/accuracy": 0.7}, dataset="food11")
+        metrics = {"validation/best_accuracy": 0.8, "test/linear_accuracy": 0.75, "test/knn_accuracy": 0.5}
+        store.enter("b", metrics, dataset="food11", kind="simsiam")
+        store.enter("c", {"validation/best_accuracy": 0.9}, dataset="food11", kind="random_features")
+        section = build_standing(collect_runs(client))
+    [row] = section.blocks[1].rows
+    assert [cell.text for cell in row[:4]] == ["food11", "b", "80.00 %", "75.00 %"]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ PUBLISHED = [
     ("B", SWIN, TEST, None, "truck", "", 0.7545, "fraction", 10_000),
     ("B", SWIN, "train/seconds", None, None, "about", 95, "seconds", None),
     ("C", "resnet18_food11", BEST, None, None, "at most", 0.60, "fraction", None),
-    ("C", "simsiam_food11", BEST, None, None, "", 0.71, "fraction", None),
+    ("C", "simsiam_food11_cifar_stem", BEST, None, None, "", 0.71, "fraction", None),
     ("D", "resnet50_imagenet_untrained", RIGHT, None, None, "", 50, "count", 50_000),
     ("D", "resnet50_imagenet_untrained", TIME, None, None, "", 35.485, "seconds", 50_000),
     ("D", "resnet101_imagenet_untrained", RIGHT, None, None, "", 50, "count", 50_000),

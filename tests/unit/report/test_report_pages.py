@@ -97,6 +97,7 @@ def test_sections_are_in_order(filled):
         "summary",
         "best",
         "published",
+        "departures",
         "questions",
         "curves",
         "classes",
@@ -131,7 +132,7 @@ def test_every_published_figure_is_there_without_any_run(filled):
     document = build_document(make_collection(), client, settings, ORIGIN)
     text = render_markdown(document)
     count = sum(len(article.figures) for article in ARTICLES)
-    published = text.split("## Open questions")[0].split("## Published beside ours")[1]
+    published = text.split("## Departures from the articles")[0].split("## Published beside ours")[1]
     rows = re.findall(r"^\| (?!what|---)", published, re.MULTILINE)
     assert len(rows) == count == 9 + 16 + 2 + 12
     assert published.count("<details>") == len(ARTICLES)
