@@ -49,7 +49,7 @@ def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool, is_offl
         if not is_missing and name_start(config) in trained:
             return "train", estimate_seconds(config, open_dataset(config.dataset, settings.cache_dir))
         inputs = open_inputs(config, is_offline=is_offline)
-        if find_kept(inputs) is not None:
+        if find_kept(inputs, is_silent=True) is not None:
             return "keep", 0.0
         is_begun = find_interrupted(settings.checkpoints_dir, inputs.record, is_offline=is_offline)
         return "resume" if is_begun else "train", estimate_seconds(config, inputs.dataset)
