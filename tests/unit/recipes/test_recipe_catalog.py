@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -258,3 +259,20 @@ def test_the_engine_leaves_a_run_what_it_documents_but_for_its_parts():
         assert build_config("resnet18_cifar10_exp6", changes={f"engine.{key}": value}).profile == "full"
     config = build_config("resnet18_cifar10_exp6", changes={"engine.parts": 2, "engine.compile": "on"})
     assert describe_budget(config) == "custom: engine.parts=2"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stated"),
+    [
+        ("fastnet_cifar10", "FastNet holds out 4 % of the training images (2,000) and keeps its last epoch"),
+        ("swin_cifar10_published", "the published Swin holds out 20 % and keeps its last epoch"),
+        ("resnet18_cifar10_exp", "the ResNets hold out 20 % (10,000) and take the best of up to 100 epochs"),
+        ("resnet18_cifar10_strong", "the ResNets hold out 20 % (10,000) and take the best of up to 100 epochs"),
+    ],
+)
+def test_the_guide_states_how_competing_recipes_measure_validation_accuracy(recipe, stated):
+    config = RECIPES[recipe].build()
+    assert stated in " ".join((Path(__file__).parents[3] / "docs" / "training.md").read_text().split())
+    assert f"{config.validation_fraction:.0%}".replace("%", " %") in stated
+    assert (config.kept_epoch == "last") == ("last epoch" in stated)
+    assert config.kept_epoch == "last" or config.epochs <= 100
