@@ -59,19 +59,25 @@ def find_kept(inputs: RunInputs, *, is_silent: bool = False) -> RunResult | None
         TrackingError: MLflow does not answer.
     """
 
-    def is_held(run_id: str) -> bool:
-        if inputs.is_offline or _has_run(run_id):
-            return True
-        if not is_silent:
+    def is_kept(run_id: str) -> bool:
+        is_known = is_held(inputs, run_id)
+        if not is_known and not is_silent:
             print(f"{inputs.config.recipe}  run {run_id} is not in MLflow any more and is not kept", flush=True)
-        return False
+        return is_known
 
     return find_finished(
-        load_settings().checkpoints_dir, inputs.record, hash_code(), is_held, is_offline=inputs.is_offline
+        load_settings().checkpoints_dir, inputs.record, hash_code(), is_kept, is_offline=inputs.is_offline
     )
 
 
-def _has_run(run_id: str) -> bool:
+def is_held(inputs: RunInputs, run_id: str) -> bool:
+    """Whether MLflow holds a run; an offline run needs none.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+    """
+    if inputs.is_offline:
+        return True
     from model_code.tracking.finished_runs import has_run  # MLflow takes seconds to import
     from model_code.tracking.outage import naming_errors
     from model_code.tracking.store import has_store, open_store
