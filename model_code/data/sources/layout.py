@@ -50,6 +50,7 @@ class KnownDataset:
         fetch: Downloads the published archive into a folder, from an address other than the published one if a second
             argument names one, with progress if the third is True; None where a person has to get the images.
         counts: Images of each split of what is drawn or downloaded; empty for other sources.
+        files: Names of the published files, for messages; empty where any path will do.
         origin: Source of the images, for messages; empty for those that are drawn or downloaded, and for other names.
     """
 
@@ -61,6 +62,7 @@ class KnownDataset:
     version: int = 0
     fetch: Fetch | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
     origin: str = ""
 
     @property
