@@ -45,9 +45,43 @@ def open_inputs(config: AnyConfig, *, is_offline: bool = False) -> RunInputs:
     return RunInputs(config, dataset, pretrained, is_offline)
 
 
-def find_kept(inputs: RunInputs) -> RunResult | None:
+def find_kept(inputs: RunInputs, *, is_silent: bool = False) -> RunResult | None:
     """Return the newest result of the same settings, images, pretrained weights, code and libraries, or None.
 
-    It is read from the run folders: Prefect's own results would be pickles in the home, which run code when loaded.
+    It is read from the run folders: Prefect's own results would be pickles in the home, which run code when loaded. A
+    run that MLflow does not hold can be neither reported nor released: it counts offline only.
+
+    Args:
+        inputs: What the run is made from.
+        is_silent: True to print no line about runs that MLflow does not hold.
+
+    Raises:
+        TrackingError: MLflow does not answer.
     """
-    return find_finished(load_settings().checkpoints_dir, inputs.record, hash_code(), is_offline=inputs.is_offline)
+
+    def is_kept(run_id: str) -> bool:
+        is_known = is_held(inputs, run_id)
+        if not is_known and not is_silent:
+            print(f"{inputs.config.recipe}  run {run_id} is not in MLflow any more and is not kept", flush=True)
+        return is_known
+
+    return find_finished(
+        load_settings().checkpoints_dir, inputs.record, hash_code(), is_kept, is_offline=inputs.is_offline
+    )
+
+
+def is_held(inputs: RunInputs, run_id: str) -> bool:
+    """Whether MLflow holds a run; an offline run needs none.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+    """
+    if inputs.is_offline:
+        return True
+    from model_code.tracking.finished_runs import has_run  # MLflow takes seconds to import
+    from model_code.tracking.outage import naming_errors
+    from model_code.tracking.store import has_store, open_store
+
+    settings = load_settings()
+    with naming_errors(run_id):
+        return has_store(settings) and has_run(open_store(settings), run_id)

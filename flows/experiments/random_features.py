@@ -46,7 +46,7 @@ class RandomFeaturesExperiment(Experiment):
 
     @property
     def images_line(self) -> str:
-        """How many images the probes learn from and are asked about."""
+        """Counts of training and test images of the probes, and of classes."""
         return f"{len(self._train)} training, {len(self._test)} test images, {len(self._classes)} classes"
 
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:

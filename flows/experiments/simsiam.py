@@ -37,10 +37,10 @@ class SimSiamExperiment(EpochExperiment):
 
     @property
     def images_line(self) -> str:
-        """How many images are learned from, vote and are asked."""
+        """Counts of training, memory, validation and test images."""
         tests = 0 if self._images.test is None else len(self._images.test)
         return (
-            f"{len(self._images.images_NHWC)} images to learn from without labels, {len(self._images.memory)} "
+            f"{len(self._images.images_NHWC)} training images without labels, {len(self._images.memory)} "
             f"labelled in the memory, {len(self._images.validation)} validation, {tests} test images"
         )
 

@@ -13,8 +13,9 @@ from serving.listing import FORM, Form
 class AddData(Job):
     """Pack images: NAME is cifar10, shapes (drawn here), food10, food11, imagenet-val, or any name for class folders.
 
-    food11 is read in any of its three layouts; imagenet-val is for evaluation only. NAME-with-feedback is the packed
-    NAME with more training images, from class folders.
+    food11 is read in any of its three layouts; imagenet-val is for evaluation only, from class folders or from
+    ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, each with --from. NAME-with-feedback is the packed NAME
+    with more training images, from class folders.
     """
 
     command, flow, run_name, is_short = "data add", "add-data", "add-{name}", True

@@ -45,7 +45,7 @@ class Predict(Job):
                 server=self.server,
                 model=self.model,
                 top_k=self.top_k,
-                on_progress=lambda done: status.update(f"{done} images asked about"),
+                on_progress=lambda done: status.update(f"{done} images sent"),
             )
         records = list_records(result)
         if self.form in ("json", "csv"):

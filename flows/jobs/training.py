@@ -247,10 +247,15 @@ class TrainAll(Job):
     def _print_plan(self) -> None:
         from flows.operations.study_plan import find_busy_device, plan_study
         from flows.printing.tables import print_plans
+        from model_code.data.progress import show_progress
 
         if device := find_busy_device():
             print(f"another training uses {device}: beside it the times below are longer than alone", flush=True)
-        plans = plan_study(self.configs, is_fetched=self.release, is_offline=self.offline)
+        plans = []
+        with show_progress("estimating", len(self.configs), "runs") as advance:
+            for plan in plan_study(self.configs, is_fetched=self.release, is_offline=self.offline):
+                plans.append(plan)
+                advance(1)
         print_plans(plans, is_released=self.release)
 
 

@@ -93,7 +93,7 @@ def _pack(folder: RunFolder, settings: Settings, weights: Weights, out: Path, pa
         if result.best_weights in files:
             dataset = open_images(record, settings.cache_dir)
             if dataset is None:
-                note = f"; its {record.config.dataset} images are not here any more: its weights cannot be asked again"
+                note = f"; its {record.config.dataset} images are not here any more: its weights cannot be checked"
             else:
                 files[ANSWERS_FILE] = Path(scratch) / ANSWERS_FILE
                 files[ANSWERS_FILE].write_text(ask_weights(folder, dataset).model_dump_json())

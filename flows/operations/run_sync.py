@@ -136,18 +136,18 @@ def _verify(pack: Pack, folder: RunFolder, entries: Sequence[Entry]) -> RunResul
 
 
 def _ask_again(folder: RunFolder, result: RunResult, settings: Settings) -> str:
-    """Ask the weights about some images again, and return what came of it."""
+    """Compare the weights' answers for some images with those packed, and return a line about it."""
     if result.best_weights is None:
         return "it left no weights"
     if not (folder.path / result.best_weights).exists():
         return "without weights: it can be reported, not released"
     file = folder.path / ANSWERS_FILE
     if not file.exists():
-        return "its weights were not asked again: their answers were not packed"
+        return "its weights were not checked: their answers were not packed"
     answers = Answers.model_validate_json(file.read_bytes())
     dataset = open_images(folder.record, settings.cache_dir)
     if dataset is None:
-        return f"its weights were not asked again: the {folder.record.config.dataset} images of the run are not here"
+        return f"its weights were not checked: the {folder.record.config.dataset} images of the run are not here"
     check_answers(folder, dataset, answers)
     return f"its weights answer {len(answers.indices)} {answers.split} images as where they were packed"
 

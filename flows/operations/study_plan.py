@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from flows.experiments.inputs import find_kept, open_inputs
+from flows.experiments.inputs import RunInputs, find_kept, is_held, open_inputs
 from flows.experiments.pretrained import name_start
 from flows.printing.summaries import Plan
 from model_code.data.cache import is_added, open_dataset
@@ -10,6 +10,7 @@ from model_code.data.sources.detect import get_known
 from model_code.disk import is_locked
 from model_code.errors import DarkroomError
 from model_code.settings import load_settings
+from model_code.training.checkpoints import is_of_another_version, load_state
 from model_code.training.device import choose_device, name_lock
 from model_code.training.estimate import estimate_seconds
 from model_code.training.run_folder import AnyConfig, find_interrupted
@@ -42,16 +43,29 @@ def find_busy_device() -> str | None:
 def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool, is_offline: bool) -> tuple[str, float | None]:
     """Return a run's fate and about how many seconds it takes, if that can be told."""
     settings = load_settings()
-    is_missing = not is_added(config.dataset, settings.cache_dir)
-    if is_missing and is_fetched and get_known(config.dataset).is_fetchable:
-        return "fetch, then train", None
+    is_missing, known = not is_added(config.dataset, settings.cache_dir), get_known(config.dataset)
+    if is_missing and is_fetched and known.is_fetchable:
+        return "fetch, then train", estimate_seconds(config, known.counts, known.image_size)
     try:
-        if not is_missing and name_start(config) in trained:
-            return "train", estimate_seconds(config, open_dataset(config.dataset, settings.cache_dir))
+        dataset = open_dataset(config.dataset, settings.cache_dir)
+        counts = {name: len(split.labels_N) for name, split in dataset.splits.items()}
+        if name_start(config) in trained:
+            return "train", estimate_seconds(config, counts, dataset.image_size)
         inputs = open_inputs(config, is_offline=is_offline)
-        if find_kept(inputs) is not None:
+        if find_kept(inputs, is_silent=True) is not None:
             return "keep", 0.0
-        is_begun = find_interrupted(settings.checkpoints_dir, inputs.record, is_offline=is_offline)
-        return "resume" if is_begun else "train", estimate_seconds(config, inputs.dataset)
+        finished = _count_finished_epochs(inputs)
+        state = "train" if finished is None else "resume"
+        return state, estimate_seconds(config, counts, dataset.image_size, finished or 0)
     except DarkroomError as error:
         return f"{'skip' if is_missing else 'fail'}: {error}", None
+
+
+def _count_finished_epochs(inputs: RunInputs) -> int | None:
+    """Return the epochs that an interrupted run of these inputs has behind it; None if none would be resumed."""
+    folder = find_interrupted(load_settings().checkpoints_dir, inputs.record, is_offline=inputs.is_offline)
+    sha256 = inputs.config.sha256()
+    if folder is None or not is_held(inputs, folder.record.run_id) or is_of_another_version(folder.path, sha256):
+        return None
+    state = load_state(folder.path, sha256)
+    return state.epoch if state else 0

@@ -84,7 +84,7 @@ class Plan(_Summary):
         seed: Seed of the run.
         dataset: Packed data set.
         state: Fate of the run, for people.
-        seconds: About how long; None where that cannot be told.
+        seconds: About how long, without downloads; None where nothing is trained for want of something.
     """
 
     recipe: str

@@ -1,7 +1,8 @@
 """Output of the commands: tables for people, in a terminal or a log file."""
 
 import json
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from model_code.report.files import ReportFiles
     from model_code.training.run_folder import RunResult
 
+PLAN_WIDTH, _NO_BREAK = 80, "\xa0"
 _STATE_COLOURS = {"skipped": "yellow", "failed": "red"}
 
 
@@ -240,21 +242,50 @@ def _print_choices(choices: "Sequence[Choice]") -> None:
     print_listing(columns, records)
 
 
-def print_plans(plans: "Iterable[Plan]", *, is_released: bool) -> None:
-    """Print what would become of each run, as soon as it is known, and the sum of the times."""
+def print_plans(plans: "Sequence[Plan]", *, is_released: bool) -> None:
+    """Print what would become of the runs: data set by data set, with the time of each recipe, and the sum."""
     from model_code.report.amounts import format_seconds
 
-    total_s, is_open = 0.0, False
+    groups: dict[tuple[str, str], list[Plan]] = {}
     for plan in plans:
-        seconds = "" if plan.seconds is None or plan.seconds == 0 else f"  about {format_seconds(plan.seconds)}"
-        print_line(f"{plan.recipe}  seed {plan.seed}  {plan.dataset}  {plan.state}{seconds}")
-        total_s += plan.seconds or 0
-        is_open = is_open or plan.state == "fetch, then train"
-    known = f"together about {format_seconds(total_s)} on this machine" if total_s else ""
-    unknown = "the time for images that are not here yet is not known" if is_open else ""
-    print_line("; ".join(filter(None, (known, unknown))) or "nothing is left to train")
+        groups.setdefault((plan.dataset, plan.state), []).append(plan)
+    for (dataset, state), group in groups.items():
+        total_s = sum(plan.seconds or 0 for plan in group)
+        word, _, reason = state.partition(": ")
+        time = f"  about {format_seconds(total_s)}" if total_s else ""
+        print_line(f"{dataset}  {word}  {len(group)} {'run' if len(group) == 1 else 'runs'}{time}")
+        # A data set that is not here stops all of its recipes alike.
+        _print_wrapped(reason if word == "skip" else f"{_list_recipes(group)}{': ' if reason else ''}{reason}")
+    total_s = sum(plan.seconds or 0 for group in groups.values() for plan in group)
+    print_line(f"together about {format_seconds(total_s)} on this machine" if total_s else "nothing is left to train")
     if is_released:
         print_line("then the best run of each data set would be released, and the report written")
+
+
+def _list_recipes(plans: "Sequence[Plan]") -> str:
+    """Return the recipes of a group, the longest first, each with the time of all its seeds."""
+    from model_code.report.amounts import format_seconds
+
+    seconds: dict[str, list[float]] = {}
+    for plan in plans:
+        seconds.setdefault(plan.recipe, []).append(plan.seconds or 0)
+    entries = (
+        recipe + (f" x{len(runs)}" if len(runs) > 1 else "") + (f" {format_seconds(sum(runs))}" if any(runs) else "")
+        for recipe, runs in sorted(seconds.items(), key=lambda item: -sum(item[1]))
+    )
+    return ", ".join(entry.replace(" ", _NO_BREAK) for entry in entries)
+
+
+def _print_wrapped(text: str) -> None:
+    for line in textwrap.wrap(
+        text,
+        PLAN_WIDTH,
+        initial_indent="    ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    ):
+        print_line(line.replace(_NO_BREAK, " "))
 
 
 # What people look at first of each kind of run: MLflow name -> name in a table.

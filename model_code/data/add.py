@@ -66,8 +66,9 @@ def add_dataset(
 
     Args:
         name: `cifar10` (its ten classes are required), `shapes` (drawn, no source), `food11` (any of its three
-            layouts), `imagenet-val` (folders named by wnid), or any other name for any other layout. With
-            `-with-feedback` at its end what is packed without that, and more training images from a folder.
+            layouts), `imagenet-val` (the published archives, or folders named by wnid), or any other name for
+            any other layout. With `-with-feedback` at its end what is packed without that, and more training images
+            from a folder.
         sources: Folders, zips or tars; several are merged, unless they are CIFAR-10's archive or Kaggle's layout.
         cache_dir: The folder of all packed data sets.
         data_dir: Folder of downloads.

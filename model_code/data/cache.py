@@ -237,7 +237,8 @@ def format_remedy(name: str) -> str:
     if known.draw is not None:
         return f"`darkroom data add {name}`"
     origin = f"; the images are at {known.origin}" if known.origin else ""
-    return f"`darkroom data add {name} --from PATH{' | --download' if known.fetch else ''}`{origin}"
+    sources = " ".join(f"--from {file}" for file in known.files or ("PATH",))
+    return f"`darkroom data add {name} {sources}{' | --download' if known.fetch else ''}`{origin}"
 
 
 def compute_checksum(

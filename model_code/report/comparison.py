@@ -8,6 +8,8 @@ from model_code.report.document import Block, Cell, Folded, Heading, Paragraph, 
 from model_code.report.published import ARTICLES, SECONDS_PER_EPOCH, Article, PublishedFigure
 
 NOT_RUN = "not run"
+# Share of the images that a figure leaves out with a partial batch at its end, at most.
+PARTIAL_BATCH_SHARE = 0.005
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,15 @@ class Comparison:
 
     @property
     def is_on_equally_many(self) -> bool:
-        """Whether ours was measured on as many images as published; also where the article does not say."""
-        return self.figure.images is None or self.images == self.figure.images
+        """Whether ours was measured on as many images as published; also where the article does not say.
+
+        Fractions may miss the partial batch at the end, counts no image.
+        """
+        published = self.figure.images
+        if published is None or self.images is None:
+            return published is None
+        allowed = PARTIAL_BATCH_SHARE * published if self.figure.unit == "fraction" else 0
+        return abs(self.images - published) <= allowed
 
     @property
     def is_comparable(self) -> bool:
@@ -153,7 +162,7 @@ def _describe_ours(row: Comparison) -> Cell:
         notes.append("smoke: not a result" if group.is_smoke else "custom: not comparable")
     differences = _list_differences(group)
     notes += differences
-    if not row.is_on_equally_many:
+    if figure.images not in (None, row.images):
         notes.append(_describe_counts(row.image_counts))
     mean, spread = average(row.values)
     text = format_mean(mean, spread, figure.unit, row.images if figure.unit == "count" else None)

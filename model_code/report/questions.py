@@ -250,8 +250,7 @@ QUESTIONS = (
     Question(
         "normalisation",
         "Does normalising the images matter to an untrained network?",
-        "The article's author wonders and does not try. Chance is 0.1 %, so there is little to gain: the differences "
-        "are shown, not judged.",
+        "The article's author wonders and does not try. Chance is 0.1 %, so there is little to gain.",
         tuple(
             Arm(f"{network}, {how}", f"{network}_imagenet_untrained{suffix}")
             for network in _UNTRAINED
@@ -267,15 +266,14 @@ QUESTIONS = (
             )
             for network in _UNTRAINED
         ),
-        is_descriptive=True,
         curve="",
     ),
     Question(
         "untrained-initialisation",
         "Do untrained networks answer at chance because of how torchvision initialises them?",
         "The article suspects it and does not try. torchvision sets the last layer of a ViT to 0, which alone explains "
-        "its single answer; Deep Clustering draws all weights from a Gaussian. Chance is 0.1 %: the differences are "
-        "shown, not judged.",
+        "its single answer; Deep Clustering draws all weights from a Gaussian. Chance is 0.1 %. Each run is one "
+        "evaluation, without a curve.",
         tuple(
             Arm(f"{label}, {how}", f"{network}_imagenet_untrained{suffix}")
             for label, network, arms in _INITIALISED
@@ -292,7 +290,6 @@ QUESTIONS = (
             for label, network, arms in _INITIALISED
             for how, suffix in arms
         ),
-        is_descriptive=True,
         curve="",
     ),
     Question(

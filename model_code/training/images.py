@@ -75,11 +75,11 @@ class PretrainingImages:
     """The images of one SimSiam run.
 
     Attributes:
-        images_NHWC: uint8; learned from, without labels.
-        memory: Labelled images that vote on the validation images.
+        images_NHWC: Training images, without labels, uint8.
+        memory: Memory bank of the kNN classifier for the validation images.
         validation: Labelled images that choose the best epoch; none of them is in `memory`.
-        labelled: All that vote on, and are probed for, the final figure: memory and, where the set brings no validation
-            images along, validation too.
+        labelled: Memory bank and training images of the probes for the final figure: memory and, where the set brings
+            no validation images along, validation too.
         test: Images of the final figure; None if the data set has none with labels.
         classes: Names in label order.
     """
@@ -114,9 +114,9 @@ def load_images(dataset: PackedDataset, config: TrainingConfig | SimSiamConfig, 
 
 
 def load_pretraining_images(dataset: PackedDataset, config: SimSiamConfig, device: torch.device) -> PretrainingImages:
-    """Choose what is learned from, what votes and what is asked, and move it to the device.
+    """Divide a data set into training images, memory bank and query images, and move them to the device.
 
-    Learned from are the images without labels where the data set has some, else all training images.
+    Training images are those without labels where the data set has some, else all of them.
 
     Raises:
         DataError: There are no training images, or some that are needed have no label.

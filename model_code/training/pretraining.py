@@ -307,15 +307,15 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
     def measure_knn(self) -> float:
         """Return the share of the validation images that their neighbours in the memory label right, in [0, 1].
 
-        Each process computes features of its share of the memory, and asks its share of the images.
+        Each process computes the features of its share of the memory, and classifies its share of the images.
         """
         config, processes, memory = self.config, self.processes, self.images.memory
         validation = self.images.validation.take(processes.share(len(self.images.validation)))
         with self.engine.autocast():
             bank_ND = processes.gather(self._evaluate(memory.take(processes.share(len(memory)))).features_ND)
-            asked_ND = self._evaluate(validation).features_ND
+            queries_ND = self._evaluate(validation).features_ND
         bank = LabelledFeatures(bank_ND, memory.labels_N, self.images.classes)
-        predicted_N = knn_predict(bank, asked_ND, config.knn_neighbours, config.knn_temperature)
+        predicted_N = knn_predict(bank, queries_ND, config.knn_neighbours, config.knn_temperature)
         right = processes.add((predicted_N == validation.labels_N).sum())
         return int(right) / len(self.images.validation)
 

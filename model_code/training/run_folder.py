@@ -9,7 +9,7 @@ run.lock       held (flock) by the process that works in the folder; the kernel 
 import hashlib
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -200,9 +200,16 @@ def find_interrupted(checkpoints_dir: Path, wanted: RunRecord, *, is_offline: bo
 
 
 def find_finished(
-    checkpoints_dir: Path, wanted: RunRecord, code_sha256: str, *, is_offline: bool = False
+    checkpoints_dir: Path,
+    wanted: RunRecord,
+    code_sha256: str,
+    is_held: Callable[[str], bool] = lambda _: True,
+    *,
+    is_offline: bool = False,
 ) -> RunResult | None:
     """Return the result of the newest complete run like `wanted` (its run id apart) by the same code, or None.
+
+    `is_held` takes the id of such a run and returns False to pass it over.
 
     An offline run counts only offline: MLflow, and so report and release, do not know it before it is synced.
     """
@@ -213,7 +220,7 @@ def find_finished(
             result = folder.result
         except TrainingError:
             continue
-        if result is not None and result.code_sha256 == code_sha256:
+        if result is not None and result.code_sha256 == code_sha256 and is_held(result.run_id):
             return result
     return None
 

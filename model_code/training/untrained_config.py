@@ -35,5 +35,5 @@ class UntrainedConfig(RunConfig):
     @model_validator(mode="after")
     def _has_no_training_images(self) -> "UntrainedConfig":
         if self.limit_train is not None:
-            raise ValueError("nothing is trained here: limit_test says how many images are asked about")
+            raise ValueError("nothing is trained here: limit_test limits the images that are evaluated")
         return self

@@ -92,7 +92,7 @@ def test_torchrun_trains_in_two_processes_that_a_signal_stops_together(own_home)
     process.communicate(timeout=120)
     assert process.returncode != 0
     assert "2 processes" in "".join(printed)
-    assert sum("images to learn from" in line for line in printed) == 1  # only the first process reports
+    assert sum("training images without labels" in line for line in printed) == 1  # only the first process reports
     (state,) = (own_home / "checkpoints").glob("*/state.pt")
     done = subprocess.run(command, env=make_environment(own_home), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

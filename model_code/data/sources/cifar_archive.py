@@ -109,7 +109,9 @@ def download_cifar10(data_dir: Path, url: str | None = None, is_progress_shown: 
     return download_file(url, data_dir / ARCHIVE_NAME, ARCHIVE_MD5, is_progress_shown=is_progress_shown)
 
 
-DATASETS["cifar10"] = KnownDataset(image_size=IMAGE_SIZE, classes=CIFAR10_CLASSES, fetch=download_cifar10)
+DATASETS["cifar10"] = KnownDataset(
+    image_size=IMAGE_SIZE, classes=CIFAR10_CLASSES, fetch=download_cifar10, counts={"train": 50_000, "test": 10_000}
+)
 
 
 @layout(ARCHIVE_NAME, lambda archive: any(PurePosixPath(name).name == META_FILE for name in archive.files))

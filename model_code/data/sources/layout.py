@@ -4,8 +4,8 @@ A layout is read from one source, but for class folders (`class_folders.py`), wh
 taken for. A data set with a name of its own has a size, and may have official classes, a reader or a drawing.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,6 +49,8 @@ class KnownDataset:
         version: Raised whenever an image is drawn differently, so that packed sets are made anew.
         fetch: Downloads the published archive into a folder, from an address other than the published one if a second
             argument names one, with progress if the third is True; None where a person has to get the images.
+        counts: Images of each split of what is drawn or downloaded; empty for other sources.
+        files: Names of the published files, for messages; empty where any path will do.
         origin: Source of the images, for messages; empty for those that are drawn or downloaded, and for other names.
     """
 
@@ -59,6 +61,8 @@ class KnownDataset:
     draw: Callable[[int], ImageSource] | None = None
     version: int = 0
     fetch: Fetch | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
     origin: str = ""
 
     @property

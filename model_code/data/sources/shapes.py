@@ -160,4 +160,9 @@ _OUTLINES: dict[str, Callable[[], list[tuple[int, Points]]]] = {
     "triangle": lambda: [(255, _corners(3))],
 }
 SHAPE_CLASSES = tuple(_OUTLINES)
-DATASETS["shapes"] = KnownDataset(image_size=32, draw=generate_shapes, version=DRAWING_VERSION)
+DATASETS["shapes"] = KnownDataset(
+    image_size=32,
+    draw=generate_shapes,
+    version=DRAWING_VERSION,
+    counts={"train": TRAIN_PER_CLASS * len(SHAPE_CLASSES), "test": TEST_PER_CLASS * len(SHAPE_CLASSES)},
+)

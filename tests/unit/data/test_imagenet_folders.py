@@ -1,13 +1,18 @@
 """ImageNet's validation images: one split, classes by wnid."""
 
+import hashlib
 import io
+import shlex
+import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets import imagenet
 
-from model_code.data.cache import list_datasets
-from model_code.errors import DataError
+from model_code.data.cache import format_remedy, list_datasets
+from model_code.errors import ChecksumError, DataError
 
 WNIDS = ("n01440764", "n01443537", "n15075141")
 
@@ -62,7 +67,8 @@ def test_grey_and_cmyk_jpegs_keep_their_colours(add, write_tree):
             [f"{split}/{wnid}/1.png" for split in ("train", "val") for wnid in WNIDS],
             r"found train beside validation; .*give the val folder alone",
         ),
-        (["val/ILSVRC2012_val_00000001.JPEG"], r"00000001\.JPEG' is in no folder named by a wnid .*<wnid>/<image>"),
+        (["val/ILSVRC2012_val_00000001.JPEG"], r"00000001\.JPEG' is in no .* give ILSVRC2012_devkit_t12\.tar\.gz"),
+        (["val/ILSVRC_00000001.JPEG"], r"00000001\.JPEG' is in no folder named by a wnid .*<wnid>/<image>"),
         (["val/readme.txt"], r"no images found"),
     ],
 )
@@ -75,3 +81,89 @@ def test_wrong_layouts(add, write_tree, png, names, message):
 def test_other_names_still_need_training_images(add, write_tree, png):
     with pytest.raises(DataError, match=r"found only validation; a train folder"):
         add("birds", write_tree(list_files(png)))
+
+
+# ILSVRC's ids do not follow the names: id 1 is the last wnid. The fourth synset is a parent of others.
+ILSVRC_IDS = {WNIDS[2]: 1, WNIDS[0]: 2, WNIDS[1]: 3, "n00000001": 4}
+TRUTH = (1, 3, 3, 2, 1, 2)  # of the images 1 to 6
+
+
+def pack_tar(path, files):
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def published(tmp_path, encode, monkeypatch):
+    """The two archives as they are published, but small."""
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    rows = [(number, wnid, f"{wnid}, other", "", 3 * (number == 4)) for wnid, number in ILSVRC_IDS.items()]
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array(rows, dtype=fields)})
+    devkit = pack_tar(
+        tmp_path / "ILSVRC2012_devkit_t12.tar.gz",
+        {
+            "ILSVRC2012_devkit_t12/readme.txt": b"read me",
+            "ILSVRC2012_devkit_t12/data/meta.mat": meta.getvalue(),
+            "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": "\n".join(map(str, TRUTH)).encode(),
+        },
+    )
+    images = {f"ILSVRC2012_val_{one:08}.JPEG": encode((40 * one, 0, 0), kind="JPEG") for one in range(1, 7)}
+    md5 = hashlib.md5(devkit.read_bytes()).hexdigest()
+    monkeypatch.setitem(imagenet.ARCHIVE_META, "devkit", (devkit.name, md5))
+    return pack_tar(tmp_path / "ILSVRC2012_img_val.tar", images), devkit, images
+
+
+def test_the_published_pair_is_packed_like_class_folders(add, published, write_tree):
+    validation, devkit, images = published
+    packed = add("imagenet-val", devkit, validation, image_size=16)
+    assert packed.skipped == ()
+    dataset = packed.dataset
+    assert dataset.classes == WNIDS
+    assert dataset.splits["validation"].labels_N.tolist() == [0, 0, 1, 1, 2, 2]
+    reds = dataset.splits["validation"].images_NHWC[:, 8, 8, 0].astype(int)
+    assert np.abs(reds - 40 * np.array([4, 6, 2, 3, 1, 5])).max() <= 3
+    wnids = {number: wnid for wnid, number in ILSVRC_IDS.items()}
+    tree = {f"{wnids[truth]}/{name}": images[name] for name, truth in zip(images, TRUTH, strict=True)}
+    assert add("imagenet-val", write_tree(tree), image_size=16).dataset.checksum == dataset.checksum
+
+
+def test_what_is_missing_of_the_pair_is_named(add, published, tmp_path):
+    validation, devkit, images = published
+    with pytest.raises(
+        DataError, match=r"give ILSVRC2012_devkit_t12\.tar\.gz, which holds its label, as another --from"
+    ):
+        add("imagenet-val", validation)
+    with pytest.raises(DataError, match=r"holds labels only; add its images with ILSVRC2012_img_val\.tar as another"):
+        add("imagenet-val", devkit)
+    more = pack_tar(tmp_path / "more.tar", {"ILSVRC2012_val_00000007.JPEG": images["ILSVRC2012_val_00000001.JPEG"]})
+    with pytest.raises(DataError, match=r"'ILSVRC2012_val_00000007\.JPEG' is none of the images .* to 00000006\.JPEG"):
+        add("imagenet-val", more, devkit)
+    twice = pack_tar(tmp_path / "twice.tar", images)
+    with pytest.raises(DataError, match=r"ILSVRC2012_val_00000004\.JPEG is in .*give each image once"):
+        add("imagenet-val", validation, twice, devkit)
+
+
+def test_labels_come_from_the_published_devkit_only(add, published, tmp_path):
+    validation, devkit, _ = published
+    with tarfile.open(devkit) as tar:
+        tar.extractall(tmp_path / "extracted", filter="data")
+    with pytest.raises(DataError, match=r"extracted is a folder; give ILSVRC2012_devkit_t12\.tar\.gz itself"):
+        add("imagenet-val", validation, tmp_path / "extracted")
+    other = pack_tar(
+        tmp_path / "other.tar.gz", {"ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b""}
+    )
+    with pytest.raises(ChecksumError, match=r"other\.tar\.gz has md5"):
+        add("imagenet-val", validation, other)
+
+
+def test_the_remedy_is_the_command_for_the_published_files():
+    command = format_remedy("imagenet-val").split("`")[1]
+    assert shlex.split(command)[1:] == [
+        *("data", "add", "imagenet-val"),
+        *("--from", "ILSVRC2012_img_val.tar", "--from", imagenet.ARCHIVE_META["devkit"][0]),
+    ]

@@ -156,7 +156,7 @@ def test_a_run_comes_home_as_if_it_had_been_trained_there(machines, capsys, weig
     out = capsys.readouterr().out
     assert f"run {folder.record.run_id} is now run {run.info.run_id}" in out
     assert "train-all keeps it" in out
-    assert ("without weights" if weights == "none" else "its weights were not asked again") in out
+    assert ("without weights" if weights == "none" else "its weights were not checked") in out
 
 
 def test_a_repeated_sync_changes_nothing(machines, capsys):

@@ -5,18 +5,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from flows.experiments.inputs import open_inputs
 from flows.jobs.training import TrainAll
 from flows.operations import study, study_plan
 from flows.operations.study import fetch_missing, rank_recipes, release_best
 from flows.operations.study_plan import plan_study
-from flows.printing.summaries import Outcome
+from flows.printing.summaries import Outcome, Plan
 from flows.printing.tables import print_outcomes, print_plans
 from model_code.data.cache import is_added
+from model_code.data.sources.detect import DATASETS, get_known
 from model_code.disk import take_lock
 from model_code.errors import BusyError, DiskFullError, DownloadError, ExportError, ReleaseError, TrackingError
 from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
-from model_code.training.run_folder import RunResult
+from model_code.tracking.mlflow_log import MlflowTracking
+from model_code.training.checkpoints import TrainingState, save_state
+from model_code.training.run_folder import RunResult, create_run_folder
 from serving.errors import BundleError
 
 PLAIN, OTHER = "resnet18_cifar10_exp", "resnet18_cifar10_exp2"
@@ -195,16 +199,22 @@ def test_a_plan_tells_what_is_kept_trained_fetched_and_skipped(monkeypatch, caps
     configs = [build_config(PLAIN, changes={"dataset": "shapes", "seed": seed}) for seed in (0, 1)]
     configs += [build_config(PLAIN), build_config("resnet18_food11")]
     kept = make_outcome(PLAIN, 0.5).result
-    monkeypatch.setattr(study_plan, "find_kept", lambda inputs: kept if inputs.config.seed == 1 else None)
+    monkeypatch.setattr(study_plan, "find_kept", lambda inputs, **_: kept if inputs.config.seed == 1 else None)
     plans = list(plan_study(configs, is_fetched=True))
     assert [plan.state.split(":")[0] for plan in plans] == ["train", "keep", "fetch, then train", "skip"]
     assert plans[0].seconds > 1, "100 epochs of 2,400 images"
     assert plans[1].seconds == 0
+    assert plans[2].seconds > plans[0].seconds, "the same recipe on 50,000 images instead of 3,000"
     assert not is_added("cifar10", load_settings().cache_dir)
     capsys.readouterr()
     print_plans(plans, is_released=True)
     *lines, total, last = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(plans)
+    assert [line.split("  ")[:3] for line in lines if not line.startswith(" ")] == [
+        ["shapes", "train", "1 run"],
+        ["shapes", "keep", "1 run"],
+        ["cifar10", "fetch, then train", "1 run"],
+        ["food11", "skip", "1 run"],
+    ]
     assert "together about" in total
     assert "released" in last
 
@@ -247,3 +257,54 @@ def test_without_release_nothing_is_fetched():
     [plan] = plan_study([build_config(PLAIN)], is_fetched=False)
     assert plan.state.startswith("skip: data set 'cifar10' is not in")
     assert plan.seconds is None
+
+
+@pytest.mark.parametrize("name", [name for name, known in DATASETS.items() if known.is_fetchable])
+def test_of_every_data_set_that_can_be_fetched_a_plan_knows_the_images(name):
+    known = get_known(name)
+    assert known.counts
+    if known.draw is not None:
+        splits = known.draw(known.image_size).splits
+        assert known.counts == {split: len(drawn.labels_N) for split, drawn in splits.items()}
+
+
+def test_a_plan_of_many_runs_is_short(capsys):
+    plans = [
+        Plan(recipe=f"resnet18_cifar10_exp{number}", seed=seed, dataset="cifar10", state="train", seconds=7e3)
+        for number in range(20)
+        for seed in range(3)
+    ]
+    plans += [
+        Plan(recipe=f"untrained_{number}", seed=0, dataset="imagenet-val", state="skip: not here; get it")
+        for number in range(60)
+    ]
+    plans.append(Plan(recipe="tuned", seed=0, dataset="cifar10", state="fail: tuned starts from nothing"))
+    print_plans(plans, is_released=False)
+    printed = capsys.readouterr().out
+    assert printed.count("not here; get it") == 1
+    assert "imagenet-val  skip  60 runs\n" in printed
+    assert "cifar10  fail  1 run\n    tuned: tuned starts from nothing\n" in printed
+    assert printed.count(" x3 5 h 50 min") == 20, "the three seeds of a recipe together, on one line"
+    assert len(printed.splitlines()) < 20
+    assert max(map(len, printed.splitlines())) <= 80
+
+
+def interrupt(config, epoch, run_id):
+    """Leave the folder of a run that was interrupted after an epoch."""
+    record = open_inputs(config).record.model_copy(update={"run_id": run_id})
+    folder = create_run_folder(load_settings().checkpoints_dir, record)
+    empty = torch.empty(0)
+    save_state(folder.path, TrainingState(config.sha256(), epoch, epoch, {}, None, {}, {}, empty, empty, []))
+
+
+def test_a_run_that_is_resumed_takes_the_epochs_that_are_left():
+    config = build_config(PLAIN, changes={"dataset": "shapes", "epochs": 100})
+    fetch_missing([config])
+    [whole] = plan_study([config], is_fetched=True)
+    interrupt(config, 90, "f" * 32)
+    [unknown] = plan_study([config], is_fetched=True)
+    assert (unknown.state, unknown.seconds) == ("train", whole.seconds), "MLflow does not hold it: it begins anew"
+    interrupt(config, 90, MlflowTracking(load_settings()).create_run(config, "a" * 32))
+    [plan] = plan_study([config], is_fetched=True)
+    assert plan.state == "resume"
+    assert plan.seconds < 0.2 * whole.seconds

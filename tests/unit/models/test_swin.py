@@ -170,6 +170,12 @@ def test_drop_path_skips_branches_in_training_only_and_rises_with_depth():
         assert torch.equal(network(images), build_small(drop_path=0.0)(images))
 
 
+def test_the_published_network_drops_nothing():
+    network, images = build_network("swin_cifar", 10), draw(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network.train()(images), network.eval()(images))
+
+
 def test_patch_norm_is_optional():
     names = dict(build_small(has_patch_norm=False).named_parameters())
     assert not any(name.startswith("patch_norm") for name in names)

@@ -124,3 +124,20 @@ def test_without_curves_there_is_no_chart():
         make_collection([make_run("resnet18_cifar10_exp3", metrics={"test/accuracy": 0.5})]), "decay"
     )
     assert not read_overlay(make_collection(), "swin-settings")
+
+
+def test_the_initialisation_of_untrained_networks_is_judged_on_pairs_of_seeds():
+    accuracies = {"": (0.0010, 0.0011, 0.0009), "_gaussian": (0.0052, 0.0050, 0.0048)}
+    groups = [
+        [
+            make_run(f"resnet50_imagenet_untrained{suffix}", seed, metrics={"validation/accuracy": value})
+            for seed, value in zip((0, 1, 2022), values, strict=True)
+        ]
+        for suffix, values in accuracies.items()
+    ]
+    caption = "Verdicts: untrained-initialisation"
+    blocks = [one for one in build_answers(make_collection(*groups)).blocks if isinstance(one, Table)]
+    [table] = [block for block in blocks if block.caption == caption]
+    [row] = [row for row in table.rows if row[0].text.startswith("ResNet-50: all weights Gaussian")]
+    assert row[1].text == "higher by 0.4 points [0.4, 0.4], 3 seeds"
+    assert row[2].text == "0, 1, 2022"

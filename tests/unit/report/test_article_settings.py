@@ -18,6 +18,28 @@ COVERED = sorted({recipe for row in ARTICLE_SETTINGS for recipe in row.recipes})
 UNIT = Path(__file__).parents[1]
 # All settings at once, and what is a fact of the data or of the machine.
 NEVER_TESTED = {"all settings", "semi-supervised training", "test images", "devices"}
+# What each named test must hold, or it shows something else.
+SHOWN_BY = {
+    "best checkpoint": "result.best_epoch == 1 + int(np.argmax(accuracies))",
+    "split": "np.array_equal(np.sort(np.concatenate([train, validation])), np.arange(5000))",
+    "images of the reported figure": "sorted(list_numbers(images.train) + list_numbers(images.validation))",
+    "validation loss and accuracy": "report.loss == pytest.approx((math.log(2) + math.log(4)) / 2)",
+    "F1": 'sklearn_metrics.f1_score(true, predicted, average="macro")',
+    "initial weights": "float(parameter.std()) == pytest.approx(0.02",
+    "dropout and drop path": "torch.equal(network.train()(images), network.eval()(images))",
+    "windows of the last stage": "[[0, 3], [0, 3] * 3, [0, 0]]",
+    "optimiser": "SGD([torch.zeros(1)]",
+    "learning rate of the predictor": 'groups[1]["lr"] == pytest.approx(config.learning_rate)',
+    "optimiser of the linear layer": "result.probe.weight[0, :4].tolist() == pytest.approx(weights",
+    "kernel of the blur": "size // 20 * 2 + 1",
+    "interpolation of these crops": "InterpolationMode.BILINEAR, antialias=True",
+    "images that crops are taken from": "decode_picture(content, 24)",
+    "last partial batch of the bank": "knn_accuracy(bank, queries, 5, 0.1) == right / 23",
+    "accuracy of the linear layer": "(result.train_accuracy, result.test_accuracy) == (train_accuracy, test_accuracy)",
+    "top-5 accuracy": "sklearn_metrics.top_k_accuracy_score(labels_N.numpy(), logits_NK.numpy(), k=5)",
+    "gradients": "batch.is_inference()",
+    "order of the images": "visited == [[1, 2], [3, 4], [5]]",
+}
 # Not of the article: names, where it runs, and what the catalog writes.
 NEVER_STATED = {"recipe", "kind", "profile", "device"}
 
@@ -46,8 +68,13 @@ def test_what_no_setting_stands_for_is_tested(row):
         assert not row.test
         return
     file, _, function = row.test.partition("::")
-    names = {one.name for one in ast.walk(ast.parse((UNIT / file).read_text())) if isinstance(one, ast.FunctionDef)}
-    assert function in names
+    text = (UNIT / file).read_text()
+    [found] = [one for one in ast.parse(text).body if isinstance(one, ast.FunctionDef) and one.name == function]
+    assert SHOWN_BY[row.setting] in str(ast.get_source_segment(text, found))
+
+
+def test_only_what_a_row_says_is_shown_by_a_test():
+    assert set(SHOWN_BY) == {row.setting for row in ARTICLE_SETTINGS if row.ours} - NEVER_TESTED
 
 
 def test_every_published_recipe_is_covered_and_no_setting_stands_twice():

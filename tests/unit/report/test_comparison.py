@@ -76,6 +76,16 @@ def test_only_figures_of_equally_many_images_are_compared(value, unit, images, i
     assert row.difference == (value - 1 if is_comparable else None)
 
 
+@pytest.mark.parametrize(
+    ("unit", "ours", "is_comparable"),
+    [("fraction", 10_000, True), ("fraction", 10_240, False), ("count", 10_000, False)],
+)
+def test_a_fraction_may_leave_out_a_partial_batch(unit, ours, is_comparable):
+    figure = PublishedFigure("row", "net", "validation/it", 1, unit, images=9_984)
+    row = compare(make_collection(make_runs(0.5, metric="validation/it", more={"validation/pictures": ours})), figure)
+    assert row.is_comparable == is_comparable
+
+
 @pytest.mark.parametrize("more", [{}, {"validation/pictures": 7}])
 def test_a_figure_on_an_unknown_number_of_images_compares_with_any(more):
     figure = PublishedFigure("row", "net", "validation/it", 0.5)
@@ -86,7 +96,8 @@ def test_a_figure_on_an_unknown_number_of_images_compares_with_any(more):
 @pytest.mark.parametrize(
     ("counts", "note"),
     [
-        ((10_000, 10_000), ""),
+        ((9_984, 9_984), ""),
+        ((10_000, 10_000), "on 10,000 images"),  # a partial batch more than published: compared
         ((5000, 5000), "on 5,000 images"),
         ((10_000, 5000), "on 5,000 or 10,000 images"),
         ((None, None), "count of images not recorded"),
@@ -104,14 +115,15 @@ def test_other_counts_of_images_are_marked(counts, note):
         )
         for seed, count in enumerate(counts)
     ]
+    is_compared = set(counts) in ({9_984}, {10_000})
     _, rows = read_table(make_collection(runs), "Swin")
     for label, text, difference in (
         ("final, test images", "70.00 ± 0.00 %", "+2.25 points"),
         ("class cat", "60.00 ± 0.00 %", "+8.59 points"),
     ):
         _, _, ours, beside, *_ = rows[label]
-        assert (ours.text, ours.detail, ours.is_caution) == (text, note, bool(note))
-        assert beside.text == ("" if note else difference)
+        assert (ours.text, ours.detail, ours.is_caution) == (text, note, not is_compared)
+        assert beside.text == (difference if is_compared else "")
 
 
 def test_times_of_untrained_networks_are_shown_without_a_difference():

@@ -146,7 +146,7 @@ def test_verdicts_and_figures_say_what_they_rest_on(markdown_text):
         r"\| as published: own default over .*\| higher by \d\.\d points \[.*\], 3 seeds \| 0, 1, 2 \|", text
     )
     assert "| not run: no run of resnet50_cifar10_random |" in text
-    assert "not judged: +0.0 points" in text
+    assert "no difference that 3 seeds can show: +0.0 points [0.0, 0.0], the same in each" in text
     for line in re.findall(r"^!\[.*", text, re.MULTILINE):
         assert re.fullmatch(r"!\[.+\]\(figures/[\w-]+\.png\)", line)
     assert len(re.findall(r"Runs: `[0-9a-f]{8}`", text)) == len(re.findall(r"^\*\*(?!Caution)", text, re.MULTILINE))

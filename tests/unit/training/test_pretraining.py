@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.optim import SGD
 
 from model_code.data.augmentation import resized_crop
 from model_code.data.view_settings import ViewSettings
@@ -186,6 +187,15 @@ def test_the_predictor_keeps_its_learning_rate(tmp_path):
     assert recorder.epochs[-1].learning_rate < 0.1 * config.learning_rate
     groups = checkpoints.load_state(tmp_path, config.sha256()).optimizer["param_groups"]
     assert groups[1]["lr"] == pytest.approx(config.learning_rate)
+
+
+def test_the_optimiser_is_sgd_with_momentum(tmp_path):
+    config = small_config(epochs=1)
+    pretrain(config, pretraining_images(), tmp_path, ALONE)
+    for group in checkpoints.load_state(tmp_path, config.sha256()).optimizer["param_groups"]:
+        assert group.keys() == SGD([torch.zeros(1)]).state_dict()["param_groups"][0].keys()
+        assert (group["momentum"], group["nesterov"]) == (config.momentum, False)
+        assert group["weight_decay"] == config.weight_decay
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_path):
