@@ -14,7 +14,7 @@ from model_code.data.cache import (
     open_dataset,
     read_manifest,
 )
-from model_code.data.exclusion import leave_out, read_exclusions
+from model_code.data.exclusion import EXCLUDED_BY, leave_out, read_exclusions
 from model_code.data.fingerprint import fingerprint_paths
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.packing import pack_dataset
@@ -57,7 +57,7 @@ def add_dataset(
     progress: bool = True,
     skip: bool = False,
     max_bad_fraction: float = MAX_BAD_FRACTION,
-    exclude: Path | None = None,
+    exclude: Sequence[Path] = (),
 ) -> AddedDataset:
     """Pack a data set, or reuse what is packed when its source did not change.
 
@@ -78,7 +78,7 @@ def add_dataset(
         progress: Whether to show progress.
         skip: True to leave out files and folders that fit no layout, links to nothing and empty classes.
         max_bad_fraction: Largest share of a split's images that may not decode; they are left out. 0 to 1.
-        exclude: File that names images to leave out (`read_exclusions`); None for none.
+        exclude: Files that name images to leave out (`read_exclusions`); they add up.
 
     Raises:
         UsageError: The name, the size, the share or the combination of arguments is not allowed.
@@ -90,7 +90,7 @@ def add_dataset(
     if not 0 <= max_bad_fraction < 1:
         raise UsageError(f"a share of {max_bad_fraction} bad files is not allowed; give 0 or more, less than 1")
     base = open_dataset(name.removesuffix(FEEDBACK_SUFFIX), cache_dir) if name.endswith(FEEDBACK_SUFFIX) else None
-    excluded = read_exclusions(exclude) if exclude else frozenset()
+    excluded = {image: f"{EXCLUDED_BY}{file.name}" for file in reversed(exclude) for image in read_exclusions(file)}
     known = get_known(name)
     size = image_size or (base.image_size if base else known.image_size)
     with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
@@ -119,8 +119,8 @@ def add_dataset(
                         f"image size {size} is not possible: {source.description} has {native}x{native} "
                         f"pixels; give image size {native}"
                     )
-            if exclude is not None:
-                source = leave_out(source, excluded, f"named in {exclude.name}")
+            if excluded:
+                source = leave_out(source, excluded)
             dataset = pack_dataset(
                 name,
                 source,

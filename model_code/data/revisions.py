@@ -150,8 +150,8 @@ def find_leakage(dataset: PackedDataset, cache_dir: Path) -> str:
     if not count:
         return ""
     return (
-        f"{count} training images are {kind} of validation or test images, so that figures are too high; `darkroom "
-        f"data check {dataset.name}` lists them for --exclude"
+        f"{count} training images are {kind} of validation or test images, so held-out accuracy is overestimated; "
+        f"`darkroom data check {dataset.name}` lists them for --exclude"
     )
 
 
