@@ -131,19 +131,27 @@ class CompareData(Job):
 
 
 class RemoveData(Job):
-    """Remove a packed data set; downloads and the images that it was packed from stay."""
+    """Remove a packed data set and the history of its revisions; downloads and the images it was packed from stay.
+
+    A data set that a run, a registered version or its feedback set needs stays, unless --force is given.
+    """
 
     command = "data remove"
 
     name: str = argument("NAME", "Name of the data set.")
-    is_forced: bool = option(False, "Remove it although interrupted runs or its feedback set need it.", name="--force")
+    is_forced: bool = option(False, "Remove it although runs, versions or its feedback set need it.", name="--force")
+    is_dry: bool = option(False, "Show what would be removed and what needs it.", name="--dry-run")
 
     def run(self) -> None:
-        from flows.operations.removal import remove_dataset
-        from model_code.disk import format_size
+        from flows.operations.removal import plan_dataset_removal, remove_dataset
 
-        size_bytes = remove_dataset(load_settings(), self.name, is_forced=self.is_forced)
-        print(f"data set {self.name} is removed, {format_size(size_bytes)} are free")
+        if self.is_dry:
+            plan = plan_dataset_removal(load_settings(), self.name)
+            print(f"data set {self.name}: {plan}", *(f"needed by {user}" for user in plan.users), sep="\n  ")
+            return
+        print(
+            f"data set {self.name} is removed: {remove_dataset(load_settings(), self.name, is_forced=self.is_forced)}"
+        )
 
 
 class ListData(Job):
