@@ -1,5 +1,6 @@
 """`darkroom data add`: a source goes in, a packed data set comes out; reused while the source is the same."""
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from model_code.disk import hold_lock
 from model_code.errors import DataError, UsageError
 
 MAX_IMAGE_SIZE = 1024
+_MAX_NAME_LENGTH = 64
+_READ_AS_VALUE = r"[0-9]+(e-?[0-9]+)?|true|false|null|none|nan"
 # Raised whenever the same source packs differently, so that packed sets are made anew.
 _PACKING_VERSION = 6
 
@@ -145,6 +148,11 @@ def check_arguments(
         UsageError: The name, the size or the combination is not allowed.
     """
     check_dataset_name(name)
+    if len(own := name.removesuffix(FEEDBACK_SUFFIX)) > _MAX_NAME_LENGTH or re.fullmatch(_READ_AS_VALUE, own):
+        raise UsageError(
+            f"data set name {own!r} is not allowed: --set dataset= reads numbers, true, false, null and none as "
+            f"values, and models have names of up to {_MAX_NAME_LENGTH} characters; choose another name"
+        )
     known = get_known(name)
     is_drawn = known.draw is not None
     if is_drawn and (sources or download):
