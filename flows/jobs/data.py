@@ -36,8 +36,10 @@ class AddData(Job):
     )
     offline: bool = option(False, OFFLINE)
 
-    exclude: Path | None = option(
-        None, "Leave out the images in the column `file` of this CSV table, which `data check` writes.", metavar="FILE"
+    exclude: tuple[Path, ...] = option(
+        (),
+        "Leave out the images in the column `file` of this CSV table, such as `data check` writes; repeatable.",
+        metavar="FILE",
     )
     report: Path | None = option(None, "Write a CSV table of all that is left out or wrong, and why.", metavar="FILE")
 
@@ -84,22 +86,30 @@ class AddData(Job):
 
 
 class CheckData(Job):
-    """Look for wrong labels, copies within and across splits, and images that are blank, dark, bright or blurred.
+    """Look for label issues, near-duplicates within and across splits, and blank, dark, bright or blurred images.
 
-    A page with thumbnails and a table are written; `darkroom data add --exclude` takes the table.
+    A page with thumbnails and a table of the packed revision are written; `darkroom data add --exclude` takes the
+    table. A table that was edited is never overwritten.
     """
 
     command = "data check"
 
     name: str = argument("NAME")
-    out: Path | None = option(None, "Folder of both; DARKROOM_HOME/checks/NAME if not given.", metavar="DIR")
+    out: Path | None = option(None, "Output folder; DARKROOM_HOME/checks/NAME if not given.", metavar="DIR")
 
     def run(self) -> None:
         from flows.operations.data_check import check_data
+        from flows.printing.tables import print_line
 
         checked = check_data(self.name, self.out)
-        counts = ", ".join(f"{count} {kind}" for kind, count in checked.counts.items()) or "nothing"
-        print(f"{self.name}: {counts}", *checked.lines, checked.page, checked.table, sep="\n  ")
+        for line in (
+            checked.title,
+            *(f"  {kind}: {count}" for kind, count in checked.counts.items()),
+            *(f"  {line}" for line in checked.lines),
+            f"  page: {checked.page}",
+            f"  table: {checked.table}",
+        ):
+            print_line(line)
 
 
 class CompareData(Job):
@@ -122,19 +132,27 @@ class CompareData(Job):
 
 
 class RemoveData(Job):
-    """Remove a packed data set; downloads and the images that it was packed from stay."""
+    """Remove a packed data set and the history of its revisions; downloads and the images it was packed from stay.
+
+    A data set that a run, a registered version or its feedback set needs stays, unless --force is given.
+    """
 
     command = "data remove"
 
     name: str = argument("NAME", "Name of the data set.")
-    is_forced: bool = option(False, "Remove it although interrupted runs or its feedback set need it.", name="--force")
+    is_forced: bool = option(False, "Remove it although runs, versions or its feedback set need it.", name="--force")
+    is_dry: bool = option(False, "Show what would be removed and what needs it.", name="--dry-run")
 
     def run(self) -> None:
-        from flows.operations.removal import remove_dataset
-        from model_code.disk import format_size
+        from flows.operations.removal import plan_dataset_removal, remove_dataset
 
-        size_bytes = remove_dataset(load_settings(), self.name, is_forced=self.is_forced)
-        print(f"data set {self.name} is removed, {format_size(size_bytes)} are free")
+        if self.is_dry:
+            plan = plan_dataset_removal(load_settings(), self.name)
+            print(f"data set {self.name}: {plan}", *(f"needed by {user}" for user in plan.users), sep="\n  ")
+            return
+        print(
+            f"data set {self.name} is removed: {remove_dataset(load_settings(), self.name, is_forced=self.is_forced)}"
+        )
 
 
 class ListData(Job):

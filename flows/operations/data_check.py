@@ -1,8 +1,9 @@
-"""Search of a packed data set for wrong labels, copies and images that show little.
+"""Search of a packed data set for label issues, near-duplicates and images of poor quality.
 
 Shape suffixes: N = images, H = height, W = width, C = colour channels.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,33 +14,35 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model_code.data.cache import PackedDataset, open_dataset
+from model_code.data.cache import PackedDataset, open_dataset, read_manifest
 from model_code.data.duplicates import find_duplicates, group
-from model_code.data.exclusion import write_table
+from model_code.data.exclusion import EXCLUDED_BY, write_table
 from model_code.data.quality import find_flaws
-from model_code.data.revisions import Revision, read_revision, write_leakage
+from model_code.data.revisions import SHORT_CHECKSUM, Revision, read_revision, write_leakage
 from model_code.disk import write_atomically
 from model_code.evaluation.label_issues import FEWEST_IMAGES, find_label_issues, predict_left_out
 from model_code.evaluation.patch_features import compute_patch_features, shrink
 from model_code.report.data_page import COLUMNS, Issue, render_data_page
 from model_code.settings import load_settings
 
-PAGE, TABLE = "index.html", "issues.csv"
-# A copy in a later one is left out: what is tested stays.
+# A duplicate in a later one is listed: what is tested stays.
 _SPLIT_ORDER = ("test", "validation", "train", "unlabelled")
+_LEAKED, _UNLABELLED = "near-duplicate across splits", "unlabelled"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
+        title: Revision, number of images and number of issues.
         page: The page for people.
         table: The table that `data add --exclude` takes.
         counts: Issues of each kind.
-        lines: What was checked and what was left out, for people.
+        lines: Notes for people.
     """
 
+    title: str
     page: Path
     table: Path
     counts: dict[str, int]
@@ -47,7 +50,7 @@ class Checked:
 
 
 def check_data(name: str, folder: Path | None = None) -> Checked:
-    """Check a packed data set and write a page and a table.
+    """Check a packed data set and write a page and a table, named by its revision; an edited table stays.
 
     Args:
         name: Name of the data set.
@@ -63,17 +66,27 @@ def check_data(name: str, folder: Path | None = None) -> Checked:
     finder = _Finder(dataset, revision)
     copies = list(finder.find_copies())
     issues = [*copies, *finder.find_wrong_labels(), *finder.find_flawed()]
-    write_leakage(dataset, settings.cache_dir, sum(one.kind == "copy across splits" for one in copies))
-    title = f"{revision}: {len(revision.images)} images, {len(issues)} to look at"
-    how = (
-        f"Delete the rows of {TABLE} whose images are right, then leave out the others: darkroom data add {name} "
-        f"--from PATH --exclude {TABLE}"
-    )
-    lines = (*finder.lines, how)
-    page, table = folder / PAGE, folder / TABLE
-    write_table(table, COLUMNS, (one.row for one in issues))
+    write_leakage(dataset, settings.cache_dir, sum(one.kind == _LEAKED for one in copies))
+    title = f"{revision}: {len(revision.images)} images, {len(issues)} issues"
+    page, table = (folder / f"issues-{dataset.checksum[:SHORT_CHECKSUM]}.{ending}" for ending in ("html", "csv"))
+    lines = list(finder.lines)
+    if not write_table(table, COLUMNS, (one.row for one in issues), keeps_edited=True):
+        lines.append(f"{table.name} was edited and stays as it is; move it away for a new one.")
+    if issues:
+        lines.append(
+            f"Next: delete the rows of correct images from {table.name}, then exclude the others: darkroom data add "
+            f"{name} --from PATH --exclude {shlex.quote(str(table))}"
+        )
+        if earlier := _list_exclusions(name, settings.cache_dir):
+            lines.append(f"Add --exclude for each earlier table too, or its images come back: {', '.join(earlier)}")
     write_atomically(page, render_data_page(title, lines, issues).encode())
-    return Checked(page, table, dict(Counter(one.kind for one in issues)), lines)
+    return Checked(title, page, table, dict(Counter(one.kind for one in issues)), tuple(lines))
+
+
+def _list_exclusions(name: str, cache_dir: Path) -> list[str]:
+    """Return the tables that the packed images were excluded by."""
+    reasons = {one.reason for one in read_manifest(name, cache_dir).skipped}
+    return sorted(one.removeprefix(EXCLUDED_BY) for one in reasons if one.startswith(EXCLUDED_BY))
 
 
 class _Finder:
@@ -97,43 +110,43 @@ class _Finder:
             if place == first:
                 continue
             image, twin = self._images[place], self._images[first]
-            detail = "" if image.label == twin.label else f"copy is labelled {twin.label or 'nothing'}"
-            kind = "copy" if image.split == twin.split else "copy across splits"
-            if kind == "copy across splits":
+            detail = "" if image.label == twin.label else f"duplicate labelled {twin.label or _UNLABELLED}"
+            kind = "near-duplicate" if image.split == twin.split else _LEAKED
+            if kind == _LEAKED:
                 detail = f"also in {twin.split}" + (f", {detail}" if detail else "")
             found.append(self._make(place, kind, detail, similarity[place], first))
-        yield from sorted(found, key=lambda one: (one.kind != "copy across splits", -one.score))
+        yield from sorted(found, key=lambda one: (one.kind != _LEAKED, -one.score))
 
     def find_wrong_labels(self) -> Iterator[Issue]:
-        """Yield the images that look like those of another class."""
+        """Yield the images that are likely of another class."""
         labelled = np.flatnonzero(self._labels_N >= 0)
         classes = self._dataset.classes
         counts_K = np.bincount(self._labels_N[labelled], minlength=len(classes))
         small = [name for name, count in zip(classes, counts_K, strict=True) if count < FEWEST_IMAGES]
         if small:
-            self.lines.append(f"Labels of {', '.join(small)} are not judged: fewer than {FEWEST_IMAGES} images.")
+            self.lines.append(f"No search for label issues in {', '.join(small)}: fewer than {FEWEST_IMAGES} images.")
         if len(classes) - len(small) < 2:
             return
         labels_N = self._labels_N[labelled]
         probabilities_NK = predict_left_out(compute_patch_features(self._small_NCHW[labelled]), labels_N, len(classes))
         accuracy = float((probabilities_NK.argmax(1) == labels_N).mean())
         self.lines.append(
-            f"Labels are judged by a probe on patch features, which labels {accuracy:.1%} of the left-out images as "
-            "they are labelled: the lower, the more right labels are listed far down."
+            f"Label issues: a linear probe on patch features has a leave-one-out accuracy of {accuracy:.1%}; the lower "
+            "it is, the more false positives are listed, mostly at low scores."
         )
         for issue in find_label_issues(probabilities_NK, labels_N):
             place = int(labelled[issue.index])
-            yield self._make(place, "label", f"looks like {classes[issue.suggested]}", issue.score)
+            yield self._make(place, "label issue", f"predicted {classes[issue.suggested]}", issue.score)
 
     def find_flawed(self) -> Iterator[Issue]:
-        """Yield the images that show little."""
+        """Yield the dark, bright, blank and blurred images."""
         for flawed in find_flaws(self._small_NCHW):
             yield self._make(flawed.index, flawed.flaw, "", flawed.score)
 
     def _make(self, place: int, kind: str, detail: str, score: float, twin: int | None = None) -> Issue:
         image = self._images[place]
         twin_file, twin_HWC = ("", None) if twin is None else (self._images[twin].file, self._read(twin))
-        label = image.label or "without a label"
+        label = image.label or _UNLABELLED
         return Issue(image.file, kind, image.split, label, detail, score, self._read(place), twin_file, twin_HWC)
 
     def _read(self, place: int) -> npt.NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 from model_code.data.cache import FEEDBACK_SUFFIX, is_dataset_taken
 from model_code.errors import ReleaseError, UsageError
 from model_code.recipes.catalog import get_recipe
-from model_code.release.names import RELEASED_KINDS, check_release_name
+from model_code.release.names import RELEASED_KINDS, check_release_name, is_taken
 from model_code.settings import Settings
 from model_code.training.run_folder import RunFolder, is_run_id, list_finished, open_run_folder, resolve_run_id
 
@@ -28,7 +28,7 @@ def check_source(source: str, name: str, settings: Settings) -> list[RunFolder]:
     folder = open_run_folder(settings.checkpoints_dir, run_id)
     config = folder.record.config
     _check_is_classifier(f"run {run_id} of {config.recipe}", config.kind)
-    if not is_dataset_taken(config.dataset, pattern):
+    if not is_taken(config.dataset, name):
         raise ReleaseError(f"run {run_id} was trained on {config.dataset}; --as {name} takes runs on {pattern} images")
     if folder.is_offline:
         raise ReleaseError(f"run {run_id} is offline; bring it to MLflow first: `darkroom runs pack`, `runs sync`")
@@ -44,11 +44,11 @@ def _list_runs(recipe: str, name: str, pattern: str, settings: Settings) -> list
         raise UsageError(f"{error}; or give a run id (8 to 32 hexadecimal digits: `darkroom runs list`)") from error
     _check_is_classifier(recipe, kind)
     finished = [one for one in list_finished(settings.checkpoints_dir) if one.record.config.recipe == recipe]
-    runs = [one for one in finished if is_dataset_taken(one.record.config.dataset, pattern)]
+    runs = [one for one in finished if is_taken(one.record.config.dataset, name)]
     if pattern == "*":  # a data set of the released name goes first
         runs = [one for one in runs if is_dataset_taken(one.record.config.dataset, name)] or runs
     datasets = sorted({one.record.config.dataset.removesuffix(FEEDBACK_SUFFIX) for one in runs})
-    if len(datasets) > 1 and pattern == "*":
+    if len(datasets) > 1:
         raise ReleaseError(f"{recipe} has runs on {', '.join(datasets)}; give the id of the run for {name}")
     if not runs:
         elsewhere = ", ".join(sorted({one.record.config.dataset for one in finished}))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from model_code.disk import hold_lock, writing_to
+from model_code.disk import format_size, hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.release.changes import find_previous
 from model_code.release.registered import RegisteredVersion, read_registered
@@ -39,6 +39,29 @@ class Weights:
     run: RunFolder
     files: tuple[Path, ...]
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class DatasetRemoval:
+    """What the removal of a packed data set takes.
+
+    Attributes:
+        size_bytes: Size of the packed images.
+        revisions: First digits of the checksum of each kept revision.
+        history_bytes: Size of their tables of images and labels.
+        users: Runs, versions and data sets that need it.
+    """
+
+    size_bytes: int
+    revisions: tuple[str, ...]
+    history_bytes: int
+    users: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"packed images {format_size(self.size_bytes)}, history of {len(self.revisions)} revisions "
+            f"{format_size(self.history_bytes)}"
+        )
 
 
 def list_registered(settings: Settings, name: str | None = None) -> tuple[RegisteredVersion, ...]:
@@ -157,29 +180,54 @@ def prune(weights: Weights) -> None:
             file.unlink(missing_ok=True)
 
 
-def remove_dataset(settings: Settings, name: str, *, is_forced: bool = False) -> int:
-    """Remove a packed data set; return the bytes that are free now. Downloads and sources stay.
+def plan_dataset_removal(settings: Settings, name: str) -> DatasetRemoval:
+    """Return what the removal of a packed data set takes. Downloads and sources stay.
 
     Raises:
-        DataError: It is not there, or an interrupted run or another data set needs it.
+        DataError: It is not there.
     """
-    from model_code.data.cache import FEEDBACK_SUFFIX, MANIFEST_FILE, check_dataset_name, is_added
+    from model_code.data.cache import FEEDBACK_SUFFIX, check_dataset_name, is_added
+    from model_code.data.revisions import SHORT_CHECKSUM, find_revisions
 
     check_dataset_name(name)
     if not is_added(name, settings.cache_dir):
         raise DataError(f"data set {name!r} is not in {settings.cache_dir}; `darkroom data list` shows those that are")
-    users = [
-        f"interrupted run {one.path.name[:8]}"
-        for one in list_interrupted(settings.checkpoints_dir)
-        if one.record.config.dataset == name
+    revisions = find_revisions(name, settings.cache_dir)
+    interrupted = [one for one in list_interrupted(settings.checkpoints_dir) if one.record.config.dataset == name]
+    finished = {
+        one.path.name: one.record.data_checksum[:SHORT_CHECKSUM]
+        for one in list_finished(settings.checkpoints_dir)
+        if one.record.config.dataset == name and one.record.data_checksum[:SHORT_CHECKSUM] in revisions
+    }
+    users = [f"interrupted run {one.path.name[:8]}" for one in interrupted]
+    users += [
+        f"version {one.version} of {one.name} (revision {finished[one.run_id]})"
+        for one in list_registered(settings)
+        if one.run_id in finished
     ]
+    users += [f"run {run_id[:8]} (revision {checksum})" for run_id, checksum in finished.items()]
     users += [f"{name}{FEEDBACK_SUFFIX}"] if is_added(f"{name}{FEEDBACK_SUFFIX}", settings.cache_dir) else []
-    if users and not is_forced:
-        raise DataError(f"data set {name} is needed by {', '.join(users)}; --force removes it all the same")
+    history = sum(file.stat().st_size for file in revisions.values())
+    return DatasetRemoval(measure(settings.cache_dir / name) - history, tuple(revisions), history, tuple(users))
+
+
+def remove_dataset(settings: Settings, name: str, *, is_forced: bool = False) -> DatasetRemoval:
+    """Remove a packed data set with its revisions; return what went. Downloads and sources stay.
+
+    Raises:
+        DataError: It is not there, or a run, a version or another data set needs it.
+    """
+    from model_code.data.cache import MANIFEST_FILE
+    from model_code.data.sources.images import name_some
+
+    plan = plan_dataset_removal(settings, name)
+    if plan.users and not is_forced:
+        raise DataError(f"data set {name} ({plan}) is needed by {name_some(plan.users)}; --force removes it anyway")
     with hold_lock(settings.cache_dir / ".locks" / f"{name}.lock", f"removing {name}"):
         with writing_to(settings.cache_dir, 0, f"removing {name}"):
             (settings.cache_dir / name / MANIFEST_FILE).unlink()
-        return _remove(settings.cache_dir / name)
+        _remove(settings.cache_dir / name)
+    return plan
 
 
 def parse_kept(text: str) -> int:

@@ -1,5 +1,6 @@
 """`darkroom data add`: a source goes in, a packed data set comes out; reused while the source is the same."""
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from model_code.data.cache import (
     open_dataset,
     read_manifest,
 )
-from model_code.data.exclusion import leave_out, read_exclusions
+from model_code.data.exclusion import EXCLUDED_BY, leave_out, read_exclusions
 from model_code.data.fingerprint import fingerprint_paths
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.packing import pack_dataset
@@ -26,6 +27,8 @@ from model_code.disk import hold_lock
 from model_code.errors import DataError, UsageError
 
 MAX_IMAGE_SIZE = 1024
+_MAX_NAME_LENGTH = 64
+_READ_AS_VALUE = r"[0-9]+(e-?[0-9]+)?|true|false|null|none|nan"
 # Raised whenever the same source packs differently, so that packed sets are made anew.
 _PACKING_VERSION = 6
 
@@ -57,7 +60,7 @@ def add_dataset(
     progress: bool = True,
     skip: bool = False,
     max_bad_fraction: float = MAX_BAD_FRACTION,
-    exclude: Path | None = None,
+    exclude: Sequence[Path] = (),
 ) -> AddedDataset:
     """Pack a data set, or reuse what is packed when its source did not change.
 
@@ -79,7 +82,7 @@ def add_dataset(
         progress: Whether to show progress.
         skip: True to leave out files and folders that fit no layout, links to nothing and empty classes.
         max_bad_fraction: Largest share of a split's images that may not decode; they are left out. 0 to 1.
-        exclude: File that names images to leave out (`read_exclusions`); None for none.
+        exclude: Files that name images to leave out (`read_exclusions`); they add up.
 
     Raises:
         UsageError: The name, the size, the share or the combination of arguments is not allowed.
@@ -91,7 +94,7 @@ def add_dataset(
     if not 0 <= max_bad_fraction < 1:
         raise UsageError(f"a share of {max_bad_fraction} bad files is not allowed; give 0 or more, less than 1")
     base = open_dataset(name.removesuffix(FEEDBACK_SUFFIX), cache_dir) if name.endswith(FEEDBACK_SUFFIX) else None
-    excluded = read_exclusions(exclude) if exclude else frozenset()
+    excluded = {image: f"{EXCLUDED_BY}{file.name}" for file in reversed(exclude) for image in read_exclusions(file)}
     known = get_known(name)
     size = image_size or (base.image_size if base else known.image_size)
     with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
@@ -120,8 +123,8 @@ def add_dataset(
                         f"image size {size} is not possible: {source.description} has {native}x{native} "
                         f"pixels; give image size {native}"
                     )
-            if exclude is not None:
-                source = leave_out(source, excluded, f"named in {exclude.name}")
+            if excluded:
+                source = leave_out(source, excluded)
             dataset = pack_dataset(
                 name,
                 source,
@@ -146,6 +149,11 @@ def check_arguments(
         UsageError: The name, the size or the combination is not allowed.
     """
     check_dataset_name(name)
+    if len(own := name.removesuffix(FEEDBACK_SUFFIX)) > _MAX_NAME_LENGTH or re.fullmatch(_READ_AS_VALUE, own):
+        raise UsageError(
+            f"data set name {own!r} is not allowed: --set dataset= reads numbers, true, false, null and none as "
+            f"values, and models have names of up to {_MAX_NAME_LENGTH} characters; choose another name"
+        )
     known = get_known(name)
     is_drawn = known.draw is not None
     if is_drawn and (sources or download):

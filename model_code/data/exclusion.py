@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from model_code.disk import write_atomically, writing_to
 from model_code.errors import DataError
 
 COLUMN = "file"
+# Reason of what is left out, in front of the file's name.
+EXCLUDED_BY = "named in "
 
 
 def read_exclusions(file: Path) -> frozenset[str]:
@@ -34,23 +36,38 @@ def read_exclusions(file: Path) -> frozenset[str]:
     return found
 
 
-def write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV table; its column `file`, if it has one, is what `read_exclusions` reads."""
+def write_table(
+    file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]], *, keeps_edited: bool = False
+) -> bool:
+    """Write a CSV table; its column `file`, if it has one, is what `read_exclusions` reads.
+
+    Args:
+        file: The table.
+        columns: Its header.
+        rows: Values of each row.
+        keeps_edited: True to leave a file with another content as it is.
+
+    Returns:
+        False if there was such a file.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    with writing_to(file.parent, len(text.getvalue()), f"writing {file.name}"):
-        write_atomically(file, text.getvalue().encode(errors="backslashreplace"))
+    content = text.getvalue().encode(errors="backslashreplace")
+    if keeps_edited and file.exists() and file.read_bytes() != content:
+        return False
+    with writing_to(file.parent, len(content), f"writing {file.name}"):
+        write_atomically(file, content)
+    return True
 
 
-def leave_out(source: ImageSource, names: Collection[str], reason: str) -> ImageSource:
+def leave_out(source: ImageSource, reasons: Mapping[str, str]) -> ImageSource:
     """Return a source without some of its images, which are reported as skipped.
 
     Args:
         source: Classes and images.
-        names: Names of the images to leave out.
-        reason: Why they are left out.
+        reasons: Name of each image to leave out -> why.
 
     Raises:
         DataError: Nothing has one of the names, or they are images that feedback is added to.
@@ -59,13 +76,13 @@ def leave_out(source: ImageSource, names: Collection[str], reason: str) -> Image
     skipped: list[SkippedImage] = []
     for split, content in source.splits.items():
         files = list_files(split, content)
-        kept = [index for index, file in enumerate(files) if file not in names]
-        skipped += [SkippedImage(name=file, reason=reason) for file in files if file in names]
+        kept = [index for index, file in enumerate(files) if file not in reasons]
+        skipped += [SkippedImage(name=file, reason=reasons[file]) for file in files if file in reasons]
         if isinstance(content, EncodedSplit):
             splits[split] = replace(content, images=tuple(content.images[index] for index in kept))
         else:
             own, more = len(content.labels_N), content.more
-            if source.base is not None and (named := [file for file in files[:own] if file in names]):
+            if source.base is not None and (named := [file for file in files[:own] if file in reasons]):
                 raise DataError(
                     f"{name_some(named)}: not feedback, but images of the data set that it is added to; leave them out "
                     "there, then add the feedback again"
@@ -77,8 +94,8 @@ def leave_out(source: ImageSource, names: Collection[str], reason: str) -> Image
                 content.images_NHWC[chosen], content.labels_N[chosen], more if more is not None and len(more) else None
             )
     if not skipped:
-        raise DataError(f"none of {len(names)} excluded names is in the source: {name_some(sorted(names), 3)}")
-    unknown = sorted(set(names) - {one.name for one in skipped})
+        raise DataError(f"none of {len(reasons)} excluded names is in the source: {name_some(sorted(reasons), 3)}")
+    unknown = sorted(set(reasons) - {one.name for one in skipped})
     skipped += [SkippedImage(name=name, reason="named for exclusion, but not in the source") for name in unknown]
     return replace(
         source,

@@ -104,7 +104,7 @@ def read_revision(reference: str, cache_dir: Path) -> Revision:
     name, _, digits = reference.partition("@")
     check_dataset_name(name)
     digits = digits or read_manifest(name, cache_dir).checksum[:SHORT_CHECKSUM]
-    kept = _list_files(name, cache_dir)
+    kept = find_revisions(name, cache_dir)
     found = [file for checksum, file in kept.items() if checksum.startswith(digits[:SHORT_CHECKSUM])]
     if len(found) != 1:
         there = ", ".join(f"{name}@{checksum}" for checksum in kept) or "none"
@@ -124,7 +124,7 @@ def list_revisions(name: str, cache_dir: Path) -> list[Revision]:
     Raises:
         DataError: One is damaged.
     """
-    revisions = [read_revision(f"{name}@{checksum}", cache_dir) for checksum in _list_files(name, cache_dir)]
+    revisions = [read_revision(f"{name}@{checksum}", cache_dir) for checksum in find_revisions(name, cache_dir)]
     return sorted(revisions, key=lambda one: one.added_at)
 
 
@@ -150,8 +150,8 @@ def find_leakage(dataset: PackedDataset, cache_dir: Path) -> str:
     if not count:
         return ""
     return (
-        f"{count} training images are {kind} of validation or test images, so that figures are too high; `darkroom "
-        f"data check {dataset.name}` lists them for --exclude"
+        f"{count} training images are {kind} of validation or test images, so held-out accuracy is overestimated; "
+        f"`darkroom data check {dataset.name}` lists them for --exclude"
     )
 
 
@@ -185,7 +185,8 @@ def compare_revisions(before: Revision, after: Revision) -> Difference:
     )
 
 
-def _list_files(name: str, cache_dir: Path) -> dict[str, Path]:
+def find_revisions(name: str, cache_dir: Path) -> dict[str, Path]:
+    """Return the file of each kept revision of a data set by the first digits of its checksum."""
     files = sorted((cache_dir / name).glob(f"{_PREFIX}*{_SUFFIX}"))
     return {file.name.removeprefix(_PREFIX).removesuffix(_SUFFIX): file for file in files}
 

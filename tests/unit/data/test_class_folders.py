@@ -121,6 +121,10 @@ def test_more_than_one_percent_is_refused(add, tmp_path, write_tree, class_files
     [
         ("../x", {}, "name '../x' is not allowed"),
         ("X", {}, "name 'X' is not allowed"),
+        ("x" * 65, {}, "names of up to 64 characters"),
+        ("2026", {}, "name '2026' is not allowed: --set dataset= reads numbers"),
+        ("1e5", {}, "name '1e5' is not allowed"),
+        ("null-with-feedback", {}, "name 'null' is not allowed"),
         ("shapes", {}, "shapes is drawn"),
         ("x", {"download": True}, "x cannot be downloaded, only cifar10"),
         ("cifar10", {"download": True}, "--from and --download were both given"),

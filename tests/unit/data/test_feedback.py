@@ -130,7 +130,7 @@ def test_feedback_is_left_out_by_its_names_and_the_set_itself_is_not(add, tmp_pa
     given = write_tree({"cat/a.png": encode((4, 5, 6)), "cat/b.png": encode((1, 2, 3))}, "feedback")
     table = tmp_path / "names.txt"
     table.write_text("feedback/cat/a.png\nfeedback/cat/c.png\n")
-    added = add("x-with-feedback", given, exclude=table)
+    added = add("x-with-feedback", given, exclude=[table])
     assert read_colours(added.dataset.splits["train"]) == [*read_colours(base.splits["train"]), (1, 2, 3)]
     assert added.dataset.count_feedback() == 1
     assert [(one.name, one.reason) for one in added.skipped] == [
@@ -139,4 +139,4 @@ def test_feedback_is_left_out_by_its_names_and_the_set_itself_is_not(add, tmp_pa
     ]
     table.write_text("train/0\n")
     with pytest.raises(DataError, match=r"^train/0: not feedback, but images of the data set"):
-        add("x-with-feedback", given, exclude=table)
+        add("x-with-feedback", given, exclude=[table])

@@ -95,7 +95,7 @@ def test_two_sets_can_be_compared_and_unknown_revisions_are_named(photos, cache)
 def test_excluded_images_are_left_out_and_reported(photos, cache, tmp_path):
     table, report = tmp_path / "issues.csv", tmp_path / "report.csv"
     table.write_text("kind,file\nlabel,photos/train/oak/2.png\nblank,photos/test/ash/3.png\n")
-    AddData(name="trees", sources=(photos,), image_size=8, exclude=table, report=report).run()
+    AddData(name="trees", sources=(photos,), image_size=8, exclude=(table,), report=report).run()
     files = [one.file for one in read_revision("trees", cache).images]
     assert len(files) == 4
     assert "photos/train/oak/2.png" not in files
@@ -112,7 +112,7 @@ def test_pixels_are_excluded_by_their_place(cache, tmp_path):
     folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir}
     before = add_dataset("shapes", **folders, progress=False).dataset
     second = before.splits["train"].images_NHWC[1].copy()
-    after = add_dataset("shapes", **folders, progress=False, exclude=tmp_path / "names.txt").dataset
+    after = add_dataset("shapes", **folders, progress=False, exclude=[tmp_path / "names.txt"]).dataset
     assert len(after.splits["train"].labels_N) == len(before.splits["train"].labels_N) - 1
     assert (after.splits["train"].images_NHWC[0] == second).all()
 
@@ -123,7 +123,7 @@ def test_pixels_are_excluded_by_their_place(cache, tmp_path):
 def test_a_table_that_excludes_nothing_is_refused(photos, tmp_path, text, message):
     (tmp_path / "names.txt").write_text(text)
     with pytest.raises(DataError, match=message):
-        add(photos, exclude=tmp_path / "names.txt")
+        add(photos, exclude=[tmp_path / "names.txt"])
     with pytest.raises(DataError, match="cannot be read"):
         read_exclusions(tmp_path / "missing.csv")
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from flows.jobs.data import CheckData
+from flows.jobs.data import AddData, CheckData
+from flows.operations.data_check import check_data
 from model_code.data.add import add_dataset
 from model_code.data.cache import open_dataset
 from model_code.data.duplicates import find_duplicates, group
 from model_code.data.quality import find_flaws
-from model_code.data.revisions import find_leakage
+from model_code.data.revisions import find_leakage, read_revision
 from model_code.evaluation.label_issues import find_label_issues, predict_left_out
 from model_code.evaluation.patch_features import compute_patch_features, shrink
 from model_code.settings import load_settings
@@ -120,19 +121,44 @@ def test_a_check_writes_a_page_and_a_table_that_data_add_takes(photos, capsys):
     assert "1 training images are copies of" in find_leakage(dataset, settings.cache_dir)
     CheckData(name="mine").run()
     printed = capsys.readouterr().out
-    assert "1 copy across splits" in printed
+    assert "near-duplicate across splits: 1\n" in printed
+    assert "82 images, " in printed
     folder = settings.home / "checks" / "mine"
-    with (folder / "issues.csv").open() as file:
+    [table] = folder.glob("*.csv")
+    assert table.name == f"issues-{dataset.checksum[:12]}.csv"
+    with table.open() as file:
         rows = {(row["file"], row["kind"]): row for row in csv.DictReader(file)}
-    assert rows["photos/train/stripes/copy.png", "copy across splits"]["twin"] == "photos/test/stripes/60.png"
-    assert rows["photos/train/stripes/05.png", "label"]["detail"] == "looks like blobs"
+    assert rows["photos/train/stripes/copy.png", "near-duplicate across splits"]["twin"] == "photos/test/stripes/60.png"
+    assert rows["photos/train/stripes/05.png", "label issue"]["detail"] == "predicted blobs"
     assert ("photos/train/blobs/<b>.png", "blank") in rows
-    page = (folder / "index.html").read_text()
+    page = table.with_suffix(".html").read_text()
     assert "photos/train/blobs/&lt;b&gt;.png" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert "near-duplicates of validation or test" in find_leakage(dataset, settings.cache_dir)
-    add_dataset("mine", [photos], **folders, image_size=32, progress=False, exclude=folder / "issues.csv")
+    add_dataset("mine", [photos], **folders, image_size=32, progress=False, exclude=[table])
     clean = open_dataset("mine", settings.cache_dir)
     assert find_leakage(clean, settings.cache_dir) == ""
     assert len(clean.splits["test"].labels_N) <= 20
+
+
+def test_a_second_round_keeps_the_edited_table_and_names_the_first(photos, capsys):
+    settings = load_settings()
+    folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir, "image_size": 32, "progress": False}
+    add_dataset("mine", [photos], **folders)
+    first = check_data("mine").table
+    edited = "file,kind\nphotos/train/blobs/<b>.png,blank\n"
+    first.write_text(edited)
+    again = check_data("mine")
+    assert (again.table, first.read_text()) == (first, edited)
+    assert any(f"{first.name} was edited and stays" in line for line in again.lines)
+    add_dataset("mine", [photos], **folders, exclude=[first])
+    second = check_data("mine")
+    assert (second.table != first, first.read_text()) == (True, edited)
+    assert any(line.endswith(f"or its images come back: {first.name}") for line in second.lines)
+    second.table.write_text("file\nphotos/train/stripes/copy.png\n")
+    AddData(name="mine", sources=(photos,), image_size=32, exclude=(second.table, first)).run()
+    files = {one.file for one in read_revision("mine", settings.cache_dir).images}
+    assert len(files) == 80
+    assert not files & {"photos/train/blobs/<b>.png", "photos/train/stripes/copy.png"}
+    assert f"copy.png: named in {second.table.name}" in capsys.readouterr().out

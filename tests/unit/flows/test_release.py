@@ -97,6 +97,14 @@ def test_a_recipe_on_several_data_sets_is_released_by_the_name_of_one(monkeypatc
         release_source.check_source("fastnet_cifar10", "petals", settings)
     folders.pop(0)
     assert release_source.check_source("fastnet_cifar10", "petals", settings) == folders
+    folders[:] = [make_folder("food")]
+    assert release_source.check_source("fastnet_cifar10", "food", settings) == folders
+    folders.append(make_folder("food11"))
+    with pytest.raises(ReleaseError, match=r"has runs on food, food11; give the id of the run for food$"):
+        release_source.check_source("fastnet_cifar10", "food", settings)
+    folders[:] = [make_folder("pets")]
+    with pytest.raises(ReleaseError, match=r"its finished runs are on pets and not on food1\[01\] images"):
+        release_source.check_source("fastnet_cifar10", "food", settings)
 
 
 def test_a_champion_that_does_not_work_here_is_replaced_by_force_only(exported, tmp_path):

@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pytest
 
+from flows.jobs.data import RemoveData
 from flows.operations import removal
 from flows.printing.inventory import print_runs
 from model_code.data.add import add_dataset
@@ -187,7 +188,30 @@ def test_a_data_set_that_an_interrupted_run_needs_stays(settings):
     enter_run(settings, "7", dataset="shapes")
     with pytest.raises(DataError, match=r"needed by interrupted run 77777777; --force removes"):
         removal.remove_dataset(settings, "shapes")
-    assert removal.remove_dataset(settings, "shapes", is_forced=True) > 0
+    assert removal.remove_dataset(settings, "shapes", is_forced=True).size_bytes > 0
     assert not (settings.cache_dir / "shapes").exists()
     with pytest.raises(DataError, match="is not in"):
         removal.remove_dataset(settings, "shapes")
+
+
+def test_a_data_set_with_revisions_of_runs_and_versions_stays(settings, monkeypatch, capsys):
+    monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
+    folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir, "progress": False}
+    first = add_dataset("shapes", **folders, image_size=16).dataset.checksum
+    second = add_dataset("shapes", **folders, image_size=24).dataset.checksum
+    enter_run(settings, "1", 0.5, dataset="shapes", checksum="f" * 64)
+    plan = removal.plan_dataset_removal(settings, "shapes")
+    assert (set(plan.revisions), plan.users) == ({first[:12], second[:12]}, ())
+    enter_run(settings, "2", 0.5, dataset="shapes", checksum=first)
+    version = removal.RegisteredVersion("toys", "4", "2026-01-01", "2" * 32, {}, ("champion",))
+    monkeypatch.setattr(removal, "list_registered", lambda *_: (version,))
+    expected = rf"history of 2 revisions .* is needed by version 4 of toys \(revision {first[:12]}\), run 22222222 "
+    with pytest.raises(DataError, match=expected):
+        removal.remove_dataset(settings, "shapes")
+    RemoveData(name="shapes", is_dry=True).run()
+    printed = capsys.readouterr().out
+    assert f"needed by version 4 of toys (revision {first[:12]})" in printed
+    assert (settings.cache_dir / "shapes" / "manifest.json").exists()
+    RemoveData(name="shapes", is_forced=True).run()
+    assert "history of 2 revisions" in capsys.readouterr().out
+    assert not (settings.cache_dir / "shapes").exists()
