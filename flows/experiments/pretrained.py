@@ -94,9 +94,8 @@ def _find_result(
     same = ["network", "split_seed", "validation_fraction"]
     if "validation" not in dataset.splits:  # what is held out is a share of these images
         same.append("limit_train")
-    if (
-        getattr(config, "pseudo_label_confidence", None) is not None
-    ):  # the whole network predicts, on inputs as in its training
+    # The whole network predicts, on inputs as in its training.
+    if getattr(config, "pseudo_label_confidence", None) is not None:
         same += ["image_size", "mean", "std"]
     if (
         record.config.recipe != recipe
