@@ -5,6 +5,7 @@ Shape suffixes: N = images in the request, H = height, W = width, C = colour cha
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -156,6 +157,9 @@ class PredictionApi:
         try:
             with self.queues[cost].wait(len(images), work_s):
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    if cost is Cost.CHEAP and len(images) == 1 and self._batcher.is_idle:
+                        decode = partial(self._decoder.decode_cheap, classifier.manifest, images)
+                        return await self._batcher.decode_and_classify(classifier, decode)
                     images_NHWC = await self._decoder.decode(classifier.manifest, images)
                     return await self._batcher.classify(classifier, images_NHWC)
         except TimeoutError as error:
