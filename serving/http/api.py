@@ -226,7 +226,7 @@ async def _answer_stopping(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _refuse(scope: Scope, status: int, code: str, message: str, headers: dict[str, str] | None) -> Response:
-    if scope["path"].startswith(f"{INFERENCE_PREFIX}/"):
+    if f"{scope['path']}/".startswith(f"{INFERENCE_PREFIX}/"):
         return _answer_json(InferenceError(error=message), status, headers)
     detail = ErrorDetail(code=code, message=message, request_id=REQUEST_ID.get())
     return _answer_json(ErrorAnswer(error=detail), status, headers)

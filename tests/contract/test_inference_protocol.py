@@ -99,7 +99,9 @@ def test_bad_tensors_are_one_line(client, change, status, problem):
         (INFER, b"[" * 100_000, "application/json", 422),
         (INFER, b"{}", "application/json", 422),
         (INFER, b'{"inputs": [], "outputs": [{"name": "x"}]}', "application/json", 422),
-        (INFER, b" " * 4_000_001, "application/json", 413),
+        (INFER, b" " * 14_000_001, "application/json", 413),
+        (INFER, b'{"inputs": [' + b"0," * 500_001 + b"0]}", "application/json", 413),
+        (INFER, b'{"inputs": [' + b"[]," * 110_000 + b"0]}", "application/json", 413),
         (INFER, b"{}", "application/octet-stream", 415),
         ("/v2/models/dogs/infer", b"{}", "application/json", 404),
         ("/v2/models/cifar10/versions/4/infer", b"{}", "application/json", 404),
@@ -123,6 +125,7 @@ def test_keys_log_and_feedback_know_it(tmp_path, start_service):
     body = {"inputs": [pixels("red")]}
     refused = httpx.post(f"{service.url}{INFER}", json=body, trust_env=False)
     assert (refused.status_code, list(refused.json())) == (401, ["error"])
+    assert list(httpx.get(f"{service.url}/v2", trust_env=False).json()) == ["error"]
     headers = {"X-API-Key": "a-key-of-this-test-that-is-long-enough"}
     assert httpx.post(f"{service.url}{INFER}", json=body, headers=headers, trust_env=False).status_code == 200
     assert service.stop() == 0
