@@ -26,7 +26,7 @@ from benchmarks.services.tables import print_report
 from benchmarks.training import describe_machine
 from model_code.tracking.provenance import find_versions, read_git_sha, read_versions
 from serving.bundle.preprocess import decode_picture
-from serving.bundle.store import read_champion
+from serving.bundle.store import list_released, read_champion
 
 CONNECTIONS = (1, 16, 64, 256)
 LIBRARIES = ("bentoml", "fastapi", "litserve", "uvicorn", "uvloop")
@@ -44,7 +44,11 @@ def main() -> None:
     # Else what was started would outlive this process.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     home, image = options.home.resolve(), options.image.read_bytes()
-    _, bundle, manifest = read_champion(home / "bundles", options.name)
+    names = list_released(home / "bundles")
+    name = options.name or (names[0] if len(names) == 1 else "cifar10")
+    if name not in names:
+        parser.error(f"{home} has no release named {name}; --name takes one of: {', '.join(names) or 'none yet'}")
+    _, bundle, manifest = read_champion(home / "bundles", name)
     report: dict[str, Any] = {
         "machine": describe_machine(),
         "git_sha": read_git_sha(),
@@ -79,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, required=True, help="DARKROOM_HOME with a released model")
-    parser.add_argument("--name", default="cifar10")
+    parser.add_argument("--name", help="registered name; when left out the only one of the home, or cifar10")
     parser.add_argument("--image", type=Path, required=True, help="of the size that the model reads")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)

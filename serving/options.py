@@ -31,7 +31,7 @@ class ServiceOptions(BaseModel):
         requires_cuda: True if a model that would run on the CPU is refused.
         registry: Address of an MLflow server whose champions are fetched; None for the releases on this machine.
         shadow_share: Share of the requests that a challenger, where there is one, looks at too, in [0, 1].
-        api_keys_file: One key per line, of which each request under /v1 must bring one; None for no keys.
+        api_keys_file: One key per line, of which each request under /v1 and /v2 must bring one; None for no keys.
         allowed_origins: Web pages of other origins that may call the service, e.g. `https://example.org`.
         allowed_hosts: Names, with a dot, under which browsers reach the service, e.g. `darkroom.example.org`.
         log_share: Share of the answered images that is written to the request log, in [0, 1].

@@ -93,6 +93,7 @@ class Structure:
         parts: Number of segments or chunks.
         scans: Number of scans of a JPEG.
         is_simple: True if nothing in it is known to cost more than its bytes and pixels say.
+        has_metadata: True if a JPEG has EXIF, other images behind it, or a colour profile.
     """
 
     format: str | None
@@ -102,6 +103,7 @@ class Structure:
     parts: int = 0
     scans: int = 0
     is_simple: bool = False
+    has_metadata: bool = False
 
 
 def glance(data: bytes) -> Structure:
@@ -237,6 +239,7 @@ def _read_jpeg(data: bytes, is_glance: bool) -> Structure:
         is_broken = is_broken or length < 2
         position += max(2, length)
         metadata_bytes += length if marker in (_APP1, _APP2) else 0
+    structure.has_metadata = metadata_bytes > 0
     # A colour profile is a program for another library.
     is_plain = is_whole and not has_profile and metadata_bytes <= CHEAP_METADATA_BYTES
     structure.is_simple = is_plain and len(frames) == 1 and frames[0] in _BASELINE_OR_PROGRESSIVE

@@ -9,17 +9,22 @@ Shape suffixes: H = height, W = width, C = the three colour channels, red first.
 import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import numpy.typing as npt
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError, features
 
 from serving.bundle.colour_profile import MODE_KEY, PROFILE_KEY, convert_to_srgb
-from serving.bundle.image_structure import describe_unread
+from serving.bundle.image_structure import describe_unread, glance, is_cheap
 from serving.bundle.mending import decode_mended
 from serving.bundle.sample_range import SampleRange, check_colour, read_range, scale_grey
 from serving.errors import NotAnImageError, OverloadedError, ServingError, TooLargeError
+
+try:
+    import simplejpeg
+except ImportError:  # a GPU node that trains on packed images: the pixels are the same without it
+    simplejpeg = None
 
 MAX_PIXELS = 50_000_000
 # A JPEG of more pixels is decoded at a fraction of its size, but no less than so many times what it is resized to.
@@ -29,6 +34,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + (("AVIF",) if f
 # Images are decoded side by side already.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
+# libjpeg-turbo's names. It converts CMYK otherwise than Pillow.
+_PLAIN_COLOURS = ("YCbCr", "Gray")
 _BAND_PIXELS = 1_000_000
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -86,6 +93,17 @@ def decode_picture(
         OverloadedError: There is not enough memory.
     """
     resize_size = resize_size or image_size
+    if _is_plain_jpeg(data, resize_size, max_pixels, formats):
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if take_pixels is not None:
+            take_pixels(width * height)
+            take_pixels = None
+        # What libjpeg-turbo objects to in the least, Pillow decodes, or words the error.
+        with suppress(ValueError):
+            decoded_HWC: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
+            if height == width == resize_size == image_size:
+                return decoded_HWC
+            return np.asarray(_fit(Image.fromarray(decoded_HWC), (width, height), image_size, resize_size))
     with _naming_errors(data, max_pixels, formats):
         try:
             image, whole_size = _decode(data, resize_size, max_pixels, take_pixels, formats)
@@ -103,6 +121,21 @@ def decode_picture(
             image, whole_size = found, sizes[0]
     # Last, on the fewest pixels.
     return np.asarray(convert_to_srgb(_fit(image, whole_size, image_size, resize_size)))
+
+
+def _is_plain_jpeg(data: bytes, resize_size: int, max_pixels: int, formats: Sequence[str]) -> bool:
+    """Return True if libjpeg-turbo itself decodes a file to the pixels of Pillow: a small JPEG without metadata."""
+    if simplejpeg is None or "JPEG" not in formats or not data.startswith(b"\xff\xd8\xff"):
+        return False
+    structure = glance(data)
+    is_small = is_cheap(structure, resize_size) and structure.width * structure.height <= max_pixels
+    if not is_small or structure.has_metadata:
+        return False
+    try:
+        *_, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    return colours in _PLAIN_COLOURS
 
 
 @contextmanager

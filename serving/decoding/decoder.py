@@ -92,10 +92,7 @@ class Decoder:
         for position, image in enumerate(images):
             by_cost[estimate_cost(image.structure, manifest.resize_size)].append((position, image))
         budget = _PixelBudget(len(images))
-
-        def decode(data: bytes, take_pixels: Callable[[int], None]) -> npt.NDArray[np.uint8]:
-            return decode_picture(data, manifest.image_size, manifest.resize_size, take_pixels=take_pixels)
-
+        decode = partial(_decode_here, manifest)
         run = asyncio.get_running_loop().run_in_executor
         running: list[Awaitable[dict[int, _Outcome]]] = [
             run(self._cheap_threads, _decode_part, part, decode, budget)
@@ -110,12 +107,16 @@ class Decoder:
             if isinstance(part, BaseException):
                 raise part
             outcomes |= part
-        decoded = []
-        for _, outcome in sorted(outcomes.items()):
-            if isinstance(outcome, ServingError):
-                raise outcome
-            decoded.append(outcome)
-        return decoded[0][None] if len(decoded) == 1 else np.stack(decoded)
+        return _stack(outcomes)
+
+    def decode_cheap(self, manifest: Manifest, images: list[EncodedImage]) -> npt.NDArray[np.uint8]:
+        """Return cheap images as `decode` does, decoded on the thread that calls.
+
+        Raises:
+            NotAnImageError: One does not decode.
+        """
+        decode = partial(_decode_here, manifest)
+        return _stack(_decode_part(list(enumerate(images)), decode, _PixelBudget(len(images))))
 
     def close(self) -> None:
         """End threads and processes at once; what has not started is dropped."""
@@ -189,6 +190,10 @@ class _Lane:
         return self.pool.decode(data, manifest.image_size, manifest.resize_size, take)
 
 
+def _decode_here(manifest: Manifest, data: bytes, take_pixels: Callable[[int], None]) -> npt.NDArray[np.uint8]:
+    return decode_picture(data, manifest.image_size, manifest.resize_size, take_pixels=take_pixels)
+
+
 def _decode_part(part: _Part, decode: _Decode, budget: "_PixelBudget") -> dict[int, _Outcome]:
     """Decode some of a request's images until one fails; returns images and the error by position."""
     outcomes: dict[int, _Outcome] = {}
@@ -200,6 +205,16 @@ def _decode_part(part: _Part, decode: _Decode, budget: "_PixelBudget") -> dict[i
             outcomes[position] = _name_image(error, position, image, budget.images)
             break
     return outcomes
+
+
+def _stack(outcomes: dict[int, _Outcome]) -> npt.NDArray[np.uint8]:
+    """Return the images in their order, or raise the first error."""
+    decoded = []
+    for _, outcome in sorted(outcomes.items()):
+        if isinstance(outcome, ServingError):
+            raise outcome
+        decoded.append(outcome)
+    return decoded[0][None] if len(decoded) == 1 else np.stack(decoded)
 
 
 def _name_image(error: ServingError, position: int, image: EncodedImage, count: int) -> ServingError:

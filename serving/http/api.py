@@ -28,14 +28,14 @@ from serving.errors import (
 )
 from serving.http.api_keys import ApiKeys
 from serving.http.connections import SURPLUS
-from serving.http.endpoint import ENDPOINTS, Endpoint
+from serving.http.endpoint import ENDPOINTS, INFERENCE_PREFIX, Endpoint
 from serving.http.layers import REQUEST_ID_HEADER, SECURITY_HEADERS, CutOff, RequestObserver, SecurityHeaders
 from serving.http.openapi import describe_api
 from serving.http.origins import PageCheck
 from serving.http.protocol import REFUSED
 from serving.http.request_body import RequestBody
 from serving.limits import MAX_CONNECTIONS
-from serving.models.predictions import ErrorAnswer, ErrorDetail
+from serving.models.predictions import ErrorAnswer, ErrorDetail, InferenceError
 from serving.options import ServiceOptions, is_root_path
 from serving.request_record import REQUEST_ID, AnsweredRequest
 
@@ -189,43 +189,47 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if not getattr(request.state, "is_body_read", True):
         headers["Connection"] = "close"
-    return _refuse(error.status, error.code, str(error), headers)
+    return _refuse(request.scope, error.status, error.code, str(error), headers)
 
 
-async def _answer_shortage(_: Request, __: Exception) -> Response:
+async def _answer_shortage(request: Request, __: Exception) -> Response:
     headers = {"Retry-After": "5", "Connection": "close"}
     message = "there is not enough memory for this request now; try again"
-    return _refuse(OverloadedError.status, OverloadedError.code, message, headers)
+    return _refuse(request.scope, OverloadedError.status, OverloadedError.code, message, headers)
 
 
-async def _answer_fault(_: Request, error: Exception) -> Response:
+async def _answer_fault(request: Request, error: Exception) -> Response:
     # Starlette logs the error itself.
     # Outside of the layers that add the headers.
     headers = {**SECURITY_HEADERS, REQUEST_ID_HEADER: REQUEST_ID.get()}
-    return _refuse(500, "internal", f"the service failed on this request ({type(error).__name__})", headers)
+    message = f"the service failed on this request ({type(error).__name__})"
+    return _refuse(request.scope, 500, "internal", message, headers)
 
 
-async def _answer_http_error(_: Request, error: Exception) -> Response:
+async def _answer_http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
     code = _HTTP_CODES.get(error.status_code, "bad_request")
-    return _refuse(error.status_code, code, error.detail, dict(error.headers or {}))
+    return _refuse(request.scope, error.status_code, code, error.detail, dict(error.headers or {}))
 
 
-async def _answer_nobody(_: Request, __: Exception) -> Response:
-    return _refuse(NotReadableError.status, NotReadableError.code, "the connection was closed early", None)
+async def _answer_nobody(request: Request, __: Exception) -> Response:
+    message = "the connection was closed early"
+    return _refuse(request.scope, NotReadableError.status, NotReadableError.code, message, None)
 
 
 async def _answer_stopping(scope: Scope, receive: Receive, send: Send) -> None:
     headers = {"Retry-After": "5", "Connection": "close"}
-    answer = _refuse(OverloadedError.status, OverloadedError.code, "the service is stopping; try again", headers)
+    message = "the service is stopping; try again"
+    answer = _refuse(scope, OverloadedError.status, OverloadedError.code, message, headers)
     await answer(scope, receive, send)
 
 
-def _refuse(status: int, code: str, message: str, headers: dict[str, str] | None) -> Response:
-    return _answer_json(
-        ErrorAnswer(error=ErrorDetail(code=code, message=message, request_id=REQUEST_ID.get())), status, headers
-    )
+def _refuse(scope: Scope, status: int, code: str, message: str, headers: dict[str, str] | None) -> Response:
+    if f"{scope['path']}/".startswith(f"{INFERENCE_PREFIX}/"):
+        return _answer_json(InferenceError(error=message), status, headers)
+    detail = ErrorDetail(code=code, message=message, request_id=REQUEST_ID.get())
+    return _answer_json(ErrorAnswer(error=detail), status, headers)
 
 
 def _answer_json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:

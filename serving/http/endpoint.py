@@ -21,6 +21,8 @@ REFUSALS = {
     "415": "Wrong content type",
     "422": "Bad parameter",
 }
+# Paths of the Open Inference Protocol, whose errors have a form of their own.
+INFERENCE_PREFIX = "/v2"
 # The service asks for a key only where it is started with some.
 SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"key": []}]
 
@@ -82,6 +84,7 @@ def endpoint(
     def enter(handle: Handler) -> Handler:
         first, *others = handle.__name__.split("_")
         described = sorted({"401", *refusals})
+        error = "InferenceError" if path.startswith(INFERENCE_PREFIX) else "ErrorAnswer"
         operation: Description = {
             "operationId": first + "".join(map(str.capitalize, others)),
             "summary": (inspect.getdoc(handle) or "").splitlines()[0].rstrip("."),
@@ -89,7 +92,7 @@ def endpoint(
             **({"parameters": list(parameters)} if parameters else {}),
             **({"requestBody": {"required": True, "content": body}} if body else {}),
             "responses": {"200": describe_answer(success, answer.__name__)}
-            | {status: describe_answer(REFUSALS[status]) for status in described}
+            | {status: describe_answer(REFUSALS[status], error) for status in described}
             | (further or {}),
         }
         ENDPOINTS.append(Endpoint(method, path, handle, answer, reads, operation))
@@ -110,7 +113,7 @@ def describe_answer(description: str, model: str = "ErrorAnswer") -> Description
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def describe_overload() -> Description:
-    """Return the response 503 with the header that says when to try again."""
+def describe_overload(model: str = "ErrorAnswer") -> Description:
+    """Return the response 503, whose JSON body is of a model, with the header that says when to try again."""
     wait = {"description": "Seconds to wait before the next try", "schema": {"type": "integer"}}
-    return {"503": describe_answer("Overloaded, or no model is loaded yet") | {"headers": {"Retry-After": wait}}}
+    return {"503": describe_answer("Overloaded, or no model is loaded yet", model) | {"headers": {"Retry-After": wait}}}

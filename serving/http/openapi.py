@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from serving.http.endpoint import ENDPOINTS
-from serving.models.predictions import ErrorAnswer
+from serving.models.predictions import ErrorAnswer, InferenceError
 
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -22,7 +22,7 @@ def describe_api(root_path: str = "") -> dict[str, Any]:
     """
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(one.answer, "serialization") for one in ENDPOINTS]
     models += [(one.reads, "validation") for one in ENDPOINTS if one.reads]
-    models.append((ErrorAnswer, "serialization"))
+    models += [(ErrorAnswer, "serialization"), (InferenceError, "serialization")]
     _, definitions = models_json_schema(models, ref_template="#/components/schemas/{model}")
     paths: dict[str, dict[str, Any]] = {}
     for one in ENDPOINTS:

@@ -5,6 +5,7 @@ Shape suffixes: N = images in the request, H = height, W = width, C = colour cha
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -126,11 +127,25 @@ class PredictionApi:
                 classifier = self.models.select(request.query_params.get("model"))
                 top_k = _read_top_k(request, len(classifier.manifest.classes))
                 images = await body.read_images(holding)
-                probabilities_NK = await self.classify(classifier, images)
+                _, answer = await self.answer(classifier, images, top_k)
         except ServingError:
             # After the holding is given back: what is discarded takes no memory, but time.
             request.state.is_body_read = await body.discard()
             raise
+        return answer
+
+    async def answer(
+        self, classifier: Classifier, images: list[EncodedImage], top_k: int
+    ) -> tuple[npt.NDArray[np.float32], PredictAnswer]:
+        """Classify the images of a request, show them to a challenger, and tell the answer.
+
+        Returns:
+            Class probabilities, float32 [N, K], and the answer that they make.
+
+        Raises:
+            ServingError: An image does not decode, or there is too much to do.
+        """
+        probabilities_NK = await self.classify(classifier, images)
         self._shadow.offer(classifier, images, probabilities_NK)
         answer = PredictAnswer(
             model=classifier.identity,
@@ -142,7 +157,7 @@ class PredictionApi:
         )
         if self._on_answer is not None:
             self._on_answer(classifier.manifest, answer, images)
-        return answer
+        return probabilities_NK, answer
 
     async def classify(self, classifier: Classifier, images: list[EncodedImage]) -> npt.NDArray[np.float32]:
         """Return the class probabilities of some images, float32 [N, K], when their turn has come.
@@ -156,6 +171,9 @@ class PredictionApi:
         try:
             with self.queues[cost].wait(len(images), work_s):
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    if cost is Cost.CHEAP and len(images) == 1 and self._batcher.is_idle:
+                        decode = partial(self._decoder.decode_cheap, classifier.manifest, images)
+                        return await self._batcher.decode_and_classify(classifier, decode)
                     images_NHWC = await self._decoder.decode(classifier.manifest, images)
                     return await self._batcher.classify(classifier, images_NHWC)
         except TimeoutError as error:

@@ -103,17 +103,21 @@ class RequestBody:
             (image,), given = await self._read_form(holding, MAX_IMAGE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
         return image, given
 
-    async def read_text(self, holding: Holding) -> bytes:
-        """Read a short body as it is, such as JSON.
+    async def read_text(self, holding: Holding, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+        """Read a body as it is, such as JSON.
+
+        Args:
+            holding: Account of the bytes that arrive, taken before they are kept.
+            max_bytes: Most bytes that it may have.
 
         Raises:
-            TooLargeError: It is not short.
+            TooLargeError: It has more.
             SlowBodyError: It did not arrive in time.
             OverloadedError: `holding` refused, or gave this body up for others.
             starlette.requests.ClientDisconnect: The client went away.
         """
         async with self._within_time(holding):
-            return b"".join([chunk async for chunk in self._stream(MAX_TEXT_BYTES, "a text body", holding)])
+            return b"".join([chunk async for chunk in self._stream(max_bytes, "a text body", holding)])
 
     async def discard(self) -> bool:
         """Read on for a moment after a refusal: closing at once resets the connection unanswered.

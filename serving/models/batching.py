@@ -33,7 +33,8 @@ class Model(Protocol):
 @dataclass(frozen=True)
 class _Job:
     model: Model
-    images_NHWC: npt.NDArray[np.uint8]
+    images: int
+    decode: Callable[[], npt.NDArray[np.uint8]]
     answer: "asyncio.Future[npt.NDArray[np.float32]]"
 
 
@@ -62,6 +63,11 @@ class Batcher:
         return len(self._waiting)
 
     @property
+    def is_idle(self) -> bool:
+        """True if nothing is on the device."""
+        return not self._is_busy
+
+    @property
     def is_hung(self) -> bool:
         """True if the batch on the device takes much longer than its model's last one leads to expect."""
         return self._is_busy and time.monotonic() - self._start_s > self._hung_s
@@ -78,7 +84,29 @@ class Batcher:
         Raises:
             Exception: The model's error over the batch, for each request in it.
         """
-        job = _Job(model, images_NHWC, asyncio.get_running_loop().create_future())
+        return await self._classify(model, len(images_NHWC), lambda: images_NHWC)
+
+    async def decode_and_classify(
+        self, model: Model, decode: Callable[[], npt.NDArray[np.uint8]]
+    ) -> npt.NDArray[np.float32]:
+        """Return the class probabilities of one image, float32 [1, K], decoded on the thread of the device.
+
+        A hop to another thread costs as much as a small image, and nothing could be classified meanwhile.
+
+        Args:
+            model: Classifies.
+            decode: Returns uint8 [1, H, W, C].
+
+        Raises:
+            Exception: The error of `decode`, or the model's.
+        """
+        assert self.is_idle, "in a batch, an image that does not decode would fail the others"
+        return await self._classify(model, 1, decode)
+
+    async def _classify(
+        self, model: Model, images: int, decode: Callable[[], npt.NDArray[np.uint8]]
+    ) -> npt.NDArray[np.float32]:
+        job = _Job(model, images, decode, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         if not self._is_busy:
             self._start()
@@ -107,9 +135,9 @@ class Batcher:
         for job in self._waiting:
             if job.answer.done():  # its client has gone
                 continue
-            fits = not taken or (job.model is taken[0].model and count + len(job.images_NHWC) <= self._max_images)
+            fits = not taken or (job.model is taken[0].model and count + job.images <= self._max_images)
             (taken if fits else left).append(job)
-            count += len(job.images_NHWC) if fits else 0
+            count += job.images if fits else 0
         self._waiting = left
         return taken
 
@@ -133,12 +161,12 @@ class Batcher:
 
 
 def _count_images(jobs: list[_Job]) -> int:
-    return sum(len(job.images_NHWC) for job in jobs)
+    return sum(job.images for job in jobs)
 
 
 def _classify(jobs: list[_Job]) -> list[npt.NDArray[np.float32]]:
     if len(jobs) == 1:
-        return [jobs[0].model.classify(jobs[0].images_NHWC)]
-    probabilities_NK = jobs[0].model.classify(np.concatenate([job.images_NHWC for job in jobs]))
-    ends = np.cumsum([len(job.images_NHWC) for job in jobs])
+        return [jobs[0].model.classify(jobs[0].decode())]
+    probabilities_NK = jobs[0].model.classify(np.concatenate([job.decode() for job in jobs]))
+    ends = np.cumsum([job.images for job in jobs])
     return np.split(probabilities_NK, ends[:-1])

@@ -209,6 +209,14 @@ class ErrorAnswer(BaseModel):
     error: ErrorDetail
 
 
+class InferenceError(BaseModel):
+    """Body of every refusal under /v2, as the Open Inference Protocol has it: one line for a person."""
+
+    model_config = ConfigDict(frozen=True)
+
+    error: str
+
+
 def rank_classes(
     probabilities_K: npt.NDArray[np.float32],
     manifest: Manifest,

@@ -402,6 +402,14 @@ def test_openapi_names_the_prefix_that_a_proxy_strips(client, prefix, servers):
     assert answer.headers["vary"] == "X-Forwarded-Prefix"
 
 
+def test_openapi_names_the_prefix_that_the_service_is_told(tmp_path, start_service):
+    release(tmp_path / "bundles")
+    told = start_service(tmp_path, "--root-path", "/ml/darkroom")
+    headers = {"X-Forwarded-Prefix": "/other"}
+    answer = httpx.get(f"{told.url}/openapi.json", headers=headers, trust_env=False)
+    assert answer.json()["servers"] == [{"url": "/ml/darkroom"}]
+
+
 @pytest.mark.parametrize(
     "name", ["filename*=UTF-8''K%C3%A4se.png", "filename*=utf-8'de'cat.png", "FileName* = iso-8859-1''K%E4se.png"]
 )

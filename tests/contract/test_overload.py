@@ -78,6 +78,20 @@ def test_too_many_bytes_at_once_say_when_to_come_back(app):
     assert ask(app, paint()).status_code == 200
 
 
+def test_a_small_image_alone_takes_one_hop(app, monkeypatch):
+    api = app.state.api
+
+    async def fail(*_):
+        raise AssertionError("a hop to the threads that decode")
+
+    monkeypatch.setattr(api._decoder, "decode", fail)
+    answer = ask(app, paint("blue"))
+    assert answer.json()["predictions"][0]["label"] == "blue"
+    image = paint("blue")
+    damaged = ask(app, image[:43] + bytes(8) + image[51:])
+    assert (damaged.status_code, damaged.json()["error"]["code"]) == (400, "not_a_picture")
+
+
 def test_a_shortage_of_memory_anywhere_is_overload(app, monkeypatch):
     def fail(*_):
         raise MemoryError

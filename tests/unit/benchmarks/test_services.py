@@ -1,11 +1,15 @@
 """What the service's benchmark reads and sends."""
 
+import sys
+
 import pytest
 
+from benchmarks import serving
 from benchmarks.services.batches import build_multipart
 from benchmarks.services.endurance import summarise_probes
 from benchmarks.services.figures import format_summary, summarise
 from benchmarks.services.http_load import count_refused, read_figures
+from tests.unit.serving.tiny_bundle import release
 
 SAID = """unable to say something
 {"statuses": {"200": 300, "503": 40, "201": 100}, "failures": 2, "seconds": 2.0, "p50_ms": 1.5, "p99_ms": 9.0}"""
@@ -33,3 +37,13 @@ def test_latencies_are_summarised_by_status():
 def test_a_spread_is_shown_where_there_is_one():
     assert format_summary(summarise([3.0, 1.0, 1200.0])) == "3 (1 to 1,200)"
     assert format_summary(summarise([2.25]), 1) == "2.2"
+
+
+def test_a_name_without_a_release_is_one_line(tmp_path, monkeypatch, capsys):
+    for name in ("shapes", "dogs"):
+        release(tmp_path / "bundles", name)
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/wrk")
+    monkeypatch.setattr(sys, "argv", ["serving", "--home", str(tmp_path), "--image", __file__])
+    with pytest.raises(SystemExit):
+        serving.main()
+    assert "no release named cifar10; --name takes one of: dogs, shapes" in capsys.readouterr().err

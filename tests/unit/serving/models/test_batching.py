@@ -57,6 +57,40 @@ def test_what_waits_is_one_batch_and_everyone_gets_their_own_answer():
     asyncio.run(run())
 
 
+def test_an_image_that_comes_alone_is_decoded_where_it_is_classified():
+    async def run():
+        told, model, threads = [], Model(), []
+        batcher = Batcher(on_batch=told.append)
+
+        def decode():
+            assert not batcher.is_idle
+            threads.append(threading.current_thread().name)
+            return draw(9)
+
+        def fail():
+            raise OSError("damaged")
+
+        assert batcher.is_idle
+        assert (await batcher.decode_and_classify(model, decode)).tolist() == [[9]]
+        assert threads == ["classify_0"]
+        with pytest.raises(OSError, match="damaged"):
+            await batcher.decode_and_classify(model, fail)
+        assert batcher.is_idle
+        # What comes meanwhile shares a batch, as behind any other.
+        model.gate.clear()
+        model.begun.clear()
+        first = asyncio.create_task(batcher.decode_and_classify(model, decode))
+        await asyncio.to_thread(model.begun.wait, 10)
+        others = [asyncio.create_task(batcher.classify(model, draw(value))) for value in (1, 2)]
+        await asyncio.sleep(0)
+        model.gate.set()
+        assert [answer.tolist() for answer in await asyncio.gather(first, *others)] == [[[9]], [[1]], [[2]]]
+        assert told == [1, 1, 2]
+        batcher.close()
+
+    asyncio.run(run())
+
+
 def test_a_batch_has_its_limit_and_one_model():
     async def run():
         model, other = Model(), Model()
