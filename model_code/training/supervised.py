@@ -151,7 +151,9 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         pretrained = pretrained or config.pretrained_weights
         _prepare_start(config, model, images.train.images_NHWC)
         if pretrained and self.state is None:
-            checkpoints.load_pretrained(model[1], pretrained)
+            lines = checkpoints.load_pretrained(model[1], pretrained)
+            if processes.rank == 0:
+                print(*lines, sep="\n", flush=True)
         if processes.count > 1:
             synchronise_batch_norm(model, self.device)
         self.model = self.engine.lay_out(model)
