@@ -181,7 +181,7 @@ class ListData(Job):
 
 
 class ExportData(Job):
-    """Write a packed data set as a zip of class folders: <split>/<class>/<number>.png with the packed pixels."""
+    """Write a packed data set as a zip: <split>/<class>/<number>.png with the packed pixels, <split>/metadata.csv."""
 
     command = "data export"
 

@@ -58,10 +58,8 @@ class DatasetRemoval:
     users: tuple[str, ...]
 
     def __str__(self) -> str:
-        return (
-            f"packed images {format_size(self.size_bytes)}, history of {len(self.revisions)} revisions "
-            f"{format_size(self.history_bytes)}"
-        )
+        count = f"{len(self.revisions)} revision{'' if len(self.revisions) == 1 else 's'}"
+        return f"packed images {format_size(self.size_bytes)}, history of {count} {format_size(self.history_bytes)}"
 
 
 def list_registered(settings: Settings, name: str | None = None) -> tuple[RegisteredVersion, ...]:

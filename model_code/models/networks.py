@@ -13,7 +13,7 @@ from model_code.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-_LAST_LAYERS = ("fc", "head", "heads")
+LAST_LAYERS = ("fc", "head", "heads")
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,21 @@ def build_backbone(name: str, image_size: int | None = None) -> tuple["nn.Module
     from torch import nn
 
     network = build_network(name, num_classes=1, image_size=image_size)
-    for layer_name in _LAST_LAYERS:
+    for layer_name in LAST_LAYERS:
         layer = getattr(network, layer_name, None)
         linear = layer[-1] if isinstance(layer, nn.Sequential) and len(layer) == 1 else layer
         if isinstance(linear, nn.Linear):
             setattr(network, layer_name, nn.Identity())
             return network, linear.in_features
     raise UsageError(
-        f"{name} cannot be a backbone, since it has no linear layer called {', '.join(_LAST_LAYERS[:-1])} or "
-        f"{_LAST_LAYERS[-1]}; choose one of {', '.join(_FILES)}"
+        f"{name} cannot be a backbone, since it has no linear layer called {', '.join(LAST_LAYERS[:-1])} or "
+        f"{LAST_LAYERS[-1]}; choose one of {', '.join(_FILES)}"
     )
+
+
+def list_backbone(network: "nn.Module") -> "list[nn.Parameter]":
+    """Return all parameters but those of the last layer."""
+    return [one for name, one in network.named_parameters() if name.partition(".")[0] not in LAST_LAYERS]
 
 
 def count_parameters(network: "nn.Module") -> int:

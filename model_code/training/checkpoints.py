@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from model_code.disk import write_atomically
 from model_code.errors import DownloadError, TrainingError
+from model_code.models.networks import LAST_LAYERS
+from model_code.models.weight_names import translate
 from model_code.training.run_folder import STATE_FILE
 
 LAST_FILE = "last.safetensors"
@@ -102,33 +104,55 @@ def load_weights(network: nn.Module, file: Path) -> None:
         raise TrainingError(f"{file} does not hold the weights of this network: {_first_line(error)}") from error
 
 
-def load_pretrained(network: nn.Module, source: str) -> None:
+def load_pretrained(network: nn.Module, source: str) -> list[str]:
     """Load pretrained weights of the same architecture, all but the last layer (`fc`, `head` or `heads`).
+
+    Names may be those of torchvision, timm or our own networks (`model_code.models.weight_names`).
 
     Args:
         network: Is changed in place.
         source: A .safetensors file, a file of torch.save, or `torchvision` for its ImageNet weights (a download).
 
+    Returns:
+        Lines for people: how much matched, what was left out, what starts anew.
+
     Raises:
         TrainingError: The file is missing, is no weights file, or does not fit.
         DownloadError: The download failed.
     """
-    weights = _download_torchvision() if source == "torchvision" else _read_state_dict(Path(source))
+    given = _download_torchvision() if source == "torchvision" else _read_state_dict(Path(source))
+    weights = {name: given[own] for name, own in translate(given).items()}
+    own_state = network.state_dict()
+    own = translate(own_state)
     # The last layer belongs to the old classes; BatchNorm's counter is not in files from before torch 0.4.1.
     wanted = {
-        name: tensor
-        for name, tensor in network.state_dict().items()
-        if not name.startswith(("fc.", "head.", "heads."))
+        name: own_state[key]
+        for name, key in own.items()
+        if key.partition(".")[0] not in LAST_LAYERS
+        and not name.endswith("relative_position_index")
         and not (name.endswith("num_batches_tracked") and name not in weights)
     }
-    missing = sorted(set(wanted) - set(weights))
-    wrong = sorted(name for name in set(wanted) & set(weights) if wanted[name].shape != weights[name].shape)
+    missing = sorted(own[name] for name in wanted.keys() - weights.keys())
+    wrong = sorted(own[name] for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape)
     if missing or wrong:
         raise TrainingError(
             f"pretrained_weights={source}: {len(missing)} layers are missing and {len(wrong)} have another shape "
             f"(first: {(missing + wrong)[0]}); give weights of the same network"
         )
-    network.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+    network.load_state_dict({own[name]: weights[name] for name in wanted}, strict=False)
+    left_out = [(translate(given)[name], tensor) for name, tensor in weights.items() if name not in wanted]
+    fresh = [(own[name], own_state[own[name]]) for name in own if own[name].partition(".")[0] in LAST_LAYERS]
+    return [
+        f"pretrained_weights={source}",
+        f"  matched    {len(wanted)} tensors",
+        *(f"  left out   {_describe(name, tensor)}" for name, tensor in left_out),
+        *(f"  untrained  {_describe(name, tensor)}" for name, tensor in fresh),
+    ]
+
+
+def _describe(name: str, tensor: Tensor) -> str:
+    shown = name.encode("unicode_escape").decode()
+    return f"{shown} {'x'.join(map(str, tensor.shape)) or 'number'}"
 
 
 def hash_pretrained(source: str | None) -> str | None:

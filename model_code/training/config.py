@@ -28,6 +28,9 @@ class TrainingConfig(EpochConfig):
         whitening_images: Training images whose patches whiten the first convolution, whose weights are then frozen; 0
             leaves it as it starts.
         whitening_bias_epochs: Epochs in which the bias of that convolution is trained.
+        backbone_rate_factor: Learning rate of all layers but the last over that of the last.
+        frozen_epochs: First epochs in which only the last layer learns; as many as `epochs` for a linear probe. Running
+            statistics of BatchNorm follow the images all the same.
         has_frozen_norm_scale: True if the scales of BatchNorm stay at 1.
         image_size: Height and width that the network sees, pixels: in training a random resized crop (`crop_area`), in
             evaluation the middle. None takes the images as they are packed.
@@ -98,6 +101,8 @@ class TrainingConfig(EpochConfig):
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
     norm_bias_rate_factor: PositiveFloat = 1
+    backbone_rate_factor: PositiveFloat = 1
+    frozen_epochs: int = Field(default=0, ge=0)
     has_lookahead: bool = False
     schedule: Literal["multistep", "plateau", "cosine", "triangular"] = "multistep"
     decay_points: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, ReduceLROnPlateau
 
+from model_code.models.networks import list_backbone
 from model_code.training.config import TrainingConfig
 from model_code.training.schedules import cosine_factor, triangular_factor
 
@@ -38,18 +39,25 @@ def build_optimizer(config: TrainingConfig, model: nn.Module, is_recorded: bool 
 
 
 def _group_parameters(config: TrainingConfig, model: nn.Module) -> list[dict[str, Any]]:
-    """Return the trainable parameters, those with a learning rate of their own in a second group."""
-    factor = config.norm_bias_rate_factor
-    if factor == 1:
-        return [{"params": [one for one in model.parameters() if one.requires_grad]}]
+    """Return the trainable parameters, a group for each learning rate; the one with the config's own is the first."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    biases = [norm.bias for norm in norms if norm.bias is not None]
-    fast = {id(bias) for bias in biases}
-    # SGD multiplies the decay by the rate.
-    decay = config.weight_decay / factor
+    biases = {id(norm.bias) for norm in norms}
+    backbone = {id(one) for network in model.children() for one in list_backbone(network)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {(1, 1): []}
+    for one in model.parameters():
+        if one.requires_grad:
+            backbone_factor = config.backbone_rate_factor if id(one) in backbone else 1
+            bias_factor = config.norm_bias_rate_factor if id(one) in biases else 1
+            groups.setdefault((backbone_factor, bias_factor), []).append(one)
     return [
-        {"params": [one for one in model.parameters() if one.requires_grad and id(one) not in fast]},
-        {"params": biases, "lr": config.learning_rate * factor, "weight_decay": decay},
+        {
+            "params": parameters,
+            "lr": config.learning_rate * backbone_factor * bias_factor,
+            # SGD multiplies the decay by the rate.
+            "weight_decay": config.weight_decay / bias_factor,
+        }
+        for (backbone_factor, bias_factor), parameters in groups.items()
+        if parameters
     ]
 
 

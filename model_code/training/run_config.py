@@ -43,7 +43,12 @@ FIXED_SETTINGS = {"kind", "recipe", "profile"}
 
 
 # Settings younger than hashes on record: with these values they are what was computed before.
-_LATER_SETTINGS = {"engine.kernels": "deterministic", "precision": "float32"}
+_LATER_SETTINGS = {
+    "engine.kernels": "deterministic",
+    "precision": "float32",
+    "backbone_rate_factor": 1,
+    "frozen_epochs": 0,
+}
 
 
 class RunConfig(BaseModel):

@@ -24,7 +24,7 @@ from model_code.models.initialization import (
     start_as_partial_identity,
     whiten_first_convolution,
 )
-from model_code.models.networks import build_network, check_image_size
+from model_code.models.networks import build_backbone, build_network, check_image_size, list_backbone
 from model_code.models.view_average import ViewAverage
 from model_code.training import checkpoints
 from model_code.training.config import TrainingConfig
@@ -89,6 +89,8 @@ def check_images(config: TrainingConfig, images: TrainingImages) -> None:
             raise UsageError(f"{setting}={pixels} reflects more than an image of {size} pixels; at most {size - 1}")
     if config.whitening_images:
         find_whitening(build_network(config.network, len(images.classes), size))
+    if config.frozen_epochs or config.backbone_rate_factor != 1:
+        build_backbone(config.network, size)
     check_batch(len(images.train), config.batch_size)
 
 
@@ -149,7 +151,9 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         pretrained = pretrained or config.pretrained_weights
         _prepare_start(config, model, images.train.images_NHWC)
         if pretrained and self.state is None:
-            checkpoints.load_pretrained(model[1], pretrained)
+            lines = checkpoints.load_pretrained(model[1], pretrained)
+            if processes.rank == 0:
+                print(*lines, sep="\n", flush=True)
         if processes.count > 1:
             synchronise_batch_norm(model, self.device)
         self.model = self.engine.lay_out(model)
@@ -160,6 +164,7 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
         self.optimizer = build_optimizer(config, self.model, is_recorded=self.engine.compile == "step")
         self.gradient_step = GradientStep(config, self.engine, self.model, self.optimizer, processes)
         self.schedule = Schedule(config, self.optimizer, self.steps)
+        self._thawing = [one for one in list_backbone(self.network) if one.requires_grad]
         self._told_epoch, self._is_even_epoch = 0, torch.zeros((), dtype=torch.bool, device=self.device)
         self._first_mirrored_N = draw_first_mirrored(config, len(images.train)).to(self.device)
         self._weights_K = self._chances_N = None
@@ -204,6 +209,8 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
             bias = find_whitening(self.network).bias
             assert bias is not None, "whitening starts from a bias of its own"
             bias.requires_grad_(epoch <= self.config.whitening_bias_epochs)
+        for parameter in self._thawing if self.config.frozen_epochs else ():
+            parameter.requires_grad_(epoch > self.config.frozen_epochs)
         learned, visited = self.learn(epoch)
         trained = time.perf_counter()
         report = self._validate()

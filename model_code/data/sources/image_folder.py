@@ -31,9 +31,15 @@ LABEL_COLUMNS = ("label", "labels", "class", "category")
 
 
 def find_tables(archive: Archive) -> list[str]:
-    """Return the names of the tables that have a column of file names."""
+    """Return the names of the tables that have a column of file names or labels, or images beside them."""
     tables = [name for name in archive.files if PurePosixPath(name).name == TABLE]
-    return [name for name in tables if FILE_COLUMN in read_rows(archive.read(name), f"{archive.path}/{name}")[0]]
+    folders = {PurePosixPath(name).parent for name in archive.files if is_image_name(name)} if tables else set()
+    return [
+        name
+        for name in tables
+        if PurePosixPath(name).parent in folders
+        or {FILE_COLUMN, *LABEL_COLUMNS} & set(read_rows(archive.read(name), f"{archive.path}/{name}")[0])
+    ]
 
 
 @layout("Hugging Face's metadata.csv with file_name,label", lambda archive: bool(find_tables(archive)))
@@ -86,9 +92,13 @@ def _read_table(archive: Archive, table: str, label_by_file: dict[str, str], pro
     where = f"{archive.path}/{table}"
     header, rows = read_rows(archive.read(table), where)
     found = [name for name in LABEL_COLUMNS if name in header]
-    if len(found) != 1:
+    if len(found) != 1 or FILE_COLUMN not in header:
+        wrong = [f"{FILE_COLUMN} is missing"] if FILE_COLUMN not in header else []
+        if len(found) != 1:
+            wrong.append(f"{' and '.join(found)} are labels" if found else "labels are missing")
         raise DataError(
-            f"{where}: found columns {header}; expected {FILE_COLUMN} and one of {', '.join(LABEL_COLUMNS)}"
+            f"{where}: found columns {header}; expected {FILE_COLUMN} and one of {', '.join(LABEL_COLUMNS)}: "
+            f"{' and '.join(wrong)}; complete the table, or remove it to read class folders"
         )
     file_column, label_column = header.index(FILE_COLUMN), header.index(found[0])
     present = set(archive.files)

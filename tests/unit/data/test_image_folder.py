@@ -65,9 +65,20 @@ def test_everything_that_is_wrong_is_listed_at_once(write, add):
         assert part in str(caught.value), part
 
 
-def test_a_table_without_labels_names_its_columns(write, add):
-    with pytest.raises(DataError, match=r"found columns \['file_name', 'text'\]; expected file_name and one of label,"):
-        add(write(FILES[:3], {"train/metadata.csv": "file_name,text\na.png,x\n"}))
+@pytest.mark.parametrize(
+    ("header", "wrong"),
+    [
+        ("file_name,text", "labels are missing;"),
+        ("text,author", "file_name is missing and labels are missing;"),
+        ("image,label", "file_name is missing;"),
+        ("file_name,label,class", "label and class are labels;"),
+    ],
+)
+def test_a_table_that_lacks_a_column_says_which(write, add, header, wrong):
+    with pytest.raises(DataError, match=rf"found columns .*; expected file_name and one of label, .*: {wrong}"):
+        add(write(FILES[:3], {"train/metadata.csv": f"{header}\na.png,x\n"}))
+    with pytest.raises(DataError, match=f"metadata.csv: found columns .*: {wrong}"):
+        add(write(("a.png", "b.png"), {"metadata.csv": f"{header}\na.png,x\n"}))
 
 
 def test_another_table_leaves_class_folders_what_they_are(write, add):
@@ -85,3 +96,22 @@ def test_an_export_is_read_as_the_same_images(write, add, tmp_path):
     with pytest.raises(UsageError, match="is there already"):
         export_dataset(packed, file)
     assert np.asarray(packed.splits["train"].images_NHWC).shape == (2, 8, 8, 3)
+
+
+def test_an_export_keeps_names_that_no_folder_can_have_and_the_order(write, add, tmp_path):
+    names = ["a/b", "a_b", "a%2Fb", "..", ".x", "c:d", 'say "no", twice', "100%", "test"]
+    rows = ['{}.png,"{}"'.format(number, name.replace('"', '""')) for number, name in enumerate(names)]
+    source = write([f"train/{number}.png" for number in range(9)], {"train/metadata.csv": "file_name,label\n"})
+    (source / "train/metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    packed = add(source)
+    assert sorted(packed.classes) == sorted(names)
+    export_dataset(packed, tmp_path / "out.zip")
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        members = [name for name in archive.namelist() if name.endswith(".png")]
+        archive.extractall(tmp_path / "out")
+    assert len({name.split("/")[1] for name in members}) == 9
+    assert {"train/a%2Fb/000000.png", "train/a_b/000001.png", "train/a%252Fb/000002.png"} < set(members)
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 9
+    for again in (tmp_path / "out.zip", tmp_path / "out"):
+        same = add(again, "again")
+        assert (same.classes, same.checksum) == (packed.classes, packed.checksum)

@@ -1,5 +1,6 @@
 import os
 import pickle
+import re
 import zipfile
 
 import pytest
@@ -274,3 +275,80 @@ def test_pretrained_code_is_not_run(tmp_path):
     assert not marker.exists()
     pickle.loads((tmp_path / "plain.pth").read_bytes())
     assert marker.exists()
+
+
+def as_timm(name):
+    """Names of timm 1.0 for torchvision's ViT and Swin, written from timm's sources."""
+    if name.startswith("features."):
+        _, stage, rest = name.split(".", 2)
+        if stage == "0":
+            return {"0": "patch_embed.proj.", "2": "patch_embed.norm."}[rest[0]] + rest[2:]
+        kind = "downsample" if rest.startswith(("norm.", "reduction.")) else "blocks"
+        return f"layers.{int(stage) // 2}.{kind}.{rest}".replace("mlp.0", "mlp.fc1").replace("mlp.3", "mlp.fc2")
+    if name.startswith("encoder.layers."):
+        number, rest = name.removeprefix("encoder.layers.encoder_layer_").split(".", 1)
+        for old, new in {
+            "ln_1": "norm1",
+            "ln_2": "norm2",
+            "self_attention.in_proj_": "attn.qkv.",
+            "self_attention.out_proj": "attn.proj",
+            "mlp.0": "mlp.fc1",
+            "mlp.3": "mlp.fc2",
+        }.items():
+            rest = rest.replace(old, new)
+        return f"blocks.{number}.{rest}"
+    return {
+        "class_token": "cls_token",
+        "encoder.pos_embedding": "pos_embed",
+        "conv_proj.weight": "patch_embed.proj.weight",
+        "conv_proj.bias": "patch_embed.proj.bias",
+        "encoder.ln.weight": "norm.weight",
+        "encoder.ln.bias": "norm.bias",
+        "heads.head.weight": "head.weight",
+        "heads.head.bias": "head.bias",
+        "head.weight": "head.fc.weight",
+        "head.bias": "head.fc.bias",
+    }.get(name, name)
+
+
+def as_old_timm(name):
+    name = as_timm(name)
+    first, _, rest = name.partition(".downsample.")
+    return f"layers.{int(first[-1]) - 1}.downsample.{rest}" if rest else name
+
+
+def as_plain(name):
+    return name
+
+
+@pytest.mark.parametrize(
+    ("source", "rename", "target", "size"),
+    [
+        ("resnet18_torchvision", as_plain, "resnet18", 32),
+        ("resnet18", as_plain, "resnet18_torchvision", 32),
+        ("swin_t_torchvision", as_timm, "swin_t_torchvision", 32),
+        ("swin_t_torchvision", as_timm, "swin_t", 224),
+        ("swin_t_torchvision", as_old_timm, "swin_t", 224),
+        ("swin_t_torchvision", as_plain, "swin_t", 224),
+        ("vit_b_16", as_timm, "vit_b_16", 32),
+    ],
+)
+def test_weights_of_other_libraries_answer_the_same(tmp_path, source, rename, target, size):
+    torch.manual_seed(0)
+    one, other = build_network(source, 5, size).eval(), build_network(target, 3, size).eval()
+    for tensor in one.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(0.02 * torch.rand_like(tensor))
+    renamed = {rename(name): tensor for name, tensor in one.state_dict().items()}
+    safetensors.torch.save_file(renamed, file := tmp_path / "other.safetensors")
+    lines = load_pretrained(other, str(file))
+    assert any(re.fullmatch(r"  left out   (fc|head|head\.fc|heads\.head)\.weight 5x\d+", line) for line in lines)
+    assert any(re.fullmatch(r"  untrained  (fc|head|heads\.head)\.weight 3x\d+", line) for line in lines)
+    for network in (one, other):
+        for name in ("fc", "head", "heads"):
+            if hasattr(network, name):
+                setattr(network, name, nn.Identity())
+    images_BCHW = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(one(images_BCHW), other(images_BCHW), atol=1e-3, rtol=1e-3)
+    file.unlink()

@@ -1,7 +1,10 @@
+import hashlib
+import json
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import safetensors.torch
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -17,7 +20,7 @@ from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.schedules import triangular_factor
 from model_code.training.supervised import draw_first_mirrored, fit
-from tests.unit.training.small_runs import FAST, build_tiny_fastnet, make_config, make_images
+from tests.unit.training.small_runs import FAST, TinyNetwork, build_tiny_fastnet, make_config, make_images
 
 STRONG = {
     "schedule": "cosine",
@@ -327,3 +330,37 @@ def test_every_strong_option_changes_the_run(tmp_path):
         fit(make_config(**{key: STRONG[key]}), images, tmp_path / key, ALONE)
         weights.add(tmp_path / key / "last.safetensors")
     assert len({file.read_bytes() for file in weights}) == len(weights) == 1 + len(keys)
+
+
+def test_the_backbone_learns_at_a_rate_of_its_own():
+    model = nn.Sequential(nn.Identity(), TinyNetwork(4))
+    config = make_config(learning_rate=0.5, backbone_rate_factor=0.1, norm_bias_rate_factor=2, weight_decay=0.5)
+    groups = build_optimizer(config, model).param_groups
+    found = [(group["lr"], group["weight_decay"], [one.shape for one in group["params"]]) for group in groups]
+    assert [(rate, decay) for rate, decay, _ in found] == [(0.5, 0.5), (0.05, 0.5), (0.1, 0.25)]
+    assert [shapes for *_, shapes in found] == [[(4, 8), (4,)], [(8, 3, 3, 3), (8,)], [(8,)]]
+
+
+@pytest.mark.parametrize("frozen_epochs", [1, 2])
+def test_a_frozen_backbone_learns_after_its_epochs(tmp_path, frozen_epochs):
+    torch.save(TinyNetwork(4).state_dict(), start := tmp_path / "start.pth")
+    config = make_config(epochs=2, frozen_epochs=frozen_epochs, pretrained_weights=str(start))
+    result = fit(config, make_images(), tmp_path / "run", ALONE)
+    first, last = torch.load(start), safetensors.torch.load_file(result.last_weights)
+    assert torch.equal(first["body.0.weight"], last["body.0.weight"]) == (frozen_epochs == 2)
+    assert not torch.equal(first["fc.weight"], last["fc.weight"])
+
+
+def test_a_network_without_a_last_layer_has_no_backbone(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "tiny", lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(192, classes)))
+    for setting in ({"frozen_epochs": 1}, {"backbone_rate_factor": 0.1}):
+        with pytest.raises(UsageError, match="tiny cannot be a backbone"):
+            fit(make_config(**setting), make_images(), tmp_path, ALONE)
+
+
+def test_settings_of_a_backbone_leave_older_hashes():
+    settings = make_config().model_dump(mode="json")
+    older = {key: one for key, one in settings.items() if key not in {"backbone_rate_factor", "frozen_epochs"}}
+    older["engine"] = {key: one for key, one in settings["engine"].items() if key != "kernels"}
+    assert make_config().sha256() == hashlib.sha256(json.dumps(older, sort_keys=True).encode()).hexdigest()
+    assert make_config(frozen_epochs=1).sha256() != make_config().sha256()

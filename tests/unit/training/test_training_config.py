@@ -60,6 +60,8 @@ OTHER_VALUES = {
     "whitening_bias_epochs": 2,
     "has_frozen_norm_scale": True,
     "norm_bias_rate_factor": 64.0,
+    "backbone_rate_factor": 0.1,
+    "frozen_epochs": 1,
     "has_lookahead": True,
     "triangle": (0.1, 0.5, 0.0),
     "crop_border": "reflect",
