@@ -28,7 +28,7 @@ from serving.errors import (
 )
 from serving.http.api_keys import ApiKeys
 from serving.http.connections import SURPLUS
-from serving.http.endpoint import ENDPOINTS, INFERENCE_PREFIX, Endpoint
+from serving.http.endpoint import ENDPOINTS, INFERENCE_PATHS, INFERENCE_PREFIX, Endpoint
 from serving.http.layers import REQUEST_ID_HEADER, SECURITY_HEADERS, CutOff, RequestObserver, SecurityHeaders
 from serving.http.openapi import describe_api
 from serving.http.origins import PageCheck
@@ -226,7 +226,7 @@ async def _answer_stopping(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _refuse(scope: Scope, status: int, code: str, message: str, headers: dict[str, str] | None) -> Response:
-    if f"{scope['path']}/".startswith(f"{INFERENCE_PREFIX}/"):
+    if scope["path"].startswith(INFERENCE_PATHS) or scope["path"] == INFERENCE_PREFIX:
         return _answer_json(InferenceError(error=message), status, headers)
     detail = ErrorDetail(code=code, message=message, request_id=REQUEST_ID.get())
     return _answer_json(ErrorAnswer(error=detail), status, headers)

@@ -23,6 +23,7 @@ REFUSALS = {
 }
 # Paths of the Open Inference Protocol, whose errors have a form of their own.
 INFERENCE_PREFIX = "/v2"
+INFERENCE_PATHS = (f"{INFERENCE_PREFIX}/health/", f"{INFERENCE_PREFIX}/models/")
 # The service asks for a key only where it is started with some.
 SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"key": []}]
 

@@ -105,7 +105,7 @@ def test_bad_tensors_are_one_line(client, change, status, problem):
         (INFER, b"{}", "application/octet-stream", 415),
         ("/v2/models/dogs/infer", b"{}", "application/json", 404),
         ("/v2/models/cifar10/versions/4/infer", b"{}", "application/json", 404),
-        ("/v2/nothing", b"{}", "application/json", 404),
+        ("/v2/models/cifar10/nothing", b"{}", "application/json", 404),
         ("/v2/health/live", b"{}", "application/json", 405),
     ],
 )
