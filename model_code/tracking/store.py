@@ -1,5 +1,6 @@
 """The MLflow store: the server that MLFLOW_TRACKING_URI names, or an SQLite database in DARKROOM_HOME."""
 
+import json
 import os
 import socket
 import sqlite3
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 from mlflow import MlflowClient
@@ -23,6 +25,22 @@ from model_code.settings import Settings
 EXPERIMENT = "darkroom"
 # MLflow shows the pages for training models, not those for language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+MOST_COMPARED = 4
+# A view that `darkroom ui` opens, in the form of those that MLflow's pages share.
+VIEW = "darkroom"
+VIEW_STATE = {
+    "orderByKey": "attributes.start_time",
+    "orderByAsc": False,
+    "selectedColumns": [
+        "attributes.`Dataset`",
+        "tags.`recipe`",
+        "tags.`budget`",
+        "tags.`engine`",
+        "metrics.`test/accuracy`",
+        "metrics.`validation/best_accuracy`",
+        "metrics.`seconds`",
+    ],
+}
 
 
 def open_store(settings: Settings) -> MlflowClient:
@@ -112,10 +130,11 @@ def run_ui(settings: Settings, port: int) -> None:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
         raise TrackingError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; choose another --port") from error
-    experiment = open_store(settings).get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None, "open_store makes it"
-    address = f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}"
-    print(f"MLflow on {settings.home}, in some seconds at {address} (Ctrl-C stops it)", flush=True)
+    client, pages = open_store(settings), f"http://127.0.0.1:{port}/#"
+    print(f"MLflow on {settings.home}, in some seconds at {pages}/{share_view(client)} (Ctrl-C stops it)")
+    if comparison := find_comparison(client):
+        print(f"  the newest runs side by side: {pages}/{comparison}")
+    sys.stdout.flush()
     # Its background jobs are for evaluating language models.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -126,6 +145,32 @@ def run_ui(settings: Settings, port: int) -> None:
         _as_uri(settings.artifacts_dir),
     ]
     os.execv(sys.executable, [sys.executable, "-P", "-m", "mlflow", *arguments])
+
+
+def share_view(client: MlflowClient) -> str:
+    """Keep a view of the runs as one that was shared: what tells runs apart in columns, the newest run first.
+
+    Returns:
+        Path of the view in MLflow's pages.
+    """
+    experiment_id = _get_experiment_id(client)
+    for key, value in {**EXPERIMENT_TAGS, f"mlflow.sharedViewState.{VIEW}": json.dumps(VIEW_STATE)}.items():
+        client.set_experiment_tag(experiment_id, key, value)
+    return f"experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
+
+
+def find_comparison(client: MlflowClient) -> str:
+    """Return the path of MLflow's page that compares the newest finished runs; empty with fewer than two."""
+    experiment_id = _get_experiment_id(client)
+    runs = client.search_runs([experiment_id], "attributes.status = 'FINISHED'", max_results=MOST_COMPARED)
+    listed = quote(json.dumps([run.info.run_id for run in runs]))
+    return f"compare-runs?runs={listed}&experiments={quote(json.dumps([experiment_id]))}" if len(runs) > 1 else ""
+
+
+def _get_experiment_id(client: MlflowClient) -> str:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None, "open_store makes it"
+    return str(experiment.experiment_id)
 
 
 def _as_uri(folder: Path) -> str:
