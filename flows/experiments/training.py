@@ -134,8 +134,12 @@ def _run(
 ) -> RunResult:
     """Do the work while the run is recorded."""
     config = folder.record.config
-    published = get_recipe(config.recipe).published_accuracy
+    recipe = get_recipe(config.recipe)
+    published = recipe.published_accuracy
     tags = {
+        "mlflow.note.content": f"{recipe.title} Budget: {describe_budget(config)}.",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": f"darkroom train {recipe.name}",
         "device": device,
         "budget": describe_budget(config),
         "published_accuracy": "not published" if published is None else f"{published:.3f}",
