@@ -218,12 +218,14 @@ def _open_folder(record: RunRecord, settings: Settings, tracking: Tracking, resu
 
 def _print_start(folder: RunFolder, experiment: Experiment, device: str) -> None:
     config = folder.record.config
-    published = get_recipe(config.recipe).published_accuracy
+    recipe = get_recipe(config.recipe)
+    published, network = recipe.published_accuracy, recipe.build().network
     print(
         f"{config.recipe}  seed {config.seed}  run {folder.record.run_id}\n"
         f"{textwrap.fill(describe_budget(config), 78, initial_indent='  ', subsequent_indent='    ')}\n"
         f"  {config.dataset}@{folder.record.data_checksum[:SHORT_CHECKSUM]}: {experiment.images_line}\n"
-        f"  {device}"
+        + ("" if config.network == network else f"  {config.network} in the place of {network}\n")
+        + f"  {device}"
         + (f"\n  {experiment.engine_line}" if experiment.engine_line else "")
         + (f"\n  published accuracy {published:.3f}" if published and config.profile == "full" else ""),
         flush=True,

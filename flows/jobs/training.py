@@ -207,7 +207,14 @@ class TrainAll(Job):
     def check(self) -> None:
         if self.offline and self.release:
             raise UsageError("--offline and --release exclude each other: sync the runs, and release where MLflow is")
-        assert self.configs
+        from model_code.data.cache import format_remedy, is_added
+        from model_code.data.sources.detect import is_known
+
+        names = dict.fromkeys(config.dataset for config in self.configs)
+        if not any(is_known(name) or is_added(name, load_settings().cache_dir) for name in names):
+            raise UsageError(
+                f"no data set is called {', '.join(names)}; add it first: {format_remedy(next(iter(names)))}"
+            )
 
     def run(self) -> None:
         if self.dry_run:

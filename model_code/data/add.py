@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from model_code.data.cache import (
@@ -170,7 +171,9 @@ def check_arguments(
     if download and sources:
         raise UsageError("--from and --download were both given; give one of them")
     if not is_drawn and not sources and not download:
-        raise UsageError(f"no source for {name}; use {format_remedy(name)}")
+        near = [] if name in DATASETS else get_close_matches(name, DATASETS, n=1, cutoff=0.8)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"no source for {name}; use {format_remedy(name)}{meant}")
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise UsageError(f"image size {image_size} is not allowed; 1 to {MAX_IMAGE_SIZE} pixels are")
     for path in sources:

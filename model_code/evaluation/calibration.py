@@ -17,7 +17,7 @@ from model_code.errors import ReleaseError
 from serving.bundle.manifest import Interval, Reliability, ReliabilityBin, TemperatureTrial
 
 BINS = 15
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 1000.0
 FOLDS = 10
 MIN_COUNT = 100
 RESAMPLES = 1000
@@ -75,6 +75,9 @@ def try_temperature(logits_NK: Tensor, labels_N: Tensor) -> TemperatureTrial:
     reasons = {
         "its gain in negative log-likelihood is not significant": gain <= margin,
         "it raises the cross-validated calibration error (ECE)": change > 0,
+        "it is at the limit of the search: the confidence says nothing": not 1.01 * MIN_TEMPERATURE
+        < fitted
+        < 0.99 * MAX_TEMPERATURE,
     }
     return TemperatureTrial(
         fitted=fitted,

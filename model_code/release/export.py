@@ -88,10 +88,7 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
     split, final = images.final
     final_logits_NK = predict_logits(model, final.images_NHWC)
     calibration = _calibrate(model, images, split, final_logits_NK)
-    accuracy = run.test_accuracy
-    if isinstance(config, SimSiamConfig):
-        accuracy = _measure_accuracy(final_logits_NK, final.labels_N) if split == "test" else None
-    else:
+    if not isinstance(config, SimSiamConfig):
         tested, logits_NK = final, final_logits_NK
         plain = choose_measured(model, split)
         if config.limit_test is not None or plain is not model:
@@ -130,7 +127,7 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
         dataset=dataset.name,
         data_checksum=dataset.checksum,
         git_sha=read_git_sha(),
-        accuracy_fraction=accuracy,
+        accuracy_fraction=_measure_accuracy(final_logits_NK, final.labels_N) if split == "test" else None,
         versions=read_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -108,7 +108,7 @@ def _build_overlay(collection: Collection, question: Question) -> list[Block]:
     histories_by_arm = {label: histories for label, (_, histories) in shown.items()}
     image = render(name, draw_arms(title, histories_by_arm, 100), f"{title}: {ends}")
     missing = [arm.label for arm in question.arms if arm.label not in shown]
-    without = f" Not run at this budget: {'; '.join(missing)}." if missing else ""
+    without = f" Without this curve at this budget: {'; '.join(missing)}." if missing else ""
     caption = f"Mean over the seeds of each arm, thin lines for seeds; budget: {budget}.{without}"
     runs = tuple(run.run_id for group, _ in shown.values() for run in group.runs)
     return [ImageGroup(f"Curves: {question.key}", (image,), caption, runs)]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from model_code.report.collection import Collection, Group, History, average
-from model_code.report.comparison import NOT_RUN, mark_budget, summarise
+from model_code.report.comparison import mark_budget, summarise
 from model_code.report.document import Block, Cell, Image, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import draw_seeds, list_histories, render
 from model_code.report.published import PUBLISHED_CURVES
@@ -58,7 +58,7 @@ def _build_beside_published(recipe: str, group: Group | None, curves: Mapping[st
     if group and (ours := list_histories(group, "validation/accuracy")):
         caption += f"; {_describe_ends('ours', ours, 100)}"
     caption += ". The article's are the test images, ours are held out of the training images."
-    title = f"{recipe} ({mark_budget(group) if group else NOT_RUN}), beside the published run"
+    title = f"{recipe} ({mark_budget(group) if group else 'no full run'}), beside the published run"
     return ImageGroup(title, tuple(panels), caption, tuple(run.run_id for run in group.runs) if group else ())
 
 
@@ -77,7 +77,7 @@ def build_simsiam_curves(collection: Collection) -> Section:
     blocks: list[Block] = []
     for group in groups:
         untrained = [run.metrics[UNTRAINED_KNN] for run in group.runs if UNTRAINED_KNN in run.metrics]
-        lines = [(average(untrained)[0], "untrained network")] if untrained else []
+        lines = [(average(untrained)[0], "before the first epoch")] if untrained else []
         widths = _list_widths(group)
         spreads = [(0.0, "collapsed: 0"), *((1 / math.sqrt(width), f"1/sqrt({width})") for width in widths)]
         panels = [

@@ -56,14 +56,19 @@ def build_departures() -> Section:
     blocks: list[Block] = [Paragraph("Settings in which our recipes depart from the articles, and why.")]
     for article in ARTICLES:
         found: dict[tuple[str, str, str, str], list[str]] = {}
+        explained: dict[str, None] = {}
         for one in judge_settings():
             if one.row.letter == article.letter and one.word == "declared":
-                why = one.row.reason or f"darkroom recipes {one.recipe}"
+                why = one.row.reason or f"see {one.recipe} below"
+                explained |= {} if one.row.reason else {one.recipe: None}
                 key = (one.row.setting, _shorten(one.row.stated), _shorten(one.ours), why)
                 found.setdefault(key, []).append(one.recipe)
         rows = tuple((*map(Cell, cells), Cell(", ".join(recipes))) for cells, recipes in found.items())
         table = Table(f"{article.title}: departures", ("setting", "article", "ours", "why", "recipes"), rows)
         blocks.append(Folded(f"{article.letter}. {article.title}: {len(rows)} departures", table))
+        for recipe in explained:
+            _, _, reasons = (inspect.getdoc(RECIPES[recipe].function) or "").partition("Departures:")
+            blocks.append(Paragraph(f"{recipe}: {' '.join(reasons.split())}"))
     return Section("Departures from the articles", "departures", tuple(blocks))
 
 

@@ -26,6 +26,11 @@ def get_known(name: str) -> KnownDataset:
     return DATASETS.get(name, KnownDataset())
 
 
+def is_known(name: str) -> bool:
+    """Whether a data set of this name is one that the package describes."""
+    return name in DATASETS
+
+
 def open_source(known: KnownDataset, paths: Sequence[Path], stack: ExitStack, skip: bool = False) -> ImageSource:
     """Find out which layout the paths have and list their images.
 

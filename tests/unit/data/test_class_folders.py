@@ -137,6 +137,13 @@ def test_wrong_usage(add, tmp_path, name, settings, message):
         add(name, tmp_path, **settings)
 
 
+def test_a_name_near_one_that_is_known_is_asked_about(add):
+    with pytest.raises(UsageError, match=r"no source for imagenet_val; .*; did you mean imagenet-val\?"):
+        add("imagenet_val")
+    with pytest.raises(UsageError, match=r"^no source for flowers; use `darkroom data add flowers --from PATH`$"):
+        add("flowers")
+
+
 def test_no_source_names_the_command(add):
     with pytest.raises(
         UsageError, match=r"no source for cifar10; use `darkroom data add cifar10 --from PATH \| --down"

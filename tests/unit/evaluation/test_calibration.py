@@ -49,7 +49,7 @@ def test_two_answers_by_hand():
 def test_all_right_or_all_wrong_is_no_temperature_of_zero_or_infinity():
     logits_NK = torch.tensor([[2.0, 0.0], [3.0, 1.0]])
     assert fit_temperature(logits_NK, torch.tensor([0, 0])) == 1.0
-    assert fit_temperature(logits_NK, torch.tensor([1, 1])) == pytest.approx(20, rel=1e-3)
+    assert fit_temperature(logits_NK, torch.tensor([1, 1])) == pytest.approx(1000, rel=1e-3)
     assert fit_temperature(logits_NK[:1], torch.tensor([0])) == 1.0
 
 
@@ -136,6 +136,18 @@ def test_a_temperature_fitted_to_chance_is_hardly_ever_used():
     refused = next(trial for trial in trials if trial.refusal is not None)
     assert refused.temperature == 1
     assert "not significant" in refused.refusal
+
+
+def test_logits_of_hundreds_get_their_temperature():
+    logits_NK, labels_N = draw_calibrated(2000)
+    trial = try_temperature(200 * logits_NK, labels_N)
+    assert (trial.refusal, trial.temperature) == (None, pytest.approx(200, rel=0.1))
+
+
+def test_a_temperature_at_the_limit_of_the_search_is_refused():
+    logits_NK, _ = draw_calibrated(500)
+    trial = try_temperature(logits_NK, (logits_NK.argmax(1) + 1) % logits_NK.shape[1])
+    assert (trial.temperature, trial.refusal) == (1, "it is at the limit of the search: the confidence says nothing")
 
 
 def test_a_gain_in_likelihood_that_costs_calibration_is_refused():

@@ -15,7 +15,15 @@ from flows.printing.tables import print_outcomes, print_plans
 from model_code.data.cache import is_added
 from model_code.data.sources.detect import DATASETS, get_known
 from model_code.disk import take_lock
-from model_code.errors import BusyError, DiskFullError, DownloadError, ExportError, ReleaseError, TrackingError
+from model_code.errors import (
+    BusyError,
+    DiskFullError,
+    DownloadError,
+    ExportError,
+    ReleaseError,
+    TrackingError,
+    UsageError,
+)
 from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
 from model_code.tracking.mlflow_log import MlflowTracking
@@ -251,6 +259,16 @@ def test_a_plan_says_when_its_times_are_measured_beside_a_training(monkeypatch, 
         assert capsys.readouterr().out.startswith("another training uses cpu: beside it the times")
     TrainAll(dry_run=True, only=PLAIN).run()
     assert "another training" not in capsys.readouterr().out
+
+
+def test_images_that_nobody_knows_are_refused_before_any_work(capsys):
+    job = TrainAll.make(only="resnet18_cifar10_exp*", settings=("dataset=nosuch",), release=True)
+    with pytest.raises(
+        UsageError, match=r"^no data set is called nosuch; add it first: .darkroom data add nosuch --from"
+    ):
+        job.check()
+    TrainAll.make(only="resnet18_cifar10_exp*", settings=("dataset=shapes",), release=True).check()
+    assert capsys.readouterr().out == ""
 
 
 def test_without_release_nothing_is_fetched():

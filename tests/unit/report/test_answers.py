@@ -105,7 +105,8 @@ def test_the_arms_of_a_question_are_drawn_in_one_chart():
     assert "rate 0.01, constant ends at 80.0%; rate 0.01, lowered ends at 80.0%" in image.alt
     assert "budget: full" in overlay.caption
     assert overlay.caption.endswith(
-        "Not run at this budget: rate 0.1, constant; rate 0.1, lowered; rate 0.001, constant; rate 0.001, lowered."
+        "Without this curve at this budget: rate 0.1, constant; rate 0.1, lowered; rate 0.001, constant; rate 0.001, "
+        "lowered."
     )
     assert len(overlay.run_ids) == 6
     assert PIL.Image.open(io.BytesIO(image.png)).size[0] > 800

@@ -9,7 +9,7 @@ import pytest
 from model_code.recipes.catalog import RECIPES
 from model_code.report import settings_page
 from model_code.report.article_settings import ARTICLE_SETTINGS, NOT_STATED, ArticleSetting
-from model_code.report.document import Folded
+from model_code.report.document import Folded, Paragraph
 from model_code.report.published import ARTICLES, list_published_recipes
 from model_code.report.settings_page import build_departures, judge_settings, render_settings
 
@@ -121,7 +121,9 @@ def test_the_report_has_every_departure_with_its_recipes():
     assert shown == {(one.row.setting, one.recipe) for one in judge_settings() if one.word == "declared"}
     assert all(cell.text for block in folded for row in block.table.rows for cell in row)
     [swin] = [row for row in folded[1].table.rows if row[0].text == "validation_fraction"]
-    assert [cell.text for cell in swin[1:4]] == ["0", "0.2", "darkroom recipes swin_cifar10_published"]
+    assert [cell.text for cell in swin[1:4]] == ["0", "0.2", "see swin_cifar10_published below"]
+    texts = [block.text for block in build_departures().blocks if isinstance(block, Paragraph)]
+    assert any(text.startswith("swin_cifar10_published: validation_fraction 0.2: 20 %") for text in texts)
 
 
 def test_the_page_is_what_the_table_says():

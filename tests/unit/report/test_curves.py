@@ -54,7 +54,7 @@ def read_learning_curves(*groups):
 
 def test_a_published_curve_stands_alone_where_ours_was_not_run():
     [(title, group)] = read_learning_curves().items()
-    assert title == "swin_cifar10_published (not run), beside the published run"
+    assert title == "swin_cifar10_published (no full run), beside the published run"
     assert group.run_ids == ()
     assert len(group.images) == 4
     assert all("published" in image.alt and "ours" not in image.alt for image in group.images)

@@ -136,7 +136,7 @@ def test_every_published_figure_is_there_without_any_run(filled):
     rows = re.findall(r"^\| (?!what|---)", published, re.MULTILINE)
     assert len(rows) == count == 9 + 16 + 2 + 12
     assert published.count("<details>") == len(ARTICLES)
-    assert "Learning curves\n\nNo supervised run yet: not run.\n\n**swin_cifar10_published (not run)" in text
+    assert "Learning curves\n\nNo supervised run yet: not run.\n\n**swin_cifar10_published (no full run)" in text
     assert Page(render_page(document)).open == []
 
 
