@@ -121,7 +121,7 @@ def test_random_features_are_probed(darkroom):
             2,
             "warmup_epochs=50 must be below epochs=20",
         ),
-        (("resnet50_imagenet_untrained", "--limit-train", 3), 2, "limit_test says how many"),
+        (("resnet50_imagenet_untrained", "--limit-train", 3), 2, "limit_test limits the images that are evaluated"),
         (("simsiam_cifar10", "--set", "views.image_size=100000"), 2, "views.image_size=100000: "),
         (("simsiam_cifar10", "--set", "views.crop_aspect=[100, 200]"), 2, "views.crop_aspect"),
         (("resnet50_imagenet_untrained", "--epochs", 3), 2, "has no setting 'epochs'"),

@@ -123,6 +123,7 @@ def test_settings_younger_than_recorded_hashes_leave_them_where_they_are_the_def
     config = make_config()
     before = config.model_dump(mode="json")
     assert before["engine"].pop("kernels") == "deterministic"
+    assert (before.pop("backbone_rate_factor"), before.pop("frozen_epochs")) == (1, 0)
     assert config.sha256() == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()
     assert config.sha256() != make_config(engine={"kernels": "fastest"}).sha256()
 
