@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from model_code.errors import TrackingError
 from model_code.tracking.store import EXPERIMENT, find_comparison, open_store, run_ui, share_view
-from tests.unit.tracking.small_store import make_settings, mlflow_given_back
+from tests.unit.tracking.small_store import make_settings, mlflow_given_back, open_small_store
 
 OPEN = """
 import json, sys
@@ -137,17 +137,17 @@ def test_pages_open_on_the_runs_with_what_tells_them_apart(store):
     assert tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_the_newest_finished_runs_are_compared(store):
-    _, client = store
-    experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
-    assert find_comparison(client) == ""
-    runs = [client.create_run(experiment_id, start_time=start_ms).info.run_id for start_ms in range(1, 7)]
-    client.set_terminated(runs[0], "FINISHED")
-    assert find_comparison(client) == ""
-    for run_id in runs[1:5]:
-        client.set_terminated(run_id, "FINISHED")
-    client.set_terminated(runs[5], "FAILED")
-    path, _, query = find_comparison(client).partition("?")
+def test_the_newest_finished_runs_are_compared(tmp_path):
+    with open_small_store(tmp_path) as (_, client):
+        experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        assert find_comparison(client) == ""
+        runs = [client.create_run(experiment_id, start_time=start_ms).info.run_id for start_ms in range(1, 7)]
+        client.set_terminated(runs[0], "FINISHED")
+        assert find_comparison(client) == ""
+        for run_id in runs[1:5]:
+            client.set_terminated(run_id, "FINISHED")
+        client.set_terminated(runs[5], "FAILED")
+        path, _, query = find_comparison(client).partition("?")
     found = {key: json.loads(value) for key, value in parse_qsl(query)}
     assert (path, found) == ("compare-runs", {"runs": runs[4:0:-1], "experiments": [experiment_id]})
 
