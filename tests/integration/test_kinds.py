@@ -166,12 +166,12 @@ def test_what_was_tested_is_the_average_of_an_image_and_its_mirror_image(darkroo
 
 
 def test_settings_of_train_all_reach_the_recipes_that_have_them(darkroom):
-    options = ("--profile", "smoke", "--only", "*_cifar10_random", "--set", "dataset=nowhere")
+    options = ("--profile", "smoke", "--only", "*_cifar10_random", "--set", "dataset=food11")
     refused = darkroom("train-all", *options, "--set", "epochs=1")
     assert refused.status == 2
     assert "--set epochs=1: none of these recipes has a setting 'epochs'" in refused.err
     taken = darkroom("train-all", *options, "--set", "batch_size=7")
-    assert "skipped: data set 'nowhere' is not in" in taken.out
+    assert "skipped: data set 'food11' is not in" in taken.out
 
 
 def test_recipes_whose_images_are_not_here_are_skipped(darkroom):
