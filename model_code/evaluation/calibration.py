@@ -72,12 +72,11 @@ def try_temperature(logits_NK: Tensor, labels_N: Tensor) -> TemperatureTrial:
     before, after = _judge(logits, labels), _judge(scaled, labels)
 
     change = after.compute_ece() - before.compute_ece()
+    is_at_limit = fitted <= 1.01 * MIN_TEMPERATURE or fitted >= 0.99 * MAX_TEMPERATURE
     reasons = {
         "its gain in negative log-likelihood is not significant": gain <= margin,
         "it raises the cross-validated calibration error (ECE)": change > 0,
-        "it is at the limit of the search: the confidence says nothing": not 1.01 * MIN_TEMPERATURE
-        < fitted
-        < 0.99 * MAX_TEMPERATURE,
+        "it is at the limit of the search: the confidence says nothing": is_at_limit,
     }
     return TemperatureTrial(
         fitted=fitted,

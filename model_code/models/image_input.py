@@ -53,8 +53,8 @@ class Rescale(nn.Module):
     Args:
         image_input: Normalisation of the images.
         old_side: Height and width of the images, pixels.
-        new_side: Those after scaling.
-        image_size: Those of the middle.
+        new_side: Height and width after scaling, pixels.
+        image_size: Height and width of the middle, pixels.
     """
 
     rows_SO: Tensor

@@ -54,11 +54,12 @@ def judge_settings() -> Iterator[Judgement]:
 def build_departures() -> Section:
     """Return the report's section with the declared departures from each article, folded."""
     blocks: list[Block] = [Paragraph("Settings in which our recipes depart from the articles, and why.")]
+    departures = [one for one in judge_settings() if one.word == "declared"]
     for article in ARTICLES:
         found: dict[tuple[str, str, str, str], list[str]] = {}
         explained: dict[str, None] = {}
-        for one in judge_settings():
-            if one.row.letter == article.letter and one.word == "declared":
+        for one in departures:
+            if one.row.letter == article.letter:
                 why = one.row.reason or f"see {one.recipe} below"
                 explained |= {} if one.row.reason else {one.recipe: None}
                 key = (one.row.setting, _shorten(one.row.stated), _shorten(one.ours), why)

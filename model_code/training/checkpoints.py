@@ -121,7 +121,8 @@ def load_pretrained(network: nn.Module, source: str) -> list[str]:
         DownloadError: The download failed.
     """
     given = _download_torchvision() if source == "torchvision" else _read_state_dict(Path(source))
-    weights = {name: given[own] for name, own in translate(given).items()}
+    given_names = translate(given)
+    weights = {name: given[key] for name, key in given_names.items()}
     own_state = network.state_dict()
     own = translate(own_state)
     # The last layer belongs to the old classes; BatchNorm's counter is not in files from before torch 0.4.1.
@@ -140,7 +141,7 @@ def load_pretrained(network: nn.Module, source: str) -> list[str]:
             f"(first: {(missing + wrong)[0]}); give weights of the same network"
         )
     network.load_state_dict({own[name]: weights[name] for name in wanted}, strict=False)
-    left_out = [(translate(given)[name], tensor) for name, tensor in weights.items() if name not in wanted]
+    left_out = [(given_names[name], tensor) for name, tensor in weights.items() if name not in wanted]
     fresh = [(own[name], own_state[own[name]]) for name in own if own[name].partition(".")[0] in LAST_LAYERS]
     return [
         f"pretrained_weights={source}",

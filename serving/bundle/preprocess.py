@@ -93,8 +93,8 @@ def decode_picture(
         OverloadedError: There is not enough memory.
     """
     resize_size = resize_size or image_size
-    if _is_plain_jpeg(data, resize_size, max_pixels, formats):
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    if (size := _measure_plain_jpeg(data, resize_size, max_pixels, formats)) is not None:
+        height, width = size
         if take_pixels is not None:
             take_pixels(width * height)
             take_pixels = None
@@ -123,19 +123,21 @@ def decode_picture(
     return np.asarray(convert_to_srgb(_fit(image, whole_size, image_size, resize_size)))
 
 
-def _is_plain_jpeg(data: bytes, resize_size: int, max_pixels: int, formats: Sequence[str]) -> bool:
-    """Return True if libjpeg-turbo itself decodes a file to the pixels of Pillow: a small JPEG without metadata."""
+def _measure_plain_jpeg(
+    data: bytes, resize_size: int, max_pixels: int, formats: Sequence[str]
+) -> tuple[int, int] | None:
+    """Return height and width of a small JPEG without metadata, whose pixels are Pillow's; None for other files."""
     if simplejpeg is None or "JPEG" not in formats or not data.startswith(b"\xff\xd8\xff"):
-        return False
+        return None
     structure = glance(data)
     is_small = is_cheap(structure, resize_size) and structure.width * structure.height <= max_pixels
     if not is_small or structure.has_metadata:
-        return False
+        return None
     try:
-        *_, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
-        return False
-    return colours in _PLAIN_COLOURS
+        return None
+    return (height, width) if colours in _PLAIN_COLOURS else None
 
 
 @contextmanager

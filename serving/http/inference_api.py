@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -242,7 +243,16 @@ def _answer(
 
 _MODEL = describe_parameter("model", "path", "Registered name")
 _VERSION = describe_parameter("version", "path", "Version that is served")
-_BODY = {"application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}}}
+_inference = partial(
+    endpoint,
+    "POST",
+    answer=InferenceAnswer,
+    success="Probabilities and labels",
+    refusals=REFUSALS,
+    further=describe_overload("InferenceError"),
+    body={"application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}}},
+    reads=InferenceRequest,
+)
 
 
 @endpoint("GET", "/v2", answer=ServerMetadata, success="The server")
@@ -297,17 +307,7 @@ async def tell_model_ready(request: Request) -> ModelReady:
     return ModelReady(name=_select(request).manifest.name)
 
 
-@endpoint(
-    "POST",
-    "/v2/models/{model}/infer",
-    answer=InferenceAnswer,
-    success="Probabilities and labels",
-    parameters=[_MODEL],
-    refusals=REFUSALS,
-    further=describe_overload("InferenceError"),
-    body=_BODY,
-    reads=InferenceRequest,
-)
+@_inference("/v2/models/{model}/infer", parameters=[_MODEL])
 async def infer(request: Request) -> InferenceAnswer:
     """Classify up to 64 images (Open Inference Protocol)."""
     api: PredictionApi = request.app.state.api
@@ -352,17 +352,7 @@ async def tell_model_version_ready(request: Request) -> ModelReady:
     return await tell_model_ready(request)
 
 
-@endpoint(
-    "POST",
-    "/v2/models/{model}/versions/{version}/infer",
-    answer=InferenceAnswer,
-    success="Probabilities and labels",
-    parameters=[_MODEL, _VERSION],
-    refusals=REFUSALS,
-    further=describe_overload("InferenceError"),
-    body=_BODY,
-    reads=InferenceRequest,
-)
+@_inference("/v2/models/{model}/versions/{version}/infer", parameters=[_MODEL, _VERSION])
 async def infer_with_version(request: Request) -> InferenceAnswer:
     """Classify up to 64 images, if this version is served (Open Inference Protocol)."""
     return await infer(request)

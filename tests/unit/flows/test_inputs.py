@@ -1,4 +1,4 @@
-"""Which finished runs count as kept."""
+"""Finished runs that count as kept."""
 
 import uuid
 

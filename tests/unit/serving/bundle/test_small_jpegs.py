@@ -49,7 +49,7 @@ SLOW = {
 
 
 def is_fast(data):
-    return preprocess._is_plain_jpeg(data, 32, MAX_PIXELS, FORMATS)
+    return preprocess._measure_plain_jpeg(data, 32, MAX_PIXELS, FORMATS) is not None
 
 
 def decode(data, size=24, resize_size=32):
