@@ -4,6 +4,7 @@ Import it only once BentoML's environment is set (`serving/launcher.py`).
 """
 
 import faulthandler
+import gc
 import logging
 import socket
 import warnings
@@ -115,6 +116,9 @@ class _AnnouncingServer(uvicorn.Server):
             self.should_exit = True
             return
         self._heartbeat = start_heartbeat(self._app.state.is_alive)
+        # What stays as long as the process is not looked through again while requests wait.
+        gc.collect()
+        gc.freeze()
         print(describe_service(format_address(sockets[0]), answer), flush=True)
         print(f"  {self._app.state.api.describe_threads()}", flush=True)
 

@@ -20,8 +20,8 @@ class Admission:
     def __init__(self, max_bytes: int = MAX_HELD_BYTES, clock: Callable[[], float] = time.perf_counter) -> None:
         self._max_bytes = max_bytes
         self.held_bytes = 0
-        self._clock = clock
-        self._reading: set[Holding] = set()
+        self.clock = clock
+        self.reading: set[Holding] = set()
 
     @contextmanager
     def hold(self) -> Iterator["Holding"]:
@@ -31,21 +31,6 @@ class Admission:
             yield holding
         finally:
             self.held_bytes -= holding.size_bytes
-
-    @contextmanager
-    def read(self, holding: "Holding", give_up: Callable[[], None]) -> Iterator[None]:
-        """Let a body be given up for others within the block, while it is read.
-
-        Args:
-            holding: Its account.
-            give_up: Ends the reading.
-        """
-        holding.begin(self._clock(), give_up)
-        self._reading.add(holding)
-        try:
-            yield
-        finally:
-            self._reading.discard(holding)
 
     def take(self, size_bytes: int, holding: "Holding") -> None:
         """Count bytes of one body as held; where they do not fit, the body that holds most for longest is given up.
@@ -58,11 +43,11 @@ class Admission:
         is_large = holding.size_bytes + size_bytes > LARGE_BODY_BYTES
         room_bytes = (LARGE_SHARE if is_large else 1) * self._max_bytes
         while self.held_bytes + size_bytes > room_bytes:
-            now_s = self._clock()
-            slowest = max(self._reading, key=lambda one: one.measure_byte_seconds(now_s), default=holding)
+            now_s = self.clock()
+            slowest = max(self.reading, key=lambda one: one.measure_byte_seconds(now_s), default=holding)
             if slowest is holding or not slowest.size_bytes:
                 raise OverloadedError("the requests being read are too large together; try again")
-            self._reading.discard(slowest)
+            self.reading.discard(slowest)
             self.held_bytes -= slowest.give_up()
         self.held_bytes += size_bytes
 
@@ -96,12 +81,13 @@ class Holding:
     @contextmanager
     def read(self, give_up: Callable[[], None]) -> Iterator[None]:
         """Let the body be given up for others within the block, by a call of `give_up`."""
-        with self._admission.read(self, give_up):
+        admission = self._admission
+        self._start_s, self._on_give_up = admission.clock(), give_up
+        admission.reading.add(self)
+        try:
             yield
-
-    def begin(self, start_s: float, on_give_up: Callable[[], None]) -> None:
-        """Note when the reading began, and how it is ended."""
-        self._start_s, self._on_give_up = start_s, on_give_up
+        finally:
+            admission.reading.discard(self)
 
     def measure_byte_seconds(self, now_s: float) -> float:
         """Return the memory that the body has taken, bytes times seconds; its announced size does not count."""
