@@ -181,16 +181,17 @@ class ListData(Job):
 
 
 class ExportData(Job):
-    """Write a packed data set as a zip: <split>/<class>/<number>.png with the packed pixels, <split>/metadata.csv."""
+    """Write the packed pixels of a data set as a zip: <split>/<class>/<number>.png and <split>/metadata.csv."""
 
     command = "data export"
 
     name: str = argument("NAME")
-    out: Path = option(..., "The zip, which must not be there yet.", metavar="FILE")
+    out: Path = option(..., "The zip or, with --parquet, the folder, which must not be there yet.", metavar="FILE")
+    parquet: bool = option(False, "Write a folder of Parquet files instead, as Hugging Face's datasets reads it.")
 
     def run(self) -> None:
         from model_code.data.cache import open_dataset
         from model_code.data.export import export_dataset
 
-        count = export_dataset(open_dataset(self.name, load_settings().cache_dir), self.out)
+        count = export_dataset(open_dataset(self.name, load_settings().cache_dir), self.out, self.parquet)
         print(f"{self.out}: {count} images of {self.name}")

@@ -122,12 +122,14 @@ def open_archive(path: Path) -> Archive:
         raise DataError(f"no such file or folder: {path}; give a folder, a zip or a tar that exists")
     if path.is_dir():
         return FolderArchive(path)
-    with _naming_damage(path), path.open("rb") as file:
+    with naming_damage(path), path.open("rb") as file:
         magic = file.read(265)
     if magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return ZipArchive(path)
     if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or magic[257:262] == b"ustar":
         return TarArchive(path)
+    if magic.startswith(b"PAR1"):
+        raise DataError(f"{path} is a Parquet file; give the folder that holds it")
     if path.suffix.lower() in (".zip", ".tar", ".tgz", ".gz"):
         raise _damaged(path, "it does not begin like one")
     raise DataError(f"{path} is neither a folder nor a zip nor a tar archive; give one of these")
@@ -142,7 +144,7 @@ class FolderArchive(Archive):
         folders: set[str] = set()
         self._linked: deque[tuple[Path, str]] = deque()
         self._seen: set[tuple[int, int]] = set()
-        with _naming_damage(path):
+        with naming_damage(path):
             self._walk(path, "", files, folders)
             while self._linked:
                 folder, name = self._linked.popleft()
@@ -176,7 +178,7 @@ class FolderArchive(Archive):
     def read(self, name: str) -> bytes:
         """Return the bytes of one file."""
         file = self.path / name
-        with _naming_damage(file):
+        with naming_damage(file):
             self._check_size(name, file.stat().st_size)
             return file.read_bytes()
 
@@ -188,7 +190,7 @@ class ZipArchive(Archive):
         super().__init__(path)
         self._infos: dict[str, zipfile.ZipInfo] = {}
         folders: set[str] = set()
-        with _naming_damage(path), ExitStack() as stack:
+        with naming_damage(path), ExitStack() as stack:
             self._zip = stack.enter_context(zipfile.ZipFile(path))
             for info in sorted(self._zip.infolist(), key=lambda info: info.header_offset):
                 self._add(info, folders)
@@ -218,7 +220,7 @@ class ZipArchive(Archive):
     def read(self, name: str) -> bytes:
         """Return the bytes of one member; its CRC is checked."""
         self._check_size(name, self._infos[name].file_size)
-        with _naming_damage(self.path, name):
+        with naming_damage(self.path, name):
             return self._zip.read(self._infos[name])
 
 
@@ -229,7 +231,7 @@ class TarArchive(Archive):
         super().__init__(path)
         self._infos: dict[str, tarfile.TarInfo] = {}
         folders: set[str] = set()
-        with _naming_damage(path), ExitStack() as stack:
+        with naming_damage(path), ExitStack() as stack:
             self._tar = stack.enter_context(tarfile.open(path, "r:*"))
             for info in self._tar:
                 self._add(info, folders)
@@ -265,7 +267,7 @@ class TarArchive(Archive):
     def read(self, name: str) -> bytes:
         """Return the bytes of one member."""
         self._check_size(name, self._infos[name].size)
-        with _naming_damage(self.path, name):
+        with naming_damage(self.path, name):
             file = self._tar.extractfile(self._infos[name])
             if file is None:
                 raise _refused(self.path, name, "not a plain file")
@@ -309,7 +311,8 @@ def _damaged(path: Path, why: str) -> DataError:
 
 
 @contextmanager
-def _naming_damage(path: Path, member: str = "") -> Iterator[None]:
+def naming_damage(path: Path, member: str = "") -> Iterator[None]:
+    """Turn what reading a damaged or forbidden file raises into a DataError that names the file."""
     try:
         yield
     except PermissionError as error:

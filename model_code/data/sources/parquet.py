@@ -1,0 +1,187 @@
+"""Hugging Face's Parquet, each row an encoded image and a label.
+
+    data/train-00000-of-00002.parquet, data/test-…    or    train/0000.parquet, …
+
+The split is the first folder, or else the first word of the file's name, that names one, else train.
+"""
+
+import json
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from model_code.data.sources.archives import Archive, FolderArchive, Problem, naming_damage
+from model_code.data.sources.class_folders import find_split
+from model_code.data.sources.image_folder import LABEL_COLUMNS
+from model_code.data.sources.images import (
+    EncodedImage,
+    EncodedSplit,
+    ImageSource,
+    find_twins,
+    normalise_class_name,
+    order_classes,
+    settle_problems,
+)
+from model_code.data.sources.kaggle import NO_LABELS
+from model_code.data.sources.layout import layout
+from model_code.errors import DataError
+
+SUFFIX = ".parquet"
+FEATURES_KEY = b"huggingface"
+_LABEL_TYPES = r"u?int\d+|(large_)?string|dictionary<.*string.*>"
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One file.
+
+    Attributes:
+        image_column: Where the encoded bytes are: `image.bytes`, or `image` where it has no path beside them.
+        group_starts: Number of the first row of each row group, and of all rows.
+        labels: Class name of each row; None without one.
+    """
+
+    image_column: str
+    group_starts: tuple[int, ...]
+    labels: tuple[str | None, ...]
+
+
+class _ParquetArchive(Archive):
+    """The images of Parquet files, called FILE/ROW; read in order, each row group is read once."""
+
+    def __init__(self, path: Path, tables: Mapping[str, _Table]) -> None:
+        super().__init__(path)
+        self._tables = tables
+        self._group: tuple[str, int] = ("", 0)
+        self._images: Sequence[Any] = ()
+        self._set_members(
+            {f"{name}/{row}": None for name, table in tables.items() for row in range(len(table.labels))}, set()
+        )
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of one image."""
+        file, _, row = name.rpartition("/")
+        table = self._tables[file]
+        group = bisect_right(table.group_starts, int(row)) - 1
+        if self._group != (file, group):
+            self._images = _read_column(self.path / file, table.image_column, group)
+            self._group = (file, group)
+        content = self._images[int(row) - table.group_starts[group]].as_py()
+        if content is None:
+            raise DataError(f"{self.path}: {name} has no bytes, only a path; store the images in the file")
+        self._check_size(name, len(content))
+        return bytes(content)
+
+
+@layout("Hugging Face's Parquet", lambda archive: any(map(_is_table, archive.files)))
+def read_parquet(archive: Archive, expected_classes: tuple[str, ...] | None = None) -> ImageSource:
+    """List the images of Parquet files, in the order of the files' names and of their rows.
+
+    Args:
+        archive: A folder.
+        expected_classes: Official order; None sorts by name.
+
+    Raises:
+        DataError: The archive is no folder, pyarrow is missing, a file has not one column of images and one of labels,
+            or a list of all else that is wrong: rows without a label, classes that look alike or that train does not
+            have.
+    """
+    if not isinstance(archive, FolderArchive):
+        raise DataError(f"{archive.path}: Parquet is read from folders only; extract it and give the folder")
+    tables = {name: _open_table(archive.path / name) for name in sorted(filter(_is_table, archive.files))}
+    rows = _ParquetArchive(archive.path, tables)
+    by_split: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
+    for name, table in tables.items():
+        by_split[_name_split(name)] += [(f"{name}/{row}", label) for row, label in enumerate(table.labels)]
+    is_unlabelled = {split: not any(label for _, label in found) for split, found in by_split.items()}
+    learned = {label for _, label in by_split["train"] if label}
+    problems = [
+        Problem("label that train does not have" if label else "row without a label", name, can_skip=False)
+        for split, found in by_split.items()
+        for name, label in found
+        if label not in learned and not (split == "test" and is_unlabelled[split])
+    ]
+    where = str(archive.path)
+    settle_problems(where, problems + find_twins(learned), skip=False)
+    classes = order_classes(learned, expected_classes, where)
+    return ImageSource(
+        description=f"Parquet in {archive.path.name}",
+        classes=classes,
+        splits={
+            split: EncodedSplit(
+                tuple(EncodedImage(rows, name, classes.index(label) if label else -1) for name, label in found)
+            )
+            for split, found in by_split.items()
+        },
+        ignored=tuple(name for name in archive.files if not _is_table(name)),
+    )
+
+
+def _is_table(name: str) -> bool:
+    return name.lower().endswith(SUFFIX)
+
+
+def _name_split(name: str) -> str:
+    *folders, file = PurePosixPath(name).parts
+    return next(filter(None, map(find_split, [*folders, re.split(r"[\W_]", file)[0]])), "train")
+
+
+def _open_table(file: Path) -> _Table:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(f"{file}: reading Parquet needs pyarrow; install it: pip install pyarrow") from error
+    with naming_damage(file), parquet.ParquetFile(file) as table:
+        schema, metadata = table.schema_arrow, table.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    types = {column.name: str(column.type) for column in schema}
+    features = _read_features(schema.metadata)
+    images = [
+        name for name, kind in types.items() if re.match(r"(large_)?binary$|struct<.*bytes: (large_)?binary", kind)
+    ]
+    labels = [name for name in types if features.get(name, {}).get("_type") == "ClassLabel"]
+    labels = labels or [name for name in types if name.lower() in LABEL_COLUMNS]
+    if len(images) != 1 or len(labels) != 1 or not re.match(_LABEL_TYPES, types[labels[0]]):
+        raise DataError(
+            f"{file}: found columns {', '.join(f'{name} ({kind})' for name, kind in types.items())}; expected one of "
+            f"encoded images and one ClassLabel, or {', '.join(LABEL_COLUMNS)} of whole numbers or texts; remove the "
+            "others"
+        )
+    names = features.get(labels[0], {}).get("names")
+    values = _read_column(file, labels[0])
+    return _Table(
+        image_column=f"{images[0]}.bytes" if types[images[0]].startswith("struct") else images[0],
+        group_starts=tuple(accumulate(sizes, initial=0)),
+        labels=tuple(_name_class(value, names) for value in values.to_pylist()),
+    )
+
+
+def _read_features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    try:
+        features = json.loads((metadata or {})[FEATURES_KEY])["info"]["features"]
+        return {name: dict(one) for name, one in features.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _read_column(file: Path, column: str, group: int | None = None) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """Return a column, of one row group or whole; of a structure its bytes."""
+    from pyarrow import parquet
+    from pyarrow.types import is_struct
+
+    with naming_damage(file), parquet.ParquetFile(file) as table:
+        found = table.read([column]) if group is None else table.read_row_group(group, [column])
+    values = found.column(0).combine_chunks()
+    return values.field("bytes") if is_struct(values.type) else values
+
+
+def _name_class(value: object, names: object) -> str | None:
+    if isinstance(value, int) and isinstance(names, list):
+        value = names[value] if 0 <= value < len(names) else None
+    name = normalise_class_name("" if value is None else str(value))
+    return None if name.casefold() in NO_LABELS else name
