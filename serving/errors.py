@@ -48,6 +48,13 @@ class FeedbackOffError(ServingError):
     code = "feedback_off"
 
 
+class ReviewOffError(ServingError):
+    """The service was started without `--review`."""
+
+    status = 404
+    code = "review_off"
+
+
 class NoSuchImageError(ServingError):
     """Feedback names an image that the service did not keep."""
 

@@ -9,6 +9,7 @@ functions: the `darkroom` command has this one among its own.
 
 import contextlib
 import fcntl
+import ipaddress
 import os
 import re
 import shutil
@@ -125,6 +126,12 @@ def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
 @click.option("--access-log", is_flag=True, help="Write one JSON object for each request to stdout.")
 @click.option("--feedback", is_flag=True, help="Accept true labels at /v1/feedback, into feedback/ beside requests/.")
 @click.option(
+    "--review",
+    "shows_review",
+    is_flag=True,
+    help="Show the kept images of which a model was least sure to those who may call, for feedback.",
+)
+@click.option(
     "--uncommon-formats",
     is_flag=True,
     help="Decode PPM, AVIF, run-length BMP and TIFF of uncommon compressions too; they are slow to decode.",
@@ -150,12 +157,23 @@ def serve(
     keep_pictures: bool,
     access_log: bool,
     feedback: bool,
+    shows_review: bool,
     uncommon_formats: bool,
     is_supervised: bool,
 ) -> None:
     """Answer predictions over HTTP with the released models."""
     if keep_pictures and not log_share:
         raise click.UsageError("--keep-pictures keeps those of logged requests: give --log-requests SHARE too")
+    if shows_review and not (keep_pictures and feedback):
+        raise click.UsageError(
+            "--review shows images that are kept and stores labels: give --log-requests SHARE, --keep-pictures and "
+            "--feedback too"
+        )
+    if shows_review and api_keys is None and not _is_loopback(host):
+        raise click.UsageError(
+            f"--review shows images that others sent to everybody who reaches {host}: give --api-keys FILE too, or "
+            f"serve on {DEFAULT_HOST}"
+        )
     if is_supervised and not has_supervisor():
         with _listen(host, port) as listener:
             sys.exit(supervise(listener))
@@ -173,6 +191,7 @@ def serve(
         keeps_images=keep_pictures,
         logs_access=access_log,
         takes_feedback=feedback,
+        shows_review=shows_review,
         allows_uncommon_formats=uncommon_formats,
     )
     run_server(port, host, home, is_patient, options)
@@ -220,6 +239,13 @@ def run_server(
             run_service(listener, is_patient)
         except KeyboardInterrupt:
             print("stopped")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -16,6 +16,7 @@ from serving.decoding.encoded import EncodedImage
 from serving.http.api import create_app
 from serving.http.feedback_api import FeedbackApi
 from serving.http.prediction_api import PredictionApi
+from serving.http.review_api import ReviewApi
 from serving.models.classifier import NO_GPU
 from serving.models.model_set import ModelSet, find_bundles_dir, find_inbox_dir
 from serving.models.predictions import ModelsAnswer, PredictAnswer
@@ -97,6 +98,8 @@ class Darkroom:
         if options.takes_feedback:
             store = FeedbackStore(inbox_dir / FEEDBACK_FOLDER)
             app.state.feedback = FeedbackApi(api, store, requests_dir / IMAGES_FOLDER, count_feedback)
+            if options.shows_review:
+                app.state.review = ReviewApi(api, app.state.feedback, requests_dir)
 
     def _publish(self, answer: ModelsAnswer) -> None:
         publish_models(answer)

@@ -63,8 +63,8 @@ def create_app(
 ) -> Starlette:
     """Return the routes; `app.state.api` must hold a `PredictionApi` before the first request.
 
-    `app.state.drift` may hold a `DriftWatch`, `app.state.feedback` a `FeedbackApi`, `app.state.log` a `RequestLog`,
-    `app.state.access_log` an `AccessLog`; the last three are closed with the app.
+    `app.state.drift` may hold a `DriftWatch`, `app.state.feedback` a `FeedbackApi`, `app.state.review` a `ReviewApi`,
+    `app.state.log` a `RequestLog`, `app.state.access_log` an `AccessLog`; feedback and logs are closed with the app.
 
     Args:
         options: Who may call.
@@ -112,6 +112,7 @@ def create_app(
     app.state.root_path = options.root_path
     app.state.drift = None
     app.state.feedback = None
+    app.state.review = None
     app.state.log = None
     app.state.access_log = None
     app.state.keys = ApiKeys(options.api_keys_file) if options.api_keys_file else None

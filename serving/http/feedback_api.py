@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from serving.decoding.encoded import EncodedImage
@@ -52,7 +52,11 @@ class FeedbackRequest(BaseModel):
 
 
 class FeedbackApi:
-    """Feedback on the models that answer predictions; a slow disk holds up other feedback, never predictions."""
+    """Feedback on the models that answer predictions; a slow disk holds up other feedback, never predictions.
+
+    Attributes:
+        store: Takes the images.
+    """
 
     def __init__(
         self,
@@ -70,7 +74,7 @@ class FeedbackApi:
             on_feedback: Told the model's name of each that is stored, and whether its label is what the model says.
         """
         self._predictions = predictions
-        self._store = store
+        self.store = store
         self._kept_dir = kept_dir
         self._on_feedback = on_feedback
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="feedback")
@@ -100,9 +104,9 @@ class FeedbackApi:
                 name, classes = classifier.manifest.name, classifier.manifest.classes
                 if label not in classes:
                     raise BadParameterError(f"label {label[:80]!r} is none of {name}'s classes: {name_some(classes)}")
-                find_label_folder(self._store.folder, label)
+                find_label_folder(self.store.folder, label)
                 (probabilities_K,) = await self._predictions.classify(classifier, [image])
-                count = await self._on_disk(self._store.save, name, label, classes, image.sha256, image.data)
+                count = await self.on_disk(self.store.save, name, label, classes, image.sha256, image.data)
         except ServingError:
             # After the holding is given back: what is discarded takes no memory, but time.
             request.state.is_body_read = await body.discard()
@@ -123,17 +127,17 @@ class FeedbackApi:
                 f"content type {body.media_type[:80] or 'missing'!r}; send multipart/form-data with the file "
                 f"`{FIELD_NAME}` and the text `label`, or application/json with picture_sha256 and label"
             )
-        try:
-            given = FeedbackRequest.model_validate_json(await body.read_text(holding))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the body"
-            raise BadParameterError(f"{where}: {first['msg']}; send picture_sha256 and label") from error
-        data = await self._on_disk(self._read_kept, given.picture_sha256)
+        given = await body.read_json(FeedbackRequest, holding)
+        data = await self.on_disk(self.read_kept, given.picture_sha256)
         holding.take(len(data))
         return EncodedImage(data, None), given.label, given.model
 
-    def _read_kept(self, sha256: str) -> bytes:
+    def read_kept(self, sha256: str) -> bytes:
+        """Return an image that the request log keeps; called on the thread for the disk.
+
+        Raises:
+            NoSuchImageError: It is not there, or is not what its name says.
+        """
         try:
             data = read_regular(self._kept_dir / sha256, MAX_IMAGE_BYTES)
         except OSError:
@@ -145,8 +149,12 @@ class FeedbackApi:
             )
         return data
 
-    async def _on_disk(self, call: Callable[..., _Result], *arguments: object) -> _Result:
-        """Call on the thread for the disk, for a limited time: a request holds memory while it waits."""
+    async def on_disk(self, call: Callable[..., _Result], *arguments: object) -> _Result:
+        """Call on the thread for the disk, for a limited time: a request holds memory while it waits.
+
+        Raises:
+            NotStoredError: The disk did not answer.
+        """
 
         def work() -> _Result:
             with self._heartbeat.work():

@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
+from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
@@ -38,6 +40,8 @@ _MAX_PART_HEADERS = 16
 _MAX_BOUNDARIES = 2 * MAX_IMAGES
 _EXTENDED_FILENAME = re.compile(rb"(?i);\s*filename\*\s*=\s*\"?(utf-8|iso-8859-1)'[\w-]*'([^\s;\"]+)")
 _DISCARD_TIMEOUT_S = 5.0
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class RequestBody:
@@ -118,6 +122,28 @@ class RequestBody:
         """
         async with self._within_time(holding):
             return b"".join([chunk async for chunk in self._stream(max_bytes, "a text body", holding)])
+
+    async def read_json(self, kind: type[_Model], holding: Holding) -> _Model:
+        """Read a small JSON object.
+
+        Args:
+            kind: Type of the object.
+            holding: Account of the bytes that arrive, taken before they are kept.
+
+        Raises:
+            ServingError: As `read_text`; the content type is another one, or it is no such object.
+            starlette.requests.ClientDisconnect: The client went away.
+        """
+        if self.media_type != "application/json":
+            raise WrongTypeError(f"content type {self.media_type[:80] or 'missing'!r}; send application/json")
+        try:
+            return kind.model_validate_json(await self.read_text(holding))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the body"
+            required = [name for name, one in kind.model_fields.items() if one.is_required()]
+            remedy = f"send {' and '.join(required)}" if required else f"it may have {' and '.join(kind.model_fields)}"
+            raise BadParameterError(f"{where}: {first['msg']}; {remedy}") from error
 
     async def discard(self) -> bool:
         """Read on for a moment after a refusal: closing at once resets the connection unanswered.

@@ -91,6 +91,15 @@ class FeedbackStore:
                 "who runs the service must free some space or make the folder writable"
             ) from error
 
+    def list_labelled(self, name: str) -> set[str]:
+        """Return the hashes of a model's images that have a label.
+
+        Args:
+            name: Registered name of the model.
+        """
+        root = self.folder / name
+        return {file.name.partition(".")[0] for file in _scan(root)} if root.is_dir() else set()
+
     def _place(self, name: str, target: Path, data: bytes) -> int:
         """Leave one copy of an image, at `target`; returns the model's number of images. The caller holds the lock."""
         root = target.parent.parent
@@ -176,15 +185,17 @@ class FeedbackStore:
 
 def count_images(root: Path) -> int:
     """Return how many images a model's class folders hold; 0 without any."""
-    if not root.is_dir():
-        return 0
-    count = 0
+    return sum(1 for _ in _scan(root)) if root.is_dir() else 0
+
+
+def _scan(root: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield the images of a model's class folders."""
     with os.scandir(root) as folders:
         for folder in folders:
             if folder.is_dir():
-                with os.scandir(folder) as files:
-                    count += sum(file.is_file() and not file.name.startswith(".") for file in files)
-    return count
+                # Another service may remove an empty folder meanwhile.
+                with suppress(FileNotFoundError), os.scandir(folder) as files:
+                    yield from (file for file in files if file.is_file() and not file.name.startswith("."))
 
 
 def find_label_folder(root: Path, label: str) -> Path:

@@ -53,6 +53,7 @@ def read_description(url):
     for properties in (form["properties"], document["components"]["schemas"]["FeedbackRequest"]["properties"]):
         properties["label"] = {"enum": list(COLOURS)}
         properties["model"] = {"enum": ["cifar10", "food"]}
+    document["components"]["schemas"]["ReviewRequest"]["properties"]["model"] = {"enum": ["cifar10", "food"]}
     return document
 
 
@@ -78,7 +79,7 @@ def check_description(url, folder, *options):
 def test_the_service_does_what_its_description_says(tmp_path, start_service):
     for name in ("cifar10", "food"):
         release(tmp_path / "bundles", name)
-    service = start_service(tmp_path, "--feedback")
+    service = start_service(tmp_path, "--log-requests", "0.2", "--keep-pictures", "--feedback", "--review")
     tested, generated = check_description(service.url, tmp_path)
     assert tested == len(read_description(service.url)["paths"])
     assert generated > 200
