@@ -40,7 +40,7 @@ def _check_address(_: click.Context, __: click.Parameter, address: str | None) -
 
 def _check_origins(_: click.Context, __: click.Parameter, origins: tuple[str, ...]) -> tuple[str, ...]:
     for origin in origins:
-        if not re.fullmatch(r"https?://[^/\s]+", origin):
+        if not re.fullmatch(r"(?i)https?://[^/\s@]+", origin):
             raise click.BadParameter(f"{origin!r} is no origin; give scheme and host only, as https://example.org")
     return origins
 

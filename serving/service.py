@@ -133,14 +133,15 @@ class Darkroom:
         return ""
 
     def _explain_dead(self) -> str:
-        """Return which thread has ended or hangs; empty if none."""
+        """Return which thread has ended or hangs; empty if none.
+
+        Request log and feedback do not count: a new process would hang on the same disk.
+        """
         parts = {
-            "the batch on the device": self._api,
-            "a thread that follows releases or the registry": self._models,
-            "the thread that writes the request log": self._log,
-            "the thread that stores feedback": app.state.feedback,
+            "the batch on the device": self._api.is_alive,
+            "a thread that follows releases or the registry": self._models.is_alive,
         }
-        dead = [name for name, part in parts.items() if part is not None and not part.is_alive]
+        dead = [name for name, is_alive in parts.items() if not is_alive]
         return f"{' and '.join(dead)} hangs or has ended" if dead else ""
 
 

@@ -18,7 +18,7 @@ from serving.errors import ClientError
 from serving.limits import MAX_BODY_BYTES, MAX_IMAGES
 from serving.listing import Column
 from serving.models.predictions import FIELD_NAME, ErrorAnswer, FeedbackAnswer, ModelIdentity, PredictAnswer, Prediction
-from serving.printable import show
+from serving.printable import show, show_cell
 
 DEFAULT_SERVER = "http://127.0.0.1:3000"
 KEY_VARIABLE = "DARKROOM_API_KEY"
@@ -209,7 +209,7 @@ def write_submission(result: PredictResult, stream: TextIO) -> None:
         labels[int(stem)] = prediction.label
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("id", "label"))
-    writer.writerows(sorted(labels.items()))
+    writer.writerows((number, show_cell(label)) for number, label in sorted(labels.items()))
 
 
 @contextmanager

@@ -19,18 +19,14 @@ from serving.errors import (
     ServingError,
     WrongTypeError,
 )
-from serving.heartbeat import Heartbeat
 from serving.http.admission import Holding
 from serving.http.endpoint import REFUSALS, describe_answer, describe_overload, endpoint
 from serving.http.prediction_api import PredictionApi
 from serving.http.request_body import RequestBody
 from serving.limits import ANSWER_TIMEOUT_S, MAX_IMAGE_BYTES
 from serving.models.predictions import FIELD_NAME, FeedbackAnswer
-from serving.observation.feedback import LOCK_TIMEOUT_S, FeedbackStore, find_label_folder, name_some
+from serving.observation.feedback import FeedbackStore, find_label_folder, name_some
 from serving.regular_files import read_regular
-
-# Storing waits for another service's lock first.
-_HUNG_S = LOCK_TIMEOUT_S + 5.0
 
 _Result = TypeVar("_Result")
 
@@ -78,12 +74,6 @@ class FeedbackApi:
         self._kept_dir = kept_dir
         self._on_feedback = on_feedback
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="feedback")
-        self._heartbeat = Heartbeat(_HUNG_S)
-
-    @property
-    def is_alive(self) -> bool:
-        """True unless the thread that reads and writes hangs."""
-        return not self._heartbeat.is_hung
 
     def close(self) -> None:
         """End the thread; feedback that has not started is dropped."""
@@ -155,14 +145,9 @@ class FeedbackApi:
         Raises:
             NotStoredError: The disk did not answer.
         """
-
-        def work() -> _Result:
-            with self._heartbeat.work():
-                return call(*arguments)
-
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await asyncio.get_running_loop().run_in_executor(self._disk, work)
+                return await asyncio.get_running_loop().run_in_executor(self._disk, call, *arguments)
         except TimeoutError as error:
             raise NotStoredError(f"the disk did not answer within {ANSWER_TIMEOUT_S:g} seconds; try again") from error
 

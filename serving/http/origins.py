@@ -27,7 +27,7 @@ class PageCheck:
             allowed_hosts: Names under which browsers reach this service, without ports.
             has_keys: True if requests need an API key. A page of a rebound name has none, so any name is allowed.
         """
-        self._allowed_origins = frozenset(origin.lower() for origin in allowed_origins)
+        self._allowed_origins = frozenset(map(_normalise, allowed_origins))
         self._allowed_hosts = frozenset(host.lower().rstrip(".") for host in allowed_hosts)
         self._has_keys = has_keys
 
@@ -42,7 +42,7 @@ class PageCheck:
             return
         if len(headers.getlist("origin")) > 1:
             raise ForeignPageError("a page has one origin, and this request has several")
-        if origin is not None and origin.lower() in self._allowed_origins:
+        if origin is not None and _normalise(origin) in self._allowed_origins:
             return
         if site not in ("", "same-origin", "none") or (origin is not None and not _is_same(origin, headers, site)):
             raise ForeignPageError(
@@ -57,7 +57,7 @@ class PageCheck:
 
     def _is_own_name(self, host: str) -> bool:
         name = (_split(f"//{host}") or ("", None))[0].rstrip(".")
-        return bool(name) and (
+        return bool(name and "@" not in host) and (
             name in self._allowed_hosts or "." not in name or name.endswith(".localhost") or _is_address(name)
         )
 
@@ -68,6 +68,12 @@ def _is_same(origin: str, headers: Headers, site: str) -> bool:
         return True
     stated, asked = _split(origin), _split(f"{origin.partition(':')[0]}://{headers.get('host', '')}")
     return stated is not None and stated == asked
+
+
+def _normalise(origin: str) -> str:
+    """Return an origin as browsers write it: in lower case, without the port that its scheme has anyway."""
+    scheme, _, rest = origin.lower().partition("://")
+    return f"{scheme}://{rest.removesuffix(f':{_DEFAULT_PORTS.get(scheme)}')}"
 
 
 def _split(address: str) -> tuple[str, int | None] | None:

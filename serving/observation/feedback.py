@@ -6,16 +6,17 @@
 
 Services of one machine, or of several that share the volume, take a lock around each change (`.lock`, flock). Between
 machines this needs a file system whose locks hold between them: NFS 4 without `nolock` or `local_lock`, mounted with
-`lookupcache=positive`; CephFS; a cloud's file store. The kernel frees the lock of a service that dies.
+`lookupcache=positive`; CephFS; a cloud's file store. The kernel frees the lock of a service that dies. The file of the
+lock holds the size of all images, so that the services keep the limit together.
 """
 
 import fcntl
-import math
 import os
 import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serving.bundle.image_structure import find_format
@@ -37,8 +38,9 @@ _LOCK_INTERVAL_S = 0.005
 # What a killed service left is removed after this.
 _STALE_S = 3600.0
 _MOST_NAME_BYTES = 255
-# How long a measured size counts, with what was added since: measuring reads every file's size.
-_MEASURE_INTERVAL_S = 60.0
+# How long a measured size counts, with what was added since: people may remove files. Before a refusal it is measured
+# again, unless that was just done.
+_MEASURE_INTERVAL_S, _REFUSAL_INTERVAL_S = 600.0, 5.0
 
 
 class FeedbackStore:
@@ -58,8 +60,6 @@ class FeedbackStore:
         self.folder = folder
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._size_bytes = 0
-        self._measured_s = -math.inf
 
     def save(self, name: str, label: str, labels: Collection[str], sha256: str, data: bytes) -> int:
         """Store an image under its true label, durably; the label that it had before is forgotten.
@@ -83,8 +83,8 @@ class FeedbackStore:
         root = self.folder / name
         target = find_label_folder(root, label) / f"{sha256}{find_suffix(data)}"
         try:
-            with self._lock, self._alone():
-                return self._place(name, target, data)
+            with self._lock, self._alone() as lock_file:
+                return self._place(name, target, data, lock_file)
         except OSError as error:
             raise NotStoredError(
                 f"feedback cannot be written below {self.folder}: {error.strerror or error}; "
@@ -100,7 +100,7 @@ class FeedbackStore:
         root = self.folder / name
         return {file.name.partition(".")[0] for file in _scan(root)} if root.is_dir() else set()
 
-    def _place(self, name: str, target: Path, data: bytes) -> int:
+    def _place(self, name: str, target: Path, data: bytes, lock_file: int) -> int:
         """Leave one copy of an image, at `target`; returns the model's number of images. The caller holds the lock."""
         root = target.parent.parent
         count, is_there = count_images(root), target.is_file()
@@ -113,8 +113,8 @@ class FeedbackStore:
                 flush(target.parent)
                 flush(root)
             else:
-                self._check_room(name, count, len(data))
-                self._write(target, data)
+                size = self._check_room(name, count, len(data), lock_file)
+                self._write(target, data, size, lock_file)
         for path in before:
             path.unlink(missing_ok=True)
             # Class folders that are packed as they are may not be empty.
@@ -123,8 +123,8 @@ class FeedbackStore:
         return count + 1 - is_there - len(before)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other services out of the folder.
+    def _alone(self) -> Iterator[int]:
+        """Keep other services out of the folder; yields the file of the lock.
 
         Raises:
             NotStoredError: One of them does not let go.
@@ -145,32 +145,41 @@ class FeedbackStore:
                             f"the one that hangs: `fuser {self.folder / _LOCK_FILE}` names it"
                         ) from error
                     time.sleep(_LOCK_INTERVAL_S)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 
-    def _check_room(self, name: str, count: int, needed_bytes: int) -> None:
+    def _check_room(self, name: str, count: int, needed_bytes: int, lock_file: int) -> "_Size":
+        """Return the size of all images, to which an image may be added."""
         if count >= MAX_FEEDBACK_IMAGES:
             raise NotStoredError(
                 f"{name} has {MAX_FEEDBACK_IMAGES:,} images with feedback, as many as it may; who runs the service "
                 f"must remove some from {self.folder / name}"
             )
-        if time.monotonic() - self._measured_s > _MEASURE_INTERVAL_S:
-            self._remove_stale()
-            files = [path.stat() for path in self.folder.rglob("*") if path.is_file()]
-            self._size_bytes = sum(map(count_disk_bytes, files))
-            self._measured_s = time.monotonic()
-        if self._size_bytes + needed_bytes > self._max_bytes:
+        size = _Size.read(lock_file)
+        if not 0 <= time.time() - size.measured_s <= _MEASURE_INTERVAL_S:
+            size = self._measure()
+        if size.size_bytes + needed_bytes > self._max_bytes and time.time() - size.measured_s > _REFUSAL_INTERVAL_S:
+            size = self._measure()
+        if size.size_bytes + needed_bytes > self._max_bytes:
+            size.write(lock_file)
             raise NotStoredError(
-                f"feedback takes {self._size_bytes:,} bytes and may take {self._max_bytes:,}; who runs the service "
+                f"feedback takes {size.size_bytes:,} bytes and may take {self._max_bytes:,}; who runs the service "
                 f"must remove some from {self.folder / name}"
             )
+        return size
 
-    def _write(self, target: Path, data: bytes) -> None:
+    def _measure(self) -> "_Size":
+        self._remove_stale()
+        files = (file for root in self.folder.iterdir() if root.is_dir() for file in _scan(root))
+        return _Size(sum(count_disk_bytes(file.stat()) for file in files), time.time())
+
+    def _write(self, target: Path, data: bytes, size: "_Size", lock_file: int) -> None:
         scratch_folder = self.folder / _SCRATCH_FOLDER
         scratch_folder.mkdir(mode=0o700, exist_ok=True)
         with writing_whole(scratch_folder, data) as scratch:
-            self._size_bytes += count_disk_bytes(scratch.stat())
+            # Counted first: who is killed here has counted too much, until it is measured again.
+            replace(size, size_bytes=size.size_bytes + count_disk_bytes(scratch.stat())).write(lock_file)
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch.replace(target)
             flush(target.parent)
@@ -181,6 +190,28 @@ class FeedbackStore:
         for path in (self.folder / _SCRATCH_FOLDER).glob("*"):
             if time.time() - path.stat().st_mtime > _STALE_S:
                 path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What all images take on the disk, and when they were measured, seconds since 1970."""
+
+    size_bytes: int
+    measured_s: float
+
+    @classmethod
+    def read(cls, lock_file: int) -> "_Size":
+        """Return what the service before noted; what it did not write whole was measured never."""
+        try:
+            size_bytes, measured_s = os.pread(lock_file, 100, 0).decode().split()
+            return cls(int(size_bytes), float(measured_s))
+        except ValueError:
+            return cls(0, 0.0)
+
+    def write(self, lock_file: int) -> None:
+        """Note it for the next service."""
+        os.ftruncate(lock_file, 0)
+        os.pwrite(lock_file, f"{self.size_bytes} {self.measured_s}\n".encode(), 0)
 
 
 def count_images(root: Path) -> int:
@@ -210,7 +241,7 @@ def find_label_folder(root: Path, label: str) -> Path:
 
 
 def is_folder_name(label: str) -> bool:
-    """Whether a label names a folder in its parent, and not a hidden one, which a data set would pass over."""
+    """Return True if a label names a folder in its parent, not a hidden one, which a data set would pass over."""
     return not (
         label.startswith(".") or {"/", "\\", "\0"} & set(label) or not 0 < len(os.fsencode(label)) <= _MOST_NAME_BYTES
     )

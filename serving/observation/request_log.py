@@ -1,10 +1,11 @@
 """A sample of what the service answered, for people to look through: a line for each image, images only if asked.
 
     <home>/requests/2026-11-23.jsonl        what was answered on a day (UTC), a JSON object in each line
-    <home>/requests/images/<sha256>       the files as they were sent
+    <home>/requests/pictures/<sha256>       the files as they were sent
 
-Answers never wait for it: a thread writes what it finds in a queue, and what does not fit the queue or cannot be
-written is counted and left out. A line that a crash cut short is followed by a line break, so that only itself is lost.
+Answers never wait for it: a thread writes what it finds in a queue, and what does not fit the queue, cannot be written
+or would wait for a disk that hangs is counted and left out. A line that a crash cut short is followed by a line break,
+so that only itself is lost.
 """
 
 import json
@@ -74,7 +75,7 @@ class RequestLog:
         Args:
             folder: `requests` under DARKROOM_HOME.
             share: Of all images, in [0, 1]. An image's hash decides, so that the same one is always in or out.
-            keeps_images: Whether the images are kept too.
+            keeps_images: True if the images are kept too.
             max_bytes: Size limit of the folder on the disk, in whole blocks; beyond it the oldest files are removed.
             on_drop: Told how many images were left out, from any thread.
         """
@@ -121,6 +122,9 @@ class RequestLog:
         ]
         if not entries:
             return
+        if self._heartbeat.is_hung:
+            self._drop(len(entries), f"the disk has not answered for {_HUNG_S:g} s")
+            return
         with self._changed:
             left_out = 0
             for entry in entries:
@@ -136,11 +140,6 @@ class RequestLog:
             self._changed.notify()
         if left_out:
             self._drop(left_out, "the disk is slower than the answers")
-
-    @property
-    def is_alive(self) -> bool:
-        """True unless the thread that writes has ended or hangs."""
-        return self._is_closing or (self._thread.is_alive() and not self._heartbeat.is_hung)
 
     def close(self) -> None:
         """Write what is queued, for some seconds at most, and end the thread."""
@@ -161,7 +160,11 @@ class RequestLog:
                 while self._queue and self._queue[0].day == day:
                     entries.append(self._queue.popleft())
             with self._heartbeat.work():
-                self._write(day, entries)
+                try:
+                    self._write(day, entries)
+                except Exception:
+                    logger.exception("%d requests are not logged", len(entries))
+                    self._drop(len(entries), "an error that was not expected")
             with self._changed:
                 self._queued_bytes -= sum(entry.size_bytes for entry in entries)
 
@@ -198,6 +201,7 @@ class RequestLog:
         for _, size, path in files:
             if size_bytes <= _KEPT_FRACTION * self._max_bytes:
                 break
+            self._heartbeat.beat()
             path.unlink(missing_ok=True)
             size_bytes -= size
         self._size_bytes, self._added_bytes = size_bytes, 0
@@ -209,6 +213,7 @@ class RequestLog:
             if folder.is_dir():
                 with os.scandir(folder) as scan:
                     for entry in scan:
+                        self._heartbeat.beat()
                         # Another service may remove files of the same folder meanwhile.
                         with suppress(FileNotFoundError):
                             status = entry.stat(follow_symlinks=False)
@@ -226,7 +231,7 @@ class RequestLog:
 
 
 def is_sampled(sha256: str, share: float) -> bool:
-    """Whether an image of that hash is in a sample of `share`, which each larger sample contains."""
+    """Return True if an image of that hash is in a sample of `share`, which each larger sample contains."""
     return int(sha256[:15], 16) < share * 16**15
 
 

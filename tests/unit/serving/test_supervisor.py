@@ -62,6 +62,15 @@ def test_a_service_that_ends_or_falls_silent_is_started_again(start, end):
     assert first != second
 
 
+def test_a_silent_service_is_killed_within_ten_seconds(start):
+    supervisor = start(BEAT + "time.sleep(600)")
+    pid = int(supervisor.stdout.readline())
+    start_s = time.monotonic()
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.05)
+    assert time.monotonic() - start_s < 10
+
+
 def test_a_start_without_heartbeats_is_not_taken_for_silence(start):
     supervisor = start(f"import time; time.sleep(3)\n{BEAT}{BEAT_ON}", "SILENT_TIMEOUT_S=1.5")
     pid = int(supervisor.stdout.readline())

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import logging
@@ -390,6 +391,14 @@ def test_a_submission_is_ordered_by_number_and_holds_every_label():
     stream = io.StringIO()
     write_submission(make_result("b/10.png", "a/9.png", "c/007.png"), stream)
     assert stream.getvalue() == "id,label\n7,class c\n9,class a\n10,class b\n"
+
+
+def test_a_submission_has_no_formula_and_no_escape_sequence():
+    result, stream = make_result("1.png"), io.StringIO()
+    (prediction,) = result.predictions
+    label = prediction.model_copy(update={"label": "=1+\x1b[2J"})
+    write_submission(dataclasses.replace(result, predictions=(label,)), stream)
+    assert stream.getvalue() == "id,label\n1,'=1+\\x1b[2J\n"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,18 @@ def test_the_services_own_page_may_call(host, origin):
     assert is_allowed(host=host, origin=origin, sec_fetch_site="same-origin")
 
 
+@pytest.mark.parametrize("given", ["https://a.example", "HTTPS://A.example:443"])
+@pytest.mark.parametrize("origin", ["https://a.example", "https://a.example:443"])
+def test_an_allowed_origin_is_known_however_it_is_written(given, origin):
+    assert is_allowed([given], host="127.0.0.1:3000", origin=origin)
+    assert not is_allowed([given], host="127.0.0.1:3000", origin="http://a.example")
+    assert not is_allowed([given], host="127.0.0.1:3000", origin="https://a.example:444")
+
+
+def test_a_host_with_a_user_is_no_name_of_this_service():
+    assert not is_allowed(host="elsewhere.example@localhost", origin="http://localhost")
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -133,6 +133,28 @@ def test_there_is_a_limit_and_a_move_needs_no_room(tmp_path):
         save(FeedbackStore(tmp_path, max_bytes=2 * 4096 + 10), "red", paint("blue"))
 
 
+def test_services_keep_the_limit_together_and_forget_what_people_removed(tmp_path, monkeypatch):
+    stores = [FeedbackStore(tmp_path, max_bytes=6 * 4096) for _ in range(3)]
+    for number in range(6):
+        save(stores[number % 3], data=paint(size=(9 + number, 9)))
+    for number, store in enumerate(stores):
+        with pytest.raises(NotStoredError, match="feedback takes 24,576 bytes and may take 24,576"):
+            save(store, data=paint(size=(20 + number, 9)))
+    next((tmp_path / "cifar10/red").iterdir()).unlink()
+    monkeypatch.setattr(feedback, "_REFUSAL_INTERVAL_S", 0)
+    assert save(stores[0], data=paint(size=(30, 9))) == 6
+
+
+@pytest.mark.parametrize("noted", ["", "12", "x y", "-5 nan", "8 99999999999"])
+def test_a_size_that_nobody_wrote_whole_is_measured_again(tmp_path, noted):
+    store = FeedbackStore(tmp_path, max_bytes=2 * 4096)
+    save(store)
+    (tmp_path / ".lock").write_text(noted)
+    save(store, data=paint(size=(10, 9)))
+    with pytest.raises(NotStoredError, match="feedback takes 8,192 bytes"):
+        save(store, data=paint(size=(11, 9)))
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing_half(mount_disk):
     folder = mount_disk("1m")
     store = FeedbackStore(folder / "feedback")

@@ -129,6 +129,54 @@ def test_a_disk_that_hangs_delays_no_answer(tmp_path, monkeypatch):
     log.close()
 
 
+def test_a_hung_disk_is_told_and_what_would_wait_for_it_is_left_out(tmp_path, monkeypatch, caplog):
+    free = threading.Event()
+    monkeypatch.setattr(request_log, "_append", lambda *_: free.wait(30) and 0)
+    monkeypatch.setattr(request_log, "_HUNG_S", 0.2)
+    log = RequestLog(tmp_path, 1)
+    log.add(answer_to(make_images(1)), make_images(1))
+    time.sleep(0.5)
+    log.add(answer_to(make_images(3)), make_images(3))
+    assert log.dropped == 3
+    assert "the disk has not answered for 0.2 s" in caplog.text
+    free.set()
+    log.close()
+
+
+def test_a_large_folder_on_a_slow_disk_does_not_count_as_a_hung_disk(tmp_path, monkeypatch):
+    (tmp_path / "pictures").mkdir()
+    for number in range(50):
+        (tmp_path / "pictures" / str(number)).write_bytes(b"x")
+    measured = threading.Event()
+
+    def count(status):
+        time.sleep(0.02)
+        measured.set()
+        return 4096
+
+    monkeypatch.setattr(request_log, "count_disk_bytes", count)
+    monkeypatch.setattr(request_log, "_HUNG_S", 0.4)
+    log = RequestLog(tmp_path, 1)
+    log.add(answer_to(make_images(1)), make_images(1))
+    assert measured.wait(10)
+    time.sleep(0.6)
+    log.add(answer_to(make_images(2, start=5)), make_images(2, start=5))
+    log.close()
+    assert (log.dropped, len(read_lines(tmp_path))) == (0, 3)
+
+
+def test_an_error_that_nobody_expected_costs_its_own_lines_only(tmp_path, caplog):
+    log = RequestLog(tmp_path, 1)
+    wrong = answer_to(make_images(1))
+    wrong = wrong.model_copy(update={"model": wrong.model.model_copy(update={"version": "\udc80"})})
+    log.add(wrong, make_images(1))
+    while not log.dropped:
+        time.sleep(0.01)
+    log_all(log, make_images(2, start=5))
+    assert (log.dropped, len(read_lines(tmp_path))) == (1, 2)
+    assert "UnicodeEncodeError" in caplog.text
+
+
 def test_the_oldest_files_make_room(tmp_path):
     folder = tmp_path / "requests"
     (folder / "pictures").mkdir(parents=True)
