@@ -207,7 +207,7 @@ def _read_jpeg(data: bytes, is_glance: bool) -> Structure:
     structure = Structure("JPEG", len(data))
     frames, position, is_broken, is_whole = [], 2, False, False
     metadata_bytes, has_profile = 0, False
-    # A glance is made on the event loop; whoever hides the size behind more fill bytes has a large image.
+    # A glance is made on the event loop; an image whose size stands behind more fill bytes counts as large.
     most = _GLANCE_FILL_BYTES if is_glance and len(data) > CHEAP_BYTES else len(data)
     while match := _JPEG_MARKER.search(data, position, position + most):
         marker, position = data[match.start() + 1], match.end()

@@ -99,6 +99,8 @@ class BoundedHttp(LimitedConnection):
 
     def on_headers_complete(self) -> None:
         """Begin a request; one that asks for an upgrade begins once its head is parsed again without it."""
+        if self.parser.get_http_version() != "1.0" and not any(name == b"host" for name, _ in self.headers):
+            raise httptools.HttpParserError("a request names its host (RFC 9112, 3.2)")
         if self.parser.should_upgrade():
             return
         self._bytes_without_body, self._request_bytes, self._tail = 0, 0, b""

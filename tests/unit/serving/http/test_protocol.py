@@ -588,11 +588,18 @@ def test_trailers_are_no_headers(monkeypatch, address, echo, trailer):
 
 
 @pytest.mark.parametrize("upgrade", [b"", b"Connection: Upgrade\r\nUpgrade: websocket\r\n"])
-def test_a_request_of_several_hosts_is_none(address, echo, upgrade):
+@pytest.mark.parametrize("hosts", [(b"Host: a\r\n", b"hOST: b\r\n"), (b"", b"")])
+def test_a_request_names_one_host(address, echo, upgrade, hosts):
     with socket.create_connection(address, 3) as connection:
-        connection.sendall(b"GET /a HTTP/1.1\r\nHost: a\r\n" + upgrade + b"hOST: b\r\n\r\n" + REQUEST)
+        connection.sendall(b"GET /a HTTP/1.1\r\n" + upgrade.join(hosts) + b"\r\n" + REQUEST)
         assert b" 400 " in connection.recv(65_536).partition(b"\r\n")[0]
     assert echo.seen == []
+
+
+def test_a_request_of_http_1_0_needs_no_host(address, echo):
+    with socket.create_connection(address, 3) as connection:
+        connection.sendall(b"GET /a HTTP/1.0\r\n\r\n")
+        assert b" 200 " in connection.recv(65_536).partition(b"\r\n")[0]
 
 
 def test_space_around_a_value_is_no_part_of_it(monkeypatch, address):
