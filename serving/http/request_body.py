@@ -34,6 +34,8 @@ from serving.models.predictions import FIELD_NAME
 
 MAX_TEXT_BYTES = 4096
 EXAMPLE = f"for example: curl -F {FIELD_NAME}=@cat.jpg http://127.0.0.1:3000/v1/predict"
+# A form of one image and some texts.
+_MAX_SINGLE_BYTES = MAX_IMAGE_BYTES + 16 * MAX_TEXT_BYTES
 _MAX_HEADER_BYTES = 16_384
 _MAX_PART_HEADERS = 16
 # No form has so many parts. Text that only begins like a boundary costs the parser a microsecond for each byte.
@@ -58,14 +60,15 @@ class RequestBody:
         self._timeout_s = timeout_s
         self._is_complete = False
 
-    async def read_images(self, holding: Holding) -> list[EncodedImage]:
+    async def read_images(self, holding: Holding, max_images: int = MAX_IMAGES) -> list[EncodedImage]:
         """Read the images, in the order they were sent.
 
         Args:
             holding: Account of the bytes that arrive, taken before they are kept.
+            max_images: Most images, 1 to 64.
 
         Returns:
-            1 to 64 images; none is empty.
+            1 or more images; none is empty.
 
         Raises:
             WrongTypeError: The content type or encoding, of the body or a part, is none of an image.
@@ -78,7 +81,7 @@ class RequestBody:
             starlette.requests.ClientDisconnect: The client went away.
         """
         async with self._within_time(holding):
-            return await self._read(holding)
+            return await self._read(holding, max_images)
 
     @property
     def media_type(self) -> str:
@@ -104,7 +107,7 @@ class RequestBody:
             starlette.requests.ClientDisconnect: The client went away.
         """
         async with self._within_time(holding):
-            (image,), given = await self._read_form(holding, MAX_IMAGE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
+            (image,), given = await self._read_form(holding, _MAX_SINGLE_BYTES, texts, 1)
         return image, given
 
     async def read_text(self, holding: Holding, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
@@ -186,14 +189,15 @@ class RequestBody:
         finally:
             form.release()
 
-    async def _read(self, holding: Holding) -> list[EncodedImage]:
+    async def _read(self, holding: Holding, max_images: int) -> list[EncodedImage]:
         headers = self._request.headers
         encoding = headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise WrongTypeError(f"content-encoding {encoding!r}; send the image as it is")
         media_type, _ = self._content_type
         if media_type == b"multipart/form-data":
-            images, _ = await self._read_form(holding, MAX_BODY_BYTES, (), MAX_IMAGES)
+            max_bytes = MAX_BODY_BYTES if max_images > 1 else _MAX_SINGLE_BYTES
+            images, _ = await self._read_form(holding, max_bytes, (), max_images)
             return images
         if not _is_image_type(media_type):
             raise WrongTypeError(
