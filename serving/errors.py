@@ -83,6 +83,10 @@ class BadParameterError(ServingError):
     code = "bad_parameter"
 
 
+class WrongFormError(BadParameterError):
+    """The form has other parts than the endpoint reads."""
+
+
 class OverloadedError(ServingError):
     """The queue is full; try again after `retry_after_s` seconds."""
 

@@ -132,6 +132,12 @@ def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
     help="Show the kept images of which a model was least sure to those who may call, for feedback.",
 )
 @click.option(
+    "--examples",
+    "gives_examples",
+    is_flag=True,
+    help="Answer a wrong form with the curl, Python and JavaScript lines that work.",
+)
+@click.option(
     "--uncommon-formats",
     is_flag=True,
     help="Decode PPM, AVIF, run-length BMP and TIFF of uncommon compressions too; they are slow to decode.",
@@ -158,6 +164,7 @@ def serve(
     access_log: bool,
     feedback: bool,
     shows_review: bool,
+    gives_examples: bool,
     uncommon_formats: bool,
     is_supervised: bool,
 ) -> None:
@@ -192,6 +199,7 @@ def serve(
         logs_access=access_log,
         takes_feedback=feedback,
         shows_review=shows_review,
+        gives_examples=gives_examples,
         allows_uncommon_formats=uncommon_formats,
     )
     run_server(port, host, home, is_patient, options)

@@ -39,6 +39,7 @@ class ServiceOptions(BaseModel):
         logs_access: True to write one JSON object for each request to stdout.
         takes_feedback: True if `POST /v1/feedback` keeps right labels, and the images that come with them.
         shows_review: True if `POST /v1/review` shows the kept images of which a model was least sure; needs both.
+        gives_examples: True if the answer to a wrong form has lines that work.
         root_path: Prefix of the addresses behind a proxy that strips it, e.g. `/ml/darkroom`; empty without one.
         keep_alive_s: Seconds for which an idle connection stays open, unless its place is needed.
         allows_uncommon_formats: True to decode PPM, run-length BMP and TIFF of uncommon compressions.
@@ -58,6 +59,7 @@ class ServiceOptions(BaseModel):
     logs_access: bool = False
     takes_feedback: bool = False
     shows_review: bool = False
+    gives_examples: bool = False
     root_path: str = ""
     keep_alive_s: int = Field(DEFAULT_KEEP_ALIVE_S, ge=1)
     allows_uncommon_formats: bool = False

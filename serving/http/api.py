@@ -25,17 +25,20 @@ from serving.errors import (
     OverloadedError,
     ServingError,
     UnauthorizedError,
+    WrongFormError,
+    WrongTypeError,
 )
 from serving.http.api_keys import ApiKeys
 from serving.http.connections import SURPLUS
 from serving.http.endpoint import ENDPOINTS, INFERENCE_PATHS, INFERENCE_PREFIX, Endpoint
+from serving.http.examples import find_url, write_examples
 from serving.http.layers import REQUEST_ID_HEADER, SECURITY_HEADERS, CutOff, RequestObserver, SecurityHeaders
 from serving.http.openapi import describe_api
 from serving.http.origins import PageCheck
 from serving.http.protocol import REFUSED
 from serving.http.request_body import RequestBody
 from serving.limits import MAX_CONNECTIONS
-from serving.models.predictions import ErrorAnswer, ErrorDetail, InferenceError
+from serving.models.predictions import ErrorAnswer, ErrorDetail, FormExamples, InferenceError
 from serving.options import ServiceOptions, is_root_path
 from serving.request_record import REQUEST_ID, AnsweredRequest
 
@@ -110,6 +113,7 @@ def create_app(
     paths = [route.path for route in app.routes if isinstance(route, Route) and route.path != _ANYTHING_ELSE]
     app.user_middleware.insert(0, Middleware(RequestObserver, paths=paths, on_request=on_request))
     app.state.root_path = options.root_path
+    app.state.gives_examples = options.gives_examples
     app.state.drift = None
     app.state.feedback = None
     app.state.review = None
@@ -155,10 +159,14 @@ async def _show_page(_: Request) -> Response:
 
 
 async def _show_openapi(request: Request) -> Response:
-    forwarded = request.headers.get("x-forwarded-prefix", "").rstrip("/")
-    root_path = request.app.state.root_path or (forwarded if is_root_path(forwarded) else "")
     headers = {"Vary": "X-Forwarded-Prefix"}
-    return Response(_encode_description(root_path), media_type="application/json", headers=headers)
+    return Response(_encode_description(_find_root_path(request)), media_type="application/json", headers=headers)
+
+
+def _find_root_path(request: Request) -> str:
+    forwarded = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    root_path: str = request.app.state.root_path
+    return root_path or (forwarded if is_root_path(forwarded) else "")
 
 
 @lru_cache(maxsize=16)
@@ -190,7 +198,11 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if not getattr(request.state, "is_body_read", True):
         headers["Connection"] = "close"
-    return _refuse(request.scope, error.status, error.code, str(error), headers)
+    examples = None
+    if request.app.state.gives_examples and isinstance(error, WrongTypeError | WrongFormError | NotReadableError):
+        url = find_url(request.url.scheme, request.headers.get("host", ""), _find_root_path(request))
+        examples = write_examples(request.url.path, url, request.app.state.keys is not None)
+    return _refuse(request.scope, error.status, error.code, str(error), headers, examples)
 
 
 async def _answer_shortage(request: Request, __: Exception) -> Response:
@@ -226,11 +238,19 @@ async def _answer_stopping(scope: Scope, receive: Receive, send: Send) -> None:
     await answer(scope, receive, send)
 
 
-def _refuse(scope: Scope, status: int, code: str, message: str, headers: dict[str, str] | None) -> Response:
+def _refuse(
+    scope: Scope,
+    status: int,
+    code: str,
+    message: str,
+    headers: dict[str, str] | None,
+    examples: FormExamples | None = None,
+) -> Response:
     if scope["path"].startswith(INFERENCE_PATHS) or scope["path"] == INFERENCE_PREFIX:
         return _answer_json(InferenceError(error=message), status, headers)
-    detail = ErrorDetail(code=code, message=message, request_id=REQUEST_ID.get())
-    return _answer_json(ErrorAnswer(error=detail), status, headers)
+    detail = ErrorDetail(code=code, message=message, request_id=REQUEST_ID.get(), examples=examples)
+    body = ErrorAnswer(error=detail).model_dump_json(exclude_none=True)
+    return Response(body, status, headers, media_type="application/json")
 
 
 def _answer_json(body: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:

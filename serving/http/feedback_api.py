@@ -17,6 +17,7 @@ from serving.errors import (
     NoSuchImageError,
     NotStoredError,
     ServingError,
+    WrongFormError,
     WrongTypeError,
 )
 from serving.http.admission import Holding
@@ -110,7 +111,7 @@ class FeedbackApi:
         if body.media_type == "multipart/form-data":
             image, texts = await body.read_form(("label", "model"), holding)
             if "label" not in texts:
-                raise BadParameterError(f"the form has no text field `label` beside the file `{FIELD_NAME}`")
+                raise WrongFormError(f"the form has no text field `label` beside the file `{FIELD_NAME}`")
             return image, texts["label"], texts.get("model")
         if body.media_type != "application/json":
             raise WrongTypeError(

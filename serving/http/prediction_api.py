@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from serving.bundle.manifest import Manifest
 from serving.bundle.session import count_cpus
-from serving.decoding.cost import Cost, estimate_cost, estimate_decode_s
+from serving.decoding.cost import IMAGE_S, Cost, estimate_cost, estimate_decode_s
 from serving.decoding.decoder import Decoder
 from serving.decoding.encoded import EncodedImage
 from serving.decoding.work_queue import WorkQueue
@@ -32,9 +32,12 @@ from serving.limits import (
 from serving.models.batching import Batcher
 from serving.models.classifier import Classifier
 from serving.models.model_set import ModelSet
+from serving.models.occlusion import VARIANTS
 from serving.models.predictions import ModelsAnswer, PredictAnswer, rank_classes
 from serving.models.shadow import OnComparison, Shadow
 from serving.observation.drift import DriftWatch
+
+Vary = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]
 
 
 class PredictionApi:
@@ -123,7 +126,7 @@ class PredictionApi:
         body = RequestBody(request)
         try:
             with self.admission.hold() as holding:
-                _check_parameters(request)
+                check_parameters(request, "model", "top_k")
                 classifier = self.models.select(request.query_params.get("model"))
                 top_k = _read_top_k(request, len(classifier.manifest.classes))
                 images = await body.read_images(holding)
@@ -159,8 +162,16 @@ class PredictionApi:
             self._on_answer(classifier.manifest, answer, images)
         return probabilities_NK, answer
 
-    async def classify(self, classifier: Classifier, images: list[EncodedImage]) -> npt.NDArray[np.float32]:
+    async def classify(
+        self, classifier: Classifier, images: list[EncodedImage], vary: Vary | None = None
+    ) -> npt.NDArray[np.float32]:
         """Return the class probabilities of some images, float32 [N, K], when their turn has come.
+
+        Args:
+            classifier: Classifies.
+            images: The images; one where they are varied.
+            vary: Makes the images that are classified instead, as many as `serving.models.occlusion.VARIANTS`, whose
+                places in the queue the image takes; None to classify the images themselves.
 
         Raises:
             ServingError: An image does not decode, or there is too much to do.
@@ -168,22 +179,38 @@ class PredictionApi:
         self._decoder.check_formats(images)
         cost = max(estimate_cost(one.structure, classifier.manifest.resize_size) for one in images)
         work_s = sum(estimate_decode_s(one.structure) for one in images)
+        places = len(images)
+        if vary is not None:
+            work_s += (VARIANTS - places) * IMAGE_S
+            places = VARIANTS
         try:
-            with self.queues[cost].wait(len(images), work_s):
+            with self.queues[cost].wait(places, work_s):
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    if cost is Cost.CHEAP and len(images) == 1 and self._batcher.is_idle:
+                    if cost is Cost.CHEAP and places == 1 and self._batcher.is_idle:
                         decode = partial(self._decoder.decode_cheap, classifier.manifest, images)
                         return await self._batcher.decode_and_classify(classifier, decode)
                     images_NHWC = await self._decoder.decode(classifier.manifest, images)
+                    if vary is not None:
+                        images_NHWC = await asyncio.to_thread(vary, images_NHWC[0])
                     return await self._batcher.classify(classifier, images_NHWC)
         except TimeoutError as error:
             raise OverloadedError(f"not answered within {ANSWER_TIMEOUT_S:g} seconds; try again", 5) from error
 
 
-def _check_parameters(request: Request) -> None:
+def check_parameters(request: Request, *names: str) -> None:
+    """Refuse addresses of thousands of parameters, before they are parsed.
+
+    Args:
+        request: The request.
+        names: Parameters of the endpoint.
+
+    Raises:
+        BadParameterError: There are too many.
+    """
     parameters = request.scope["query_string"].count(b"&") + 1
     if parameters > MAX_PARAMETERS:
-        raise BadParameterError(f"{parameters:,} query parameters; the only ones are model and top_k")
+        known = f"ones are {' and '.join(names)}" if len(names) > 1 else f"one is {names[0]}"
+        raise BadParameterError(f"{parameters:,} query parameters; the only {known}")
 
 
 def _read_top_k(request: Request, classes: int) -> int:
@@ -195,7 +222,7 @@ def _read_top_k(request: Request, classes: int) -> int:
     return int(text)
 
 
-_RAW_IMAGE = {"schema": {"type": "string", "format": "binary", "maxLength": MAX_IMAGE_BYTES}}
+RAW_IMAGE = {"schema": {"type": "string", "format": "binary", "maxLength": MAX_IMAGE_BYTES}}
 _IMAGES = {
     "type": "array",
     "items": {"type": "string", "format": "binary"},
@@ -227,8 +254,8 @@ _FORM = {
     refusals=REFUSALS,
     further=describe_overload(),
     body={
-        "image/*": _RAW_IMAGE,
-        "application/octet-stream": _RAW_IMAGE,
+        "image/*": RAW_IMAGE,
+        "application/octet-stream": RAW_IMAGE,
         "multipart/form-data": {"schema": _FORM},
     },
 )

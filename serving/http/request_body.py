@@ -26,14 +26,17 @@ from serving.errors import (
     OverloadedError,
     SlowBodyError,
     TooLargeError,
+    WrongFormError,
     WrongTypeError,
 )
 from serving.http.admission import GIVEN_UP, Holding
+from serving.http.examples import write_curl
 from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_IMAGES, MAX_PARAMETERS
 from serving.models.predictions import FIELD_NAME
 
 MAX_TEXT_BYTES = 4096
-EXAMPLE = f"for example: curl -F {FIELD_NAME}=@cat.jpg http://127.0.0.1:3000/v1/predict"
+# A form of one image and some texts.
+_MAX_SINGLE_BYTES = MAX_IMAGE_BYTES + 16 * MAX_TEXT_BYTES
 _MAX_HEADER_BYTES = 16_384
 _MAX_PART_HEADERS = 16
 # No form has so many parts. Text that only begins like a boundary costs the parser a microsecond for each byte.
@@ -58,14 +61,15 @@ class RequestBody:
         self._timeout_s = timeout_s
         self._is_complete = False
 
-    async def read_images(self, holding: Holding) -> list[EncodedImage]:
+    async def read_images(self, holding: Holding, max_images: int = MAX_IMAGES) -> list[EncodedImage]:
         """Read the images, in the order they were sent.
 
         Args:
             holding: Account of the bytes that arrive, taken before they are kept.
+            max_images: Most images, 1 to 64.
 
         Returns:
-            1 to 64 images; none is empty.
+            1 or more images; none is empty.
 
         Raises:
             WrongTypeError: The content type or encoding, of the body or a part, is none of an image.
@@ -78,12 +82,16 @@ class RequestBody:
             starlette.requests.ClientDisconnect: The client went away.
         """
         async with self._within_time(holding):
-            return await self._read(holding)
+            return await self._read(holding, max_images)
 
     @property
     def media_type(self) -> str:
         """The content type in lower case, without its options; empty where there is none."""
         return self._content_type[0].decode("latin-1")
+
+    @property
+    def _example(self) -> str:
+        return f"for example: {write_curl(self._request.scope.get('path', ''))}"
 
     @cached_property
     def _content_type(self) -> tuple[bytes, dict[bytes, bytes]]:
@@ -104,7 +112,7 @@ class RequestBody:
             starlette.requests.ClientDisconnect: The client went away.
         """
         async with self._within_time(holding):
-            (image,), given = await self._read_form(holding, MAX_IMAGE_BYTES + 16 * MAX_TEXT_BYTES, texts, 1)
+            (image,), given = await self._read_form(holding, _MAX_SINGLE_BYTES, texts, 1)
         return image, given
 
     async def read_text(self, holding: Holding, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
@@ -177,7 +185,7 @@ class RequestBody:
         self, holding: Holding, max_bytes: int, texts: tuple[str, ...], max_images: int
     ) -> tuple[list[EncodedImage], dict[str, str]]:
         _, options = self._content_type
-        form = _ImageForm(options.get(b"boundary", b""), texts, max_images)
+        form = _ImageForm(options.get(b"boundary", b""), texts, max_images, self._example)
         what = "the images of one request" if max_images > 1 else "a form with one image"
         try:
             async for chunk in self._stream(max_bytes, what, holding):
@@ -186,19 +194,21 @@ class RequestBody:
         finally:
             form.release()
 
-    async def _read(self, holding: Holding) -> list[EncodedImage]:
+    async def _read(self, holding: Holding, max_images: int) -> list[EncodedImage]:
         headers = self._request.headers
         encoding = headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise WrongTypeError(f"content-encoding {encoding!r}; send the image as it is")
         media_type, _ = self._content_type
         if media_type == b"multipart/form-data":
-            images, _ = await self._read_form(holding, MAX_BODY_BYTES, (), MAX_IMAGES)
+            max_bytes = MAX_BODY_BYTES if max_images > 1 else _MAX_SINGLE_BYTES
+            images, _ = await self._read_form(holding, max_bytes, (), max_images)
             return images
         if not _is_image_type(media_type):
             raise WrongTypeError(
                 f"content type {media_type.decode('latin-1') or 'missing'!r}; send one image as image/* or "
-                f"application/octet-stream, or several as files called `{FIELD_NAME}` in multipart/form-data; {EXAMPLE}"
+                f"application/octet-stream, or several as files called `{FIELD_NAME}` in multipart/form-data; "
+                f"{self._example}"
             )
         body = bytearray()
         try:
@@ -259,11 +269,12 @@ class _Part:
 class _ImageForm:
     """Collects file parts called `image` and the texts it was told of; refuses others as soon as their head is read."""
 
-    def __init__(self, boundary: bytes, texts: tuple[str, ...], max_images: int) -> None:
+    def __init__(self, boundary: bytes, texts: tuple[str, ...], max_images: int, example: str) -> None:
         self._images: list[EncodedImage] = []
         self.texts: dict[str, str] = {}
         self._text_names = texts
         self._max_images = max_images
+        self._example = example
         self._part = _Part()
         self._header_name = bytearray()
         self._header_value = bytearray()
@@ -308,7 +319,7 @@ class _ImageForm:
             raise NotReadableError("the multipart body ends before its last boundary")
         if not self._images:
             wanted = "one file" if self._max_images == 1 else f"1 to {self._max_images} files"
-            raise BadParameterError(f"the form holds no image; send {wanted} called `{FIELD_NAME}`")
+            raise WrongFormError(f"the form holds no image; send {wanted} called `{FIELD_NAME}`")
         return self._images
 
     def _begin_part(self) -> None:
@@ -347,31 +358,25 @@ class _ImageForm:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name in self._text_names and filename is None:
             if name in self.texts:
-                raise BadParameterError(f"form field `{name}` came twice; send it once")
+                raise WrongFormError(f"form field `{name}` came twice; send it once")
             self._part.text_name = name
             return
         if name != FIELD_NAME:
             texts = "".join(f", and the text `{text}`" for text in self._text_names)
-            raise BadParameterError(
+            raise WrongFormError(
                 f"form field {name[:40]!r}; the only file is `{FIELD_NAME}`{texts}; parameters belong into the "
                 f"address; {self._example}"
             )
         if len(self._images) == self._max_images:
             self._refuse_more()
         if filename is None:
-            raise BadParameterError(
+            raise WrongFormError(
                 f"form field `{FIELD_NAME}` must be a file; a text, a path or a URL is never followed; {self._example}"
             )
         media_type, _ = _parse_header(self._part.headers.get(b"content-type", b"application/octet-stream"))
         if not _is_image_type(media_type):
             raise WrongTypeError(f"a part of content type {media_type.decode('latin-1')!r}; send image/*")
         self._part.filename = filename
-
-    @property
-    def _example(self) -> str:
-        if not self._text_names:
-            return EXAMPLE
-        return f"for example: curl -F {FIELD_NAME}=@cat.jpg -F label=cat http://127.0.0.1:3000/v1/feedback"
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         self._part.data += data[start:end]

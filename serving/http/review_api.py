@@ -26,7 +26,7 @@ _TOP_K = 10
 class ReviewPosition(BaseModel):
     """A place in the queue."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     probability: float = Field(ge=0, le=1)
     picture_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

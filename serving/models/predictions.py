@@ -191,14 +191,28 @@ class FeedbackAnswer(BaseModel):
     count: int
 
 
+class FormExamples(BaseModel):
+    """Lines that send a form as the endpoint reads it; in JavaScript `input` is an `<input type="file">`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    curl: str
+    python: str
+    javascript: str
+
+
 class ErrorDetail(BaseModel):
-    """What went wrong: a stable machine-readable code, one line for a person, and the request's id in the logs."""
+    """What went wrong: a stable machine-readable code, one line for a person, and the request's id in the logs.
+
+    With `--examples` the answer to a wrong form has `examples`; others leave it out.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     code: str
     message: str
     request_id: str = ""
+    examples: FormExamples | None = None
 
 
 class ErrorAnswer(BaseModel):

@@ -35,7 +35,7 @@ def fit(tmp_path, start_service):
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_lines_for_a_shell(tmp_path, fit):
-    assert len(SHELL) == 5
+    assert len(SHELL) == 6
     for line in SHELL:
         command = fit(line).replace("curl ", f"curl --noproxy '*' -sS --fail -H 'X-API-Key: {KEY}' ", 1)
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -170,6 +170,7 @@ def test_a_page_under_a_name_that_was_made_to_resolve_to_the_service_sees_nothin
         ({"json": []}, (422, "bad_parameter")),
         ({"json": {"limit": 10_000}}, (422, "bad_parameter")),
         ({"json": {"after": {"probability": 2, "picture_sha256": "0" * 64}}}, (422, "bad_parameter")),
+        ({"json": {"after": {"probability": False, "picture_sha256": "0" * 64}}}, (422, "bad_parameter")),
         ({"json": {"after": {"probability": 0, "picture_sha256": "../keys"}}}, (422, "bad_parameter")),
         ({"content": b" " * 5000, "headers": {"Content-Type": "application/json"}}, (413, "too_large")),
         (
