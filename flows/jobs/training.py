@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flows.experiments.inputs import RunInputs
-    from flows.printing.summaries import Choice
+    from flows.printing.summaries import Choice, Outcome
     from model_code.training.run_folder import AnyConfig, RunResult
 
 Profile = Literal["full", "smoke"]
@@ -220,7 +220,6 @@ class TrainAll(Job):
         if self.dry_run:
             self._print_plan()
             return
-        from flows.experiments.training import train_all
         from flows.printing.tables import print_outcomes
 
         unfetched: list[str] = []
@@ -228,7 +227,7 @@ class TrainAll(Job):
             from flows.operations.study import fetch_missing
 
             unfetched = fetch_missing(self.configs)
-        outcomes = train_all(self.configs, _load_trainer(self.offline), is_offline=self.offline)
+        outcomes = self._train()
         released: list[Choice] = []
         if self.release:
             from flows.operations.study import release_best
@@ -250,6 +249,15 @@ class TrainAll(Job):
             raise DownloadError("; ".join(unfetched))
         if all(outcome.is_skipped for outcome in outcomes):
             raise NothingDoneError("every recipe was skipped; the lines above say why")
+
+    def _train(self) -> "list[Outcome]":
+        if self.offline:
+            from flows.experiments.training import train_all, train_offline
+
+            return train_all(self.configs, train_offline, is_offline=True)
+        from flows.operations.training import train_study
+
+        return train_study(self.configs)
 
     def _print_plan(self) -> None:
         from flows.operations.study_plan import find_busy_device, plan_study
