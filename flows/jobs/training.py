@@ -3,10 +3,11 @@
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.jobs.job import OFFLINE, Job, RecipeName, argument, option
+from flows.jobs.job import OFFLINE, QUIET, Job, RecipeName, argument, option
+from flows.printing.narration import narrating
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, TrainingError, UsageError
 from model_code.settings import load_settings, read_rank
-from serving.listing import FORM, Form
+from serving.listing import FORM, Form, print_listing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,6 +100,8 @@ class Train(Job):
     resume: str | None = option(None, "Continue this interrupted run.", metavar="RUN_ID")
     settings: tuple[str, ...] = option((), "Any setting of the recipe; repeatable.", name="--set", metavar="KEY=VALUE")
     offline: bool = option(False, OFFLINE)
+    form: Form = option("table", FORM, name="--format")
+    is_quiet: bool = option(False, QUIET, name="--quiet")
 
     @property
     def has_flow(self) -> bool:
@@ -145,11 +148,19 @@ class Train(Job):
 
             follow_training(self.config)
             return
-        from flows.printing.tables import print_result
         from model_code.training.run_folder import resolve_run_id
 
         resume = self.resume and resolve_run_id(load_settings().checkpoints_dir, self.resume)
-        print_result(_load_trainer(self.offline)(self.inputs, resume), is_offline=self.offline)
+        with narrating(self.form, is_quiet=self.is_quiet):
+            result = _load_trainer(self.offline)(self.inputs, resume)
+        if self.form == "table":
+            from flows.printing.tables import print_result
+
+            print_result(result, is_offline=self.offline)
+        else:
+            from flows.printing.records import describe_result
+
+            print_listing((), [describe_result(result, self.config.seed)], self.form)
 
 
 class TrainAll(Job):
@@ -179,6 +190,8 @@ class TrainAll(Job):
     release: bool = option(False, "Fetch what is missing; then release the best run of each data set and report.")
     offline: bool = option(False, OFFLINE)
     dry_run: bool = option(False, "Say what would be done, and in about what time on this machine; change nothing.")
+    form: Form = option("table", FORM, name="--format")
+    is_quiet: bool = option(False, QUIET, name="--quiet")
 
     @cached_property
     def configs(self) -> "list[AnyConfig]":
@@ -220,24 +233,31 @@ class TrainAll(Job):
         if self.dry_run:
             self._print_plan()
             return
-        from flows.printing.tables import print_outcomes
-
         unfetched: list[str] = []
-        if self.release:
-            from flows.operations.study import fetch_missing
-
-            unfetched = fetch_missing(self.configs)
-        outcomes = self._train()
         released: list[Choice] = []
-        if self.release:
-            from flows.operations.study import release_best
+        with narrating(self.form, is_quiet=self.is_quiet):
+            if self.release:
+                from flows.operations.study import fetch_missing
 
-            released = release_best(outcomes)
-        print_outcomes(outcomes, released)
+                unfetched = fetch_missing(self.configs)
+            outcomes = self._train()
+            if self.release:
+                from flows.operations.study import release_best
+
+                released = release_best(outcomes)
+        if self.form == "table":
+            from flows.printing.tables import print_outcomes
+
+            print_outcomes(outcomes, released)
+        else:
+            from flows.printing.records import describe_outcomes
+
+            print_listing((), describe_outcomes(outcomes, released), self.form)
         if self.release:
             from flows.jobs.report import Report
 
-            Report().run()
+            with narrating(self.form, is_quiet=self.is_quiet):
+                Report().run()
         failed = [outcome.recipe for outcome in outcomes if outcome.result is None and not outcome.is_skipped]
         if failed:
             raise TrainingError(
@@ -264,14 +284,18 @@ class TrainAll(Job):
         from flows.printing.tables import print_plans
         from model_code.data.progress import show_progress
 
-        if device := find_busy_device():
-            print(f"another training uses {device}: beside it the times below are longer than alone", flush=True)
         plans = []
-        with show_progress("estimating", len(self.configs), "runs") as advance:
-            for plan in plan_study(self.configs, is_fetched=self.release, is_offline=self.offline):
-                plans.append(plan)
-                advance(1)
-        print_plans(plans, is_released=self.release)
+        with narrating(self.form, is_quiet=self.is_quiet):
+            if device := find_busy_device():
+                print(f"another training uses {device}: beside it the times below are longer than alone", flush=True)
+            with show_progress("estimating", len(self.configs), "runs") as advance:
+                for plan in plan_study(self.configs, is_fetched=self.release, is_offline=self.offline):
+                    plans.append(plan)
+                    advance(1)
+        if self.form == "table":
+            print_plans(plans, is_released=self.release)
+        else:
+            print_listing((), [plan.model_dump() for plan in plans], self.form)
 
 
 def _load_trainer(is_offline: bool) -> "Callable[..., RunResult]":
