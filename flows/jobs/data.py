@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.jobs.job import OFFLINE, QUIET, Job, argument, option
 from flows.printing.narration import narrating
@@ -9,6 +10,9 @@ from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.errors import FaultyFilesError, UsageError
 from model_code.settings import load_settings
 from serving.listing import FORM, Form, print_listing
+
+if TYPE_CHECKING:
+    from model_code.data.add import AddedDataset
 
 
 class AddData(Job):
@@ -58,27 +62,8 @@ class AddData(Job):
         check_arguments(self.name, self.sources, self.download, self.image_size, self.url)
 
     def run(self) -> None:
-        from model_code.data.add import add_dataset
-
-        settings = load_settings()
-        try:
-            with narrating(self.form, is_quiet=self.is_quiet):
-                added = add_dataset(
-                    self.name,
-                    [source.resolve() for source in self.sources],
-                    cache_dir=settings.cache_dir,
-                    data_dir=settings.data_dir,
-                    download=self.download,
-                    url=self.url,
-                    image_size=self.image_size,
-                    skip=self.skip,
-                    max_bad_fraction=self.max_bad,
-                    exclude=self.exclude,
-                )
-        except FaultyFilesError as error:
-            self._write_report(error.faults)
-            raise
-        self._write_report([(one.name, one.reason) for one in added.skipped])
+        with narrating(self.form, is_quiet=self.is_quiet):
+            added = self.add()
         if self.form == "table":
             from flows.printing.tables import print_added
 
@@ -87,6 +72,30 @@ class AddData(Job):
             from flows.printing.records import describe_added
 
             print_listing((), [describe_added(added)], self.form)
+
+    def add(self) -> "AddedDataset":
+        """Pack the images, and write the table of those that are left out."""
+        from model_code.data.add import add_dataset
+
+        settings = load_settings()
+        try:
+            added = add_dataset(
+                self.name,
+                [source.resolve() for source in self.sources],
+                cache_dir=settings.cache_dir,
+                data_dir=settings.data_dir,
+                download=self.download,
+                url=self.url,
+                image_size=self.image_size,
+                skip=self.skip,
+                max_bad_fraction=self.max_bad,
+                exclude=self.exclude,
+            )
+        except FaultyFilesError as error:
+            self._write_report(error.faults)
+            raise
+        self._write_report([(one.name, one.reason) for one in added.skipped])
+        return added
 
     def _write_report(self, faults: Iterable[tuple[str, str]]) -> None:
         if self.report is not None:
