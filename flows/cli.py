@@ -145,6 +145,13 @@ class CommandWithWords(SentenceGroup):
             args = [str(self.name), *args]
         return super().parse_args(context, args)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of the command itself, then the others' names."""
+        options = [one for one in self.own.get_params(ctx) if isinstance(one, click.Option)]
+        with formatter.section("Options"):
+            formatter.write_dl([record for one in options if (record := one.get_help_record(ctx)) is not None])
+        self.format_commands(ctx, formatter)
+
     def get_command(self, context: click.Context, cmd_name: str) -> click.Command | None:
         """Return one of its commands, or the command itself by its name."""
         return self.own if cmd_name == self.name else super().get_command(context, cmd_name)

@@ -46,7 +46,9 @@ class Report(Job):
 
         settings = load_settings()
         client = open_store(settings)
+        print("reading the runs", flush=True)
         collection = collect_runs(client)
+        print(f"comparing {collection.finished_count} finished runs", flush=True)
         document = build_document(collection, client, settings, describe_origin())
         files = write_report(document, (self.out or settings.home / "report").resolve())
         return files, collection.finished_count, log_report(client, settings, files)

@@ -24,12 +24,16 @@ def _change_dataset(config: "AnyConfig", dataset: str | None, changes: dict[str,
     """Return the changes of a config's settings with those that other images need."""
     if dataset is None:
         return changes
-    if changes.get("dataset", dataset) != dataset:
-        raise UsageError(f"--data {dataset} and --set dataset={changes['dataset']} contradict; give one of them")
+    _check_dataset(dataset, changes)
     from model_code.data.cache import open_dataset
     from model_code.training.adaptation import adapt
 
     return adapt(config, open_dataset(dataset, load_settings().cache_dir), changes) | changes
+
+
+def _check_dataset(dataset: str | None, changes: dict[str, Any]) -> None:
+    if dataset is not None and changes.get("dataset", dataset) != dataset:
+        raise UsageError(f"--data {dataset} and --set dataset={changes['dataset']} contradict; give one of them")
 
 
 class ListRecipes(Job):
@@ -108,17 +112,27 @@ class Train(Job):
         return not self.offline
 
     @cached_property
-    def config(self) -> "AnyConfig":
-        """Settings of the run; what is not given stays as the recipe has it."""
-        from model_code.recipes.catalog import build_config
+    def changes(self) -> dict[str, Any]:
+        """Settings that are given."""
         from model_code.training.run_config import parse_assignment
 
         given = self.model_dump(include={"seed", "epochs", "limit_train"}, exclude_none=True)
-        changes = dict(map(parse_assignment, self.settings)) | given
-        config = build_config(self.recipe, self.profile, changes)
-        if self.dataset is None:
-            return config
-        return build_config(self.recipe, self.profile, _change_dataset(config, self.dataset, changes))
+        return dict(map(parse_assignment, self.settings)) | given
+
+    @cached_property
+    def config(self) -> "AnyConfig":
+        """Settings of the run; what is not given stays as the recipe has it, or follows the images of --data."""
+        from model_code.recipes.catalog import build_config
+
+        changes = _change_dataset(self._own_config, self.dataset, self.changes)
+        return self._own_config if self.dataset is None else build_config(self.recipe, self.profile, changes)
+
+    @cached_property
+    def _own_config(self) -> "AnyConfig":
+        """Settings of the run with the recipe's own images, for which no framework is needed."""
+        from model_code.recipes.catalog import build_config
+
+        return build_config(self.recipe, self.profile, self.changes)
 
     @cached_property
     def inputs(self) -> "RunInputs":
@@ -128,14 +142,15 @@ class Train(Job):
         return open_inputs(self.config, is_offline=self.offline)
 
     def check(self) -> None:
-        assert self.config
+        dataset = self._own_config.dataset if self.dataset is None else self.dataset
+        _check_dataset(self.dataset, self.changes)
         if read_rank()[0] > 0:
             return
         from model_code.data.cache import read_manifest
         from model_code.training.run_folder import open_run_folder, resolve_run_id
 
         settings = load_settings()
-        read_manifest(self.config.dataset, settings.cache_dir)
+        read_manifest(dataset, settings.cache_dir)
         if self.resume is not None:
             open_run_folder(settings.checkpoints_dir, resolve_run_id(settings.checkpoints_dir, self.resume))
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -121,17 +120,7 @@ def _create_database(file: Path, tracking_uri: str) -> None:
 
 
 def run_ui(settings: Settings, port: int) -> None:
-    """Replace this process by MLflow's web server on the store, on the loopback address.
-
-    Raises:
-        TrackingError: MLFLOW_TRACKING_URI names a server, which has its own pages; or the port is taken.
-    """
-    if settings.has_mlflow_server:
-        raise TrackingError(f"MLFLOW_TRACKING_URI is set: open {settings.tracking_uri} in a browser")
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError as error:
-        raise TrackingError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; choose another --port") from error
+    """Replace this process by MLflow's web server on the store, on the loopback address."""
     view = share_view(open_store(settings))
     print(
         f"MLflow on {settings.home}, in some seconds at http://127.0.0.1:{port}/#/{view} (Ctrl-C stops it)", flush=True

@@ -104,13 +104,14 @@ def test_what_to_keep_is_checked(text):
 def test_runs_are_listed_with_what_needs_them(settings, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     enter_run(settings, "3", 0.75)
-    enter_run(settings, "5", pretrained="3" * 64)
+    (enter_run(settings, "5", pretrained="3" * 64).path / JOURNAL_FILE).touch()
     print_runs(settings, "table")
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     by_run = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
     assert (by_run["33333333"]["state"], by_run["33333333"]["validation"]) == ("done", "75.0%")
     assert by_run["33333333"]["needed by"] == "interrupted run 55555555"
     assert (by_run["55555555"]["state"], by_run["55555555"]["needed by"]) == ("interrupted", "")
+    assert [by_run[digit * 8]["recorded"] for digit in "35"] == ["", "offline"]
 
 
 def test_short_ids_mean_the_one_run_that_begins_with_them(settings):

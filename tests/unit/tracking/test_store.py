@@ -12,8 +12,9 @@ from urllib.parse import parse_qsl
 import pytest
 from mlflow import MlflowClient
 
+from flows.jobs.machine import OpenPages
 from model_code.errors import TrackingError
-from model_code.tracking.store import EXPERIMENT, find_comparison, open_store, run_ui, share_view
+from model_code.tracking.store import EXPERIMENT, find_comparison, open_store, share_view
 from tests.unit.tracking.small_store import make_settings, mlflow_given_back, open_small_store
 
 OPEN = """
@@ -113,18 +114,19 @@ def test_an_address_of_no_kind_that_mlflow_knows(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_pages_of_a_server_are_the_servers_own(tmp_path):
+def test_pages_of_a_server_are_the_servers_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     with pytest.raises(TrackingError, match="open http://mlflow:5000 in a browser"):
-        run_ui(make_settings(tmp_path, "http://mlflow:5000"), 5000)
+        OpenPages().check()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pages_on_a_port_that_is_taken(store):
-    settings, _ = store
+def test_pages_on_a_port_that_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(TrackingError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*choose another --port"):
-            run_ui(settings, port)
+            OpenPages(port=port).check()
 
 
 def test_pages_open_on_the_runs_with_what_tells_them_apart_the_best_first(store):
