@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from flows.jobs import JOBS
 from flows.jobs.job import Job, name_option
+from flows.printing.narration import narrating
 from model_code.errors import DarkroomError, PeerEndedError, UsageError
 from model_code.settings import load_settings, read_rank
 from serving.errors import ServingError
@@ -144,6 +145,13 @@ class CommandWithWords(SentenceGroup):
             args = [str(self.name), *args]
         return super().parse_args(context, args)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of the command itself, then the others' names."""
+        options = [one for one in self.own.get_params(ctx) if isinstance(one, click.Option)]
+        with formatter.section("Options"):
+            formatter.write_dl([record for one in options if (record := one.get_help_record(ctx)) is not None])
+        self.format_commands(ctx, formatter)
+
     def get_command(self, context: click.Context, cmd_name: str) -> click.Command | None:
         """Return one of its commands, or the command itself by its name."""
         return self.own if cmd_name == self.name else super().get_command(context, cmd_name)
@@ -178,15 +186,17 @@ def build_command(kind: type[Job]) -> click.Command:
 def start(job: Job) -> None:
     """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
     job.check()
-    if job.loads and read_rank()[0] == 0 and getattr(job, "form", "table") == "table":
-        click.echo(f"{job.command}: loading {job.loads}")
-    job.prepare()
-    if not job.has_flow or read_rank()[0] > 0:
+    with narrating(getattr(job, "form", "table"), is_quiet=getattr(job, "is_quiet", False)):
+        if job.loads and read_rank()[0] == 0:
+            click.echo(f"{job.command}: loading {job.loads}")
+        job.prepare()
+        if is_flow := job.has_flow and read_rank()[0] == 0:
+            from flows.operations.orchestration import configure
+
+            configure(load_settings())  # before anything imports prefect
+    if not is_flow:
         job.run()
         return
-    from flows.operations.orchestration import configure
-
-    configure(load_settings())  # before anything imports prefect
     from flows.operations.flow import build_flow
 
     build_flow(type(job), lambda **_: job.run())(**job.model_dump())

@@ -145,7 +145,7 @@ def _run(
         "published_accuracy": "not published" if published is None else f"{published:.3f}",
     }
     if experiment.engine_line is not None:
-        tags["engine"] = experiment.engine_line
+        tags |= {"engine": experiment.engine_line, "precision": experiment.engine_line.partition(",")[0]}
     if pretrained is not None:
         tags |= {
             "pretrained_run_id": pretrained.run_id or "none",

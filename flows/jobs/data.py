@@ -2,12 +2,17 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flows.jobs.job import OFFLINE, Job, argument, option
+from flows.jobs.job import OFFLINE, QUIET, Job, argument, option
+from flows.printing.narration import narrating
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.errors import FaultyFilesError, UsageError
 from model_code.settings import load_settings
-from serving.listing import FORM, Form
+from serving.listing import FORM, Form, print_listing
+
+if TYPE_CHECKING:
+    from model_code.data.add import AddedDataset
 
 
 class AddData(Job):
@@ -42,6 +47,8 @@ class AddData(Job):
         metavar="FILE",
     )
     report: Path | None = option(None, "Write a CSV table of all that is left out or wrong, and why.", metavar="FILE")
+    form: Form = option("table", FORM, name="--format")
+    is_quiet: bool = option(False, QUIET, name="--quiet")
 
     @property
     def has_flow(self) -> bool:
@@ -55,7 +62,19 @@ class AddData(Job):
         check_arguments(self.name, self.sources, self.download, self.image_size, self.url)
 
     def run(self) -> None:
-        from flows.printing.tables import print_added
+        with narrating(self.form, is_quiet=self.is_quiet):
+            added = self.add()
+        if self.form == "table":
+            from flows.printing.tables import print_added
+
+            print_added(added)
+        else:
+            from flows.printing.records import describe_added
+
+            print_listing((), [describe_added(added)], self.form)
+
+    def add(self) -> "AddedDataset":
+        """Pack the images, and write the table of those that are left out."""
         from model_code.data.add import add_dataset
 
         settings = load_settings()
@@ -76,7 +95,7 @@ class AddData(Job):
             self._write_report(error.faults)
             raise
         self._write_report([(one.name, one.reason) for one in added.skipped])
-        print_added(added)
+        return added
 
     def _write_report(self, faults: Iterable[tuple[str, str]]) -> None:
         if self.report is not None:

@@ -1,7 +1,9 @@
 """The machine and its servers: examination, health, MLflow's pages, Prefect's deployments, the whole path at once."""
 
+import socket
+
 from flows.jobs.job import Job, option
-from model_code.errors import DarkroomError
+from model_code.errors import DarkroomError, TrackingError
 from model_code.settings import load_settings
 from serving.listing import FORM, Form
 
@@ -39,9 +41,19 @@ class CheckHealth(Job):
 class OpenPages(Job):
     """Open MLflow on the runs and registered models."""
 
-    command = "ui"
+    command, loads = "ui", "MLflow"
 
     port: int = option(5000, "Port of MLflow's pages.", ge=1, le=65535)
+
+    def check(self) -> None:
+        settings = load_settings()
+        if settings.has_mlflow_server:
+            raise TrackingError(f"MLFLOW_TRACKING_URI is set: open {settings.tracking_uri} in a browser")
+        try:
+            socket.create_server(("127.0.0.1", self.port)).close()
+        except OSError as error:
+            reason = f"cannot listen on 127.0.0.1:{self.port}: {error.strerror}"
+            raise TrackingError(f"{reason}; choose another --port") from error
 
     def run(self) -> None:
         from model_code.tracking.store import run_ui

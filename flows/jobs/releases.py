@@ -1,12 +1,16 @@
 """Released models: promotion, its history, rollback, challengers."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from flows.jobs.job import Job, ReleaseName, argument, option
+from flows.jobs.job import QUIET, Job, ReleaseName, argument, option
+from flows.printing.narration import narrating
 from model_code.errors import ReleaseError, UsageError
 from model_code.release.gate_rules import Fraction, Gain, GateRules, Limit
 from model_code.settings import load_settings
-from serving.listing import FORM, Form
+from serving.listing import FORM, Form, print_listing
+
+if TYPE_CHECKING:
+    from flows.printing.summaries import ReleaseSummary
 
 REASON = "Reason for the ledger."
 
@@ -39,6 +43,8 @@ class Release(Job):
     )
     max_latency_ms: Limit | None = option(None, "Latency limit of one image with the fastest variant.")
     max_size_mb: Limit | None = option(None, "Size limit of that variant's file.")
+    form: Form = option("table", FORM, name="--format")
+    is_quiet: bool = option(False, QUIET, name="--quiet")
 
     def check(self) -> None:
         if self.mode == "forced" and not self.why:
@@ -48,19 +54,29 @@ class Release(Job):
         check_source(self.source, self.name, load_settings())
 
     def run(self) -> None:
+        with narrating(self.form, is_quiet=self.is_quiet):
+            released = self._release()
+        if self.form == "table":
+            from flows.printing.releases import print_release
+
+            print_release(released)
+        else:
+            from flows.printing.records import describe_release
+
+            print_listing((), [describe_release(released)], self.form)
+        if not released.is_champion:
+            raise ReleaseError(
+                f"{self.name}: not promoted; the lines above say why; --mode forced --why REASON promotes it anyway"
+            )
+
+    def _release(self) -> "ReleaseSummary":
         from flows.operations.release import release
-        from flows.printing.releases import print_release
 
         rules = self.model_dump(include={"min_gain", "max_class_drop", "max_latency_ms"}, exclude_none=True)
         if self.max_size_mb is not None:
             rules["max_size_bytes"] = round(self.max_size_mb * 1e6)
         head = None if self.head == "best" else self.head
-        released = release(self.source, self.name, self.mode, self.why, GateRules(**rules), head, self.has_new_classes)
-        print_release(released)
-        if not released.is_champion:
-            raise ReleaseError(
-                f"{self.name}: not promoted; the lines above say why; --mode forced --why REASON promotes it anyway"
-            )
+        return release(self.source, self.name, self.mode, self.why, GateRules(**rules), head, self.has_new_classes)
 
 
 class History(Job):

@@ -1,9 +1,15 @@
 """The report: published figures beside ours."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flows.jobs.job import Job, option
+from flows.jobs.job import QUIET, Job, option
+from flows.printing.narration import narrating
 from model_code.settings import load_settings
+from serving.listing import FORM, Form, print_listing
+
+if TYPE_CHECKING:
+    from model_code.report.files import ReportFiles
 
 
 class Report(Job):
@@ -16,8 +22,23 @@ class Report(Job):
 
     out: Path | None = option(None, "Folder for report.md and report.html.")
 
+    form: Form = option("table", FORM, name="--format")
+    is_quiet: bool = option(False, QUIET, name="--quiet")
+
     def run(self) -> None:
-        from flows.printing.tables import print_report
+        with narrating(self.form, is_quiet=self.is_quiet):
+            written = self.write()
+        if self.form == "table":
+            from flows.printing.tables import print_report
+
+            print_report(*written)
+        else:
+            from flows.printing.records import describe_report
+
+            print_listing((), [describe_report(*written)], self.form)
+
+    def write(self) -> "tuple[ReportFiles, int, str]":
+        """Write the report; return its files, the number of finished runs, and the MLflow run that keeps a copy."""
         from model_code.report.collection import collect_runs
         from model_code.report.contents import build_document, describe_origin
         from model_code.report.files import log_report, write_report
@@ -25,7 +46,9 @@ class Report(Job):
 
         settings = load_settings()
         client = open_store(settings)
+        print("reading the runs", flush=True)
         collection = collect_runs(client)
+        print(f"comparing {collection.finished_count} finished runs", flush=True)
         document = build_document(collection, client, settings, describe_origin())
         files = write_report(document, (self.out or settings.home / "report").resolve())
-        print_report(files, collection.finished_count, log_report(client, settings, files))
+        return files, collection.finished_count, log_report(client, settings, files)

@@ -3,16 +3,17 @@
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from flows.jobs.job import OFFLINE, Job, RecipeName, argument, option
+from flows.jobs.job import OFFLINE, QUIET, Job, RecipeName, argument, option
+from flows.printing.narration import narrating
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, TrainingError, UsageError
 from model_code.settings import load_settings, read_rank
-from serving.listing import FORM, Form
+from serving.listing import FORM, Form, print_listing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flows.experiments.inputs import RunInputs
-    from flows.printing.summaries import Choice
+    from flows.printing.summaries import Choice, Outcome
     from model_code.training.run_folder import AnyConfig, RunResult
 
 Profile = Literal["full", "smoke"]
@@ -23,12 +24,16 @@ def _change_dataset(config: "AnyConfig", dataset: str | None, changes: dict[str,
     """Return the changes of a config's settings with those that other images need."""
     if dataset is None:
         return changes
-    if changes.get("dataset", dataset) != dataset:
-        raise UsageError(f"--data {dataset} and --set dataset={changes['dataset']} contradict; give one of them")
+    _check_dataset(dataset, changes)
     from model_code.data.cache import open_dataset
     from model_code.training.adaptation import adapt
 
     return adapt(config, open_dataset(dataset, load_settings().cache_dir), changes) | changes
+
+
+def _check_dataset(dataset: str | None, changes: dict[str, Any]) -> None:
+    if dataset is not None and changes.get("dataset", dataset) != dataset:
+        raise UsageError(f"--data {dataset} and --set dataset={changes['dataset']} contradict; give one of them")
 
 
 class ListRecipes(Job):
@@ -99,23 +104,35 @@ class Train(Job):
     resume: str | None = option(None, "Continue this interrupted run.", metavar="RUN_ID")
     settings: tuple[str, ...] = option((), "Any setting of the recipe; repeatable.", name="--set", metavar="KEY=VALUE")
     offline: bool = option(False, OFFLINE)
+    form: Form = option("table", FORM, name="--format")
+    is_quiet: bool = option(False, QUIET, name="--quiet")
 
     @property
     def has_flow(self) -> bool:
         return not self.offline
 
     @cached_property
-    def config(self) -> "AnyConfig":
-        """Settings of the run; what is not given stays as the recipe has it."""
-        from model_code.recipes.catalog import build_config
+    def changes(self) -> dict[str, Any]:
+        """Settings that are given."""
         from model_code.training.run_config import parse_assignment
 
         given = self.model_dump(include={"seed", "epochs", "limit_train"}, exclude_none=True)
-        changes = dict(map(parse_assignment, self.settings)) | given
-        config = build_config(self.recipe, self.profile, changes)
-        if self.dataset is None:
-            return config
-        return build_config(self.recipe, self.profile, _change_dataset(config, self.dataset, changes))
+        return dict(map(parse_assignment, self.settings)) | given
+
+    @cached_property
+    def config(self) -> "AnyConfig":
+        """Settings of the run; what is not given stays as the recipe has it, or follows the images of --data."""
+        from model_code.recipes.catalog import build_config
+
+        changes = _change_dataset(self._own_config, self.dataset, self.changes)
+        return self._own_config if self.dataset is None else build_config(self.recipe, self.profile, changes)
+
+    @cached_property
+    def _own_config(self) -> "AnyConfig":
+        """Settings of the run with the recipe's own images, for which no framework is needed."""
+        from model_code.recipes.catalog import build_config
+
+        return build_config(self.recipe, self.profile, self.changes)
 
     @cached_property
     def inputs(self) -> "RunInputs":
@@ -125,14 +142,15 @@ class Train(Job):
         return open_inputs(self.config, is_offline=self.offline)
 
     def check(self) -> None:
-        assert self.config
+        dataset = self._own_config.dataset if self.dataset is None else self.dataset
+        _check_dataset(self.dataset, self.changes)
         if read_rank()[0] > 0:
             return
         from model_code.data.cache import read_manifest
         from model_code.training.run_folder import open_run_folder, resolve_run_id
 
         settings = load_settings()
-        read_manifest(self.config.dataset, settings.cache_dir)
+        read_manifest(dataset, settings.cache_dir)
         if self.resume is not None:
             open_run_folder(settings.checkpoints_dir, resolve_run_id(settings.checkpoints_dir, self.resume))
 
@@ -145,11 +163,19 @@ class Train(Job):
 
             follow_training(self.config)
             return
-        from flows.printing.tables import print_result
         from model_code.training.run_folder import resolve_run_id
 
         resume = self.resume and resolve_run_id(load_settings().checkpoints_dir, self.resume)
-        print_result(_load_trainer(self.offline)(self.inputs, resume), is_offline=self.offline)
+        with narrating(self.form, is_quiet=self.is_quiet):
+            result = _load_trainer(self.offline)(self.inputs, resume)
+        if self.form == "table":
+            from flows.printing.tables import print_result
+
+            print_result(result, is_offline=self.offline)
+        else:
+            from flows.printing.records import describe_result
+
+            print_listing((), [describe_result(result, self.config.seed)], self.form)
 
 
 class TrainAll(Job):
@@ -179,6 +205,8 @@ class TrainAll(Job):
     release: bool = option(False, "Fetch what is missing; then release the best run of each data set and report.")
     offline: bool = option(False, OFFLINE)
     dry_run: bool = option(False, "Say what would be done, and in about what time on this machine; change nothing.")
+    form: Form = option("table", FORM, name="--format")
+    is_quiet: bool = option(False, QUIET, name="--quiet")
 
     @cached_property
     def configs(self) -> "list[AnyConfig]":
@@ -220,25 +248,31 @@ class TrainAll(Job):
         if self.dry_run:
             self._print_plan()
             return
-        from flows.experiments.training import train_all
-        from flows.printing.tables import print_outcomes
-
         unfetched: list[str] = []
-        if self.release:
-            from flows.operations.study import fetch_missing
-
-            unfetched = fetch_missing(self.configs)
-        outcomes = train_all(self.configs, _load_trainer(self.offline), is_offline=self.offline)
         released: list[Choice] = []
-        if self.release:
-            from flows.operations.study import release_best
+        with narrating(self.form, is_quiet=self.is_quiet):
+            if self.release:
+                from flows.operations.study import fetch_missing
 
-            released = release_best(outcomes)
-        print_outcomes(outcomes, released)
+                unfetched = fetch_missing(self.configs)
+            outcomes = self._train()
+            if self.release:
+                from flows.operations.study import release_best
+
+                released = release_best(outcomes)
+        if self.form == "table":
+            from flows.printing.tables import print_outcomes
+
+            print_outcomes(outcomes, released)
+        else:
+            from flows.printing.records import describe_outcomes
+
+            print_listing((), describe_outcomes(outcomes, released), self.form)
         if self.release:
             from flows.jobs.report import Report
 
-            Report().run()
+            with narrating(self.form, is_quiet=self.is_quiet):
+                Report().run()
         failed = [outcome.recipe for outcome in outcomes if outcome.result is None and not outcome.is_skipped]
         if failed:
             raise TrainingError(
@@ -251,19 +285,32 @@ class TrainAll(Job):
         if all(outcome.is_skipped for outcome in outcomes):
             raise NothingDoneError("every recipe was skipped; the lines above say why")
 
+    def _train(self) -> "list[Outcome]":
+        if self.offline:
+            from flows.experiments.training import train_all, train_offline
+
+            return train_all(self.configs, train_offline, is_offline=True)
+        from flows.operations.training import train_study
+
+        return train_study(self.configs)
+
     def _print_plan(self) -> None:
         from flows.operations.study_plan import find_busy_device, plan_study
         from flows.printing.tables import print_plans
         from model_code.data.progress import show_progress
 
-        if device := find_busy_device():
-            print(f"another training uses {device}: beside it the times below are longer than alone", flush=True)
         plans = []
-        with show_progress("estimating", len(self.configs), "runs") as advance:
-            for plan in plan_study(self.configs, is_fetched=self.release, is_offline=self.offline):
-                plans.append(plan)
-                advance(1)
-        print_plans(plans, is_released=self.release)
+        with narrating(self.form, is_quiet=self.is_quiet):
+            if device := find_busy_device():
+                print(f"another training uses {device}: beside it the times below are longer than alone", flush=True)
+            with show_progress("estimating", len(self.configs), "runs") as advance:
+                for plan in plan_study(self.configs, is_fetched=self.release, is_offline=self.offline):
+                    plans.append(plan)
+                    advance(1)
+        if self.form == "table":
+            print_plans(plans, is_released=self.release)
+        else:
+            print_listing((), [plan.model_dump() for plan in plans], self.form)
 
 
 def _load_trainer(is_offline: bool) -> "Callable[..., RunResult]":

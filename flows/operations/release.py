@@ -34,6 +34,7 @@ from model_code.release.versions import (
     get_champion,
     get_version,
     list_versions,
+    name_folder,
     register_version,
     write_verdict,
 )
@@ -352,7 +353,7 @@ def register_task(
     if version in was_champion and not is_promoted:
         return version
     write_verdict(client, manifest.name, version, verdict, summarise(manifest, verdict, profile))
-    folder = f"release/{manifest.name}-version-{version}"
+    folder = name_folder(manifest.name, version)
     client.log_text(manifest.run_id, write_card(manifest, verdict, version, profile), f"{folder}/card.md")
     for reliability in manifest.calibration.reliability if manifest.calibration else ():
         client.log_figure(manifest.run_id, draw_reliability(reliability), f"{folder}/{reliability.split}.png")

@@ -1,7 +1,7 @@
 """Listings of registered versions, of the moves of a champion and of the runs on this machine."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,8 @@ from model_code.training.run_folder import RUN_FILE, RunFolder, list_finished, l
 from serving.bundle.store import BUNDLE_TAG, Change
 from serving.listing import Column, Form, print_listing
 
-VERDICT_TAG = "verdict.json"
+# Versions of older homes have the whole verdict in a tag.
+ACCURACY_TAG, VERDICT_TAG = "accuracy", "verdict.json"
 
 
 def print_versions(settings: Settings, name: str | None, form: Form) -> None:
@@ -34,7 +35,7 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
             "name": one.name,
             "version": one.version,
             "is": " ".join(one.aliases),
-            "accuracy": _read_accuracy(one.tags.get(VERDICT_TAG)),
+            "accuracy": _read_accuracy(one.tags),
             "at": one.at,
             "run_id": one.run_id,
             "recipe": one.tags.get("recipe"),
@@ -78,6 +79,7 @@ def print_runs(settings: Settings, form: Form) -> None:
         Column("budget", "profile"),
         Column("seed", "seed"),
         Column("state", "state", colours={"interrupted": "yellow", "damaged": "red", "trained now": "cyan"}),
+        Column("recorded", "is_offline", lambda is_offline: "offline" if is_offline else ""),
         Column("validation", "validation_accuracy", _percent),
         Column("test", "test_accuracy", _percent),
         Column("on disk", "size_bytes", format_size),
@@ -106,6 +108,7 @@ def _describe_run(settings: Settings, folder: RunFolder, needed: dict[str, str])
         "profile": config.profile,
         "seed": config.seed,
         "state": state,
+        "is_offline": folder.is_offline,
         "validation_accuracy": metrics.get("validation/best_accuracy"),
         "test_accuracy": metrics.get("test/accuracy"),
         "size_bytes": measure(folder.path) + measure(settings.artifacts_dir / run_id),
@@ -114,12 +117,14 @@ def _describe_run(settings: Settings, folder: RunFolder, needed: dict[str, str])
     }
 
 
-def _read_accuracy(verdict: str | None) -> float | None:
+def _read_accuracy(tags: Mapping[str, str]) -> float | None:
     """Return the accuracy of a version as it was judged; None for versions without a readable verdict."""
     try:
-        accuracy = json.loads(verdict or "{}").get("challenger_accuracy")
+        accuracy = json.loads(tags.get(ACCURACY_TAG) or tags.get(VERDICT_TAG) or "null")
     except ValueError:
         return None
+    if isinstance(accuracy, dict):
+        accuracy = accuracy.get("challenger_accuracy")
     return accuracy if isinstance(accuracy, float) else None
 
 

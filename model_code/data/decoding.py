@@ -1,7 +1,7 @@
 """Encoded images -> pixels, on all cores.
 
 Worker processes are started afresh, not forked: the caller may hold threads and locks of frameworks. They
-load this module only, and so neither torch nor MLflow.
+load this module only, and so neither torch nor MLflow, nor the script that is run.
 
 Shape suffixes: K = images in one chunk, H = height, W = width, C = the three colour channels, red first.
 """
@@ -9,6 +9,7 @@ Shape suffixes: K = images in one chunk, H = height, W = width, C = the three co
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,23 @@ _MAX_WORKERS = 16
 _MIN_IMAGES_FOR_WORKERS = 2000
 _CHUNK_IMAGES = 256
 _CHUNK_BYTES = 16 * 2**20
+
+
+class _Worker(SpawnProcess):
+    """A spawned process that does not execute the caller's script once more, which may begin this very work again."""
+
+    def start(self) -> None:
+        """Start the process while the script is not to be seen: what a worker runs is in this module."""
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _WorkerContext(SpawnContext):
+    Process = _Worker
 
 
 @dataclass(frozen=True)
@@ -71,9 +91,7 @@ def decode_images(images: Sequence[EncodedImage], image_size: int, worker_count:
             yield DecodedChunk(positions, *decode_chunk(contents, image_size))
         return
     pending: deque[tuple[list[int], Future[tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]]]] = deque()
-    with ProcessPoolExecutor(
-        worker_count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    ) as executor:
+    with ProcessPoolExecutor(worker_count, mp_context=_WorkerContext(), initializer=_start_worker) as executor:
         try:
             for positions, contents in _read_chunks(images, image_size):
                 pending.append((positions, executor.submit(decode_chunk, contents, image_size)))

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
+from pydantic import ValidationError
 
 from model_code.disk import writing_to
 from model_code.errors import ReleaseError
@@ -36,7 +37,8 @@ from serving.errors import BundleError
 
 _log = logging.getLogger(__name__)
 
-VERDICT_TAG = "verdict.json"
+VERDICT_FILE = "verdict.json"  # of versions of older homes also the name of a tag that holds it
+ACCURACY_TAG = "accuracy"
 MAX_NAMES = 1000
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
@@ -75,11 +77,35 @@ def register_version(client: MlflowClient, bundle: Path, manifest: Manifest) -> 
     return str(version.version)
 
 
-def write_verdict(client: MlflowClient, name: str, version: str, verdict: Verdict, description: str) -> None:
-    """Write the gate's verdict on a version, in words and numbers, and its short card."""
-    client.set_model_version_tag(name, version, "verdict", verdict.summary)
-    client.set_model_version_tag(name, version, VERDICT_TAG, verdict.model_dump_json())
-    client.update_model_version(name, version, description)
+def write_verdict(client: MlflowClient, name: str, number: str, verdict: Verdict, description: str) -> None:
+    """Write the gate's verdict on a version, in words as tag and in numbers as file of its run, and its short card."""
+    version = get_version(client, name, number)
+    client.log_text(
+        str(version.run_id), verdict.model_dump_json(indent=2), f"{name_folder(name, number)}/{VERDICT_FILE}"
+    )
+    for key, value in {"verdict": verdict.summary, ACCURACY_TAG: repr(verdict.challenger_accuracy)}.items():
+        client.set_model_version_tag(name, number, key, value)
+    if VERDICT_FILE in version.tags:  # the verdict before, written by an older release
+        client.delete_model_version_tag(name, number, VERDICT_FILE)
+    client.update_model_version(name, number, description)
+
+
+def read_verdict(version: ModelVersion) -> Verdict | None:
+    """Return the gate's verdict on a version; None without a readable one. In older homes it is in a tag."""
+    folder = name_folder(version.name, str(version.version))
+    try:
+        text = mlflow.artifacts.load_text(f"runs:/{version.run_id}/{folder}/{VERDICT_FILE}")
+    except (MlflowException, OSError):
+        text = version.tags.get(VERDICT_FILE, "")
+    try:
+        return Verdict.model_validate_json(text)
+    except ValidationError:
+        return None
+
+
+def name_folder(name: str, number: str) -> str:
+    """Return the place of a version's verdict and card among the files of its run."""
+    return f"release/{name}-version-{number}"
 
 
 def create_name(client: MlflowClient, name: str) -> None:
@@ -212,17 +238,12 @@ def _download(client: MlflowClient, version: ModelVersion, folder: Path) -> None
 
 
 def _tag(manifest: Manifest) -> dict[str, str]:
-    """Return what a version's page shows of its bundle: the proof of each variant in a few words."""
-    tags = {
+    """Return what a version's page shows of its bundle; the proof of each variant is in the manifest."""
+    return {
         "sha256": manifest.fp32.sha256,
         "recipe": manifest.recipe,
         "precisions": ", ".join(variant.precision for variant in manifest.offered),
     }
-    for variant in manifest.variants:
-        for certificate in variant.certificates:
-            device = certificate.provider.removesuffix("ExecutionProvider")
-            tags[f"certificate.{variant.precision}.{device}"] = certificate.model_dump_json()
-    return tags
 
 
 def _signature(manifest: Manifest) -> mlflow.models.ModelSignature:

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 
 from mlflow import MlflowClient
-from pydantic import ValidationError
 from scipy import stats
 
-from model_code.release.gate import Verdict as GateVerdict
 from model_code.release.names import RELEASE_NAMES
-from model_code.release.versions import VERDICT_TAG, get_champion
+from model_code.release.versions import get_champion, read_verdict
 from model_code.report.amounts import format_mean
 from model_code.report.collection import Collection, average
 from model_code.report.comparison import Comparison, compare
@@ -33,7 +31,7 @@ def _build_champions(client: MlflowClient) -> Block:
         if version is None:
             without.append(name)
             continue
-        verdict = _read_verdict(version.tags.get(VERDICT_TAG, ""))
+        verdict = read_verdict(version)
         low, high = (0.0, 0.0) if verdict is None else verdict.challenger_interval
         rows.append(
             (
@@ -53,13 +51,6 @@ def _build_champions(client: MlflowClient) -> Block:
         return Paragraph("Champions: nothing is released yet.")
     caption = "Champions" + (f"; nothing is released as {' or '.join(without)}" if without else "")
     return Table(caption, ("name", "accuracy", "champion", "recipe", "run"), tuple(rows))
-
-
-def _read_verdict(text: str) -> GateVerdict | None:
-    try:
-        return GateVerdict.model_validate_json(text)
-    except ValidationError:
-        return None
 
 
 def list_main(collection: Collection) -> list[Comparison]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Param, Run, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from model_code.settings import Settings
 from model_code.tracking.finished_runs import has_run
@@ -177,28 +178,43 @@ class MlflowLog(RunLog):
         """Try for some seconds to send what is left and how the run ended; where that fails, a repeated run does it."""
 
         def send() -> None:
-            with suppress(*MLFLOW_ERRORS):
-                self._queue.send_rest()
-                self._client.set_terminated(self._run_id, status)
+            self._queue.send_rest()
+            self._client.set_terminated(self._run_id, status)
 
         self._queue.close()
         if not self._queue.is_away:
-            thread = threading.Thread(target=send, name="end of the run to MLflow", daemon=True)
-            thread.start()
-            thread.join(GIVE_UP_TIMEOUT_S)
+            send_briefly(send)
 
     def _send(self, call: Callable[..., object], *arguments: object) -> None:
         """Call a method of the client on this run until MLflow answers."""
         insist(partial(call, self._run_id, *arguments), self._run_id, self._label, self._patience)
 
 
+def send_briefly(send: Callable[[], None]) -> None:
+    """Try for some seconds to tell MLflow how something ended; a failure is silent."""
+
+    def run() -> None:
+        with suppress(*MLFLOW_ERRORS):
+            send()
+
+    thread = threading.Thread(target=run, name="end of the run to MLflow", daemon=True)
+    thread.start()
+    thread.join(GIVE_UP_TIMEOUT_S)
+
+
 class MlflowTracking:
-    """The MLflow store of the settings, as the place where runs are recorded."""
+    """The MLflow store of the settings, as the place where runs are recorded.
+
+    Args:
+        settings: Address of the store.
+        parent_run_id: Run that the pages show these runs below; None for runs of their own.
+    """
 
     is_offline = False
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, parent_run_id: str | None = None) -> None:
         self._settings = settings
+        self._parent_tags = {} if parent_run_id is None else {MLFLOW_PARENT_RUN_ID: parent_run_id}
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -214,4 +230,4 @@ class MlflowTracking:
 
     def track(self, folder: RunFolder, tags: Mapping[str, str]) -> AbstractContextManager[RunTracker]:
         """Record a run in MLflow."""
-        return track_run(folder.record, tags)
+        return track_run(folder.record, {**tags, **self._parent_tags})

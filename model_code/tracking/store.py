@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -29,18 +28,20 @@ MOST_COMPARED = 4
 # A view that `darkroom ui` opens, in the form of those that MLflow's pages share.
 VIEW = "darkroom"
 VIEW_STATE = {
-    "orderByKey": "attributes.start_time",
+    "orderByKey": "metrics.`test/accuracy`",
     "orderByAsc": False,
     "selectedColumns": [
-        "attributes.`Dataset`",
         "tags.`recipe`",
+        "attributes.`Dataset`",
         "tags.`budget`",
-        "tags.`engine`",
+        "tags.`precision`",
         "metrics.`test/accuracy`",
         "metrics.`validation/best_accuracy`",
         "metrics.`seconds`",
     ],
 }
+DESCRIPTION_TAG = "mlflow.note.content"
+COMPARISON = "The newest runs side by side"
 
 
 def open_store(settings: Settings) -> MlflowClient:
@@ -119,22 +120,11 @@ def _create_database(file: Path, tracking_uri: str) -> None:
 
 
 def run_ui(settings: Settings, port: int) -> None:
-    """Replace this process by MLflow's web server on the store, on the loopback address.
-
-    Raises:
-        TrackingError: MLFLOW_TRACKING_URI names a server, which has its own pages; or the port is taken.
-    """
-    if settings.has_mlflow_server:
-        raise TrackingError(f"MLFLOW_TRACKING_URI is set: open {settings.tracking_uri} in a browser")
-    try:
-        socket.create_server(("127.0.0.1", port)).close()
-    except OSError as error:
-        raise TrackingError(f"cannot listen on 127.0.0.1:{port}: {error.strerror}; choose another --port") from error
-    client, pages = open_store(settings), f"http://127.0.0.1:{port}/#"
-    print(f"MLflow on {settings.home}, in some seconds at {pages}/{share_view(client)} (Ctrl-C stops it)")
-    if comparison := find_comparison(client):
-        print(f"  the newest runs side by side: {pages}/{comparison}")
-    sys.stdout.flush()
+    """Replace this process by MLflow's web server on the store, on the loopback address."""
+    view = share_view(open_store(settings))
+    print(
+        f"MLflow on {settings.home}, in some seconds at http://127.0.0.1:{port}/#/{view} (Ctrl-C stops it)", flush=True
+    )
     # Its background jobs are for evaluating language models.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -148,29 +138,32 @@ def run_ui(settings: Settings, port: int) -> None:
 
 
 def share_view(client: MlflowClient) -> str:
-    """Keep a view of the runs as one that was shared: what tells runs apart in columns, the newest run first.
+    """Keep a view of the runs as one that was shared: what tells runs apart in columns, the best test accuracy first.
+
+    The experiment's description gets a link to the comparison of the newest runs; what a person wrote there stays.
 
     Returns:
         Path of the view in MLflow's pages.
     """
-    experiment_id = _get_experiment_id(client)
-    for key, value in {**EXPERIMENT_TAGS, f"mlflow.sharedViewState.{VIEW}": json.dumps(VIEW_STATE)}.items():
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None, "open_store makes it"
+    experiment_id, tags = str(experiment.experiment_id), {**EXPERIMENT_TAGS}
+    tags[f"mlflow.sharedViewState.{VIEW}"] = json.dumps(VIEW_STATE)
+    if comparison := find_comparison(client, experiment_id):
+        lines = experiment.tags.get(DESCRIPTION_TAG, "").splitlines()
+        own = [line for line in lines if not line.startswith(f"[{COMPARISON}]")]
+        tags[DESCRIPTION_TAG] = "\n".join([f"[{COMPARISON}](#/{comparison})", *own])
+    for key, value in tags.items():
         client.set_experiment_tag(experiment_id, key, value)
     return f"experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
 
 
-def find_comparison(client: MlflowClient) -> str:
-    """Return the path of MLflow's page that compares the newest finished runs; empty with fewer than two."""
-    experiment_id = _get_experiment_id(client)
-    runs = client.search_runs([experiment_id], "attributes.status = 'FINISHED'", max_results=MOST_COMPARED)
+def find_comparison(client: MlflowClient, experiment_id: str) -> str:
+    """Return the path of MLflow's page that compares the newest finished trainings; empty with fewer than two."""
+    query = "attributes.status = 'FINISHED' AND tags.kind LIKE '%'"  # parents have no kind
+    runs = client.search_runs([experiment_id], query, max_results=MOST_COMPARED)
     listed = quote(json.dumps([run.info.run_id for run in runs]))
     return f"compare-runs?runs={listed}&experiments={quote(json.dumps([experiment_id]))}" if len(runs) > 1 else ""
-
-
-def _get_experiment_id(client: MlflowClient) -> str:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None, "open_store makes it"
-    return str(experiment.experiment_id)
 
 
 def _as_uri(folder: Path) -> str:

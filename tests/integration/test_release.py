@@ -18,7 +18,7 @@ from PIL import Image
 
 from model_code.release.changes import read_ledger
 from model_code.release.ledger import find_champion
-from model_code.release.versions import list_versions
+from model_code.release.versions import list_versions, read_verdict
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
 from model_code.training.run_folder import RUN_FILE
@@ -98,7 +98,7 @@ def test_the_gate_the_ledger_and_the_way_back(darkroom, runs, bundles_dir):
     assert "version 1 is registered but not promoted, version 2 stays champion" in worse.out
     assert "is too small, wanted are more than 0" in worse.out
     version = get_client().get_model_version(NAME, "1")
-    assert json.loads(version.tags["verdict.json"])["is_promoted"] is True
+    assert read_verdict(version).is_promoted
     assert "no champion to compare with: promoted" in version.tags["verdict"]
     assert list_moves(bundles_dir) == [("promote", None, "1"), ("promote", "1", "2")]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from flows.cli import darkroom
 from model_code.data.add import add_dataset
@@ -78,6 +79,14 @@ def test_every_help_is_whole_sentences(path, command):
             assert parameter.help.endswith("."), f"{path} {parameter.opts}"
 
 
+def test_a_command_with_words_lists_its_own_options():
+    shown = CliRunner().invoke(darkroom, ["recipes", "--help"]).output
+    assert "--format" in shown
+    assert "tab-separated in a pipe" in shown
+    assert shown.count("--help") == 1
+    assert "new" in shown.partition("Commands:")[2]
+
+
 def test_the_service_is_announced_as_it_announces_itself():
     from serving.launcher import serve
 
@@ -90,6 +99,8 @@ REFUSED = [
     ["train", "nosuch"],
     ["train", "resnet18_cifar10_exp"],
     ["train", "resnet18_cifar10_exp", "--resume", "12345678"],
+    ["train", "resnet18_cifar10_exp", "--data", "nosuch"],
+    ["train", "resnet18_cifar10_exp", "--data", "nosuch", "--set", "dataset=other"],
     ["train-all", "--only", "nosuch*"],
     ["data", "add", "mine", "--from", "/nosuch"],
     ["data", "remove", "nosuch"],

@@ -1,5 +1,6 @@
 """Removal of versions, runs and data sets, and the refusals that protect what others need."""
 
+import json
 import sqlite3
 from contextlib import closing
 
@@ -7,6 +8,7 @@ import pytest
 
 from flows.jobs.data import RemoveData
 from flows.operations import removal
+from flows.printing import inventory
 from flows.printing.inventory import print_runs
 from model_code.data.add import add_dataset
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
@@ -102,13 +104,14 @@ def test_what_to_keep_is_checked(text):
 def test_runs_are_listed_with_what_needs_them(settings, capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     enter_run(settings, "3", 0.75)
-    enter_run(settings, "5", pretrained="3" * 64)
+    (enter_run(settings, "5", pretrained="3" * 64).path / JOURNAL_FILE).touch()
     print_runs(settings, "table")
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     by_run = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
     assert (by_run["33333333"]["state"], by_run["33333333"]["validation"]) == ("done", "75.0%")
     assert by_run["33333333"]["needed by"] == "interrupted run 55555555"
     assert (by_run["55555555"]["state"], by_run["55555555"]["needed by"]) == ("interrupted", "")
+    assert [by_run[digit * 8]["recorded"] for digit in "35"] == ["", "offline"]
 
 
 def test_short_ids_mean_the_one_run_that_begins_with_them(settings):
@@ -162,6 +165,22 @@ def test_versions_are_read_as_mlflow_lists_them(settings):
     with closing(sqlite3.connect(settings.home / "mlflow.db")) as database, database:
         database.execute("ALTER TABLE model_versions RENAME COLUMN run_id TO other")
     assert read_registered(settings) is None, "MLflow's client has to read it"
+
+
+@pytest.mark.parametrize(
+    ("tags", "accuracy"),
+    [
+        ({"accuracy": "0.75"}, 0.75),
+        ({"verdict.json": '{"challenger_accuracy": 0.5}'}, 0.5),
+        ({"verdict.json": "damaged"}, None),
+        ({}, None),
+    ],
+)
+def test_the_accuracy_of_a_version_is_shown_also_of_an_older_home(settings, monkeypatch, capsys, tags, accuracy):
+    version = removal.RegisteredVersion("shapes", "1", "2026-01-01", "1" * 32, tags, ("champion",))
+    monkeypatch.setattr(inventory, "list_registered", lambda *_: (version,))
+    inventory.print_versions(settings, None, "json")
+    assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
 
 
 def test_a_version_is_retired_unless_it_serves_or_is_gone_back_to(settings):

@@ -12,8 +12,9 @@ from urllib.parse import parse_qsl
 import pytest
 from mlflow import MlflowClient
 
+from flows.jobs.machine import OpenPages
 from model_code.errors import TrackingError
-from model_code.tracking.store import EXPERIMENT, find_comparison, open_store, run_ui, share_view
+from model_code.tracking.store import EXPERIMENT, find_comparison, open_store, share_view
 from tests.unit.tracking.small_store import make_settings, mlflow_given_back, open_small_store
 
 OPEN = """
@@ -113,43 +114,73 @@ def test_an_address_of_no_kind_that_mlflow_knows(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_pages_of_a_server_are_the_servers_own(tmp_path):
+def test_pages_of_a_server_are_the_servers_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     with pytest.raises(TrackingError, match="open http://mlflow:5000 in a browser"):
-        run_ui(make_settings(tmp_path, "http://mlflow:5000"), 5000)
+        OpenPages().check()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pages_on_a_port_that_is_taken(store):
-    settings, _ = store
+def test_pages_on_a_port_that_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(TrackingError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*choose another --port"):
-            run_ui(settings, port)
+            OpenPages(port=port).check()
 
 
-def test_pages_open_on_the_runs_with_what_tells_them_apart(store):
+def test_pages_open_on_the_runs_with_what_tells_them_apart_the_best_first(store):
     _, client = store
     experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
     assert share_view(client) == f"experiments/{experiment_id}/runs?viewStateShareKey=darkroom"
     tags = client.get_experiment(experiment_id).tags
-    columns = json.loads(tags["mlflow.sharedViewState.darkroom"])["selectedColumns"]
-    assert {"attributes.`Dataset`", "tags.`recipe`", "tags.`budget`", "metrics.`test/accuracy`"} <= set(columns)
+    state = json.loads(tags["mlflow.sharedViewState.darkroom"])
+    assert {
+        "tags.`recipe`",
+        "attributes.`Dataset`",
+        "tags.`budget`",
+        "tags.`precision`",
+        "metrics.`test/accuracy`",
+    } <= set(state["selectedColumns"])
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`test/accuracy`", False)
     assert tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_the_newest_finished_runs_are_compared(tmp_path):
+def test_the_newest_finished_trainings_are_compared(tmp_path):
     with open_small_store(tmp_path) as (_, client):
         experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
-        assert find_comparison(client) == ""
-        runs = [client.create_run(experiment_id, start_time=start_ms).info.run_id for start_ms in range(1, 7)]
+        assert find_comparison(client, experiment_id) == ""
+        runs = [
+            client.create_run(experiment_id, start_time=start_ms, tags={"kind": "supervised"}).info.run_id
+            for start_ms in range(1, 7)
+        ]
         client.set_terminated(runs[0], "FINISHED")
-        assert find_comparison(client) == ""
+        assert find_comparison(client, experiment_id) == ""
         for run_id in runs[1:5]:
             client.set_terminated(run_id, "FINISHED")
         client.set_terminated(runs[5], "FAILED")
-        path, _, query = find_comparison(client).partition("?")
+        client.set_terminated(client.create_run(experiment_id, start_time=9).info.run_id, "FINISHED")  # a parent
+        path, _, query = find_comparison(client, experiment_id).partition("?")
     found = {key: json.loads(value) for key, value in parse_qsl(query)}
     assert (path, found) == ("compare-runs", {"runs": runs[4:0:-1], "experiments": [experiment_id]})
+
+
+def test_the_description_links_to_the_comparison_and_keeps_what_a_person_wrote(tmp_path):
+    with open_small_store(tmp_path) as (_, client):
+        experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        client.set_experiment_tag(experiment_id, "mlflow.note.content", "Our runs.\nAsk Ada.")
+        described = []
+        for _ in range(3):
+            share_view(client)
+            described.append(client.get_experiment(experiment_id).tags["mlflow.note.content"].splitlines())
+            run_id = client.create_run(experiment_id, tags={"kind": "supervised"}).info.run_id
+            client.set_terminated(run_id, "FINISHED")
+        share_view(client)
+        newest = client.get_experiment(experiment_id).tags["mlflow.note.content"].splitlines()
+        comparison = find_comparison(client, experiment_id)
+    assert described[:2] == [["Our runs.", "Ask Ada."]] * 2
+    assert described[2][1:] == newest[1:] == ["Our runs.", "Ask Ada."]
+    assert newest[0] == f"[The newest runs side by side](#/{comparison})" != described[2][0]
 
 
 @pytest.mark.slow
