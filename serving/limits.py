@@ -48,3 +48,5 @@ MAX_HEAD_BYTES = 65_536
 # Each costs time on the event loop: 64 kB of short ones took it 30 ms.
 MAX_HEADERS = 200
 MAX_PARAMETERS = 20
+# Versions of all models that have answered and do not any more, whose figures `/metrics` still shows.
+MAX_GONE_VERSIONS = 8

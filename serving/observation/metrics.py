@@ -4,11 +4,12 @@ Import it only once BentoML's environment is set (`serving/launcher.py`).
 """
 
 import math
+import os
 from pathlib import Path
 
 import bentoml
 
-from serving.limits import MAX_IMAGES
+from serving.limits import MAX_GONE_VERSIONS, MAX_IMAGES
 from serving.models.model_set import REGISTRY_PROBLEM
 from serving.models.predictions import ChallengerState, ModelsAnswer, PredictAnswer
 from serving.observation.drift import DriftWindow
@@ -86,6 +87,7 @@ _log_dropped = bentoml.metrics.Counter(
     "darkroom_request_log_dropped_total", "Images that the request log should have written and did not"
 )
 _published: set[tuple[str, ...]] = set()
+_gone: dict[tuple[str, ...], None] = {}  # the one that has been gone for longest first
 _seen: set[tuple[str, str, str]] = set()
 
 
@@ -96,7 +98,10 @@ def count_request(request: AnsweredRequest) -> None:
 
 
 def publish_models(answer: ModelsAnswer) -> None:
-    """Publish what `GET /v1/models` answers now; what was published before and is not there any more becomes 0."""
+    """Publish what `GET /v1/models` answers now; what was published before and is not there any more becomes 0.
+
+    Of the versions that are gone the last `MAX_GONE_VERSIONS` are kept: `/metrics` does not grow with releases.
+    """
     _has_gpu.set(NVIDIA_DEVICE.exists())
     current = {(model.name, model.version, model.sha256, model.precision, model.provider) for model in answer.models}
     for labels in _published - current:
@@ -104,6 +109,15 @@ def publish_models(answer: ModelsAnswer) -> None:
     for labels in current:
         _model_info.labels(*labels).set(1)
     _published.update(current)
+    served = {labels[:2] for labels in current}
+    for version in served:
+        _gone.pop(version, None)
+    for labels in _published:
+        if labels[:2] not in served:
+            _gone.setdefault(labels[:2])
+    # Files of several processes cannot be shortened.
+    while len(_gone) > MAX_GONE_VERSIONS and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        _forget(*next(iter(_gone)))
     outcomes = {(model.name, "loaded", model.version) for model in answer.models}
     outcomes |= {
         (problem.name, "refused", problem.message) for problem in answer.problems if problem.name != REGISTRY_PROBLEM
@@ -116,6 +130,16 @@ def publish_models(answer: ModelsAnswer) -> None:
         _swaps.labels(name, outcome).inc()
     _seen.clear()
     _seen.update(outcomes)
+
+
+def _forget(name: str, version: str) -> None:
+    """Remove the figures of a version."""
+    for metric in (_model_info, _predictions, _probability, _drift_score, _estimated_accuracy):
+        metric.remove_by_labels({"name": name, "version": version})
+    for role in ("champion", "challenger"):
+        _comparisons.remove_by_labels({"name": name, role: version})
+    del _gone[name, version]
+    _published.difference_update([labels for labels in _published if labels[:2] == (name, version)])
 
 
 def count_batch(images: int) -> None:

@@ -53,7 +53,7 @@ def read_description(url):
     for properties in (form["properties"], document["components"]["schemas"]["FeedbackRequest"]["properties"]):
         properties["label"] = {"enum": list(COLOURS)}
         properties["model"] = {"enum": ["cifar10", "food"]}
-    document["components"]["schemas"]["ReviewRequest"]["properties"]["model"] = {"enum": ["cifar10", "food"]}
+    document["components"]["schemas"]["ReviewRequest"]["properties"]["model"] = {"enum": ["cifar10", "food", None]}
     return document
 
 

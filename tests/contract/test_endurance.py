@@ -1,0 +1,104 @@
+"""Memory and `/metrics` over many swaps and requests of mixed sizes: bounded, and no request fails.
+
+`DARKROOM_SWAPS=1000 DARKROOM_REQUESTS=1000000` asks what the project promises; a few keep the whole suite short.
+"""
+
+import os
+import random
+import threading
+import time
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+from serving.limits import MAX_GONE_VERSIONS
+from tests.contract.test_http import wait_for
+from tests.unit.serving.tiny_bundle import COLOURS, encode, make_bundle, paint, point_at
+
+pytestmark = pytest.mark.slow
+
+SWAPS = int(os.environ.get("DARKROOM_SWAPS", "30"))
+REQUESTS = int(os.environ.get("DARKROOM_REQUESTS", "5000"))
+CLIENTS = 4
+MAX_GROWTH_BYTES = 50_000_000
+BUNDLES = 4
+# By then allocator and threads have what they need, and as many versions are gone as are shown.
+WARM_SHARE = 0.4
+SMALL = [paint(colour) for colour in COLOURS]
+# Not cheap: decoded in a process of its own.
+PHOTO = encode(Image.effect_noise((700, 500), 60).convert("RGB"), "JPEG")
+
+
+def measure_bytes(process):
+    """Return the resident bytes of a service and its helpers."""
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
+
+
+def draw_request(number):
+    """Return the images of a request: most have one, some up to 64."""
+    chance = random.Random(number)
+    kind = chance.random()
+    if kind < 0.02:
+        return [PHOTO]
+    count = 1 if kind < 0.8 else chance.randint(2, 64)
+    return [chance.choice(SMALL) for _ in range(count)]
+
+
+def post(client, images):
+    if len(images) == 1:
+        return client.post("/v1/predict", content=images[0], headers={"Content-Type": "application/octet-stream"})
+    return client.post("/v1/predict", files=[("image", ("a.png", data, "image/png")) for data in images])
+
+
+def test_memory_and_metrics_are_bounded_and_no_request_fails(tmp_path, start_service):
+    assert int(SWAPS * WARM_SHARE) > MAX_GONE_VERSIONS + 1
+    bundles_dir = tmp_path / "bundles"
+    folders = [make_bundle(bundles_dir, softness=4000.0 + 500 * number) for number in range(BUNDLES)]
+    point_at(bundles_dir, "cifar10", "1", folders[0])
+    service = start_service(tmp_path, "--log-requests", "0.1")
+    process = psutil.Process(service.process.pid)
+    numbers, failures, done = iter(range(REQUESTS)), [], [0]
+    lock = threading.Lock()
+
+    def ask():
+        with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as client:
+            while True:
+                with lock:
+                    number = next(numbers, None)
+                if number is None:
+                    return
+                response = post(client, draw_request(number))
+                while response.status_code == 503:  # told when to come back
+                    time.sleep(int(response.headers["Retry-After"]))
+                    response = post(client, draw_request(number))
+                with lock:
+                    done[0] += 1
+                    if response.status_code != 200:
+                        failures.append((number, response.status_code, response.text[:200]))
+
+    threads = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    sizes, lines = [], []
+    with httpx.Client(base_url=service.url, timeout=60, trust_env=False) as client:
+        for number in range(2, SWAPS + 2):
+            wait_for(lambda: done[0] * SWAPS >= REQUESTS * (number - 2), 600)  # noqa: B023
+            point_at(bundles_dir, "cifar10", str(number), folders[number % BUNDLES])
+            wait_for(lambda: client.get("/v1/models").json()["models"][0]["version"] == str(number), 60)  # noqa: B023
+            assert post(client, SMALL).json()["model"]["version"] == str(number)
+            if number - 2 >= int(SWAPS * WARM_SHARE):
+                sizes.append(measure_bytes(process))
+                lines.append(len(client.get("/metrics").text.splitlines()))
+        for thread in threads:
+            thread.join()
+        sizes.append(measure_bytes(process))
+        text = client.get("/metrics").text
+    assert failures == []
+    assert done[0] == REQUESTS
+    assert max(sizes) - sizes[0] < MAX_GROWTH_BYTES, sizes
+    assert max(lines) == lines[0], lines
+    versions = {line.split('version="')[1].split('"')[0] for line in text.splitlines() if 'version="' in line}
+    assert len(versions - {""}) <= MAX_GONE_VERSIONS + 2, versions
+    assert str(SWAPS + 1) in versions
