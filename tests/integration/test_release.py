@@ -143,7 +143,9 @@ def test_the_bundle_says_what_was_measured(runs, bundles_dir):
     assert {variant.precision for variant in manifest.offered} == within >= {"fp32"}
     assert Classifier(folder, pointer.version).variant.precision in within
     artifacts = {file.path for file in get_client().list_artifacts(runs[1], f"release/{NAME}-version-2")}
-    assert artifacts == {f"release/{NAME}-version-2/{file}" for file in ("card.md", "validation.png", "test.png")}
+    assert artifacts == {
+        f"release/{NAME}-version-2/{file}" for file in ("card.md", "verdict.json", "validation.png", "test.png")
+    }
 
 
 @pytest.mark.parametrize("setting", ["mean", "classes"])
