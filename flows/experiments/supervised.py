@@ -15,7 +15,7 @@ from model_code.tracking.run_tracker import RunTracker
 from model_code.training.config import TrainingConfig
 from model_code.training.images import load_images, load_unlabelled
 from model_code.training.processes import Processes
-from model_code.training.pseudo_labels import add_pseudo_labels
+from model_code.training.pseudo_labels import add_pseudo_labels, choose_pseudo_labels
 from model_code.training.results import Callback, EpochMetrics, TrainingResult
 from model_code.training.run_folder import RunFolder
 from model_code.training.supervised import check_images, fit, load_model
@@ -28,14 +28,15 @@ class SupervisedExperiment(EpochExperiment):
         self, config: TrainingConfig, dataset: PackedDataset, processes: Processes, pretrained: str | None
     ) -> None:
         self._config, self._pretrained = config, pretrained
-        self._images = images = load_images(dataset, config, processes.device)
+        self._images = self._labelled = images = load_images(dataset, config, processes.device)
         check_images(config, images)
         if config.pseudo_label_confidence is not None:
             assert pretrained is not None, "the config wants a recipe's"
             model = load_model(config, len(images.classes), images.image_size, Path(pretrained)).to(processes.device)
-            unlabelled_NHWC = load_unlabelled(dataset, config, processes.device)
+            self._unlabelled_NHWC = load_unlabelled(dataset, config, processes.device)
             confidence = config.pseudo_label_confidence
-            self._images = add_pseudo_labels(images, unlabelled_NHWC, model, confidence, processes)
+            self._chosen = choose_pseudo_labels(self._unlabelled_NHWC, model, confidence, processes)
+            self._images = add_pseudo_labels(images, self._unlabelled_NHWC, self._chosen)
         self._pseudo_labels = len(self._images.train) - len(images.train)
         super().__init__(config, processes, self._images.train.images_NHWC)
 
@@ -54,7 +55,13 @@ class SupervisedExperiment(EpochExperiment):
 
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
         """Train, then label the final images once."""
-        config, images = self._config, self._images
+        config = self._config
+        self._take_kept_labels(folder.path)
+        images = self._images
+        if config.pseudo_label_confidence is not None:
+            count = len(self._unlabelled_NHWC)
+            summary = self._chosen.summarise(images.classes, config.pseudo_label_confidence, count)
+            tracker.log_pseudo_labels(summary)
         with follow_epochs(folder, tracker, config.epochs, self._processes) as (callbacks, events):
             training = self.train(folder.path, callbacks)
             model = load_model(config, len(images.classes), images.image_size, training.best_weights)
@@ -72,7 +79,18 @@ class SupervisedExperiment(EpochExperiment):
 
     def train(self, run_dir: Path, callbacks: Sequence[Callback]) -> TrainingResult[EpochMetrics]:
         """Train the network."""
+        self._take_kept_labels(run_dir)
         return fit(self._config, self._images, run_dir, self._processes, callbacks, self._pretrained, self._engine)
+
+    def _take_kept_labels(self, run_dir: Path) -> None:
+        """Learn from the pseudo-labels that the run has begun with; where it begins now, keep them in its folder."""
+        if self._config.pseudo_label_confidence is None:
+            return
+        kept = self._chosen.keep(run_dir)
+        if kept is not self._chosen:
+            self._chosen = kept
+            self._images = add_pseudo_labels(self._labelled, self._unlabelled_NHWC, kept)
+            self._pseudo_labels = len(kept.labels_N)
 
     def _evaluate(self, tracker: RunTracker, model: nn.Module) -> dict[str, float]:
         """Label the test images, or without any the validation images, and log what came out."""

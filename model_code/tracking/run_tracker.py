@@ -147,6 +147,10 @@ class RunTracker(Callback):
         """Record the whole config as a file."""
         self._log.log_text(folder.record.config.model_dump_json(indent=2), "config.json")
 
+    def log_pseudo_labels(self, summary: Mapping[str, object]) -> None:
+        """Record which pseudo-labels were given as a file."""
+        self._log.log_text(json.dumps(summary, indent=2), "reports/pseudo_labels.json")
+
     def log_report(self, split: str, report: Report, classes: tuple[str, ...], grid: Figure) -> None:
         """Record the metrics of a split, its per-class table, confusion matrix and grid of images."""
         # JSON has no NaN: a class without images has no accuracy.

@@ -7,7 +7,7 @@ S = steps of an epoch.
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -258,8 +258,19 @@ class EpochLoop(ABC, Generic[Epoch]):
         progress.order_N, progress.losses_S, progress.total = whole.order_N, whole.losses_S, whole.total
         trained = tuple(parameter.requires_grad for parameter in self.network.parameters())
         while True:
-            whole.take(progress.step, (trained, self.gradient_step.parts), self._writer.flush)
+            whole.take(progress.step, (trained, self.gradient_step.parts), self._prepare_recording)
             yield
+
+    def _prepare_recording(self) -> Callable[[], None]:
+        """Wait for the writer; return what puts weights, optimiser, average and random numbers back as they are now."""
+        self._writer.flush()
+        state = copy.deepcopy(self._make_state())
+
+        def undo() -> None:
+            self._load(state)
+            restore_randomness(state, self.generator, self._seed)
+
+        return undo
 
     def draw_order(self) -> Tensor:
         """Return the images of an epoch in the order of their visits, int64 [N]."""
@@ -351,15 +362,18 @@ class EpochLoop(ABC, Generic[Epoch]):
             **self.save_more(),
         )
 
+    def _load(self, state: checkpoints.TrainingState) -> None:
+        self.network.load_state_dict(state.network)
+        load_optimizer(self.optimizer, state.optimizer)
+        self.load_more(state)
+
     def _resume(self) -> None:
         state, self.state = self.state, None
         if state is None:
             return
         if self.processes.is_first:
             checkpoints.remove_other_best(self.run_dir, state.best_epoch)
-        self.network.load_state_dict(state.network)
-        load_optimizer(self.optimizer, state.optimizer)
-        self.load_more(state)
+        self._load(state)
         self.gradient_step.parts = max(self.gradient_step.parts, state.parts)
         restore_randomness(state, self.generator, self._seed)
         self.history = [self.epoch_type(**epoch) for epoch in state.history]

@@ -5,36 +5,92 @@ Source: Lee 2013, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learni
 Shape suffixes: N = images, H = height, W = width, C = the three colour channels.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from model_code.disk import write_atomically
+from model_code.errors import TrainingError
 from model_code.evaluation.metrics import predict_logits
 from model_code.training.images import Images, TrainingImages
 from model_code.training.processes import Processes
 
+LABELS_FILE = "pseudo_labels.safetensors"
 
-def add_pseudo_labels(
-    images: TrainingImages, unlabelled_NHWC: Tensor, model: nn.Module, confidence: float, processes: Processes
-) -> TrainingImages:
-    """Return the images of a run with those added to its training images that a network labels with confidence.
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Labels that a network gives with confidence.
+
+    Attributes:
+        chosen_N: Indices of the labelled images among those without labels, int64, on the CPU.
+        labels_N: Their labels, int64, on the CPU.
+    """
+
+    chosen_N: Tensor
+    labels_N: Tensor
+
+    def keep(self, run_dir: Path) -> "PseudoLabels":
+        """Return the labels that a run's folder has already; without such keep these there and return them.
+
+        Raises:
+            TrainingError: The file in the folder is damaged.
+            DiskFullError: There is no room.
+        """
+        file = run_dir / LABELS_FILE
+        if not file.exists():
+            write_atomically(file, safetensors.torch.save(vars(self)))
+            return self
+        try:
+            return PseudoLabels(**safetensors.torch.load(file.read_bytes()))
+        except (SafetensorError, TypeError, ValueError) as error:
+            raise TrainingError(f"{file} is damaged; remove {run_dir} and train again") from error
+
+    def summarise(self, classes: tuple[str, ...], confidence: float, unlabelled: int) -> dict[str, object]:
+        """Return how many images of each class were labelled, and their share, at which confidence."""
+        counts_K = torch.bincount(self.labels_N, minlength=len(classes)).tolist()
+        return {
+            "confidence": confidence,
+            "unlabelled": unlabelled,
+            "labelled": len(self.labels_N),
+            "share": len(self.labels_N) / unlabelled,
+            "per_class": dict(zip(classes, counts_K, strict=True)),
+        }
+
+
+def choose_pseudo_labels(
+    unlabelled_NHWC: Tensor, model: nn.Module, confidence: float, processes: Processes
+) -> PseudoLabels:
+    """Return the labels that a network gives with confidence.
 
     Args:
-        images: Labelled images of the run.
-        unlabelled_NHWC: uint8, images without labels; where those of `images` are.
+        unlabelled_NHWC: uint8, images without labels.
         model: uint8 images in, logits out; is left in evaluation mode.
-        confidence: Least probability of the label of an image that is added.
+        confidence: Least probability of the label of an image that is chosen.
         processes: Processes that train together; each labels its share.
     """
     mine = processes.share(len(unlabelled_NHWC))
     logits_NK = processes.gather(predict_logits(model, unlabelled_NHWC[mine]))
     confident = torch.softmax(logits_NK, dim=1).max(dim=1)
     chosen_N = (confident.values >= confidence).nonzero()[:, 0]
-    labels_N = confident.indices[chosen_N].to(images.train.labels_N.device)
-    added_NHWC = unlabelled_NHWC[chosen_N.to(unlabelled_NHWC.device)]
+    return PseudoLabels(chosen_N.cpu(), confident.indices[chosen_N].cpu())
+
+
+def add_pseudo_labels(images: TrainingImages, unlabelled_NHWC: Tensor, labels: PseudoLabels) -> TrainingImages:
+    """Return the images of a run with those added to its training images that have pseudo-labels.
+
+    Args:
+        images: Labelled images of the run.
+        unlabelled_NHWC: uint8, images without labels; where those of `images` are.
+        labels: Which of them are added, and as what.
+    """
+    added_NHWC = unlabelled_NHWC[labels.chosen_N.to(unlabelled_NHWC.device)]
     train = Images(
         torch.cat([images.train.images_NHWC, added_NHWC]),
-        torch.cat([images.train.labels_N, labels_N]),
+        torch.cat([images.train.labels_N, labels.labels_N.to(images.train.labels_N.device)]),
     )
     return replace(images, train=train)

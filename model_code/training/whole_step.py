@@ -72,13 +72,14 @@ class WholeStep:
             ours.copy_(given)
         self._step_1.fill_(step)
 
-    def take(self, step: int, kind: object, prepare: Callable[[], None]) -> None:
+    def take(self, step: int, kind: object, prepare: Callable[[], Callable[[], None]]) -> None:
         """Take a step; record it where that is due.
 
         Args:
             step: Counted from 0, of the epoch.
             kind: What a recording holds for; another one is recorded anew.
-            prepare: Called before a recording, during which no other thread may use the device.
+            prepare: Called before a recording, during which no other thread may use the device; what it returns puts
+                weights, optimiser and random numbers back as they were then.
         """
         is_last = step == self._last
         for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
@@ -86,8 +87,7 @@ class WholeStep:
         if kind != self._recorded:
             self._recorded, self._graph, self._steps_taken = kind, None, 0
         if self._graph is None and self._is_recordable and self._steps_taken >= STEPS_BEFORE_RECORDING and not is_last:
-            prepare()
-            self._record()
+            self._record(prepare)
         if self._graph is not None and not is_last:
             self._graph.replay()
         elif self._stream is None or self._graph is not None or not self._is_recordable:
@@ -108,9 +108,11 @@ class WholeStep:
         self.total.add_(share)
         self._step_1.add_(1)
 
-    def _record(self) -> None:
-        """Record a step, which computes nothing yet; where that fails, say so and go on eagerly."""
+    def _record(self, prepare: Callable[[], Callable[[], None]]) -> None:
+        """Record a step, which computes nothing yet; where that fails, put everything back, say so, go on eagerly."""
+        undo: Callable[[], None] | None = None
         try:
+            undo = self._keep(prepare())
             graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self._generator)
             # Only this thread is watched: another one may write a checkpoint.
@@ -118,12 +120,37 @@ class WholeStep:
                 self._run(is_last=False)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             self._is_recordable = False
-            print(
-                f"engine.compile=step: this step cannot be recorded, training goes on without it ({first_line(error)})",
-                flush=True,
-            )
+            reason = first_line(error)
+        else:
+            self._graph = graph
             return
-        self._graph = graph
+        # Outside of the handler, which holds on to what the failed recording has made.
+        if undo is not None:
+            undo()
+        print(
+            f"engine.compile=step: this step cannot be recorded, training goes on without it ({reason})",
+            flush=True,
+        )
+
+    def _keep(self, undo_rest: Callable[[], None]) -> Callable[[], None]:
+        """Return what puts back everything that a failed recording may have touched."""
+        losses_S, total, step_1 = self.losses_S.clone(), self.total.clone(), self._step_1.clone()
+        stream = torch.cuda.current_stream() if self._is_cuda else None
+        # A recording that fails leaves its generators as if it went on; copies of their states have no part in it.
+        generators = [self._generator, torch.cuda.default_generators[self.total.device.index]] if self._is_cuda else []
+        copies = [generator.clone_state() for generator in generators]
+
+        def undo() -> None:
+            if stream is not None:
+                torch.cuda.set_stream(stream)
+            for generator, copied in zip(generators, copies, strict=True):
+                generator.graphsafe_set_state(copied)
+            self._optimizer.zero_grad(set_to_none=True)
+            undo_rest()
+            for ours, kept in ((self.losses_S, losses_S), (self.total, total), (self._step_1, step_1)):
+                ours.copy_(kept)
+
+        return undo
 
     @contextmanager
     def _rates_in_tensors(self) -> Iterator[None]:

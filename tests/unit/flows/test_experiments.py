@@ -15,6 +15,7 @@ from model_code.training import epoch_loop
 from model_code.training.checkpoints import save_weights
 from model_code.training.probe_config import ProbeConfig
 from model_code.training.processes import ALONE
+from model_code.training.pseudo_labels import PseudoLabels
 from model_code.training.random_features import RandomFeaturesResult
 from model_code.training.random_features_config import RandomFeaturesConfig
 from model_code.training.untrained_config import UntrainedConfig
@@ -182,6 +183,12 @@ def test_pseudo_labels_are_those_of_the_network_that_is_started_from(dataset, tm
     experiment = open_experiment(config, dataset, ALONE, str(tmp_path / "best.safetensors"))
     assert experiment.images_line.startswith("40 training (24 of them with pseudo-labels), 20 validation")
     assert experiment._images.train.labels_N[16:].tolist() == [2] * 24
+    kept = PseudoLabels(torch.tensor([0, 5]), torch.tensor([1, 3]))
+    kept.keep(tmp_path / "run")
+    experiment.train(tmp_path / "run", [])
+    assert experiment._images.train.labels_N[16:].tolist() == [1, 3], "a resumed run learns from those that it has"
+    open_experiment(config, dataset, ALONE, str(tmp_path / "best.safetensors")).train(tmp_path / "new", [])
+    assert PseudoLabels(torch.tensor([]), torch.tensor([])).keep(tmp_path / "new").labels_N.tolist() == [2] * 24
     nothing = config.model_copy(update={"pseudo_label_confidence": 1.0})
     assert open_experiment(nothing, dataset, ALONE, str(tmp_path / "best.safetensors")).images_line.startswith("16 tr")
 

@@ -2,6 +2,7 @@ import json
 import math
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -12,6 +13,7 @@ from model_code.training.results import Callback
 from model_code.training.run_folder import JOURNAL_FILE, STATE_FILE, RunRecord, create_run_folder, making_run
 from model_code.training.supervised import fit
 from tests.unit.training.small_runs import make_config, make_images
+from tests.unit.training.test_another_device import CUDA_STATE, StopAfter
 
 TAGS = {"device": "cpu (test)", "budget": "full"}
 
@@ -157,3 +159,24 @@ def test_an_attempt_that_was_killed_is_taken_up(tmp_path):
     assert tracking.create_run(config, "a" * 32) == tracking.create_run(config, "a" * 32) == "a" * 32
     create_run_folder(tmp_path, RunRecord(run_id="a" * 32, data_checksum="c" * 64, config=config))
     assert tracking.create_run(config, "a" * 32) != "a" * 32
+
+
+def test_epochs_that_another_device_trains_again_are_recorded_once(tmp_path, capsys):
+    """Its checkpoint, of the middle of an epoch on CUDA, is older than what is recorded."""
+    tracking, folder = start(tmp_path)
+    images, config = make_images(), folder.record.config
+    with pytest.raises(KeyboardInterrupt), tracking.track(folder, TAGS) as tracker:
+        fit(config, images, folder.path, ALONE, [tracker, StopAfter(2, 2)])
+    state = torch.load(folder.path / STATE_FILE, weights_only=True)
+    with pytest.raises(KeyboardInterrupt), tracking.track(folder, TAGS) as tracker:
+        fit(config, images, folder.path, ALONE, [tracker, StopAfter(4, 1)])
+    before = read_points(folder)
+    assert [step for step, _ in before] == [1, 2, 3]
+    torch.save(state | {"generator": CUDA_STATE, "cuda_rng": CUDA_STATE}, folder.path / STATE_FILE)
+    capsys.readouterr()
+    with tracking.track(folder, TAGS) as tracker:
+        fit(config, images, folder.path, ALONE, [tracker])
+    assert "the run began on cuda and continues on cpu" in capsys.readouterr().out
+    after = read_points(folder)
+    assert [step for step, _ in after] == [1, 2, 3, 4]
+    assert after[:3] == before

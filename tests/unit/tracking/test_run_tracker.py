@@ -26,6 +26,8 @@ from model_code.training.run_folder import STATE_FILE, RunFolder, RunRecord, cre
 from model_code.training.supervised import fit, load_model
 from tests.unit.tracking.small_store import store_away
 from tests.unit.training.small_runs import make_config, make_images
+from tests.unit.training.test_another_device import CUDA_STATE
+from tests.unit.training.test_another_device import StopAfter as StopInside
 
 EPOCH_METRICS = {
     "train/loss": "train_loss",
@@ -241,6 +243,26 @@ def test_epochs_that_are_trained_again_are_not_logged_again(store):
         fit(config, make_images(), folder.path, ALONE, [tracker])
     assert set(map(tuple, get_steps(client, folder.record.run_id).values())) == {(1, 2, 3, 4)}
     assert client.get_metric_history(folder.record.run_id, "train/seconds")[:2] == before
+
+
+def test_epochs_that_another_device_trains_again_are_not_logged_again(store, capsys):
+    """Its checkpoint, of the middle of an epoch on CUDA, is older than what MLflow has."""
+    _, client = store
+    folder = start_folder(store, seed=14)
+    config, run_id, images = folder.record.config, folder.record.run_id, make_images()
+    for stop in (StopInside(2, 2), StopInside(4, 1)):
+        with pytest.raises(KeyboardInterrupt), track_run(folder.record, TAGS) as tracker:
+            fit(config, images, folder.path, ALONE, [tracker, stop])
+        if stop.last == (2, 2):
+            state = torch.load(folder.path / STATE_FILE, weights_only=True)
+    torch.save(state | {"generator": CUDA_STATE, "cuda_rng": CUDA_STATE}, folder.path / STATE_FILE)
+    before = client.get_metric_history(run_id, "train/seconds")
+    capsys.readouterr()
+    with track_run(folder.record, TAGS) as tracker:
+        fit(config, images, folder.path, ALONE, [tracker])
+    assert "the run began on cuda and continues on cpu" in capsys.readouterr().out
+    assert set(map(tuple, get_steps(client, run_id).values())) == {(1, 2, 3, 4)}
+    assert client.get_metric_history(run_id, "train/seconds")[:3] == before
 
 
 def test_final_figures_are_logged_once(store):

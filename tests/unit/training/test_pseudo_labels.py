@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from model_code.data.cache import PackedDataset, PackedSplit
-from model_code.errors import UsageError
+from model_code.errors import TrainingError, UsageError
 from model_code.training.images import load_images, load_unlabelled
 from model_code.training.processes import ALONE
-from model_code.training.pseudo_labels import add_pseudo_labels
+from model_code.training.pseudo_labels import LABELS_FILE, PseudoLabels, add_pseudo_labels, choose_pseudo_labels
 from tests.unit.training.small_runs import CPU, make_config, make_images
 
 PSEUDO = {"pretrained_weights": "recipe:tiny_pets", "pseudo_label_confidence": 0.9}
@@ -41,19 +41,41 @@ def read_numbers(images_NHWC):
     return images_NHWC[:, 0, 0, 0].tolist()
 
 
+def add(images, unlabelled_NHWC, confidence):
+    labels = choose_pseudo_labels(unlabelled_NHWC, ReadsFirstPixel(), confidence, ALONE)
+    return add_pseudo_labels(images, unlabelled_NHWC, labels)
+
+
+def test_the_labels_that_a_run_began_with_stay(tmp_path):
+    first = PseudoLabels(torch.tensor([0, 2, 3]), torch.tensor([1, 1, 2]))
+    assert first.keep(tmp_path) is first
+    kept = PseudoLabels(torch.tensor([1]), torch.tensor([3])).keep(tmp_path)
+    assert (kept.chosen_N.tolist(), kept.labels_N.tolist()) == ([0, 2, 3], [1, 1, 2])
+    assert kept.summarise(("a", "b", "c"), 0.9, 6) == {
+        "confidence": 0.9,
+        "unlabelled": 6,
+        "labelled": 3,
+        "share": 0.5,
+        "per_class": {"a": 0, "b": 2, "c": 1},
+    }
+    (tmp_path / LABELS_FILE).write_bytes(b"x")
+    with pytest.raises(TrainingError, match=r"pseudo_labels\.safetensors is damaged; remove"):
+        first.keep(tmp_path)
+
+
 def test_only_images_with_a_confident_label_are_added():
     images = make_images()
     unlabelled_NHWC = torch.zeros((4, 8, 8, 3), dtype=torch.uint8)
     # exp(6) / (exp(6) + 3) is 0.993, exp(3) / (exp(3) + 3) is 0.870
     unlabelled_NHWC[:, 0, 0, :2] = torch.tensor([[3, 6], [1, 3], [2, 6], [0, 0]], dtype=torch.uint8)
-    more = add_pseudo_labels(images, unlabelled_NHWC, ReadsFirstPixel(), 0.9, ALONE)
+    more = add(images, unlabelled_NHWC, 0.9)
     assert torch.equal(more.train.images_NHWC[:-2], images.train.images_NHWC)
     assert torch.equal(more.train.images_NHWC[-2:], unlabelled_NHWC[[0, 2]])
     assert more.train.labels_N[-2:].tolist() == [3, 2]
     assert more.validation is images.validation
-    every = add_pseudo_labels(images, unlabelled_NHWC, ReadsFirstPixel(), 0.25, ALONE)
+    every = add(images, unlabelled_NHWC, 0.25)
     assert every.train.labels_N[-4:].tolist() == [3, 1, 2, 0]
-    none = add_pseudo_labels(images, unlabelled_NHWC, ReadsFirstPixel(), 1.0, ALONE)
+    none = add(images, unlabelled_NHWC, 1.0)
     assert len(none.train) == len(images.train)
 
 

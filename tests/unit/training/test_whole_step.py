@@ -1,5 +1,7 @@
 """`engine.compile=step`: on a CPU the same bits as a step of single batches; what a recording replays, and when."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -110,7 +112,7 @@ class Recorder(WholeStep):
         self.log.append("last" if is_last else "eager")
         super()._run(is_last)
 
-    def _record(self):
+    def _record(self, prepare):
         self.log.append("recorded")
         self._graph = Recording(self)
 
@@ -129,15 +131,10 @@ def test_steps_are_replayed_after_the_first_and_recorded_anew_where_other_weight
 
 
 def test_what_cannot_be_recorded_goes_on_eagerly_and_says_so_once(tmp_path, monkeypatch, capsys):
-    class Unable(WholeStep):
-        def __init__(self, *given):
-            super().__init__(*given)
-            self._is_recordable = True
-
     def refuse():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    monkeypatch.setattr("model_code.training.epoch_loop.WholeStep", Unable)
+    monkeypatch.setattr("model_code.training.epoch_loop.WholeStep", OnCpu)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", refuse)
     images = make_images(train=40)
     expected = fit(make("parts"), images, tmp_path / "batches", ALONE)
@@ -147,6 +144,45 @@ def test_what_cannot_be_recorded_goes_on_eagerly_and_says_so_once(tmp_path, monk
     assert line.startswith(
         "engine.compile=step: this step cannot be recorded, training goes on without it (CUDA out of memory"
     )
+
+
+class FailingGraph:
+    """Stands in for a CUDA graph whose recording fails at its end, when the host has done the step."""
+
+    def register_generator_state(self, generator):
+        pass
+
+
+@contextmanager
+def fail_at_the_end(graph, stream, capture_error_mode):
+    yield
+    raise RuntimeError("CUDA error: operation failed due to a previous error during capture\nmore")
+
+
+class OnCpu(WholeStep):
+    """Tries to record on a CPU, where a failed recording has computed the step."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self._is_recordable = True
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_recording_that_fails_leaves_no_trace(name, tmp_path, monkeypatch, capsys):
+    images = make_images(train=56, side=32)
+    expected = fit(make(name), images, tmp_path / "batches", ALONE)
+    monkeypatch.setattr("model_code.training.epoch_loop.WholeStep", OnCpu)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FailingGraph)
+    monkeypatch.setattr(torch.cuda, "graph", fail_at_the_end)
+    capsys.readouterr()
+    whole = fit(make_whole(name), images, tmp_path / "whole", ALONE)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == (
+        "engine.compile=step: this step cannot be recorded, training goes on without it (CUDA error: operation failed "
+        "due to a previous error during capture)"
+    )
+    assert get_losses(whole) == get_losses(expected)
+    assert whole.last_weights.read_bytes() == expected.last_weights.read_bytes()
 
 
 def test_streamed_images_say_that_each_step_is_computed_eagerly(tmp_path, capsys):
