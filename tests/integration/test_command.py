@@ -2,6 +2,7 @@
 
 import io
 import subprocess
+import sys
 import tarfile
 import time
 import zipfile
@@ -243,14 +244,18 @@ def test_names_with_brackets_are_printed_as_they_are(darkroom, home, tmp_path):
 
 
 def test_help_answers_at_once():
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        done = subprocess.run([COMMAND, "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    assert "train-all" in done.stdout
-    # The least: other work on the machine only adds to it.
-    assert min(seconds) <= 0.6
+    def measure(command):
+        start_s = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return time.perf_counter() - start_s, done.stdout
+
+    # In turns, the least of each: other work on the machine only adds to it.
+    pairs = [
+        (measure([COMMAND, "--help"]), measure([sys.executable, "-c", "import click, pydantic.fields"]))
+        for _ in range(7)
+    ]
+    assert "train-all" in pairs[0][0][1]
+    assert min(ours for (ours, _), _ in pairs) <= 3 * min(libraries for _, (libraries, _) in pairs)
 
 
 def test_recipes_lists_every_published_figure(darkroom):
