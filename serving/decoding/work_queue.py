@@ -69,7 +69,7 @@ class WorkQueue:
         max_wait_s = self._max_wait_s * (LARGE_SHARE if work_s > LARGE_WORK_S else 1)
         if before and (before + images > self._max_images or wait_s > max_wait_s):
             raise OverloadedError(
-                f"{before} images are waiting, {wait_s:.1f} s of work; try again",
+                f"{before} {'image is' if before == 1 else 'images are'} waiting, {wait_s:.1f} s of work; try again",
                 min(max(1, math.ceil(wait_s)), _MAX_RETRY_S),
             )
         self.images += images
