@@ -4,6 +4,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
@@ -12,8 +13,8 @@ import click
 from pydantic.fields import FieldInfo
 
 from flows.jobs import JOBS
-from flows.jobs.job import Job, name_option
-from flows.printing.narration import narrating
+from flows.jobs.job import Choices, Job, name_option
+from flows.printing.narration import narrating, showing_silence
 from model_code.errors import DarkroomError, PeerEndedError, UsageError
 from model_code.settings import load_settings, read_rank
 from serving.errors import ServingError
@@ -186,6 +187,11 @@ def build_command(kind: type[Job]) -> click.Command:
 def start(job: Job) -> None:
     """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
     job.check()
+    with showing_silence() if job.loads and read_rank()[0] == 0 else nullcontext():
+        _run(job)
+
+
+def _run(job: Job) -> None:
     with narrating(getattr(job, "form", "table"), is_quiet=getattr(job, "is_quiet", False)):
         if job.loads and read_rank()[0] == 0:
             click.echo(f"{job.command}: loading {job.loads}")
@@ -209,6 +215,9 @@ def _build_parameter(name: str, field: FieldInfo) -> click.Parameter:
     common: dict[str, Any] = {"type": value_type, "required": field.is_required()}
     if not field.is_required():
         common["default"] = field.default
+    if choices := next((one for one in field.metadata if isinstance(one, Choices)), None):
+        values = choices.values
+        common["shell_complete"] = lambda _, __, begun: [one for one in values() if one.startswith(begun)]
     if metavar := shown.get("argument"):
         metavar += "..." if is_repeatable else ""
         metavar = metavar if field.is_required() else f"[{metavar}]"

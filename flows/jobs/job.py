@@ -123,7 +123,7 @@ def _list_recipes() -> Collection[str]:
 
 @dataclass(frozen=True)
 class Choices:
-    """Marks a field whose form offers a list; the command takes any text and says what is wrong with it.
+    """Marks a field whose form and shell completion offer a list; the command takes any text and says what is wrong.
 
     Attributes:
         values: Returns the list.

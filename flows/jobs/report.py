@@ -39,6 +39,7 @@ class Report(Job):
 
     def write(self) -> "tuple[ReportFiles, int, str]":
         """Write the report; return its files, the number of finished runs, and the MLflow run that keeps a copy."""
+        from flows.printing.tables import count_runs
         from model_code.report.collection import collect_runs
         from model_code.report.contents import build_document, describe_origin
         from model_code.report.files import log_report, write_report
@@ -48,7 +49,7 @@ class Report(Job):
         client = open_store(settings)
         print("reading the runs", flush=True)
         collection = collect_runs(client)
-        print(f"comparing {collection.finished_count} finished runs", flush=True)
+        print(f"comparing {count_runs(collection.finished_count)}", flush=True)
         document = build_document(collection, client, settings, describe_origin())
         files = write_report(document, (self.out or settings.home / "report").resolve())
         return files, collection.finished_count, log_report(client, settings, files)

@@ -326,10 +326,15 @@ def _describe_figures(result: "RunResult", form: str = "{:.4f}") -> str:
     return ", ".join(shown)
 
 
+def count_runs(count: int) -> str:
+    """Return a number of finished runs in words."""
+    return f"{count} finished run{'' if count == 1 else 's'}"
+
+
 def print_report(files: "ReportFiles", run_count: int, run_id: str) -> None:
     """Print where a report is, on how many runs, and the MLflow run that keeps a copy."""
     print(
-        f"report on {run_count} finished runs\n  {files.page}\n  {files.markdown}\n"
+        f"report on {count_runs(run_count)}\n  {files.page}\n  {files.markdown}\n"
         f"  MLflow run {run_id} in darkroom-reports"
     )
 

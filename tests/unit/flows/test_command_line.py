@@ -79,6 +79,12 @@ def test_every_help_is_whole_sentences(path, command):
             assert parameter.help.endswith("."), f"{path} {parameter.opts}"
 
 
+def test_a_shell_completes_the_names_of_recipes():
+    asked = {"_DARKROOM_COMPLETE": "bash_complete", "COMP_WORDS": "darkroom train fastnet_c", "COMP_CWORD": "2"}
+    shown = CliRunner().invoke(darkroom, prog_name="darkroom", env=asked).output
+    assert [line.removeprefix("plain,") for line in shown.split()] == ["fastnet_cifar10", "fastnet_cifar10_long"]
+
+
 def test_a_command_with_words_lists_its_own_options():
     shown = CliRunner().invoke(darkroom, ["recipes", "--help"]).output
     assert "--format" in shown
