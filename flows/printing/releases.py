@@ -1,8 +1,11 @@
 """Output of release, history and rollback."""
 
+import textwrap
+
 from flows.printing.summaries import ReleaseSummary
 from serving.bundle.manifest import Calibration, Certificate, Variant
 from serving.bundle.store import Change
+from serving.listing import find_width
 from serving.printable import show
 
 
@@ -27,7 +30,13 @@ def print_release(release: ReleaseSummary) -> None:
         lines += _describe_calibration(manifest.calibration)
     if release.is_champion and release.version is not None:
         lines.append(f"next: darkroom serve, then darkroom predict IMAGE --model {manifest.name}")
-    print("\n  ".join(map(show, lines)), flush=True)
+    print("\n  ".join(fold_line(show(line)) for line in lines), flush=True)
+
+
+def fold_line(line: str) -> str:
+    """Return a line broken at its words where the terminal ends; in a pipe, as it is."""
+    width = find_width()
+    return line if width is None else textwrap.fill(line, max(20, width - 3), subsequent_indent="    ")
 
 
 def describe_decision(release: ReleaseSummary) -> str:

@@ -34,3 +34,15 @@ def test_a_release_prints_what_its_calibration_is_worth(calibration, facts, caps
     printed = capsys.readouterr().out
     for fact in facts:
         assert fact in printed
+
+
+def test_long_lines_break_at_words_where_the_terminal_ends(capsys, monkeypatch):
+    summary = ReleaseSummary(mode="dry_run", profile="full", manifest=make_manifest(), champion_before=None)
+    print_release(summary)
+    whole = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    print_release(summary)
+    folded = capsys.readouterr().out
+    assert max(map(len, whole.splitlines())) > 100
+    assert max(map(len, folded.splitlines())) <= 80
+    assert folded.split() == whole.split()
