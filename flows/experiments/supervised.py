@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flows.experiments.experiment import EpochExperiment, ExperimentResult, follow_epochs
 from model_code.data.cache import PackedDataset
@@ -13,7 +13,7 @@ from model_code.evaluation.metrics import measure, predict_logits
 from model_code.models.networks import count_parameters
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.config import TrainingConfig
-from model_code.training.images import load_images, load_unlabelled
+from model_code.training.images import TrainingImages, load_images, load_unlabelled
 from model_code.training.processes import Processes
 from model_code.training.pseudo_labels import add_pseudo_labels, choose_pseudo_labels
 from model_code.training.results import Callback, EpochMetrics, TrainingResult
@@ -28,15 +28,18 @@ class SupervisedExperiment(EpochExperiment):
         self, config: TrainingConfig, dataset: PackedDataset, processes: Processes, pretrained: str | None
     ) -> None:
         self._config, self._pretrained = config, pretrained
-        self._images = self._labelled = images = load_images(dataset, config, processes.device)
+        self._images = images = load_images(dataset, config, processes.device)
+        # What pseudo-labels are given to, until it is known which the run learns from.
+        self._unsettled: tuple[TrainingImages, Tensor] | None = None
         check_images(config, images)
         if config.pseudo_label_confidence is not None:
             assert pretrained is not None, "the config wants a recipe's"
             model = load_model(config, len(images.classes), images.image_size, Path(pretrained)).to(processes.device)
-            self._unlabelled_NHWC = load_unlabelled(dataset, config, processes.device)
-            confidence = config.pseudo_label_confidence
-            self._chosen = choose_pseudo_labels(self._unlabelled_NHWC, model, confidence, processes)
-            self._images = add_pseudo_labels(images, self._unlabelled_NHWC, self._chosen)
+            unlabelled_NHWC = load_unlabelled(dataset, config, processes.device)
+            self._unlabelled_count = len(unlabelled_NHWC)
+            self._chosen = choose_pseudo_labels(unlabelled_NHWC, model, config.pseudo_label_confidence, processes)
+            self._images = add_pseudo_labels(images, unlabelled_NHWC, self._chosen)
+            self._unsettled = images, unlabelled_NHWC
         self._pseudo_labels = len(self._images.train) - len(images.train)
         super().__init__(config, processes, self._images.train.images_NHWC)
 
@@ -59,8 +62,7 @@ class SupervisedExperiment(EpochExperiment):
         self._take_kept_labels(folder.path)
         images = self._images
         if config.pseudo_label_confidence is not None:
-            count = len(self._unlabelled_NHWC)
-            summary = self._chosen.summarise(images.classes, config.pseudo_label_confidence, count)
+            summary = self._chosen.summarise(images.classes, config.pseudo_label_confidence, self._unlabelled_count)
             tracker.log_pseudo_labels(summary)
         with follow_epochs(folder, tracker, config.epochs, self._processes) as (callbacks, events):
             training = self.train(folder.path, callbacks)
@@ -84,12 +86,13 @@ class SupervisedExperiment(EpochExperiment):
 
     def _take_kept_labels(self, run_dir: Path) -> None:
         """Learn from the pseudo-labels that the run has begun with; where it begins now, keep them in its folder."""
-        if self._config.pseudo_label_confidence is None:
+        if self._unsettled is None:
             return
+        (labelled, unlabelled_NHWC), self._unsettled = self._unsettled, None
         kept = self._chosen.keep(run_dir)
         if kept is not self._chosen:
             self._chosen = kept
-            self._images = add_pseudo_labels(self._labelled, self._unlabelled_NHWC, kept)
+            self._images = add_pseudo_labels(labelled, unlabelled_NHWC, kept)
             self._pseudo_labels = len(kept.labels_N)
 
     def _evaluate(self, tracker: RunTracker, model: nn.Module) -> dict[str, float]:
