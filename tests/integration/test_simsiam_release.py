@@ -7,7 +7,6 @@ import sys
 
 import httpx
 import numpy as np
-import pytest
 from PIL import Image
 
 from serving.bundle.store import read_champion
@@ -19,7 +18,6 @@ SMALL = ("--set", "network=resnet18", "--set", "batch_size=40", "--set", "knn_ne
 RELEASE = ("release", "simsiam_cifar10", "--as", "shapes")
 
 
-@pytest.mark.timeout(600)
 def test_a_backbone_answers_over_http_by_its_nearest_images_and_by_a_linear_layer(tmp_path):
     kept = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
     environment = kept | {"DARKROOM_HOME": str(tmp_path)}

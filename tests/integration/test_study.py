@@ -25,7 +25,6 @@ def start(home, *arguments):
     )
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("moment", MOMENTS[:KILLS])
 def test_killed_at_any_step_the_same_command_ends_with_champion_report_and_table(tmp_path, moment):
     with start(tmp_path, *STUDY, *RECIPES) as process:

@@ -96,7 +96,6 @@ raise SystemExit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_dry_run_without_the_libraries_of_the_service_measures_every_stage(tmp_path):
     command = [sys.executable, "-P", "-c", NODE, "--dry-run", "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, text=True)
