@@ -1,5 +1,6 @@
 """Output of release, history and rollback."""
 
+import sys
 import textwrap
 
 from flows.printing.summaries import ReleaseSummary
@@ -30,12 +31,12 @@ def print_release(release: ReleaseSummary) -> None:
         lines += _describe_calibration(manifest.calibration)
     if release.is_champion and release.version is not None:
         lines.append(f"next: darkroom serve, then darkroom predict IMAGE --model {manifest.name}")
-    print("\n  ".join(fold_line(show(line)) for line in lines), flush=True)
+    width = find_width() if sys.stdout.isatty() else None
+    print("\n  ".join(fold_line(show(line), width) for line in lines), flush=True)
 
 
-def fold_line(line: str) -> str:
-    """Return a line broken at its words where the terminal ends; in a pipe, as it is."""
-    width = find_width()
+def fold_line(line: str, width: int | None) -> str:
+    """Return a line broken at its words where a terminal of some columns ends; None leaves it as it is."""
     return line if width is None else textwrap.fill(line, max(20, width - 3), subsequent_indent="    ")
 
 
