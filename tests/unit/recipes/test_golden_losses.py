@@ -69,7 +69,9 @@ def test_twenty_steps_are_those_written_down(name, golden, tmp_path):
     if golden.get("machines", {}).get(name, golden["machine"]) == HERE:
         assert losses == written
     else:
-        assert losses[:3] == pytest.approx(written[:3], rel=1e-3)
+        # Another processor rounds otherwise, which grows: 0.7 % in the third step without AVX-512.
+        assert losses[:2] == pytest.approx(written[:2], rel=1e-3)
+        assert losses[2] == pytest.approx(written[2], rel=2e-2)
 
 
 def test_every_recipe_that_trains_is_written_down(golden):
