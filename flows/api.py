@@ -11,6 +11,7 @@ from typing import Any
 from flows.experiments.device_lock import lock_device
 from flows.experiments.training import train as train_inputs
 from flows.jobs.data import AddData
+from flows.jobs.releases import Release
 from flows.jobs.training import Profile, Train
 from flows.operations import release as releases
 from flows.printing.summaries import ReleaseSummary
@@ -81,6 +82,7 @@ def release(
     Returns:
         `is_champion`, `version`, the gate's `verdict` and the bundle's `manifest`.
     """
+    Release.make(source=source, name=name, mode=mode, why=why).check()
     return releases.release(source, name, mode, why, rules)
 
 
