@@ -32,6 +32,7 @@ _MAX_WORKERS = 16
 _MIN_IMAGES_FOR_WORKERS = 2000
 _CHUNK_IMAGES = 256
 _CHUNK_BYTES = 16 * 2**20
+_SCRIPT_LOCK = threading.Lock()
 
 
 class _Worker(SpawnProcess):
@@ -39,12 +40,13 @@ class _Worker(SpawnProcess):
 
     def start(self) -> None:
         """Start the process while the script is not to be seen: what a worker runs is in this module."""
-        script = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")
-        try:
-            super().start()
-        finally:
-            sys.modules["__main__"] = script
+        with _SCRIPT_LOCK:
+            script = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
+                super().start()
+            finally:
+                sys.modules["__main__"] = script
 
 
 class _WorkerContext(SpawnContext):

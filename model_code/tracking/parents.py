@@ -7,7 +7,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -65,10 +64,16 @@ class Study:
 
     def end(self, status: str) -> None:
         """Write how the parents ended; those of a failed run have failed where the others are finished."""
-        if self._client is not None:
+        client = self._client
+        if client is None:
+            return
+
+        def send() -> None:
             for key, run_id in self._parents.items():
                 has_failed = status == "FINISHED" and key in self._failed
-                send_briefly(partial(self._client.set_terminated, run_id, "FAILED" if has_failed else status))
+                client.set_terminated(run_id, "FAILED" if has_failed else status)
+
+        send_briefly(send)
 
     def _open(self, group: str, key: str, title: str, parent: str | None = None) -> str:
         if key not in self._parents:

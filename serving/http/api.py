@@ -34,7 +34,7 @@ from serving.http.endpoint import ENDPOINTS, INFERENCE_PATHS, INFERENCE_PREFIX, 
 from serving.http.examples import find_url, write_examples
 from serving.http.layers import REQUEST_ID_HEADER, SECURITY_HEADERS, CutOff, RequestObserver, SecurityHeaders
 from serving.http.openapi import describe_api
-from serving.http.origins import PageCheck
+from serving.http.origins import PageCheck, normalise_origin
 from serving.http.protocol import REFUSED
 from serving.http.request_body import RequestBody
 from serving.limits import MAX_CONNECTIONS
@@ -85,7 +85,7 @@ def create_app(
         middleware.append(
             Middleware(
                 CORSMiddleware,
-                allow_origins=options.allowed_origins,
+                allow_origins=list(map(normalise_origin, options.allowed_origins)),
                 allow_methods=["GET", "POST"],
                 allow_headers=["Authorization", "X-API-Key", "Content-Type", REQUEST_ID_HEADER, "traceparent"],
                 expose_headers=["Retry-After", REQUEST_ID_HEADER],

@@ -20,14 +20,18 @@ from serving.errors import (
     WrongFormError,
     WrongTypeError,
 )
+from serving.heartbeat import Heartbeat
 from serving.http.admission import Holding
 from serving.http.endpoint import REFUSALS, describe_answer, describe_overload, endpoint
 from serving.http.prediction_api import PredictionApi
 from serving.http.request_body import RequestBody
 from serving.limits import ANSWER_TIMEOUT_S, MAX_IMAGE_BYTES
 from serving.models.predictions import FIELD_NAME, FeedbackAnswer
-from serving.observation.feedback import FeedbackStore, find_label_folder, name_some
+from serving.observation.feedback import LOCK_TIMEOUT_S, FeedbackStore, find_label_folder, name_some
 from serving.regular_files import read_regular
+
+# A disk that takes longer hangs; storing waits for another service's lock first.
+_HUNG_S = LOCK_TIMEOUT_S + 5.0
 
 _Result = TypeVar("_Result")
 
@@ -75,6 +79,7 @@ class FeedbackApi:
         self._kept_dir = kept_dir
         self._on_feedback = on_feedback
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="feedback")
+        self._heartbeat = Heartbeat(_HUNG_S)
 
     def close(self) -> None:
         """End the thread; feedback that has not started is dropped."""
@@ -144,11 +149,18 @@ class FeedbackApi:
         """Call on the thread for the disk, for a limited time: a request holds memory while it waits.
 
         Raises:
-            NotStoredError: The disk did not answer.
+            NotStoredError: The disk did not answer, or hangs: what waits for its thread stays in memory.
         """
+        if self._heartbeat.is_hung:
+            raise NotStoredError(f"the disk has not answered for {_HUNG_S:g} seconds; try again")
+
+        def work() -> _Result:
+            with self._heartbeat.work():
+                return call(*arguments)
+
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await asyncio.get_running_loop().run_in_executor(self._disk, call, *arguments)
+                return await asyncio.get_running_loop().run_in_executor(self._disk, work)
         except TimeoutError as error:
             raise NotStoredError(f"the disk did not answer within {ANSWER_TIMEOUT_S:g} seconds; try again") from error
 

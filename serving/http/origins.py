@@ -27,7 +27,7 @@ class PageCheck:
             allowed_hosts: Names under which browsers reach this service, without ports.
             has_keys: True if requests need an API key. A page of a rebound name has none, so any name is allowed.
         """
-        self._allowed_origins = frozenset(map(_normalise, allowed_origins))
+        self._allowed_origins = frozenset(map(normalise_origin, allowed_origins))
         self._allowed_hosts = frozenset(host.lower().rstrip(".") for host in allowed_hosts)
         self._has_keys = has_keys
 
@@ -42,7 +42,7 @@ class PageCheck:
             return
         if len(headers.getlist("origin")) > 1:
             raise ForeignPageError("a page has one origin, and this request has several")
-        if origin is not None and _normalise(origin) in self._allowed_origins:
+        if origin is not None and normalise_origin(origin) in self._allowed_origins:
             return
         if site not in ("", "same-origin", "none") or (origin is not None and not _is_same(origin, headers, site)):
             raise ForeignPageError(
@@ -70,7 +70,7 @@ def _is_same(origin: str, headers: Headers, site: str) -> bool:
     return stated is not None and stated == asked
 
 
-def _normalise(origin: str) -> str:
+def normalise_origin(origin: str) -> str:
     """Return an origin as browsers write it: in lower case, without the port that its scheme has anyway."""
     scheme, _, rest = origin.lower().partition("://")
     return f"{scheme}://{rest.removesuffix(f':{_DEFAULT_PORTS.get(scheme)}')}"

@@ -8,6 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from serving.http.api import create_app
+from serving.http.prediction_api import PredictionApi
+from serving.models.model_set import ModelSet
 from tests.unit.serving.tiny_bundle import release
 
 ROOT = Path(__file__).parents[2]
@@ -83,3 +86,22 @@ def start_service():
 def client(service):
     with httpx.Client(base_url=service.url, timeout=90, trust_env=False) as session:
         yield session
+
+
+@pytest.fixture
+def make_app(tmp_path):
+    """Make the routes of a released model, with limits of their own, in this process."""
+    made = []
+
+    def make(admission, max_images, options=None):
+        release(tmp_path / "bundles")
+        models = ModelSet(tmp_path / "bundles", threads=1)
+        models.refresh()
+        app = create_app(options)
+        app.state.api = PredictionApi(models, admission, max_images=max_images)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.state.api.close()

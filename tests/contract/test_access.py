@@ -1,9 +1,13 @@
 """Who may call: API keys, pages of other origins, and machines without the GPU that is asked for."""
 
+import asyncio
+
 import httpx
 import pytest
 
 from serving.bundle.session import has_cuda
+from serving.http.admission import Admission
+from serving.options import ServiceOptions
 from tests.contract.test_launcher import launch
 from tests.unit.serving.tiny_bundle import paint, release
 
@@ -135,3 +139,18 @@ def test_a_patient_service_without_the_required_gpu_is_not_ready(tmp_path, start
     (problem,) = httpx.get(f"{url}/v1/models", trust_env=False).json()["problems"]
     assert "--require-cuda" in problem["message"]
     assert ask(url).status_code == 503
+
+
+def test_a_browser_may_ask_before_it_sends_however_the_origin_was_given(make_app):
+    options = ServiceOptions(allowed_origins=("HTTPS://Shop.example:443",))
+    transport = httpx.ASGITransport(make_app(Admission(), 1, options))
+
+    async def ask_before(origin):
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://darkroom") as client:
+            return await client.options("/v1/predict", headers=headers)
+
+    answer = asyncio.run(ask_before("https://shop.example"))
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://shop.example")
+    refused = asyncio.run(ask_before("https://elsewhere.example"))
+    assert "access-control-allow-origin" not in refused.headers

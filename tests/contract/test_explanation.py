@@ -1,4 +1,4 @@
-"""What decided, asked of the real service: the grid, its place in the queue, and what is refused."""
+"""Occlusion maps of the real service: the grid, its place in the queue, refusals."""
 
 import asyncio
 
@@ -8,9 +8,6 @@ from PIL import Image
 
 from serving.decoding.cost import Cost
 from serving.http.admission import Admission
-from serving.http.api import create_app
-from serving.http.prediction_api import PredictionApi
-from serving.models.model_set import ModelSet
 from serving.models.occlusion import GRID, VARIANTS
 from tests.contract.test_feedback import read_metric
 from tests.contract.test_http import refusal
@@ -91,14 +88,8 @@ def test_it_is_neither_counted_nor_logged_as_a_prediction(tmp_path, start_servic
 
 
 @pytest.fixture
-def app(tmp_path):
-    release(tmp_path / "bundles")
-    models = ModelSet(tmp_path / "bundles", threads=1)
-    models.refresh()
-    created = create_app()
-    created.state.api = PredictionApi(models, Admission(), max_images=VARIANTS + 1)
-    yield created
-    created.state.api.close()
+def app(make_app):
+    return make_app(Admission(), VARIANTS + 1)
 
 
 def ask(app, path="/v1/explain"):

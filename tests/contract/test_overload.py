@@ -8,24 +8,16 @@ import pytest
 
 from serving.decoding.cost import Cost
 from serving.http.admission import Admission
-from serving.http.api import create_app
-from serving.http.prediction_api import PredictionApi
 from serving.http.request_body import RequestBody
 from serving.models.model_set import ModelSet
-from tests.unit.serving.tiny_bundle import paint, release
+from tests.unit.serving.tiny_bundle import paint
 
 IMAGE = {"Content-Type": "image/png"}
 
 
 @pytest.fixture
-def app(tmp_path):
-    release(tmp_path / "bundles")
-    models = ModelSet(tmp_path / "bundles", threads=1)
-    models.refresh()
-    created = create_app()
-    created.state.api = PredictionApi(models, Admission(max_bytes=1000), max_images=1)
-    yield created
-    created.state.api.close()
+def app(make_app):
+    return make_app(Admission(max_bytes=1000), 1)
 
 
 def ask(app, content, headers=IMAGE):
