@@ -31,7 +31,7 @@ def add_data(name: str, *sources: Path | str, **options: Any) -> AddedDataset:  
     Args:
         name: `shapes`, which is drawn, or any other name of `darkroom data add`.
         sources: Folders, zips or tars.
-        options: As those of the command: `download`, `image_size`, `skip`, `max_bad`.
+        options: Options of the command by name: `download`, `image_size`, `skip`, `max_bad`.
     """
     return AddData.make(name=name, sources=sources, **options).add()
 

@@ -5,7 +5,7 @@ from starlette.requests import Request
 
 from serving.errors import ServingError
 from serving.http.endpoint import REFUSALS, describe_overload, describe_parameter, endpoint
-from serving.http.prediction_api import RAW_IMAGE, PredictionApi, check_parameters
+from serving.http.prediction_api import PredictionApi, check_parameters, describe_image_body
 from serving.http.request_body import RequestBody
 from serving.models.occlusion import GRID, VARIANTS, cover_cells, measure_drops
 from serving.models.predictions import ModelIdentity, rank_classes
@@ -35,14 +35,6 @@ class ExplanationAnswer(BaseModel):
     seen_fraction: float = Field(gt=0, le=1)
 
 
-_FORM = {
-    "type": "object",
-    "required": ["image"],
-    "properties": {"image": {"type": "string", "format": "binary"}},
-    "additionalProperties": False,
-}
-
-
 @endpoint(
     "POST",
     "/v1/explain",
@@ -51,11 +43,7 @@ _FORM = {
     parameters=[describe_parameter("model", "query", "Registered name; when left out: the only model, or cifar10")],
     refusals=REFUSALS,
     further=describe_overload(),
-    body={
-        "image/*": RAW_IMAGE,
-        "application/octet-stream": RAW_IMAGE,
-        "multipart/form-data": {"schema": _FORM},
-    },
+    body=describe_image_body(max_images=1),
 )
 async def explain(request: Request) -> ExplanationAnswer:
     """Which parts of one image decided."""

@@ -6,6 +6,7 @@ Shape suffixes: N = images in the request, H = height, W = width, C = colour cha
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -222,19 +223,15 @@ def _read_top_k(request: Request, classes: int) -> int:
     return int(text)
 
 
-RAW_IMAGE = {"schema": {"type": "string", "format": "binary", "maxLength": MAX_IMAGE_BYTES}}
-_IMAGES = {
-    "type": "array",
-    "items": {"type": "string", "format": "binary"},
-    "minItems": 1,
-    "maxItems": MAX_IMAGES,
-}
-_FORM = {
-    "type": "object",
-    "required": ["image"],
-    "properties": {"image": _IMAGES},
-    "additionalProperties": False,
-}
+_FILE = {"type": "string", "format": "binary"}
+
+
+def describe_image_body(max_images: int = MAX_IMAGES) -> dict[str, Any]:
+    """Return the OpenAPI description of a body that is an image, or a form of images."""
+    raw = {"schema": {**_FILE, "maxLength": MAX_IMAGE_BYTES}}
+    files = {"type": "array", "items": _FILE, "minItems": 1, "maxItems": max_images} if max_images > 1 else _FILE
+    form = {"type": "object", "required": ["image"], "properties": {"image": files}, "additionalProperties": False}
+    return {"image/*": raw, "application/octet-stream": raw, "multipart/form-data": {"schema": form}}
 
 
 @endpoint(
@@ -253,11 +250,7 @@ _FORM = {
     ],
     refusals=REFUSALS,
     further=describe_overload(),
-    body={
-        "image/*": RAW_IMAGE,
-        "application/octet-stream": RAW_IMAGE,
-        "multipart/form-data": {"schema": _FORM},
-    },
+    body=describe_image_body(),
 )
 async def predict(request: Request) -> PredictAnswer:
     """Classify one image, or up to 64 in one batch."""

@@ -139,7 +139,7 @@ class RequestBody:
             holding: Account of the bytes that arrive, taken before they are kept.
 
         Raises:
-            ServingError: As `read_text`; the content type is another one, or it is no such object.
+            ServingError: Refusals of `read_text`; another content type, or another object.
             starlette.requests.ClientDisconnect: The client went away.
         """
         if self.media_type != "application/json":

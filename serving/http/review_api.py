@@ -17,7 +17,7 @@ from serving.limits import MAX_IMAGE_BYTES
 from serving.models.predictions import LabelProbability, rank_classes
 from serving.observation.review import LoggedAnswer, ReviewQueue
 
-# Of one answer.
+# Limits of one answer.
 MAX_REVIEW_IMAGES = 8
 MAX_REVIEW_BYTES = MAX_IMAGE_BYTES
 _TOP_K = 10
@@ -50,12 +50,12 @@ class ReviewEntry(BaseModel):
     """An image without a true label, and what the model answered.
 
     Attributes:
-        picture_sha256: Of the file, lower-case hexadecimal: `POST /v1/feedback` takes it.
-        time: Of the answer, ISO 8601 in UTC.
+        picture_sha256: SHA-256 of the file, lower-case hexadecimal: `POST /v1/feedback` takes it.
+        time: Time of the answer, ISO 8601 in UTC.
         version: Version of the model that answered.
-        label: Its answer.
+        label: Answer of that version.
         probability: Probability of `label`, in [0, 1].
-        top: The most probable classes as the model that is served now finds them, most probable first.
+        top: Most probable classes as the model that is served now finds them, most probable first.
         image: The file as it was sent, in base64.
     """
 
@@ -75,8 +75,8 @@ class ReviewAnswer(BaseModel):
 
     Attributes:
         model: Registered name.
-        entries: By ascending probability; at most 8, with 10 MB of files.
-        left: Images behind them.
+        entries: Images by ascending probability; at most 8, with 10 MB of files.
+        left: Number of images behind them.
         next: Place to go on from; None where nothing is left.
     """
 

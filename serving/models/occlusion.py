@@ -34,7 +34,7 @@ def measure_drops(probabilities_NK: npt.NDArray[np.float32]) -> npt.NDArray[np.f
     """Return how much less probable the image's label is without each cell, float32 [GRID, GRID] in [-1, 1].
 
     Args:
-        probabilities_NK: Of the images of `cover_cells`.
+        probabilities_NK: Class probabilities of the images of `cover_cells`, float32.
     """
     label = int(probabilities_NK[0].argmax())
     drops: npt.NDArray[np.float32] = probabilities_NK[0, label] - probabilities_NK[1:, label]

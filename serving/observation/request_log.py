@@ -163,6 +163,7 @@ class RequestLog:
                 try:
                     self._write(day, entries)
                 except Exception:
+                    # The thread must outlive what nobody foresaw: without it nothing is logged any more.
                     logger.exception("%d requests are not logged", len(entries))
                     self._drop(len(entries), "an error that was not expected")
             with self._changed:

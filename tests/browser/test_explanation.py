@@ -1,4 +1,4 @@
-"""What decided, drawn over the image in a real browser."""
+"""The occlusion map over an image in a real browser."""
 
 import itertools
 

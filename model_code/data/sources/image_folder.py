@@ -12,10 +12,9 @@ from pathlib import PurePosixPath
 from model_code.data.sources.archives import Archive, Problem
 from model_code.data.sources.class_folders import find_split
 from model_code.data.sources.images import (
-    EncodedImage,
-    EncodedSplit,
     ImageSource,
     find_twins,
+    index_labels,
     is_image_name,
     normalise_class_name,
     order_classes,
@@ -63,11 +62,11 @@ def read_image_folder(archive: Archive, expected_classes: tuple[str, ...] | None
         for name in archive.files
         if is_image_name(name) and name not in label_by_file
     ]
-    by_split: dict[str, list[str]] = defaultdict(list)
-    for name in label_by_file:
+    by_split: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name, label in label_by_file.items():
         splits = filter(None, map(find_split, PurePosixPath(name).parts[:-1]))
-        by_split[next(splits, "train")].append(name)
-    learned = {label_by_file[name] for name in by_split["train"]}
+        by_split[next(splits, "train")].append((name, label))
+    learned = {label for _, label in by_split["train"]}
     problems += [
         Problem("label that train does not have", f"{name} ({label})", can_skip=False)
         for name, label in label_by_file.items()
@@ -79,12 +78,7 @@ def read_image_folder(archive: Archive, expected_classes: tuple[str, ...] | None
     return ImageSource(
         description=f"ImageFolder in {archive.path.name}",
         classes=classes,
-        splits={
-            split: EncodedSplit(
-                tuple(EncodedImage(archive, name, classes.index(label_by_file[name])) for name in names)
-            )
-            for split, names in by_split.items()
-        },
+        splits=index_labels(archive, by_split, classes),
     )
 
 

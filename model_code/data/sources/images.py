@@ -184,6 +184,25 @@ def order_classes(found: Iterable[str], expected: tuple[str, ...] | None, where:
     return expected
 
 
+def index_labels(
+    archive: Archive, splits: Mapping[str, Iterable[tuple[str, str | None]]], classes: Sequence[str]
+) -> dict[str, EncodedSplit]:
+    """Return the images of splits.
+
+    Args:
+        archive: Archive that holds all.
+        splits: Member and class name of each image by split; None without a label.
+        classes: Names in the order in which labels count them.
+    """
+    index = {name: position for position, name in enumerate(classes)}
+    return {
+        split: EncodedSplit(
+            tuple(EncodedImage(archive, member, -1 if name is None else index[name]) for member, name in images)
+        )
+        for split, images in splits.items()
+    }
+
+
 def name_some(names: Iterable[str], limit: int = 5) -> str:
     """Return the first few names joined for a message, and how many more there are."""
     listed = list(names)

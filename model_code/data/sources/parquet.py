@@ -19,10 +19,9 @@ from model_code.data.sources.archives import Archive, FolderArchive, Problem, na
 from model_code.data.sources.class_folders import find_split
 from model_code.data.sources.image_folder import LABEL_COLUMNS
 from model_code.data.sources.images import (
-    EncodedImage,
-    EncodedSplit,
     ImageSource,
     find_twins,
+    index_labels,
     normalise_class_name,
     order_classes,
     settle_problems,
@@ -112,12 +111,7 @@ def read_parquet(archive: Archive, expected_classes: tuple[str, ...] | None = No
     return ImageSource(
         description=f"Parquet in {archive.path.name}",
         classes=classes,
-        splits={
-            split: EncodedSplit(
-                tuple(EncodedImage(rows, name, classes.index(label) if label else -1) for name, label in found)
-            )
-            for split, found in by_split.items()
-        },
+        splits=index_labels(rows, by_split, classes),
         ignored=tuple(name for name in archive.files if not _is_table(name)),
     )
 

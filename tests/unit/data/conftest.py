@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from model_code.data.add import AddedDataset, add_dataset
+from model_code.data.cache import PackedDataset
 
 
 def encode_image(colour: tuple[int, int, int] = (10, 20, 30), size: int = 16, kind: str = "PNG") -> bytes:
@@ -65,5 +66,15 @@ def add(tmp_path: Path) -> Callable[..., AddedDataset]:
             sources,
             **{"cache_dir": tmp_path / "cache", "data_dir": tmp_path / "data", "progress": False, **settings},
         )
+
+    return run
+
+
+@pytest.fixture
+def pack(add: Callable[..., AddedDataset]) -> Callable[..., PackedDataset]:
+    """Pack one source at 8 pixels."""
+
+    def run(source: Path, name: str = "pets") -> PackedDataset:
+        return add(name, source, image_size=8).dataset
 
     return run

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_code.data.add import add_dataset
 from model_code.data.export import export_dataset
 from model_code.errors import DataError, UsageError
 
@@ -27,15 +26,6 @@ def write(tmp_path):
     return write_files
 
 
-@pytest.fixture
-def add(tmp_path):
-    def add_source(source, name="pets"):
-        folders = {"cache_dir": tmp_path / "cache", "data_dir": tmp_path}
-        return add_dataset(name, [source], **folders, image_size=8, progress=False).dataset
-
-    return add_source
-
-
 FILES = ("train/a.png", "train/b.png", "train/c.png", "test/d.png")
 
 
@@ -49,18 +39,18 @@ FILES = ("train/a.png", "train/b.png", "train/c.png", "test/d.png")
         {"metadata.csv": "file_name,Label\ntrain/a.png,cat\ntrain/b.png,dog\ntrain/c.png,cat\ntest/d.png,cat\n"},
     ],
 )
-def test_tables_beside_or_above_the_images(write, add, tables):
-    packed = add(write(FILES, tables))
+def test_tables_beside_or_above_the_images(write, pack, tables):
+    packed = pack(write(FILES, tables))
     assert packed.classes == ("cat", "dog")
     assert packed.splits["train"].labels_N.tolist() == [0, 1, 0]
     assert packed.splits["test"].labels_N.tolist() == [0]
     assert packed.splits["train"].images_NHWC[:, 0, 0, 0].tolist() == [0, 20, 40]
 
 
-def test_everything_that_is_wrong_is_listed_at_once(write, add):
+def test_everything_that_is_wrong_is_listed_at_once(write, pack):
     table = "file_name,label\na.png,cat\na.png,dog\nb.png,nan\nx.png,dog\nc.png\n"
     with pytest.raises(DataError) as caught:
-        add(write(FILES[:3], {"train/metadata.csv": table}))
+        pack(write(FILES[:3], {"train/metadata.csv": table}))
     for part in ("named twice", "label 'nan' is none", "no file 'x.png'", "1 cells instead of 2", "train/b.png"):
         assert part in str(caught.value), part
 
@@ -74,36 +64,36 @@ def test_everything_that_is_wrong_is_listed_at_once(write, add):
         ("file_name,label,class", "label and class are labels;"),
     ],
 )
-def test_a_table_that_lacks_a_column_says_which(write, add, header, wrong):
+def test_a_table_that_lacks_a_column_says_which(write, pack, header, wrong):
     with pytest.raises(DataError, match=rf"found columns .*; expected file_name and one of label, .*: {wrong}"):
-        add(write(FILES[:3], {"train/metadata.csv": f"{header}\na.png,x\n"}))
+        pack(write(FILES[:3], {"train/metadata.csv": f"{header}\na.png,x\n"}))
     with pytest.raises(DataError, match=f"metadata.csv: found columns .*: {wrong}"):
-        add(write(("a.png", "b.png"), {"metadata.csv": f"{header}\na.png,x\n"}))
+        pack(write(("a.png", "b.png"), {"metadata.csv": f"{header}\na.png,x\n"}))
 
 
-def test_another_table_leaves_class_folders_what_they_are(write, add):
+def test_another_table_leaves_class_folders_what_they_are(write, pack):
     source = write(("train/cat/a.png", "train/dog/b.png"), {"metadata.csv": "made,by\n2026,us\n"})
-    assert add(source).classes == ("cat", "dog")
+    assert pack(source).classes == ("cat", "dog")
 
 
-def test_an_export_is_read_as_the_same_images(write, add, tmp_path):
+def test_an_export_is_read_as_the_same_images(write, pack, tmp_path):
     source = write(("train/a b/1.png", "train/ü/2.png", "val/ü/3.png", "test/a b/4.png"), {})
-    packed = add(source)
+    packed = pack(source)
     file = tmp_path / "out.zip"
     assert export_dataset(packed, file) == 4
-    assert add(file, "again").checksum == packed.checksum
+    assert pack(file, "again").checksum == packed.checksum
     assert "val/ü/000000.png" in zipfile.ZipFile(file).namelist()
     with pytest.raises(UsageError, match="is there already"):
         export_dataset(packed, file)
     assert np.asarray(packed.splits["train"].images_NHWC).shape == (2, 8, 8, 3)
 
 
-def test_an_export_keeps_names_that_no_folder_can_have_and_the_order(write, add, tmp_path):
+def test_an_export_keeps_names_that_no_folder_can_have_and_the_order(write, pack, tmp_path):
     names = ["a/b", "a_b", "a%2Fb", "..", ".x", "c:d", 'say "no", twice', "100%", "test"]
     rows = ['{}.png,"{}"'.format(number, name.replace('"', '""')) for number, name in enumerate(names)]
     source = write([f"train/{number}.png" for number in range(9)], {"train/metadata.csv": "file_name,label\n"})
     (source / "train/metadata.csv").write_text("\n".join(["file_name,label", *rows]))
-    packed = add(source)
+    packed = pack(source)
     assert sorted(packed.classes) == sorted(names)
     export_dataset(packed, tmp_path / "out.zip")
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
@@ -113,5 +103,5 @@ def test_an_export_keeps_names_that_no_folder_can_have_and_the_order(write, add,
     assert {"train/a%2Fb/000000.png", "train/a_b/000001.png", "train/a%252Fb/000002.png"} < set(members)
     assert len(list((tmp_path / "out").rglob("*.png"))) == 9
     for again in (tmp_path / "out.zip", tmp_path / "out"):
-        same = add(again, "again")
+        same = pack(again, "again")
         assert (same.classes, same.checksum) == (packed.classes, packed.checksum)

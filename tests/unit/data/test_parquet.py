@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from model_code.data.add import add_dataset
 from model_code.data.export import export_dataset
 from model_code.errors import DataError
 
@@ -38,15 +37,6 @@ def write(tmp_path):
     return write_file
 
 
-@pytest.fixture
-def add(tmp_path):
-    def add_source(source, name="pets"):
-        folders = {"cache_dir": tmp_path / "cache", "data_dir": tmp_path}
-        return add_dataset(name, [source], **folders, image_size=8, progress=False).dataset
-
-    return add_source
-
-
 def make_rows(numbers, labels):
     images = [{"bytes": draw(number), "path": f"{number}.png"} for number in numbers]
     return {"img": images, "label": labels, "id": list(range(len(images)))}
@@ -67,11 +57,11 @@ def list_reds(split):
         ("train/0000.parquet", "train/0001.parquet", "test/0000.parquet"),
     ],
 )
-def test_images_of_all_files_in_their_order(write, add, files):
+def test_images_of_all_files_in_their_order(write, pack, files):
     for file, numbers, labels in zip(files, [(0, 1, 2), (3,), (4,)], [(0, 1, 1), (0,), (1,)], strict=True):
         source = write(file, make_rows(numbers, labels))
     (source / "README.md").write_text("pets")
-    packed = add(source)
+    packed = pack(source)
     assert packed.classes == ("cat", "dog")
     assert list_reds(packed.splits["train"]) == [0, 20, 40, 60]
     assert packed.splits["train"].labels_N.tolist() == [1, 0, 0, 1]
@@ -79,32 +69,32 @@ def test_images_of_all_files_in_their_order(write, add, files):
     assert packed.splits["test"].labels_N.tolist() == [0]
 
 
-def test_texts_and_bytes_without_what_hugging_face_notes(write, add):
+def test_texts_and_bytes_without_what_hugging_face_notes(write, pack):
     rows = {"image": [draw(0), draw(1), draw(2)], "Category": ["cat ", "dog", "cat"]}
-    packed = add(write("all.parquet", rows, None))
+    packed = pack(write("all.parquet", rows, None))
     assert packed.classes == ("cat", "dog")
     assert packed.splits["train"].labels_N.tolist() == [0, 1, 0]
-    numbers = add(write("all.parquet", {"image": rows["image"], "label": [7, 10, 7]}, None), "numbers")
+    numbers = pack(write("all.parquet", {"image": rows["image"], "label": [7, 10, 7]}, None), "numbers")
     assert numbers.classes == ("10", "7")
 
 
-def test_a_test_split_without_labels_is_unlabelled(write, add):
+def test_a_test_split_without_labels_is_unlabelled(write, pack):
     write("train.parquet", make_rows((0, 1), (0, 1)))
-    packed = add(write("test.parquet", make_rows((2, 3), (-1, -1))))
+    packed = pack(write("test.parquet", make_rows((2, 3), (-1, -1))))
     assert packed.splits["test"].labels_N.tolist() == [-1, -1]
 
 
-def test_rows_without_a_good_label_are_listed_together(write, add):
+def test_rows_without_a_good_label_are_listed_together(write, pack):
     write("validation.parquet", make_rows((2, 3, 4), (-1, 0, 2)))
     write("train.parquet", make_rows((0, 1, 5), (0, 1, None)))
     with pytest.raises(DataError, match=r"3 x row without a label: .*train.parquet/2.*validation.parquet/0"):
-        add(write("test.parquet", make_rows((2, 3), (0, 1))))
+        pack(write("test.parquet", make_rows((2, 3), (0, 1))))
 
 
-def test_a_class_that_train_does_not_have_is_named(write, add):
+def test_a_class_that_train_does_not_have_is_named(write, pack):
     write("train.parquet", {"image": [draw(0), draw(1)], "label": ["cat", "dog"]}, None)
     with pytest.raises(DataError, match=r"label that train does not have: test.parquet/0"):
-        add(write("test.parquet", {"image": [draw(0)], "label": ["cow"]}, None))
+        pack(write("test.parquet", {"image": [draw(0)], "label": ["cow"]}, None))
 
 
 @pytest.mark.parametrize(
@@ -117,31 +107,31 @@ def test_a_class_that_train_does_not_have_is_named(write, add):
         {"image": [b"", b""], "label": [0, 1], "class": ["a", "b"]},
     ],
 )
-def test_other_columns_are_refused_by_name(write, add, columns):
+def test_other_columns_are_refused_by_name(write, pack, columns):
     with pytest.raises(DataError, match=r"train.parquet: found columns .*; expected one of encoded images and one"):
-        add(write("train.parquet", columns, None))
+        pack(write("train.parquet", columns, None))
 
 
-def test_a_path_without_bytes_a_cut_file_and_a_lone_file_are_told(write, add):
+def test_a_path_without_bytes_a_cut_file_and_a_lone_file_are_told(write, pack):
     rows = {"img": [{"bytes": None, "path": "a.png"}] * 2, "label": [0, 1]}
     rows["img"] = pyarrow.array(rows["img"], pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]))
     source = write("train.parquet", rows)
     with pytest.raises(DataError, match="has no bytes, only a path; store the images in the file"):
-        add(source)
+        pack(source)
     file = source / "train.parquet"
     with pytest.raises(DataError, match="is a Parquet file; give the folder"):
-        add(file)
+        pack(file)
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(DataError, match=r"train.parquet is truncated or damaged"):
-        add(source)
+        pack(source)
 
 
-def test_an_export_is_read_as_the_same_images(write, add, tmp_path):
+def test_an_export_is_read_as_the_same_images(write, pack, tmp_path):
     write("train.parquet", make_rows((0, 1, 2), (0, 1, 1)))
-    packed = add(write("test.parquet", make_rows((3,), (1,))))
+    packed = pack(write("test.parquet", make_rows((3,), (1,))))
     out = tmp_path / "out"
     assert export_dataset(packed, out, is_parquet=True) == 4
-    assert add(out, "again").checksum == packed.checksum
+    assert pack(out, "again").checksum == packed.checksum
     found = parquet.read_table(out / "data/train-00000-of-00001.parquet")
     assert found.column("label").to_pylist() == [1, 0, 0]
     first = Image.open(io.BytesIO(found.column("image")[1].as_py()["bytes"]))

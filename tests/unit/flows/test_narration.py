@@ -1,4 +1,4 @@
-"""What a terminal shows while a command is silent."""
+"""Silence of a command on a terminal and in a pipe."""
 
 import os
 import pty
