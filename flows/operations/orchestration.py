@@ -1,6 +1,6 @@
 """Start of Prefect: a server that PREFECT_API_URL names, or one of our own that lives as long as the command.
 
-Call `configure` before anything imports prefect: it reads its settings at import.
+Call `configure` before anything imports prefect: it sets up its log at import.
 """
 
 import atexit
@@ -53,6 +53,11 @@ def configure(settings: Settings) -> None:
         os.environ.setdefault(name, value)
     if is_embedded:
         os.environ["PREFECT_API_URL"] = _start_server(settings)
+    if "prefect" in sys.modules:
+        # It has read its settings: without these it would start a temporary server.
+        from prefect.context import refresh_global_settings_context
+
+        refresh_global_settings_context()
 
 
 def _start_server(settings: Settings) -> str:

@@ -1,5 +1,6 @@
 """Variables that are meant for other programs of the machine."""
 
+import os
 import subprocess
 import sys
 
@@ -50,3 +51,26 @@ def test_addresses_of_this_machine_are_added_to_those_without_a_proxy():
         )
         direct = ",".join([*(["intranet"] if given else []), "127.0.0.1,localhost,::1"])
         assert done.stdout.split() == [direct, direct]
+
+
+def test_a_flow_asks_the_embedded_server_also_where_prefect_was_imported_before(tmp_path):
+    code = (
+        "import os\n"
+        "from prefect.client.orchestration import get_client\n"
+        "from flows.operations.orchestration import configure\n"
+        "from model_code.settings import load_settings\n"
+        "configure(load_settings())\n"
+        "with get_client(sync_client=True) as client:\n"
+        "    print(client.api_url, os.environ['PREFECT_API_URL'])\n"
+    )
+    given = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=given | {"DARKROOM_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    asked, started = done.stdout.split()
+    assert asked.rstrip("/") == started

@@ -205,7 +205,7 @@ def test_train_all_goes_on_after_a_failure_and_keeps_what_is_done(darkroom, home
     assert run_id in second.out
     client = get_client()
     parent = client.get_run(client.get_run(run_id).data.tags["mlflow.parentRunId"])
-    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "train-all, full: 1 run")
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "train-all, custom: 1 run")
 
     (home / "checkpoints" / run_id / "result.json").unlink()
     fourth = darkroom("train-all", *only)

@@ -6,9 +6,6 @@ import pytest
 from serving.heartbeat import Heartbeat
 from serving.models.model_set import ModelSet
 from serving.models.registry import RegistryFollower
-from serving.observation import request_log
-from serving.observation.request_log import RequestLog
-from tests.unit.serving.observation.test_request_log import answer_to, make_images
 from tests.unit.serving.tiny_bundle import release
 
 
@@ -34,27 +31,6 @@ def wait_for(is_true):
             return True
         threading.Event().wait(0.05)
     return False
-
-
-def test_a_log_that_hangs_or_ended_is_not_alive(tmp_path, monkeypatch):
-    monkeypatch.setattr(request_log, "_HUNG_S", 0.2)
-    is_let = threading.Event()
-    monkeypatch.setattr(request_log, "_keep_image", lambda *_: is_let.wait(60) and 1)
-    log = RequestLog(tmp_path, 1, keeps_images=True)
-    assert log.is_alive
-    images = make_images(1)
-    log.add(answer_to(images), images)
-    assert wait_for(lambda: not log.is_alive)
-    is_let.set()
-    assert wait_for(lambda: log.is_alive)
-
-    def fail(*_):
-        raise SystemExit
-
-    monkeypatch.setattr(log, "_write", fail)
-    log.add(answer_to(images), images)
-    assert wait_for(lambda: not log.is_alive)
-    log.close()
 
 
 @pytest.mark.parametrize("ended", ["_poll", "_follow"])

@@ -49,7 +49,7 @@ def test_photographs_do_not_wait_for_larger_images(decoder):
     assert np.array_equal(images_NHWC[1], decode_picture(PHOTO, 32, 36))
     # One was decoded when the processes were ended; nobody waited for its end to be told so.
     assert [type(one) for one in outcomes] == [OverloadedError] * 4
-    assert sum("are waiting" in str(one) for one in outcomes) == 3
+    assert sum("1 image is waiting" in str(one) for one in outcomes) == 3
 
 
 def test_an_image_larger_than_its_structure_says_is_decoded_as_a_large_one(decoder):
