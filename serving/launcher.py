@@ -129,7 +129,8 @@ def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
     "--review",
     "shows_review",
     is_flag=True,
-    help="Show the kept images of which a model was least sure to those who may call, for feedback.",
+    help="Let people give true labels to the kept images of which a model was least sure; shows them images that "
+    "others sent.",
 )
 @click.option(
     "--examples",
@@ -176,11 +177,15 @@ def serve(
             "--review shows images that are kept and stores labels: give --log-requests SHARE, --keep-pictures and "
             "--feedback too"
         )
-    if shows_review and api_keys is None and not _is_loopback(host):
-        raise click.UsageError(
-            f"--review shows images that others sent to everybody who reaches {host}: give --api-keys FILE too, or "
-            f"serve on {DEFAULT_HOST}"
-        )
+    if shows_review and api_keys is None:
+        reached = "" if _is_loopback(host) else host
+        if allow_origin or allow_host or root_path:
+            reached = (*allow_origin, *allow_host, root_path)[0]
+        if reached:
+            raise click.UsageError(
+                f"--review shows images that others sent to everybody who reaches {reached}: give --api-keys FILE too, "
+                f"or serve on {DEFAULT_HOST} without --allow-origin, --allow-host and --root-path"
+            )
     if is_supervised and not has_supervisor():
         with _listen(host, port) as listener:
             sys.exit(supervise(listener))

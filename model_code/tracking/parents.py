@@ -40,15 +40,14 @@ class Study:
         self._parents: dict[str, str] = {}
         self._failed: set[str] = set()
 
-    def open_parent(self, config: RunConfig) -> str:
-        """Return the parent of a run: that of its recipe's seeds where there are several, else the study's."""
-        title = f"train-all, {config.profile}: {_count(len(self._configs), 'run')}"
-        study = self._open("train-all", self._key, title)
-        key = _hash_without_seed(config)
-        if self._seeds[key] <= 1:
-            return study
-        title = f"{config.recipe} on {config.dataset}, {config.profile}: {_count(self._seeds[key], 'seed')}"
-        return self._open("seeds", key, title, study)
+    def open_parent(self, config: RunConfig) -> str | None:
+        """Return the parent of a run: that of its recipe's seeds where there are several, else the study's.
+
+        None where MLflow does not answer: the training says so, and waits for it.
+        """
+        with suppress(*MLFLOW_ERRORS):
+            return self._open_parent(config)
+        return None
 
     def adopt(self, config: RunConfig, run_id: str) -> None:
         """Nest a run that is kept from before, if it has no parent and the study has begun."""
@@ -56,7 +55,7 @@ class Study:
             return
         with suppress(*MLFLOW_ERRORS):
             if MLFLOW_PARENT_RUN_ID not in self._client.get_run(run_id).data.tags:
-                self._client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, self.open_parent(config))
+                self._client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, self._open_parent(config))
 
     def fail(self, config: RunConfig) -> None:
         """Let the parents of a run end as FAILED."""
@@ -74,6 +73,15 @@ class Study:
                 client.set_terminated(run_id, "FAILED" if has_failed else status)
 
         send_briefly(send)
+
+    def _open_parent(self, config: RunConfig) -> str:
+        title = f"train-all, {config.profile}: {_count(len(self._configs), 'run')}"
+        study = self._open("train-all", self._key, title)
+        key = _hash_without_seed(config)
+        if self._seeds[key] <= 1:
+            return study
+        title = f"{config.recipe} on {config.dataset}, {config.profile}: {_count(self._seeds[key], 'seed')}"
+        return self._open("seeds", key, title, study)
 
     def _open(self, group: str, key: str, title: str, parent: str | None = None) -> str:
         if key not in self._parents:

@@ -32,6 +32,7 @@ from serving.http.api_keys import ApiKeys
 from serving.http.connections import SURPLUS
 from serving.http.endpoint import ENDPOINTS, INFERENCE_PATHS, INFERENCE_PREFIX, Endpoint
 from serving.http.examples import find_url, write_examples
+from serving.http.held_response import PIECE_BYTES, HeldResponse
 from serving.http.layers import REQUEST_ID_HEADER, SECURITY_HEADERS, CutOff, RequestObserver, SecurityHeaders
 from serving.http.openapi import describe_api
 from serving.http.origins import PageCheck, normalise_origin
@@ -140,7 +141,10 @@ def _guard(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         except (OverloadedError, UnauthorizedError, ForeignPageError):
             request.state.is_body_read = await RequestBody(request).discard()
             raise
-        return _answer_json(await endpoint.handle(request))
+        body = (await endpoint.handle(request)).model_dump_json().encode()
+        if len(body) > PIECE_BYTES:
+            return HeldResponse(body, request.app.state.api.admission)
+        return Response(body, media_type="application/json")
 
     return answer
 

@@ -3,15 +3,18 @@
 import base64
 import hashlib
 import json
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import httpx
+import psutil
 import pytest
 from PIL import Image
 
 from serving.http.review_api import MAX_REVIEW_BYTES, MAX_REVIEW_IMAGES
-from serving.limits import MAX_IMAGE_BYTES
+from serving.limits import MAX_HELD_BYTES, MAX_IMAGE_BYTES
 from tests.contract.conftest import ROOT
 from tests.contract.test_http import refusal, wait_for
 from tests.unit.serving.tiny_bundle import COLOURS, encode, paint, release
@@ -107,6 +110,34 @@ def test_an_answer_has_a_bounded_size(home, start_service):
         assert sorted(found) == sorted(map(hash_of, images))
 
 
+def test_answers_that_nobody_reads_hold_a_bounded_part_of_the_memory(home, start_service):
+    image = paint_red(200, size=(2, 2), kind="BMP") + bytes(MAX_REVIEW_BYTES - 100)
+    service = start_service(home, *KEEPING, "--review")
+    process = psutil.Process(service.process.pid)
+    processes = [process, *process.children(recursive=True)]
+    address = httpx.URL(service.url)
+    head = f"POST /v1/review HTTP/1.1\r\nHost: {address.netloc.decode()}\r\nContent-Type: application/json\r\n"
+    with connect(service) as client, ExitStack() as stack:
+        predict(client, home, image)
+        before = sum(one.memory_info().rss for one in processes)
+        silent = []
+        for _ in range(40):
+            one = stack.enter_context(socket.socket())
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect((address.host, address.port))
+            one.sendall(f"{head}Content-Length: 2\r\n\r\n{{}}".encode())
+            silent.append(one)
+        statuses = {one: one.recv(12) for one in silent}
+        held = [one for one, status in statuses.items() if status == b"HTTP/1.1 200"]
+        assert {*statuses.values()} == {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+        assert MAX_HELD_BYTES // 2 < len(held) * 4 / 3 * len(image) < MAX_HELD_BYTES
+        assert sum(one.memory_info().rss for one in processes) - before < 1.5 * MAX_HELD_BYTES
+        assert client.post("/v1/predict", content=paint(), headers=IMAGE).status_code == 200
+        for one in held:
+            one.close()
+        wait_for(lambda: client.post("/v1/review", json={}).status_code == 200)
+
+
 def test_images_that_are_gone_or_were_changed_are_passed_over(home, start_service):
     gone, changed, there = (paint_red(red) for red in (150, 160, 170))
     with connect(start_service(home, *KEEPING, "--review")) as client:
@@ -127,13 +158,20 @@ def test_no_image_is_shown_unless_asked_for(home, start_service, options):
         assert client.get("/v1/models").status_code == 200, "the connection goes on"
 
 
-def test_a_service_that_others_reach_shows_images_only_with_keys(home):
+@pytest.mark.parametrize(
+    ("options", "reached"),
+    [
+        (("--host", "0.0.0.0"), "0.0.0.0"),
+        (("--allow-host", "photos.example.org"), "photos.example.org"),
+        (("--allow-origin", "https://example.org"), "https://example.org"),
+        (("--root-path", "/ml/darkroom"), "/ml/darkroom"),
+    ],
+)
+def test_a_service_that_others_reach_shows_images_only_with_keys(home, options, reached):
     command = [sys.executable, "-m", "serving.launcher", "--port", "0", "--home", str(home), *KEEPING, "--review"]
-    done = subprocess.run(
-        [*command, "--host", "0.0.0.0"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    assert "everybody who reaches 0.0.0.0: give --api-keys FILE too" in " ".join(done.stderr.split())
+    assert f"everybody who reaches {reached}: give --api-keys FILE too" in " ".join(done.stderr.split())
 
 
 def test_a_review_needs_what_it_shows_and_stores(home):

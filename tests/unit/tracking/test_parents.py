@@ -2,6 +2,7 @@ import json
 from urllib.parse import parse_qsl
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from model_code.errors import ReleaseError
@@ -119,3 +120,18 @@ def test_kept_runs_are_nested_where_something_was_trained(small):
         study.open_parent(kept)
         study.adopt(kept, own)
     assert get_parent(client, own) == parent
+
+
+def test_while_mlflow_does_not_answer_runs_have_no_parent(small):
+    settings, client = small
+    known, new = make_config(), make_config(batch_size=7)
+    own = train(settings, new)
+    with open_study(settings, [known, make_config(seed=1), new]) as study:
+        parent = study.open_parent(known)
+        study._client = MlflowClient("http://127.0.0.1:9")
+        assert study.open_parent(make_config(batch_size=7, seed=2)) is not None, "the study itself is known"
+        assert study.open_parent(known) == parent
+        study._parents.clear()
+        assert study.open_parent(new) is None
+        study.adopt(new, own)
+    assert get_parent(client, own) is None
