@@ -9,7 +9,7 @@ from flows.printing.narration import narrating
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.errors import FaultyFilesError, UsageError
 from model_code.settings import load_settings
-from serving.listing import FORM, Form, print_listing
+from serving.listing import FORM, Form
 
 if TYPE_CHECKING:
     from model_code.data.add import AddedDataset
@@ -64,14 +64,9 @@ class AddData(Job):
     def run(self) -> None:
         with narrating(self.form, is_quiet=self.is_quiet):
             added = self.add()
-        if self.form == "table":
-            from flows.printing.tables import print_added
+        from flows.printing.tables import print_added
 
-            print_added(added)
-        else:
-            from flows.printing.records import describe_added
-
-            print_listing((), [describe_added(added)], self.form)
+        print_added(added, self.form)
 
     def add(self) -> "AddedDataset":
         """Pack the images, and write the table of those that are left out."""

@@ -7,7 +7,7 @@ from flows.printing.narration import narrating
 from model_code.errors import ReleaseError, UsageError
 from model_code.release.gate_rules import Fraction, Gain, GateRules, Limit
 from model_code.settings import load_settings
-from serving.listing import FORM, Form, print_listing
+from serving.listing import FORM, Form
 
 if TYPE_CHECKING:
     from flows.printing.summaries import ReleaseSummary
@@ -56,14 +56,9 @@ class Release(Job):
     def run(self) -> None:
         with narrating(self.form, is_quiet=self.is_quiet):
             released = self._release()
-        if self.form == "table":
-            from flows.printing.releases import print_release
+        from flows.printing.releases import print_release
 
-            print_release(released)
-        else:
-            from flows.printing.records import describe_release
-
-            print_listing((), [describe_release(released)], self.form)
+        print_release(released, self.form)
         if not released.is_champion:
             raise ReleaseError(
                 f"{self.name}: not promoted; the lines above say why; --mode forced --why REASON promotes it anyway"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from flows.jobs.job import QUIET, Job, option
 from flows.printing.narration import narrating
 from model_code.settings import load_settings
-from serving.listing import FORM, Form, print_listing
+from serving.listing import FORM, Form
 
 if TYPE_CHECKING:
     from model_code.report.files import ReportFiles
@@ -28,14 +28,9 @@ class Report(Job):
     def run(self) -> None:
         with narrating(self.form, is_quiet=self.is_quiet):
             written = self.write()
-        if self.form == "table":
-            from flows.printing.tables import print_report
+        from flows.printing.tables import print_report
 
-            print_report(*written)
-        else:
-            from flows.printing.records import describe_report
-
-            print_listing((), [describe_report(*written)], self.form)
+        print_report(*written, self.form)
 
     def write(self) -> "tuple[ReportFiles, int, str]":
         """Write the report; return its files, the number of finished runs, and the MLflow run that keeps a copy."""

@@ -7,7 +7,7 @@ from flows.jobs.job import OFFLINE, QUIET, Job, RecipeName, argument, option
 from flows.printing.narration import narrating
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, TrainingError, UsageError
 from model_code.settings import load_settings, read_rank
-from serving.listing import FORM, Form, print_listing
+from serving.listing import FORM, Form
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,14 +168,9 @@ class Train(Job):
         resume = self.resume and resolve_run_id(load_settings().checkpoints_dir, self.resume)
         with narrating(self.form, is_quiet=self.is_quiet):
             result = _load_trainer(self.offline)(self.inputs, resume)
-        if self.form == "table":
-            from flows.printing.tables import print_result
+        from flows.printing.tables import print_result
 
-            print_result(result, is_offline=self.offline)
-        else:
-            from flows.printing.records import describe_result
-
-            print_listing((), [describe_result(result, self.config.seed)], self.form)
+        print_result(result, self.form, seed=self.config.seed, is_offline=self.offline)
 
 
 class TrainAll(Job):
@@ -260,14 +255,9 @@ class TrainAll(Job):
                 from flows.operations.study import release_best
 
                 released = release_best(outcomes)
-        if self.form == "table":
-            from flows.printing.tables import print_outcomes
+        from flows.printing.tables import print_outcomes
 
-            print_outcomes(outcomes, released)
-        else:
-            from flows.printing.records import describe_outcomes
-
-            print_listing((), describe_outcomes(outcomes, released), self.form)
+        print_outcomes(outcomes, released, self.form)
         if self.release:
             from flows.jobs.report import Report
 
@@ -307,10 +297,7 @@ class TrainAll(Job):
                 for plan in plan_study(self.configs, is_fetched=self.release, is_offline=self.offline):
                     plans.append(plan)
                     advance(1)
-        if self.form == "table":
-            print_plans(plans, is_released=self.release)
-        else:
-            print_listing((), [plan.model_dump() for plan in plans], self.form)
+        print_plans(plans, self.form, is_released=self.release)
 
 
 def _load_trainer(is_offline: bool) -> "Callable[..., RunResult]":

@@ -6,12 +6,17 @@ import textwrap
 from flows.printing.summaries import ReleaseSummary
 from serving.bundle.manifest import Calibration, Certificate, Variant
 from serving.bundle.store import Change
-from serving.listing import find_width
+from serving.listing import Form, find_width, print_listing
 from serving.printable import show
 
 
-def print_release(release: ReleaseSummary) -> None:
+def print_release(release: ReleaseSummary, form: Form = "table") -> None:
     """Print what was decided and why, and the proof of each variant."""
+    if form != "table":
+        from flows.printing.records import describe_release
+
+        print_listing((), [describe_release(release)], form)
+        return
     manifest = release.manifest
     lines = [describe_decision(release)]
     if release.verdict is not None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.printing.records import describe_added, describe_outcomes, describe_report, describe_result
 from model_code.disk import format_size
 from model_code.release.names import RELEASE_NAMES
 from serving.listing import Column, Form, print_listing
@@ -131,8 +132,11 @@ def _count_changes(difference: "Difference") -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "the same images and labels"
 
 
-def print_added(added: "AddedDataset") -> None:
+def print_added(added: "AddedDataset", form: Form = "table") -> None:
     """Print what came of adding a data set, with every image that was left out."""
+    if form != "table":
+        print_listing((), [describe_added(added)], form)
+        return
     dataset = added.dataset
     counts = ", ".join(f"{len(split.labels_N)} {name}" for name, split in dataset.splits.items())
     verb = "is there already, its source did not change" if added.reused else "packed"
@@ -154,8 +158,11 @@ def print_added(added: "AddedDataset") -> None:
         print_line("  the test images have no labels: runs will report validation only")
 
 
-def print_result(result: "RunResult", *, is_offline: bool = False) -> None:
-    """Print one finished run, and what to do next."""
+def print_result(result: "RunResult", form: Form = "table", *, seed: int = 0, is_offline: bool = False) -> None:
+    """Print one finished run, and what to do next; as a record with its seed."""
+    if form != "table":
+        print_listing((), [describe_result(result, seed)], form)
+        return
     from model_code.data.cache import FEEDBACK_SUFFIX, is_dataset_taken
 
     best = "" if result.epochs is None else f", best epoch {result.best_epoch} of {result.epochs}"
@@ -174,8 +181,11 @@ def print_result(result: "RunResult", *, is_offline: bool = False) -> None:
     print("\n  ".join(map(show, lines)), flush=True)
 
 
-def print_outcomes(outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" = ()) -> None:
+def print_outcomes(outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" = (), form: Form = "table") -> None:
     """Print what happened to each run, published figures beside full ones only, and to the champions."""
+    if form != "table":
+        print_listing((), describe_outcomes(outcomes, released), form)
+        return
     from model_code.recipes.catalog import get_recipe
 
     columns = (
@@ -242,8 +252,11 @@ def _print_choices(choices: "Sequence[Choice]") -> None:
     print_listing(columns, records)
 
 
-def print_plans(plans: "Sequence[Plan]", *, is_released: bool) -> None:
+def print_plans(plans: "Sequence[Plan]", form: Form = "table", *, is_released: bool) -> None:
     """Print what would become of the runs: data set by data set, with the time of each recipe, and the sum."""
+    if form != "table":
+        print_listing((), [plan.model_dump() for plan in plans], form)
+        return
     from model_code.report.amounts import format_seconds
 
     groups: dict[tuple[str, str], list[Plan]] = {}
@@ -331,8 +344,11 @@ def count_runs(count: int) -> str:
     return f"{count} finished run{'' if count == 1 else 's'}"
 
 
-def print_report(files: "ReportFiles", run_count: int, run_id: str) -> None:
+def print_report(files: "ReportFiles", run_count: int, run_id: str, form: Form = "table") -> None:
     """Print where a report is, on how many runs, and the MLflow run that keeps a copy."""
+    if form != "table":
+        print_listing((), [describe_report(files, run_count, run_id)], form)
+        return
     print(
         f"report on {count_runs(run_count)}\n  {files.page}\n  {files.markdown}\n"
         f"  MLflow run {run_id} in darkroom-reports"

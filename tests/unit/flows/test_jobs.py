@@ -92,7 +92,7 @@ def test_a_training_opens_what_it_is_made_from_once(monkeypatch):
     for name in ("open_dataset", "find_pretrained"):
         monkeypatch.setattr(inputs, name, lambda *_, name=name, **_more: opened.append(name))
     monkeypatch.setattr(training, "train_task", lambda inputs, _: opened.append(inputs.config.recipe))
-    monkeypatch.setattr("flows.printing.tables.print_result", lambda _, **__: None)
+    monkeypatch.setattr("flows.printing.tables.print_result", lambda *_, **__: None)
     job = Train(recipe="resnet18_cifar10_exp")
     job.prepare()
     job.prepare()
