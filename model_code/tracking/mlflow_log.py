@@ -18,7 +18,7 @@ from model_code.tracking.finished_runs import has_run
 from model_code.tracking.metric_queue import MetricQueue
 from model_code.tracking.outage import MLFLOW_ERRORS, Patience, insist, naming_errors
 from model_code.tracking.run_tracker import EVERY_EPOCH, RunLog, RunTracker, list_params, list_tags
-from model_code.tracking.store import EXPERIMENT, open_store
+from model_code.tracking.store import EXPERIMENT, open_store, share_view
 from model_code.tracking.system_metrics import sample_system
 from model_code.tracking.tensorboard import TensorBoardWriter
 from model_code.training.run_config import RunConfig
@@ -89,6 +89,7 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
         with sample_system(run, queue):
             yield RunTracker(record, log)
         log.finish()
+        send_briefly(partial(share_view, client))  # its comparison is of the newest runs
     except BaseException as error:
         log.give_up("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
@@ -190,8 +191,8 @@ class MlflowLog(RunLog):
         insist(partial(call, self._run_id, *arguments), self._run_id, self._label, self._patience)
 
 
-def send_briefly(send: Callable[[], None]) -> None:
-    """Try for some seconds to tell MLflow how something ended; a failure is silent."""
+def send_briefly(send: Callable[[], object]) -> None:
+    """Try for some seconds to tell MLflow something that can be left out; a failure is silent."""
 
     def run() -> None:
         with suppress(*MLFLOW_ERRORS):

@@ -69,7 +69,9 @@ def test_no_lookup_takes_a_parent_for_a_training(small):
         with pytest.raises(ReleaseError, match="not a finished training"):
             get_finished_run(client, parent.info.run_id)
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    _, _, query = find_comparison(client, experiment.experiment_id).partition("?")
+    comparison = find_comparison(client, experiment.experiment_id)
+    assert f"(#/{comparison})" in client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"]
+    _, _, query = comparison.partition("?")
     assert set(json.loads(dict(parse_qsl(query))["runs"])) == set(runs)
 
 
