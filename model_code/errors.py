@@ -23,6 +23,10 @@ class UsageError(DarkroomError, ValueError):
     exit_status = 2
 
 
+class SizeError(UsageError):
+    """Images are smaller than a network can read."""
+
+
 class DataError(DarkroomError):
     """Images or labels are missing, damaged or contradict each other."""
 

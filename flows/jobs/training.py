@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flows.jobs.job import OFFLINE, QUIET, Job, RecipeName, argument, option
 from flows.printing.narration import narrating
-from model_code.errors import DownloadError, NothingDoneError, ReleaseError, TrainingError, UsageError
+from model_code.errors import DownloadError, NothingDoneError, ReleaseError, SizeError, TrainingError, UsageError
 from model_code.settings import load_settings, read_rank
 from serving.listing import FORM, Form
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from model_code.training.run_folder import AnyConfig, RunResult
 
 Profile = Literal["full", "smoke"]
+DATASET = (
+    "Packed data set, see `darkroom data list`; the recipe's own if not given. Mean, standard deviation and sizes follow "
+    "the images unless --set sets them."
+)
 PROFILE = "full: the documented budget; smoke: minutes on two CPU cores, compared with nothing."
 
 
@@ -90,13 +94,7 @@ class Train(Job):
     loads = "PyTorch, MLflow and Prefect"
 
     recipe: RecipeName = argument("RECIPE", "See `darkroom recipes`.")
-    dataset: str | None = option(
-        None,
-        "Packed data set, see `darkroom data list`; the recipe's own if not given. Mean, standard deviation and sizes "
-        "follow the images unless --set sets them.",
-        name="--data",
-        metavar="NAME",
-    )
+    dataset: str | None = option(None, DATASET, name="--data", metavar="NAME")
     profile: Profile = option("full", PROFILE)
     seed: int | None = option(None, "Seed of the run; the recipe's own if not given.", ge=0)
     epochs: int | None = option(None, "Epochs; the recipe's own if not given.", ge=1)
@@ -188,6 +186,7 @@ class TrainAll(Job):
 
     profile: Profile = option("full", PROFILE)
     only: str = option("*", "Recipes whose name matches, such as 'resnet18_*'.", metavar="GLOB")
+    dataset: str | None = option(None, DATASET, name="--data", metavar="NAME")
     seeds: tuple[int, ...] = option(
         (),
         "Repeatable. Without it: three where a claim rests on a difference, else one; in smoke runs one.",
@@ -203,9 +202,14 @@ class TrainAll(Job):
     form: Form = option("table", FORM, name="--format")
     is_quiet: bool = option(False, QUIET, name="--quiet")
 
-    @cached_property
+    @property
     def configs(self) -> "list[AnyConfig]":
         """Settings of every run; each setting reaches the recipes that have it."""
+        return self._runs[0]
+
+    @cached_property
+    def _runs(self) -> "tuple[list[AnyConfig], dict[str, str]]":
+        """Settings of every run, and why recipes do not fit the images of --data."""
         from model_code.recipes.catalog import has_setting, match_recipes
         from model_code.training.run_config import parse_assignment
 
@@ -214,14 +218,19 @@ class TrainAll(Job):
         for setting, key in keys.items():
             if not any(has_setting(entry.name, key) for entry in entries):
                 raise UsageError(f"--set {setting}: none of these recipes has a setting {key!r}")
-        configs = []
+        configs, unfit = [], {}
         for entry in entries:
             own = tuple(setting for setting, key in keys.items() if has_setting(entry.name, key))
             documented = entry.seeds if self.profile == "full" else entry.seeds[:1]
             for seed in self.seeds or ((None,) if "seed" in keys.values() else documented):
-                one = Train(recipe=entry.name, profile=self.profile, seed=seed, settings=own)
-                configs.append(one.config)
-        return configs
+                one = Train(recipe=entry.name, profile=self.profile, dataset=self.dataset, seed=seed, settings=own)
+                try:
+                    configs.append(one.config)
+                except SizeError as error:
+                    unfit[entry.name] = str(error)
+        if not configs:
+            raise UsageError("; ".join(dict.fromkeys(unfit.values())))
+        return configs, unfit
 
     @property
     def has_flow(self) -> bool:
@@ -230,9 +239,12 @@ class TrainAll(Job):
     def check(self) -> None:
         if self.offline and self.release:
             raise UsageError("--offline and --release exclude each other: sync the runs, and release where MLflow is")
-        from model_code.data.cache import format_remedy, is_added
+        from model_code.data.cache import format_remedy, is_added, read_manifest
         from model_code.data.sources.detect import is_known
 
+        if self.dataset is not None:
+            read_manifest(self.dataset, load_settings().cache_dir)
+            return
         names = dict.fromkeys(config.dataset for config in self.configs)
         if not any(is_known(name) or is_added(name, load_settings().cache_dir) for name in names):
             raise UsageError(
@@ -240,6 +252,9 @@ class TrainAll(Job):
             )
 
     def run(self) -> None:
+        with narrating(self.form, is_quiet=self.is_quiet):
+            for name, reason in self._runs[1].items():
+                print(f"{name}  left out: {reason}", flush=True)
         if self.dry_run:
             self._print_plan()
             return

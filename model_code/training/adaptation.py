@@ -10,7 +10,7 @@ import numpy as np
 
 from model_code.data.cache import PackedDataset
 from model_code.data.sources.detect import get_known
-from model_code.errors import UsageError
+from model_code.errors import SizeError, UsageError
 from model_code.models.networks import fit_image_size
 from model_code.training.config import TrainingConfig
 from model_code.training.epoch_config import EpochConfig
@@ -38,7 +38,7 @@ def adapt(config: AnyConfig, dataset: PackedDataset, given: Collection[str] = ()
         given: Settings that stay as they are.
 
     Raises:
-        UsageError: The network cannot read images that small.
+        SizeError: The network cannot read images that small.
         DataError: There are no training images, or some have no label.
     """
     changes: dict[str, Any] = {"dataset": dataset.name}
@@ -47,7 +47,7 @@ def adapt(config: AnyConfig, dataset: PackedDataset, given: Collection[str] = ()
         try:
             changes |= _adapt_size(config, dataset.image_size)
         except UsageError as error:
-            raise UsageError(f"{error}: pack {dataset.name} anew with --image-size, or take another recipe") from error
+            raise SizeError(f"{error}: pack {dataset.name} anew with --image-size, or take another recipe") from error
         if config.profile != "smoke":  # which has its own, small one
             changes |= _adapt_batch(config, dataset)
     return {name: value for name, value in changes.items() if name not in given}

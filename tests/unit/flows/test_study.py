@@ -12,11 +12,13 @@ from flows.operations.study import fetch_missing, rank_recipes, release_best
 from flows.operations.study_plan import plan_study
 from flows.printing.summaries import Outcome, Plan
 from flows.printing.tables import print_outcomes, print_plans
+from model_code.data.add import add_dataset
 from model_code.data.cache import is_added
 from model_code.data.sources.detect import DATASETS, get_known
 from model_code.disk import take_lock
 from model_code.errors import (
     BusyError,
+    DataError,
     DiskFullError,
     DownloadError,
     ExportError,
@@ -269,6 +271,26 @@ def test_images_that_nobody_knows_are_refused_before_any_work(capsys):
         job.check()
     TrainAll.make(only="resnet18_cifar10_exp*", settings=("dataset=shapes",), release=True).check()
     assert capsys.readouterr().out == ""
+
+
+def test_recipes_train_on_images_of_ones_own_but_those_whose_network_cannot_read_them(capsys):
+    settings = load_settings()
+    with pytest.raises(DataError, match=r"^data set 'shapes' is not in"):
+        TrainAll.make(dataset="shapes").check()
+    folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir}
+    add_dataset("shapes", **folders, image_size=16, progress=False)
+    job = TrainAll.make(dataset="shapes", only="fastnet_*", profile="smoke", dry_run=True)
+    job.check()
+    assert [(config.recipe, config.dataset) for config in job.configs] == [
+        ("fastnet_cifar10", "shapes"),
+        ("fastnet_cifar10_long", "shapes"),
+    ]
+    assert job.configs[0].mean == job.configs[1].mean != build_config("fastnet_cifar10").mean
+    job.run()
+    left_out, *_ = capsys.readouterr().out.splitlines()
+    assert left_out.startswith("fastnet_food10  left out: ")
+    with pytest.raises(UsageError, match="pack shapes anew with --image-size"):
+        TrainAll.make(dataset="shapes", only="fastnet_food10").run()
 
 
 def test_without_release_nothing_is_fetched():
