@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Profile = Literal["full", "smoke"]
 DATASET = (
-    "Packed data set, see `darkroom data list`; the recipe's own if not given. Mean, standard deviation and sizes follow "
-    "the images unless --set sets them."
+    "Packed data set, see `darkroom data list`; the recipe's own if not given. Mean, standard deviation and sizes "
+    "follow the images unless --set sets them."
 )
 PROFILE = "full: the documented budget; smoke: minutes on two CPU cores, compared with nothing."
 
