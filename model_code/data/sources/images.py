@@ -89,7 +89,7 @@ class ImageSource:
         classes: Names; a label is an index into them.
         splits: "train", "validation", "test" and "unlabelled" (all labels -1), those that there are; "train" is there
             unless the set is for evaluation only (`imagenet-val`). "test" may be unlabelled.
-        ignored: Files in class folders whose type is not read.
+        ignored: Files whose type is not read.
         skipped: Parts of the source that were left out before it was read, and splits without some classes.
         base: The packed data set that this adds feedback to; None without any.
     """
@@ -110,6 +110,12 @@ def name_image(image: EncodedImage) -> str:
 def is_image_name(name: str) -> bool:
     """Return whether the file type in `name` is one that is read."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def list_ignored(archive: Archive, tables: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the files, for people, that are neither images nor one of the tables that are read."""
+    others = (name for name in archive.files if not is_image_name(name) and name not in tables)
+    return tuple(f"{archive.path.name}/{name}" for name in others)
 
 
 def normalise_class_name(name: str) -> str:
@@ -156,6 +162,16 @@ def settle_problems(where: str, problems: Sequence[Problem], skip: bool) -> tupl
     raise FaultyFilesError(
         f"{escape_bytes(f'{where}: {listed}')}; correct them{way}", [(one.name, one.kind) for one in problems]
     )
+
+
+def list_learned(by_split: Mapping[str, Sequence[tuple[str, str | None]]]) -> set[str]:
+    """Return the class names that count: those of the training images, or of all in a set for evaluation only.
+
+    Args:
+        by_split: Member and class name of each image by split; None without a label.
+    """
+    learned = [by_split["train"]] if "train" in by_split else by_split.values()
+    return {label for images in learned for _, label in images if label}
 
 
 def order_classes(found: Iterable[str], expected: tuple[str, ...] | None, where: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from model_code.data.sources.images import (
     ImageSource,
     find_twins,
     is_image_name,
+    list_ignored,
     name_some,
     normalise_class_name,
     order_classes,
@@ -80,6 +81,7 @@ def read_kaggle(archive: Archive, expected_classes: tuple[str, ...] | None = Non
                 )
             )
         },
+        ignored=list_ignored(archive, [table]),
     )
 
 
