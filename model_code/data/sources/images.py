@@ -29,6 +29,8 @@ CIFAR10_CLASSES = (
     "ship",
     "truck",
 )
+# Variation selectors, which choose between two forms of one character.
+_VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def find_twins(classes: Iterable[str]) -> list[Problem]:
     alike: dict[str, list[str]] = defaultdict(list)
     for name in sorted(set(classes)):
         folded = unicodedata.normalize("NFKC", name).casefold()
-        visible = "".join(one for one in folded if unicodedata.category(one) != "Cf")
+        visible = "".join(one for one in folded if unicodedata.category(one) != "Cf" and one not in _VARIANTS)
         alike[" ".join(visible.split())].append(name)
     kind = "classes whose names look alike (rename or merge them)"
     return [Problem(kind, " and ".join(map(ascii, names)), can_skip=False) for names in alike.values() if names[1:]]

@@ -28,9 +28,9 @@ from model_code.errors import DataError
 
 LABELS_FILE = "trainLabels.csv"
 IMAGE_FOLDERS = ("trainImages", "train")
-# What pandas writes for the index and for a missing label, and for a number beside missing ones.
+# What pandas and spreadsheets write for the index and for a missing label, and for a number beside missing ones.
 _INDEX_COLUMNS = {"", "index", "unnamed: 0"}
-NO_LABELS = {"", "nan"}
+NO_LABELS = {"", "nan", "<na>", "n/a", "#n/a", "null"}
 _ID_PATTERN = r"([0-9]{1,18})(?:\.0+)?"
 
 
