@@ -16,6 +16,7 @@ from flows.jobs.training import Profile, Train
 from flows.operations import release as releases
 from flows.printing.summaries import ReleaseSummary
 from model_code.data.add import AddedDataset
+from model_code.errors import UsageError
 from model_code.release.gate_rules import GateRules
 from model_code.settings import load_settings
 from model_code.tracking.mlflow_log import MlflowTracking
@@ -106,12 +107,16 @@ class Champion:
 
         Args:
             image: Path of an image file, or its content.
-            top_k: Number of classes in `top`.
+            top_k: Number of classes in `top`, at least 1 and at most all.
 
         Raises:
+            UsageError: There are not so many classes.
             NotAnImageError: It is not an image that can be read.
             TooLargeError: It has too many pixels.
         """
+        classes = len(self._classifier.manifest.classes)
+        if not 1 <= top_k <= classes:
+            raise UsageError(f"top_k is {top_k}; it must be a whole number from 1 to {classes}")
         data = image if isinstance(image, bytes) else Path(image).read_bytes()
         filename = None if isinstance(image, bytes) else Path(image).name
         pixels_HWC = self._classifier.decode(data)

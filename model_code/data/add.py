@@ -31,7 +31,7 @@ MAX_IMAGE_SIZE = 1024
 _MAX_NAME_LENGTH = 64
 _READ_AS_VALUE = r"[0-9]+(e-?[0-9]+)?|true|false|null|none|nan"
 # Raised whenever the same source packs differently, so that packed sets are made anew.
-_PACKING_VERSION = 6
+_PACKING_VERSION = 7
 
 
 @dataclass(frozen=True)

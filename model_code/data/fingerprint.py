@@ -49,6 +49,8 @@ def _describe(path: Path, seen: set[Path]) -> Iterator[str]:
         with suppress(FileNotFoundError):
             if entry.is_symlink():
                 yield f"{entry.path} -> {Path(entry.path).readlink()}"
+                if not Path(entry.path).exists():
+                    continue
             if entry.is_dir():
                 if not entry.is_symlink() or Path(entry.path).resolve() not in seen:
                     yield from _describe(Path(entry.path), seen)

@@ -3,12 +3,14 @@
 Every function returns a matplotlib figure that belongs to nobody else: save it and let it go.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
 from serving.bundle.manifest import Reliability, ReliabilityBin
 
@@ -49,7 +51,7 @@ def draw_curves(
 
 def draw_confusion(title: str, confusion_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix; colours show the share of the true class, numbers the counts (up to 30 classes)."""
-    names = [_escape_math(name) for name in classes]
+    names, fonts = _name_classes(classes)
     shares_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
     side = max(4.5, 0.55 * len(classes) + 2)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
@@ -59,8 +61,8 @@ def draw_confusion(title: str, confusion_KK: npt.NDArray[np.int64], classes: Seq
     axis.set_title(_escape_math(title))
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    axis.set_xticks(range(len(classes)), names, rotation=45, ha="right")
-    axis.set_yticks(range(len(classes)), names)
+    axis.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontfamily=fonts)
+    axis.set_yticks(range(len(classes)), names, fontfamily=fonts)
     if len(classes) <= 30:
         for row, column in np.ndindex(confusion_KK.shape):
             colour = "white" if shares_KK[row, column] > 0.5 else "black"
@@ -83,6 +85,7 @@ def draw_prediction_grid(
     classes: Sequence[str],
 ) -> Figure:
     """Draw the first 8x8 images titled "predicted (true)", green where right and red where wrong."""
+    names, fonts = _name_classes(classes)
     figure = Figure(figsize=(12, 13), layout="constrained")
     axes = figure.subplots(GRID_SIDE, GRID_SIDE)
     for axis in axes.flat:
@@ -90,8 +93,9 @@ def draw_prediction_grid(
     for axis, image, label, prediction in zip(axes.flat, images_NHWC, labels_N, predictions_N, strict=False):
         axis.imshow(image)
         axis.set_title(
-            _escape_math(f"{classes[prediction]} ({classes[label]})"),
+            f"{names[prediction]} ({names[label]})",
             fontsize=8,
+            fontfamily=fonts,
             color=RIGHT_COLOUR if prediction == label else WRONG_COLOUR,
         )
     return figure
@@ -162,6 +166,35 @@ def _draw_bins(axis: Axes, bins: Sequence[ReliabilityBin]) -> None:
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.03)
     axis.grid(alpha=0.3)
+
+
+def _name_classes(classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names of classes as figures show them, and the font families that draw them.
+
+    Where no installed font has a name's characters, the class is called by its number, from 0 in the order of labels.
+    """
+    default = FontProperties()
+    known = get_font(findfont(default)).get_charmap().keys()
+    missing = [{ord(char) for char in name if char.isprintable()} - known for name in classes]
+    families = dict.fromkeys(default.get_family())
+    others = dict(_list_fonts()) if any(missing) else {}
+    names = []
+    for label, (name, characters) in enumerate(zip(classes, missing, strict=True)):
+        font = next((family for family, drawn in others.items() if characters <= drawn), None) if characters else ""
+        if font:
+            families[font] = None
+        names.append(f"class {label}" if font is None else _escape_math(name))
+    return names, list(families)
+
+
+def _list_fonts() -> Iterator[tuple[str, set[int]]]:
+    """Yield the installed families that are drawn from outlines, with their characters, those without serifs first."""
+    files = {font.name: font.fname for font in fontManager.ttflist if not font.name.startswith("Last Resort")}
+    for family in sorted(files, key=lambda name: ("Sans" not in name, name)):
+        with suppress(OSError, RuntimeError):  # a damaged font, or one that is gone
+            font = get_font(files[family])
+            if font.scalable:
+                yield family, set(font.get_charmap())
 
 
 def _escape_math(text: str) -> str:

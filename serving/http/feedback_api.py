@@ -145,6 +145,10 @@ class FeedbackApi:
             )
         return data
 
+    def is_kept(self, sha256: str) -> bool:
+        """Return whether the request log keeps an image of that name, whose content is not read."""
+        return (self._kept_dir / sha256).is_file()
+
     async def on_disk(self, call: Callable[..., _Result], *arguments: object) -> _Result:
         """Call on the thread for the disk, for a limited time: a request holds memory while it waits.
 

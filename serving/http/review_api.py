@@ -1,6 +1,7 @@
 """Review over HTTP: the kept images of which a model was least sure, to be given their true labels."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,7 +77,7 @@ class ReviewAnswer(BaseModel):
     Attributes:
         model: Registered name.
         entries: Images by ascending probability; at most 8, with 10 MB of files.
-        left: Number of images behind them.
+        left: Number of images behind them that are still kept.
         next: Place to go on from; None where nothing is left.
     """
 
@@ -137,7 +138,7 @@ class ReviewApi:
         return ReviewAnswer(model=manifest.name, entries=tuple(entries), left=left, next=position)
 
     def _read(self, manifest: Manifest, after: ReviewPosition | None) -> tuple[list[tuple[LoggedAnswer, bytes]], int]:
-        """Return the next answers with their images, and how many are behind them."""
+        """Return the next answers with their images, and how many behind them are still kept."""
         labelled = self._feedback.store.list_labelled(manifest.name)
         waiting = [
             one
@@ -150,16 +151,19 @@ class ReviewApi:
         size_bytes = 0
         for number, one in enumerate(waiting):
             if len(found) == MAX_REVIEW_IMAGES:
-                return found, len(waiting) - number
+                return found, self._count_kept(waiting[number:])
             try:
                 data = self._feedback.read_kept(one.picture_sha256)
             except NoSuchImageError:
                 continue  # removed meanwhile as the oldest
             size_bytes += len(data)
             if found and size_bytes > MAX_REVIEW_BYTES:
-                return found, len(waiting) - number
+                return found, self._count_kept(waiting[number:])
             found.append((one, data))
         return found, 0
+
+    def _count_kept(self, waiting: Sequence[LoggedAnswer]) -> int:
+        return sum(self._feedback.is_kept(one.picture_sha256) for one in waiting)
 
 
 @endpoint(

@@ -148,6 +148,22 @@ def test_images_that_are_gone_or_were_changed_are_passed_over(home, start_servic
     assert [one["picture_sha256"] for one in answer["entries"]] == [hash_of(there)]
 
 
+def test_what_is_left_counts_images_that_can_still_be_shown(home, start_service):
+    images = [paint_red(red) for red in range(100, 100 + MAX_REVIEW_IMAGES + 3)]
+    with connect(start_service(home, *KEEPING, "--review")) as client:
+        predict(client, home, *images)
+        shown = {one["picture_sha256"] for one in review(client)["entries"]}
+        first, *others = sorted({hash_of(data) for data in images} - shown)
+        (home / "requests/pictures" / first).unlink()
+        answer = review(client)
+        assert answer["left"] == len(others)
+        assert len(review(client, answer["next"])["entries"]) == len(others)
+        for name in others:
+            (home / "requests/pictures" / name).unlink()
+        answer = review(client)
+        assert (len(answer["entries"]), answer["left"], answer["next"]) == (MAX_REVIEW_IMAGES, 0, None)
+
+
 @pytest.mark.parametrize("options", [(), KEEPING], ids=["nothing is kept", "images are kept"])
 def test_no_image_is_shown_unless_asked_for(home, start_service, options):
     with connect(start_service(home, *options)) as client:

@@ -16,7 +16,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +45,8 @@ _DAMAGE = (
 _ZIP_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES encryption"}
 _READ_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 _ENCRYPTED, _IS_UTF8 = 0x1, 0x800
+_UNICODE_PATH = 0x7075
+_UNKNOWN_ENCODING = "name in an encoding that the archive does not state (extract it and give the folder)"
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,14 @@ class FolderArchive(Archive):
             if entry.is_dir(follow_symlinks=False):
                 folders.add(name)
                 self._walk(Path(entry.path), f"{name}/", files, folders)
+            elif entry.is_symlink() and not Path(entry.path).exists():
+                self._note("link whose target is missing", name)
             elif entry.is_dir():
                 self._linked.append((Path(entry.path), name))
             elif entry.is_file():
                 files[name] = None
             else:
-                self._note("link whose target is missing" if entry.is_symlink() else "device or pipe", name)
+                self._note("device or pipe", name)
 
     def read(self, name: str) -> bytes:
         """Return the bytes of one file."""
@@ -198,7 +202,11 @@ class ZipArchive(Archive):
         self._set_members(self._infos, folders)
 
     def _add(self, info: zipfile.ZipInfo, folders: set[str]) -> None:
-        name = _check_name(self.path, _decode_name(info))
+        decoded = _decode_name(info)
+        if decoded is None:
+            self._note(_UNKNOWN_ENCODING, _get_raw_name(info).decode(errors="backslashreplace"))
+            return
+        name = _check_name(self.path, decoded)
         if not name or _is_hidden(name):
             return
         kind = stat.S_IFMT(info.external_attr >> 16)
@@ -274,14 +282,43 @@ class TarArchive(Archive):
             return file.read()
 
 
-def _decode_name(info: zipfile.ZipInfo) -> str:
-    """Return a member's name; without the flag that says UTF-8 the library takes it for code page 437."""
+def _decode_name(info: zipfile.ZipInfo) -> str | None:
+    """Return a member's name; None where the archive does not say in which of several encodings it is.
+
+    Without the flag that says UTF-8 the library takes it for code page 437.
+    """
     if info.flag_bits & _IS_UTF8:
         return info.filename
+    raw = _get_raw_name(info)
+    if (stated := _read_unicode_path(info.extra, raw)) is not None:
+        return stated
     try:
-        return info.filename.encode("cp437").decode()
-    except UnicodeError:
-        return info.filename
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("cp437") if all(map(_is_western, raw.split(b"/"))) else None
+
+
+def _get_raw_name(info: zipfile.ZipInfo) -> bytes:
+    return info.orig_filename.encode("utf-8" if info.flag_bits & _IS_UTF8 else "cp437")
+
+
+def _read_unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """Return the name in Info-ZIP's Unicode Path Extra Field, if there is one for these bytes."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        if kind == _UNICODE_PATH and size > 5 and extra[4:9] == struct.pack("<BI", 1, zlib.crc32(raw)):
+            with suppress(UnicodeDecodeError):
+                return extra[9 : 4 + size].decode()
+        extra = extra[4 + size :]
+    return None
+
+
+def _is_western(part: bytes) -> bool:
+    """Return whether a name is a word in code pages 437 and 850 alike: mostly plain letters, the others accented."""
+    accented = "".join(char for char in part.decode("cp437") if not char.isascii())
+    plain_count = sum(char.isalpha() for char in part.decode("ascii", errors="ignore"))
+    is_alike = part.decode("cp437") == part.decode("cp850")
+    return not accented or (is_alike and accented.isalpha() and len(accented) < plain_count)
 
 
 def _unreadable(path: Path, name: str, why: str) -> DataError:

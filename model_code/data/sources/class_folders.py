@@ -20,6 +20,7 @@ from model_code.data.sources.images import (
     ImageSource,
     find_twins,
     is_image_name,
+    list_ignored,
     name_some,
     normalise_class_name,
     order_classes,
@@ -130,6 +131,11 @@ def find_split(folder: str) -> str | None:
     return SPLIT_FOLDERS.get(folder.casefold())
 
 
+def has_class_folders(archive: Archive) -> bool:
+    """Return whether images lie in two folders or more, as those of classes do."""
+    return len({PurePosixPath(name).parent for name in archive.files if is_image_name(name)}) > 1
+
+
 def _collect(archive: Archive, scan: _Scan) -> None:
     images = [name.split("/") for name in archive.files if is_image_name(name)]
     if not images:
@@ -195,18 +201,16 @@ def _place(
 
 
 def _collect_rest(archive: Archive, wrapper: Sequence[str], split_by_top: dict[str, str], scan: _Scan) -> None:
-    """Note class folders without images, and files of other types in class folders."""
-    names = [*(f"{folder}/" for folder in sorted(archive.folders)), *archive.files]
-    for name in names:
-        parts = name.split("/")
+    """Note files of other types, a stray table among them, and class folders without images."""
+    scan.ignored += list_ignored(archive)
+    for folder in sorted(archive.folders):
+        parts = [*folder.split("/"), ""]
         place = _place(parts, len(wrapper), split_by_top, scan.main_split)
-        if parts[: len(wrapper)] != wrapper or isinstance(place, str) or is_image_name(name):
+        if parts[: len(wrapper)] != wrapper or isinstance(place, str):
             continue
         split, rest = place
-        if parts[-1] and len(rest) > 1:
-            scan.ignored.append(f"{archive.path.name}/{name}")
-        elif split == scan.main_split and len(rest) == 2 and not (split_by_top and _find_split_word(rest[0])):
-            scan.empty.append((normalise_class_name(rest[0]), f"{archive.path.name}/{name.rstrip('/')}"))
+        if split == scan.main_split and len(rest) == 2 and not (split_by_top and _find_split_word(rest[0])):
+            scan.empty.append((normalise_class_name(rest[0]), f"{archive.path.name}/{folder}"))
 
 
 def _tell_missing(scan: _Scan, splits: Sequence[str], classes: tuple[str, ...]) -> list[SkippedImage]:

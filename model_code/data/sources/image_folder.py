@@ -2,8 +2,8 @@
 
     train/metadata.csv, train/0001.png, test/metadata.csv, …    or    metadata.csv with file_name train/0001.png
 
-The split is the first folder of the file's path that names one, else train. Without a table the same folders are class
-folders.
+The split is the first folder of the file's path that names one, else train; without train the set is for evaluation
+only. Without a table the same folders are class folders.
 """
 
 from collections import defaultdict
@@ -16,6 +16,8 @@ from model_code.data.sources.images import (
     find_twins,
     index_labels,
     is_image_name,
+    list_ignored,
+    list_learned,
     normalise_class_name,
     order_classes,
     settle_problems,
@@ -51,11 +53,13 @@ def read_image_folder(archive: Archive, expected_classes: tuple[str, ...] | None
 
     Raises:
         DataError: A table has no column of labels, or a list of all else that is wrong: lines without a file or
-            a label, files named twice, images that no line names, classes that look alike or that train does not have.
+            a label, files named twice, images that no line names, classes that look alike or that train, if it is
+            there, does not have.
     """
     label_by_file: dict[str, str] = {}
     problems: list[Problem] = []
-    for table in find_tables(archive):
+    tables = find_tables(archive)
+    for table in tables:
         _read_table(archive, table, label_by_file, problems)
     problems += [
         Problem(f"image that no {TABLE} names", name, can_skip=False)
@@ -66,7 +70,7 @@ def read_image_folder(archive: Archive, expected_classes: tuple[str, ...] | None
     for name, label in label_by_file.items():
         splits = filter(None, map(find_split, PurePosixPath(name).parts[:-1]))
         by_split[next(splits, "train")].append((name, label))
-    learned = {label for _, label in by_split["train"]}
+    learned = list_learned(by_split)
     problems += [
         Problem("label that train does not have", f"{name} ({label})", can_skip=False)
         for name, label in label_by_file.items()
@@ -79,6 +83,7 @@ def read_image_folder(archive: Archive, expected_classes: tuple[str, ...] | None
         description=f"ImageFolder in {archive.path.name}",
         classes=classes,
         splits=index_labels(archive, by_split, classes),
+        ignored=list_ignored(archive, tables),
     )
 
 

@@ -29,6 +29,8 @@ CIFAR10_CLASSES = (
     "ship",
     "truck",
 )
+# Variation selectors, which choose between two forms of one character.
+_VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class ImageSource:
         classes: Names; a label is an index into them.
         splits: "train", "validation", "test" and "unlabelled" (all labels -1), those that there are; "train" is there
             unless the set is for evaluation only (`imagenet-val`). "test" may be unlabelled.
-        ignored: Files in class folders whose type is not read.
+        ignored: Files whose type is not read.
         skipped: Parts of the source that were left out before it was read, and splits without some classes.
         base: The packed data set that this adds feedback to; None without any.
     """
@@ -112,6 +114,12 @@ def is_image_name(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
+def list_ignored(archive: Archive, tables: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the files, for people, that are neither images nor one of the tables that are read."""
+    others = (name for name in archive.files if not is_image_name(name) and name not in tables)
+    return tuple(f"{archive.path.name}/{name}" for name in others)
+
+
 def normalise_class_name(name: str) -> str:
     r"""Return the name of a class: composed (NFC), without blanks around it; bytes that are no UTF-8 as `\xe4`."""
     return unicodedata.normalize("NFC", escape_bytes(name)).strip()
@@ -127,7 +135,7 @@ def find_twins(classes: Iterable[str]) -> list[Problem]:
     alike: dict[str, list[str]] = defaultdict(list)
     for name in sorted(set(classes)):
         folded = unicodedata.normalize("NFKC", name).casefold()
-        visible = "".join(one for one in folded if unicodedata.category(one) != "Cf")
+        visible = "".join(one for one in folded if unicodedata.category(one) != "Cf" and one not in _VARIANTS)
         alike[" ".join(visible.split())].append(name)
     kind = "classes whose names look alike (rename or merge them)"
     return [Problem(kind, " and ".join(map(ascii, names)), can_skip=False) for names in alike.values() if names[1:]]
@@ -156,6 +164,16 @@ def settle_problems(where: str, problems: Sequence[Problem], skip: bool) -> tupl
     raise FaultyFilesError(
         f"{escape_bytes(f'{where}: {listed}')}; correct them{way}", [(one.name, one.kind) for one in problems]
     )
+
+
+def list_learned(by_split: Mapping[str, Sequence[tuple[str, str | None]]]) -> set[str]:
+    """Return the class names that count: those of the training images, or of all in a set for evaluation only.
+
+    Args:
+        by_split: Member and class name of each image by split; None without a label.
+    """
+    learned = [by_split["train"]] if "train" in by_split else by_split.values()
+    return {label for images in learned for _, label in images if label}
 
 
 def order_classes(found: Iterable[str], expected: tuple[str, ...] | None, where: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from model_code.data.sources.images import (
     ImageSource,
     find_twins,
     is_image_name,
+    list_ignored,
     name_some,
     normalise_class_name,
     order_classes,
@@ -27,9 +28,9 @@ from model_code.errors import DataError
 
 LABELS_FILE = "trainLabels.csv"
 IMAGE_FOLDERS = ("trainImages", "train")
-# What pandas writes for the index and for a missing label, and for a number beside missing ones.
+# What pandas and spreadsheets write for the index and for a missing label, and for a number beside missing ones.
 _INDEX_COLUMNS = {"", "index", "unnamed: 0"}
-NO_LABELS = {"", "nan"}
+NO_LABELS = {"", "nan", "<na>", "n/a", "#n/a", "null"}
 _ID_PATTERN = r"([0-9]{1,18})(?:\.0+)?"
 
 
@@ -80,6 +81,7 @@ def read_kaggle(archive: Archive, expected_classes: tuple[str, ...] | None = Non
                 )
             )
         },
+        ignored=list_ignored(archive, [table]),
     )
 
 

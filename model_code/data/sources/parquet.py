@@ -2,26 +2,28 @@
 
     data/train-00000-of-00002.parquet, data/test-…    or    train/0000.parquet, …
 
-The split is the first folder, or else the first word of the file's name, that names one, else train.
+The split is the first folder, or else the first word of the file's name, that names one, else train; without train the
+set is for evaluation only. Class folders beside the files win.
 """
 
 import json
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model_code.data.sources.archives import Archive, FolderArchive, Problem, naming_damage
-from model_code.data.sources.class_folders import find_split
+from model_code.data.sources.class_folders import find_split, has_class_folders
 from model_code.data.sources.image_folder import LABEL_COLUMNS
 from model_code.data.sources.images import (
     ImageSource,
     find_twins,
     index_labels,
+    list_learned,
     normalise_class_name,
     order_classes,
     settle_problems,
@@ -32,6 +34,9 @@ from model_code.errors import DataError
 
 SUFFIX = ".parquet"
 FEATURES_KEY = b"huggingface"
+BATCH_ROWS = 16
+# Without a buffer pyarrow reads the column of a whole row group at once.
+_BUFFER_BYTES = 2**20
 _LABEL_TYPES = r"u?int\d+|(large_)?string|dictionary<.*string.*>"
 
 
@@ -51,13 +56,16 @@ class _Table:
 
 
 class _ParquetArchive(Archive):
-    """The images of Parquet files, called FILE/ROW; read in order, each row group is read once."""
+    """The images of Parquet files, called FILE/ROW; read in order, each row is read once, a few at a time."""
 
     def __init__(self, path: Path, tables: Mapping[str, _Table]) -> None:
         super().__init__(path)
         self._tables = tables
         self._group: tuple[str, int] = ("", 0)
+        self._first_row = 0
         self._images: Sequence[Any] = ()
+        self._batches: Iterator[Any] = iter(())
+        self._damage = ""
         self._set_members(
             {f"{name}/{row}": None for name, table in tables.items() for row in range(len(table.labels))}, set()
         )
@@ -65,19 +73,33 @@ class _ParquetArchive(Archive):
     def read(self, name: str) -> bytes:
         """Return the bytes of one image."""
         file, _, row = name.rpartition("/")
-        table = self._tables[file]
-        group = bisect_right(table.group_starts, int(row)) - 1
-        if self._group != (file, group):
-            self._images = _read_column(self.path / file, table.image_column, group)
-            self._group = (file, group)
-        content = self._images[int(row) - table.group_starts[group]].as_py()
+        self._seek(file, int(row))
+        content = self._images[int(row) - self._first_row].as_py()
         if content is None:
             raise DataError(f"{self.path}: {name} has no bytes, only a path; store the images in the file")
         self._check_size(name, len(content))
         return bytes(content)
 
+    def _seek(self, file: str, row: int) -> None:
+        """Read on to the batch that holds a row, from the start of its row group if that is not behind."""
+        group = bisect_right(self._tables[file].group_starts, row) - 1
+        if self._group != (file, group) or row < self._first_row:
+            self._group, self._images, self._damage = (file, group), (), ""
+            self._first_row = self._tables[file].group_starts[group]
+            self._batches = _read_batches(self.path / file, self._tables[file].image_column, group)
+        if self._damage:
+            raise DataError(self._damage)
+        try:
+            while row >= self._first_row + len(self._images):
+                self._first_row += len(self._images)
+                self._images = ()  # freed before the next are read
+                self._images = next(self._batches)
+        except DataError as error:
+            self._damage = str(error)
+            raise
 
-@layout("Hugging Face's Parquet", lambda archive: any(map(_is_table, archive.files)))
+
+@layout("Hugging Face's Parquet", lambda archive: any(map(_is_table, archive.files)) and not has_class_folders(archive))
 def read_parquet(archive: Archive, expected_classes: tuple[str, ...] | None = None) -> ImageSource:
     """List the images of Parquet files, in the order of the files' names and of their rows.
 
@@ -87,8 +109,8 @@ def read_parquet(archive: Archive, expected_classes: tuple[str, ...] | None = No
 
     Raises:
         DataError: The archive is no folder, pyarrow is missing, a file has not one column of images and one of labels,
-            or a list of all else that is wrong: rows without a label, classes that look alike or that train does not
-            have.
+            or a list of all else that is wrong: rows without a label, classes that look alike or that train, if it is
+            there, does not have.
     """
     if not isinstance(archive, FolderArchive):
         raise DataError(f"{archive.path}: Parquet is read from folders only; extract it and give the folder")
@@ -98,7 +120,7 @@ def read_parquet(archive: Archive, expected_classes: tuple[str, ...] | None = No
     for name, table in tables.items():
         by_split[_name_split(name)] += [(f"{name}/{row}", label) for row, label in enumerate(table.labels)]
     is_unlabelled = {split: not any(label for _, label in found) for split, found in by_split.items()}
-    learned = {label for _, label in by_split["train"] if label}
+    learned = list_learned(by_split)
     problems = [
         Problem("label that train does not have" if label else "row without a label", name, can_skip=False)
         for split, found in by_split.items()
@@ -112,7 +134,7 @@ def read_parquet(archive: Archive, expected_classes: tuple[str, ...] | None = No
         description=f"Parquet in {archive.path.name}",
         classes=classes,
         splits=index_labels(rows, by_split, classes),
-        ignored=tuple(name for name in archive.files if not _is_table(name)),
+        ignored=tuple(f"{archive.path.name}/{name}" for name in archive.files if not _is_table(name)),
     )
 
 
@@ -147,11 +169,10 @@ def _open_table(file: Path) -> _Table:
             "others"
         )
     names = features.get(labels[0], {}).get("names")
-    values = _read_column(file, labels[0])
     return _Table(
         image_column=f"{images[0]}.bytes" if types[images[0]].startswith("struct") else images[0],
         group_starts=tuple(accumulate(sizes, initial=0)),
-        labels=tuple(_name_class(value, names) for value in values.to_pylist()),
+        labels=tuple(_name_class(value, names) for value in _read_labels(file, labels[0])),
     )
 
 
@@ -163,15 +184,23 @@ def _read_features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
         return {}
 
 
-def _read_column(file: Path, column: str, group: int | None = None) -> Any:  # noqa: ANN401 - pyarrow has no types
-    """Return a column, of one row group or whole; of a structure its bytes."""
+def _read_labels(file: Path, column: str) -> list[Any]:
+    from pyarrow import parquet
+
+    with naming_damage(file), parquet.ParquetFile(file) as table:
+        return list(table.read([column]).column(0).to_pylist())
+
+
+def _read_batches(file: Path, column: str, group: int) -> Iterator[Any]:
+    """Yield the column of a row group, of a structure its bytes, `BATCH_ROWS` at a time."""
     from pyarrow import parquet
     from pyarrow.types import is_struct
 
-    with naming_damage(file), parquet.ParquetFile(file) as table:
-        found = table.read([column]) if group is None else table.read_row_group(group, [column])
-    values = found.column(0).combine_chunks()
-    return values.field("bytes") if is_struct(values.type) else values
+    with naming_damage(file), parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table:
+        for batch in table.iter_batches(BATCH_ROWS, [group], [column], use_threads=False):
+            values = batch.column(0)
+            yield values.field("bytes") if is_struct(values.type) else values
+        raise EOFError(f"row group {group} ends early")
 
 
 def _name_class(value: object, names: object) -> str | None:

@@ -1,8 +1,10 @@
 import gzip
 import io
 import os
+import struct
 import tarfile
 import zipfile
+import zlib
 
 import pytest
 
@@ -176,3 +178,42 @@ def test_zip_names_without_the_flag_of_utf8(tmp_path, raw, expected):
     with open_archive(tmp_path / "x.zip") as archive:
         assert archive.files == (f"{expected}/1.png",)
         assert archive.read(f"{expected}/1.png") == b"hello"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "Käse".encode("latin1"),
+        "сыр".encode("cp866"),
+        "ПАПКА".encode("cp866"),
+        "チーズ".encode("shift-jis"),
+        "テスト".encode("shift-jis"),
+        "奶酪".encode("gbk"),
+    ],
+)
+def test_zip_names_whose_encoding_is_not_stated_are_problems(tmp_path, raw):
+    stand_in = "x" * len(raw)
+    content = write_zip(tmp_path / "x.zip", (f"{stand_in}/1.png", b"hello"), ("b/1.png", b"")).read_bytes()
+    (tmp_path / "x.zip").write_bytes(content.replace(stand_in.encode(), raw))
+    with open_archive(tmp_path / "x.zip") as archive:
+        assert archive.files == ("b/1.png",)
+        [problem] = archive.problems
+    assert problem.kind.startswith("name in an encoding that the archive does not state")
+    assert problem.name == f"x.zip/{raw.decode('ascii', errors='backslashreplace')}/1.png"
+
+
+@pytest.mark.parametrize("is_for_these_bytes", [True, False])
+def test_the_unicode_path_beside_a_zip_name(tmp_path, is_for_these_bytes):
+    raw, text = "сыр/1.png".encode("cp866"), "сыр/1.png".encode()
+    checksum = zlib.crc32(raw if is_for_these_bytes else b"renamed")
+    info = zipfile.ZipInfo("x" * len(raw))
+    info.extra = struct.pack("<HH4x", 0x5455, 4) + struct.pack("<HHBI", 0x7075, 5 + len(text), 1, checksum) + text
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(info, b"hello")
+    content = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(content.replace(b"x" * len(raw), raw))
+    with open_archive(tmp_path / "x.zip") as archive:
+        assert archive.files == (("сыр/1.png",) if is_for_these_bytes else ())
+        assert len(archive.problems) == (not is_for_these_bytes)
+        if is_for_these_bytes:
+            assert archive.read("сыр/1.png") == b"hello"

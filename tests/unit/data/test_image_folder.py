@@ -105,3 +105,36 @@ def test_an_export_keeps_names_that_no_folder_can_have_and_the_order(write, pack
     for again in (tmp_path / "out.zip", tmp_path / "out"):
         same = pack(again, "again")
         assert (same.classes, same.checksum) == (packed.classes, packed.checksum)
+
+
+@pytest.mark.parametrize("form", ["zip", "folder", "parquet"])
+@pytest.mark.parametrize("splits", [("validation",), ("test",), ("test", "validation")])
+def test_an_export_without_training_images_is_read_as_the_same_images(write, pack, add, tmp_path, form, splits):
+    files = [f"{split}/{number}.png" for split in splits for number in range(3)]
+    rows = [f"{file},{('dog', 'cat', 'dog')[index % 3]}" for index, file in enumerate(files)]
+    packed = pack(write(files, {"metadata.csv": "\n".join(["file_name,label", *rows])}))
+    assert set(packed.splits) == set(splits)
+    out = tmp_path / "out"
+    assert export_dataset(packed, out, is_parquet=form == "parquet") == len(files)
+    if form == "folder":
+        with zipfile.ZipFile(out) as archive:
+            archive.extractall(out := tmp_path / "extracted")
+    again = pack(out, "again")
+    assert (again.classes, again.checksum) == (packed.classes, packed.checksum)
+
+
+@pytest.mark.parametrize("form", ["zip", "parquet"])
+def test_an_export_of_imagenet_validation_is_read_under_any_name(write, add, pack, tmp_path, form):
+    source = write(["val/n01440764/a.png", "val/n01443537/b.png", "val/n01443537/c.png"], {})
+    packed = add("imagenet-val", source, image_size=8).dataset
+    export_dataset(packed, tmp_path / "out", is_parquet=form == "parquet")
+    assert pack(tmp_path / "out", "again").checksum == packed.checksum
+    if form == "zip":
+        assert add("imagenet-val", tmp_path / "out", image_size=8).dataset.checksum == packed.checksum
+
+
+def test_another_file_beside_the_images_is_named(write, add):
+    source = write(FILES, {"metadata.csv": "file_name,label\n" + "\n".join(f"{name},{name[-5]}" for name in FILES[:3])})
+    (source / "test").rename(source.with_name("kept"))
+    (source / "train" / "index.parquet").write_bytes(b"PAR1")
+    assert [one.name for one in add("pets", source, image_size=8).skipped] == ["set/train/index.parquet"]

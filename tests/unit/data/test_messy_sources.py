@@ -74,7 +74,8 @@ def test_what_cannot_be_skipped_stays_an_error(add, write_tree, png):
 
 
 @pytest.mark.parametrize(
-    "names", [("Cat", "cat"), ("ﬁr", "fir"), ("straße", "STRASSE"), ("a b", "a  b"), ("cat", "ca\u200bt")]
+    "names",
+    [("Cat", "cat"), ("ﬁr", "fir"), ("straße", "STRASSE"), ("a b", "a  b"), ("cat", "ca\u200bt"), ("❤", "❤\ufe0f")],
 )
 def test_names_that_look_alike_are_refused_by_name(add, write_tree, png, names):
     with pytest.raises(DataError, match="look alike") as error:
@@ -141,6 +142,16 @@ def test_links_are_read_and_changes_behind_them_seen(add, tmp_path, write_tree, 
     assert added.dataset.splits["train"].images_NHWC[0, 0, 0].tolist() == [200, 0, 0]
 
 
+def test_links_in_a_circle_are_links_to_nothing(add, write_tree, png):
+    folder = write_tree(dict.fromkeys(["a/1.png", "b/1.png"], png))
+    (folder / "a" / "2.png").symlink_to("2.png")
+    (folder / "c").symlink_to("d")
+    (folder / "d").symlink_to("c")
+    with pytest.raises(DataError, match=r"3 x link whose target is missing: source/a/2\.png, source/c, source/d; "):
+        add("x", folder)
+    assert count(add("x", folder, skip=True).dataset) == {"train": [1, 1]}
+
+
 @pytest.mark.parametrize("suffix", ["jfif", "JFIF", "mpo", "pnm"])
 def test_more_file_types(add, write_tree, encode, suffix):
     kind = "PPM" if suffix == "pnm" else "JPEG"
@@ -182,3 +193,11 @@ def test_lines_that_are_wrong_are_listed(add, write_tree, png):
         "'Dog' and 'dog'",
     ):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("label", ["", " ", "NaN", "<NA>", "N/A", "#N/A", "null"])
+def test_a_label_that_stands_for_none_is_no_class(add, write_tree, png, label):
+    table = f"id,label\n1,{label}\n2,dog\n3,cat\n"
+    images = dict.fromkeys(["train/1.png", "train/2.png", "train/3.png"], png)
+    with pytest.raises(DataError, match=r"1 x line without one id and one label: line 2 "):
+        add("x", write_tree(images | {"trainLabels.csv": table.encode()}))

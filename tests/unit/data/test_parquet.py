@@ -10,6 +10,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from model_code.data.export import export_dataset
+from model_code.data.sources.archives import FolderArchive
+from model_code.data.sources.parquet import BATCH_ROWS, read_parquet
 from model_code.errors import DataError
 
 NAMES = ["dog", "cat"]
@@ -57,11 +59,13 @@ def list_reds(split):
         ("train/0000.parquet", "train/0001.parquet", "test/0000.parquet"),
     ],
 )
-def test_images_of_all_files_in_their_order(write, pack, files):
+def test_images_of_all_files_in_their_order(write, add, files):
     for file, numbers, labels in zip(files, [(0, 1, 2), (3,), (4,)], [(0, 1, 1), (0,), (1,)], strict=True):
         source = write(file, make_rows(numbers, labels))
     (source / "README.md").write_text("pets")
-    packed = pack(source)
+    added = add("pets", source, image_size=8)
+    assert [one.name for one in added.skipped] == ["set/README.md"]
+    packed = added.dataset
     assert packed.classes == ("cat", "dog")
     assert list_reds(packed.splits["train"]) == [0, 20, 40, 60]
     assert packed.splits["train"].labels_N.tolist() == [1, 0, 0, 1]
@@ -136,3 +140,78 @@ def test_an_export_is_read_as_the_same_images(write, pack, tmp_path):
     assert found.column("label").to_pylist() == [1, 0, 0]
     first = Image.open(io.BytesIO(found.column("image")[1].as_py()["bytes"]))
     assert np.array_equal(np.asarray(first), packed.splits["train"].images_NHWC[1])
+
+
+def test_a_row_group_is_held_a_few_rows_at_a_time(tmp_path):
+    rows, row_bytes = 30 * BATCH_ROWS, 100_000
+    contents = [np.random.default_rng(number).bytes(row_bytes) for number in range(rows)]
+    table = pyarrow.table({"image": contents, "label": ["cat", "dog"] * (rows // 2)})
+    parquet.write_table(
+        table, tmp_path / "train.parquet", row_group_size=rows, write_batch_size=BATCH_ROWS, use_dictionary=False
+    )
+    del table
+    images = read_parquet(FolderArchive(tmp_path)).splits["train"].images
+    before_bytes, held_rows = pyarrow.total_allocated_bytes(), []
+    for position in (*range(rows), 5, 3):
+        assert images[position].archive.read(images[position].member) == contents[position]
+        held_rows.append((pyarrow.total_allocated_bytes() - before_bytes) / row_bytes)
+    # The batch, the pages that it is made of, and the read buffer.
+    assert max(held_rows) < 5 * BATCH_ROWS < rows / 5
+
+
+def test_a_damaged_row_group_spoils_the_images_behind_the_damage_only(tmp_path):
+    count = 4 * BATCH_ROWS
+    contents = [np.random.default_rng(number).bytes(1000) for number in range(count)]
+    file = tmp_path / "train.parquet"
+    parquet.write_table(
+        pyarrow.table({"image": contents, "label": ["cat", "dog"] * (count // 2)}),
+        file,
+        row_group_size=2 * BATCH_ROWS,
+        write_batch_size=BATCH_ROWS,
+        data_page_size=1000,
+        use_dictionary=False,
+        compression="none",
+    )
+    images = read_parquet(FolderArchive(tmp_path)).splits["train"].images
+    data = bytearray(file.read_bytes())
+    # The length in front of a value.
+    start = data.index(contents[BATCH_ROWS]) - 4
+    data[start : start + 4] = b"\xff\xff\xff\x7f"
+    file.write_bytes(data)
+    for position, image in enumerate(images):
+        if BATCH_ROWS <= position < 2 * BATCH_ROWS:
+            with pytest.raises(DataError, match=r"train\.parquet is truncated or damaged"):
+                image.archive.read(image.member)
+        else:
+            assert image.archive.read(image.member) == contents[position]
+
+
+@pytest.mark.parametrize("stray", ["index.parquet", "cat/index.parquet", "train/index.parquet"])
+@pytest.mark.parametrize("is_good", [True, False], ids=["images and labels", "no images"])
+def test_class_folders_win_over_a_stray_file_which_is_named(write, add, stray, is_good):
+    source = write(stray, make_rows((5, 6), (0, 1)) if is_good else {"file": ["a", "b"]})
+    top = "train/" * stray.startswith("train/")
+    for number, name in enumerate(("cow", "hen")):
+        (source / top / name).mkdir(parents=True)
+        (source / top / name / "1.png").write_bytes(draw(number))
+    if stray.startswith("cat/"):
+        (source / "cat/1.png").write_bytes(draw(2))
+    added = add("pets", source, image_size=8)
+    assert added.dataset.classes == (("cat",) if stray.startswith("cat/") else ()) + ("cow", "hen")
+    assert [(one.name, one.reason) for one in added.skipped] == [(f"set/{stray}", "this file type is not read")]
+
+
+def test_images_in_one_folder_beside_parquet_are_no_class_folders(write, add):
+    source = write("train.parquet", make_rows((0, 1), (0, 1)))
+    (source / "assets").mkdir()
+    (source / "assets/sample.png").write_bytes(draw(2))
+    added = add("pets", source, image_size=8)
+    assert added.dataset.classes == ("cat", "dog")
+    assert [one.name for one in added.skipped] == ["set/assets/sample.png"]
+
+
+def test_a_test_split_alone_is_for_evaluation(write, pack):
+    packed = pack(write("test.parquet", make_rows((0, 1), (1, 0))))
+    assert (packed.classes, set(packed.splits)) == (("cat", "dog"), {"test"})
+    with pytest.raises(DataError, match="at least 2 are needed"):
+        pack(write("test.parquet", make_rows((0, 1), (-1, -1))), "unlabelled")

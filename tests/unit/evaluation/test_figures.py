@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from model_code.evaluation.figures import (
@@ -65,6 +66,26 @@ def test_names_between_dollar_signs_are_no_formulas(names):
     save(draw_confusion(f"test of {names[0]} and {names[0]}", np.eye(3, dtype=np.int64), names))
     save(draw_prediction_grid(np.zeros((4, 8, 8, 3), np.uint8), labels_N, labels_N[::-1], names))
     save(draw_curves("$ and $$", {"accuracy": {"train": {1: 0.4}}}))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("has_fonts", [True, False])
+def test_names_that_no_font_draws_become_numbers(monkeypatch, has_fonts):
+    names = ["チーズ", "हिन्दी", "é, ß and я"]
+    if not has_fonts:
+        own = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]
+        monkeypatch.setattr(fontManager, "ttflist", own)
+    figure = draw_confusion("test", np.eye(3, dtype=np.int64), names)
+    save(figure)
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown == [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert shown[2] == names[2]
+    if not has_fonts:
+        assert shown[:2] == ["class 0", "class 1"]
+    labels_N = np.array([0, 1])
+    grid = draw_prediction_grid(np.zeros((2, 8, 8, 3), np.uint8), labels_N, labels_N[::-1], names)
+    save(grid)
+    assert grid.axes[0].get_title() == f"{shown[1]} ({shown[0]})"
 
 
 def test_confusion_shows_counts_and_shares_of_the_true_class():
