@@ -28,10 +28,11 @@ from serving.errors import (
     WrongFormError,
     WrongTypeError,
 )
+from serving.http.addresses import find_root_path, find_url
 from serving.http.api_keys import ApiKeys
 from serving.http.connections import SURPLUS
 from serving.http.endpoint import ENDPOINTS, INFERENCE_PATHS, INFERENCE_PREFIX, Endpoint
-from serving.http.examples import find_url, write_examples
+from serving.http.examples import write_examples
 from serving.http.held_response import PIECE_BYTES, HeldResponse
 from serving.http.layers import REQUEST_ID_HEADER, SECURITY_HEADERS, CutOff, RequestObserver, SecurityHeaders
 from serving.http.openapi import describe_api
@@ -40,7 +41,7 @@ from serving.http.protocol import REFUSED
 from serving.http.request_body import RequestBody
 from serving.limits import MAX_CONNECTIONS
 from serving.models.predictions import ErrorAnswer, ErrorDetail, FormExamples, InferenceError
-from serving.options import ServiceOptions, is_root_path
+from serving.options import ServiceOptions
 from serving.request_record import REQUEST_ID, AnsweredRequest
 
 # What BentoML answers when it is asked with GET; everything else about them comes here.
@@ -164,13 +165,7 @@ async def _show_page(_: Request) -> Response:
 
 async def _show_openapi(request: Request) -> Response:
     headers = {"Vary": "X-Forwarded-Prefix"}
-    return Response(_encode_description(_find_root_path(request)), media_type="application/json", headers=headers)
-
-
-def _find_root_path(request: Request) -> str:
-    forwarded = request.headers.get("x-forwarded-prefix", "").rstrip("/")
-    root_path: str = request.app.state.root_path
-    return root_path or (forwarded if is_root_path(forwarded) else "")
+    return Response(_encode_description(find_root_path(request)), media_type="application/json", headers=headers)
 
 
 @lru_cache(maxsize=16)
@@ -204,8 +199,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
         headers["Connection"] = "close"
     examples = None
     if request.app.state.gives_examples and isinstance(error, WrongTypeError | WrongFormError | NotReadableError):
-        url = find_url(request.url.scheme, request.headers.get("host", ""), _find_root_path(request))
-        examples = write_examples(request.url.path, url, request.app.state.keys is not None)
+        examples = write_examples(request.url.path, find_url(request), request.app.state.keys is not None)
     return _refuse(request.scope, error.status, error.code, str(error), headers, examples)
 
 

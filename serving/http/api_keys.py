@@ -80,7 +80,7 @@ class ApiKeys:
         scheme, _, credentials = headers.get("authorization", "").partition(" ")
         given = headers.get("x-api-key") or (credentials.strip() if scheme.lower() == "bearer" else "")
         if not given:
-            raise UnauthorizedError("this service wants a key: send `Authorization: Bearer KEY`")
+            raise UnauthorizedError("this service wants a key: send `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         if reading.problem:
             raise UnauthorizedError("no key is accepted at the moment; who runs the service must mend its file of keys")
         given_hash = _hash(given)
@@ -96,7 +96,7 @@ class ApiKeys:
         if reading.problem and reading.problem != before.problem:
             logger.warning("no API key is accepted until this is mended: %s", reading.problem)
         elif not reading.problem and (before.problem or reading.hashes != before.hashes):
-            logger.info("%s: %d keys", self._file, len(reading.hashes))
+            logger.info("%s: keys that are accepted: %d", self._file, len(reading.hashes))
         self._reading = reading
         return reading
 

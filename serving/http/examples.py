@@ -1,18 +1,15 @@
 """Lines that send a form as an endpoint reads it, for the answer to one that is wrong."""
 
 import json
-import re
 
 from serving.models.predictions import FIELD_NAME, FormExamples
 
-DEFAULT_URL = "http://127.0.0.1:3000"
 # Endpoints that read a form, with its texts.
 _FORMS: dict[str, dict[str, str]] = {"/v1/predict": {}, "/v1/explain": {}, "/v1/feedback": {"label": "cat"}}
 _FILE = "cat.jpg"
-_HOST = re.compile(r"([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
 
 
-def write_curl(path: str, url: str = DEFAULT_URL, has_keys: bool = False) -> str:
+def write_curl(path: str, url: str, has_keys: bool) -> str:
     """Return the line for a shell; that of predictions for a path that reads no form.
 
     Args:
@@ -52,14 +49,3 @@ def write_examples(path: str, url: str, has_keys: bool) -> FormExamples | None:
             "body: form})).json();"
         ),
     )
-
-
-def find_url(scheme: str, host: str, root_path: str) -> str:
-    """Return the address under which a client reached the service; the default one for a strange host.
-
-    Args:
-        scheme: `http` or `https`.
-        host: Host header.
-        root_path: Prefix that a proxy strips.
-    """
-    return f"{scheme}://{host}{root_path}" if _HOST.fullmatch(host) else DEFAULT_URL + root_path

@@ -46,7 +46,8 @@ class PageCheck:
             return
         if site not in ("", "same-origin", "none") or (origin is not None and not _is_same(origin, headers, site)):
             raise ForeignPageError(
-                f"a page of {(origin or site)[:80]!r} may not call; start the service with --allow-origin ORIGIN"
+                f"a page of {repr(origin[:80]) if origin else 'another site'} may not call; start the service with "
+                "--allow-origin ORIGIN"
             )
         hosts = headers.getlist("host")
         if not self._has_keys and not (len(hosts) == 1 and self._is_own_name(hosts[0])):

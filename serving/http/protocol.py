@@ -1,6 +1,7 @@
 """HTTP/1.1 of uvicorn and httptools, with bounds on the work that each connection causes."""
 
 import asyncio
+import logging
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -30,6 +31,32 @@ _REFUSED_BYTES_PER_S = 8_000_000
 # A request comes in as many small pieces at once; after them it is read with pauses, in which they gather.
 _SMALL_PIECE_BYTES = 1024
 _FREE_SMALL_PIECES = 8
+# Any client can send what is no HTTP as often as it likes.
+_TELL_PERIOD_S = 60.0
+
+
+class _InvalidRequests:
+    """What was no HTTP, told of in one line in a minute at most."""
+
+    def __init__(self) -> None:
+        self._untold = 0
+        self._told_s = float("-inf")
+
+    def add(self, logger: logging.Logger, client: tuple[str, int] | None, error: Exception, now_s: float) -> None:
+        """Count one, and tell of all since the last line."""
+        self._untold += 1
+        if now_s - self._told_s < _TELL_PERIOD_S:
+            return
+        logger.warning(
+            "requests that were no HTTP: %d; the last from %s: %s",
+            self._untold,
+            client[0] if client else "unknown",
+            error.__context__ or error,
+        )
+        self._untold, self._told_s = 0, now_s
+
+
+_invalid_requests = _InvalidRequests()
 
 
 class _Flow(FlowControl):
@@ -93,6 +120,8 @@ class BoundedHttp(LimitedConnection):
             return
         if name.lower() == b"host" and any(known == b"host" for known, _ in self.headers):
             raise httptools.HttpParserError("a request names one host (RFC 9112, 3.2)")
+        if name.lower() == b"transfer-encoding" and value.strip(b" \t").lower() != b"chunked":
+            raise httptools.HttpParserError("the only transfer coding is chunked (RFC 9112, 6.1)")
         if len(self.headers) == MAX_HEADERS:
             raise httptools.HttpParserError("too many headers")
         super().on_header(name, value.strip(b" \t"))
@@ -261,10 +290,9 @@ class BoundedHttp(LimitedConnection):
                 self._position -= len(piece) - upgrade.args[0]
                 self._ignore_upgrade()
             self._pass_body_on()
-        except httptools.HttpParserError:
-            message = "Invalid HTTP request received."
-            self.logger.warning(message)
-            self.send_400_response(message)
+        except httptools.HttpParserError as error:
+            _invalid_requests.add(self.logger, self.client, error, self.loop.time())
+            self.send_400_response("Invalid HTTP request received.")
             return
         if self.transport.is_closing():
             return

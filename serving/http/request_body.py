@@ -30,6 +30,7 @@ from serving.errors import (
     WrongTypeError,
 )
 from serving.http.admission import GIVEN_UP, Holding
+from serving.http.addresses import find_url
 from serving.http.examples import write_curl
 from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_IMAGES, MAX_PARAMETERS
 from serving.models.predictions import FIELD_NAME
@@ -91,7 +92,9 @@ class RequestBody:
 
     @property
     def _example(self) -> str:
-        return f"for example: {write_curl(self._request.scope.get('path', ''))}"
+        request = self._request
+        has_keys = request.app.state.keys is not None
+        return f"for example: {write_curl(request.scope['path'], find_url(request), has_keys)}"
 
     @cached_property
     def _content_type(self) -> tuple[bytes, dict[bytes, bytes]]:

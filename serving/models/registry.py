@@ -183,7 +183,6 @@ class RegistryFollower:
         except BundleError:
             self._bundles_dir.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=_SCRATCH_PREFIX, dir=self._bundles_dir.parent) as scratch:
-                logger.info("%s: version %s is fetched from %s", name, wanted.version, self.address)
                 self._download(client, name, wanted.version, Path(scratch))
                 try:
                     manifest = read_bundle(Path(scratch), wanted.manifest_sha256, self._heartbeat.beat)
@@ -192,6 +191,7 @@ class RegistryFollower:
                 if manifest.name != name:
                     raise BundleError(f"version {wanted.version} of {name} holds {manifest.name}") from None
                 write_bundle(self._bundles_dir, Path(scratch), {wanted.manifest_sha256}, wanted.bundle)
+                logger.info("%s: version %s was fetched from %s", name, wanted.version, self.address)
 
     def _download(self, client: RegistryClient, name: str, version: str, folder: Path) -> None:
         left_bytes, end_s = MAX_VERSION_BYTES, time.monotonic() + MAX_FETCH_S

@@ -435,7 +435,8 @@ def test_a_wrong_form_is_told_the_command_that_works(client, kind, field):
     head = f"--b\r\nContent-Disposition: form-data; name={field}; filename=a.png\r\n\r\n".encode()
     answer = client.post("/v1/predict", content=head + b"data\r\n--b--\r\n", headers={"Content-Type": kind})
     assert answer.status_code in (415, 422)
-    assert "curl -F image=@cat.jpg http://127.0.0.1:3000/v1/predict" in answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    assert message.endswith(f"for example: curl -F image=@cat.jpg {str(client.base_url).rstrip('/')}/v1/predict")
 
 
 def test_many_clients_at_once_get_their_own_answers(service):

@@ -180,6 +180,30 @@ def test_connect_is_refused(address, echo):
     assert echo.seen == []
 
 
+@pytest.mark.parametrize("coding", [b"gzip, chunked", b"x-own", b"chunked, chunked"])
+def test_other_transfer_codings_are_refused(address, echo, coding):
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: %b\r\n\r\n3\r\nabc\r\n0\r\n\r\n" % coding)
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert echo.seen == []
+
+
+def test_what_is_no_http_is_told_once_in_a_while(address, echo, caplog, monkeypatch):
+    monkeypatch.setattr(http_protocol, "_invalid_requests", http_protocol._InvalidRequests())
+    for _ in range(20):
+        with socket.create_connection(address) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert [one.getMessage() for one in caplog.records] == [
+        "requests that were no HTTP: 1; the last from 127.0.0.1: a request names its host (RFC 9112, 3.2)"
+    ]
+    monkeypatch.setattr(http_protocol, "_TELL_PERIOD_S", 0)
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"\0\r\n\r\n")
+        read_until(connection, b"\r\n\r\n")
+    assert caplog.records[1].getMessage().startswith("requests that were no HTTP: 20; the last from 127.0.0.1: ")
+
+
 @pytest.mark.parametrize("size", [1, 3, 5, 40, 10_000_000], ids="pieces of {}".format)
 def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(address, echo, size):
     chunked = b"POST /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n\r\n0\r\n\r\n"

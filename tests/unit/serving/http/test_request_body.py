@@ -32,7 +32,9 @@ def receive_all(*chunks):
 def make_request(receive, length=None, kind=b"multipart/form-data; boundary=b"):
     headers = [(b"content-type", kind)]
     headers += [(b"content-length", str(length).encode())] if length is not None else []
-    return Request({"type": "http", "method": "POST", "query_string": b"", "headers": headers}, receive)
+    app = SimpleNamespace(state=SimpleNamespace(keys=None, root_path=""))
+    scope = {"type": "http", "method": "POST", "scheme": "http", "path": "/v1/predict", "query_string": b"", "app": app}
+    return Request({**scope, "headers": headers}, receive)
 
 
 @pytest.mark.parametrize(
