@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from model_code.data.cache import PackedDataset
 from tests.unit.tracking.small_store import mlflow_given_back
 
 COMMAND = str(Path(sys.executable).with_name("darkroom"))
@@ -88,3 +89,13 @@ def start_darkroom() -> Callable[..., subprocess.Popen]:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def shapes(home) -> PackedDataset:
+    """The drawn images, packed."""
+    from model_code.data.add import add_dataset
+    from model_code.settings import load_settings
+
+    settings = load_settings()
+    return add_dataset("shapes", cache_dir=settings.cache_dir, data_dir=settings.data_dir, progress=False).dataset

@@ -25,16 +25,6 @@ TRAIN = (
 RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
 
 
-@pytest.fixture(scope="module")
-def shapes(home):
-    """The drawn images, packed."""
-    from model_code.data.add import add_dataset
-    from model_code.settings import load_settings
-
-    settings = load_settings()
-    return add_dataset("shapes", cache_dir=settings.cache_dir, data_dir=settings.data_dir, progress=False).dataset
-
-
 def get_client():
     from model_code.settings import load_settings
     from model_code.tracking.store import open_store
