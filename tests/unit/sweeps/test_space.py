@@ -6,7 +6,7 @@ import pytest
 
 from model_code.errors import UsageError
 from model_code.recipes.catalog import build_config
-from model_code.recipes.space import Range, Space, read_space
+from model_code.sweeps.space import Range, Space, read_space
 
 
 def _read(folder: Path, text: str) -> Space:
