@@ -77,7 +77,7 @@ def _is_of_a_server(error: Exception) -> bool:
 # Commands in the order of the work; the help shows them under these headings.
 WORKFLOW = {
     "Images": ("data",),
-    "Training": ("recipes", "train", "train-all", "runs", "prune", "report", "ui"),
+    "Training": ("recipes", "train", "train-all", "sweep", "runs", "prune", "report", "ui"),
     "Releases": ("release", "models", "history", "rollback", "challenge", "retire"),
     "Predictions": ("serve", "predict", "feedback"),
     "This machine": ("quickstart", "doctor", "deploy", "heal"),

@@ -90,6 +90,15 @@ def write_atomically(file: Path, content: bytes) -> None:
             Path(scratch).unlink(missing_ok=True)
 
 
+def cut_torn_line(file: Path) -> None:
+    """Remove what a killed process left of the last line of a file of lines."""
+    with file.open("r+b") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - 1, 0))
+        if size and stream.read() != b"\n":
+            stream.truncate(file.read_bytes().rfind(b"\n") + 1)
+
+
 def flush_folder(folder: Path) -> None:
     """Make the names in `folder` durable: a rename is safe from a power cut only after this."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

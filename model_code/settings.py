@@ -68,6 +68,11 @@ class Settings(BaseModel):
         return self.home / "recipes"
 
     @property
+    def sweeps_dir(self) -> Path:
+        """One folder per sweep."""
+        return self.home / "sweeps"
+
+    @property
     def feedback_dir(self) -> Path:
         """True labels that the service was told, one folder per registered name (`serving/observation/feedback.py`)."""
         return (self.inbox or self.home) / "feedback"

@@ -94,4 +94,4 @@ def follow_epochs(
     """Yield what follows every run of epochs: console, tracking, TensorBoard and the watch for Ctrl-C."""
     with tracker.open_events(folder.path) as events, InterruptionWatcher(is_patient=processes.count > 1) as watcher:
         progress = ProgressPrinter(epochs)
-        yield [progress, tracker, events, watcher], events
+        yield [progress, tracker, events, watcher, *tracker.followers], events

@@ -115,10 +115,14 @@ def _train_one(config: AnyConfig, trainer: Trainer, is_offline: bool) -> Outcome
     return Outcome(recipe=config.recipe, seed=config.seed, result=result)
 
 
-def _fail(config: AnyConfig, error: BaseException) -> Outcome:
+def name_reason(error: BaseException) -> str:
+    """Return why a run failed, in one line."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if not isinstance(error, DarkroomError):
-        reason = f"{type(error).__name__}: {reason}"
+    return reason if isinstance(error, DarkroomError) else f"{type(error).__name__}: {reason}"
+
+
+def _fail(config: AnyConfig, error: BaseException) -> Outcome:
+    reason = name_reason(error)
     is_skipped = isinstance(error, DownloadError) or not is_added(config.dataset, load_settings().cache_dir)
     print(f"{config.recipe}  {'skipped' if is_skipped else 'failed'}: {reason}", flush=True)
     return Outcome(recipe=config.recipe, seed=config.seed, error=reason, is_skipped=is_skipped)

@@ -122,11 +122,11 @@ class Train(Job):
         """Settings of the run; what is not given stays as the recipe has it, or follows the images of --data."""
         from model_code.recipes.catalog import build_config
 
-        changes = _change_dataset(self._own_config, self.dataset, self.changes)
-        return self._own_config if self.dataset is None else build_config(self.recipe, self.profile, changes)
+        changes = _change_dataset(self.own_config, self.dataset, self.changes)
+        return self.own_config if self.dataset is None else build_config(self.recipe, self.profile, changes)
 
     @cached_property
-    def _own_config(self) -> "AnyConfig":
+    def own_config(self) -> "AnyConfig":
         """Settings of the run with the recipe's own images, for which no framework is needed."""
         from model_code.recipes.catalog import build_config
 
@@ -140,7 +140,7 @@ class Train(Job):
         return open_inputs(self.config, is_offline=self.offline)
 
     def check(self) -> None:
-        dataset = self._own_config.dataset if self.dataset is None else self.dataset
+        dataset = self.own_config.dataset if self.dataset is None else self.dataset
         _check_dataset(self.dataset, self.changes)
         if read_rank()[0] > 0:
             return

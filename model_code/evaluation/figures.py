@@ -143,6 +143,18 @@ def draw_reliability(reliability: Reliability) -> Figure:
     return figure
 
 
+def draw_shares(title: str, shares: Mapping[str, float]) -> Figure:
+    """Draw shares of a whole as one bar each, the first one on top."""
+    figure = Figure(figsize=(6, 1 + 0.4 * len(shares)), layout="constrained")
+    axis = figure.subplots()
+    bars = axis.barh(list(shares), list(shares.values()), color=BAR_COLOUR)
+    axis.bar_label(bars, [f"{share:.0%}" for share in shares.values()], padding=3)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.1)
+    axis.set_title(_escape_math(title))
+    return figure
+
+
 def _draw_bins(axis: Axes, bins: Sequence[ReliabilityBin]) -> None:
     """Draw accuracy over confidence of the bins that have images."""
     axis.bar(

@@ -15,7 +15,7 @@ from typing import Literal
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model_code.disk import write_atomically, writing_to
+from model_code.disk import cut_torn_line, write_atomically, writing_to
 from model_code.errors import DarkroomError, TrackingError
 from model_code.tracking.run_tracker import EVERY_EPOCH, Events, RunLog, RunTracker, list_params, list_tags
 from model_code.training.run_config import RunConfig
@@ -157,7 +157,7 @@ class JournalTracking:
 
 @contextmanager
 def _track(folder: Path, record: RunRecord, tags: Mapping[str, str]) -> Iterator[RunTracker]:
-    _cut_torn_line(folder / JOURNAL_FILE)
+    cut_torn_line(folder / JOURNAL_FILE)
     log = JournalLog(folder, read_journal(folder))
     log.write(status="RUNNING", params=list_params(record), tags=list_tags(record, tags))
     try:
@@ -167,12 +167,3 @@ def _track(folder: Path, record: RunRecord, tags: Mapping[str, str]) -> Iterator
         with suppress(DarkroomError):  # a full disk: what ended the run is told
             log.write(status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-
-
-def _cut_torn_line(file: Path) -> None:
-    """Remove what a killed process left of its last line."""
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with file.open("r+b") as stream:
-            stream.truncate(whole)

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from model_code.errors import PrunedError
 from model_code.settings import Settings
 from model_code.tracking.finished_runs import has_run
 from model_code.tracking.metric_queue import MetricQueue
@@ -63,8 +64,9 @@ def find_attempts(client: MlflowClient, experiment: str, attempt: str) -> list[s
 def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = PATIENCE) -> Iterator[RunTracker]:
     """Log a run under its id while the block runs; a run that was interrupted is taken up again.
 
-    The run ends as FINISHED, FAILED (an error) or KILLED (interrupted from the keyboard). While MLflow cannot be
-    reached the block goes on; what only MLflow can take, such as figures and the run's end, waits for it.
+    The run ends as FINISHED, FAILED (an error) or KILLED (interrupted from the keyboard, or pruned by a sweep). While
+    MLflow cannot be reached the block goes on; what only MLflow can take, such as figures and the run's end, waits for
+    it.
 
     Args:
         record: Identity of the run.
@@ -91,7 +93,7 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
         log.finish()
         send_briefly(partial(share_view, client))  # its comparison is of the newest runs
     except BaseException as error:
-        log.give_up("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        log.give_up("KILLED" if isinstance(error, KeyboardInterrupt | PrunedError) else "FAILED")
         raise
 
 

@@ -1,4 +1,4 @@
-"""Parent runs in MLflow: a `train-all` above its runs, the seeds of one recipe under one run.
+"""Parent runs in MLflow: a `train-all` above its runs, a sweep above its trials, one run above the seeds of a recipe.
 
 A parent trains nothing. It has neither the tags `recipe` and `kind` nor metrics, by which runs are looked up.
 """
@@ -49,6 +49,33 @@ class Study:
             return self._open_parent(config)
         return None
 
+    def open(self, group: str, key: str, title: str, parent: str | None = None, *, is_continued: bool = False) -> str:
+        """Return the parent run of a key, made where there is none.
+
+        Args:
+            group: Kind of parent.
+            key: Identity.
+            title: Name of the run.
+            parent: Run above it.
+            is_continued: True if a finished one is taken up again, too.
+        """
+        if key not in self._parents:
+            client = self._client = self._client or open_store(self._settings)
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            assert experiment is not None, "open_store makes the experiment"
+            above = {} if parent is None else {MLFLOW_PARENT_RUN_ID: parent}
+            wanted = {GROUP_TAG: group, KEY_TAG: key, **above}
+            conditions = [f"tags.`{name}` = '{value}'" for name, value in wanted.items()]
+            if not is_continued:
+                conditions.append("attributes.status != 'FINISHED'")
+            query = " AND ".join(conditions)
+            found = client.search_runs([experiment.experiment_id], query, max_results=1)
+            if found:
+                client.update_run(found[0].info.run_id, status="RUNNING")
+            run = found[0] if found else client.create_run(experiment.experiment_id, run_name=title, tags=wanted)
+            self._parents[key] = run.info.run_id
+        return self._parents[key]
+
     def adopt(self, config: RunConfig, run_id: str) -> None:
         """Nest a run that is kept from before, if it has no parent and the study has begun."""
         if self._client is None:
@@ -76,28 +103,12 @@ class Study:
 
     def _open_parent(self, config: RunConfig) -> str:
         title = f"train-all, {config.profile}: {_count(len(self._configs), 'run')}"
-        study = self._open("train-all", self._key, title)
+        study = self.open("train-all", self._key, title)
         key = _hash_without_seed(config)
         if self._seeds[key] <= 1:
             return study
         title = f"{config.recipe} on {config.dataset}, {config.profile}: {_count(self._seeds[key], 'seed')}"
-        return self._open("seeds", key, title, study)
-
-    def _open(self, group: str, key: str, title: str, parent: str | None = None) -> str:
-        if key not in self._parents:
-            client = self._client = self._client or open_store(self._settings)
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            assert experiment is not None, "open_store makes the experiment"
-            above = {} if parent is None else {MLFLOW_PARENT_RUN_ID: parent}
-            wanted = {GROUP_TAG: group, KEY_TAG: key, **above}
-            conditions = [f"tags.`{name}` = '{value}'" for name, value in wanted.items()]
-            query = " AND ".join([*conditions, "attributes.status != 'FINISHED'"])
-            found = client.search_runs([experiment.experiment_id], query, max_results=1)
-            if found:
-                client.update_run(found[0].info.run_id, status="RUNNING")
-            run = found[0] if found else client.create_run(experiment.experiment_id, run_name=title, tags=wanted)
-            self._parents[key] = run.info.run_id
-        return self._parents[key]
+        return self.open("seeds", key, title, study)
 
 
 @contextmanager

@@ -100,11 +100,15 @@ class RunTracker(Callback):
     Args:
         record: Identity of the run.
         log: Takes what is recorded.
+
+    Attributes:
+        followers: Further callbacks of a run of epochs, the last to be told.
     """
 
     def __init__(self, record: RunRecord, log: RunLog) -> None:
         self._title = f"{record.config.recipe} ({record.config.profile}, seed {record.config.seed})"
         self._log = log
+        self.followers: Sequence[Callback] = ()
 
     def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
         """Record the epochs that were finished but not recorded before the interruption."""

@@ -5,6 +5,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from model_code.errors import PrunedError
 from model_code.training.results import Callback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -35,7 +36,7 @@ class InterruptionWatcher(Callback):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
-        if error is None and self.wants_stop:
+        if self.wants_stop and (error is None or isinstance(error, PrunedError)):
             raise KeyboardInterrupt
 
     def _request(self, _signum: int, _frame: FrameType | None) -> None:

@@ -1,0 +1,1 @@
+"""Sweeps: spaces of settings, and trials that several processes share."""
