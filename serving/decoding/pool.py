@@ -276,8 +276,8 @@ class _Worker:
         status = process.wait()
         if status == -signal.SIGPROF:
             return TooLargeError(
-                f"the image takes more than the {allow_cpu_s(self._pixels):.1f} s of CPU time that its number of pixels "
-                "allows; save it again with an ordinary encoder"
+                f"the image takes more than the {allow_cpu_s(self._pixels):.1f} s of CPU time that its pixels allow; "
+                "save it again with an ordinary encoder"
             )
         if isinstance(error, TimeoutError):
             return OverloadedError("the decoding process gave no answer in time; try again", _RETRY_AFTER_S)

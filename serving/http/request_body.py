@@ -29,8 +29,8 @@ from serving.errors import (
     WrongFormError,
     WrongTypeError,
 )
-from serving.http.admission import GIVEN_UP, Holding
 from serving.http.addresses import find_url
+from serving.http.admission import GIVEN_UP, Holding
 from serving.http.examples import write_curl
 from serving.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES, MAX_IMAGE_BYTES, MAX_IMAGES, MAX_PARAMETERS
 from serving.models.predictions import FIELD_NAME
