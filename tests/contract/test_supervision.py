@@ -142,6 +142,27 @@ def test_a_folder_of_temporary_files_that_is_emptied_does_not_matter(tmp_path):
         assert service.stop() == 0
 
 
+def test_a_full_disk_of_temporary_files_does_not_matter(tmp_path, mount_disk):
+    release(tmp_path / "home" / "bundles")
+    folder = mount_disk("1m")
+    service = Service(tmp_path / "home", TMPDIR=str(folder))
+    try:
+        with (folder / "filler").open("wb") as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(65_536))
+                filler.flush()
+        with pytest.raises(OSError, match="No space left"):
+            (folder / "more").write_bytes(bytes(65_536))
+        (folder / "more").unlink(missing_ok=True)
+        for _ in range(5):
+            assert is_answered(service.url)
+            assert is_answered(service.url, ORDINARY), "decoded by a process"
+        metrics = httpx.get(f"{service.url}/metrics", timeout=5, trust_env=False).text
+        assert 'darkroom_requests_total{route="/v1/predict",status="200"} 10.0' in metrics
+    finally:
+        assert service.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_supervised_service_is_started_again(tmp_path, start_service, number):
     release(tmp_path / "bundles")
