@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from model_code.sweeps.space import Space
     from model_code.training.run_folder import AnyConfig
 
+_NOT_SWEPT = {"profile", "seed", "device"}
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 
 class RunSweep(Job):
     """Search settings of a recipe: each trial is one training, the best validation accuracy wins.
 
-    A repeated command goes on with the same sweep, also beside another process that works on it: what was trained is
+    A repeated command resumes the same sweep, also beside another process that works on it: what was trained is
     kept, a trial whose process was killed is resumed.
     """
 
@@ -101,14 +102,17 @@ class RunSweep(Job):
             run_sweep(sweep, self.make_config, self.trials, self.hours)
         best = sweep.best
         print_sweep(sweep, self.form, "" if best is None else self._name_recipe(best.params))
-        if best is None:
+        if best is None and not sweep.has_unfinished:
             raise TrainingError("no trial is complete; the lines above say why")
 
     def _name_recipe(self, values: Mapping[str, Any]) -> str:
-        """Return the command that makes a recipe of a trial."""
-        changes = {name: value for name, value in {**self.training.changes, **values}.items() if name != "seed"}
-        data = [] if self.dataset is None else ["--data", self.dataset]
-        words = ["darkroom", "recipes", "new", f"{self.recipe[:58]}_swept", "--from", self.recipe, *data]
+        """Return the command that makes a recipe of a trial, with exactly its settings."""
+        from model_code.recipes.catalog import get_recipe
+
+        before = get_recipe(self.recipe).build().flatten()
+        after = self.make_config(values).flatten()
+        changes = {name: value for name, value in after.items() if value != before[name] and name not in _NOT_SWEPT}
+        words = ["darkroom", "recipes", "new", f"{(self.name or self.recipe)[:58]}_swept", "--from", self.recipe]
         for assignment in _assign(changes):
             words += ["--set", assignment]
         return shlex.join(words)

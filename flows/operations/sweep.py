@@ -14,11 +14,19 @@ from flows.experiments.inputs import find_kept, open_inputs
 from flows.experiments.training import name_reason, train
 from flows.printing.sweeps import shorten
 from model_code.disk import hold_lock
-from model_code.errors import BusyError, DiskFullError, PrunedError, TrackingError
+from model_code.errors import (
+    BusyError,
+    DataError,
+    DiskFullError,
+    DownloadError,
+    PrunedError,
+    TrackingError,
+    TrainingError,
+)
 from model_code.evaluation.figures import draw_shares
 from model_code.settings import load_settings
-from model_code.sweeps.trials import SWEEP_FILE, Sweep
-from model_code.tracking.mlflow_log import MlflowTracking
+from model_code.sweeps.trials import SWEEP_FILE, Sweep, get_accuracy
+from model_code.tracking.mlflow_log import MlflowTracking, send_briefly
 from model_code.tracking.parents import open_study
 from model_code.tracking.run_tracker import RunTracker
 from model_code.tracking.store import open_store
@@ -27,7 +35,9 @@ from model_code.training.results import Callback, FinishedEpoch
 from model_code.training.run_folder import AnyConfig, RunFolder, RunResult
 
 # What would meet every other trial as well.
-GENERAL_ERRORS = (BusyError, DiskFullError, TrackingError)
+GENERAL_ERRORS = (BusyError, DataError, DiskFullError, DownloadError, TrackingError)
+# One after the other, before any is complete: something else than the searched settings is wrong.
+MOST_FAILURES = 3
 ACCURACY = "validation/best_accuracy"
 
 
@@ -54,7 +64,7 @@ class Curve(Callback):
             self._sweep.report(self._number, metrics.epoch, metrics.score)
 
     def _judge(self, metrics: FinishedEpoch) -> None:
-        if metrics.score is not None and metrics.epoch < self._epochs and self._sweep.is_behind(self._number):
+        if metrics.score is not None and metrics.epoch < self._epochs and self._sweep.should_prune(self._number):
             raise PrunedError(f"after epoch {metrics.epoch} of {self._epochs}")
 
 
@@ -106,17 +116,24 @@ def run_sweep(
         + ("" if limit is None else f" of {limit}"),
         flush=True,
     )
-    key = hashlib.sha256((sweep.folder / SWEEP_FILE).read_bytes()).hexdigest()
+    key = hashlib.sha256(name.encode() + (sweep.folder / SWEEP_FILE).read_bytes()).hexdigest()
+    failures = 0
     with open_study(settings, ()) as study:
         with hold_lock(sweep.folder / "parent.lock", "beginning the sweep"):
             parent = study.open("sweep", key, f"sweep {name}", is_continued=True)
         while True:
-            with sweep.claim(limit, is_open=time.monotonic() < end_s) as trial:
+            with sweep.claim(limit, lambda: time.monotonic() < end_s) as trial:
                 if trial is None:
                     break
-                _train_trial(sweep, trial, make_config, parent)
-        if shares := sweep.weigh():
-            open_store(settings).log_figure(parent, draw_shares("importance", shares), "figures/importance.png")
+                failures = 0 if _train_trial(sweep, trial, make_config, parent) else failures + 1
+            if failures == MOST_FAILURES and sweep.best is None:
+                raise TrainingError(
+                    f"{failures} trials failed one after the other, the lines above say why; mend that, remove "
+                    f"{sweep.folder}, and begin again"
+                )
+        if shares := sweep.measure_importance():
+            figure = draw_shares("importance", shares)
+            send_briefly(lambda: open_store(settings).log_figure(parent, figure, "figures/importance.png"))
 
 
 def _train_trial(
@@ -124,9 +141,10 @@ def _train_trial(
     trial: FrozenTrial,
     make_config: Callable[[Mapping[str, Any]], AnyConfig],
     parent: str,
-) -> None:
+) -> bool:
+    """Return False if the trial failed."""
     number = trial.number
-    begun = "goes on" if "run_id" in trial.user_attrs else "begins"
+    begun = "resumes" if "run_id" in trial.user_attrs else "begins"
     print(
         f"trial {number} {begun}: {'  '.join(f'{name}={shorten(value)}' for name, value in trial.params.items())}",
         flush=True,
@@ -135,18 +153,22 @@ def _train_trial(
         result = _train(sweep, number, make_config(trial.params), parent)
     except PrunedError as pruned:
         sweep.prune(number)
-        print(f"trial {number} pruned {pruned}: validation accuracy {sweep.trials[number].value:.4f}", flush=True)
+        print(
+            f"trial {number} pruned {pruned}: validation accuracy {get_accuracy(sweep.trials[number]):.4f}", flush=True
+        )
     except GENERAL_ERRORS:
         raise
     except Exception as error:  # noqa: BLE001 - one that fails does not stop the others
         sweep.fail(number, name_reason(error))
         print(f"trial {number} failed: {name_reason(error)}", flush=True)
+        return False
     else:
         sweep.complete(number, result.metrics[ACCURACY])
         best = sweep.best
         assert best is not None, "this one is complete"
         is_best = "the best so far" if best.number == number else f"the best has {best.value:.4f}"
         print(f"trial {number} finished: validation accuracy {result.metrics[ACCURACY]:.4f}, {is_best}", flush=True)
+    return True
 
 
 def _train(sweep: Sweep, number: int, config: AnyConfig, parent: str) -> RunResult:

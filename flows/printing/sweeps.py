@@ -2,7 +2,7 @@
 
 from optuna.trial import FrozenTrial, TrialState
 
-from model_code.sweeps.trials import Sweep
+from model_code.sweeps.trials import Sweep, get_accuracy
 from serving.listing import Column, Form, print_listing
 
 _STATES = {
@@ -34,7 +34,7 @@ def print_sweep(sweep: Sweep, form: Form, next_command: str) -> None:
     if form != "table" or best is None:
         return
     print(f"best: trial {best.number}, validation accuracy {best.value:.4f}")
-    if shares := sweep.weigh():
+    if shares := sweep.measure_importance():
         print("importance: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     print(f"next: {next_command}")
 
@@ -43,7 +43,7 @@ def _describe(trial: FrozenTrial) -> dict[str, object]:
     return {
         "trial": trial.number,
         "state": _STATES[trial.state],
-        "validation_accuracy": trial.value,
+        "validation_accuracy": get_accuracy(trial),
         "run_id": trial.user_attrs.get("run_id"),
         **trial.params,
         "reason": trial.user_attrs.get("reason"),

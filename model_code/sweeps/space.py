@@ -17,6 +17,7 @@ from model_code.errors import UsageError
 from model_code.training.run_config import FiniteFloat, RunConfig, override
 
 Choices = tuple[Any, ...]
+_KEPT = {"dataset": "give --data NAME", "seed": "give --seed N", "profile": "give --profile NAME"}
 _SEARCHED = "write {low, high}, with log = true or a step if wanted, or a list of at least two choices"
 
 
@@ -26,7 +27,7 @@ class Range(BaseModel):
     Attributes:
         low: The smallest.
         high: The largest.
-        log: Whether the logarithm is searched evenly.
+        log: True for a log-uniform range.
         step: Distance of neighbouring values from `low` on; None allows every number.
     """
 
@@ -47,6 +48,8 @@ class Range(BaseModel):
             raise ValueError("log = true and step exclude each other")
         if self.step is not None and self.step <= 0:
             raise ValueError(f"step must be above 0, not {self.step}")
+        if self.last == self.low:
+            raise ValueError(f"step must be at most {self.high - self.low}, not {self.step}")
         return self
 
     @property
@@ -61,12 +64,18 @@ class Range(BaseModel):
             return self.high
         return self.low + math.floor((self.high - self.low) / self.step + 1e-9) * self.step
 
+    def list_samples(self) -> tuple[int | float, ...]:
+        """Return the ends, and a value between that is a whole number only if all are."""
+        golden = (self.last - self.low) * (3 - math.sqrt(5)) / 2
+        inner = self.low + (self.step or (1 if self.is_whole else golden))
+        return self.low, inner, self.last
+
 
 Space = Mapping[str, Range | Choices]
 
 
 def read_space(file: Path, config: RunConfig) -> Space:
-    """Return the settings to search, sorted by name, each checked at its ends or at every choice.
+    """Return the settings to search, sorted by name, each checked at its ends and between, or at every choice.
 
     Args:
         file: TOML file.
@@ -83,8 +92,9 @@ def read_space(file: Path, config: RunConfig) -> Space:
         raise UsageError(f"{file}: it names no setting; write for example learning_rate = {{low = 0.01, high = 1.0}}")
     space = {name: _parse(file, name, value) for name, value in sorted(_join_names(table).items())}
     for name, searched in space.items():
-        values = (searched.low, searched.last) if isinstance(searched, Range) else searched
-        for value in values:
+        if name in _KEPT:
+            raise UsageError(f"{file}: {name} is one for all trials of a sweep; {_KEPT[name]}")
+        for value in searched.list_samples() if isinstance(searched, Range) else searched:
             try:
                 override(config, {name: value})
             except UsageError as error:
@@ -95,10 +105,10 @@ def read_space(file: Path, config: RunConfig) -> Space:
 def _parse(file: Path, name: str, value: object) -> Range | Choices:
     if isinstance(value, list):
         choices = tuple(None if one == "none" else one for one in value)
-        if len(choices) < 2 or len(set(map(repr, choices))) < len(choices):
-            raise UsageError(f"{file}: {name}: {value} are not two or more different choices; {_SEARCHED}")
         if not all(one is None or isinstance(one, bool | int | float | str) for one in choices):
             raise UsageError(f"{file}: {name}: choices are texts, numbers, true or false; {_SEARCHED}")
+        if len(choices) < 2 or len(set(choices)) < len(choices):  # 1, 1.0 and true are equal
+            raise UsageError(f"{file}: {name}: {value} are not two or more different choices; {_SEARCHED}")
         return choices
     if not isinstance(value, dict):
         raise UsageError(f"{file}: {name}: {value!r} is one value; {_SEARCHED}, or fix it with --set")

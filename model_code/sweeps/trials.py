@@ -1,12 +1,14 @@
-"""Trials of a sweep: what is tried next, who trains what, and what came of it, in a folder that processes share.
+"""Trials of a sweep: proposals, locks and results, in a folder that processes share.
 
 sweep.json      what all trials have in common and the space, written first
 journal.log     Optuna's journal: settings, validation curves and ends of the trials
+journal.lock    held (flock) while a line of the journal is written
 claim.lock      held (flock) while a process takes its next trial
 N.lock          held (flock) by the process that trains trial N; the kernel frees it when that process dies
 """
 
-from collections.abc import Iterator, Mapping
+import fcntl
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,18 +36,25 @@ _STUDY = "sweep"
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class MendingLock(JournalFileOpenLock):
-    """Lock of Optuna's journal whose holder first cuts off the line that a killed writer left."""
+class MendingLock(BaseJournalFileLock):
+    """Lock of Optuna's journal, which the kernel frees when its holder dies; the next one cuts off a torn line."""
 
-    def __init__(self, file: Path) -> None:
-        super().__init__(str(file))
-        self._file = file
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._held = ExitStack()
 
     def acquire(self) -> bool:
         """Wait for the lock, then mend the journal."""
-        super().acquire()
-        cut_torn_line(self._file)
+        with ExitStack() as taken:
+            file = taken.enter_context(self._journal.with_suffix(".lock").open("ab"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            cut_torn_line(self._journal)
+            self._held = taken.pop_all()
         return True
+
+    def release(self) -> None:
+        """Let the next one write."""
+        self._held.close()
 
 
 class SweepRecord(BaseModel):
@@ -80,16 +90,21 @@ class Sweep:
     def __init__(self, folder: Path, config: AnyConfig, images: str, space: Space, prune_after: int) -> None:
         self.folder, self._seed = folder, config.seed
         self._distributions = {name: _convert(searched) for name, searched in space.items()}
-        self._pruner = MedianPruner(n_startup_trials=prune_after) if prune_after else None
+        # A finished run that was taken instead of a new one has no curve to compare with.
+        fewest = {"n_startup_trials": prune_after, "n_min_trials": prune_after}
+        self._pruner = MedianPruner(**fewest) if prune_after else None
         shown = {name: one.model_dump() if isinstance(one, Range) else list(one) for name, one in space.items()}
         self.record = SweepRecord(config=config, images=images, space=shown)
         with self._claiming():
             _check_record(folder, self.record)
             journal = folder / JOURNAL_FILE
-            self._storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=MendingLock(journal)))
-            self._study = optuna.create_study(
-                storage=self._storage, study_name=_STUDY, direction="maximize", load_if_exists=True
-            )
+            try:
+                self._storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=MendingLock(journal)))
+                self._study = optuna.create_study(
+                    storage=self._storage, study_name=_STUDY, direction="maximize", load_if_exists=True
+                )
+            except (ValueError, KeyError) as error:
+                raise UsageError(f"{journal} is damaged ({error}); {_describe_remedy(folder)}") from error
         self._study_id = self._storage.get_study_id_from_name(_STUDY)
 
     @property
@@ -97,19 +112,24 @@ class Sweep:
         """Every trial, in order of its number."""
         return self._study.get_trials(deepcopy=False)
 
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether another process still trains a trial, or has left one."""
+        return any(not trial.state.is_finished() for trial in self.trials)
+
     @contextmanager
-    def claim(self, limit: int | None, *, is_open: bool = True) -> Iterator[FrozenTrial | None]:
+    def claim(self, limit: int | None, is_open: Callable[[], bool] = lambda: True) -> Iterator[FrozenTrial | None]:
         """Yield a trial for this process alone while the block runs: one that a dead process left, or a new one.
 
         Args:
             limit: Number of trials of the whole sweep; None for no limit.
-            is_open: Whether a new trial may begin.
+            is_open: Returns whether a new trial may begin.
         """
         with ExitStack() as held:
             with self._claiming():
                 trial = self._take_left(held)
                 count = len(self.trials)
-                if trial is None and is_open and (limit is None or count < limit):
+                if trial is None and is_open() and (limit is None or count < limit):
                     held.enter_context(self._hold(count))
                     trial = self._propose(count)
             yield trial
@@ -122,7 +142,7 @@ class Sweep:
         """Note a point of a trial's validation curve."""
         self._storage.set_trial_intermediate_value(self._find_id(number), epoch, score)
 
-    def is_behind(self, number: int) -> bool:
+    def should_prune(self, number: int) -> bool:
         """Whether a trial is to be ended early: its best epoch is below the median of the complete ones at this one."""
         return self._pruner is not None and self._pruner.prune(self._study, self.trials[number])
 
@@ -131,7 +151,7 @@ class Sweep:
         self._study.tell(number, accuracy)
 
     def prune(self, number: int) -> None:
-        """End a trial early, with the last point of its curve."""
+        """End a trial early."""
         self._study.tell(number, state=TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
@@ -145,7 +165,7 @@ class Sweep:
         complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return max(complete, key=lambda trial: trial.value or 0.0, default=None)
 
-    def weigh(self) -> Mapping[str, float]:
+    def measure_importance(self) -> Mapping[str, float]:
         """Return the importance of each setting, the sum of all is 1; empty where that cannot be told."""
         accuracies = [trial.value for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
         if len(self._distributions) < 2 or len(accuracies) < WEIGHED_TRIALS or len(set(accuracies)) < 2:
@@ -192,7 +212,7 @@ def _check_record(folder: Path, wanted: SweepRecord) -> None:
     if not file.exists():
         write_atomically(file, wanted.model_dump_json(indent=2).encode())
         return
-    remedy = f"repeat its command, give --name for a new sweep, or remove {folder}"
+    remedy = _describe_remedy(folder)
     try:
         found = SweepRecord.model_validate_json(file.read_bytes())
     except ValidationError as error:
@@ -200,6 +220,15 @@ def _check_record(folder: Path, wanted: SweepRecord) -> None:
     words = {"config": "settings", "images": "images", "space": "space"}
     if other := [word for name, word in words.items() if getattr(found, name) != getattr(wanted, name)]:
         raise UsageError(f"sweep {folder.name} has other {' and '.join(other)}; {remedy}")
+
+
+def _describe_remedy(folder: Path) -> str:
+    return f"repeat its command, give --name for a new sweep, or remove {folder}"
+
+
+def get_accuracy(trial: FrozenTrial) -> float | None:
+    """Return the best validation accuracy of a trial, so far if it was not trained to its end."""
+    return trial.value if trial.state == TrialState.COMPLETE else max(trial.intermediate_values.values(), default=None)
 
 
 def _convert(searched: Range | Choices) -> BaseDistribution:

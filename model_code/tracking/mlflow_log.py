@@ -91,7 +91,7 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
         with sample_system(run, queue):
             yield RunTracker(record, log)
         log.finish()
-        send_briefly(partial(share_view, client))  # its comparison is of the newest runs
+        send_briefly(partial(share_view, client))  # it compares the newest runs
     except BaseException as error:
         log.give_up("KILLED" if isinstance(error, KeyboardInterrupt | PrunedError) else "FAILED")
         raise

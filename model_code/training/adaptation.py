@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from model_code.data.cache import PackedDataset
 from model_code.data.sources.detect import get_known
@@ -23,6 +24,8 @@ from model_code.training.run_folder import AnyConfig
 _MEASURED_IMAGES = 5000
 # In an epoch: with fewer, a recipe's epochs are too few updates.
 _FEWEST_STEPS = 10
+# By checksum and shape: every recipe of a train-all asks for the same.
+_measured: dict[tuple[str, tuple[int, ...]], tuple[Channels, Channels]] = {}
 
 
 def adapt(config: AnyConfig, dataset: PackedDataset, given: Collection[str] = ()) -> dict[str, Any]:
@@ -49,13 +52,20 @@ def adapt(config: AnyConfig, dataset: PackedDataset, given: Collection[str] = ()
         except UsageError as error:
             raise SizeError(f"{error}: pack {dataset.name} anew with --image-size, or take another recipe") from error
         if config.profile != "smoke":  # which has its own, small one
-            changes |= _adapt_batch(config, dataset)
+            changes |= {} if "batch_size" in given else _adapt_batch(config, dataset)
     return {name: value for name, value in changes.items() if name not in given}
 
 
 def measure_channels(dataset: PackedDataset) -> tuple[Channels, Channels]:
     """Return mean and standard deviation of each channel over training images in [0, 1], to four decimals."""
     images_NHWC = get_labelled(dataset, "train").images_NHWC
+    key = dataset.checksum, images_NHWC.shape
+    if key not in _measured:
+        _measured[key] = _measure(images_NHWC)
+    return _measured[key]
+
+
+def _measure(images_NHWC: npt.NDArray[np.uint8]) -> tuple[Channels, Channels]:
     step = -(-len(images_NHWC) // _MEASURED_IMAGES)
     sums_C, squares_C, count = np.zeros(3), np.zeros(3), 0
     for image_HWC in images_NHWC[::step]:

@@ -1,4 +1,6 @@
-"""A large answer, whose memory counts as a body's does until the client has taken it."""
+"""A large answer, whose memory counts as a body's does until the client has taken it: the slowest one is given up."""
+
+import asyncio
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -31,11 +33,25 @@ class HeldResponse(Response):
             OverloadedError: Together with the other requests it is too large; nothing is sent.
         """
         content = bytes(self.body)
+        task = asyncio.current_task()
+        assert task is not None, "an ASGI server runs requests as tasks"
+
+        def give_up() -> None:
+            task.cancel()
+
         with self._admission.hold() as holding:
             holding.take(len(content))
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            for start in range(0, len(content), PIECE_BYTES):
-                await send(
-                    {"type": "http.response.body", "body": content[start : start + PIECE_BYTES], "more_body": True}
-                )
-            await send({"type": "http.response.body"})
+            try:
+                with holding.read(give_up):
+                    await self._send(content, send)
+            except asyncio.CancelledError:
+                if not holding.is_given_up:
+                    raise
+                # The answer is not complete: the server closes the connection.
+                task.uncancel()
+
+    async def _send(self, content: bytes, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for start in range(0, len(content), PIECE_BYTES):
+            await send({"type": "http.response.body", "body": content[start : start + PIECE_BYTES], "more_body": True})
+        await send({"type": "http.response.body"})

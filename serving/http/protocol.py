@@ -36,23 +36,22 @@ _TELL_PERIOD_S = 60.0
 
 
 class _InvalidRequests:
-    """What was no HTTP, told of in one line in a minute at most."""
+    """Invalid HTTP requests, logged at most once a minute."""
 
     def __init__(self) -> None:
         self._untold = 0
         self._told_s = float("-inf")
 
     def add(self, logger: logging.Logger, client: tuple[str, int] | None, error: Exception, now_s: float) -> None:
-        """Count one, and tell of all since the last line."""
+        """Count one, and log how many came since the last line."""
         self._untold += 1
         if now_s - self._told_s < _TELL_PERIOD_S:
             return
-        logger.warning(
-            "requests that were no HTTP: %d; the last from %s: %s",
-            self._untold,
-            client[0] if client else "unknown",
-            error.__context__ or error,
-        )
+        reason = error.__context__ or error
+        if isinstance(reason, httptools.HttpParserInvalidURLError):  # has the URL, which may hold secrets
+            reason = httptools.HttpParserError("invalid target")
+        sender = client[0] if client else "unknown"
+        logger.warning("invalid HTTP requests: %d; the last from %s: %.200s", self._untold, sender, reason)
         self._untold, self._told_s = 0, now_s
 
 

@@ -108,6 +108,13 @@ def test_trials_below_the_median_are_pruned_and_recorded_as_that(whole):
     assert f"best: trial {best['trial']}, validation accuracy {best['validation_accuracy']:.4f}" in again.stdout
     assert len(list_runs(client)) == 5
 
+    other = run(environment, *SWEEP, "--space", str(home / "space.toml"), "--trials", "1", "--name", "other")
+    assert "trial 0 keeps run" in other.stdout
+    assert {run.info.run_name for run in list_runs(client) if "group" in run.data.tags} == {
+        "sweep fastnet_cifar10",
+        "sweep other",
+    }
+
     (command,) = re.findall(r"next: darkroom (.*)", again.stdout)
     run(environment, *shlex.split(command))
     shown = run(environment, "recipes", "fastnet_cifar10_swept").stdout
@@ -133,7 +140,7 @@ def test_a_sweep_killed_in_a_trial_goes_on_to_the_same_end(whole, make_home, sta
     killed = {folder.name for folder in (home / "checkpoints").iterdir() if len(folder.name) == 32}
     again = run(environment, *command, "--format", "json")
     assert "1 trials done of 4" in again.stderr
-    assert "trial 1 goes on" in again.stderr
+    assert "trial 1 resumes" in again.stderr
     trials, expected = read_trials(again), read_trials(whole[2])
     assert {trials[0]["run_id"], trials[1]["run_id"]} == killed
     for trial in (*trials, *expected):

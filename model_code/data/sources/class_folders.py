@@ -132,8 +132,9 @@ def find_split(folder: str) -> str | None:
 
 
 def has_class_folders(archive: Archive) -> bool:
-    """Return whether images lie in two folders or more, as those of classes do."""
-    return len({PurePosixPath(name).parent for name in archive.files if is_image_name(name)}) > 1
+    """Return whether images lie in two folders or more, as those of classes do; those at the top are in none."""
+    folders = {PurePosixPath(name).parent for name in archive.files if is_image_name(name)}
+    return len(folders - {PurePosixPath()}) > 1
 
 
 def _collect(archive: Archive, scan: _Scan) -> None:

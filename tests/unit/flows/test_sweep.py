@@ -1,16 +1,22 @@
 """The sweep command: what it refuses, what ends a trial early."""
 
+import shlex
+from contextlib import nullcontext
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 
 from flows.jobs import sweeps
 from flows.jobs.sweeps import RunSweep
-from flows.operations.sweep import Curve
+from flows.jobs.training import NewRecipe
+from flows.operations import sweep as operation
+from flows.operations.sweep import Curve, run_sweep
 from model_code.data.add import add_dataset
-from model_code.errors import DarkroomError, PrunedError
+from model_code.errors import DarkroomError, PrunedError, TrainingError
+from model_code.recipes.catalog import build_config, get_recipe
 from model_code.settings import load_settings
-from model_code.sweeps.trials import Sweep
+from model_code.sweeps.trials import Sweep, get_accuracy
 from model_code.training.results import EpochMetrics
 
 
@@ -91,7 +97,39 @@ def test_a_resumed_trial_is_judged_by_the_epochs_before_it_was_killed(sweep):
 
 def test_the_best_trial_becomes_a_recipe_by_a_command(home, tmp_path):
     job = make_sweep(tmp_path, seed=3, epochs=2, settings=("label_smoothing=0.1",))
-    assert job._name_recipe({"weight_decay": 0.002}) == (
-        "darkroom recipes new fastnet_cifar10_swept --from fastnet_cifar10 --data shapes --set label_smoothing=0.1 "
-        "--set epochs=2 --set weight_decay=0.002"
+    words = shlex.split(job._name_recipe({"weight_decay": 0.002}))
+    assert words[:6] == ["darkroom", "recipes", "new", "fastnet_cifar10_swept", "--from", "fastnet_cifar10"]
+    assert {'dataset="shapes"', "label_smoothing=0.1", "epochs=2", "weight_decay=0.002"} <= set(words)
+
+
+@pytest.mark.parametrize("given", [{}, {"profile": "smoke"}, {"limit_train": 300}, {"settings": ("learning_rate=1",)}])
+def test_that_recipe_has_exactly_the_settings_of_the_trial(home, tmp_path, given):
+    job = make_sweep(tmp_path, name="small", space="batch_size = [64, 128]", **given)
+    values = {"batch_size": 128}
+    words = shlex.split(job._name_recipe(values))
+    name = f"swept_{'_'.join(given)}"
+    NewRecipe.make(name=name, base=words[5], settings=tuple(words[7::2])).run()
+    kept, trained = get_recipe(name).build(), job.make_config(values)
+    neutral = {"recipe", "profile", "seed"}
+    assert kept.model_dump(exclude=neutral) == trained.model_dump(exclude=neutral)
+    own = build_config("fastnet_cifar10", given.get("profile", "full"))
+    assert trained.learning_rate == (1 if "settings" in given else own.learning_rate), "not scaled with the batch"
+
+
+def test_a_sweep_whose_first_trials_all_fail_ends(home, tmp_path, monkeypatch):
+    job = make_sweep(tmp_path, profile="smoke", trials=10)
+    sweep = Sweep(tmp_path / "sweep", job.training.config, "a" * 64, job.space, prune_after=1)
+    monkeypatch.setattr(
+        operation, "open_study", lambda *_: nullcontext(SimpleNamespace(open=lambda *_, **__: "parent"))
     )
+    with pytest.raises(TrainingError, match=r"^3 trials failed one after the other"):
+        run_sweep(sweep, lambda _: job.training.config.model_copy(update={"device": "cuda"}), 10, None)
+    assert len(sweep.trials) == 3
+
+
+def test_a_pruned_trial_is_shown_with_its_best_epoch(sweep):
+    with sweep.claim(None) as trial:
+        sweep.report(trial.number, 1, 0.5)
+        sweep.report(trial.number, 2, 0.25)
+        sweep.prune(trial.number)
+    assert get_accuracy(sweep.trials[0]) == 0.5

@@ -22,8 +22,8 @@ def test_ranges_choices_and_settings_inside_others_are_read(tmp_path: Path) -> N
         weight_decay = {low = 1e-5, high = 0.01, log = true}
         batch_size = {low = 64, high = 250, step = 64}
         device = ["auto", "cpu"]
-        engine.precision = ["float32"  , "bfloat16"]
-        """.replace("engine.precision", '"engine.pictures"').replace('"float32"  , "bfloat16"', '"auto", "streamed"'),
+        "engine.pictures" = ["auto", "streamed"]
+        """,
     )
 
     assert list(space) == ["batch_size", "device", "engine.pictures", "weight_decay"]
@@ -43,6 +43,13 @@ def test_ranges_choices_and_settings_inside_others_are_read(tmp_path: Path) -> N
         ("batch_size = 64", "batch_size: 64 is one value"),
         ("batch_size = [64]", "two or more different choices"),
         ("batch_size = [64, 64]", "two or more different choices"),
+        ("weight_decay = [1, true]", "two or more different choices"),
+        ("weight_decay = [0.0, 0]", "two or more different choices"),
+        ("batch_size = {low = 64.0, high = 128}", "batch_size"),
+        ("batch_size = {low = 64, high = 128, step = 0.5}", "batch_size"),
+        ("batch_size = {low = 64, high = 128, step = 1000}", "step must be at most 64"),
+        ("seed = [1, 2]", "give --seed N"),
+        ('dataset = ["a", "b"]', "give --data NAME"),
         ("batch_size = [64, [1]]", "choices are texts, numbers"),
         ("batch_size = {low = 64}", "batch_size.high: Field required"),
         ("batch_size = {low = 64, high = 32}", "low must be below high, not 64 and 32"),

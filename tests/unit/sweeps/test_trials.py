@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import time
+from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
@@ -9,7 +11,7 @@ from optuna.trial import TrialState
 from model_code.errors import UsageError
 from model_code.recipes.catalog import build_config
 from model_code.sweeps.space import Range
-from model_code.sweeps.trials import JOURNAL_FILE, SWEEP_FILE, WEIGHED_TRIALS, Sweep
+from model_code.sweeps.trials import JOURNAL_FILE, SWEEP_FILE, WEIGHED_TRIALS, MendingLock, Sweep
 
 SPACE = {"batch_size": Range(low=32, high=100, step=32), "weight_decay": Range(low=1e-5, high=1e-2, log=True)}
 SEED = 3
@@ -57,10 +59,10 @@ def test_a_trial_belongs_to_one_process_until_it_lets_it_go(tmp_path):
             second.complete(two.number, 0.5)
         with second.claim(2) as nothing:
             assert nothing is None
-    with second.claim(2, is_open=False) as again:
+    with second.claim(2, lambda: False) as again:
         assert (again.number, again.params) == (one.number, one.params)
         second.fail(again.number, "why")
-    with second.claim(None, is_open=False) as nothing:
+    with second.claim(None, lambda: False) as nothing:
         assert nothing is None
     assert [trial.state for trial in first.trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert first.trials[0].user_attrs["reason"] == "why"
@@ -97,19 +99,20 @@ def test_a_line_that_was_cut_short_spoils_no_other(tmp_path, torn):
     assert torn not in journal.read_bytes().replace(before, b"").splitlines()
 
 
-def test_a_trial_below_the_median_of_the_complete_ones_is_behind(tmp_path):
+def test_a_trial_below_the_median_of_the_complete_ones_should_prune(tmp_path):
     sweep = open_sweep(tmp_path)
     run_trial(sweep, 0.5, 0.6)
     with sweep.claim(None) as trial:
         sweep.report(trial.number, 1, 0.1)
-        assert not sweep.is_behind(trial.number)  # one complete trial is too few
+        sweep.report(trial.number, 2, 0.3)
+        assert not sweep.should_prune(trial.number)  # one complete trial is too few
         sweep.complete(trial.number, 0.3)
     with sweep.claim(None) as trial:
         sweep.report(trial.number, 1, 0.3)
-        assert not sweep.is_behind(trial.number)
+        assert not sweep.should_prune(trial.number)
         sweep.report(trial.number, 2, 0.2)
-        assert sweep.is_behind(trial.number)
-        assert not open_sweep(tmp_path, prune_after=0).is_behind(trial.number)
+        assert sweep.should_prune(trial.number)
+        assert not open_sweep(tmp_path, prune_after=0).should_prune(trial.number)
         sweep.prune(trial.number)
     assert (sweep.trials[2].state, sweep.trials[2].value) == (TrialState.PRUNED, 0.2)
 
@@ -128,12 +131,12 @@ def test_the_best_is_the_first_of_equals_and_never_a_pruned_one(tmp_path):
 def test_importance_is_told_from_enough_trials_that_differ(tmp_path):
     sweep, equal = open_sweep(tmp_path / "sweep"), open_sweep(tmp_path / "equal")
     for number in range(WEIGHED_TRIALS):
-        assert sweep.weigh() == {}
+        assert sweep.measure_importance() == {}
         run_trial(sweep, number / 10)
         run_trial(equal, 0.5)
-    assert equal.weigh() == {}
-    assert set(sweep.weigh()) == set(SPACE)
-    assert sum(sweep.weigh().values()) == pytest.approx(1)
+    assert equal.measure_importance() == {}
+    assert set(sweep.measure_importance()) == set(SPACE)
+    assert sum(sweep.measure_importance().values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -167,3 +170,28 @@ def test_choices_of_every_type_come_back_as_they_are(tmp_path):
         run_trial(sweep, 0.5)
     for name, choices in space.items():
         assert {trial.params[name] for trial in open_sweep(tmp_path, space=space).trials} == set(choices)
+
+
+def _hold_the_journal(folder: Path) -> None:
+    lock = MendingLock(folder / JOURNAL_FILE)
+    lock.acquire()
+    os._exit(9)
+
+
+def test_a_process_that_dies_while_it_writes_holds_up_nobody(tmp_path):
+    sweep = open_sweep(tmp_path)
+    process = multiprocessing.get_context("spawn").Process(target=_hold_the_journal, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    start_s = time.monotonic()
+    run_trial(sweep, 0.5)
+    assert time.monotonic() - start_s < 10
+
+
+@pytest.mark.parametrize("damage", [b"\0\0\0\n", b"no JSON\n", b'{"op_code": 4}\n'])
+def test_a_damaged_journal_is_named(tmp_path, damage):
+    open_sweep(tmp_path)
+    (tmp_path / JOURNAL_FILE).write_bytes(damage)
+    with pytest.raises(UsageError, match=r"journal\.log is damaged"):
+        open_sweep(tmp_path)

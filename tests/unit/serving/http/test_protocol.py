@@ -195,13 +195,17 @@ def test_what_is_no_http_is_told_once_in_a_while(address, echo, caplog, monkeypa
             connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
             assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 400")
     assert [one.getMessage() for one in caplog.records] == [
-        "requests that were no HTTP: 1; the last from 127.0.0.1: a request names its host (RFC 9112, 3.2)"
+        "invalid HTTP requests: 1; the last from 127.0.0.1: a request names its host (RFC 9112, 3.2)"
     ]
     monkeypatch.setattr(http_protocol, "_TELL_PERIOD_S", 0)
     with socket.create_connection(address) as connection:
         connection.sendall(b"\0\r\n\r\n")
         read_until(connection, b"\r\n\r\n")
-    assert caplog.records[1].getMessage().startswith("requests that were no HTTP: 20; the last from 127.0.0.1: ")
+    assert caplog.records[1].getMessage().startswith("invalid HTTP requests: 20; the last from 127.0.0.1: ")
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"GET http://a:99999/?key=SECRET HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert caplog.records[2].getMessage() == "invalid HTTP requests: 1; the last from 127.0.0.1: invalid target"
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 40, 10_000_000], ids="pieces of {}".format)
