@@ -318,7 +318,7 @@ def _is_western(part: bytes) -> bool:
     accented = "".join(char for char in part.decode("cp437") if not char.isascii())
     plain_count = sum(char.isalpha() for char in part.decode("ascii", errors="ignore"))
     is_alike = part.decode("cp437") == part.decode("cp850")
-    return not accented or (is_alike and accented.isalpha() and len(accented) <= plain_count)
+    return not accented or (is_alike and accented.isalpha() and len(accented) < plain_count)
 
 
 def _unreadable(path: Path, name: str, why: str) -> DataError:

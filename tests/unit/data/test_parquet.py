@@ -205,9 +205,10 @@ def test_images_in_one_folder_beside_parquet_are_no_class_folders(write, add):
     source = write("train.parquet", make_rows((0, 1), (0, 1)))
     (source / "assets").mkdir()
     (source / "assets/sample.png").write_bytes(draw(2))
+    (source / "banner.png").write_bytes(draw(3))
     added = add("pets", source, image_size=8)
     assert added.dataset.classes == ("cat", "dog")
-    assert [one.name for one in added.skipped] == ["set/assets/sample.png"]
+    assert sorted(one.name for one in added.skipped) == ["set/assets/sample.png", "set/banner.png"]
 
 
 def test_a_test_split_alone_is_for_evaluation(write, pack):
