@@ -1,4 +1,4 @@
-"""What `flows.api` refuses, as the command does."""
+"""Refusals of `flows.api`, the same as the command's."""
 
 import pytest
 
