@@ -29,11 +29,14 @@ from model_code.data.sources.images import (
 from model_code.data.sources.layout import LAYOUTS
 from model_code.errors import DataError
 
+# Hugging Face's words for splits, and each with `set`.
 SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "validation"),
-    **dict.fromkeys(("test", "testing", "evaluation"), "test"),
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "valset", "devset"), "validation"),
+    **dict.fromkeys(("test", "testing", "evaluation", "eval", "testset"), "test"),
 }
+# Without class folders in them they may be classes beside others: no class is called test.
+_ALSO_CLASSES = {"valid", "dev", "eval"}
 SHOWN = "{train,test,val}/<class>/<image>, <class>/<image>"
 _UNLABELLED = ""
 _NO_CLASS = "image outside of any class folder (expected <class>/<image>)"
@@ -177,8 +180,7 @@ def _find_splits(images: Sequence[Sequence[str]], wrapper: int) -> dict[str, str
     in_part = {top: split for top in tops if (split := _find_split_word(top))}
     if len({in_part[top] for top in in_part.keys() & with_folders}) > 1:
         return in_part
-    # Classes may be called valid and invalid, but no class folder beside others is called test.
-    return {top: split for top, split in whole.items() if top.casefold() != "valid"}
+    return {top: split for top, split in whole.items() if top.casefold() not in _ALSO_CLASSES}
 
 
 def _find_split_word(folder: str) -> str | None:

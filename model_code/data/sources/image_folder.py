@@ -1,4 +1,4 @@
-"""Hugging Face's ImageFolder with a table: `metadata.csv` with columns file_name and label beside or above the images.
+"""Hugging Face's ImageFolder with a table of columns file_name and label, `metadata.csv` or `metadata.jsonl`.
 
     train/metadata.csv, train/0001.png, test/metadata.csv, …    or    metadata.csv with file_name train/0001.png
 
@@ -6,7 +6,9 @@ The split is the first folder of the file's path that names one, else train; wit
 only. Without a table the same folders are class folders.
 """
 
+import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from model_code.data.sources.archives import Archive, Problem
@@ -27,23 +29,25 @@ from model_code.data.sources.layout import layout
 from model_code.errors import DataError
 
 TABLE = "metadata.csv"
+TABLES = (TABLE, "metadata.jsonl")
 FILE_COLUMN = "file_name"
 LABEL_COLUMNS = ("label", "labels", "class", "category")
 
 
 def find_tables(archive: Archive) -> list[str]:
     """Return the names of the tables that have a column of file names or labels, or images beside them."""
-    tables = [name for name in archive.files if PurePosixPath(name).name == TABLE]
+    tables = [name for name in archive.files if PurePosixPath(name).name in TABLES]
     folders = {PurePosixPath(name).parent for name in archive.files if is_image_name(name)} if tables else set()
     return [
         name
         for name in tables
-        if PurePosixPath(name).parent in folders
-        or {FILE_COLUMN, *LABEL_COLUMNS} & set(read_rows(archive.read(name), f"{archive.path}/{name}")[0])
+        if PurePosixPath(name).parent in folders or {FILE_COLUMN, *LABEL_COLUMNS} & set(_read_rows(archive, name)[0])
     ]
 
 
-@layout("Hugging Face's metadata.csv with file_name,label", lambda archive: bool(find_tables(archive)))
+@layout(
+    "Hugging Face's metadata.csv or metadata.jsonl with file_name,label", lambda archive: bool(find_tables(archive))
+)
 def read_image_folder(archive: Archive, expected_classes: tuple[str, ...] | None = None) -> ImageSource:
     """List the images of an ImageFolder with tables, in the order of the tables.
 
@@ -62,7 +66,7 @@ def read_image_folder(archive: Archive, expected_classes: tuple[str, ...] | None
     for table in tables:
         _read_table(archive, table, label_by_file, problems)
     problems += [
-        Problem(f"image that no {TABLE} names", name, can_skip=False)
+        Problem(f"image that no {' or '.join(TABLES)} names", name, can_skip=False)
         for name in archive.files
         if is_image_name(name) and name not in label_by_file
     ]
@@ -89,7 +93,7 @@ def read_image_folder(archive: Archive, expected_classes: tuple[str, ...] | None
 
 def _read_table(archive: Archive, table: str, label_by_file: dict[str, str], problems: list[Problem]) -> None:
     where = f"{archive.path}/{table}"
-    header, rows = read_rows(archive.read(table), where)
+    header, rows = _read_rows(archive, table)
     found = [name for name in LABEL_COLUMNS if name in header]
     if len(found) != 1 or FILE_COLUMN not in header:
         wrong = [f"{FILE_COLUMN} is missing"] if FILE_COLUMN not in header else []
@@ -105,15 +109,40 @@ def _read_table(archive: Archive, table: str, label_by_file: dict[str, str], pro
         reason = None
         if len(row) != len(header):
             reason = f"{len(row)} cells instead of {len(header)}"
-        elif (name := str(PurePosixPath(table).parent / row[file_column].strip())) not in present:
-            reason = f"no file {row[file_column][:60]!r}"
+        elif (name := str(PurePosixPath(table).parent / (file := row[file_column] or "").strip())) not in present:
+            reason = f"no file {file[:60]!r}"
         elif name in label_by_file:
-            reason = f"{row[file_column][:60]!r} is named twice"
-        elif (label := normalise_class_name(row[label_column])).casefold() in NO_LABELS:
-            reason = f"label {row[label_column]!r} is none"
+            reason = f"{file[:60]!r} is named twice"
+        elif (given := row[label_column]) is None:
+            reason = "label is no text and no number"
+        elif (label := normalise_class_name(given)).casefold() in NO_LABELS:
+            reason = f"label {given!r} is none"
         else:
             label_by_file[name] = label
         if reason is not None:
             problems.append(
                 Problem("line without one file and one label", f"{table}:{line} ({reason})", can_skip=False)
             )
+
+
+def _read_rows(archive: Archive, table: str) -> tuple[list[str], Sequence[tuple[int, Sequence[str | None]]]]:
+    """Return the header in lower case and the rows with their line numbers; None for what is no text and no number."""
+    where = f"{archive.path}/{table}"
+    if table.endswith(".csv"):
+        return read_rows(archive.read(table), where)
+    lines: list[tuple[int, dict[str, str | None]]] = []
+    try:
+        for number, line in enumerate(archive.read(table).decode("utf-8-sig").split("\n"), start=1):
+            if line.strip():
+                cells = json.loads(line).items()
+                lines.append((number, {key.strip().casefold(): _read_cell(cell) for key, cell in cells}))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{where}: line {number} is no JSON object in UTF-8 ({error}); correct it") from error
+    header = list(dict.fromkeys(key for _, cells in lines for key in cells))
+    return header, [(number, [cells.get(key, "") for key in header]) for number, cells in lines]
+
+
+def _read_cell(cell: object) -> str | None:
+    if cell is None:
+        return ""
+    return str(cell) if isinstance(cell, str | int | float) else None

@@ -151,9 +151,9 @@ def test_no_source_names_the_command(add):
         add("cifar10")
 
 
-@pytest.mark.parametrize("train", ["train", "training"])
-@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
-@pytest.mark.parametrize("test", ["test", "testing", "evaluation"])
+@pytest.mark.parametrize("train", ["train", "training", "trainset"])
+@pytest.mark.parametrize("validation", ["val", "valid", "validation", "dev"])
+@pytest.mark.parametrize("test", ["test", "testing", "evaluation", "eval"])
 def test_split_folders_have_several_names(add, write_tree, class_files, train, validation, test):
     dataset = add("x", write_tree(class_files(splits=(train, test, validation)))).dataset
     first_reds = {split: int(content.images_NHWC[0, 0, 0, 0]) for split, content in dataset.splits.items()}
@@ -161,9 +161,8 @@ def test_split_folders_have_several_names(add, write_tree, class_files, train, v
 
 
 def test_split_names_may_be_classes_and_wrapped(add, write_tree, class_files, png):
-    assert add("x", write_tree(dict.fromkeys(["valid/1.png", "invalid/1.png"], png), "one")).dataset.classes == (
-        "invalid",
-        "valid",
-    )
+    for number, classes in enumerate((("invalid", "valid"), ("dev", "ops"), ("eval", "exec"))):
+        folder = write_tree({f"{name}/1.png": png for name in classes}, f"classes{number}")
+        assert add(f"x{number}", folder).dataset.classes == classes
     wrapped = {f"food/{name}": content for name, content in class_files(splits=("training", "evaluation")).items()}
     assert set(add("y", write_tree(wrapped, "two")).dataset.splits) == {"train", "test"}

@@ -36,6 +36,11 @@ FILES = ("train/a.png", "train/b.png", "train/c.png", "test/d.png")
             "train/metadata.csv": "file_name,label\na.png,cat\nb.png,dog \nc.png,cat\n",
             "test/metadata.csv": "label;file_name;text\ncat;d.png;a cat\n",
         },
+        {
+            "train/metadata.jsonl": '{"file_name": "a.png", "label": "cat"}\n\n{"label": "dog ", "File_Name": "b.png"}'
+            '\n{"file_name": "c.png", "label": "cat", "boxes": {"bbox": [[1, 2, 3, 4]]}}\n',
+            "test/metadata.csv": "file_name,label\nd.png,cat\n",
+        },
         {"metadata.csv": "file_name,Label\ntrain/a.png,cat\ntrain/b.png,dog\ntrain/c.png,cat\ntest/d.png,cat\n"},
     ],
 )
@@ -53,6 +58,28 @@ def test_everything_that_is_wrong_is_listed_at_once(write, pack):
         pack(write(FILES[:3], {"train/metadata.csv": table}))
     for part in ("named twice", "label 'nan' is none", "no file 'x.png'", "1 cells instead of 2", "train/b.png"):
         assert part in str(caught.value), part
+
+
+def test_lines_of_json_are_refused_by_their_number(write, pack):
+    line = '{{"file_name": "{}.png", "label": {}}}\n'.format
+    source = write(FILES[:3], {"train/metadata.jsonl": line("a", "null") + line("b", "[1, 2]") + line("c", "3")})
+    with pytest.raises(DataError) as caught:
+        pack(source)
+    for part in ("metadata.jsonl:1 (label '' is none)", "metadata.jsonl:2 (label is no text and no number)"):
+        assert part in str(caught.value), part
+    for damaged in ("a.png,cat\n", "[1]\n", "{\n", "[" * 100_000):
+        (source / "train/metadata.jsonl").write_text(line("a", "1") + damaged)
+        with pytest.raises(DataError, match=r"metadata.jsonl: line 2 is no JSON object in UTF-8 \(.*; correct it"):
+            pack(source)
+
+
+def test_numbers_of_json_are_class_names_as_those_of_a_csv(write, pack):
+    lines = "".join(
+        f'{{"file_name": "{name}.png", "label": {label}}}\n' for name, label in (("a", 10), ("b", 2), ("c", 2))
+    )
+    packed = pack(write(FILES[:3], {"train/metadata.jsonl": lines}))
+    assert packed.classes == ("10", "2")
+    assert packed.splits["train"].labels_N.tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(
