@@ -23,7 +23,7 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model_code.disk import cut_torn_line, hold_lock, take_lock, write_atomically
+from model_code.disk import cut_torn_line, hold_lock, take_lock, write_atomically, writing_to
 from model_code.errors import BusyError, UsageError
 from model_code.sweeps.space import Choices, Range, Space
 from model_code.training.device import derive_seed
@@ -33,6 +33,7 @@ SWEEP_FILE, JOURNAL_FILE = "sweep.json", "journal.log"
 # Complete trials from which on the importance of settings is told.
 WEIGHED_TRIALS = 5
 _STUDY = "sweep"
+_LOG_BYTES = 1_000
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -55,6 +56,19 @@ class MendingLock(BaseJournalFileLock):
     def release(self) -> None:
         """Let the next one write."""
         self._held.close()
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's journal, whose errors of the disk are one line each; what was cut short is mended by the lock."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(str(file), lock_obj=MendingLock(file))
+        self._file = file
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write what happened to a trial."""
+        with writing_to(self._file.parent, _LOG_BYTES * len(logs), f"writing {self._file.name}"):
+            super().append_logs(logs)
 
 
 class SweepRecord(BaseModel):
@@ -99,7 +113,7 @@ class Sweep:
             _check_record(folder, self.record)
             journal = folder / JOURNAL_FILE
             try:
-                self._storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=MendingLock(journal)))
+                self._storage = JournalStorage(_Journal(journal))
                 self._study = optuna.create_study(
                     storage=self._storage, study_name=_STUDY, direction="maximize", load_if_exists=True
                 )

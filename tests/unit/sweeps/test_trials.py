@@ -1,5 +1,6 @@
 """Trials of a sweep: proposals by seed, locks of living and dead processes, pruning, a journal that was cut short."""
 
+import itertools
 import multiprocessing
 import os
 import time
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from model_code.errors import UsageError
+from model_code.disk import count_free_bytes
+from model_code.errors import DiskFullError, UsageError
 from model_code.recipes.catalog import build_config
 from model_code.sweeps.space import Range
 from model_code.sweeps.trials import JOURNAL_FILE, SWEEP_FILE, WEIGHED_TRIALS, MendingLock, Sweep
@@ -29,6 +31,11 @@ def run_trial(sweep, *curve):
             sweep.report(trial.number, epoch, score)
         sweep.complete(trial.number, max(curve))
     return trial.number
+
+
+def report_without_end(sweep, number):
+    for epoch in itertools.count():
+        sweep.report(number, epoch, 0.1)
 
 
 def list_params(sweep):
@@ -195,3 +202,17 @@ def test_a_damaged_journal_is_named(tmp_path, damage):
     (tmp_path / JOURNAL_FILE).write_bytes(damage)
     with pytest.raises(UsageError, match=r"journal\.log is damaged"):
         open_sweep(tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_loses_no_trial(small_disk):
+    sweep = open_sweep(small_disk / "sweep")
+    run_trial(sweep, 0.5)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(count_free_bytes(small_disk)))
+    with sweep.claim(None) as trial, pytest.raises(DiskFullError, match=r"is full: writing journal\.log needs"):
+        report_without_end(sweep, trial.number)
+    filler.unlink()
+    again = open_sweep(small_disk / "sweep")
+    assert again.best.value == 0.5
+    assert run_trial(again, 0.7) == 1
+    assert again.best.value == 0.7
