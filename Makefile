@@ -123,7 +123,7 @@ bench: setup ## Measure packing, training and prediction on this machine
 bench-train: $(BENCH_VENV)/.installed ## Measure training beside the articles' loops, torchvision, kornia and lightly
 	$(BENCH_VENV)/bin/python -m benchmarks.training $(ARGS)
 
-# Ours runs as it is locked: LitServe brings uvloop into the layer, which uvicorn would take.
+# Ours runs as it is locked, without what the others bring.
 bench-serve: $(BENCH_VENV)/.installed ## Measure the service beside FastAPI, LitServe, MLflow: ARGS="--home HOME --image FILE"
 	$(BENCH_VENV)/bin/python -m benchmarks.serving --python $(BIN)/python $(ARGS)
 

@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--python",
         type=Path,
         default=sys.executable,
-        help="of the environment that ours and MLflow run in, without what other contenders brought (uvloop)",
+        help="of the environment that ours and MLflow run in, without what other contenders brought",
     )
     parser.add_argument("--json", type=Path, help="where to write the figures")
     return parser
