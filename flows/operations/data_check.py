@@ -102,10 +102,10 @@ class _Finder:
         self.lines: list[str] = []
 
     def find_copies(self) -> Iterator[Issue]:
-        """Yield each near-duplicate but the first of its group."""
+        """Yield each near-duplicate but the first of its group, and that one too if it is labelled otherwise."""
         pairs = find_duplicates(self._small_NCHW)
         similarity = {place: pair.similarity for pair in reversed(pairs) for place in pair[:2]}
-        found = []
+        found: dict[int, Issue] = {}
         for place, first in sorted(group(pairs).items()):
             if place == first:
                 continue
@@ -114,8 +114,11 @@ class _Finder:
             kind = "near-duplicate" if image.split == twin.split else _LEAKED
             if kind == _LEAKED:
                 detail = f"also in {twin.split}" + (f", {detail}" if detail else "")
-            found.append(self._make(place, kind, detail, similarity[place], first))
-        yield from sorted(found, key=lambda one: (one.kind != _LEAKED, -one.score))
+            elif detail and first not in found:  # one of the labels is wrong, and a person has to say which
+                other = f"duplicate labelled {image.label or _UNLABELLED}"
+                found[first] = self._make(first, kind, other, similarity[first], place)
+            found[place] = self._make(place, kind, detail, similarity[place], first)
+        yield from sorted(found.values(), key=lambda one: (one.kind != _LEAKED, -one.score))
 
     def find_wrong_labels(self) -> Iterator[Issue]:
         """Yield the images that are likely of another class."""

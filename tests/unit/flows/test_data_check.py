@@ -142,6 +142,22 @@ def test_a_check_writes_a_page_and_a_table_that_data_add_takes(photos, capsys):
     assert len(clean.splits["test"].labels_N) <= 20
 
 
+def test_of_duplicates_with_two_labels_both_are_listed_for_a_person_to_choose(photos):
+    same, other, *_ = sorted((photos / "train/stripes").glob("1*.png"))
+    (photos / "train/stripes/same.png").write_bytes(same.read_bytes())
+    (photos / "train/blobs/other.png").write_bytes(other.read_bytes())
+    settings = load_settings()
+    add_dataset("mine", [photos], cache_dir=settings.cache_dir, data_dir=settings.data_dir, image_size=32)
+    with check_data("mine").table.open() as file:
+        rows = {row["file"]: row for row in csv.DictReader(file) if row["kind"] == "near-duplicate"}
+    stripes = "photos/train/stripes/"
+    assert {name: (row["detail"], row["twin"]) for name, row in rows.items()} == {
+        f"{stripes}same.png": ("", stripes + same.name),
+        "photos/train/blobs/other.png": ("duplicate labelled stripes", stripes + other.name),
+        stripes + other.name: ("duplicate labelled blobs", "photos/train/blobs/other.png"),
+    }
+
+
 def test_a_second_round_keeps_the_edited_table_and_names_the_first(photos, capsys):
     settings = load_settings()
     folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir, "image_size": 32, "progress": False}
