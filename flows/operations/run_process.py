@@ -23,8 +23,6 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(sys.argv[1]):
         return
-    # An import that an exception ends halfway comes out as another error; nothing has begun yet.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     text = sys.stdin.buffer.read()
     from flows.printing.narration import narrating
 
@@ -32,7 +30,8 @@ def main() -> None:
         from flows.operations.side_by_side import RunRequest
 
         request = RunRequest.model_validate_json(text)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Until here nothing has begun that a signal could interrupt.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             outcome = _train(request)
         except KeyboardInterrupt:

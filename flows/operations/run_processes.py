@@ -58,8 +58,8 @@ class RunProcesses:
                 self._processes.remove(process)
 
     def interrupt(self) -> None:
-        """Send every process the signal of Ctrl-C."""
-        self._end(signal.SIGINT)
+        """Send every process SIGTERM: a shell's background commands, and so their children, may ignore Ctrl-C's."""
+        self._end(signal.SIGTERM)
 
     def close(self) -> None:
         """Kill what is left."""
