@@ -23,7 +23,8 @@ from model_code.models.networks import build_network
 from model_code.release.onnx_export import export_onnx
 from model_code.release.precisions import make_int8
 from model_code.tracking.provenance import read_git_sha, read_versions
-from serving.bundle.session import CPU, count_cpus, measure_speed, open_session, run_session
+from serving.bundle.processors import count_cpus
+from serving.bundle.session import CPU, measure_speed, open_session, run_session
 
 NETWORKS = ("resnet18", "resnet18_improved", "resnet18_improved_nopool", "swin_cifar", "swin_cifar_window4")
 SIDE, CLASSES = 32, 10

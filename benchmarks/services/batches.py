@@ -11,7 +11,8 @@ import numpy.typing as npt
 from benchmarks.services.contenders import OURS, Body, Service
 from benchmarks.services.figures import summarise
 from benchmarks.services.http_load import count_refused, load
-from serving.bundle.session import CPU, count_cpus, measure_speed, open_session, run_session
+from serving.bundle.processors import count_cpus
+from serving.bundle.session import CPU, measure_speed, open_session, run_session
 from serving.models.predictions import FIELD_NAME
 
 IMAGES = 64

@@ -2,7 +2,7 @@
 
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -86,33 +86,46 @@ def train_all(configs: Sequence[AnyConfig], trainer: Trainer, *, is_offline: boo
     for number, config in enumerate(configs, start=1):
         print(f"[{number}/{len(configs)}] {config.recipe}", flush=True)
         try:
-            outcomes.append(_train_one(config, trainer, is_offline))
+            outcomes.append(train_one(config, trainer, is_offline=is_offline))
         except KeyboardInterrupt:
-            finished = sum(outcome.result is not None for outcome in outcomes)
-            print(
-                f"interrupted at run {number} of {len(configs)}: {finished} are complete and kept; the same command "
-                "goes on from here",
-                flush=True,
-            )
+            print_interrupted(f"at run {number} of {len(configs)}", outcomes)
             raise
     return outcomes
 
 
-def _train_one(config: AnyConfig, trainer: Trainer, is_offline: bool) -> Outcome:
+def train_one(config: AnyConfig, trainer: Trainer, *, is_offline: bool) -> Outcome:
+    """Return the outcome of one run: kept, trained, or why there is none."""
+    inputs = find_outcome(config, is_offline=is_offline)
+    if isinstance(inputs, Outcome):
+        return inputs
+    try:
+        result = trainer(inputs)
+    except Exception as error:  # noqa: BLE001 - one that fails does not stop the others
+        return fail(config, error)
+    print_result(result)
+    return Outcome(recipe=config.recipe, seed=config.seed, result=result)
+
+
+def find_outcome(config: AnyConfig, *, is_offline: bool) -> Outcome | RunInputs:
+    """Return the outcome of a run that is not trained, kept or without what it needs; else what it is made from."""
     try:
         inputs = open_inputs(config, is_offline=is_offline)
         kept = find_kept(inputs)
     except DarkroomError as error:
-        return _fail(config, error)
-    if kept is not None:
-        print(f"{config.recipe}  kept from run {kept.run_id}: same settings, images and code", flush=True)
-        return Outcome(recipe=config.recipe, seed=config.seed, result=kept, was_cached=True)
-    try:
-        result = trainer(inputs)
-    except Exception as error:  # noqa: BLE001 - one that fails does not stop the others
-        return _fail(config, error)
-    print_result(result)
-    return Outcome(recipe=config.recipe, seed=config.seed, result=result)
+        return fail(config, error)
+    if kept is None:
+        return inputs
+    print(f"{config.recipe}  kept from run {kept.run_id}: same settings, images and code", flush=True)
+    return Outcome(recipe=config.recipe, seed=config.seed, result=kept, was_cached=True)
+
+
+def print_interrupted(place: str, outcomes: Iterable[Outcome]) -> None:
+    """Say how much of an interrupted study is done."""
+    finished = sum(outcome.result is not None for outcome in outcomes)
+    print(
+        f"interrupted {place}: {finished} are complete and kept; the same command goes on from here",
+        flush=True,
+    )
 
 
 def name_reason(error: BaseException) -> str:
@@ -121,7 +134,8 @@ def name_reason(error: BaseException) -> str:
     return reason if isinstance(error, DarkroomError) else f"{type(error).__name__}: {reason}"
 
 
-def _fail(config: AnyConfig, error: BaseException) -> Outcome:
+def fail(config: AnyConfig, error: BaseException) -> Outcome:
+    """Print why there is no result of a run, and return that as its outcome."""
     reason = name_reason(error)
     is_skipped = isinstance(error, DownloadError) or not is_added(config.dataset, load_settings().cache_dir)
     print(f"{config.recipe}  {'skipped' if is_skipped else 'failed'}: {reason}", flush=True)

@@ -172,7 +172,7 @@ class Train(Job):
 
 
 class TrainAll(Job):
-    """Train every recipe, one after another; what was trained before with the same settings is kept.
+    """Train every recipe, one after another or several at once; what was trained before with the same settings is kept.
 
     Recipes whose images are not here, or whose pretrained weights cannot be downloaded, are skipped.
 
@@ -196,6 +196,7 @@ class TrainAll(Job):
         (), "Setting of every recipe that has it; repeatable.", name="--set", metavar="KEY=VALUE"
     )
 
+    at_once: int = option(1, "Runs that are trained side by side, each in a process of its own.", metavar="N", ge=1)
     release: bool = option(False, "Fetch what is missing; then release the best run of each data set and report.")
     offline: bool = option(False, OFFLINE)
     dry_run: bool = option(False, "Say what would be done, and in about what time on this machine; change nothing.")
@@ -231,6 +232,11 @@ class TrainAll(Job):
         if not configs:
             raise UsageError("; ".join(dict.fromkeys(unfit.values())))
         return configs, unfit
+
+    @property
+    def _processes(self) -> int:
+        """Most runs at the same time: more than there are would leave processors idle."""
+        return min(self.at_once, len(self.configs))
 
     @property
     def has_flow(self) -> bool:
@@ -291,13 +297,19 @@ class TrainAll(Job):
             raise NothingDoneError("every recipe was skipped; the lines above say why")
 
     def _train(self) -> "list[Outcome]":
-        if self.offline:
+        if not self.offline:
+            from flows.operations.training import train_study
+
+            return train_study(self.configs, self._processes)
+        if self._processes == 1:
             from flows.experiments.training import train_all, train_offline
 
             return train_all(self.configs, train_offline, is_offline=True)
-        from flows.operations.training import train_study
+        from flows.experiments.device_lock import lock_device
+        from flows.operations.run_processes import RunProcesses
+        from flows.operations.side_by_side import train_side_by_side
 
-        return train_study(self.configs)
+        return train_side_by_side(self.configs, RunProcesses(self._processes), lock_device)
 
     def _print_plan(self) -> None:
         from flows.operations.study_plan import find_busy_device, plan_study
@@ -308,6 +320,11 @@ class TrainAll(Job):
         with narrating(self.form, is_quiet=self.is_quiet):
             if device := find_busy_device():
                 print(f"another training uses {device}: beside it the times below are longer than alone", flush=True)
+            if self._processes > 1:
+                print(
+                    f"the times below are of one run after another: {self._processes} at once share the device",
+                    flush=True,
+                )
             with show_progress("estimating", len(self.configs), "runs") as advance:
                 for plan in plan_study(self.configs, is_fetched=self.release, is_offline=self.offline):
                     plans.append(plan)

@@ -19,7 +19,8 @@ from model_code.evaluation.thresholds import LabelledAnswers, select
 from model_code.release.precisions import PRECISIONS, Limits
 from model_code.tracking.provenance import read_versions
 from serving.bundle.manifest import BatchCertificate, Certificate, Precision, Thresholds
-from serving.bundle.session import CPU, CUDA, SESSION_ERRORS, count_cpus, has_cuda, open_session, run_session
+from serving.bundle.processors import count_cpus
+from serving.bundle.session import CPU, CUDA, SESSION_ERRORS, has_cuda, open_session, run_session
 from serving.bundle.store import hash_file
 from serving.errors import BundleError
 

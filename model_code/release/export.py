@@ -33,7 +33,8 @@ from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.run_folder import RunFolder
 from model_code.training.supervised import load_model
 from serving.bundle.manifest import GOLDEN_FILE, Calibration, Manifest, Precision, Thresholds, Variant
-from serving.bundle.session import SESSION_ERRORS, count_cpus, open_session, run_session
+from serving.bundle.processors import count_cpus
+from serving.bundle.session import SESSION_ERRORS, open_session, run_session
 from serving.bundle.store import hash_file, name_file, write_manifest
 from serving.bundle.timing import time_variant
 from serving.errors import BundleError

@@ -24,9 +24,8 @@ def choose_device(wanted: str) -> torch.device:
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device=cuda, but torch sees no CUDA device; use --set device=cpu or see `darkroom doctor`")
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda":
+    kind = name_device(wanted)
+    if kind == "cuda":
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if local_rank >= torch.cuda.device_count():
             raise TrainingError(
@@ -35,7 +34,14 @@ def choose_device(wanted: str) -> torch.device:
             )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device(wanted)
+    return torch.device(kind)
+
+
+def name_device(wanted: str) -> str:
+    """Return which of `cpu` and `cuda` is meant by `auto`, `cpu` or `cuda`; the device itself stays untouched."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def keep_freed_memory() -> None:

@@ -4,7 +4,6 @@ Shape suffixes: N = images in the batch, H = height, W = width, C = colour chann
 """
 
 import ctypes
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -168,18 +167,6 @@ def measure_speed(
             times_s[name].append(time.perf_counter() - start_s)
         rounds += 1
     return {name: len(images_NHWC) / float(np.median(taken_s)) for name, taken_s in times_s.items()}
-
-
-def count_cpus(cgroup_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return how many CPUs this process may use: its affinity, and its container's quota if that is lower."""
-    cpus = len(os.sched_getaffinity(0))
-    try:
-        quota, period = cgroup_file.read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cpus
-    if quota == "max":
-        return cpus
-    return max(1, min(cpus, round(int(quota) / int(period))))
 
 
 def has_cuda() -> bool:

@@ -15,7 +15,8 @@ import onnxruntime
 from pydantic import ValidationError
 
 from serving.bundle.manifest import BatchTiming, Timing
-from serving.bundle.session import CUDA, count_cpus, has_cuda, open_session, run_session
+from serving.bundle.processors import count_cpus
+from serving.bundle.session import CUDA, has_cuda, open_session, run_session
 from serving.errors import BundleError
 
 BATCH_SIZES = (1, 8, 64)

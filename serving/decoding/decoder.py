@@ -18,7 +18,7 @@ import numpy.typing as npt
 from serving.bundle.image_structure import Structure, check_format
 from serving.bundle.manifest import Manifest
 from serving.bundle.preprocess import decode_picture
-from serving.bundle.session import count_cpus
+from serving.bundle.processors import count_cpus
 from serving.decoding.cost import Cost, estimate_cost, estimate_decode_s, limit_ordinary_pixels
 from serving.decoding.encoded import EncodedImage
 from serving.decoding.pool import DecoderPool

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from starlette.requests import Request
 
 from serving.bundle.manifest import Manifest
-from serving.bundle.session import count_cpus
+from serving.bundle.processors import count_cpus
 from serving.decoding.cost import IMAGE_S, Cost, estimate_cost, estimate_decode_s
 from serving.decoding.decoder import Decoder
 from serving.decoding.encoded import EncodedImage

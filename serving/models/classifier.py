@@ -14,13 +14,13 @@ import onnxruntime
 
 from serving.bundle.manifest import Manifest, Variant
 from serving.bundle.preprocess import decode_picture
+from serving.bundle.processors import count_cpus
 from serving.bundle.session import (
     CPU,
     CUDA,
     Answerer,
     check_golden,
     check_graph,
-    count_cpus,
     has_cuda,
     measure_speed,
     open_session,

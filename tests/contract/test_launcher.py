@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.bundle.session import count_cpus
+from serving.bundle.processors import count_cpus
 from serving.bundle.store import MODEL_FILE
 from serving.launcher import _listen
 from tests.contract.conftest import ROOT

@@ -53,11 +53,16 @@ class NodeFinder(PathFinder):
         return (one for one in found if canonicalize_name(one.name) in ALLOWED)
 
 
-def main() -> None:
+def hide() -> None:
+    """Let this process import nothing else from now on."""
     assert {"mlflow", "prefect", "httpx", "tensorboard", "onnxruntime", "pytest", "psutil"} <= HIDDEN
     for name in [name for name in sys.modules if name.partition(".")[0] in HIDDEN]:
         del sys.modules[name]
     sys.meta_path[sys.meta_path.index(PathFinder)] = NodeFinder
+
+
+def main() -> None:
+    hide()
     from flows.cli import main
 
     main()

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.operations.side_by_side import RunRequest
+from flows.printing.summaries import Outcome
+from model_code.recipes.catalog import build_config
 from model_code.training.run_folder import JOURNAL_FILE, RESULT_FILE, RunResult
 from tests.integration.conftest import COMMAND
 
@@ -138,6 +141,25 @@ def test_other_kinds_are_trained_on_a_node(node, tmp_path, recipe, settings):
     assert read_result(node, run_id).recipe == recipe
     assert f"run {run_id}: " in run_node(node, "runs", "pack", run_id, "--out", tmp_path)
     assert "  keep" in run_node(node, "train-all", "--only", recipe, "--dry-run", *options)
+
+
+def test_a_run_side_by_side_with_others_is_trained_on_a_node(node):
+    config = build_config(RECIPE, "smoke", {"dataset": "shapes", "limit_train": 200, "batch_size": 40, "epochs": 1})
+    code = (
+        "from tests.integration.node_command import hide; hide()\nfrom flows.operations.run_process import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(os.getpid())],
+        input=RunRequest(config=config, is_offline=True).model_dump_json(),
+        env=make_environment(node) | {"PYTHONPATH": str(ROOT)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    result = Outcome.model_validate_json(done.stdout).result
+    assert read_result(node, result.run_id) == result
+    assert "epoch 1/1" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from serving.bundle.session import CPU, CUDA, count_cpus
+from serving.bundle.processors import count_cpus
+from serving.bundle.session import CPU, CUDA
 from serving.bundle.store import MODEL_FILE, hash_file
 from serving.errors import BundleError, NotAnImageError
 from serving.models.classifier import Classifier

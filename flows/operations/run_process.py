@@ -1,0 +1,70 @@
+"""One run of a study as a process that ends with its parent: its request on standard input, its outcome on output."""
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flows.experiments.inputs import RunInputs
+    from flows.operations.side_by_side import RunRequest
+    from flows.printing.summaries import Outcome
+    from model_code.training.run_folder import RunResult
+
+_PR_SET_PDEATHSIG = 1
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Train the run that is asked for, until the parent ends, however it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        return
+    text = sys.stdin.buffer.read()
+    from flows.printing.narration import narrating
+
+    with narrating("json"):
+        from flows.operations.side_by_side import RunRequest
+
+        request = RunRequest.model_validate_json(text)
+        # Until here nothing has begun that a signal could interrupt.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            outcome = _train(request)
+        except KeyboardInterrupt:
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+    sys.stdout.buffer.write(outcome.model_dump_json().encode())
+
+
+def _train(request: "RunRequest") -> "Outcome":
+    from flows.experiments.training import train, train_one
+    from model_code.settings import load_settings
+    from model_code.tracking.journal import JournalTracking
+    from model_code.tracking.run_tracker import Tracking
+
+    settings = load_settings()
+    tracking: Tracking
+    if request.is_offline:
+        tracking = JournalTracking(settings.checkpoints_dir)
+    else:
+        from model_code.tracking.mlflow_log import MlflowTracking
+
+        tracking = MlflowTracking(settings, request.parent_run_id)
+
+    def train_here(inputs: "RunInputs") -> "RunResult":
+        return train(inputs, tracking, _share_device)
+
+    return train_one(request.config, train_here, is_offline=request.is_offline)
+
+
+def _share_device(_locks_dir: Path, _device: str) -> AbstractContextManager[None]:
+    """Return at once: the parent holds the device for its runs."""
+    return nullcontext()
+
+
+if __name__ == "__main__":
+    main()
