@@ -13,9 +13,9 @@ from model_code.evaluation.metrics import measure, predict_logits
 from model_code.models.networks import count_parameters
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.config import TrainingConfig
-from model_code.training.images import TrainingImages, load_images, load_unlabelled
+from model_code.training.images import load_images, load_unlabelled
 from model_code.training.processes import Processes
-from model_code.training.pseudo_labels import add_pseudo_labels, choose_pseudo_labels
+from model_code.training.pseudo_labels import PseudoLabels, add_pseudo_labels, choose_pseudo_labels, load_pseudo_labels
 from model_code.training.results import Callback, EpochMetrics, TrainingResult
 from model_code.training.run_folder import RunFolder
 from model_code.training.supervised import check_images, fit, load_model
@@ -28,19 +28,12 @@ class SupervisedExperiment(EpochExperiment):
         self, config: TrainingConfig, dataset: PackedDataset, processes: Processes, pretrained: str | None
     ) -> None:
         self._config, self._pretrained = config, pretrained
-        self._images = images = load_images(dataset, config, processes.device)
-        # What pseudo-labels are given to, until it is known which the run learns from.
-        self._unsettled: tuple[TrainingImages, Tensor] | None = None
-        check_images(config, images)
+        self._images = load_images(dataset, config, processes.device)
+        check_images(config, self._images)
+        self._unlabelled_NHWC: Tensor | None = None
         if config.pseudo_label_confidence is not None:
-            assert pretrained is not None, "the config wants a recipe's"
-            model = load_model(config, len(images.classes), images.image_size, Path(pretrained)).to(processes.device)
-            unlabelled_NHWC = load_unlabelled(dataset, config, processes.device)
-            self._unlabelled_count = len(unlabelled_NHWC)
-            self._chosen = choose_pseudo_labels(unlabelled_NHWC, model, config.pseudo_label_confidence, processes)
-            self._images = add_pseudo_labels(images, unlabelled_NHWC, self._chosen)
-            self._unsettled = images, unlabelled_NHWC
-        self._pseudo_labels = len(self._images.train) - len(images.train)
+            self._unlabelled_NHWC = load_unlabelled(dataset, config, processes.device)
+        self._pseudo_labels: PseudoLabels | None = None
         super().__init__(config, processes, self._images.train.images_NHWC)
 
     @property
@@ -48,22 +41,20 @@ class SupervisedExperiment(EpochExperiment):
         """Counts of each split."""
         images = self._images
         tests = 0 if images.test is None else len(images.test)
-        given = ""
-        if self._config.pseudo_label_confidence is not None:
-            given = f" ({self._pseudo_labels} of them with pseudo-labels)"
+        unlabelled = "" if self._unlabelled_NHWC is None else f"{len(self._unlabelled_NHWC)} unlabelled, "
         return (
-            f"{len(images.train)} training{given}, {len(images.validation)} validation, {tests} test images, "
+            f"{len(images.train)} training, {unlabelled}{len(images.validation)} validation, {tests} test images, "
             f"{len(images.classes)} classes"
         )
 
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:
         """Train, then label the final images once."""
         config = self._config
-        self._take_kept_labels(folder.path)
+        self._label(folder.path)
         images = self._images
-        if config.pseudo_label_confidence is not None:
-            summary = self._chosen.summarise(images.classes, config.pseudo_label_confidence, self._unlabelled_count)
-            tracker.log_pseudo_labels(summary)
+        if self._pseudo_labels is not None and self._unlabelled_NHWC is not None:
+            summary = self._pseudo_labels.summarise(images.classes, len(self._unlabelled_NHWC))
+            tracker.log_pseudo_labels({"confidence": config.pseudo_label_confidence} | summary)
         with follow_epochs(folder, tracker, config.epochs, self._processes) as (callbacks, events):
             training = self.train(folder.path, callbacks)
             model = load_model(config, len(images.classes), images.image_size, training.best_weights)
@@ -74,26 +65,35 @@ class SupervisedExperiment(EpochExperiment):
             "validation/pictures": len(images.validation),
             "network/parameters": count_parameters(model),
         }
-        if config.pseudo_label_confidence is not None:
-            counts["train/pseudo_labels"] = self._pseudo_labels
+        if self._pseudo_labels is not None:
+            counts["train/pseudo_labels"] = len(self._pseudo_labels.labels_N)
         tracker.log_metrics(counts)
         return ExperimentResult(self._evaluate(tracker, model), training)
 
     def train(self, run_dir: Path, callbacks: Sequence[Callback]) -> TrainingResult[EpochMetrics]:
         """Train the network."""
-        self._take_kept_labels(run_dir)
+        self._label(run_dir)
         return fit(self._config, self._images, run_dir, self._processes, callbacks, self._pretrained, self._engine)
 
-    def _take_kept_labels(self, run_dir: Path) -> None:
-        """Learn from the pseudo-labels that the run has begun with; where it begins now, keep them in its folder."""
-        if self._unsettled is None:
+    def _label(self, run_dir: Path) -> None:
+        """Give images pseudo-labels, at once in all processes; a resumed run keeps those that it has begun with."""
+        images, unlabelled_NHWC = self._images, self._unlabelled_NHWC
+        confidence = self._config.pseudo_label_confidence
+        if confidence is None or self._pseudo_labels is not None:
             return
-        (labelled, unlabelled_NHWC), self._unsettled = self._unsettled, None
-        kept = self._chosen.keep(run_dir)
-        if kept is not self._chosen:
-            self._chosen = kept
-            self._images = add_pseudo_labels(labelled, unlabelled_NHWC, kept)
-            self._pseudo_labels = len(kept.labels_N)
+        assert unlabelled_NHWC is not None, "loaded where there is a confidence"
+        assert self._pretrained is not None, "the config wants a recipe's"
+        labels = load_pseudo_labels(run_dir)
+        if labels is None:
+            model = load_model(self._config, len(images.classes), images.image_size, Path(self._pretrained))
+            model.to(self._processes.device)
+            labels = choose_pseudo_labels(unlabelled_NHWC, model, confidence, self._processes)
+            if self._processes.is_first:
+                labels.save(run_dir)
+        if self._processes.is_first:
+            print(f"  pseudo-labels for {len(labels.labels_N)} of {len(unlabelled_NHWC)} images", flush=True)
+        self._pseudo_labels = labels
+        self._images = add_pseudo_labels(images, unlabelled_NHWC, labels)
 
     def _evaluate(self, tracker: RunTracker, model: nn.Module) -> dict[str, float]:
         """Label the test images, or without any the validation images, and log what came out."""

@@ -34,32 +34,38 @@ class PseudoLabels:
     chosen_N: Tensor
     labels_N: Tensor
 
-    def keep(self, run_dir: Path) -> "PseudoLabels":
-        """Return the labels that a run's folder has already; without such keep these there and return them.
+    def save(self, run_dir: Path) -> None:
+        """Keep them in a run's folder, whose run learns from them whenever it is resumed.
 
         Raises:
-            TrainingError: The file in the folder is damaged.
             DiskFullError: There is no room.
         """
-        file = run_dir / LABELS_FILE
-        if not file.exists():
-            write_atomically(file, safetensors.torch.save(vars(self)))
-            return self
-        try:
-            return PseudoLabels(**safetensors.torch.load(file.read_bytes()))
-        except (SafetensorError, TypeError, ValueError) as error:
-            raise TrainingError(f"{file} is damaged; remove {run_dir} and train again") from error
+        write_atomically(run_dir / LABELS_FILE, safetensors.torch.save(vars(self)))
 
-    def summarise(self, classes: tuple[str, ...], confidence: float, unlabelled: int) -> dict[str, object]:
-        """Return how many images of each class were labelled, and their share, at which confidence."""
+    def summarise(self, classes: tuple[str, ...], unlabelled: int) -> dict[str, object]:
+        """Return how many of the images without labels were labelled, and of each class."""
         counts_K = torch.bincount(self.labels_N, minlength=len(classes)).tolist()
         return {
-            "confidence": confidence,
             "unlabelled": unlabelled,
             "labelled": len(self.labels_N),
             "share": len(self.labels_N) / unlabelled,
             "per_class": dict(zip(classes, counts_K, strict=True)),
         }
+
+
+def load_pseudo_labels(run_dir: Path) -> PseudoLabels | None:
+    """Return the labels that a run has begun with; None if it has none yet.
+
+    Raises:
+        TrainingError: The file is damaged.
+    """
+    file = run_dir / LABELS_FILE
+    if not file.exists():
+        return None
+    try:
+        return PseudoLabels(**safetensors.torch.load(file.read_bytes()))
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise TrainingError(f"{file} is damaged; remove {run_dir} and train again") from error
 
 
 def choose_pseudo_labels(

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from flows.experiments import open_experiment, random_features, untrained
+from flows.experiments import open_experiment, random_features, supervised, untrained
 from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.models.networks import NETWORKS
 from model_code.recipes.catalog import build_config, has_setting
 from model_code.training import epoch_loop
 from model_code.training.checkpoints import save_weights
 from model_code.training.probe_config import ProbeConfig
-from model_code.training.processes import ALONE
-from model_code.training.pseudo_labels import PseudoLabels
+from model_code.training.processes import ALONE, Processes
+from model_code.training.pseudo_labels import PseudoLabels, load_pseudo_labels
 from model_code.training.random_features import RandomFeaturesResult
 from model_code.training.random_features_config import RandomFeaturesConfig
 from model_code.training.untrained_config import UntrainedConfig
@@ -162,7 +162,7 @@ def test_of_a_single_split_probes_learn_from_one_part_and_are_measured_on_the_ot
     assert log.metrics["network/parameters"] == 2 * 3
 
 
-def test_pseudo_labels_are_those_of_the_network_that_is_started_from(dataset, tmp_path, monkeypatch):
+def test_pseudo_labels_are_those_of_the_network_that_is_started_from(dataset, tmp_path, monkeypatch, capsys):
     class Constant(nn.Module):
         """Answers the class of its largest bias, to every image."""
 
@@ -180,17 +180,28 @@ def test_pseudo_labels_are_those_of_the_network_that_is_started_from(dataset, tm
     changes = {"dataset": "noise", "limit_train": 16, "network": "constant", "pseudo_label_confidence": 0.95}
     changes |= {"pretrained_weights": "recipe:resnet18_cifar10_exp", "batch_size": 8}
     config = build_config("resnet18_cifar10_exp2", "smoke", changes)
-    experiment = open_experiment(config, dataset, ALONE, str(tmp_path / "best.safetensors"))
-    assert experiment.images_line.startswith("40 training (24 of them with pseudo-labels), 20 validation")
+    weights = str(tmp_path / "best.safetensors")
+    experiment = open_experiment(config, dataset, ALONE, weights)
+    assert experiment.images_line.startswith("16 training, 24 unlabelled, 20 validation")
+    experiment.train(tmp_path / "new", [])
     assert experiment._images.train.labels_N[16:].tolist() == [2] * 24
-    kept = PseudoLabels(torch.tensor([0, 5]), torch.tensor([1, 3]))
-    kept.keep(tmp_path / "run")
-    experiment.train(tmp_path / "run", [])
-    assert experiment._images.train.labels_N[16:].tolist() == [1, 3], "a resumed run learns from those that it has"
-    open_experiment(config, dataset, ALONE, str(tmp_path / "best.safetensors")).train(tmp_path / "new", [])
-    assert PseudoLabels(torch.tensor([]), torch.tensor([])).keep(tmp_path / "new").labels_N.tolist() == [2] * 24
-    nothing = config.model_copy(update={"pseudo_label_confidence": 1.0})
-    assert open_experiment(nothing, dataset, ALONE, str(tmp_path / "best.safetensors")).images_line.startswith("16 tr")
+    assert load_pseudo_labels(tmp_path / "new").labels_N.tolist() == [2] * 24
+    assert "pseudo-labels for 24 of 24 images" in capsys.readouterr().out
+
+    PseudoLabels(torch.tensor([0, 5]), torch.tensor([1, 3])).save(tmp_path / "run")
+    monkeypatch.setattr(supervised, "choose_pseudo_labels", lambda *_: pytest.fail("chosen again"))
+    resumed = open_experiment(config, dataset, ALONE, weights)
+    resumed.train(tmp_path / "run", [])
+    assert resumed._images.train.labels_N[16:].tolist() == [1, 3], "a resumed run learns from those that it has"
+
+
+def test_an_experiment_is_opened_without_the_other_processes(dataset, tmp_path):
+    """Under torchrun the others open theirs when the first one has opened its own and made the run's folder."""
+    changes = {"dataset": "noise", "limit_train": 16, "pseudo_label_confidence": 0.95, "batch_size": 8}
+    config = build_config(
+        "resnet18_cifar10_exp2", "smoke", changes | {"pretrained_weights": "recipe:resnet18_cifar10_exp"}
+    )
+    assert open_experiment(config, dataset, Processes(CPU, rank=0, count=2), str(tmp_path / "none.safetensors"))
 
 
 @pytest.mark.parametrize("kind", ["supervised", "simsiam"])

@@ -12,7 +12,13 @@ from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.errors import TrainingError, UsageError
 from model_code.training.images import load_images, load_unlabelled
 from model_code.training.processes import ALONE
-from model_code.training.pseudo_labels import LABELS_FILE, PseudoLabels, add_pseudo_labels, choose_pseudo_labels
+from model_code.training.pseudo_labels import (
+    LABELS_FILE,
+    PseudoLabels,
+    add_pseudo_labels,
+    choose_pseudo_labels,
+    load_pseudo_labels,
+)
 from tests.unit.training.small_runs import CPU, make_config, make_images
 
 PSEUDO = {"pretrained_weights": "recipe:tiny_pets", "pseudo_label_confidence": 0.9}
@@ -47,12 +53,11 @@ def add(images, unlabelled_NHWC, confidence):
 
 
 def test_the_labels_that_a_run_began_with_stay(tmp_path):
-    first = PseudoLabels(torch.tensor([0, 2, 3]), torch.tensor([1, 1, 2]))
-    assert first.keep(tmp_path) is first
-    kept = PseudoLabels(torch.tensor([1]), torch.tensor([3])).keep(tmp_path)
+    assert load_pseudo_labels(tmp_path) is None
+    PseudoLabels(torch.tensor([0, 2, 3]), torch.tensor([1, 1, 2])).save(tmp_path)
+    kept = load_pseudo_labels(tmp_path)
     assert (kept.chosen_N.tolist(), kept.labels_N.tolist()) == ([0, 2, 3], [1, 1, 2])
-    assert kept.summarise(("a", "b", "c"), 0.9, 6) == {
-        "confidence": 0.9,
+    assert kept.summarise(("a", "b", "c"), 6) == {
         "unlabelled": 6,
         "labelled": 3,
         "share": 0.5,
@@ -60,7 +65,7 @@ def test_the_labels_that_a_run_began_with_stay(tmp_path):
     }
     (tmp_path / LABELS_FILE).write_bytes(b"x")
     with pytest.raises(TrainingError, match=r"pseudo_labels\.safetensors is damaged; remove"):
-        first.keep(tmp_path)
+        load_pseudo_labels(tmp_path)
 
 
 def test_only_images_with_a_confident_label_are_added():
