@@ -22,6 +22,7 @@ from model_code.settings import load_settings
 from model_code.tracking.mlflow_log import MlflowTracking
 from model_code.training.run_folder import RunResult
 from serving.bundle.store import read_champion
+from serving.errors import NotAnImageError
 from serving.models.classifier import Classifier
 from serving.models.predictions import Prediction, rank_classes
 
@@ -111,14 +112,17 @@ class Champion:
 
         Raises:
             UsageError: There are not so many classes.
-            NotAnImageError: It is not an image that can be read.
+            NotAnImageError: It is not an image, or no file that can be read.
             TooLargeError: It has too many pixels.
         """
         classes = len(self._classifier.manifest.classes)
         if not 1 <= top_k <= classes:
             raise UsageError(f"top_k is {top_k}; it must be a whole number from 1 to {classes}")
-        data = image if isinstance(image, bytes) else Path(image).read_bytes()
         filename = None if isinstance(image, bytes) else Path(image).name
+        try:
+            data = image if isinstance(image, bytes) else Path(image).read_bytes()
+        except OSError as error:
+            raise NotAnImageError(f"{error.filename}: {error.strerror}") from error
         pixels_HWC = self._classifier.decode(data)
         [probabilities_K] = self._classifier.classify(pixels_HWC[None])
         return rank_classes(probabilities_K, self._classifier.manifest, top_k, filename)

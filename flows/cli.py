@@ -1,17 +1,20 @@
 """The `darkroom` command, built from the jobs: each field of a request is an option."""
 
+import errno
 import inspect
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
 
+from flows.entry import INTERRUPTED
 from flows.jobs import JOBS
 from flows.jobs.job import Choices, Job, name_option
 from flows.printing.narration import narrating, showing_silence
@@ -21,7 +24,7 @@ from serving.errors import ServingError
 from serving.printable import show
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
-INTERRUPTED = 130
+_OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EIO}
 TYPES: dict[Any, click.ParamType[Any]] = {
     bool: click.BOOL,
     int: click.INT,
@@ -32,8 +35,14 @@ TYPES: dict[Any, click.ParamType[Any]] = {
 
 def main() -> None:
     """Run the command; an error that Darkroom raises on purpose is one line and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files and classes may have any characters
     try:
-        sys.exit(darkroom(standalone_mode=False))
+        status = darkroom(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        sys.exit(status)
     except (KeyboardInterrupt, click.Abort):
         _end_interrupted()
     except click.ClickException as error:
@@ -46,6 +55,10 @@ def main() -> None:
             who = f"process {rank + 1} of {count}: " if count > 1 else ""
             click.echo(show(f"darkroom: {who}{error}"), err=True)
         sys.exit(getattr(error, "exit_status", 1))
+    except OSError as error:
+        if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
+            raise
+        _end_unwritten(error)
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
             click.echo(
@@ -65,6 +78,14 @@ def _end_interrupted() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(INTERRUPTED)
+
+
+def _end_unwritten(error: OSError) -> NoReturn:
+    """End where the output cannot be written, without a word if who reads it has gone (`| head`)."""
+    if error.errno != errno.EPIPE:
+        with suppress(OSError):
+            os.write(2, f"darkroom: cannot write the output: {error.strerror}\n".encode())
+    os._exit(1)  # the interpreter's own end would write it once more
 
 
 def _is_of_a_server(error: Exception) -> bool:

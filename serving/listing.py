@@ -71,7 +71,8 @@ def print_listing(columns: Sequence[Column], records: Sequence[Mapping[str, Any]
 
 def find_width() -> int | None:
     """Return the columns of the terminal, or COLUMNS where that is set; None in a pipe or a file."""
-    if not (os.environ.get("COLUMNS", "").isdecimal() or sys.stdout.isatty()):
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    if not (os.environ.get("COLUMNS", "").isdecimal() or is_terminal):
         return None
     return shutil.get_terminal_size().columns
 

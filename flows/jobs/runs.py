@@ -80,7 +80,8 @@ class Prune(Job):
                 prune(weights)
         total = format_size(sum(weights.size_bytes for weights in prunable))
         verb = "would be removed" if self.dry_run else "are removed"
-        print(f"weights of {len(prunable)} runs, {total}, {verb}; figures stay" if prunable else "nothing to remove")
+        runs = "1 run" if len(prunable) == 1 else f"{len(prunable)} runs"
+        print(f"weights of {runs}, {total}, {verb}; figures stay" if prunable else "nothing to remove")
 
 
 class PackRuns(Job):

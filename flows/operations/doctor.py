@@ -78,6 +78,8 @@ def _examine_disk() -> Finding:
     home = load_settings().home
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     free_bytes = shutil.disk_usage(existing).free
+    if not existing.is_dir():
+        return Finding("missing", "state", f"{existing} is no folder; set DARKROOM_HOME to one")
     if not os.access(existing, os.W_OK):
         return Finding("missing", "state", f"{existing} is not writable; set DARKROOM_HOME to another folder")
     if free_bytes < ENOUGH_DISK_BYTES:

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.entry import INTERRUPTED
+
 if TYPE_CHECKING:
     from flows.experiments.inputs import RunInputs
     from flows.operations.side_by_side import RunRequest
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from model_code.training.run_folder import RunResult
 
 _PR_SET_PDEATHSIG = 1
-INTERRUPTED = 130
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ def read_ledger(bundles_dir: Path, name: str) -> tuple[Change, ...]:
     file = bundles_dir / name / LEDGER_FILE
     try:
         *lines, _torn = file.read_bytes().split(b"\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
     try:
         changes = tuple(Change.model_validate_json(line) for line in lines)

@@ -4,6 +4,7 @@ import pytest
 
 from flows.api import Champion, release
 from model_code.errors import UsageError
+from serving.errors import NotAnImageError
 from tests.unit.serving import tiny_bundle
 
 
@@ -37,3 +38,6 @@ def test_a_champion_names_as_many_classes_as_it_has(tmp_path):
     for top_k in (0, -1, 7):
         with pytest.raises(UsageError, match=rf"^top_k is {top_k}; it must be a whole number from 1 to 6$"):
             champion.predict(image, top_k)
+    missing = tmp_path / "missing.png"
+    with pytest.raises(NotAnImageError, match=rf"^{missing}: No such file or directory$"):
+        champion.predict(missing)

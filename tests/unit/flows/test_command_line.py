@@ -174,24 +174,68 @@ def test_a_terminal_of_80_columns_is_enough(tmp_path, words):
         assert set(RECIPES) <= set(" ".join(lines).split()), "no name is broken"
 
 
-def test_ctrl_c_ends_with_the_status_of_the_shell(tmp_path):
+INTERRUPT = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+WHILE_RUNNING = """
+from flows.jobs.data import ListData
+ListData.run = lambda self: os.kill(os.getpid(), signal.SIGINT)
+"""
+WHILE_IMPORTING = """
+class Finder:
+    def find_spec(name, *_):
+        if name == "{}":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+"""
+
+
+@pytest.mark.parametrize(
+    "interrupted",
+    [WHILE_RUNNING, *(WHILE_IMPORTING.format(name) for name in ("flows.cli", "pydantic", "flows.printing.tables"))],
+)
+def test_ctrl_c_ends_with_the_status_of_the_shell(tmp_path, interrupted):
     """Whatever is imported or waited for at that moment: one line, no traceback."""
-    code = (
-        "import os, signal; from flows.cli import main; from flows.jobs.data import ListData; "
-        "signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "ListData.run = lambda self: os.kill(os.getpid(), signal.SIGINT); main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "data", "list"],
-        env=os.environ | {"DARKROOM_HOME": str(tmp_path)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 130
+    done = run_code(f"{INTERRUPT}{interrupted}from flows.entry import main; main()", tmp_path, "data", "list")
+    assert done.returncode == 130, done.stderr
     assert done.stderr.strip().startswith("darkroom: interrupted")
     assert "Traceback" not in done.stderr
+
+
+def run_code(code, home, *words, **options):
+    return subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=os.environ | {"DARKROOM_HOME": str(home)} | options.pop("environment", {}),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_output_that_cannot_be_written_is_one_line(tmp_path, form):
+    words = ("from flows.entry import main; main()", tmp_path, "recipes", "--format", form)
+    with Path("/dev/full").open("wb") as full:
+        done = run_code(*words, stdout=full)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "darkroom: cannot write the output: No space left on device\n",
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        done = run_code(*words, stdout=gone)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_terminal_of_another_encoding_and_none_at_all_are_no_traceback(tmp_path):
+    words = ("from flows.entry import main; main()", tmp_path, "recipes")
+    latin = {"PYTHONIOENCODING": "latin-1", "COLUMNS": "80"}
+    done = run_code(*words, environment=latin, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "fastnet_cifar10" in done.stdout
+    done = run_code(f"import os, sys; os.close(1); sys.stdout = None; {words[0]}", *words[1:])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_training_is_checked_without_prefect(tmp_path):

@@ -112,12 +112,14 @@ def test_lines_are_only_added(bundles_dir, name, register, move):
         before = content
 
 
-def test_a_lost_ledger_is_made_anew_from_the_registry(client, bundles_dir, name, register, move):
+def test_a_lost_ledger_is_made_anew_from_the_registry(client, bundles_dir, name, register, move, tmp_path):
     versions = [register() for _ in range(3)]
     changes = tuple(move(version) for version in versions)
     content = (bundles_dir / name / LEDGER_FILE).read_bytes()
     (bundles_dir / name / LEDGER_FILE).unlink()
     assert read_ledger(bundles_dir, name) == ()
+    (tmp_path / "file").write_text("")
+    assert read_ledger(tmp_path / "file", name) == (), "where DARKROOM_HOME is no folder nothing is released"
     assert complete(client, bundles_dir, name) == changes
     assert (bundles_dir / name / LEDGER_FILE).read_bytes() == content
 
