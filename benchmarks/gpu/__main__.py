@@ -1,7 +1,7 @@
 """Proof of the GPU path: `make gpu-proof`, or `python -m benchmarks.gpu [STAGE]... [--dry-run]`.
 
 Each stage takes at most `--minutes`; repeated, it measures what is left. Figures lie in OUT/STAGE.json. Needs torch,
-torchvision, numpy, Pillow, pydantic, safetensors, scikit-learn and tqdm; `serving` also onnx, onnxscript, onnxruntime.
+torchvision, numpy, Pillow, pydantic, safetensors and tqdm; `serving` also onnx, onnxscript, onnxruntime and scipy.
 """
 
 import argparse

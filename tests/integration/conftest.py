@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from model_code.data.cache import PackedDataset
 from tests.unit.tracking.small_store import mlflow_given_back
@@ -29,14 +31,19 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment(home):
-    """Prefect reads its environment once, when it is imported: one home for the whole session."""
-    kept = dict(os.environ)
+    """Prefect reads its environment once, when it is imported: one home for the whole session.
+
+    One thread, here and in the processes that tests start: with more, sums depend on how many there are.
+    """
+    kept, threads = dict(os.environ), torch.get_num_threads()
+    torch.set_num_threads(1)
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         os.environ.pop(name, None)
-    os.environ["DARKROOM_HOME"] = str(home)
+    os.environ |= {"DARKROOM_HOME": str(home), "OMP_NUM_THREADS": "1"}
     yield
     os.environ.clear()
     os.environ.update(kept)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -66,17 +73,44 @@ def darkroom(capfd, monkeypatch) -> Callable[..., Done]:
     return run
 
 
+@contextmanager
+def home_entered(home: Path) -> Iterator[None]:
+    """Let this process work in another home than the session's while the block runs."""
+    with pytest.MonkeyPatch.context() as patch, mlflow_given_back():
+        patch.setenv("DARKROOM_HOME", str(home))
+        yield
+
+
+def make_environment(**variables: str) -> dict[str, str]:
+    """Environment of a process with servers of its own, not those that the command in this process has started."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PREFECT_") and name != "MLFLOW_TRACKING_URI"
+    }
+    return kept | {"PYTHONUNBUFFERED": "1"} | variables
+
+
+@pytest.fixture(scope="session")
+def prefect_server(home, environment) -> dict[str, str]:
+    """Variables for trainings in other processes, which then ask the Prefect server of this one and start none."""
+    from flows.operations.orchestration import configure
+    from model_code.settings import load_settings
+
+    if "PREFECT_API_URL" not in os.environ:
+        configure(load_settings())
+    return {name: value for name, value in os.environ.items() if name.startswith("PREFECT_")}
+
+
 @pytest.fixture
 def start_darkroom() -> Callable[..., subprocess.Popen]:
     """Start the command as a process of its own, for tests that kill it."""
     started = []
 
     def start(*arguments: object, **environment: str) -> subprocess.Popen:
-        # Not the server that the command in this process has started: one of its own.
-        inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
         process = subprocess.Popen(
             [COMMAND, *map(str, arguments)],
-            env=inherited | {"PYTHONUNBUFFERED": "1"} | environment,
+            env=make_environment(**environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.contract.conftest import ROOT
+from tests.integration.conftest import home_entered
 
 TRAIN = (
     *("train", "resnet18_cifar10_exp", "--profile", "smoke"),
@@ -18,8 +21,16 @@ def run(start_darkroom, *arguments, **variables):
     return process.returncode, out
 
 
+@pytest.fixture
+def _shapes(tmp_path):
+    from flows.api import add_data
+
+    with home_entered(tmp_path):
+        add_data("shapes")
+
+
+@pytest.mark.usefixtures("_shapes")
 def test_the_embedded_server_needs_no_proxy_and_no_password(start_darkroom, tmp_path):
-    assert run(start_darkroom, "data", "add", "shapes", DARKROOM_HOME=str(tmp_path))[0] == 0
     status, out = run(
         *(start_darkroom, *TRAIN),
         DARKROOM_HOME=str(tmp_path),
@@ -32,8 +43,8 @@ def test_the_embedded_server_needs_no_proxy_and_no_password(start_darkroom, tmp_
     assert (tmp_path / "prefect" / "server.log").is_file()
 
 
+@pytest.mark.usefixtures("_shapes")
 def test_what_the_embedded_server_meets_is_in_its_log_and_one_line_says_so(start_darkroom, tmp_path):
-    assert run(start_darkroom, "data", "add", "shapes", DARKROOM_HOME=str(tmp_path))[0] == 0
     (tmp_path / "prefect" / "prefect.db").mkdir(parents=True)
     status, out = run(start_darkroom, *TRAIN, DARKROOM_HOME=str(tmp_path))
     log = tmp_path / "prefect" / "server.log"

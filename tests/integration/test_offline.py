@@ -1,6 +1,5 @@
 """Training without MLflow and Prefect, in an environment that has no more than `[node]`, and the way home."""
 
-import os
 import re
 import subprocess
 import sys
@@ -13,19 +12,14 @@ from flows.operations.side_by_side import RunRequest
 from flows.printing.summaries import Outcome
 from model_code.recipes.catalog import build_config
 from model_code.training.run_folder import JOURNAL_FILE, RESULT_FILE, RunResult
-from tests.integration.conftest import COMMAND
+from tests.integration.conftest import COMMAND, home_entered, make_environment
 
 ROOT = Path(__file__).parents[2]
 RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
-RECIPE = "resnet18_cifar10_exp3"
+RECIPE = "resnet18_cifar10_exp2"
 SMALL = ("--profile", "smoke", "--set", "dataset=shapes", "--set", "limit_train=200", "--set", "batch_size=40")
 RUN = (*SMALL, "--set", "epochs=3", "--seed", 5)
 TRAIN = ("train", RECIPE, *RUN)
-
-
-def make_environment(home):
-    kept = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
-    return kept | {"DARKROOM_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def start_node(home, *arguments):
@@ -33,7 +27,7 @@ def start_node(home, *arguments):
     command = [sys.executable, "-P", "-c", "from tests.integration.node_command import main; main()"]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
-        env=make_environment(home) | {"PYTHONPATH": str(ROOT)},
+        env=make_environment(DARKROOM_HOME=str(home), PYTHONPATH=str(ROOT)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -79,11 +73,14 @@ def trained(node):
 @pytest.fixture(scope="module")
 def synced(node, trained, home, tmp_path_factory):
     """What the sync of that run printed, and its id at home; two syncs before it were killed."""
+    from flows.api import add_data
+
     carried = tmp_path_factory.mktemp("carried")
     run_node(node, "runs", "pack", trained[:8], "--out", carried, "--weights", "all", "--part-size", "4MiB")
     assert all(file.stat().st_size <= 4 * 2**20 for file in carried.iterdir())
-    environment = make_environment(home)
-    subprocess.run([COMMAND, "data", "add", "shapes", "--image-size", "16"], env=environment, check=True)
+    environment = make_environment()
+    with home_entered(home):
+        add_data("shapes", image_size=16)
     for _ in range(2):
         process = subprocess.Popen([COMMAND, "runs", "sync", carried], env=environment)
         while process.poll() is None and not list((home / "checkpoints").glob(".incoming/*/tensorboard/*")):
@@ -115,10 +112,9 @@ def test_train_all_keeps_it_and_a_training_with_mlflow_ends_with_the_same_weight
     kept = darkroom("train-all", "--only", RECIPE, *RUN)
     assert kept.status == 0, kept.err
     assert f"kept from run {run_id}" in kept.out
-    environment = make_environment(home)  # one thread, as on the node
-    online = subprocess.run([COMMAND, *map(str, TRAIN)], env=environment, check=False, capture_output=True, text=True)
-    assert online.returncode == 0, online.stderr
-    again = read_result(home, RUN_LINE.search(online.stdout).group(1))
+    online = darkroom(*TRAIN)
+    assert online.status == 0, online.err
+    again = read_result(home, RUN_LINE.search(online.out).group(1))
     first = read_result(home, run_id)
     assert (again.run_id != run_id, again.weights_sha256) == (True, first.weights_sha256)
     assert again.metrics == first.metrics

@@ -73,8 +73,10 @@ def check_each_step_is_there_once(client, run_id, epochs):
 
 
 @pytest.mark.usefixtures("_shapes")
-def test_a_training_goes_on_without_mlflow_and_sends_everything_later(server, client, home, start_darkroom):
-    process = start_darkroom(*TRAIN, "--seed", 21, MLFLOW_TRACKING_URI=server.url)
+def test_a_training_goes_on_without_mlflow_and_sends_everything_later(
+    server, client, home, start_darkroom, prefect_server
+):
+    process = start_darkroom(*TRAIN, "--seed", 21, MLFLOW_TRACKING_URI=server.url, **prefect_server)
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -100,8 +102,9 @@ def test_a_training_goes_on_without_mlflow_and_sends_everything_later(server, cl
 
 
 @pytest.mark.usefixtures("_shapes")
-def test_a_signal_ends_a_training_without_mlflow_at_once(server, home, start_darkroom):
-    process = start_darkroom(*TRAIN, "--seed", 22, "--epochs", 100, MLFLOW_TRACKING_URI=server.url)
+def test_a_signal_ends_a_training_without_mlflow_at_once(server, home, start_darkroom, prefect_server):
+    addresses = prefect_server | {"MLFLOW_TRACKING_URI": server.url}
+    process = start_darkroom(*TRAIN, "--seed", 22, "--epochs", 100, **addresses)
     lines, sent_s = [], 0.0
     for line in process.stdout:
         lines.append(line)

@@ -24,12 +24,11 @@ from model_code.tracking.store import open_store
 from model_code.training.run_folder import RUN_FILE
 from serving.bundle.store import MODEL_FILE, read_champion, read_pointer
 from serving.models.classifier import Classifier
-from tests.integration.conftest import COMMAND
+from tests.integration.conftest import COMMAND, home_entered, make_environment
 
 KILLS = int(os.environ.get("DARKROOM_KILLS", "2"))
 NAME, DATASET, SIDE, TEST_IMAGES = "colours", "colours", 16, 400
-TRAIN = ("train", "resnet18_cifar10_exp3", "--set", f"dataset={DATASET}", "--set", "batch_size=20", "--seed", 3)
-RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
+RECIPE = "resnet18_cifar10_exp2"
 
 
 def draw_colours(folder: Path) -> None:
@@ -49,17 +48,14 @@ def draw_colours(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def runs(home, tmp_path_factory):
     """(run that has hardly learned, two runs that have learned more), by id."""
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    from flows.api import add_data, train
+
     folder = tmp_path_factory.mktemp("colours")
     draw_colours(folder)
-    adding = [COMMAND, "data", "add", DATASET, "--from", str(folder), "--image-size", str(SIDE)]
-    subprocess.run(adding, env=environment, check=True, capture_output=True)
-    found = []
-    for budget in (("--limit-train", 40, "--epochs", 1), ("--epochs", 4), ("--epochs", 5)):
-        command = [COMMAND, *map(str, (*TRAIN, *budget))]
-        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        found.append(RUN_LINE.search(done.stdout).group(1))
-    return found
+    with home_entered(home):
+        add_data(DATASET, folder, image_size=SIDE)
+        budgets = ({"limit_train": 40, "epochs": 1}, {"epochs": 4}, {"epochs": 5})
+        return [train(RECIPE, data=DATASET, seed=3, settings={"batch_size": 20}, **one).run_id for one in budgets]
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +183,7 @@ def test_a_changed_bundle_is_not_gone_back_to_but_fetched_anew(darkroom, runs, b
 
 
 def test_runs_on_other_images_are_named(darkroom, runs):
-    done = darkroom("release", "resnet18_cifar10_exp3", "--as", "cifar10")
+    done = darkroom("release", RECIPE, "--as", "cifar10")
     assert done.status == 1
     assert "its finished runs are on colours" in done.err
     assert "and not on cifar10 images; train it first" in done.err
@@ -263,21 +259,20 @@ def test_an_int8_that_was_calibrated_on_noise_is_not_offered(darkroom, runs, bun
 
 
 @pytest.mark.timeout(900 + 60 * KILLS)
-def test_kills_at_random_moments_leave_a_champion_and_a_true_ledger(runs, home, bundles_dir):
+def test_kills_at_random_moments_leave_a_champion_and_a_true_ledger(darkroom, runs, bundles_dir):
     commands = [
         ["release", runs[0], "--as", NAME, "--mode", "forced", "--why", "kill"],
         ["rollback", NAME, "--why", "kill"],
         ["release", runs[1], "--as", NAME, "--mode", "forced", "--why", "kill"],
         ["rollback", NAME, "--to", "1", "--why", "kill"],
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     draw, taken_s, kills, number = random.Random(KILLS), {}, 0, 0
     while kills < KILLS:
         command = commands[number % len(commands)]
         number += 1
         began_s = time.monotonic()
         process = subprocess.Popen(
-            [COMMAND, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [COMMAND, *command], env=make_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         # The first of each kind says how long it takes.
         whole_s = taken_s.get(command[0])
@@ -289,8 +284,9 @@ def test_kills_at_random_moments_leave_a_champion_and_a_true_ledger(runs, home, 
             process.communicate()
             kills += 1
         check_champion(bundles_dir)
-    done = subprocess.run([COMMAND, "history", NAME], env=environment, capture_output=True, text=True, check=True)
-    assert f"version {read_pointer(bundles_dir, NAME).version} is champion" in done.stdout
+    done = darkroom("history", NAME)
+    assert done.status == 0, done.err
+    assert f"version {read_pointer(bundles_dir, NAME).version} is champion" in done.out
     changes = check_champion(bundles_dir)
     assert changes[-1] == read_pointer(bundles_dir, NAME).change
     assert find_champion(get_client(), NAME, changes) == changes[-1].to_version

@@ -387,7 +387,8 @@ def test_a_run_that_failed_for_missing_images_goes_on_when_they_are_there(client
 
     environment = make_environment(api, prefect_home, tmp_path / "home")
     found = client.read_deployment_by_name("train-recipe/process")
-    parameters = {"recipe": "resnet18_cifar10_exp", "epochs": 1, "profile": "smoke", "settings": ["dataset=shapes"]}
+    settings = ["dataset=shapes", "limit_train=400"]
+    parameters = {"recipe": "resnet18_cifar10_exp", "epochs": 1, "profile": "smoke", "settings": settings}
     run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
     with a_worker(environment):
         wait_for(lambda: has_state(client, run, "Failed"), 300, "the failure")
@@ -404,7 +405,7 @@ def has_state(client, run, name):
 def make_environment(api, prefect_home, home):
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment |= {"PREFECT_API_URL": api, "PREFECT_HOME": str(prefect_home), "DARKROOM_HOME": str(home)}
-    return environment | {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    return environment | {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_WORKER_QUERY_SECONDS": "1"}
 
 
 def test_an_error_of_a_command_is_one_line_beside_a_server_too(api, prefect_home, tmp_path):
@@ -489,7 +490,7 @@ def test_a_killed_worker_loses_nothing_of_the_study(client, api, prefect_home, t
     environment = make_environment(api, prefect_home, home)
     found = client.read_deployment_by_name("train-every-recipe/weekly")
     assert found.parameters == {"profile": "full", "release": True}
-    settings = ["dataset=shapes", "epochs=12"]
+    settings = ["dataset=shapes", "epochs=8", "limit_train=400"]
     parameters = {"only": "resnet18_cifar10_exp", "profile": "smoke", "settings": settings}
     run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
     with a_worker(environment) as worker:
@@ -511,7 +512,7 @@ def test_a_killed_worker_loses_nothing_of_the_study(client, api, prefect_home, t
     assert read_champion(home / "bundles", "shapes")[2].run_id == folder.parent.name
     assert (home / "report" / "report.html").is_file()
     assert [file.parent for file in home.glob("checkpoints/*/result.json")] == [folder.parent]
-    assert count_epochs(home) == dict.fromkeys(range(1, 13), 1)
+    assert count_epochs(home) == dict.fromkeys(range(1, 9), 1)
 
 
 @contextmanager

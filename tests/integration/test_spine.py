@@ -22,6 +22,8 @@ TRAIN = (
     *("--set", "dataset=shapes", "--limit-train", 500, "--set", "batch_size=50"),
     *("--set", "epochs=2"),
 )
+# For what no test image matters to.
+FEW_TESTED = (*TRAIN, "--set", "limit_test=100")
 RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
 
 
@@ -127,7 +129,7 @@ def as_png(image) -> bytes:
 def test_one_seed_gives_one_set_of_weights(darkroom, home, shapes):
     shas = []
     for seed in (7, 7, 8):
-        done = darkroom("train", *TRAIN, "--seed", seed)
+        done = darkroom("train", *FEW_TESTED, "--seed", seed)
         assert done.status == 0, done.err
         run_id = RUN_LINE.search(done.out).group(1)
         shas.append(read_result(home, run_id)["weights_sha256"])
@@ -135,7 +137,7 @@ def test_one_seed_gives_one_set_of_weights(darkroom, home, shapes):
 
 
 def test_a_killed_training_is_continued_by_the_same_command(darkroom, start_darkroom, home, shapes):
-    arguments = (*TRAIN, "--seed", 11, "--set", "epochs=4")
+    arguments = (*FEW_TESTED, "--seed", 11, "--set", "epochs=4")
     interrupted = start_darkroom("train", *arguments)
     run_id = stop_when(interrupted, lambda line: "epoch 1/4" in line, signal.SIGINT, expected_status=130)
     assert get_client().get_run(run_id).info.status == "KILLED"
@@ -177,7 +179,7 @@ def stop_when(process, is_time, signum, expected_status) -> str:
 
 def test_train_all_goes_on_after_a_failure_and_keeps_what_is_done(darkroom, home, shapes):
     options = ("--set", "dataset=shapes", "--set", "limit_train=200", "--set", "epochs=1", "--set", "batch_size=50")
-    options += ("--only", "resnet18_cifar10_exp[29]", "--set", "seed=5")
+    options += ("--set", "limit_test=100", "--only", "resnet18_cifar10_exp[29]", "--set", "seed=5")
     first = darkroom("train-all", *options, "--set", f"pretrained_weights={home}/missing.pth")
     assert first.status == 1
     rows = [

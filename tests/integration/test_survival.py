@@ -17,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from model_code.training.run_folder import RESULT_FILE, RunResult
-from tests.integration.conftest import COMMAND
+from tests.integration.conftest import COMMAND, home_entered, make_environment
 
 KILLS = int(os.environ.get("DARKROOM_KILLS", "1"))
 TRAIN = ("train", "resnet18_cifar10_exp", "--profile", "smoke", "--set", "dataset=shapes")
@@ -26,15 +26,12 @@ TRAIN = ("train", "resnet18_cifar10_exp", "--profile", "smoke", "--set", "datase
 @pytest.fixture(scope="module")
 def own_home(tmp_path_factory):
     """A home of its own, with the drawn images in it."""
+    from flows.api import add_data
+
     own_home = tmp_path_factory.mktemp("survival")
-    subprocess.run([COMMAND, "data", "add", "shapes"], env=make_environment(own_home), check=True, capture_output=True)
+    with home_entered(own_home):
+        add_data("shapes")
     return own_home
-
-
-def make_environment(home: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
-    # One thread: with more, sums depend on how many there are.
-    return kept | {"DARKROOM_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def read_results(own_home: Path) -> list[RunResult]:
@@ -45,22 +42,25 @@ def read_results(own_home: Path) -> list[RunResult]:
 
 
 @pytest.mark.timeout(900 + 60 * KILLS)
-def test_a_training_killed_at_random_moments_ends_like_one_that_was_not(own_home):
-    command = [COMMAND, *TRAIN, "--epochs", "5", "--seed", "7"]
+def test_a_training_killed_at_random_moments_ends_like_one_that_was_not(darkroom, prefect_server, own_home):
+    arguments = (*TRAIN, "--epochs", "5", "--seed", "7")
+    command = [COMMAND, *arguments]
+    environment = make_environment(DARKROOM_HOME=str(own_home), **prefect_server)
     began_s = time.monotonic()
-    subprocess.run(command, env=make_environment(own_home), check=True, capture_output=True)
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     whole_s = time.monotonic() - began_s
     (whole,) = read_results(own_home)
     draw, kills = random.Random(KILLS), 0
     while kills < KILLS:
-        process = subprocess.Popen(command, env=make_environment(own_home), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         try:
             process.wait(draw.uniform(0.3, 1) * whole_s)  # done before: the next command trains a run of its own
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             kills += 1
-    subprocess.run(command, env=make_environment(own_home), check=True, capture_output=True)
+    with home_entered(own_home):
+        assert darkroom(*arguments).status == 0
     results = read_results(own_home)
     assert len(results) > 1
     assert {(result.weights_sha256, result.best_epoch) for result in results} == {
@@ -77,12 +77,13 @@ def test_a_training_killed_at_random_moments_ends_like_one_that_was_not(own_home
             assert steps == dict.fromkeys(range(1, 6), 1), name
 
 
-def test_torchrun_trains_in_two_processes_that_a_signal_stops_together(own_home):
+def test_torchrun_trains_in_two_processes_that_a_signal_stops_together(prefect_server, own_home):
     """Longer than one epoch, so that there is something to go on from."""
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "--no-python"]
     train = ("train", "simsiam_cifar10", "--profile", "smoke", "--set", "dataset=shapes", "--epochs", "3")
-    command = [*torchrun, COMMAND, *train]
-    process = subprocess.Popen(command, env=make_environment(own_home), stdout=subprocess.PIPE, text=True)
+    command = [*torchrun, COMMAND, *train, "--limit-train", "320"]
+    environment = make_environment(DARKROOM_HOME=str(own_home), **prefect_server)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     printed = []
     for line in process.stdout:
         printed.append(line)
@@ -94,7 +95,7 @@ def test_torchrun_trains_in_two_processes_that_a_signal_stops_together(own_home)
     assert "2 processes" in "".join(printed)
     assert sum("training images without labels" in line for line in printed) == 1  # only the first process reports
     (state,) = (own_home / "checkpoints").glob("*/state.pt")
-    done = subprocess.run(command, env=make_environment(own_home), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"goes on after epoch [12] of 3", done.stdout), done.stdout
     assert not state.exists()
@@ -103,7 +104,7 @@ def test_torchrun_trains_in_two_processes_that_a_signal_stops_together(own_home)
 
 
 def test_torchrun_is_for_training_only(own_home):
-    environment = make_environment(own_home) | {"RANK": "0", "WORLD_SIZE": "2"}
+    environment = make_environment(DARKROOM_HOME=str(own_home), RANK="0", WORLD_SIZE="2")
     for arguments, line in (
         (("train-all",), "train-all runs in one process"),
         (("data", "list"), "data runs in one process"),

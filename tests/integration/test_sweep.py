@@ -1,7 +1,6 @@
 """Sweeps that train, are pruned, killed, and shared by two processes, as commands of their own."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -14,7 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from model_code.sweeps.trials import WEIGHED_TRIALS
-from tests.integration.conftest import COMMAND
+from tests.integration.conftest import COMMAND, home_entered, make_environment
 
 EPOCHS = 2
 # Of the two rates one learns nothing; seed 2 tries it after two trials with the other.
@@ -39,35 +38,49 @@ def draw_colours(folder):
 
 @pytest.fixture(scope="module")
 def make_home(tmp_path_factory):
-    """Return a new home with images, and the environment of commands in it."""
+    """Return a new home with images."""
+    from flows.api import add_data
 
     def make():
         home = tmp_path_factory.mktemp("sweeps")
-        # One thread: with more, sums depend on how many there are.
-        environment = {"DARKROOM_HOME": str(home), "OMP_NUM_THREADS": "1"}
         draw_colours(home / "colours")
-        run(environment, "data", "add", "colours", "--from", str(home / "colours"), "--image-size", "16")
+        with home_entered(home):
+            add_data("colours", home / "colours", image_size=16)
         (home / "space.toml").write_text(SPACE)
-        return home, environment
+        return home
 
     return make
 
 
-def run(environment, *arguments, check=True):
-    kept = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
-    return subprocess.run([COMMAND, *arguments], env=kept | environment, check=check, capture_output=True, text=True)
+@pytest.fixture
+def run(darkroom):
+    """Run the command in this process, in another home."""
+
+    def run(home, *arguments, status=0):
+        with home_entered(home):
+            done = darkroom(*arguments)
+        assert done.status == status, done.err
+        return done
+
+    return run
 
 
-def read_trials(done):
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def read_trials(out):
+    return [json.loads(line) for line in out.splitlines()]
 
 
 @pytest.fixture(scope="module")
-def whole(make_home):
-    """A sweep of four trials that nothing interrupted: its home, environment and output."""
-    home, environment = make_home()
-    done = run(environment, *SWEEP, "--space", str(home / "space.toml"), "--trials", "4", "--format", "json")
-    return home, environment, done
+def whole(make_home, prefect_server):
+    """A sweep of four trials that nothing interrupted: its home and output."""
+    home = make_home()
+    done = subprocess.run(
+        [COMMAND, *SWEEP, "--space", str(home / "space.toml"), "--trials", "4", "--format", "json"],
+        env=make_environment(DARKROOM_HOME=str(home), **prefect_server),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return home, done.stdout
 
 
 def get_client(home):
@@ -78,9 +91,9 @@ def list_runs(client):
     return client.search_runs([client.get_experiment_by_name("darkroom").experiment_id])
 
 
-def test_trials_below_the_median_are_pruned_and_recorded_as_that(whole):
-    home, environment, done = whole
-    trials, client = read_trials(done), get_client(home)
+def test_trials_below_the_median_are_pruned_and_recorded_as_that(run, whole):
+    home, out = whole
+    trials, client = read_trials(out), get_client(home)
     assert [trial["trial"] for trial in trials] == [0, 1, 2, 3]
     assert [trial["state"] for trial in trials] == ["finished", "finished", "pruned", "pruned"]
     runs = {run.info.run_id: run for run in list_runs(client)}
@@ -101,34 +114,33 @@ def test_trials_below_the_median_are_pruned_and_recorded_as_that(whole):
         assert trial["validation_accuracy"] == max(curve)
         assert (home / "checkpoints" / trial["run_id"] / "result.json").exists() != is_pruned
 
-    again = run(environment, *SWEEP, "--space", str(home / "space.toml"), "--trials", "4")
-    assert "4 trials done of 4" in again.stdout
-    assert "begins" not in again.stdout
+    again = run(home, *SWEEP, "--space", home / "space.toml", "--trials", 4)
+    assert "4 trials done of 4" in again.out
+    assert "begins" not in again.out
     best = max(trials[:2], key=lambda trial: trial["validation_accuracy"])
-    assert f"best: trial {best['trial']}, validation accuracy {best['validation_accuracy']:.4f}" in again.stdout
+    assert f"best: trial {best['trial']}, validation accuracy {best['validation_accuracy']:.4f}" in again.out
     assert len(list_runs(client)) == 5
 
-    other = run(environment, *SWEEP, "--space", str(home / "space.toml"), "--trials", "1", "--name", "other")
-    assert "trial 0 keeps run" in other.stdout
+    other = run(home, *SWEEP, "--space", home / "space.toml", "--trials", 1, "--name", "other")
+    assert "trial 0 keeps run" in other.out
     assert {run.info.run_name for run in list_runs(client) if "group" in run.data.tags} == {
         "sweep fastnet_cifar10",
         "sweep other",
     }
 
-    (command,) = re.findall(r"next: darkroom (.*)", again.stdout)
-    run(environment, *shlex.split(command))
-    shown = run(environment, "recipes", "fastnet_cifar10_swept").stdout
+    (command,) = re.findall(r"next: darkroom (.*)", again.out)
+    run(home, *shlex.split(command))
+    shown = run(home, "recipes", "fastnet_cifar10_swept").out
     assert f"weight_decay={best['weight_decay']}" in shown
     other = ("--trials", "4", "--set", "label_smoothing=0.1")
-    refused = run(environment, *SWEEP, "--space", str(home / "space.toml"), *other, check=False)
-    assert refused.returncode == 2
-    assert "has other settings; repeat its command, give --name" in refused.stderr
+    refused = run(home, *SWEEP, "--space", home / "space.toml", *other, status=2)
+    assert "has other settings; repeat its command, give --name" in refused.err
 
 
-def test_a_sweep_killed_in_a_trial_goes_on_to_the_same_end(whole, make_home, start_darkroom):
-    home, environment = make_home()
+def test_a_sweep_killed_in_a_trial_goes_on_to_the_same_end(run, whole, make_home, start_darkroom, prefect_server):
+    home = make_home()
     command = (*SWEEP, "--space", str(home / "space.toml"), "--trials", "4")
-    process = start_darkroom(*command, **environment)
+    process = start_darkroom(*command, DARKROOM_HOME=str(home), **prefect_server)
     for line in process.stdout:
         if line.startswith("trial 1 begins"):
             break
@@ -138,10 +150,10 @@ def test_a_sweep_killed_in_a_trial_goes_on_to_the_same_end(whole, make_home, sta
     process.kill()
     process.wait()
     killed = {folder.name for folder in (home / "checkpoints").iterdir() if len(folder.name) == 32}
-    again = run(environment, *command, "--format", "json")
-    assert "1 trials done of 4" in again.stderr
-    assert "trial 1 resumes" in again.stderr
-    trials, expected = read_trials(again), read_trials(whole[2])
+    again = run(home, *command, "--format", "json")
+    assert "1 trials done of 4" in again.err
+    assert "trial 1 resumes" in again.err
+    trials, expected = read_trials(again.out), read_trials(whole[1])
     assert {trials[0]["run_id"], trials[1]["run_id"]} == killed
     for trial in (*trials, *expected):
         trial.pop("run_id")
@@ -154,8 +166,9 @@ def test_a_sweep_killed_in_a_trial_goes_on_to_the_same_end(whole, make_home, sta
         assert run_.info.status in ("FINISHED", "KILLED")
 
 
-def test_two_processes_share_one_sweep(whole, start_darkroom):
-    home, environment, _ = whole
+def test_two_processes_share_one_sweep(run, whole, start_darkroom, prefect_server):
+    home, _ = whole
+    environment = {"DARKROOM_HOME": str(home)} | prefect_server
     command = (*SWEEP[:-1], "1", "--space", str(home / "space.toml"), "--name", "shared", "--prune-after", "0")
     processes = [start_darkroom(*command, "--trials", WEIGHED_TRIALS, **environment) for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
@@ -163,8 +176,8 @@ def test_two_processes_share_one_sweep(whole, start_darkroom):
     begun = [re.findall(r"^trial (\d+) begins", output, re.MULTILINE) for output in outputs]
     assert sorted(begun[0] + begun[1]) == [str(number) for number in range(WEIGHED_TRIALS)]
     assert all(begun)
-    done = run(environment, *command, "--trials", str(WEIGHED_TRIALS), "--format", "json")
-    assert [trial["state"] for trial in read_trials(done)] == ["finished"] * WEIGHED_TRIALS
+    done = run(home, *command, "--trials", WEIGHED_TRIALS, "--format", "json")
+    assert [trial["state"] for trial in read_trials(done.out)] == ["finished"] * WEIGHED_TRIALS
     client = get_client(home)
     (parent,) = [run for run in list_runs(client) if run.info.run_name == "sweep shared"]
     assert parent.info.status == "FINISHED"
