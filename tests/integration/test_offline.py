@@ -1,5 +1,6 @@
 """Training without MLflow and Prefect, in an environment that has no more than `[node]`, and the way home."""
 
+import os
 import re
 import subprocess
 import sys
@@ -147,7 +148,7 @@ def test_a_run_side_by_side_with_others_is_trained_on_a_node(node):
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, str(os.getpid())],
         input=RunRequest(config=config, is_offline=True).model_dump_json(),
-        env=make_environment(node) | {"PYTHONPATH": str(ROOT)},
+        env=make_environment(DARKROOM_HOME=str(node), PYTHONPATH=str(ROOT)),
         check=False,
         capture_output=True,
         text=True,

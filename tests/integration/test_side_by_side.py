@@ -1,7 +1,6 @@
 """`train-all --at-once`: order, weights, kills and Ctrl-C of runs side by side, as commands of their own."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -16,7 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from model_code.disk import is_locked
 from model_code.training.device import name_device, name_lock
 from model_code.training.run_folder import RESULT_FILE, RunResult
-from tests.integration.conftest import COMMAND
+from tests.integration.conftest import COMMAND, make_environment
 
 # side_b starts from side_a.
 RECIPES = {"side_a": "", "side_b": 'pretrained_weights = "recipe:side_a"', "side_c": ""}
@@ -25,15 +24,13 @@ STUDY = ("train-all", "--only", "side_*")
 LINE = re.compile(r"side_[abc] seed 0 \| \S.*|\[[123]/3\] side_[abc]|up to 2 runs at once, .* 1 thread|train-all: .*")
 
 
-def make_environment(home):
-    kept = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
-    # One thread: with more, sums depend on how many there are.
-    return kept | {"DARKROOM_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
 def run(home, *arguments, status=0):
     done = subprocess.run(
-        [COMMAND, *map(str, arguments)], env=make_environment(home), check=False, capture_output=True, text=True
+        [COMMAND, *map(str, arguments)],
+        env=make_environment(DARKROOM_HOME=str(home)),
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == status, done.stderr[-3000:]
     return done
@@ -78,7 +75,7 @@ def started(home, *arguments):
     """Start a study; yield its process and how to read its lines up to one of each run that is asked for."""
     process = subprocess.Popen(
         [COMMAND, *STUDY, "--at-once", "2", *arguments],
-        env=make_environment(home),
+        env=make_environment(DARKROOM_HOME=str(home)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
