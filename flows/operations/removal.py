@@ -113,15 +113,15 @@ def remove_run(settings: Settings, given: str) -> tuple[str, int]:
     Raises:
         ReleaseError: A version was released from it.
         TrainingError: There is no such run, or an interrupted run starts from its weights.
-        BusyError: It is being trained.
+        BusyError: It is being trained or released.
     """
     run_id = resolve_run_id(settings.checkpoints_dir, given)
     folder = open_run_folder(settings.checkpoints_dir, run_id)
-    if reason := explain_need(settings, list_registered(settings)).get(run_id):
-        raise ReleaseError(
-            f"run {run_id} is needed by {reason}; `darkroom models` shows versions, `darkroom retire` ends one"
-        )
     with folder.lock():
+        if reason := explain_need(settings, list_registered(settings)).get(run_id):
+            raise ReleaseError(
+                f"run {run_id} is needed by {reason}; `darkroom models` shows versions, `darkroom retire` ends one"
+            )
         if not folder.is_offline:
             from model_code.tracking.finished_runs import has_run
             from model_code.tracking.store import open_store
@@ -146,13 +146,15 @@ def explain_need(settings: Settings, versions: tuple[RegisteredVersion, ...]) ->
 
 
 def find_prunable(settings: Settings, kept_count: int) -> list[Weights]:
-    """Return the weights that can go: those of finished runs that are not among the best and that nothing needs.
+    """Return the weights that can go: of finished runs not among the best that nothing needs or uses now.
 
     Args:
         settings: Places of the home.
         kept_count: Best runs that keep their weights, by validation, of each recipe, revision of a data set and budget.
     """
-    needed = explain_need(settings, list_registered(settings))
+    # In this order: a release registers its version before it lets go of its run.
+    used = {one.path.name for one in list_finished(settings.checkpoints_dir) if is_in_use(one)}
+    needed = explain_need(settings, list_registered(settings)).keys() | used
     groups: dict[tuple[str, ...], list[RunFolder]] = defaultdict(list)
     for folder in list_finished(settings.checkpoints_dir):
         config, result = folder.record.config, _read_result(folder)
@@ -249,7 +251,7 @@ def measure(folder: Path) -> int:
     return size_bytes
 
 
-def is_trained_now(folder: RunFolder) -> bool:
+def is_in_use(folder: RunFolder) -> bool:
     """Whether a process works in the folder; False where that cannot be looked at."""
     try:
         return folder.is_busy

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from flows.operations.removal import explain_need, is_trained_now, list_registered, measure
+from flows.operations.removal import explain_need, is_in_use, list_registered, measure
 from model_code.disk import format_size
 from model_code.errors import TrainingError
 from model_code.settings import Settings
@@ -97,7 +97,7 @@ def _describe_run(settings: Settings, folder: RunFolder, needed: dict[str, str])
     config, result, run_id = folder.record.config, None, folder.path.name
     try:
         result = folder.result
-        state = "done" if result is not None else "trained now" if is_trained_now(folder) else "interrupted"
+        state = "done" if result is not None else "trained now" if is_in_use(folder) else "interrupted"
     except TrainingError:
         state = "damaged"
     metrics = {} if result is None else result.metrics

@@ -112,14 +112,14 @@ class RunFolder:
         return (self.path / JOURNAL_FILE).exists()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for this process.
+    def lock(self, *, is_shared: bool = False) -> Iterator[None]:
+        """Hold the folder for this process; shared with others that only read its weights.
 
         Raises:
             BusyError: Another process works in it.
         """
-        busy = f"run {self.record.run_id} is being trained by another process; wait for it"
-        with take_lock(self.path / LOCK_FILE, busy):
+        busy = f"run {self.record.run_id} is used by another command; wait for it"
+        with take_lock(self.path / LOCK_FILE, busy, is_shared=is_shared):
             yield
 
     @property

@@ -2,16 +2,17 @@
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from flows.jobs.data import RemoveData
-from flows.operations import removal
+from flows.operations import release, removal
 from flows.printing import inventory
 from flows.printing.inventory import print_runs
 from model_code.data.add import add_dataset
-from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
+from model_code.errors import BusyError, DataError, ReleaseError, TrainingError, UsageError
 from model_code.release.registered import read_registered
 from model_code.training.run_folder import JOURNAL_FILE, RunRecord, RunResult, create_run_folder, resolve_run_id
 from tests.unit.tracking.small_store import make_settings, open_small_store
@@ -76,6 +77,29 @@ def test_pruning_compares_runs_of_one_revision_and_budget_and_leaves_offline_one
     enter_run(settings, "5", 0.1, profile="custom")
     (enter_run(settings, "6", 0.1).path / JOURNAL_FILE).touch()
     assert sorted(one.run.path.name[0] for one in removal.find_prunable(settings, 1)) == ["2", "3"]
+
+
+def test_a_run_that_is_released_now_is_neither_removed_nor_pruned(settings, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
+    enter_run(settings, "3", 0.9)
+    other = enter_run(settings, "4", 0.5)
+
+    @contextmanager
+    def removing_meanwhile(*_):
+        with pytest.raises(BusyError, match="is used by another command"):
+            removal.remove_run(settings, "44444444")
+        assert removal.find_prunable(settings, 1) == []
+        with other.lock(is_shared=True):  # a second release of it
+            raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(
+        release, "choose_task", lambda *_: SimpleNamespace(kind="supervised", run_id=other.record.run_id)
+    )
+    monkeypatch.setattr(release, "_making_scratch", removing_meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        release.release(other.record.run_id, "shapes")
+    assert [one.run.path for one in removal.find_prunable(settings, 1)] == [other.path]
 
 
 @pytest.mark.parametrize("given", ["./{}", "{}/", "../checkpoints/{}", "/{}"])

@@ -174,7 +174,7 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, hold_elsewher
     process = hold_elsewhere(busy)
     assert busy.is_busy
     assert find_interrupted(tmp_path, describe()).record == free.record
-    with pytest.raises(BusyError, match=rf"^run {'1' * 32} is being trained by another process"), busy.lock():
+    with pytest.raises(BusyError, match=rf"^run {'1' * 32} is used by another command"), busy.lock():
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
