@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import uuid
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from serving.bundle.manifest import FILE_NAME
 from serving.bundle.store import BUNDLE_TAG
 
 WEIGHTS = "*.safetensors"
+REMOVED_PREFIX = ".removed-"  # hidden: no command takes such a folder for a run or a data set
 
 
 @dataclass(frozen=True)
@@ -217,15 +219,12 @@ def remove_dataset(settings: Settings, name: str, *, is_forced: bool = False) ->
     Raises:
         DataError: It is not there, or a run, a version or another data set needs it.
     """
-    from model_code.data.cache import MANIFEST_FILE
     from model_code.data.sources.images import name_some
 
     plan = plan_dataset_removal(settings, name)
     if plan.users and not is_forced:
         raise DataError(f"data set {name} ({plan}) is needed by {name_some(plan.users)}; --force removes it anyway")
     with hold_lock(settings.cache_dir / ".locks" / f"{name}.lock", f"removing {name}"):
-        with writing_to(settings.cache_dir, 0, f"removing {name}"):
-            (settings.cache_dir / name / MANIFEST_FILE).unlink()
         _remove(settings.cache_dir / name)
     return plan
 
@@ -259,11 +258,28 @@ def is_in_use(folder: RunFolder) -> bool:
         return False
 
 
+def sweep_removed(settings: Settings) -> None:
+    """Remove what removals that were killed left behind."""
+    places = (settings.checkpoints_dir, settings.artifacts_dir, settings.cache_dir, *settings.bundles_dir.glob("*"))
+    for folder in places:
+        _sweep(folder)
+
+
 def _remove(folder: Path) -> int:
+    """Remove a folder, which is there as a whole or, once it has another name, not at all."""
     size_bytes = measure(folder)
     with writing_to(folder.parent, 0, f"removing {folder.name}"):
-        shutil.rmtree(folder, ignore_errors=not folder.exists())
+        if folder.exists():
+            folder.rename(folder.with_name(f"{REMOVED_PREFIX}{uuid.uuid4().hex}"))
+    _sweep(folder.parent)
     return size_bytes
+
+
+def _sweep(folder: Path) -> None:
+    with writing_to(folder, 0, "removing what is left of a removal"):
+        for removed in folder.glob(f"{REMOVED_PREFIX}*"):
+            with suppress(FileNotFoundError):  # another process removes it at this moment
+                shutil.rmtree(removed)
 
 
 def _read_result(folder: RunFolder) -> RunResult | None:

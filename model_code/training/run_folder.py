@@ -240,7 +240,7 @@ def _is_like(folder: RunFolder, wanted: RunRecord) -> bool:
 
 
 def _list_runs(checkpoints_dir: Path, is_complete: bool) -> Iterator[RunFolder]:
-    files = sorted(checkpoints_dir.glob(f"*/{RUN_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    files = sorted(checkpoints_dir.glob(f"[!.]*/{RUN_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
         if (file.parent / RESULT_FILE).exists() != is_complete:
             continue
