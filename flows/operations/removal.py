@@ -171,7 +171,7 @@ def find_prunable(settings: Settings, kept_count: int) -> list[Weights]:
             copies = settings.artifacts_dir / folder.path.name / "artifacts" / "checkpoints"
             files = tuple(sorted([*folder.path.glob(WEIGHTS), *copies.glob(WEIGHTS)]))
             if files and folder.path.name not in needed:
-                prunable.append(Weights(folder, files, sum(file.stat().st_size for file in files)))
+                prunable.append(Weights(folder, files, sum(map(_measure_file, files))))
     return prunable
 
 
@@ -243,11 +243,17 @@ def parse_kept(text: str) -> int:
 
 def measure(folder: Path) -> int:
     """Return the size of the files below a folder, bytes; 0 without one."""
-    size_bytes = 0
-    for file in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # replaced by a training at this moment
-            size_bytes += 0 if file.is_dir() else file.lstat().st_size
-    return size_bytes
+    try:
+        return sum(_measure_file(file) for file in folder.rglob("*") if not file.is_dir())
+    except FileNotFoundError:  # a folder is removed at this moment
+        return 0
+
+
+def _measure_file(file: Path) -> int:
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:  # replaced by a training, or removed, at this moment
+        return 0
 
 
 def is_in_use(folder: RunFolder) -> bool:
