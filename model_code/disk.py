@@ -131,12 +131,13 @@ def hold_lock(path: Path, purpose: str) -> Iterator[None]:
 
 
 @contextmanager
-def take_lock(path: Path, busy: str) -> Iterator[None]:
-    """Hold an exclusive lock between processes, or refuse at once; the kernel frees it like `hold_lock`'s.
+def take_lock(path: Path, busy: str, *, is_shared: bool = False) -> Iterator[None]:
+    """Hold a lock between processes, or refuse at once; the kernel frees it like `hold_lock`'s.
 
     Args:
         path: Lock file; made when missing, together with its folder, and left in place.
         busy: Message when another process holds it.
+        is_shared: True for a lock that several hold at once, and nobody beside an exclusive one.
 
     Raises:
         BusyError: Another process holds it.
@@ -144,7 +145,7 @@ def take_lock(path: Path, busy: str) -> Iterator[None]:
     descriptor = _open_lock(path, "taking a lock")
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyError(busy) from error
         yield

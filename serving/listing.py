@@ -5,8 +5,7 @@ import json
 import os
 import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,68 +79,80 @@ def find_width() -> int | None:
 def lay_out(columns: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     """Return the lines of a table: a row for each record; what does not fit stands below its row. No word is broken.
 
+    A first value that is wider than the terminal stands on a line of its own, above its row.
+
     Args:
         columns: Columns; empty ones are left out.
         records: Rows.
-        width: Characters of a line.
+        width: Cells of a line.
     """
     used = [one for one in columns if one is columns[0] or any(one.format(record) for record in records)]
-    if _measure(used, records) <= width:
+    if _measure(used, records, width) <= width:
         return _draw_rows(used, (), records, width)
     kept = used[:1]
     for one in used[1:]:
-        if one.is_prose or _measure([*kept, one], records) > width:
+        if one.is_prose or _measure([*kept, one], records, width) > width:
             continue
         kept.append(one)
     return _draw_rows(kept, [one for one in used if one not in kept], records, width)
 
 
-def _find_widths(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> list[int]:
+def _find_widths(columns: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int) -> list[int]:
     from rich.cells import cell_len
 
-    return [max(cell_len(text) for text in (one.name, *map(one.format, records))) for one in columns]
+    first, *others = ([cell_len(text) for text in (one.name, *map(one.format, records))] for one in columns)
+    return [max(first[0], *(cells for cells in first if cells <= width)), *map(max, others)]
 
 
-def _measure(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]) -> int:
-    return sum(_find_widths(columns, records)) + _GAP * (len(columns) - 1)
+def _measure(columns: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int) -> int:
+    return sum(_find_widths(columns, records, width)) + _GAP * (len(columns) - 1)
 
 
 def _draw_rows(
     columns: Sequence[Column], below: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int
 ) -> list[str]:
-    widths = _find_widths(columns, records)
+    from rich.cells import cell_len
+
+    widths = _find_widths(columns, records, width)
     are_numbers = [all(isinstance(record.get(one.key), int | float | None) for record in records) for one in columns]
     heading = [_pad(*one) for one in zip((one.name for one in columns), widths, are_numbers, strict=True)]
-    lines = [(" " * _GAP).join(heading).rstrip(), "─" * (sum(widths) + _GAP * (len(columns) - 1))]
+    lines = [(" " * _GAP).join(heading).rstrip(), "─" * min(width, _measure(columns, records, width))]
     for record in records:
+        texts = [one.format(record) for one in columns]
+        if cell_len(texts[0]) > width:
+            lines.append(_paint(columns[0], texts[0]))
+            texts[0] = ""
         cells = [
-            _paint(one, _pad(one.format(record), cells, is_number))
-            for one, cells, is_number in zip(columns, widths, are_numbers, strict=True)
+            _paint(one, _pad(text, cells, is_number))
+            for one, text, cells, is_number in zip(columns, texts, widths, are_numbers, strict=True)
         ]
-        lines.append((" " * _GAP).join(cells).rstrip())
+        lines += [row] if (row := (" " * _GAP).join(cells).rstrip()) else []
         lines += _draw_fields(below, record, width)
     return lines
 
 
 def _draw_fields(columns: Sequence[Column], record: Mapping[str, Any], width: int) -> list[str]:
-    """Return what stands below a row: short values, then each sentence; one alone has no label."""
-    labelled = {one: one.format(record) for one in columns if one.format(record)}
-    texts = {
-        one: text if len(columns) == 1 or not one.name else f"{one.name}: {text}" for one, text in labelled.items()
-    }
+    """Return what stands below a row: short values, then each sentence."""
+    values = {one: one.format(record) for one in columns}
+    texts = {one: f"{one.name}: {text}" if one.name else text for one, text in values.items() if text}
     short = ", ".join(text for one, text in texts.items() if not one.is_prose)
-    return [
-        line
-        for text in (short, *(text for one, text in texts.items() if one.is_prose))
-        for line in textwrap.wrap(
-            text,
-            width,
-            initial_indent=_INDENT,
-            subsequent_indent=_INDENT,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    ]
+    sentences = (text for one, text in texts.items() if one.is_prose)
+    return [_INDENT + line for text in (short, *sentences) for line in _wrap(text, width - len(_INDENT))]
+
+
+def _wrap(text: str, width: int) -> Iterator[str]:
+    """Yield the lines of a text; unlike `textwrap`, by the cells that characters take."""
+    from rich.cells import cell_len
+
+    line = ""
+    for word in text.split():
+        if line and cell_len(f"{line} {word}") > width:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}".lstrip()
+    if line:
+        yield line
 
 
 def _pad(text: str, cells: int, is_number: bool) -> str:

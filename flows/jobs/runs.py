@@ -68,8 +68,10 @@ class Prune(Job):
         parse_kept(self.keep)
 
     def run(self) -> None:
-        from flows.operations.removal import find_prunable, parse_kept, prune
+        from flows.operations.removal import find_prunable, parse_kept, prune, sweep_removed
 
+        if not self.dry_run:
+            sweep_removed(load_settings())
         prunable = find_prunable(load_settings(), parse_kept(self.keep))
         for weights in prunable:
             config = weights.run.record.config

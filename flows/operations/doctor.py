@@ -6,10 +6,13 @@ import shutil
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from model_code.disk import format_size
 from model_code.settings import load_settings, read_image_sha
+
+if TYPE_CHECKING:
+    from model_code.training.run_folder import RunFolder
 
 ENOUGH_DISK_BYTES = 5_000_000_000
 LIBRARIES = ("torch", "torchvision", "mlflow", "prefect", "bentoml", "onnx", "onnxruntime-gpu", "numpy", "pillow")
@@ -89,16 +92,17 @@ def _examine_disk() -> Finding:
 
 def _suggest_next() -> Finding:
     """Return the command that goes on with the work in this home."""
+    from flows.operations.removal import is_in_use
     from model_code.data.cache import list_datasets
     from model_code.training.run_folder import list_finished, list_interrupted
     from serving.bundle.store import list_released
 
     settings = load_settings()
+    interrupted = (one for one in list_interrupted(settings.checkpoints_dir) if not is_in_use(one))
     if not list_datasets(settings.cache_dir):
         command = "darkroom data add shapes (drawn here) or darkroom data add cifar10 --download"
-    elif interrupted := next(list_interrupted(settings.checkpoints_dir), None):
-        config = interrupted.record.config
-        command = f"repeat the training of {config.recipe} that was interrupted, run {interrupted.path.name[:8]}"
+    elif folder := next(interrupted, None):
+        command = _format_resume(folder)
     elif not any(list_finished(settings.checkpoints_dir)):
         command = "darkroom train RECIPE --profile smoke; darkroom recipes lists them"
     elif not list_released(settings.bundles_dir):
@@ -106,6 +110,16 @@ def _suggest_next() -> Finding:
     else:
         command = "darkroom serve, then darkroom predict IMAGE"
     return Finding("ok", "next", command)
+
+
+def _format_resume(folder: "RunFolder") -> str:
+    config = folder.record.config
+    profile = "" if config.profile == "custom" else f" --profile {config.profile}"
+    offline = " --offline" if folder.is_offline else ""
+    return (
+        f"darkroom train {config.recipe}{profile} --seed {config.seed}{offline} --resume {folder.path.name[:8]}, "
+        "with any other options that the run was begun with"
+    )
 
 
 def _examine_state() -> list[Finding]:

@@ -96,6 +96,7 @@ def release(
     Raises:
         UsageError: Source or name mean nothing.
         ReleaseError: There is nothing to release, or what was exported is not what was trained.
+        BusyError: The run is being trained, packed or removed.
     """
     check_reason(why)
     settings = load_settings()
@@ -104,6 +105,7 @@ def release(
         raise UsageError(f"--head {head} is for SimSiam runs; {run.recipe} has a last layer of its own")
     folder = open_run_folder(settings.checkpoints_dir, run.run_id)
     with (
+        folder.lock(is_shared=True),
         hold_lock(settings.locks_dir / f"release-{name}.lock", f"releasing {name}"),
         _making_scratch(settings, name) as scratch,
     ):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import uuid
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from serving.bundle.manifest import FILE_NAME
 from serving.bundle.store import BUNDLE_TAG
 
 WEIGHTS = "*.safetensors"
+REMOVED_PREFIX = ".removed-"  # hidden: no command takes such a folder for a run or a data set
 
 
 @dataclass(frozen=True)
@@ -113,15 +115,15 @@ def remove_run(settings: Settings, given: str) -> tuple[str, int]:
     Raises:
         ReleaseError: A version was released from it.
         TrainingError: There is no such run, or an interrupted run starts from its weights.
-        BusyError: It is being trained.
+        BusyError: It is being trained or released.
     """
     run_id = resolve_run_id(settings.checkpoints_dir, given)
     folder = open_run_folder(settings.checkpoints_dir, run_id)
-    if reason := explain_need(settings, list_registered(settings)).get(run_id):
-        raise ReleaseError(
-            f"run {run_id} is needed by {reason}; `darkroom models` shows versions, `darkroom retire` ends one"
-        )
     with folder.lock():
+        if reason := explain_need(settings, list_registered(settings)).get(run_id):
+            raise ReleaseError(
+                f"run {run_id} is needed by {reason}; `darkroom models` shows versions, `darkroom retire` ends one"
+            )
         if not folder.is_offline:
             from model_code.tracking.finished_runs import has_run
             from model_code.tracking.store import open_store
@@ -146,13 +148,15 @@ def explain_need(settings: Settings, versions: tuple[RegisteredVersion, ...]) ->
 
 
 def find_prunable(settings: Settings, kept_count: int) -> list[Weights]:
-    """Return the weights that can go: those of finished runs that are not among the best and that nothing needs.
+    """Return the weights that can go: of finished runs not among the best that nothing needs or uses now.
 
     Args:
         settings: Places of the home.
         kept_count: Best runs that keep their weights, by validation, of each recipe, revision of a data set and budget.
     """
-    needed = explain_need(settings, list_registered(settings))
+    # In this order: a release registers its version before it lets go of its run.
+    used = {one.path.name for one in list_finished(settings.checkpoints_dir) if is_in_use(one)}
+    needed = explain_need(settings, list_registered(settings)).keys() | used
     groups: dict[tuple[str, ...], list[RunFolder]] = defaultdict(list)
     for folder in list_finished(settings.checkpoints_dir):
         config, result = folder.record.config, _read_result(folder)
@@ -167,7 +171,7 @@ def find_prunable(settings: Settings, kept_count: int) -> list[Weights]:
             copies = settings.artifacts_dir / folder.path.name / "artifacts" / "checkpoints"
             files = tuple(sorted([*folder.path.glob(WEIGHTS), *copies.glob(WEIGHTS)]))
             if files and folder.path.name not in needed:
-                prunable.append(Weights(folder, files, sum(file.stat().st_size for file in files)))
+                prunable.append(Weights(folder, files, sum(map(_measure_file, files))))
     return prunable
 
 
@@ -215,15 +219,12 @@ def remove_dataset(settings: Settings, name: str, *, is_forced: bool = False) ->
     Raises:
         DataError: It is not there, or a run, a version or another data set needs it.
     """
-    from model_code.data.cache import MANIFEST_FILE
     from model_code.data.sources.images import name_some
 
     plan = plan_dataset_removal(settings, name)
     if plan.users and not is_forced:
         raise DataError(f"data set {name} ({plan}) is needed by {name_some(plan.users)}; --force removes it anyway")
     with hold_lock(settings.cache_dir / ".locks" / f"{name}.lock", f"removing {name}"):
-        with writing_to(settings.cache_dir, 0, f"removing {name}"):
-            (settings.cache_dir / name / MANIFEST_FILE).unlink()
         _remove(settings.cache_dir / name)
     return plan
 
@@ -242,14 +243,20 @@ def parse_kept(text: str) -> int:
 
 def measure(folder: Path) -> int:
     """Return the size of the files below a folder, bytes; 0 without one."""
-    size_bytes = 0
-    for file in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # replaced by a training at this moment
-            size_bytes += 0 if file.is_dir() else file.lstat().st_size
-    return size_bytes
+    try:
+        return sum(_measure_file(file) for file in folder.rglob("*") if not file.is_dir())
+    except FileNotFoundError:  # a folder is removed at this moment
+        return 0
 
 
-def is_trained_now(folder: RunFolder) -> bool:
+def _measure_file(file: Path) -> int:
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:  # replaced by a training, or removed, at this moment
+        return 0
+
+
+def is_in_use(folder: RunFolder) -> bool:
     """Whether a process works in the folder; False where that cannot be looked at."""
     try:
         return folder.is_busy
@@ -257,11 +264,28 @@ def is_trained_now(folder: RunFolder) -> bool:
         return False
 
 
+def sweep_removed(settings: Settings) -> None:
+    """Remove what removals that were killed left behind."""
+    places = (settings.checkpoints_dir, settings.artifacts_dir, settings.cache_dir, *settings.bundles_dir.glob("*"))
+    for folder in places:
+        _sweep(folder)
+
+
 def _remove(folder: Path) -> int:
+    """Remove a folder, which is there as a whole or, once it has another name, not at all."""
     size_bytes = measure(folder)
     with writing_to(folder.parent, 0, f"removing {folder.name}"):
-        shutil.rmtree(folder, ignore_errors=not folder.exists())
+        if folder.exists():
+            folder.rename(folder.with_name(f"{REMOVED_PREFIX}{uuid.uuid4().hex}"))
+    _sweep(folder.parent)
     return size_bytes
+
+
+def _sweep(folder: Path) -> None:
+    with writing_to(folder, 0, "removing what is left of a removal"):
+        for removed in folder.glob(f"{REMOVED_PREFIX}*"):
+            with suppress(FileNotFoundError):  # another process removes it at this moment
+                shutil.rmtree(removed)
 
 
 def _read_result(folder: RunFolder) -> RunResult | None:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from flows.operations.removal import explain_need, is_trained_now, list_registered, measure
+from flows.operations.removal import explain_need, is_in_use, list_registered, measure
 from model_code.disk import format_size
 from model_code.errors import TrainingError
 from model_code.settings import Settings
-from model_code.training.run_folder import RUN_FILE, RunFolder, list_finished, list_interrupted
+from model_code.training.run_folder import RunFolder, list_finished, list_interrupted
 from serving.bundle.store import BUNDLE_TAG, Change
 from serving.listing import Column, Form, print_listing
 
@@ -71,7 +71,7 @@ def print_runs(settings: Settings, form: Form) -> None:
     """Print the runs of the home, the newest first."""
     needed = explain_need(settings, list_registered(settings))
     folders = [*list_interrupted(settings.checkpoints_dir), *list_finished(settings.checkpoints_dir)]
-    folders.sort(key=lambda folder: (folder.path / RUN_FILE).stat().st_mtime, reverse=True)
+    folders.sort(key=lambda folder: folder.begun_s, reverse=True)
     columns = (
         Column("run", "run_id", lambda run_id: run_id[:8]),
         Column("recipe", "recipe"),
@@ -97,7 +97,7 @@ def _describe_run(settings: Settings, folder: RunFolder, needed: dict[str, str])
     config, result, run_id = folder.record.config, None, folder.path.name
     try:
         result = folder.result
-        state = "done" if result is not None else "trained now" if is_trained_now(folder) else "interrupted"
+        state = "done" if result is not None else "trained now" if is_in_use(folder) else "interrupted"
     except TrainingError:
         state = "damaged"
     metrics = {} if result is None else result.metrics
@@ -112,7 +112,7 @@ def _describe_run(settings: Settings, folder: RunFolder, needed: dict[str, str])
         "validation_accuracy": metrics.get("validation/best_accuracy"),
         "test_accuracy": metrics.get("test/accuracy"),
         "size_bytes": measure(folder.path) + measure(settings.artifacts_dir / run_id),
-        "at": datetime.fromtimestamp((folder.path / RUN_FILE).stat().st_mtime, UTC).isoformat(timespec="seconds"),
+        "at": datetime.fromtimestamp(folder.begun_s, UTC).isoformat(timespec="seconds"),
         "needed_by": needed.get(run_id),
     }
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -87,9 +87,10 @@ class RunResult(BaseModel):
 class RunFolder:
     """A run's folder; make one with `create_run_folder` or find one with `open_run_folder`."""
 
-    def __init__(self, path: Path, record: RunRecord) -> None:
+    def __init__(self, path: Path, record: RunRecord, begun_s: float) -> None:
         self.path = path
         self.record = record
+        self.begun_s = begun_s
 
     @property
     def result(self) -> RunResult | None:
@@ -112,14 +113,14 @@ class RunFolder:
         return (self.path / JOURNAL_FILE).exists()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for this process.
+    def lock(self, *, is_shared: bool = False) -> Iterator[None]:
+        """Hold the folder for this process; shared with others that only read its weights.
 
         Raises:
             BusyError: Another process works in it.
         """
-        busy = f"run {self.record.run_id} is being trained by another process; wait for it"
-        with take_lock(self.path / LOCK_FILE, busy):
+        busy = f"run {self.record.run_id} is used by another command; wait for it"
+        with take_lock(self.path / LOCK_FILE, busy, is_shared=is_shared):
             yield
 
     @property
@@ -146,7 +147,7 @@ def create_run_folder(checkpoints_dir: Path, record: RunRecord) -> RunFolder:
     """Make the folder of a new run."""
     path = checkpoints_dir / record.run_id
     write_atomically(path / RUN_FILE, record.model_dump_json(indent=2).encode())
-    return RunFolder(path, record)
+    return _read_run(path)
 
 
 def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
@@ -159,7 +160,7 @@ def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
     try:
         if Path(run_id).name != run_id:  # a path, to another home perhaps
             raise FileNotFoundError(file)
-        return RunFolder(file.parent, RunRecord.model_validate_json(file.read_bytes()))
+        return _read_run(file.parent)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise TrainingError(f"no run {run_id!r} in {checkpoints_dir}; `darkroom runs list` shows the runs") from error
     except ValidationError as error:
@@ -240,11 +241,14 @@ def _is_like(folder: RunFolder, wanted: RunRecord) -> bool:
 
 
 def _list_runs(checkpoints_dir: Path, is_complete: bool) -> Iterator[RunFolder]:
-    files = sorted(checkpoints_dir.glob(f"*/{RUN_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files:
-        if (file.parent / RESULT_FILE).exists() != is_complete:
-            continue
-        try:
-            yield RunFolder(file.parent, RunRecord.model_validate_json(file.read_bytes()))
-        except ValidationError:
-            continue
+    found = []
+    for file in checkpoints_dir.glob(f"[!.]*/{RUN_FILE}"):
+        if (file.parent / RESULT_FILE).exists() == is_complete:
+            with suppress(FileNotFoundError, ValidationError):  # removed at this moment, or damaged
+                found.append(_read_run(file.parent))
+    yield from sorted(found, key=lambda folder: folder.begun_s, reverse=True)
+
+
+def _read_run(path: Path) -> RunFolder:
+    file = path / RUN_FILE
+    return RunFolder(path, RunRecord.model_validate_json(file.read_bytes()), file.stat().st_mtime)

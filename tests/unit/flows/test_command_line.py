@@ -20,6 +20,8 @@ from click.testing import CliRunner
 
 from flows.cli import darkroom
 from model_code.data.add import add_dataset
+from model_code.recipes.catalog import RECIPES, build_config
+from model_code.training.run_folder import RunRecord, create_run_folder
 
 ROOT = Path(__file__).parents[3]
 CONTRACT = Path(__file__).with_name("commands.json")
@@ -165,12 +167,14 @@ def run_in_terminal(words, home, columns=80):
 @pytest.mark.parametrize("words", [["--help"], ["recipes"], ["data", "list"], ["runs", "list"]], ids=" ".join)
 def test_a_terminal_of_80_columns_is_enough(tmp_path, words):
     add_dataset("shapes", cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", image_size=16, progress=False)
+    config = build_config("resnet18_cifar10_exp", "smoke", {})
+    create_run_folder(tmp_path / "checkpoints", RunRecord(run_id="1" * 32, data_checksum="c" * 64, config=config))
     lines, status = run_in_terminal(words, tmp_path)
     assert status == 0
-    assert max(map(len, lines)) <= 80 or words == ["runs", "list"], "a folder's name is one word"
+    assert max(map(len, lines)) <= 80
+    if words == ["runs", "list"]:
+        assert lines[2].split()[:2] == ["1" * 8, "resnet18_cifar10_exp"]
     if words == ["recipes"]:
-        from model_code.recipes.catalog import RECIPES
-
         assert set(RECIPES) <= set(" ".join(lines).split()), "no name is broken"
 
 

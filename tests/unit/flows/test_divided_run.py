@@ -39,7 +39,7 @@ def test_a_run_that_memory_divided_is_custom(parts, profile, tmp_path):
         yield tracker
 
     tracking = SimpleNamespace(track=track)
-    result = training._run(RunFolder(tmp_path, record), experiment, tracking, "cpu", None, 0.0)
+    result = training._run(RunFolder(tmp_path, record, 0.0), experiment, tracking, "cpu", None, 0.0)
     assert result.profile == profile
     told = [call.args[0] for call in tracker.set_tags.call_args_list]
     assert told == [{"profile": "custom", "budget": "custom: engine.parts=4"}] * (parts > 1)

@@ -2,18 +2,28 @@
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from flows.jobs.data import RemoveData
-from flows.operations import removal
+from flows.jobs.runs import Prune
+from flows.operations import release, removal
 from flows.printing import inventory
 from flows.printing.inventory import print_runs
 from model_code.data.add import add_dataset
-from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
+from model_code.data.cache import list_datasets
+from model_code.errors import BusyError, DataError, ReleaseError, TrainingError, UsageError
 from model_code.release.registered import read_registered
-from model_code.training.run_folder import JOURNAL_FILE, RunRecord, RunResult, create_run_folder, resolve_run_id
+from model_code.training.run_folder import (
+    JOURNAL_FILE,
+    RunRecord,
+    RunResult,
+    create_run_folder,
+    list_finished,
+    resolve_run_id,
+)
 from tests.unit.tracking.small_store import make_settings, open_small_store
 from tests.unit.training.small_runs import make_config, tiny_network_entered
 
@@ -78,6 +88,29 @@ def test_pruning_compares_runs_of_one_revision_and_budget_and_leaves_offline_one
     assert sorted(one.run.path.name[0] for one in removal.find_prunable(settings, 1)) == ["2", "3"]
 
 
+def test_a_run_that_is_released_now_is_neither_removed_nor_pruned(settings, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
+    enter_run(settings, "3", 0.9)
+    other = enter_run(settings, "4", 0.5)
+
+    @contextmanager
+    def removing_meanwhile(*_):
+        with pytest.raises(BusyError, match="is used by another command"):
+            removal.remove_run(settings, "44444444")
+        assert removal.find_prunable(settings, 1) == []
+        with other.lock(is_shared=True):  # a second release of it
+            raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(
+        release, "choose_task", lambda *_: SimpleNamespace(kind="supervised", run_id=other.record.run_id)
+    )
+    monkeypatch.setattr(release, "_making_scratch", removing_meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        release.release(other.record.run_id, "shapes")
+    assert [one.run.path for one in removal.find_prunable(settings, 1)] == [other.path]
+
+
 @pytest.mark.parametrize("given", ["./{}", "{}/", "../checkpoints/{}", "/{}"])
 def test_a_run_is_named_by_its_id_not_by_a_path(settings, given):
     folder = enter_run(settings, "3", 0.5)
@@ -93,6 +126,37 @@ def test_an_offline_run_is_removed_without_mlflow(settings):
     removal.remove_run(settings, "33333333")
     assert not folder.path.exists()
     assert not (settings.home / "mlflow.db").exists()
+
+
+def test_a_removal_that_was_killed_is_completed_by_the_next(settings, monkeypatch):
+    """Of what was removed no command sees a part; what is left of it goes with the next removal, or with prune."""
+    monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
+    add_dataset("shapes", cache_dir=settings.cache_dir, data_dir=settings.data_dir, image_size=16, progress=False)
+    for digit in "345":
+        (enter_run(settings, digit, 0.5).path / JOURNAL_FILE).touch()
+
+    def die(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(removal.shutil, "rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            removal.remove_dataset(settings, "shapes")
+        with pytest.raises(KeyboardInterrupt):
+            removal.remove_run(settings, "33333333")
+        assert (settings.checkpoints_dir / ("3" * 32) / "run.json").exists(), "its artifacts go first"
+        with pytest.raises(KeyboardInterrupt):
+            removal._remove(settings.checkpoints_dir / ("4" * 32))
+    assert list_datasets(settings.cache_dir) == []
+    assert sorted(one.path.name[0] for one in list_finished(settings.checkpoints_dir)) == ["3", "5"]
+    left = [*settings.home.rglob(f"{removal.REMOVED_PREFIX}*")]
+    assert len(left) == 3
+    removal.remove_run(settings, "55555555")
+    assert [one.exists() for one in left] == [one.is_relative_to(settings.cache_dir) for one in left]
+    Prune(dry_run=True).run()
+    assert [*settings.home.rglob(f"{removal.REMOVED_PREFIX}*")] != []
+    Prune().run()
+    assert [*settings.home.rglob(f"{removal.REMOVED_PREFIX}*")] == []
 
 
 @pytest.mark.parametrize("text", ["best", "best:", "best:0", "best:-1", "last:3", ""])

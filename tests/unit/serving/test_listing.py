@@ -6,6 +6,7 @@ import json
 
 import click
 import pytest
+from rich.cells import cell_len
 
 from serving import listing
 from serving.listing import Column, print_listing
@@ -53,6 +54,28 @@ def test_what_does_not_fit_stands_below_its_row():
 def test_wide_characters_keep_columns_in_line():
     lines = lay_out((Column("class", "a"), Column("n", "b")), [{"a": "拉面", "b": 1}, {"a": "abcd", "b": 2}], 80)
     assert lines[2:] == ["拉面   1", "abcd   2"]
+
+
+def test_wide_characters_below_a_row_are_wrapped_by_their_cells():
+    columns = (Column("class", "a"), Column("why", "why", is_prose=True))
+    lines = lay_out(columns, [{"a": "ramen", "why": "拉面 " * 20}], 40)
+    assert [cell_len(line) for line in lines[3:]] == [38, 38, 38]
+    assert " ".join(lines[3:]).split() == ["why:", *["拉面"] * 20]
+
+
+@pytest.mark.parametrize("is_prose", [False, True])
+def test_a_value_that_alone_stands_below_its_row_says_what_it_is(is_prose):
+    columns = (Column("run", "run"), Column("needed by", "by", is_prose=is_prose), Column("", "why", is_prose=True))
+    records = [{"run": "12345678", "by": "version 1 of shapes"}]
+    assert lay_out(columns, records, 24)[2:] == ["12345678", "    needed by: version 1", "    of shapes"]
+    assert lay_out(columns, [{"run": "12345678", "why": "it is needed by me"}], 24)[3:] == ["    it is needed by me"]
+
+
+def test_a_first_value_that_is_too_wide_leaves_the_others_their_table():
+    records = [{"recipe": LONG, "state": "done"}, {"recipe": "short", "state": "failed"}]
+    lines = lay_out((COLUMNS[0], COLUMNS[2]), records, 20)
+    assert lines == ["recipe  state", "─" * 14, LONG, "        done", "short   failed"]
+    assert lay_out(COLUMNS[:1], records, 5)[1:3] == ["─" * 5, LONG]
 
 
 def test_a_pipe_gets_tabs_and_what_is_not_printable_is_shown(capsys, monkeypatch):

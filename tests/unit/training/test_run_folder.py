@@ -1,8 +1,10 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from model_code.training.run_folder import (
     create_run_folder,
     find_finished,
     find_interrupted,
+    list_interrupted,
     making_run,
     open_run_folder,
 )
@@ -174,12 +177,28 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, hold_elsewher
     process = hold_elsewhere(busy)
     assert busy.is_busy
     assert find_interrupted(tmp_path, describe()).record == free.record
-    with pytest.raises(BusyError, match=rf"^run {'1' * 32} is being trained by another process"), busy.lock():
+    with pytest.raises(BusyError, match=rf"^run {'1' * 32} is used by another command"), busy.lock():
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not busy.is_busy
     assert find_interrupted(tmp_path, describe()).record == busy.record
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_run_that_is_removed_while_runs_are_listed_is_passed_over(tmp_path, monkeypatch, is_read):
+    """Whether it goes before its record is read or after, when its time is asked for."""
+    going, kept = (create_run_folder(tmp_path, make_record(name)) for name in ("1" * 32, "2" * 32))
+    read = Path.read_bytes
+
+    def read_and_remove(file):
+        content = read(file) if is_read else None
+        if file.parent == going.path:
+            shutil.rmtree(going.path)
+        return content or read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_remove)
+    assert [one.path for one in list_interrupted(tmp_path)] == [kept.path]
 
 
 def test_the_lock_is_free_again_after_its_block(tmp_path):
