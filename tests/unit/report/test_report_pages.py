@@ -288,6 +288,17 @@ def test_a_store_without_runs(tmp_path):
     assert "0 shown of 0 finished ones" in files.markdown.read_text()
 
 
+@pytest.mark.parametrize(("budgets", "words"), [(1, "1 more finished run that"), (2, "2 more finished runs that")])
+def test_what_is_shown_and_what_is_not_are_counted(filled, budgets, words):
+    settings, client, _ = filled
+    hidden = [[make_run("hidden", budget=f"custom: limit_train={number}")] for number in range(budgets)]
+    shown = [make_run("resnet18_cifar10_exp", pretrained_run_id="9" * 32)]
+    document = build_document(make_collection(shown, *hidden), client, settings, ORIGIN)
+    # Neither the champion's run nor the one that another started from is among the finished ones.
+    assert dict(document.facts)["runs"].startswith(f"1 shown of {1 + budgets} finished ones")
+    assert document.sections[-1].blocks[1].title == f"{words} no table above shows"
+
+
 def test_a_full_disk(filled, small_disk):
     (small_disk / "filler").write_bytes(b"x" * 900_000)
     with pytest.raises(DiskFullError, match="is full: saving"):
