@@ -64,7 +64,7 @@ class OpenPages(Job):
 class Deploy(Job):
     """Write work pools, device slots and the deployments of ./prefect.yaml to the server in PREFECT_API_URL."""
 
-    command = "deploy"
+    command, loads = "deploy", "Prefect"
 
     def run(self) -> None:
         from flows.operations.deployment import deploy_all
@@ -75,7 +75,7 @@ class Deploy(Job):
 class Heal(Job):
     """Start flow runs again whose process died, and skip scheduled ones that piled up, until Ctrl-C."""
 
-    command = "heal"
+    command, loads = "heal", "Prefect"
 
     every_s: float = option(30, "Seconds between two looks.", name="--every", metavar="SECONDS", ge=1)
     port: int | None = option(None, "Answer Prometheus there.", name="--metrics-port", ge=1, le=65535)
@@ -89,7 +89,7 @@ class Heal(Job):
 class QuickStart(Job):
     """Run the whole path on drawn images: data, training, release, service, prediction."""
 
-    command, flow = "quickstart", "quickstart"
+    command, flow, loads = "quickstart", "quickstart", "PyTorch, MLflow and Prefect"
 
     port: int = option(0, "Port of the service; 0 takes a free one.", ge=0, le=65535)
 

@@ -64,7 +64,7 @@ class NewRecipe(Job):
     It is listed, trained, tracked, released and reported like those of the package, and can be edited.
     """
 
-    command = "recipes new"
+    command, loads = "recipes new", "PyTorch"
 
     name: str = argument("NAME")
     base: str = option(..., "Recipe whose settings it changes.", name="--from", metavar="RECIPE")
@@ -73,6 +73,10 @@ class NewRecipe(Job):
     )
     title: str = option("", "What it is, one line.", metavar="TEXT")
     settings: tuple[str, ...] = option((), "Setting that differs; repeatable.", name="--set", metavar="KEY=VALUE")
+
+    @property
+    def has_loads(self) -> bool:
+        return self.dataset is not None
 
     def run(self) -> None:
         from model_code.recipes.catalog import add_recipe, get_recipe

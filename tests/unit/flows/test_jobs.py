@@ -1,14 +1,18 @@
 """Jobs: one definition gives the command, the form and the request."""
 
+import ast
+import inspect
 import subprocess
 import sys
+import textwrap
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
 from flows.jobs import JOBS
-from flows.jobs.training import Train
+from flows.jobs.training import NewRecipe, Train
 from model_code.errors import UsageError
 
 ROOT = Path(__file__).parents[3]
@@ -82,6 +86,38 @@ def test_the_command_loads_no_framework_before_it_runs():
     code = f"import sys, flows.cli; print([one for one in {heavy} if one in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def list_imported(nodes):
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module, *(f"{node.module}.{one.name}" for one in node.names))
+
+
+@cache
+def find_frameworks(module):
+    """Frameworks that the import of a module of this repository loads."""
+    if (package := module.partition(".")[0]) in ("torch", "mlflow", "prefect"):
+        return {package}
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.is_file():
+        return set()
+    return set().union(*map(find_frameworks, list_imported(ast.parse(file.read_text()).body)))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in JOBS if kind.command], ids=lambda kind: kind.command)
+def test_a_command_that_loads_a_framework_says_so(kind):
+    source = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kind))))
+    loaded = set().union(*map(find_frameworks, list_imported(source)))
+    assert kind.loads or not loaded
+
+
+def test_a_recipe_of_ones_own_says_what_it_loads_for_other_images():
+    assert NewRecipe.make(name="mine", base="resnet18_cifar10_exp", dataset="beans").has_loads
+    assert not NewRecipe.make(name="mine", base="resnet18_cifar10_exp").has_loads
 
 
 def test_a_training_opens_what_it_is_made_from_once(monkeypatch):
