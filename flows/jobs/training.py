@@ -55,7 +55,7 @@ class ListRecipes(Job):
         if self.name is None:
             print_recipes(list_recipes(), self.form)
         else:
-            print_recipe(get_recipe(self.name))
+            print_recipe(get_recipe(self.name), self.form)
 
 
 class NewRecipe(Job):
