@@ -3,7 +3,7 @@
 import socket
 
 from flows.jobs.job import Job, option
-from model_code.errors import DarkroomError, TrackingError
+from model_code.errors import DarkroomError, ServiceError, TrackingError
 from model_code.settings import load_settings
 from serving.listing import FORM, Form
 
@@ -49,11 +49,7 @@ class OpenPages(Job):
         settings = load_settings()
         if settings.has_mlflow_server:
             raise TrackingError(f"MLFLOW_TRACKING_URI is set: open {settings.tracking_uri} in a browser")
-        try:
-            socket.create_server(("127.0.0.1", self.port)).close()
-        except OSError as error:
-            reason = f"cannot listen on 127.0.0.1:{self.port}: {error.strerror}"
-            raise TrackingError(f"{reason}; choose another --port") from error
+        _check_port(self.port, TrackingError)
 
     def run(self) -> None:
         from model_code.tracking.store import run_ui
@@ -93,7 +89,18 @@ class QuickStart(Job):
 
     port: int = option(0, "Port of the service; 0 takes a free one.", ge=0, le=65535)
 
+    def check(self) -> None:
+        _check_port(self.port, ServiceError)
+
     def run(self) -> None:
         from flows.operations.quickstart import run_quickstart
 
         run_quickstart(self.port)
+
+
+def _check_port(port: int, refused: type[DarkroomError]) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        reason = f"cannot listen on 127.0.0.1:{port}: {error.strerror}"
+        raise refused(f"{reason}; choose another --port") from error
