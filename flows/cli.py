@@ -208,13 +208,13 @@ def build_command(kind: type[Job]) -> click.Command:
 def start(job: Job) -> None:
     """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
     job.check()
-    with showing_silence() if job.loads and read_rank()[0] == 0 else nullcontext():
+    with showing_silence() if job.has_loads and read_rank()[0] == 0 else nullcontext():
         _run(job)
 
 
 def _run(job: Job) -> None:
     with narrating(getattr(job, "form", "table"), is_quiet=getattr(job, "is_quiet", False)):
-        if job.loads and read_rank()[0] == 0:
+        if job.has_loads and read_rank()[0] == 0:
             click.echo(f"{job.command}: loading {job.loads}")
         job.prepare()
         if is_flow := job.has_flow and read_rank()[0] == 0:

@@ -106,7 +106,7 @@ class CheckData(Job):
     table. A table that was edited is never overwritten.
     """
 
-    command = "data check"
+    command, loads = "data check", "PyTorch"
 
     name: str = argument("NAME")
     out: Path | None = option(None, "Output folder; DARKROOM_HOME/checks/NAME if not given.", metavar="DIR")

@@ -68,6 +68,11 @@ class Job(BaseModel):
         is_waited_for = not self.is_short or load_settings().has_prefect_server
         return bool(self.flow) and not self.is_urgent and is_waited_for
 
+    @property
+    def has_loads(self) -> bool:
+        """True if the command loads what `loads` says."""
+        return bool(self.loads)
+
     def check(self) -> None:
         """Refuse what cannot work, before any framework is imported."""
 

@@ -3,7 +3,7 @@
 import socket
 
 from flows.jobs.job import Job, option
-from model_code.errors import DarkroomError, TrackingError
+from model_code.errors import DarkroomError, ServiceError, TrackingError
 from model_code.settings import load_settings
 from serving.listing import FORM, Form
 
@@ -49,11 +49,7 @@ class OpenPages(Job):
         settings = load_settings()
         if settings.has_mlflow_server:
             raise TrackingError(f"MLFLOW_TRACKING_URI is set: open {settings.tracking_uri} in a browser")
-        try:
-            socket.create_server(("127.0.0.1", self.port)).close()
-        except OSError as error:
-            reason = f"cannot listen on 127.0.0.1:{self.port}: {error.strerror}"
-            raise TrackingError(f"{reason}; choose another --port") from error
+        _check_port(self.port, TrackingError)
 
     def run(self) -> None:
         from model_code.tracking.store import run_ui
@@ -64,7 +60,7 @@ class OpenPages(Job):
 class Deploy(Job):
     """Write work pools, device slots and the deployments of ./prefect.yaml to the server in PREFECT_API_URL."""
 
-    command = "deploy"
+    command, loads = "deploy", "Prefect"
 
     def run(self) -> None:
         from flows.operations.deployment import deploy_all
@@ -75,7 +71,7 @@ class Deploy(Job):
 class Heal(Job):
     """Start flow runs again whose process died, and skip scheduled ones that piled up, until Ctrl-C."""
 
-    command = "heal"
+    command, loads = "heal", "Prefect"
 
     every_s: float = option(30, "Seconds between two looks.", name="--every", metavar="SECONDS", ge=1)
     port: int | None = option(None, "Answer Prometheus there.", name="--metrics-port", ge=1, le=65535)
@@ -89,11 +85,22 @@ class Heal(Job):
 class QuickStart(Job):
     """Run the whole path on drawn images: data, training, release, service, prediction."""
 
-    command, flow = "quickstart", "quickstart"
+    command, flow, loads = "quickstart", "quickstart", "PyTorch, MLflow and Prefect"
 
     port: int = option(0, "Port of the service; 0 takes a free one.", ge=0, le=65535)
+
+    def check(self) -> None:
+        _check_port(self.port, ServiceError)
 
     def run(self) -> None:
         from flows.operations.quickstart import run_quickstart
 
         run_quickstart(self.port)
+
+
+def _check_port(port: int, refused: type[DarkroomError]) -> None:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        reason = f"cannot listen on 127.0.0.1:{port}: {error.strerror}"
+        raise refused(f"{reason}; choose another --port") from error

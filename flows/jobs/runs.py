@@ -92,7 +92,7 @@ class PackRuns(Job):
     RUN is a run id, or at least its first 8 digits.
     """
 
-    command = "runs pack"
+    command, loads = "runs pack", "PyTorch"
 
     runs: tuple[str, ...] = argument("RUN")
     out: Path = option(..., "Folder of the packs.", metavar="DIR")
@@ -114,7 +114,7 @@ class SyncRuns(Job):
     PATH is a folder of packs or a file of one.
     """
 
-    command = "runs sync"
+    command, loads = "runs sync", "PyTorch and MLflow"
 
     paths: tuple[Path, ...] = argument("PATH")
 

@@ -55,7 +55,7 @@ class ListRecipes(Job):
         if self.name is None:
             print_recipes(list_recipes(), self.form)
         else:
-            print_recipe(get_recipe(self.name))
+            print_recipe(get_recipe(self.name), self.form)
 
 
 class NewRecipe(Job):
@@ -64,7 +64,7 @@ class NewRecipe(Job):
     It is listed, trained, tracked, released and reported like those of the package, and can be edited.
     """
 
-    command = "recipes new"
+    command, loads = "recipes new", "PyTorch"
 
     name: str = argument("NAME")
     base: str = option(..., "Recipe whose settings it changes.", name="--from", metavar="RECIPE")
@@ -73,6 +73,10 @@ class NewRecipe(Job):
     )
     title: str = option("", "What it is, one line.", metavar="TEXT")
     settings: tuple[str, ...] = option((), "Setting that differs; repeatable.", name="--set", metavar="KEY=VALUE")
+
+    @property
+    def has_loads(self) -> bool:
+        return self.dataset is not None
 
     def run(self) -> None:
         from model_code.recipes.catalog import add_recipe, get_recipe
@@ -209,8 +213,8 @@ class TrainAll(Job):
         return self._runs[0]
 
     @cached_property
-    def _runs(self) -> "tuple[list[AnyConfig], dict[str, str]]":
-        """Settings of every run, and why recipes do not fit the images of --data."""
+    def _runs(self) -> "tuple[list[AnyConfig], dict[tuple[str, int], str]]":
+        """Settings of every run, and why those of a recipe and a seed do not fit the images of --data."""
         from model_code.recipes.catalog import has_setting, match_recipes
         from model_code.training.run_config import parse_assignment
 
@@ -228,7 +232,7 @@ class TrainAll(Job):
                 try:
                     configs.append(one.config)
                 except SizeError as error:
-                    unfit[entry.name] = str(error)
+                    unfit[entry.name, one.own_config.seed] = str(error)
         if not configs:
             raise UsageError("; ".join(dict.fromkeys(unfit.values())))
         return configs, unfit
@@ -259,7 +263,7 @@ class TrainAll(Job):
 
     def run(self) -> None:
         with narrating(self.form, is_quiet=self.is_quiet):
-            for name, reason in self._runs[1].items():
+            for name, reason in {recipe: reason for (recipe, _), reason in self._runs[1].items()}.items():
                 print(f"{name}  left out: {reason}", flush=True)
         if self.dry_run:
             self._print_plan()
@@ -276,8 +280,13 @@ class TrainAll(Job):
                 from flows.operations.study import release_best
 
                 released = release_best(outcomes)
+        from flows.printing.summaries import Outcome
         from flows.printing.tables import print_outcomes
 
+        outcomes += [
+            Outcome(recipe=recipe, seed=seed, is_skipped=True, error=reason)
+            for (recipe, seed), reason in self._runs[1].items()
+        ]
         print_outcomes(outcomes, released, self.form)
         if self.release:
             from flows.jobs.report import Report

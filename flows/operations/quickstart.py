@@ -180,6 +180,8 @@ def _ask_service(images: Sequence[Path], port: int) -> PredictResult:
         try:
             _wait_until_ready(process, server, log)
             result = predict([str(path) for path in images], server=server, model=DATASET, top_k=3)
+            if process.poll() is not None:
+                raise DarkroomError(f"the service ended: {_read_last_line(log)}")
         finally:
             process.terminate()
             process.wait()
@@ -192,13 +194,19 @@ def _wait_until_ready(process: subprocess.Popen[bytes], server: str, log: Path) 
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline_s and process.poll() is None:
         try:
-            if httpx.get(f"{server}/readyz", trust_env=False).is_success:
+            is_ready = httpx.get(f"{server}/readyz", trust_env=False).is_success
+            if is_ready and process.poll() is None:  # else another program answered
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.2)
-    reason = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
-    raise DarkroomError(f"the service did not get ready within {START_TIMEOUT_S:.0f} s: {reason[0]}")
+    what = f"did not get ready within {START_TIMEOUT_S:.0f} s" if process.poll() is None else "ended"
+    raise DarkroomError(f"the service {what}: {_read_last_line(log)}")
+
+
+def _read_last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
+    return lines[-1]
 
 
 def _find_free_port() -> int:

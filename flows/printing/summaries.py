@@ -44,7 +44,8 @@ class Outcome(_Summary):
         seed: Seed of the run.
         result: None when there is none.
         was_cached: True if the result is that of an earlier run.
-        is_skipped: True if what it needs is not here: its images, or weights that cannot be downloaded.
+        is_skipped: True if what it needs is not here: its images, or weights that cannot be downloaded; or if its
+            network cannot read the images.
         error: Why there is no result.
     """
 

@@ -36,26 +36,29 @@ def print_recipes(recipes: "Sequence[Recipe]", form: Form = "table") -> None:
         Column("images", "dataset"),
         Column("what it is", "title", is_prose=True),
     )
-    records = [
-        {
-            "recipe": recipe.name,
-            "published_accuracy": recipe.published_accuracy,
-            "dataset": recipe.build().dataset,
-            "title": recipe.title,
-        }
-        for recipe in recipes
-    ]
-    print_listing(columns, records, form)
+    print_listing(columns, [_describe_recipe(recipe) for recipe in recipes], form)
 
 
-def print_recipe(recipe: "Recipe") -> None:
+def print_recipe(recipe: "Recipe", form: Form = "table") -> None:
     """Print one recipe's evidence and every setting, as `--set` takes them."""
     from model_code.training.run_config import FIXED_SETTINGS
 
+    settings = {key: value for key, value in recipe.build().flatten().items() if key not in FIXED_SETTINGS}
+    if form != "table":
+        print_listing((), [{**_describe_recipe(recipe), "evidence": recipe.evidence, "settings": settings}], form)
+        return
     print(f"{recipe.name}\n\n{recipe.evidence}\n")
-    for key, value in recipe.build().flatten().items():
-        if key not in FIXED_SETTINGS:
-            print_line(f"  {key}={json.dumps(value)}")
+    for key, value in settings.items():
+        print_line(f"  {key}={json.dumps(value)}")
+
+
+def _describe_recipe(recipe: "Recipe") -> dict[str, object]:
+    return {
+        "recipe": recipe.name,
+        "published_accuracy": recipe.published_accuracy,
+        "dataset": recipe.build().dataset,
+        "title": recipe.title,
+    }
 
 
 def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path, form: Form = "table") -> None:

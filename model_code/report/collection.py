@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -21,6 +22,11 @@ PAGE_RUNS = 1000
 HISTORIES = {
     "supervised": ("train/loss", "train/accuracy", "train/seconds", "validation/accuracy", "validation/loss"),
     "simsiam": ("train/loss", "train/feature_std", "validation/knn_accuracy"),
+}
+# Settings that follow the images of `--data`.
+ADAPTED = {
+    *("dataset", "mean", "std", "image_size", "views.image_size", "evaluation_enlargement"),
+    *("batch_size", "learning_rate"),
 }
 # A figure that is read from a history: how far a run is after this share of its epochs.
 EARLY_METRIC, EARLY_HISTORY, EARLY_SHARE = "validation/early_accuracy", "validation/accuracy", 0.1
@@ -109,6 +115,12 @@ class Group:
     def is_full(self) -> bool:
         """Whether the runs are the documented ones."""
         return self.budget == FULL
+
+    @property
+    def is_full_elsewhere(self) -> bool:
+        """Whether the runs are the documented ones but on images other than the recipe's."""
+        changed = set(re.findall(r"([\w.]+)=", self.budget))
+        return "dataset" in changed and changed <= ADAPTED
 
     @property
     def is_smoke(self) -> bool:

@@ -67,11 +67,12 @@ def build_document(collection: Collection, client: MlflowClient, settings: Setti
         _build_legend(),
     )
     used = _add_starts(collection, list_run_ids(sections))
+    shown = sum(run.run_id in used for run in collection.runs)
     facts = (
         ("made", origin.date),
         ("code", origin.git_sha),
         ("machine", origin.machine),
-        ("runs", f"{len(used)} shown of {collection.finished_count} finished ones in MLflow; the appendix has all"),
+        ("runs", f"{shown} shown of {collection.finished_count} finished ones in MLflow; the appendix has all"),
     )
     return Document(TITLE, facts, (*sections, _build_appendix(collection, client, settings, used)))
 
@@ -130,7 +131,7 @@ def _build_appendix(collection: Collection, client: MlflowClient, settings: Sett
     )
     blocks: list[Block] = [Table("Every run that this report shows", columns, tuple(rows))]
     if others:
-        title = f"{len(others)} more finished runs, replaced by later or longer ones"
+        title = f"{len(others)} more finished {'run' if len(others) == 1 else 'runs'} that no table above shows"
         blocks.append(Folded(title, Table("Finished runs that are not shown above", columns, others)))
     return Section("Appendix: every run", "runs", tuple(blocks))
 

@@ -1,15 +1,23 @@
 """Jobs: one definition gives the command, the form and the request."""
 
+import ast
+import inspect
+import socket
 import subprocess
 import sys
+import textwrap
+from functools import cache
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
 
 from flows.jobs import JOBS
-from flows.jobs.training import Train
-from model_code.errors import UsageError
+from flows.jobs.machine import QuickStart
+from flows.jobs.training import NewRecipe, Train
+from model_code.errors import DarkroomError, ServiceError, UsageError
 
 ROOT = Path(__file__).parents[3]
 DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -82,6 +90,66 @@ def test_the_command_loads_no_framework_before_it_runs():
     code = f"import sys, flows.cli; print([one for one in {heavy} if one in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def list_imported(nodes):
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module, *(f"{node.module}.{one.name}" for one in node.names))
+
+
+@cache
+def find_frameworks(module):
+    """Frameworks that the import of a module of this repository loads."""
+    if (package := module.partition(".")[0]) in ("torch", "mlflow", "prefect"):
+        return {package}
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not file.is_file():
+        return set()
+    return set().union(*map(find_frameworks, list_imported(ast.parse(file.read_text()).body)))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in JOBS if kind.command], ids=lambda kind: kind.command)
+def test_a_command_that_loads_a_framework_says_so(kind):
+    source = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kind))))
+    loaded = set().union(*map(find_frameworks, list_imported(source)))
+    assert kind.loads or not loaded
+
+
+def test_a_recipe_of_ones_own_says_what_it_loads_for_other_images():
+    assert NewRecipe.make(name="mine", base="resnet18_cifar10_exp", dataset="beans").has_loads
+    assert not NewRecipe.make(name="mine", base="resnet18_cifar10_exp").has_loads
+
+
+def test_a_taken_port_is_refused_before_any_training():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServiceError, match=rf"^cannot listen on 127\.0\.0\.1:{port}: .*choose another --port$"):
+            QuickStart(port=port).check()
+    QuickStart().check()
+
+
+def test_the_answer_of_another_program_is_not_that_of_a_service_that_ended(tmp_path):
+    from flows.operations.quickstart import _wait_until_ready
+
+    service = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self):
+            service.communicate(b"\n")
+            self.send_response(200)
+            self.end_headers()
+
+    log = tmp_path / "log"
+    log.write_text("starting\nthe port is taken\n")
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(DarkroomError, match=r"^the service ended: the port is taken$"):
+            _wait_until_ready(service, f"http://127.0.0.1:{server.server_port}", log)
+        server.shutdown()
 
 
 def test_a_training_opens_what_it_is_made_from_once(monkeypatch):

@@ -13,9 +13,11 @@ import pytest
 from tqdm import tqdm
 
 from flows.jobs import JOBS
+from flows.jobs.training import ListRecipes
 from flows.printing.narration import narrating
 from flows.printing.records import describe_outcomes, describe_release, describe_result
 from flows.printing.summaries import Choice, Outcome, ReleaseSummary
+from model_code.recipes.catalog import build_config
 from model_code.training.run_folder import RunResult
 from serving.bundle.manifest import Manifest
 from serving.bundle.store import read_bundle
@@ -91,6 +93,21 @@ def test_every_command_that_works_has_both_options(command):
     [kind] = [one for one in JOBS if one.command == command]
     assert kind.model_fields["form"].default == "table"
     assert kind.model_fields["is_quiet"].default is False
+
+
+def test_a_recipe_is_a_record(capsys):
+    ListRecipes.make(name="resnet18_cifar10_exp", form="json").run()
+    record = json.loads(capsys.readouterr().out)
+    assert (record["recipe"], record["dataset"], record["settings"]["batch_size"]) == (
+        "resnet18_cifar10_exp",
+        "cifar10",
+        build_config("resnet18_cifar10_exp").batch_size,
+    )
+    ListRecipes.make(name="resnet18_cifar10_exp", form="csv").run()
+    [row] = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert json.loads(row["settings"]) == record["settings"]
+    ListRecipes.make(name="resnet18_cifar10_exp").run()
+    assert capsys.readouterr().out.startswith(f"resnet18_cifar10_exp\n\n{record['evidence']}\n")
 
 
 def test_a_run_is_a_record_with_its_figures(capsys):

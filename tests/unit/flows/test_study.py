@@ -1,5 +1,6 @@
 """The study: which runs compete, what is released, what a plan says."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,7 @@ from model_code.errors import (
     ExportError,
     ReleaseError,
     TrackingError,
+    TrainingError,
     UsageError,
 )
 from model_code.recipes.catalog import build_config
@@ -273,7 +275,7 @@ def test_images_that_nobody_knows_are_refused_before_any_work(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_recipes_train_on_images_of_ones_own_but_those_whose_network_cannot_read_them(capsys):
+def test_recipes_train_on_images_of_ones_own_but_those_whose_network_cannot_read_them(capsys, monkeypatch):
     settings = load_settings()
     with pytest.raises(DataError, match=r"^data set 'shapes' is not in"):
         TrainAll.make(dataset="shapes").check()
@@ -289,6 +291,13 @@ def test_recipes_train_on_images_of_ones_own_but_those_whose_network_cannot_read
     job.run()
     left_out, *_ = capsys.readouterr().out.splitlines()
     assert left_out.startswith("fastnet_food10  left out: ")
+    monkeypatch.setattr(TrainAll, "_train", lambda _: [Outcome(recipe="fastnet_cifar10", seed=0, error="no memory")])
+    with pytest.raises(TrainingError, match=r"^1 of 2 runs failed: fastnet_cifar10;"):
+        TrainAll.make(dataset="shapes", only="fastnet_*", profile="smoke", form="json").run()
+    failed, skipped = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (failed["recipe"], failed["state"]) == ("fastnet_cifar10", "failed")
+    assert (skipped["recipe"], skipped["seed"], skipped["state"]) == ("fastnet_food10", 0, "skipped")
+    assert "pack shapes anew with --image-size" in skipped["error"]
     with pytest.raises(UsageError, match="pack shapes anew with --image-size"):
         TrainAll.make(dataset="shapes", only="fastnet_food10").run()
 

@@ -152,6 +152,34 @@ def test_the_test_images_do_not_choose_the_best_recipe(tmp_path):
     assert {dataset: group.recipe for dataset, group in best.items()} == {"cifar10": "a"}
 
 
+def test_the_best_recipe_on_images_of_ones_own():
+    def group(recipe, budget, accuracy, dataset, epochs=100):
+        metrics = {"validation/best_accuracy": accuracy}
+        return [make_run(recipe, budget=budget, dataset=dataset, epochs=epochs, metrics=metrics)]
+
+    collection = make_collection(
+        group("a", "custom: dataset=beans", 0.7, "beans"),
+        group("a", "custom: dataset=pets, mean=(0.5, 0.4, 0.3), image_size=56", 0.6, "pets"),
+        group("b", "custom: dataset=beans, batch_size=64, learning_rate=0.05", 0.8, "beans", epochs=20),
+        group("b", "custom: dataset=beans, epochs=500", 0.9, "beans", epochs=500),
+        group("b", "custom: dataset=birds, epochs=5", 0.9, "birds", epochs=5),
+        group("b", "custom: dataset=birds, epochs=9", 0.5, "birds", epochs=9),
+        group("b", "smoke on shapes", 0.9, "shapes"),
+        group("c", "full", 0.1, "cifar10"),
+        group("c", "custom: epochs=500", 0.9, "cifar10", epochs=500),
+    )
+    best = {dataset: (group.recipe, group.budget) for dataset, group in choose_best(collection).items()}
+    assert best == {
+        "beans": ("b", "custom: dataset=beans, batch_size=64, learning_rate=0.05"),
+        "pets": ("a", "custom: dataset=pets, mean=(0.5, 0.4, 0.3), image_size=56"),
+        "birds": ("b", "custom: dataset=birds, epochs=9"),
+        "cifar10": ("c", "full"),
+    }
+    row = build_standing(collection).blocks[1].rows[0]
+    assert row[6].text.endswith("- not comparable")
+    assert row[6].is_caution
+
+
 def test_a_pretrained_backbone_can_be_the_best_recipe(tmp_path):
     with open_small_store(tmp_path) as (_, client):
         store = Store(client)

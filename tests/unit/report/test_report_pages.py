@@ -9,6 +9,7 @@ from PIL import Image
 
 from model_code.disk import write_atomically
 from model_code.errors import DataError, DiskFullError, TrackingError
+from model_code.release.versions import write_verdict
 from model_code.report.collection import collect_runs
 from model_code.report.contents import Origin, build_document, describe_origin
 from model_code.report.files import EXPERIMENT, log_report, write_report
@@ -17,6 +18,7 @@ from model_code.report.page import render_page
 from model_code.report.published import ARTICLES
 from model_code.report.summary import measure_spread
 from serving.bundle.store import CHAMPION
+from tests.unit.release.conftest import make_verdict
 from tests.unit.report.synthetic_runs import enter_every_kind, make_collection, make_run
 from tests.unit.tracking.small_store import make_settings, open_small_store
 
@@ -66,7 +68,8 @@ def filled(opened, store):
     enter_every_kind(store)
     evil = store.enter_supervised("resnet18_cifar10_exp8", 0.8, epochs=2, budget=f"custom: {EVIL}")
     client.create_registered_model("cifar10")
-    version = client.create_model_version("cifar10", "nowhere", run_id=evil, description=f"the best {EVIL}")
+    version = client.create_model_version("cifar10", "nowhere", run_id=evil)
+    write_verdict(client, "cifar10", version.version, make_verdict(), f"the best {EVIL}")
     client.set_registered_model_alias("cifar10", CHAMPION, version.version)
     return settings, client, build_document(collect_runs(client), client, settings, ORIGIN)
 
@@ -163,10 +166,10 @@ def test_every_finished_run_is_in_the_appendix(filled):
 def test_the_first_screen_has_champions_a_chart_and_answers(filled):
     first = filled[2].sections[0]
     champions, chart, answers, *_ = first.blocks
-    assert [cell.text for cell in champions.rows[0][:4]] == ["cifar10", "not recorded", "version 1", "-"]
+    assert [cell.text for cell in champions.rows[0][:4]] == ["cifar10", "66.67%", "version 1", "-"]
+    assert champions.rows[0][1].detail == "95 % interval 9.43% to 99.16%, 3 test images"
     assert [image.name for image in chart.images] == ["published"]
     assert answers.columns == ("question", "answer")
-    assert all(row[1].text for row in answers.rows)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +286,17 @@ def test_a_store_without_runs(tmp_path):
     assert sorted(file.name for file in files.folder.iterdir()) == ["figures", "report.html", "report.md"]
     assert {file.name.partition("-")[0] for file in files.figures} == {"published.png", "swin_cifar10_published"}
     assert "0 shown of 0 finished ones" in files.markdown.read_text()
+
+
+@pytest.mark.parametrize(("budgets", "words"), [(1, "1 more finished run that"), (2, "2 more finished runs that")])
+def test_what_is_shown_and_what_is_not_are_counted(filled, budgets, words):
+    settings, client, _ = filled
+    hidden = [[make_run("hidden", budget=f"custom: limit_train={number}")] for number in range(budgets)]
+    shown = [make_run("resnet18_cifar10_exp", pretrained_run_id="9" * 32)]
+    document = build_document(make_collection(shown, *hidden), client, settings, ORIGIN)
+    # Neither the champion's run nor the one that another started from is among the finished ones.
+    assert dict(document.facts)["runs"].startswith(f"1 shown of {1 + budgets} finished ones")
+    assert document.sections[-1].blocks[1].title == f"{words} no table above shows"
 
 
 def test_a_full_disk(filled, small_disk):
