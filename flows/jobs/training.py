@@ -40,6 +40,15 @@ def _check_dataset(dataset: str | None, changes: dict[str, Any]) -> None:
         raise UsageError(f"--data {dataset} and --set dataset={changes['dataset']} contradict; give one of them")
 
 
+def _check_batch(config: "AnyConfig", count: int) -> None:
+    """Refuse training images that fill no batch, whichever are held out, before any framework is imported."""
+    from model_code.training.config import TrainingConfig
+    from model_code.training.epoch_config import check_batch
+
+    if isinstance(config, TrainingConfig) and config.pseudo_label_confidence is None:
+        check_batch(min(count, config.limit_train or count), config.batch_size)
+
+
 class ListRecipes(Job):
     """List every recipe with its published figure, or show one recipe's evidence."""
 
@@ -152,7 +161,9 @@ class Train(Job):
         from model_code.training.run_folder import open_run_folder, resolve_run_id
 
         settings = load_settings()
-        read_manifest(dataset, settings.cache_dir)
+        manifest = read_manifest(dataset, settings.cache_dir)
+        if self.dataset is None and "train" in manifest.splits:
+            _check_batch(self.own_config, manifest.splits["train"].count)
         if self.resume is not None:
             open_run_folder(settings.checkpoints_dir, resolve_run_id(settings.checkpoints_dir, self.resume))
 

@@ -18,7 +18,7 @@ from model_code.data.cache import PackedDataset, open_dataset, read_manifest
 from model_code.data.duplicates import find_duplicates, group
 from model_code.data.exclusion import EXCLUDED_BY, write_table
 from model_code.data.quality import find_flaws
-from model_code.data.revisions import SHORT_CHECKSUM, Revision, read_revision, write_leakage
+from model_code.data.revisions import LEARNED, SHORT_CHECKSUM, Revision, read_revision, write_leakage
 from model_code.disk import write_atomically
 from model_code.evaluation.label_issues import FEWEST_IMAGES, find_label_issues, predict_left_out
 from model_code.evaluation.patch_features import compute_patch_features, shrink
@@ -64,9 +64,8 @@ def check_data(name: str, folder: Path | None = None) -> Checked:
     revision = read_revision(f"{name}@{dataset.checksum}", settings.cache_dir)
     folder = folder or settings.home / "checks" / name
     finder = _Finder(dataset, revision)
-    copies = list(finder.find_copies())
-    issues = [*copies, *finder.find_wrong_labels(), *finder.find_flawed()]
-    write_leakage(dataset, settings.cache_dir, sum(one.kind == _LEAKED for one in copies))
+    issues = [*finder.find_copies(), *finder.find_wrong_labels(), *finder.find_flawed()]
+    write_leakage(dataset, settings.cache_dir, finder.leaked)
     title = f"{revision}: {len(revision.images)} images, {len(issues)} issues"
     page, table = (folder / f"issues-{dataset.checksum[:SHORT_CHECKSUM]}.{ending}" for ending in ("html", "csv"))
     lines = list(finder.lines)
@@ -100,6 +99,7 @@ class _Finder:
         self._labels_N = np.concatenate([dataset.splits[split].labels_N for split in splits])
         self._small_NCHW: Tensor = torch.cat([shrink(dataset.splits[split].images_NHWC) for split in splits])
         self.lines: list[str] = []
+        self.leaked = 0  # training images among the copies of validation and test images
 
     def find_copies(self) -> Iterator[Issue]:
         """Yield each near-duplicate but the first of its group, and that one too if it is labelled otherwise."""
@@ -112,6 +112,7 @@ class _Finder:
             image, twin = self._images[place], self._images[first]
             detail = "" if image.label == twin.label else f"duplicate labelled {twin.label or _UNLABELLED}"
             kind = "near-duplicate" if image.split == twin.split else _LEAKED
+            self.leaked += image.split in LEARNED and twin.split not in LEARNED
             if kind == _LEAKED:
                 detail = f"also in {twin.split}" + (f", {detail}" if detail else "")
             elif detail and first not in found:  # one of the labels is wrong, and a person has to say which

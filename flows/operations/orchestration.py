@@ -18,7 +18,7 @@ from model_code.disk import check_free_space, hold_lock, writing_to
 from model_code.errors import DarkroomError
 from model_code.settings import Settings
 
-START_TIMEOUT_S = 180
+START_TIMEOUT_S = 600
 STOP_TIMEOUT_S = 5
 DATABASE_BYTES = 4_000_000
 LOG_FILE, LOG_BYTES = "server.log", 1_000_000
@@ -112,6 +112,11 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str, log: Path
                 return
         except OSError:
             time.sleep(0.1)
+    if process.poll() is None:
+        raise DarkroomError(
+            f"Prefect's server did not answer within {START_TIMEOUT_S} s; is the machine busy with other work? Repeat "
+            f"the command; {log} has what the server says"
+        )
     raise DarkroomError(f"Prefect's server did not start; is the disk full? {log} says what it met")
 
 

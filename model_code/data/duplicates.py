@@ -50,9 +50,10 @@ def find_duplicates(images_NCHW: Tensor) -> list[DuplicatePair]:
             similarity_BN = queries_ND[start : start + _BLOCK] @ bank_ND.T
             values_BK, nearest_BK = similarity_BN.topk(min(_MOST_NEIGHBOURS + 1, len(bank_ND)), dim=1)
             rows, columns = torch.nonzero(values_BK >= COARSE, as_tuple=True)
-            firsts, seconds = rows + start, nearest_BK[rows, columns]
-            kept = firsts < seconds
-            _confirm(images_NCHW, firsts[kept], seconds[kept], is_mirrored, found)
+            one, other = rows + start, nearest_BK[rows, columns]
+            kept = one != other  # of many copies each has only some of the others among its nearest
+            firsts, seconds = torch.minimum(one, other)[kept], torch.maximum(one, other)[kept]
+            _confirm(images_NCHW, firsts, seconds, is_mirrored, found)
     pairs = [DuplicatePair(*places, similarity) for places, similarity in found.items()]
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair))
 

@@ -22,7 +22,7 @@ from model_code.errors import DataError, UsageError
 
 SHORT_CHECKSUM = 12
 _PREFIX, _SUFFIX, _LEAKAGE_PREFIX = "revision-", ".csv.gz", "check-"
-_LEARNED = ("train", "unlabelled")
+LEARNED = ("train", "unlabelled")
 
 
 class ImageEntry(NamedTuple):
@@ -129,7 +129,7 @@ def list_revisions(name: str, cache_dir: Path) -> list[Revision]:
 
 
 def write_leakage(dataset: PackedDataset, cache_dir: Path, count: int) -> None:
-    """Keep how many near-duplicates of images of other splits a check found."""
+    """Keep how many training images a check found to be near-duplicates of validation or test images."""
     file = cache_dir / dataset.name / f"{_LEAKAGE_PREFIX}{dataset.checksum[:SHORT_CHECKSUM]}.json"
     write_atomically(file, json.dumps({"copies": count}).encode())
 
@@ -145,8 +145,8 @@ def find_leakage(dataset: PackedDataset, cache_dir: Path) -> str:
             images = read_revision(f"{dataset.name}@{dataset.checksum}", cache_dir).images
         except DataError:  # packed by an earlier version
             return ""
-        held_out = {one.pixels for one in images if one.split not in _LEARNED}
-        count, kind = sum(one.split in _LEARNED and one.pixels in held_out for one in images), "copies"
+        held_out = {one.pixels for one in images if one.split not in LEARNED}
+        count, kind = sum(one.split in LEARNED and one.pixels in held_out for one in images), "copies"
     if not count:
         return ""
     return (

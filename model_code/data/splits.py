@@ -22,7 +22,7 @@ def split_stratified(labels_N: npt.NDArray[np.int64], validation_fraction: float
     Returns:
         (train indices, validation indices): disjoint, ascending, together all of 0..N-1. Validation holds the
         nearest whole number of N * validation_fraction, divided over the classes to the nearest whole
-        image.
+        image; a class keeps an image for training where that can be.
 
     Raises:
         UsageError: The fraction or seed is out of range, one side would be empty, or images have no label.
@@ -35,19 +35,20 @@ def split_stratified(labels_N: npt.NDArray[np.int64], validation_fraction: float
             f"validation fraction {validation_fraction} of {len(labels_N)} images leaves "
             f"{validation_count} for validation; both sides need at least 1"
         )
-    validation = take_stratified(labels_N, validation_count, seed)
+    validation = take_stratified(labels_N, validation_count, seed, leaves_one=True)
     is_train_N = np.ones(len(labels_N), dtype=bool)
     is_train_N[validation] = False
     return np.flatnonzero(is_train_N).astype(np.int64), validation
 
 
-def take_stratified(labels_N: npt.NDArray[np.int64], count: int, seed: int) -> Indices:
+def take_stratified(labels_N: npt.NDArray[np.int64], count: int, seed: int, *, leaves_one: bool = False) -> Indices:
     """Choose exactly `count` images with the class proportions of all.
 
     Args:
         labels_N: Class indices, 0 and above.
         count: Number of them, 1 to N.
         seed: The same seed gives the same images, 0 and above.
+        leaves_one: True to take the last image of a class only where nothing else is left to take.
 
     Returns:
         Ascending indices into `labels_N`, each at most once.
@@ -68,6 +69,8 @@ def take_stratified(labels_N: npt.NDArray[np.int64], count: int, seed: int) -> I
     chance = np.random.default_rng([seed, 2**32 - 1]).random(len(classes))
     # The largest remainders get the images that rounding down left over; chance decides between equal ones.
     by_remainder = np.lexsort((chance, -np.round(shares - quotas, 9)))
+    is_last = class_counts[by_remainder] - quotas[by_remainder] <= leaves_one
+    by_remainder = np.concatenate([by_remainder[~is_last], by_remainder[is_last]])
     quotas[by_remainder[: count - quotas.sum()]] += 1
     taken = [
         np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels_N == label))[:quota]

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_code.errors import UsageError
 from model_code.training.run_config import PositiveFloat, RunConfig
 
 
@@ -52,3 +53,16 @@ class EpochConfig(RunConfig):
 
     clip_norm: PositiveFloat | None = None
     engine: EngineSettings = EngineSettings()
+
+
+def check_batch(count: int, batch_size: int) -> None:
+    """Refuse fewer training images than one batch.
+
+    Raises:
+        UsageError: There are fewer.
+    """
+    if count < batch_size:
+        raise UsageError(
+            f"{count} training images are fewer than one batch of {batch_size}; "
+            "raise --limit-train or lower --set batch_size"
+        )

@@ -210,19 +210,6 @@ def take(labels_N: Indices, limit: int | None, seed: int) -> Indices:
     return take_stratified(labels_N, limit, seed)
 
 
-def check_batch(count: int, batch_size: int) -> None:
-    """Refuse fewer training images than one batch.
-
-    Raises:
-        UsageError: There are fewer.
-    """
-    if count < batch_size:
-        raise UsageError(
-            f"{count} training images are fewer than one batch of {batch_size}; "
-            "raise --limit-train or lower --set batch_size"
-        )
-
-
 def to_device(split: PackedSplit, indices: Indices, device: torch.device, is_resident: bool = True) -> Images:
     """Return some images of a split as tensors; those that are not resident stay on the host."""
     images_NHWC = torch.from_numpy(np.ascontiguousarray(split.images_NHWC[indices]))

@@ -23,8 +23,9 @@ from model_code.models.networks import build_backbone, check_image_size
 from model_code.models.simsiam import SimSiam
 from model_code.training import checkpoints
 from model_code.training.engine import Engine, GradientStep
+from model_code.training.epoch_config import check_batch
 from model_code.training.epoch_loop import EpochLoop
-from model_code.training.images import Images, PretrainingImages, check_batch
+from model_code.training.images import Images, PretrainingImages
 from model_code.training.losses import simsiam_loss
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.probe import Look, ProbeResult, train_probe

@@ -29,8 +29,9 @@ from model_code.models.view_average import ViewAverage
 from model_code.training import checkpoints
 from model_code.training.config import TrainingConfig
 from model_code.training.engine import Engine, GradientStep
+from model_code.training.epoch_config import check_batch
 from model_code.training.epoch_loop import EpochLoop
-from model_code.training.images import TrainingImages, check_batch
+from model_code.training.images import TrainingImages
 from model_code.training.lookahead import Lookahead
 from model_code.training.moving_average import MovingAverage
 from model_code.training.optimization import Schedule, build_optimizer

@@ -1,8 +1,9 @@
 """Class folders: `{train,test,val}/<class>/<image>`, or `<class>/<image>`, taken for train.
 
 They may be folders, zips or tars, several at once, and may sit in one wrapping folder. Splits may have their other
-usual names too, in any case, also as a part (`seg_train`), and twice (`seg_train/seg_train`). Folders inside a class
-folder belong to its class. A test folder without class folders is an unlabelled test split.
+usual names too, in any case, also as a part (`seg_train`), and twice (`seg_train/seg_train`). Several sources without
+split folders may be splits by their own names (`train.zip`, `test.zip`). Folders inside a class folder belong to its
+class. A test folder without class folders is an unlabelled test split.
 """
 
 import re
@@ -89,18 +90,22 @@ def read_class_folders(
     """
     scan = _Scan(main_split)
     where = name_some([str(archive.path) for archive in archives])
-    for archive in archives:
+    named = [_name_split(archive) for archive in archives]
+    are_splits = len(set(filter(None, named))) > 1
+    for archive, split in zip(archives, named, strict=True):
         scan.problems += archive.problems
-        _collect(archive, scan)
+        _collect(archive, scan, (split if are_splits else None) or main_split)
     splits = sorted({split for split, _ in scan.found})
     main_classes = {name for split, name in scan.found if split == main_split and name != _UNLABELLED}
     if splits and not main_classes and not scan.problems:
         raise DataError(f"{where}: found only {', '.join(splits)}; a {main_split} folder with class folders is needed")
     scan.problems += [Problem(_EMPTY, folder) for name, folder in scan.empty if name not in main_classes]
     scan.problems += find_twins(name for _, name in scan.found if name != _UNLABELLED)
+    labelled = {split for split, name in scan.found if name != _UNLABELLED}
     for split, name in sorted(scan.found):
-        if name not in main_classes and not (split == "test" and name == _UNLABELLED):
-            kind = _NO_LABELS if name == _UNLABELLED else f"class of {split} that {main_split} does not have"
+        if name not in main_classes and not (split == "test" and name == _UNLABELLED and split not in labelled):
+            outside = _NO_CLASS if split in labelled else _NO_LABELS
+            kind = outside if name == _UNLABELLED else f"class of {split} that {main_split} does not have"
             files = scan.found.pop((split, name))
             scan.problems += [Problem(kind, f"{archive.path.name}/{member}") for _, archive, member in files]
     skipped = settle_problems(where, scan.problems, skip)
@@ -140,7 +145,16 @@ def has_class_folders(archive: Archive) -> bool:
     return len(folders - {PurePosixPath()}) > 1
 
 
-def _collect(archive: Archive, scan: _Scan) -> None:
+def _name_split(archive: Archive) -> str | None:
+    """Return the split that a source's name, or that of a folder around all its images, stands for."""
+    images = [name.split("/") for name in archive.files if is_image_name(name)]
+    wrapper = max(images, key=len)[: find_wrapper(images)] if images else []
+    found = {split for name in (archive.path.stem, *wrapper) if (split := find_split_word(name))}
+    return found.pop() if len(found) == 1 else None
+
+
+def _collect(archive: Archive, scan: _Scan, own_split: str) -> None:
+    """Note what a source holds; class folders outside of any split of it are of its own split."""
     images = [name.split("/") for name in archive.files if is_image_name(name)]
     if not images:
         if not archive.problems:
@@ -151,9 +165,11 @@ def _collect(archive: Archive, scan: _Scan) -> None:
         return
     wrapper = find_wrapper(images)
     split_by_top = _find_splits(images, wrapper)
+    if split_by_top:
+        own_split = scan.main_split
     placed: list[tuple[str, list[str], list[str]]] = []
     for parts in images:
-        place = _place(parts, wrapper, split_by_top, scan.main_split)
+        place = _place(parts, wrapper, split_by_top, own_split)
         if isinstance(place, str):
             scan.problems.append(Problem(place, f"{archive.path.name}/{'/'.join(parts)}"))
         else:
@@ -167,7 +183,7 @@ def _collect(archive: Archive, scan: _Scan) -> None:
             scan.problems.append(Problem(_NO_CLASS, f"{archive.path.name}/{'/'.join(parts)}"))
             continue
         scan.found[split, class_name].append(("/".join(rest[1:] or rest), archive, "/".join(parts)))
-    _collect_rest(archive, max(images, key=len)[:wrapper], split_by_top, scan)
+    _collect_rest(archive, max(images, key=len)[:wrapper], split_by_top, scan, own_split)
 
 
 def _find_splits(images: Sequence[Sequence[str]], wrapper: int) -> dict[str, str]:
@@ -177,42 +193,45 @@ def _find_splits(images: Sequence[Sequence[str]], wrapper: int) -> dict[str, str
     whole = {top: split for top in tops if (split := find_split(top))}
     if whole.keys() & with_folders:
         return whole
-    in_part = {top: split for top in tops if (split := _find_split_word(top))}
-    if len({in_part[top] for top in in_part.keys() & with_folders}) > 1:
+    in_part = {top: split for top in tops if (split := find_split_word(top))}
+    with_classes = {in_part[top] for top in in_part.keys() & with_folders}
+    are_all_splits = len(in_part) == len(tops) and len(set(in_part.values())) > 1
+    if len(with_classes) > 1 or ("train" in with_classes and are_all_splits):
         return in_part
     return {top: split for top, split in whole.items() if top.casefold() not in _ALSO_CLASSES}
 
 
-def _find_split_word(folder: str) -> str | None:
+def find_split_word(folder: str) -> str | None:
+    """Return the split that a word of a name stands for; None if there is none, or several."""
     splits = {split for word in re.split(r"[\W_]+", folder) if (split := find_split(word))}
     return splits.pop() if len(splits) == 1 else None
 
 
-def _place(
-    parts: list[str], wrapper: int, split_by_top: dict[str, str], main_split: str
-) -> tuple[str, list[str]] | str:
+def _place(parts: list[str], wrapper: int, split_by_top: dict[str, str], own_split: str) -> tuple[str, list[str]] | str:
     """Return an image's split and its path from the class on, or what is wrong with it."""
     rest = parts[wrapper:]
     if len(rest) < 2:
         return _NO_CLASS
     split = split_by_top.get(rest[0])
     if split is None:
-        is_class = not split_by_top or main_split not in split_by_top.values()
-        return (main_split, rest) if is_class else _NO_SPLIT
+        is_class = not split_by_top or own_split not in split_by_top.values()
+        return (own_split, rest) if is_class else _NO_SPLIT
     rest = rest[1:]
-    return split, rest[1:] if len(rest) > 2 and _find_split_word(rest[0]) == split else rest
+    return split, rest[1:] if len(rest) > 2 and find_split_word(rest[0]) == split else rest
 
 
-def _collect_rest(archive: Archive, wrapper: Sequence[str], split_by_top: dict[str, str], scan: _Scan) -> None:
+def _collect_rest(
+    archive: Archive, wrapper: Sequence[str], split_by_top: dict[str, str], scan: _Scan, own_split: str
+) -> None:
     """Note files of other types, a stray table among them, and class folders without images."""
     scan.ignored += list_ignored(archive)
     for folder in sorted(archive.folders):
         parts = [*folder.split("/"), ""]
-        place = _place(parts, len(wrapper), split_by_top, scan.main_split)
+        place = _place(parts, len(wrapper), split_by_top, own_split)
         if parts[: len(wrapper)] != wrapper or isinstance(place, str):
             continue
         split, rest = place
-        if split == scan.main_split and len(rest) == 2 and not (split_by_top and _find_split_word(rest[0])):
+        if split == scan.main_split and len(rest) == 2 and not (split_by_top and find_split_word(rest[0])):
             scan.empty.append((normalise_class_name(rest[0]), f"{archive.path.name}/{folder}"))
 
 

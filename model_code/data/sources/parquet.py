@@ -2,8 +2,8 @@
 
     data/train-00000-of-00002.parquet, data/test-…    or    train/0000.parquet, …
 
-The split is the first folder, or else the first word of the file's name, that names one, else train; without train the
-set is for evaluation only. Class folders beside the files win.
+The split is the first folder, or else the file, with one word that names one, else train; without train the set is for
+evaluation only. Class folders beside the files win.
 """
 
 import json
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model_code.data.sources.archives import Archive, FolderArchive, Problem, naming_damage
-from model_code.data.sources.class_folders import find_split, has_class_folders
+from model_code.data.sources.class_folders import find_split_word, has_class_folders
 from model_code.data.sources.image_folder import LABEL_COLUMNS
 from model_code.data.sources.images import (
     ImageSource,
@@ -143,8 +143,8 @@ def _is_table(name: str) -> bool:
 
 
 def _name_split(name: str) -> str:
-    *folders, file = PurePosixPath(name).parts
-    return next(filter(None, map(find_split, [*folders, re.split(r"[\W_]", file)[0]])), "train")
+    path = PurePosixPath(name)
+    return next(filter(None, map(find_split_word, [*path.parts[:-1], path.stem])), "train")
 
 
 def _open_table(file: Path) -> _Table:

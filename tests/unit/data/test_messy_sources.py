@@ -28,6 +28,7 @@ def count(dataset):
         ),
         (["train_set/a/1", "train_set/b/1", "test_set/b/1"], ["a", "b"], {"train": [1, 1], "test": [0, 1]}),
         (["train/a/1", "train/b/1", "test/1", "test/2"], ["a", "b"], {"train": [1, 1], "test": [0, 0]}),
+        (["train_images/a/1", "train_images/b/1", "test_images/1"], ["a", "b"], {"train": [1, 1], "test": [0, 0]}),
         (["a/1", "b/1", "test/1"], ["a", "b"], {"train": [1, 1], "test": [0, 0]}),
         (["a/1", "b/1", "test/a/1"], ["a", "b"], {"train": [1, 1], "test": [1, 0]}),
         (["cat/indoor/1", "cat/outdoor/1", "cat/2", "dog/1"], ["cat", "dog"], {"train": [3, 1]}),
@@ -40,6 +41,25 @@ def test_layouts_that_are_clear(add, write_tree, png, files, classes, counts):
     dataset = add("x", write_tree({f"{name}.png": png for name in files})).dataset
     assert list(dataset.classes) == classes
     assert count(dataset) == counts
+
+
+def test_an_image_beside_the_classes_of_a_test_split_takes_no_labels_away(add, write_tree, png):
+    files = ["train/a/1", "train/b/1", "test/a/1", "test/b/1", "test/cover"]
+    folder = write_tree({f"{name}.png": png for name in files})
+    with pytest.raises(DataError, match=r"1 x image outside of any class folder .*: source/test/cover.png"):
+        add("x", folder)
+    assert count(add("x", folder, skip=True).dataset) == {"train": [1, 1], "test": [1, 1]}
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("seg_train", "seg_test")])
+def test_sources_are_splits_by_their_names(add, write_tree, png, names):
+    train, test = names
+    folders = [
+        write_tree({f"{name}.png": png for name in files}, folder)
+        for folder, files in ((train, ["a/1", "a/2", "b/1"]), (test, ["a/1", "b/1"]))
+    ]
+    assert count(add("x", *folders).dataset) == {"train": [2, 1], "test": [1, 1]}
+    assert count(add("y", folders[1]).dataset) == {"train": [1, 1]}
 
 
 def test_a_missing_class_of_a_split_is_told(add, write_tree, png):

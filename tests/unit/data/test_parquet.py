@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from model_code.data.export import export_dataset
 from model_code.data.sources.archives import FolderArchive
-from model_code.data.sources.parquet import BATCH_ROWS, read_parquet
+from model_code.data.sources.parquet import BATCH_ROWS, _name_split, read_parquet
 from model_code.errors import DataError
 
 NAMES = ["dog", "cat"]
@@ -216,3 +216,18 @@ def test_a_test_split_alone_is_for_evaluation(write, pack):
     assert (packed.classes, set(packed.splits)) == (("cat", "dog"), {"test"})
     with pytest.raises(DataError, match="at least 2 are needed"):
         pack(write("test.parquet", make_rows((0, 1), (-1, -1))), "unlabelled")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("data/train-00000-of-00002.parquet", "train"),
+        ("mnist_test.parquet", "test"),
+        ("data/cifar10-test-00000-of-00001.parquet", "test"),
+        ("data/partial-validation/0000.parquet", "validation"),
+        ("default/dev/0000.parquet", "validation"),
+        ("photos.parquet", "train"),
+    ],
+)
+def test_a_word_of_the_folder_or_of_the_file_names_the_split(name, split):
+    assert _name_split(name) == split

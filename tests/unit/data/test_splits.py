@@ -28,6 +28,16 @@ def test_uneven_classes_are_divided_to_the_nearest_image():
     assert np.all(np.abs(np.bincount(labels[validation]) - np.array([2.5, 5.25, 1.75])) < 1)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_only_image_of_a_class_is_kept_for_training(seed):
+    labels = np.array([0] * 100 + [1, 2, 3, 4, 5, 6, 6])
+    train, validation = split_stratified(labels, 0.2, seed)
+    assert set(labels[train]) == set(range(7))
+    assert len(validation) == round(107 * 0.2)
+    nothing_else = split_stratified(np.arange(10), 0.2, seed)[1]
+    assert len(nothing_else) == 2
+
+
 @pytest.mark.parametrize("count", [1, 7, 10, 1234, 5000])
 def test_take_gives_exactly_the_count_without_repeats(count):
     indices = take_stratified(LABELS, count, seed=3)

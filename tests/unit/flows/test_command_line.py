@@ -143,6 +143,19 @@ def test_answering_takes_no_framework(tmp_path, words):
     assert len(done.stderr.splitlines()) == (status != "0")
 
 
+def test_images_that_fill_no_batch_are_refused_before_a_framework_is_loaded(tmp_path):
+    add_dataset("shapes", cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", image_size=16, progress=False)
+    code = (
+        "import sys; from flows.cli import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'torch', 'mlflow', 'prefect'}.intersection(sys.modules)))"
+    )
+    words = ("train", "resnet18_cifar10_exp", "--set", "dataset=shapes", "--set", "batch_size=64")
+    done = run_code(code, tmp_path, *words, "--limit-train", "63", stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert done.stderr.startswith("darkroom: 63 training images are fewer than one batch of 64; raise --limit-train")
+
+
 def run_in_terminal(words, home, columns=80):
     """Run the command in a pseudo-terminal; its lines and its status come back."""
     controller, terminal = pty.openpty()

@@ -86,6 +86,24 @@ def test_copies_are_found_mirrored_brighter_and_compressed_and_others_are_not():
     assert group(pairs) == {0: 0, 60: 0, 1: 1, 61: 1, 2: 2, 62: 2, 3: 3, 63: 3}
 
 
+def test_every_one_of_many_copies_is_found():
+    images_NHWC, _ = draw(60)
+    copies = np.repeat(images_NHWC[:1], 200, axis=0)
+    pairs = find_duplicates(shrink(np.concatenate([images_NHWC, copies])))
+    assert set(group(pairs)) == {0, *range(60, 260)}
+
+
+def test_copies_of_validation_in_test_are_no_leakage_from_training(photos):
+    (photos / "val/blobs").mkdir(parents=True)
+    (photos / "val/blobs/copy.png").write_bytes(next((photos / "test/blobs").glob("*.png")).read_bytes())
+    (photos / "train/stripes/copy.png").unlink()
+    settings = load_settings()
+    folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir}
+    dataset = add_dataset("mine", [photos], **folders, image_size=32, progress=False).dataset
+    assert check_data("mine").counts["near-duplicate across splits"] == 1
+    assert find_leakage(dataset, settings.cache_dir) == ""
+
+
 def test_images_that_show_little_are_found_and_others_are_not():
     images_NHWC, _ = draw(8)
     square_HWC = np.zeros((32, 32, 3), dtype=np.uint8)

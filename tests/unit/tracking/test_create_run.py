@@ -13,4 +13,4 @@ def test_a_run_without_a_folder_is_taken_up_by_its_next_attempt(tmp_path):
         (folders / first).mkdir(parents=True)
         again = create_run(client, EXPERIMENT, make_config(), "a" * 32, folders)
         assert again != first
-        assert client.get_run(again).info.run_name == "aaaa tiny_pets_test on shapes, full, seed 0"
+        assert client.get_run(again).info.run_name == f"{again[:8]} tiny_pets_test on shapes, full, seed 0"

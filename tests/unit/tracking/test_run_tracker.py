@@ -112,7 +112,7 @@ def tracked(store):
 
 def test_the_run_is_finished_and_named(tracked):
     assert tracked.run.info.status == "FINISHED"
-    assert re.fullmatch(r"[0-9a-f]{4} tiny_pets_test on \w+, full, seed 5", tracked.run.info.run_name)
+    assert re.fullmatch(r"[0-9a-f]{8} tiny_pets_test on \w+, full, seed 5", tracked.run.info.run_name)
     [images] = [one.dataset for one in tracked.run.inputs.dataset_inputs]
     assert (images.name, images.digest) == (tracked.folder.record.config.dataset, "c" * 36)
     assert tracked.run.info.end_time >= tracked.run.info.start_time
