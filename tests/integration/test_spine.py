@@ -71,7 +71,7 @@ def test_train_release_serve_predict(darkroom, home, shapes):
     assert "nothing was registered" in dry.out
     assert not (home / "bundles" / "shapes").exists()
 
-    released = darkroom("release", "resnet18_cifar10_exp", "--as", "shapes")
+    released = darkroom("release", run_id, "--as", "shapes")
     assert released.status == 0, released.err
     pointer, _, manifest = read_champion(home / "bundles", "shapes")
     assert manifest.run_id == run_id
