@@ -55,11 +55,9 @@ def main() -> None:
             who = f"process {rank + 1} of {count}: " if count > 1 else ""
             click.echo(show(f"darkroom: {who}{error}"), err=True)
         sys.exit(getattr(error, "exit_status", 1))
-    except OSError as error:
-        if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
-            raise
-        _end_unwritten(error)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_ERRORS:
+            _end_unwritten(error)
         if type(error).__name__ == "OutOfMemoryError":
             click.echo(
                 f"darkroom: the device's memory is full ({str(error).splitlines()[0]}); {MEMORY_REMEDY}", err=True

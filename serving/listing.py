@@ -101,7 +101,7 @@ def _find_widths(columns: Sequence[Column], records: Sequence[Mapping[str, Any]]
     from rich.cells import cell_len
 
     first, *others = ([cell_len(text) for text in (one.name, *map(one.format, records))] for one in columns)
-    return [max(first[0], *(cells for cells in first if cells <= width)), *map(max, others)]
+    return [max([first[0], *(cells for cells in first if cells <= width)]), *map(max, others)]
 
 
 def _measure(columns: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int) -> int:

@@ -1,18 +1,16 @@
 """Prefect's API server as a child of the command, on a socket that it inherits."""
 
-import ctypes
 import os
-import signal
 import socket
 import sys
 
-_PR_SET_PDEATHSIG = 1
+from serving.decoding.sandbox import end_with_parent
 
 
 def main() -> None:
     """Serve until the parent ends, however it ends."""
     descriptor, parent = map(int, sys.argv[1:])
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent:
         return
     # Settings in the environment are for other servers: a password that no client here knows, another database.

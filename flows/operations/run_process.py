@@ -1,6 +1,5 @@
 """One run of a study as a process that ends with its parent: its request on standard input, its outcome on output."""
 
-import ctypes
 import os
 import signal
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.entry import INTERRUPTED
+from serving.decoding.sandbox import end_with_parent
 
 if TYPE_CHECKING:
     from flows.experiments.inputs import RunInputs
@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     from flows.printing.summaries import Outcome
     from model_code.training.run_folder import RunResult
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main() -> None:
     """Train the run that is asked for, until the parent ends, however it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != int(sys.argv[1]):
         return
     text = sys.stdin.buffer.read()

@@ -134,9 +134,8 @@ def test_answering_takes_no_framework(tmp_path, words):
         "except SystemExit as end: print(end.code or 0)\n"
         "print(sorted({'torch', 'mlflow', 'prefect', 'scipy', 'bentoml', 'onnxruntime'}.intersection(sys.modules)))"
     )
-    environment = os.environ | {"DARKROOM_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", code, *words]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_code(code, tmp_path, *words, stdout=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
     *_, status, loaded = done.stdout.splitlines()
     assert loaded == "[]"
     assert (status != "0") == (words in REFUSED or words == ["history", "shapes"])
@@ -245,6 +244,18 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path, form):
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_a_server_that_does_not_answer_is_one_line_though_its_error_is_one_of_the_system(tmp_path):
+    code = (
+        "import requests\nfrom flows.jobs.data import ListData\nfrom flows.entry import main\n"
+        "def ask(self): raise requests.ConnectionError('nobody there')\n"
+        "ListData.run = ask\nmain()"
+    )
+    done = run_code(code, tmp_path, "data", "list", stdout=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr.startswith("darkroom: MLflow or Prefect failed: nobody there; ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_terminal_of_another_encoding_and_none_at_all_are_no_traceback(tmp_path):
     words = ("from flows.entry import main; main()", tmp_path, "recipes")
     latin = {"PYTHONIOENCODING": "latin-1", "COLUMNS": "80"}
@@ -263,10 +274,8 @@ def test_a_training_is_checked_without_prefect(tmp_path):
         "job = Train.make(recipe='resnet18_cifar10_exp', settings=('dataset=shapes',)); job.check(); job.prepare(); "
         "print({'prefect'}.intersection(sys.modules))"
     )
-    environment = os.environ | {"DARKROOM_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "set()"
+    done = run_code(code, tmp_path, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["set()"]), done.stderr
 
 
 if __name__ == "__main__":

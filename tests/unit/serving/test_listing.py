@@ -78,6 +78,11 @@ def test_a_first_value_that_is_too_wide_leaves_the_others_their_table():
     assert lay_out(COLUMNS[:1], records, 5)[1:3] == ["─" * 5, LONG]
 
 
+def test_a_terminal_narrower_than_a_heading_is_no_traceback():
+    assert lay_out(COLUMNS[:1], [{}], 1)
+    assert LONG in lay_out(COLUMNS[:1], [{COLUMNS[0].key: LONG}], 1)
+
+
 def test_a_pipe_gets_tabs_and_what_is_not_printable_is_shown(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     print_listing(COLUMNS, [RECORDS[1] | {"path": "two\nlines\tand a tab"}])
