@@ -132,9 +132,9 @@ def _read_rows(archive: Archive, table: str) -> tuple[list[str], Sequence[tuple[
         return read_rows(archive.read(table), where)
     lines: list[tuple[int, dict[str, str | None]]] = []
     try:
-        for number, line in enumerate(archive.read(table).decode("utf-8-sig").split("\n"), start=1):
+        for number, line in enumerate(archive.read(table).split(b"\n"), start=1):
             if line.strip():
-                cells = json.loads(line).items()
+                cells = json.loads(line.decode("utf-8-sig")).items()
                 lines.append((number, {key.strip().casefold(): _read_cell(cell) for key, cell in cells}))
     except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: line {number} is no JSON object in UTF-8 ({error}); correct it") from error

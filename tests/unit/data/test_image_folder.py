@@ -67,8 +67,8 @@ def test_lines_of_json_are_refused_by_their_number(write, pack):
         pack(source)
     for part in ("metadata.jsonl:1 (label '' is none)", "metadata.jsonl:2 (label is no text and no number)"):
         assert part in str(caught.value), part
-    for damaged in ("a.png,cat\n", "[1]\n", "{\n", "[" * 100_000):
-        (source / "train/metadata.jsonl").write_text(line("a", "1") + damaged)
+    for damaged in (b"a.png,cat\n", b"[1]\n", b"{\n", b"[" * 100_000, b'{"label": "K\xe4se"}', b'"x"\xef\xbb\xbf'):
+        (source / "train/metadata.jsonl").write_bytes(line("a", "1").encode() + damaged)
         with pytest.raises(DataError, match=r"metadata.jsonl: line 2 is no JSON object in UTF-8 \(.*; correct it"):
             pack(source)
 
