@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 DARKROOM := $(BIN)/darkroom
 # The one of the machine only where it is this version; `make lock-uv UV_VERSION=...` takes another.
 UV_VERSION := $(shell sed -n 's/^uv==\([^ ]*\).*/\1/p' requirements/uv.txt)
-UV := $(if $(filter $(UV_VERSION),$(word 2,$(shell uv --version 2>/dev/null))),$(shell command -v uv),.uv/bin/uv)
+export UV := $(if $(filter $(UV_VERSION),$(word 2,$(shell uv --version 2>/dev/null))),$(shell command -v uv),.uv/bin/uv)
 # What the images are built on. A digest pins it: make images PYTHON_IMAGE=python@sha256:...
 PYTHON_IMAGE ?= python:3.11-slim-bookworm
 SBOM := $(UV) tool run --quiet --from cyclonedx-bom==7.5.0 cyclonedx-py requirements --output-reproducible --output-format JSON
@@ -18,6 +18,8 @@ CODE := flows model_code serving infra tests benchmarks
 ARGS ?=
 TEST_PROCESSES ?= 2
 export DARKROOM_TAG ?= latest
+# Half of a command's time would go into compiling what it imports, each time again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup data train-all report quickstart release serve ui predict images sbom up down watch logs backup restore \
 	test test-all docs check format bench bench-train bench-serve bench-variants gpu-proof doctor lock lock-uv clean
@@ -29,8 +31,8 @@ setup: $(VENV)/.installed ## Install everything into .venv, from the hash-locked
 
 $(VENV)/.installed: requirements/dev.txt pyproject.toml | $(UV)
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	@echo "installing the locked requirements into $(VENV) (about 6.5 GB on disk)"
-	@$(UV) pip sync --quiet --require-hashes --python $(BIN)/python requirements/dev.txt
+	@echo "installing the locked requirements into $(VENV) and compiling them (about 7 GB on disk)"
+	@$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python requirements/dev.txt
 	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@touch $@
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
 from types import NoneType
@@ -24,6 +25,7 @@ from serving.errors import ServingError
 from serving.printable import show
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
+KEPT = "; what was finished is kept, the same command goes on from there"
 _OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EIO}
 TYPES: dict[Any, click.ParamType[Any]] = {
     bool: click.BOOL,
@@ -48,6 +50,8 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        _end_without(error)
     except (DarkroomError, ServingError) as error:
         rank, count = read_rank()
         # Print from ranks 0 and 1 only: at least one is not the dead peer.
@@ -70,9 +74,9 @@ def main() -> None:
         sys.exit(1)
 
 
-def _end_interrupted() -> None:
+def _end_interrupted(remedy: str = "") -> NoReturn:
     """End at once with the shell's status of Ctrl-C: every write is atomic, and children end with their parent."""
-    click.echo("\ndarkroom: interrupted; what was finished is kept, the same command goes on from there", err=True)
+    click.echo(f"\ndarkroom: interrupted{remedy}", err=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(INTERRUPTED)
@@ -193,6 +197,16 @@ class ServiceCommand(click.Command):
         return serve.make_context(info_name, args, parent, **extra)
 
 
+def _end_without(error: ModuleNotFoundError) -> NoReturn:
+    """Say which library is missing; also where one asks for another's version."""
+    library = (error.name or "").partition(".")[0]
+    if not library or find_spec(library) is not None:  # it is here, and something in it or in this code is not
+        raise error
+    remedy = f'pip install "darkroom[train,serve]"{"".join(getattr(error, "__notes__", ()))}'
+    click.echo(f"darkroom: this command needs {library}, which is not installed: {remedy}", err=True)
+    sys.exit(1)
+
+
 def build_command(kind: type[Job]) -> click.Command:
     """Return the command of a job: its docstring is the help, its fields are the parameters."""
 
@@ -206,14 +220,22 @@ def build_command(kind: type[Job]) -> click.Command:
 def start(job: Job) -> None:
     """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
     job.check()
-    with showing_silence() if job.has_loads and read_rank()[0] == 0 else nullcontext():
-        _run(job)
+    try:
+        with showing_silence() if job.loading and read_rank()[0] == 0 else nullcontext():
+            _run(job)
+        job.serve()
+    except KeyboardInterrupt:
+        _end_interrupted(KEPT if job.is_resumable else "")
+    except ModuleNotFoundError as error:
+        if getattr(job, "offline", None) is False and (error.name or "").startswith(("mlflow", "prefect")):
+            error.add_note("; --offline does without MLflow and Prefect")
+        raise
 
 
 def _run(job: Job) -> None:
     with narrating(getattr(job, "form", "table"), is_quiet=getattr(job, "is_quiet", False)):
-        if job.has_loads and read_rank()[0] == 0:
-            click.echo(f"{job.command}: loading {job.loads}")
+        if job.loading and read_rank()[0] == 0:
+            click.echo(f"{job.command}: loading {job.loading}")
         job.prepare()
         if is_flow := job.has_flow and read_rank()[0] == 0:
             from flows.operations.orchestration import configure

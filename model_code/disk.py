@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from model_code.errors import BusyError, DataError, DiskFullError
+from model_code.settings import load_settings
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _log = logging.getLogger(__name__)
@@ -64,8 +65,8 @@ def writing_to(folder: Path, needed_bytes: int, purpose: str) -> Iterator[None]:
             existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
             raise _disk_full(folder, needed_bytes, count_free_bytes(existing), purpose) from error
         raise DataError(
-            f"{purpose}: cannot write below {folder}: {error.strerror or error}; "
-            "make the folder writable or set DARKROOM_HOME to another one"
+            f"{purpose}: cannot write below {folder}: {error.strerror or error}; make the folder writable, "
+            f"or {_change_place(folder)} another one"
         ) from error
 
 
@@ -156,7 +157,8 @@ def take_lock(path: Path, busy: str, *, is_shared: bool = False) -> Iterator[Non
 def is_locked(path: Path) -> bool:
     """Return True if a process holds a lock at this moment; the lock file is not made."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        # Some file systems lock only what may be written.
+        descriptor = os.open(path, (os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY) | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -177,5 +179,9 @@ def _open_lock(path: Path, purpose: str) -> int:
 def _disk_full(folder: Path, needed_bytes: int, free_bytes: int, purpose: str) -> DiskFullError:
     return DiskFullError(
         f"the disk of {folder} is full: {purpose} needs {format_size(needed_bytes)}, {format_size(free_bytes)} is "
-        "free; nothing that was there is lost: free some space or set DARKROOM_HOME to another disk"
+        f"free; nothing that was there is lost: free some space, or {_change_place(folder)} a folder on another disk"
     )
+
+
+def _change_place(folder: Path) -> str:
+    return "set DARKROOM_HOME to" if folder.absolute().is_relative_to(load_settings().home) else "choose"

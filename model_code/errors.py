@@ -63,6 +63,10 @@ class TrainingError(DarkroomError):
     """Training cannot start or go on: loss not finite, device missing, weights that do not fit."""
 
 
+class DivergedError(TrainingError):
+    """A loss became NaN or infinite."""
+
+
 class PrunedError(TrainingError):
     """A trial of a sweep was ended early: its validation accuracy was below that of the others."""
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,6 +75,16 @@ def find_width() -> int | None:
     if not (os.environ.get("COLUMNS", "").isdecimal() or is_terminal):
         return None
     return shutil.get_terminal_size().columns
+
+
+def find_terminal_width() -> int | None:
+    """Return the columns that sentences fit; None where standard output is no terminal."""
+    return find_width() if sys.stdout is not None and sys.stdout.isatty() else None
+
+
+def fold_line(line: str, width: int | None) -> str:
+    """Return a line broken at its words where a terminal of some columns ends; None leaves it as it is."""
+    return line if width is None else textwrap.fill(line, max(20, width - 3), subsequent_indent="    ")
 
 
 def lay_out(columns: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int) -> list[str]:

@@ -1,11 +1,24 @@
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import model_code  # noqa: F401 - sets what MLflow reads when a test imports it
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shapes_drawn_once() -> Iterator[None]:
+    """Draw `shapes` of a size once in this process, however many tests pack them."""
+    from model_code.data.sources.layout import DATASETS
+    from model_code.data.sources.shapes import generate_shapes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "shapes", replace(DATASETS["shapes"], draw=cache(generate_shapes)))
+        yield
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ STAGES = engines.STAGES | trainings.STAGES | serving_stage.STAGES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the stages; return 0, or 3 where a repetition has something left to measure."""
+    """Run the stages; return 0, 1 where an entry failed, or 3 where a repetition has something left to measure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all by default")
     parser.add_argument("--dry-run", action="store_true", help="tiny budgets, to try everything on any machine")
@@ -35,18 +35,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = load_settings()
     with tempfile.TemporaryDirectory() as scratch:
         out = options.out or (Path(scratch) if options.dry_run else settings.home / "gpu-proof")
-        left = []
+        left, failed = [], []
         for name in options.stages or STAGES:
             stage = Stage(name, out, options.dry_run, 60 * options.minutes, settings.cache_dir, options.pretrained)
             STAGES[name](stage)
             stage.write()
             _print_table(stage)
             left += [f"{name}: {entry}" for entry in stage.left]
+            failed += [f"{name}: {entry}" for entry in stage.failed]
         if options.page:
             page.write_page(page.read_records(out, STAGES), STAGES, options.page)
     if left:
         print(f"left for a repetition of the command: {'; '.join(left)}")
-    return 3 if left else 0
+    if failed:
+        print(f"failed, a repetition tries again: {'; '.join(failed)}")
+    return 1 if failed else 3 if left else 0
 
 
 def _print_table(stage: Stage) -> None:

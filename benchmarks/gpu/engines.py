@@ -5,14 +5,16 @@ Shape suffixes: N = images, H = height, W = width, C = the three colour channels
 
 import copy
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from benchmarks.gpu.proof import Figures, NotMeasurableError, Stage
+from benchmarks.gpu.proof import Figures, Stage
 from benchmarks.workload import draw_images, synchronise
+from model_code.errors import DarkroomError, TrainingError, UsageError
 from model_code.evaluation.untrained import evaluate_untrained
 from model_code.models.image_input import ImageInput
 from model_code.models.networks import build_network
@@ -34,9 +37,10 @@ from model_code.training.checkpoint_writer import CheckpointWriter, Snapshot
 from model_code.training.config import TrainingConfig
 from model_code.training.images import Images, TrainingImages
 from model_code.training.processes import Processes
-from model_code.training.results import EpochMetrics
+from model_code.training.results import Callback, EpochMetrics, FinishedEpoch, TrainingResult
 from model_code.training.supervised import fit
 
+ROOT = Path(__file__).parents[2]
 RECIPE = "resnet18_cifar10_exp6"  # 3x3 stem, batch 128
 ENGINES = {
     "eager": {},
@@ -67,7 +71,7 @@ def engine(stage: Stage) -> None:
             settings = {"engine.kernels": kernels, "engine.precision": precision}
             stage.measure(f"{kernels}, {precision}", partial(_measure_speed, stage, settings))
     for count in (1, 2) if stage.is_dry else (1, 3, 9):
-        stage.measure(f"{count} runs at once", partial(_measure_streams, stage, count))
+        stage.measure(f"{count} runs at once", partial(measure_streams, stage, count))
     stage.measure("checkpoint", lambda: _measure_checkpoint(stage))
     stage.measure("vit_l_16 untrained, bfloat16", lambda: _measure_untrained(stage))
 
@@ -75,25 +79,67 @@ def engine(stage: Stage) -> None:
 def _run_tests(stage: Stage) -> Figures:
     stage.need_cuda()
     if importlib.util.find_spec("pytest") is None:
-        raise NotMeasurableError("pytest is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]]
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {"exit_status": done.returncode, "summary": lines[-1], "failed": failed}
+        raise UsageError("pytest is not installed")
+    # The engines get the other half.
+    return run_tests(ROOT / "tests" / "gpu", stage.seconds_left / 2, stage.folder / stage.name / "tests.txt")
+
+
+def run_tests(folder: Path, limit_s: float, output: Path) -> Figures:
+    """Run the tests of a folder with pytest alone: neither its plugins nor the settings in pyproject.toml.
+
+    Args:
+        folder: Folder of tests.
+        limit_s: Seconds after which they are ended, with all that they have started.
+        output: File of what pytest prints.
+
+    Raises:
+        DarkroomError: A test failed, none was found, or the time was over.
+    """
+    options = ["-q", "-rfEs", "-p", "no:cacheprovider", "--import-mode=importlib", "-W", "ignore:Unknown pytest.mark"]
+    places = ["-c", "/dev/null", "--rootdir", str(ROOT), "--confcutdir", str(ROOT), str(folder)]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", *options, *places],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(limit_s)
+        except subprocess.TimeoutExpired as error:
+            raise DarkroomError(f"not over after {limit_s:.0f} s; give more --minutes ({output})") from error
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    lines = output.read_text().strip().splitlines() or ["no output"]
+    if status:
+        failed = [line.split(" - ")[0].split()[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        raise DarkroomError(f"exit status {status}: {': '.join([lines[-1], *[', '.join(failed)] * bool(failed)])}")
+    return {"tests": lines[-1]}
 
 
 def train_drawn(
-    stage: Stage, steps: int, epochs: int, changes: dict[str, Any], run_dir: Path
-) -> tuple[EpochMetrics, ...]:
-    """Train the recipe on drawn images and return its epochs."""
+    stage: Stage,
+    steps: int,
+    epochs: int,
+    changes: dict[str, Any],
+    run_dir: Path,
+    callbacks: Sequence[Callback] = (),
+) -> TrainingResult[EpochMetrics]:
+    """Train the recipe on drawn images."""
     config = build_config(RECIPE, changes={**changes, "epochs": epochs, **_shrink(stage)})
     assert isinstance(config, TrainingConfig)
     images_NHWC = draw_images(steps * config.batch_size).to(stage.device)
     labels_N = torch.arange(len(images_NHWC), device=stage.device) % len(CLASSES)
     learned = Images(images_NHWC, labels_N)
     images = TrainingImages(learned, learned.take(slice(0, 8)), None, CLASSES, "0" * 64)
-    return fit(config, images, run_dir, Processes(stage.device)).history
+    return fit(config, images, run_dir, Processes(stage.device), callbacks)
 
 
 def _shrink(stage: Stage) -> dict[str, Any]:
@@ -109,10 +155,16 @@ def _measure_speed(stage: Stage, changes: dict[str, Any]) -> Figures:
         stage.need_cuda()
     with tempfile.TemporaryDirectory() as scratch:
         # The first epoch compiles, records and looks for kernels.
-        epochs = train_drawn(stage, 2 if stage.is_dry else 200, 3, changes, Path(scratch))
+        result = train_drawn(stage, 2 if stage.is_dry else 200, 3, changes, Path(scratch))
+    epochs = result.history
     rates = sorted(metrics.pictures_per_s for metrics in epochs[1:])
     batch = 4 if stage.is_dry else 128
-    return {"ms_a_step": 1000 * batch / rates[-1], "images_per_s": rates[-1], "first_epoch_s": epochs[0].seconds}
+    return {
+        "ms_a_step": 1000 * batch / rates[-1],
+        "images_per_s": rates[-1],
+        "first_epoch_s": epochs[0].seconds,
+        "engine": result.engine,
+    }
 
 
 class _OperationCounter(TorchDispatchMode):
@@ -151,26 +203,58 @@ def _count_in_a_step(stage: Stage, changes: dict[str, Any]) -> Figures:
     return {f"{name}_a_step": (after[name] - before[name]) / (many - few) for name in names}
 
 
-def _measure_streams(stage: Stage, count: int) -> Figures:
-    """Train several runs at once, each on a thread and a stream of its own."""
-    steps = 2 if stage.is_dry else 200
-    changes = {"engine.precision": "bfloat16"}
-    rates: list[float] = []
+class _Together(Callback):
+    """Begins the second epoch when every run has finished its first, and notes when it ends."""
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        self._barrier = barrier
+        self.end_s = 0.0
+
+    def on_epoch_end(self, metrics: FinishedEpoch) -> None:
+        """Wait for the others, or note the time."""
+        if metrics.epoch == 1:
+            self._barrier.wait()
+        self.end_s = time.perf_counter()
+
+
+def measure_streams(stage: Stage, count: int) -> Figures:
+    """Train several runs at once, each on a thread and a stream of its own; one clock for all of them.
+
+    Raises:
+        TrainingError: A run failed.
+    """
+    steps, batch = (2, 4) if stage.is_dry else (200, 128)
+    starts_s: list[float] = []
+    errors: list[Exception] = []
+    results: list[TrainingResult[EpochMetrics]] = []
+    barrier = threading.Barrier(count, lambda: starts_s.append(time.perf_counter()))
+    watchers = [_Together(barrier) for _ in range(count)]
 
     def train(number: int) -> None:
         stream = torch.cuda.stream(torch.cuda.Stream()) if stage.is_cuda else nullcontext()
-        with stream, tempfile.TemporaryDirectory() as scratch:
-            epochs = train_drawn(stage, steps, 2, {**changes, "seed": number}, Path(scratch))
-            rates.append(epochs[-1].pictures_per_s)
+        changes = {"engine.precision": "bfloat16", "seed": number}
+        try:
+            with stream, tempfile.TemporaryDirectory() as scratch:
+                results.append(train_drawn(stage, steps, 2, changes, Path(scratch), [watchers[number]]))
+        except threading.BrokenBarrierError:
+            pass  # another one failed
+        except Exception as error:  # noqa: BLE001 - told below
+            errors.append(error)
+            barrier.abort()
 
     threads = [threading.Thread(target=train, args=(number,)) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if len(rates) < count:
-        raise NotMeasurableError(f"{count - len(rates)} of {count} runs failed; see their lines")
-    return {"images_per_s": sum(rates), "images_per_s_slowest": min(rates)}
+    if errors:
+        raise TrainingError(f"{len(errors)} of {count} runs failed: {errors[0]}") from errors[0]
+    slowest_s = max(watcher.end_s for watcher in watchers) - starts_s[0]
+    return {
+        "images_per_s": count * steps * batch / slowest_s,
+        "images_per_s_slowest": steps * batch / slowest_s,
+        "engine": results[0].engine,
+    }
 
 
 def _measure_checkpoint(stage: Stage) -> Figures:

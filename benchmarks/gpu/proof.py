@@ -21,8 +21,8 @@ NO_CUDA = "no CUDA device"
 Figures = dict[str, Any]
 
 
-class NotMeasurableError(Exception):
-    """This machine cannot measure an entry; the message says why."""
+class NoDeviceError(Exception):
+    """An entry needs a device that this machine does not have."""
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Stage:
         pretrained: File of torchvision's ImageNet weights of ResNet-18; None where there is none.
         entries: Figures by entry; `not_measured` and why where there are none.
         left: Entries that a repetition measures.
+        failed: Entries that ended with an error, and which; a repetition measures them as well.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     device: torch.device = field(default_factory=lambda: choose_device("auto"))
     entries: dict[str, Figures] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     start_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -78,10 +80,10 @@ class Stage:
         """Refuse an entry without a CUDA device.
 
         Raises:
-            NotMeasurableError: There is none.
+            NoDeviceError: There is none.
         """
         if not self.is_cuda:
-            raise NotMeasurableError(NO_CUDA)
+            raise NoDeviceError(NO_CUDA)
 
     def measure(self, entry: str, work: Callable[[], Figures | None]) -> None:
         """Measure one entry, unless that was done before or the time is over; write the file.
@@ -98,14 +100,21 @@ class Stage:
         start_s = time.monotonic()
         try:
             figures = work()
-        except (NotMeasurableError, DarkroomError, ImportError, torch.OutOfMemoryError) as error:
-            figures = {"not_measured": str(error).partition("\n")[0]}
+        except NoDeviceError as error:
+            figures = {"not_measured": str(error)}
+        except Exception as error:  # noqa: BLE001 - one that fails does not stop the others
+            figures = {"not_measured": _describe_error(error)}
+            self.failed.append(f"{entry} ({figures['not_measured']})")
         if figures is None:
             self.left.append(entry)
             return
         self.entries[entry] = figures | {"entry_s": round(time.monotonic() - start_s, 2)}
         self.write()
         print(f"{self.name}  {entry}: {describe(figures)}", flush=True)
+
+    def name_unmeasured(self, entry: str, reason: str) -> None:
+        """Have the page say that nobody measures an entry, which is no failure."""
+        self.entries[entry] = {"not_measured": reason}
 
     def write(self) -> None:
         """Write the figures so far."""
@@ -116,6 +125,11 @@ class Stage:
             "entries": self.entries,
         }
         write_atomically(self.file, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _describe_error(error: Exception) -> str:
+    line = str(error).partition("\n")[0]
+    return line if isinstance(error, DarkroomError) else f"{type(error).__name__}: {line}"
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

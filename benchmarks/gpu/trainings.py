@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.proof import Figures, NotMeasurableError, Stage
+from benchmarks.gpu.proof import Figures, Stage
 from model_code.data.cache import PackedDataset, PackedSplit, open_dataset
 from model_code.data.sources.images import PixelSplit
 from model_code.data.sources.shapes import generate_shapes
+from model_code.errors import UsageError
 from model_code.evaluation.metrics import measure, predict_logits
 from model_code.recipes.catalog import build_config, has_setting
 from model_code.training.config import TrainingConfig
@@ -51,6 +52,9 @@ def study(stage: Stage) -> None:
     """Train the nine runs of the ResNet-18 study."""
     for recipe in NINE:
         stage.measure(recipe, partial(_train, stage, recipe))
+    done = [figures for recipe in NINE if "training_s" in (figures := stage.entries.get(recipe, {}))]
+    if len(done) == len(NINE):
+        stage.measure("nine runs", lambda: {name: sum(run[name] for run in done) for name in ("epochs", "training_s")})
 
 
 def fast(stage: Stage) -> None:
@@ -97,7 +101,7 @@ def _configure(stage: Stage, recipe: str) -> TrainingConfig | SimSiamConfig:
     changes: dict[str, Any] = ENGINE | (small if stage.is_dry else {})
     if build_config(recipe).flatten().get("pretrained_weights") == "torchvision":
         if stage.pretrained is None and not stage.is_dry:
-            raise NotMeasurableError("it starts from torchvision's weights; give their file with --pretrained")
+            raise UsageError("it starts from torchvision's weights; give their file with --pretrained")
         changes["pretrained_weights"] = None if stage.pretrained is None else str(stage.pretrained)
     config = build_config(recipe, changes={key: value for key, value in changes.items() if has_setting(recipe, key)})
     assert isinstance(config, TrainingConfig | SimSiamConfig)
@@ -127,6 +131,7 @@ def _train(stage: Stage, recipe: str) -> Figures | None:
         "epochs": len(result.history),
         "training_s": sum(epoch.seconds for epoch in result.history),
         "images_per_s": max(epoch.pictures_per_s for epoch in result.history),
+        "engine": result.engine,
         "best_epoch": result.best_epoch,
         "validation_score": best.score,
     }

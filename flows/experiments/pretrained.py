@@ -4,11 +4,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from model_code.data.cache import PackedDataset
-from model_code.errors import TrainingError
+from model_code.errors import DownloadError, TrainingError
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import Settings
-from model_code.training.checkpoints import hash_pretrained
-from model_code.training.config import RECIPE_PREFIX, TrainingConfig
+from model_code.training.checkpoints import find_torchvision_download, hash_pretrained
+from model_code.training.config import RECIPE_PREFIX, TORCHVISION, TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.run_folder import AnyConfig, RunFolder, RunResult, list_finished
 from serving.bundle.store import hash_file
@@ -49,6 +49,7 @@ def find_pretrained(
     only offline, since MLflow does not know it.
 
     Raises:
+        DownloadError: An offline run would have to download torchvision's weights.
         TrainingError: There is no such file, or no such run.
         UsageError: There is no such recipe.
     """
@@ -57,6 +58,11 @@ def find_pretrained(
         return None
     start = name_start(config)
     if start is None:
+        if is_offline and weights == TORCHVISION and not (place := find_torchvision_download()).is_file():
+            raise DownloadError(
+                f"torchvision's ImageNet weights are not downloaded with --offline; bring the file to {place}, or give "
+                "it with --set pretrained_weights=PATH"
+            )
         return Pretrained(weights, hash_pretrained(weights))
     name = get_recipe(start).name
     # What is held out is the same with feedback and without.

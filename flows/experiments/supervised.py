@@ -99,8 +99,7 @@ class SupervisedExperiment(EpochExperiment):
         """Label the test images, or without any the validation images, and log what came out."""
         split, chosen = self._images.final
         classes = self._images.classes
-        print(f"  answering {len(chosen)} {split} images", flush=True)
-        logits_NK = predict_logits(model, chosen.images_NHWC)
+        logits_NK = predict_logits(model, chosen.images_NHWC, f"answering the {split} images")
         report = measure(logits_NK, chosen.labels_N)
         shown = torch.linspace(0, len(chosen) - 1, min(GRID_SIDE**2, len(chosen))).long()
         grid = draw_prediction_grid(

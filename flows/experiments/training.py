@@ -1,5 +1,6 @@
 """Training: packed images -> one run of a recipe, whatever its kind -> one run in MLflow or in a journal."""
 
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ from flows.experiments.pretrained import Pretrained
 from flows.printing.summaries import Outcome
 from flows.printing.tables import print_result
 from model_code.data.cache import is_added, open_dataset
-from model_code.data.revisions import SHORT_CHECKSUM, find_leakage
+from model_code.data.revisions import SHORT_CHECKSUM, find_divided_copies, find_leakage
 from model_code.errors import DarkroomError, DownloadError, TrackingError, UsageError
 from model_code.recipes.catalog import describe_budget, get_recipe
 from model_code.settings import Settings, load_settings
@@ -26,6 +27,7 @@ from model_code.training.checkpoints import is_of_another_version
 from model_code.training.device import choose_device, describe_device, keep_freed_memory
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import join_processes
+from model_code.training.run_config import override
 from model_code.training.run_folder import (
     AnyConfig,
     RunFolder,
@@ -69,7 +71,7 @@ def train(
         experiment = open_experiment(config, inputs.dataset, processes, source)
         folder = _open_folder(inputs.record, settings, tracking, resume_run_id)
         _print_start(folder, experiment, describe_device(device))
-        with folder.lock():
+        with folder.lock(), folder.noting_divergence():
             processes.tell(Assignment(folder.path, source))
             result = _run(folder, experiment, tracking, describe_device(device), pretrained, start_s)
             folder.complete(result)
@@ -122,8 +124,9 @@ def find_outcome(config: AnyConfig, *, is_offline: bool) -> Outcome | RunInputs:
 def print_interrupted(place: str, outcomes: Iterable[Outcome]) -> None:
     """Say how much of an interrupted study is done."""
     finished = sum(outcome.result is not None for outcome in outcomes)
+    end_of_bar = "\n" if sys.stdout.isatty() else ""
     print(
-        f"interrupted {place}: {finished} are complete and kept; the same command goes on from here",
+        f"{end_of_bar}interrupted {place}: {finished} complete and kept; the same command goes on from here",
         flush=True,
     )
 
@@ -191,7 +194,8 @@ def _run(
             if isinstance(config, EpochConfig) and training.parts > config.engine.parts:
                 # BatchNorm has seen other batches than the recipe documents.
                 summary["profile"] = "custom"
-                tracker.set_tags({"profile": "custom", "budget": f"custom: engine.parts={training.parts}"})
+                divided = override(config, {"engine.parts": training.parts}).model_copy(update={"profile": "custom"})
+                tracker.set_tags({"profile": "custom", "budget": describe_budget(divided)})
             summary |= {
                 "metrics": {**done.metrics, "validation/best_accuracy": training.best.score},
                 "epochs": len(training.history),
@@ -229,6 +233,13 @@ def _open_folder(record: RunRecord, settings: Settings, tracking: Tracking, resu
             f"{interrupted.path} can be removed",
             flush=True,
         )
+    is_offline = tracking.is_offline
+    if (other := find_interrupted(settings.checkpoints_dir, record, is_offline=not is_offline)) is not None:
+        print(
+            f"{record.config.recipe}  a new run begins: the {other.state} run {other.record.run_id} of the same "
+            f"settings is resumed {'without' if is_offline else 'with'} --offline only",
+            flush=True,
+        )
     with making_run(settings.checkpoints_dir, record) as attempt:
         run_id = tracking.create_run(record.config, attempt)
         return create_run_folder(settings.checkpoints_dir, record.model_copy(update={"run_id": run_id}))
@@ -249,5 +260,9 @@ def _print_start(folder: RunFolder, experiment: Experiment, device: str) -> None
         flush=True,
     )
     settings = load_settings()
-    if leakage := find_leakage(open_dataset(config.dataset, settings.cache_dir), settings.cache_dir):
-        print(f"  warning: {leakage}", flush=True)
+    dataset = open_dataset(config.dataset, settings.cache_dir)
+    warnings = [find_leakage(dataset, settings.cache_dir)]
+    if isinstance(config, EpochConfig) and "validation" not in dataset.splits:
+        warnings.append(find_divided_copies(dataset, settings.cache_dir))
+    for warning in filter(None, warnings):
+        print(f"  warning: {warning}", flush=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.jobs.job import OFFLINE, QUIET, Job, argument, option
+from flows.jobs.job import OFFLINE, QUIET, AnyDatasetName, DatasetName, Job, argument, option
 from flows.printing.narration import narrating
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.errors import FaultyFilesError, UsageError
@@ -25,6 +25,7 @@ class AddData(Job):
 
     command, flow, run_name, is_short = "data add", "add-data", "add-{name}", True
     loads = "the data sources"
+    is_resumable = True
 
     name: str = argument("NAME", "Name of the data set.")
     sources: tuple[Path, ...] = option((), "Folder, zip or tar; repeatable.", name="--from")
@@ -64,9 +65,11 @@ class AddData(Job):
     def run(self) -> None:
         with narrating(self.form, is_quiet=self.is_quiet):
             added = self.add()
+        from flows.operations.data_notes import list_notes
         from flows.printing.tables import print_added
 
-        print_added(added, self.form)
+        notes = [] if added.reused or self.form != "table" else list_notes(added.dataset, load_settings())
+        print_added(added, self.form, notes=notes, is_offline=self.offline)
 
     def add(self) -> "AddedDataset":
         """Pack the images, and write the table of those that are left out."""
@@ -89,12 +92,12 @@ class AddData(Job):
         except FaultyFilesError as error:
             self._write_report(error.faults)
             raise
-        self._write_report([(one.name, one.reason) for one in added.skipped])
+        self._write_report([(one.name, one.reason) for one in added.skipped if not one.is_note])
         return added
 
     def _write_report(self, faults: Iterable[tuple[str, str]]) -> None:
         if self.report is not None:
-            from model_code.data.exclusion import write_table
+            from model_code.data.tables import write_table
 
             write_table(self.report, ("file", "reason"), faults)
 
@@ -108,8 +111,13 @@ class CheckData(Job):
 
     command, loads = "data check", "PyTorch"
 
-    name: str = argument("NAME")
+    name: DatasetName = argument("NAME")
     out: Path | None = option(None, "Output folder; DARKROOM_HOME/checks/NAME if not given.", metavar="DIR")
+
+    def check(self) -> None:
+        from model_code.data.cache import read_manifest
+
+        read_manifest(self.name, load_settings().cache_dir)
 
     def run(self) -> None:
         from flows.operations.data_check import check_data
@@ -134,8 +142,8 @@ class CompareData(Job):
 
     command = "data diff"
 
-    before: str = argument("BEFORE")
-    after: str = argument("AFTER")
+    before: DatasetName = argument("BEFORE")
+    after: DatasetName = argument("AFTER")
 
     def run(self) -> None:
         from flows.printing.tables import print_difference
@@ -153,7 +161,7 @@ class RemoveData(Job):
 
     command = "data remove"
 
-    name: str = argument("NAME", "Name of the data set.")
+    name: DatasetName = argument("NAME", "Name of the data set.")
     is_forced: bool = option(False, "Remove it although runs, versions or its feedback set need it.", name="--force")
     is_dry: bool = option(False, "Show what would be removed and what needs it.", name="--dry-run")
 
@@ -174,7 +182,7 @@ class ListData(Job):
 
     command = "data list"
 
-    name: str | None = argument("NAME", default=None)
+    name: AnyDatasetName = argument("NAME", default=None)
     form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
@@ -199,7 +207,7 @@ class ExportData(Job):
 
     command = "data export"
 
-    name: str = argument("NAME")
+    name: DatasetName = argument("NAME")
     out: Path = option(..., "The zip or, with --parquet, the folder, which must not be there yet.", metavar="FILE")
     parquet: bool = option(False, "Write a folder of Parquet files instead, as Hugging Face's datasets reads it.")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +30,7 @@ class Job(BaseModel):
         is_urgent: True if the command never waits for Prefect.
         is_short: True if the command waits for a Prefect server that PREFECT_API_URL names, but starts none of its own.
         loads: What the command loads before it works, for its first line; empty if it answers at once.
+        is_resumable: True if a repeated command goes on from what an interrupted one finished.
     """
 
     model_config = ConfigDict(
@@ -43,6 +44,7 @@ class Job(BaseModel):
     is_urgent: ClassVar[bool] = False
     is_short: ClassVar[bool] = False
     loads: ClassVar[str] = ""
+    is_resumable: ClassVar[bool] = False
 
     @classmethod
     def make(cls, **given: object) -> Self:
@@ -69,9 +71,9 @@ class Job(BaseModel):
         return bool(self.flow) and not self.is_urgent and is_waited_for
 
     @property
-    def has_loads(self) -> bool:
-        """True if the command loads what `loads` says."""
-        return bool(self.loads)
+    def loading(self) -> str:
+        """What the command loads with these options; empty if it answers at once."""
+        return self.loads
 
     def check(self) -> None:
         """Refuse what cannot work, before any framework is imported."""
@@ -86,6 +88,9 @@ class Job(BaseModel):
             DarkroomError: It was not done; the command then ends with the error's exit status, a flow run as failed.
         """
         raise NotImplementedError
+
+    def serve(self) -> None:
+        """Answer until Ctrl-C what `run` has opened, if it has."""
 
 
 def argument(metavar: str, description: str = "", default: object = ...) -> Any:  # noqa: ANN401 - as pydantic.Field
@@ -126,15 +131,53 @@ def _list_recipes() -> Collection[str]:
     return [entry.name for entry in list_recipes()]
 
 
+def _list_datasets() -> Collection[str]:
+    from model_code.data.cache import list_names
+
+    return list_names(load_settings().cache_dir)
+
+
+def _list_released() -> Collection[str]:
+    from serving.bundle.store import list_released
+
+    return list_released(load_settings().bundles_dir)
+
+
+def _list_interrupted() -> Collection[str]:
+    from model_code.training.run_folder import list_interrupted
+
+    return [folder.path.name for folder in list_interrupted(load_settings().checkpoints_dir)]
+
+
+def _list_finished(*, is_offline: bool) -> list[str]:
+    from model_code.training.run_folder import list_finished
+
+    folders = list_finished(load_settings().checkpoints_dir)
+    return [folder.path.name for folder in folders if folder.is_offline == is_offline]
+
+
+def _list_runs() -> Collection[str]:
+    from model_code.training.run_folder import RUN_FILE
+
+    # Damaged ones too, which can be removed.
+    return [file.parent.name for file in load_settings().checkpoints_dir.glob(f"[!.]*/{RUN_FILE}")]
+
+
+def _list_sources() -> Collection[str]:
+    return [*_list_recipes(), *_list_finished(is_offline=False)]
+
+
 @dataclass(frozen=True)
 class Choices:
-    """Marks a field whose form and shell completion offer a list; the command takes any text and says what is wrong.
+    """Marks a field whose shell completion offers a list; the command takes any text and says what is wrong.
 
     Attributes:
         values: Returns the list.
+        is_of_home: True if the list changes with the home; a form, which is stored, offers the other ones only.
     """
 
     values: Callable[[], Collection[str]]
+    is_of_home: bool = False
 
 
 def _check_name(name: str) -> str:
@@ -143,4 +186,11 @@ def _check_name(name: str) -> str:
 
 
 RecipeName = Annotated[str, Choices(_list_recipes)]
+DATASETS, RELEASED = Choices(_list_datasets, is_of_home=True), Choices(_list_released, is_of_home=True)
+RUNS, INTERRUPTED = Choices(_list_runs, is_of_home=True), Choices(_list_interrupted, is_of_home=True)
+OFFLINE_RUNS = Choices(partial(_list_finished, is_offline=True), is_of_home=True)
+SOURCES = Choices(_list_sources, is_of_home=True)
+DatasetName = Annotated[str, DATASETS]
+AnyDatasetName = Annotated[str | None, DATASETS]
 ReleaseName = Annotated[str, AfterValidator(_check_name)]
+ReleasedName = Annotated[ReleaseName, RELEASED]

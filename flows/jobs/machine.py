@@ -1,11 +1,16 @@
 """The machine and its servers: examination, health, MLflow's pages, Prefect's deployments, the whole path at once."""
 
 import socket
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from flows.jobs.job import Job, option
 from model_code.errors import DarkroomError, ServiceError, TrackingError
 from model_code.settings import load_settings
 from serving.listing import FORM, Form
+
+if TYPE_CHECKING:
+    from model_code.tracking.pages import Pages
 
 
 class Doctor(Job):
@@ -51,10 +56,18 @@ class OpenPages(Job):
             raise TrackingError(f"MLFLOW_TRACKING_URI is set: open {settings.tracking_uri} in a browser")
         _check_port(self.port, TrackingError)
 
-    def run(self) -> None:
-        from model_code.tracking.store import run_ui
+    @cached_property
+    def pages(self) -> "Pages":
+        """The pages, which listen."""
+        from model_code.tracking.pages import Pages
 
-        run_ui(load_settings(), self.port)
+        return Pages(load_settings(), self.port)
+
+    def run(self) -> None:
+        print(f"MLflow on {load_settings().home} at {self.pages.address} (Ctrl-C stops it)", flush=True)
+
+    def serve(self) -> None:
+        self.pages.serve()
 
 
 class Deploy(Job):
@@ -86,6 +99,7 @@ class QuickStart(Job):
     """Run the whole path on drawn images: data, training, release, service, prediction."""
 
     command, flow, loads = "quickstart", "quickstart", "PyTorch, MLflow and Prefect"
+    is_resumable = True
 
     port: int = option(0, "Port of the service; 0 takes a free one.", ge=0, le=65535)
 

@@ -1,11 +1,11 @@
 """Released models: promotion, its history, rollback, challengers."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from flows.jobs.job import QUIET, Job, ReleaseName, argument, option
+from flows.jobs.job import QUIET, RELEASED, SOURCES, Job, ReleasedName, ReleaseName, argument, option
 from flows.printing.narration import narrating
 from model_code.errors import ReleaseError, UsageError
-from model_code.release.gate_rules import Fraction, Gain, GateRules, Limit
+from model_code.release.gate_rules import Fraction, Gain, GateRules, Limit, Metric
 from model_code.settings import load_settings
 from serving.listing import FORM, Form
 
@@ -23,8 +23,9 @@ class Release(Job):
 
     command, flow, run_name, is_short = "release", "release-model", "release-{name}", True
     loads = "PyTorch, MLflow and ONNX Runtime"
+    is_resumable = True
 
-    source: str = argument("RECIPE|RUN_ID", "A recipe, for its best run, or a run id.")
+    source: Annotated[str, SOURCES] = argument("RECIPE|RUN_ID", "A recipe, for its best run, or a run id.")
     name: ReleaseName = option(..., "Registered name: cifar10, food, shapes or any other.", name="--as")
     mode: Literal["enabled", "dry_run", "forced"] = option(
         "enabled", "dry_run changes nothing; forced promotes whatever the verdict is, and needs --why."
@@ -37,7 +38,10 @@ class Release(Job):
     has_new_classes: bool = option(
         False, "Replace a champion of other classes, without a comparison.", name="--new-classes"
     )
-    min_gain: Gain | None = option(None, "Least gain of accuracy over the champion, a fraction; 0 if not given.")
+    metric: Metric = option(
+        "accuracy", "Figure that has to rise; macro-f1 counts each class alike, however few its images.", name="--by"
+    )
+    min_gain: Gain | None = option(None, "Least gain of that figure over the champion, a fraction; 0 if not given.")
     max_class_drop: Fraction | None = option(
         None, "Most that a class's recall may fall, a fraction; 0.05 if not given."
     )
@@ -67,7 +71,8 @@ class Release(Job):
     def _release(self) -> "ReleaseSummary":
         from flows.operations.release import release
 
-        rules = self.model_dump(include={"min_gain", "max_class_drop", "max_latency_ms"}, exclude_none=True)
+        given = {"metric", "min_gain", "max_class_drop", "max_latency_ms"}
+        rules = self.model_dump(include=given, exclude_none=True)
         if self.max_size_mb is not None:
             rules["max_size_bytes"] = round(self.max_size_mb * 1e6)
         head = None if self.head == "best" else self.head
@@ -79,19 +84,14 @@ class History(Job):
 
     command = "history"
 
-    name: ReleaseName = argument("NAME")
-    is_json: bool = option(False, "One JSON object per line, the oldest first.", name="--json")
+    name: ReleasedName = argument("NAME")
     form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
         from flows.operations.history import read_changes
         from flows.printing.inventory import print_history
 
-        changes = read_changes(self.name)
-        if self.is_json:
-            print(*(change.model_dump_json() for change in changes), sep="\n")
-        else:
-            print_history(self.name, changes, self.form)
+        print_history(self.name, read_changes(self.name), self.form)
 
 
 class ListModels(Job):
@@ -99,8 +99,16 @@ class ListModels(Job):
 
     command = "models"
 
-    name: ReleaseName | None = argument("NAME", default=None)
+    name: Annotated[ReleaseName | None, RELEASED] = argument("NAME", default=None)
     form: Form = option("table", FORM, name="--format")
+
+    def check(self) -> None:
+        from flows.operations.removal import list_registered
+
+        if self.name is not None and not list_registered(load_settings(), self.name):
+            raise ReleaseError(
+                f"nothing is registered as {self.name}; release a run: darkroom release RECIPE --as {self.name}"
+            )
 
     def run(self) -> None:
         from flows.printing.inventory import print_versions
@@ -116,7 +124,7 @@ class Retire(Job):
 
     command, loads = "retire", "MLflow"
 
-    name: ReleaseName = argument("NAME")
+    name: ReleasedName = argument("NAME")
     version: str = argument("VERSION")
 
     def check(self) -> None:
@@ -137,7 +145,7 @@ class RollBack(Job):
 
     command, flow, run_name, is_urgent = "rollback", "roll-back-model", "roll-back-{name}", True
 
-    name: ReleaseName = argument("NAME", "Registered name.")
+    name: ReleasedName = argument("NAME", "Registered name.")
     to: str | None = option(
         None, "Any registered version; the champion before this one if not given.", metavar="VERSION"
     )
@@ -165,7 +173,7 @@ class Challenge(Job):
 
     command = "challenge"
 
-    name: ReleaseName = argument("NAME")
+    name: ReleasedName = argument("NAME")
     version: str | None = argument("VERSION", default=None)
     is_ended: bool = option(False, "No challenger any more.", name="--none")
     loads = "MLflow"

@@ -1,9 +1,9 @@
 """Runs on this machine: listing, removing, freeing weights, packing and syncing offline ones."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from flows.jobs.job import Job, argument, option
+from flows.jobs.job import OFFLINE_RUNS, RUNS, Job, argument, option
 from model_code.disk import format_size
 from model_code.settings import load_settings
 from serving.listing import FORM, Form
@@ -30,14 +30,10 @@ class RemoveRuns(Job):
 
     command, loads = "runs remove", "MLflow"
 
-    run_ids: tuple[str, ...] = argument("RUN_ID")
+    run_ids: Annotated[tuple[str, ...], RUNS] = argument("RUN_ID")
 
     def check(self) -> None:
-        from model_code.training.run_folder import open_run_folder, resolve_run_id
-
-        checkpoints_dir = load_settings().checkpoints_dir
-        for run_id in self.run_ids:
-            open_run_folder(checkpoints_dir, resolve_run_id(checkpoints_dir, run_id))
+        _check_runs(self.run_ids)
 
     def run(self) -> None:
         from flows.operations.removal import remove_run
@@ -45,6 +41,9 @@ class RemoveRuns(Job):
         for given in self.run_ids:
             run_id, size_bytes = remove_run(load_settings(), given)
             print(f"run {run_id} is removed, {format_size(size_bytes)} are free")
+
+
+_KEPT = "the weights of every run are among the best of its recipe, images and settings, needed, in use or offline"
 
 
 class Prune(Job):
@@ -69,6 +68,7 @@ class Prune(Job):
 
     def run(self) -> None:
         from flows.operations.removal import find_prunable, parse_kept, prune, sweep_removed
+        from flows.printing.tables import print_line
 
         if not self.dry_run:
             sweep_removed(load_settings())
@@ -83,7 +83,7 @@ class Prune(Job):
         total = format_size(sum(weights.size_bytes for weights in prunable))
         verb = "would be removed" if self.dry_run else "are removed"
         runs = "1 run" if len(prunable) == 1 else f"{len(prunable)} runs"
-        print(f"weights of {runs}, {total}, {verb}; figures stay" if prunable else "nothing to remove")
+        print_line(f"weights of {runs}, {total}, {verb}; figures stay" if prunable else f"nothing to remove: {_KEPT}")
 
 
 class PackRuns(Job):
@@ -94,12 +94,18 @@ class PackRuns(Job):
 
     command, loads = "runs pack", "PyTorch"
 
-    runs: tuple[str, ...] = argument("RUN")
+    runs: Annotated[tuple[str, ...], OFFLINE_RUNS] = argument("RUN")
     out: Path = option(..., "Folder of the packs.", metavar="DIR")
     part_size: str = option("15MiB", "Largest file.", metavar="SIZE")
     weights: Literal["best", "all", "none"] = option(
         "best", "all: those of the last epoch too; none: neither, for a report without a release."
     )
+
+    def check(self) -> None:
+        from model_code.tracking.pack import parse_size
+
+        parse_size(self.part_size)
+        _check_runs(self.runs)
 
     def run(self) -> None:
         from flows.operations.run_packing import pack_runs
@@ -115,10 +121,25 @@ class SyncRuns(Job):
     """
 
     command, loads = "runs sync", "PyTorch and MLflow"
+    is_resumable = True
 
     paths: tuple[Path, ...] = argument("PATH")
+
+    def check(self) -> None:
+        from model_code.tracking.pack import find_packs
+
+        find_packs(self.paths)
 
     def run(self) -> None:
         from flows.operations.run_sync import sync_runs
 
         sync_runs(self.paths)
+
+
+def _check_runs(run_ids: tuple[str, ...]) -> None:
+    """Refuse ids of runs that are not here."""
+    from model_code.training.run_folder import find_run_place, resolve_run_id
+
+    checkpoints_dir = load_settings().checkpoints_dir
+    for run_id in run_ids:
+        find_run_place(checkpoints_dir, resolve_run_id(checkpoints_dir, run_id))

@@ -1,10 +1,14 @@
 """Clients of a running service: predictions and true labels."""
 
 import sys
-from typing import Literal
+import time
+from typing import Annotated, Literal
 
-from flows.jobs.job import Job, argument, option
-from serving.listing import FORM, print_listing
+import click
+
+from flows.jobs.job import RELEASED, Job, argument, option
+from model_code.data.progress import FIRST_LINE_S, SECONDS_BETWEEN_LINES
+from serving.listing import FORM, find_width, print_listing
 from serving.printable import show
 
 ADDRESS, SERVER = "http://127.0.0.1:3000", "Address of the service."
@@ -18,7 +22,7 @@ class Predict(Job):
 
     sources: tuple[str, ...] = argument("IMAGE|URL")
     server: str = option(ADDRESS, SERVER)
-    model: str | None = option(None, MODEL)
+    model: Annotated[str | None, RELEASED] = option(None, MODEL)
     top_k: int | None = option(None, "Classes to show for each image.")
     form: Literal["table", "json", "csv", "submission"] = option(
         "table",
@@ -39,20 +43,33 @@ class Predict(Job):
             write_submission,
         )
 
-        with Console(stderr=True).status("asking about the first images") as status:
+        console, next_s = Console(stderr=True), time.monotonic() + FIRST_LINE_S
+        with console.status("asking about the first images") as status:
+
+            def report(done: int) -> None:
+                nonlocal next_s
+                status.update(line := f"images sent: {done}")
+                if not console.is_terminal and time.monotonic() > next_s:
+                    next_s = time.monotonic() + SECONDS_BETWEEN_LINES
+                    click.echo(line, err=True)
+
             result = predict(
                 list(self.sources),
                 server=self.server,
                 model=self.model,
                 top_k=self.top_k,
-                on_progress=lambda done: status.update(f"{done} images sent"),
+                on_progress=report,
             )
         records = list_records(result)
         if self.form in ("json", "csv"):
             print_listing((), flatten_records(records) if self.form == "csv" else records, self.form)
-        elif self.form == "table" and result.predictions:
-            print(describe_model(result))
-            print_listing(PREDICTION_COLUMNS, name_answers(records[: len(result.predictions)]))
+        elif self.form == "table":
+            if result.predictions:
+                print(describe_model(result))
+            # On a terminal the lines below say what failed.
+            shown = records if find_width() is None else records[: len(result.predictions)]
+            if shown:
+                print_listing(PREDICTION_COLUMNS, name_answers(shown))
         for problem in result.problems:
             print(show(f"darkroom: {problem.source}: {problem.message}"), file=sys.stderr)
         if self.form == "submission":
@@ -72,7 +89,7 @@ class GiveFeedback(Job):
     source: str = argument("IMAGE")
     label: str = argument("LABEL")
     server: str = option(ADDRESS, SERVER)
-    model: str | None = option(None, MODEL)
+    model: Annotated[str | None, RELEASED] = option(None, MODEL)
 
     def run(self) -> None:
         from serving.client.client import send_feedback

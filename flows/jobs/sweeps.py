@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.jobs.job import QUIET, Job, RecipeName, argument, option
+from flows.jobs.job import QUIET, AnyDatasetName, Job, RecipeName, argument, option
 from flows.jobs.training import DATASET, PROFILE, Profile, Train
 from flows.printing.narration import narrating
 from model_code.errors import TrainingError, UsageError
@@ -32,6 +32,7 @@ class RunSweep(Job):
 
     command = "sweep"
     loads = "PyTorch and MLflow"
+    is_resumable = True
 
     recipe: RecipeName = argument("RECIPE", "See `darkroom recipes`.")
     space_file: Path = option(
@@ -46,7 +47,7 @@ class RunSweep(Job):
         ge=0,
     )
     name: str | None = option(None, "Name of the sweep; the recipe's if not given.", pattern=NAME_PATTERN)
-    dataset: str | None = option(None, DATASET, name="--data", metavar="NAME")
+    dataset: AnyDatasetName = option(None, DATASET, name="--data", metavar="NAME")
     profile: Profile = option("full", PROFILE)
     seed: int | None = option(None, "Seed of what is tried and of every training; the recipe's own if not given.", ge=0)
     epochs: int | None = option(None, "Epochs of a trial; the recipe's own if not given.", ge=1)

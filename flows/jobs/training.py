@@ -1,9 +1,9 @@
 """Training: the recipes that there are, one of them, every one."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from flows.jobs.job import OFFLINE, QUIET, Job, RecipeName, argument, option
+from flows.jobs.job import INTERRUPTED, OFFLINE, QUIET, AnyDatasetName, Job, RecipeName, argument, option
 from flows.printing.narration import narrating
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, SizeError, TrainingError, UsageError
 from model_code.settings import load_settings, read_rank
@@ -77,15 +77,15 @@ class NewRecipe(Job):
 
     name: str = argument("NAME")
     base: str = option(..., "Recipe whose settings it changes.", name="--from", metavar="RECIPE")
-    dataset: str | None = option(
+    dataset: AnyDatasetName = option(
         None, "Packed data set; mean, standard deviation and sizes follow the images.", name="--data", metavar="NAME"
     )
     title: str = option("", "What it is, one line.", metavar="TEXT")
     settings: tuple[str, ...] = option((), "Setting that differs; repeatable.", name="--set", metavar="KEY=VALUE")
 
     @property
-    def has_loads(self) -> bool:
-        return self.dataset is not None
+    def loading(self) -> str:
+        return "" if self.dataset is None else self.loads
 
     def run(self) -> None:
         from model_code.recipes.catalog import add_recipe, get_recipe
@@ -105,18 +105,23 @@ class Train(Job):
 
     command, flow, run_name, is_retried = "train", "train-recipe", "train-{recipe}", True
     loads = "PyTorch, MLflow and Prefect"
+    is_resumable = True
 
     recipe: RecipeName = argument("RECIPE", "See `darkroom recipes`.")
-    dataset: str | None = option(None, DATASET, name="--data", metavar="NAME")
+    dataset: AnyDatasetName = option(None, DATASET, name="--data", metavar="NAME")
     profile: Profile = option("full", PROFILE)
     seed: int | None = option(None, "Seed of the run; the recipe's own if not given.", ge=0)
     epochs: int | None = option(None, "Epochs; the recipe's own if not given.", ge=1)
     limit_train: int | None = option(None, "Use so many training images, before the validation split.", ge=1)
-    resume: str | None = option(None, "Continue this interrupted run.", metavar="RUN_ID")
+    resume: Annotated[str | None, INTERRUPTED] = option(None, "Continue this interrupted run.", metavar="RUN_ID")
     settings: tuple[str, ...] = option((), "Any setting of the recipe; repeatable.", name="--set", metavar="KEY=VALUE")
     offline: bool = option(False, OFFLINE)
     form: Form = option("table", FORM, name="--format")
     is_quiet: bool = option(False, QUIET, name="--quiet")
+
+    @property
+    def loading(self) -> str:
+        return "PyTorch" if self.offline else self.loads
 
     @property
     def has_flow(self) -> bool:
@@ -153,7 +158,8 @@ class Train(Job):
         return open_inputs(self.config, is_offline=self.offline)
 
     def check(self) -> None:
-        dataset = self.own_config.dataset if self.dataset is None else self.dataset
+        own_dataset = self.own_config.dataset  # refuses an unknown recipe or setting before a framework is loaded
+        dataset = own_dataset if self.dataset is None else self.dataset
         _check_dataset(self.dataset, self.changes)
         if read_rank()[0] > 0:
             return
@@ -198,10 +204,11 @@ class TrainAll(Job):
 
     command, flow, run_name, is_retried = "train-all", "train-every-recipe", "train-every-recipe-{profile}", True
     loads = "PyTorch, MLflow and Prefect"
+    is_resumable = True
 
     profile: Profile = option("full", PROFILE)
-    only: str = option("*", "Recipes whose name matches, such as 'resnet18_*'.", metavar="GLOB")
-    dataset: str | None = option(None, DATASET, name="--data", metavar="NAME")
+    only: tuple[str, ...] = option((), "Recipes whose name matches, such as 'resnet18_*'; repeatable.", metavar="GLOB")
+    dataset: AnyDatasetName = option(None, DATASET, name="--data", metavar="NAME")
     seeds: tuple[int, ...] = option(
         (),
         "Repeatable. Without it: three where a claim rests on a difference, else one; in smoke runs one.",
@@ -229,7 +236,7 @@ class TrainAll(Job):
         from model_code.recipes.catalog import has_setting, match_recipes
         from model_code.training.run_config import parse_assignment
 
-        entries = match_recipes(self.only)
+        entries = match_recipes(*self.only)
         keys = {setting: parse_assignment(setting)[0] for setting in self.settings}
         for setting, key in keys.items():
             if not any(has_setting(entry.name, key) for entry in entries):
@@ -252,6 +259,10 @@ class TrainAll(Job):
     def _processes(self) -> int:
         """Most runs at the same time: more than there are would leave processors idle."""
         return min(self.at_once, len(self.configs))
+
+    @property
+    def loading(self) -> str:
+        return "PyTorch" if self.offline else self.loads
 
     @property
     def has_flow(self) -> bool:

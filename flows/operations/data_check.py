@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from model_code.data.cache import PackedDataset, open_dataset, read_manifest
-from model_code.data.duplicates import find_duplicates, group
-from model_code.data.exclusion import EXCLUDED_BY, write_table
+from model_code.data.duplicates import DuplicatePair, find_duplicates, group
+from model_code.data.exclusion import EXCLUDED_BY
 from model_code.data.quality import find_flaws
 from model_code.data.revisions import LEARNED, SHORT_CHECKSUM, Revision, read_revision, write_leakage
+from model_code.data.tables import write_table
 from model_code.disk import write_atomically
 from model_code.evaluation.label_issues import FEWEST_IMAGES, find_label_issues, predict_left_out
 from model_code.evaluation.patch_features import compute_patch_features, shrink
@@ -103,7 +104,7 @@ class _Finder:
 
     def find_copies(self) -> Iterator[Issue]:
         """Yield each near-duplicate but the first of its group, and that one too if it is labelled otherwise."""
-        pairs = find_duplicates(self._small_NCHW)
+        pairs = [*self._find_equal(), *find_duplicates(self._small_NCHW)]
         similarity = {place: pair.similarity for pair in reversed(pairs) for place in pair[:2]}
         found: dict[int, Issue] = {}
         for place, first in sorted(group(pairs).items()):
@@ -120,6 +121,13 @@ class _Finder:
                 found[first] = self._make(first, kind, other, similarity[first], place)
             found[place] = self._make(place, kind, detail, similarity[place], first)
         yield from sorted(found.values(), key=lambda one: (one.kind != _LEAKED, -one.score))
+
+    def _find_equal(self) -> Iterator[DuplicatePair]:
+        """Yield the images of equal pixels, those too that show too little to be compared otherwise."""
+        first: dict[str, int] = {}
+        for place, image in enumerate(self._images):
+            if first.setdefault(image.pixels, place) != place:
+                yield DuplicatePair(first[image.pixels], place, 1.0)
 
     def find_wrong_labels(self) -> Iterator[Issue]:
         """Yield the images that are likely of another class."""

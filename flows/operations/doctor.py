@@ -1,7 +1,9 @@
 """Capabilities of this machine, and missing parts."""
 
+import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal
 
 from model_code.disk import format_size
+from model_code.errors import UsageError
 from model_code.settings import load_settings, read_image_sha
 
 if TYPE_CHECKING:
@@ -98,7 +101,8 @@ def _suggest_next() -> Finding:
     from serving.bundle.store import list_released
 
     settings = load_settings()
-    interrupted = (one for one in list_interrupted(settings.checkpoints_dir) if not is_in_use(one))
+    left = list_interrupted(settings.checkpoints_dir)
+    interrupted = (one for one in left if not (is_in_use(one) or one.has_diverged))
     if not list_datasets(settings.cache_dir):
         command = "darkroom data add shapes (drawn here) or darkroom data add cifar10 --download"
     elif folder := next(interrupted, None):
@@ -113,12 +117,23 @@ def _suggest_next() -> Finding:
 
 
 def _format_resume(folder: "RunFolder") -> str:
+    from model_code.recipes.catalog import list_changes
+
     config = folder.record.config
-    profile = "" if config.profile == "custom" else f" --profile {config.profile}"
+    profile = " --profile smoke" if config.profile == "smoke" else ""
+    try:
+        changes = list_changes(config)
+    except UsageError as error:
+        run_id = folder.path.name[:8]
+        return f"run {run_id} is interrupted, and its recipe: {error}; or remove it: darkroom runs remove {run_id}"
+    settings = "".join(
+        f" --set {shlex.quote(f'{key}={value if isinstance(value, str) else json.dumps(value)}')}"
+        for key, value in changes.items()
+    )
     offline = " --offline" if folder.is_offline else ""
     return (
-        f"darkroom train {config.recipe}{profile} --seed {config.seed}{offline} --resume {folder.path.name[:8]}, "
-        "with any other options that the run was begun with"
+        f"darkroom train {config.recipe}{profile} --seed {config.seed}{settings}{offline} "
+        f"--resume {folder.path.name[:8]}"
     )
 
 

@@ -59,7 +59,8 @@ def schedule(kind: type[Job]) -> Flow[..., Any]:
 
 
 def _build_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    offered = next((list(one.values()) for one in field.metadata if isinstance(one, Choices)), None)
+    choices = (one for one in field.metadata if isinstance(one, Choices) and not one.is_of_home)
+    offered = next((list(one.values()) for one in choices), None)
     shown: Any = {} if offered is None else {"enum": offered}
     return inspect.Parameter(
         name,

@@ -51,10 +51,11 @@ def check_version(name: str, version: str | None) -> None:
 def no_previous(name: str, changes: tuple[Change, ...]) -> ReleaseError:
     """Return the error of a name that has nothing to go back to."""
     current = changes[-1].to_version if changes else None
-    why = f"before version {current} there is no champion that was not rolled back"
+    if current is None:
+        return ReleaseError(f"{name} cannot go back: nothing was ever released as it; `darkroom models` lists what was")
     return ReleaseError(
-        f"{name} cannot go back: {why if current else 'nothing was ever released as it'}; `darkroom history {name}` "
-        "shows all, --to VERSION takes any"
+        f"{name} cannot go back: before version {current} there is no champion that was not rolled back; "
+        f"`darkroom history {name}` shows all, --to VERSION takes any"
     )
 
 

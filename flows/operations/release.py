@@ -17,6 +17,7 @@ from flows.operations.release_source import check_source
 from flows.operations.step import step
 from flows.printing.summaries import ReleaseSummary
 from model_code.data.cache import open_dataset
+from model_code.data.revisions import name_revision
 from model_code.data.sources.images import name_some
 from model_code.disk import hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
@@ -25,9 +26,10 @@ from model_code.release.backbone_classifier import Head
 from model_code.release.card import summarise, write_card
 from model_code.release.changes import find_rollback_of
 from model_code.release.export import Exported, export
-from model_code.release.gate import Verdict, judge
+from model_code.release.gate import judge
 from model_code.release.gate_rules import GateRules
 from model_code.release.ledger import check_reason, complete, find_champion, move_champion
+from model_code.release.verdict import Verdict
 from model_code.release.versions import (
     fetch_bundle,
     find_bundle_version,
@@ -223,9 +225,12 @@ def choose_task(source: str, name: str) -> FinishedRun:
     found = find_finished_runs(client, source, "*")
     runs = [run for run in found if run.run_id in known and _is_usable(settings, run)]
     if not runs:
+        record = folders[0].record
         raise ReleaseError(
             f"{source} cannot be released as {name}: none of its {len(folders)} finished runs is in MLflow with its "
-            f"images here; train it again: darkroom train {source}"
+            f"images here; the newest, {record.run_id[:8]}, needs "
+            f"{name_revision(record.config.dataset, record.data_checksum)} (`darkroom data list "
+            f"{record.config.dataset}` shows what is packed), or train it again: darkroom train {source}"
         )
     print(_describe_choice(runs, folders[0].record.run_id), flush=True)
     return runs[0]

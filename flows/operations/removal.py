@@ -16,9 +16,9 @@ from model_code.settings import Settings
 from model_code.training.run_folder import (
     RunFolder,
     RunResult,
+    find_run_place,
     list_finished,
     list_interrupted,
-    open_run_folder,
     resolve_run_id,
 )
 from serving.bundle.manifest import FILE_NAME
@@ -93,11 +93,12 @@ def retire(settings: Settings, name: str, number: str) -> int:
         if number not in versions:
             raise ReleaseError(f"{name} has no version {number}; registered: {', '.join(versions) or 'none'}")
         version = versions[number]
+        if "champion" in version.aliases:
+            raise ReleaseError(f"version {number} of {name} is champion; release another one first, or roll back")
         if version.aliases:
-            raise ReleaseError(
-                f"version {number} of {name} is {' and '.join(version.aliases)}; first make another one champion "
-                f"(darkroom rollback {name}), or end its challenge (darkroom challenge {name} --none)"
-            )
+            is_challenger = version.aliases == ("challenger",)
+            way = f"darkroom challenge {name} --none" if is_challenger else "remove the alias in MLflow"
+            raise ReleaseError(f"version {number} of {name} is {' and '.join(version.aliases)}; end that first: {way}")
         if find_previous(complete(client, settings.bundles_dir, name)) == number:
             raise ReleaseError(f"version {number} of {name} is what `darkroom rollback {name}` goes back to; it stays")
         bundle = version.tags.get(BUNDLE_TAG, "")
@@ -112,13 +113,15 @@ def retire(settings: Settings, name: str, number: str) -> int:
 def remove_run(settings: Settings, given: str) -> tuple[str, int]:
     """Remove a run: its folder, and its MLflow run with its files; return its id and the bytes that are free now.
 
+    The record of the run need not be readable.
+
     Raises:
         ReleaseError: A version was released from it.
         TrainingError: There is no such run, or an interrupted run starts from its weights.
         BusyError: It is being trained or released.
     """
     run_id = resolve_run_id(settings.checkpoints_dir, given)
-    folder = open_run_folder(settings.checkpoints_dir, run_id)
+    folder = find_run_place(settings.checkpoints_dir, run_id)
     with folder.lock():
         if reason := explain_need(settings, list_registered(settings)).get(run_id):
             raise ReleaseError(
@@ -143,7 +146,7 @@ def explain_need(settings: Settings, versions: tuple[RegisteredVersion, ...]) ->
     for folder in list_finished(settings.checkpoints_dir):
         result = _read_result(folder)
         if result is not None and result.weights_sha256 in starts and result.weights_sha256 is not None:
-            needed[folder.path.name].append(f"interrupted run {starts[result.weights_sha256].path.name[:8]}")
+            needed[folder.path.name].append(_name_left(starts[result.weights_sha256]))
     return {run_id: ", ".join(reasons) for run_id, reasons in needed.items()}
 
 
@@ -195,13 +198,13 @@ def plan_dataset_removal(settings: Settings, name: str) -> DatasetRemoval:
     if not is_added(name, settings.cache_dir):
         raise DataError(f"data set {name!r} is not in {settings.cache_dir}; `darkroom data list` shows those that are")
     revisions = find_revisions(name, settings.cache_dir)
-    interrupted = [one for one in list_interrupted(settings.checkpoints_dir) if one.record.config.dataset == name]
+    left = [one for one in list_interrupted(settings.checkpoints_dir) if one.record.config.dataset == name]
     finished = {
         one.path.name: one.record.data_checksum[:SHORT_CHECKSUM]
         for one in list_finished(settings.checkpoints_dir)
         if one.record.config.dataset == name and one.record.data_checksum[:SHORT_CHECKSUM] in revisions
     }
-    users = [f"interrupted run {one.path.name[:8]}" for one in interrupted]
+    users = [_name_left(one) for one in left]
     users += [
         f"version {one.version} of {one.name} (revision {finished[one.run_id]})"
         for one in list_registered(settings)
@@ -256,11 +259,15 @@ def _measure_file(file: Path) -> int:
         return 0
 
 
+def _name_left(folder: RunFolder) -> str:
+    return f"{folder.state} run {folder.path.name[:8]}"
+
+
 def is_in_use(folder: RunFolder) -> bool:
     """Whether a process works in the folder; False where that cannot be looked at."""
     try:
         return folder.is_busy
-    except DataError:
+    except OSError:
         return False
 
 

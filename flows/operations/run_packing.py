@@ -8,7 +8,7 @@ from flows.experiments.answers import ask_weights, open_images
 from model_code.disk import format_size
 from model_code.errors import DataError, TrackingError, UsageError
 from model_code.settings import Settings, load_settings
-from model_code.tracking.journal import ARTIFACTS_FOLDER, read_journal
+from model_code.tracking.journal import ARTIFACTS_FOLDER, is_finished, read_journal
 from model_code.tracking.pack import ANSWERS_FILE, Pack, Weights, write_pack
 from model_code.tracking.provenance import hash_code, hash_sources
 from model_code.training.run_folder import (
@@ -43,9 +43,9 @@ def pack_runs(names: Sequence[str], weights: Weights, out: Path, part_bytes: int
         with folder.lock():
             pack, note = _pack(folder, settings, weights, out, part_bytes)
         config, size = folder.record.config, sum(part.size_bytes for part in pack.parts)
+        count = f"{len(pack.parts)} part{'s' if len(pack.parts) > 1 else ''}"
         print(
-            f"{config.recipe}  seed {config.seed}  run {pack.run_id}: {len(pack.parts)} parts, {format_size(size)}, in "
-            f"{out}{note}",
+            f"{config.recipe}  seed {config.seed}  run {pack.run_id}: {count}, {format_size(size)}, in {out}{note}",
             flush=True,
         )
 
@@ -64,6 +64,8 @@ def _pack(folder: RunFolder, settings: Settings, weights: Weights, out: Path, pa
     record, result = folder.record, folder.result
     assert result is not None, "found among the complete ones"
     entries = read_journal(folder.path)
+    if not is_finished(entries):
+        raise TrackingError(f"run {record.run_id}: {folder.path / JOURNAL_FILE} lacks the run's end; train again")
     artifacts = {entry.artifact: entry.file for entry in entries if entry.artifact and entry.file}
     names = [RUN_FILE, RESULT_FILE, JOURNAL_FILE]
     names += sorted(file for file in artifacts.values() if file.startswith(f"{ARTIFACTS_FOLDER}/"))

@@ -1,7 +1,9 @@
 """Runs of other machines -> MLflow and `checkpoints/`, as if they had been trained here."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import starmap
 from pathlib import Path
 
@@ -11,10 +13,10 @@ from mlflow.entities import Param, RunTag
 from flows.experiments.answers import Answers, check_answers, open_images
 from flows.operations.run_packing import START_TAG
 from model_code.disk import flush_folder, hold_lock, write_atomically, writing_to
-from model_code.errors import ChecksumError, DarkroomError, DataError
+from model_code.errors import ChecksumError, DarkroomError, DataError, TrainingError
 from model_code.recipes.catalog import change_dataset, describe_budget
 from model_code.settings import Settings, load_settings
-from model_code.tracking.journal import ARTIFACTS_FOLDER, Entry, read_journal
+from model_code.tracking.journal import ARTIFACTS_FOLDER, Entry, is_finished, read_journal
 from model_code.tracking.metric_queue import MetricQueue
 from model_code.tracking.mlflow_log import PATIENCE, MlflowLog, create_run, describe_images, find_attempts
 from model_code.tracking.outage import naming_errors
@@ -57,7 +59,8 @@ def sync_runs(paths: Sequence[Path]) -> None:
     for problem in problems:
         print(problem, flush=True)
     if problems:
-        raise DataError(f"{len(problems)} runs were not synced; the lines above say why")
+        count = "1 run was" if len(problems) == 1 else f"{len(problems)} runs were"
+        raise DataError(f"{count} not synced; the lines above say why")
 
 
 def _order_by_start(packs: Sequence[Pack]) -> list[Pack]:
@@ -75,10 +78,17 @@ def _order_by_start(packs: Sequence[Pack]) -> list[Pack]:
     return ordered
 
 
-def _sync(client: MlflowClient, settings: Settings, pack: Pack, parts: Mapping[str, Path]) -> str:
+def _sync(client: MlflowClient, settings: Settings, pack: Pack, parts: Mapping[str, Sequence[Path]]) -> str:
     """Take up one run and return what is to be said about it."""
     if (here := _find_here(client, settings, pack.run_id)) is not None:
-        return f"run {pack.run_id} is here already as run {here}"
+        known = f"run {pack.run_id} is here already as run {here}"
+        with suppress(TrainingError):  # its record is damaged, which is nothing to the pack
+            folder = open_run_folder(settings.checkpoints_dir, here)
+            weights = folder.result.best_weights if folder.result is not None else None
+            if weights in {file.name for file in pack.files} and not (folder.path / weights).exists():
+                known += f", without weights; to add those of the pack: darkroom runs remove {here[:8]}, then repeat "
+                known += "the command"
+        return known
     incoming = settings.checkpoints_dir / INCOMING_FOLDER
     path = incoming / pack.run_id
     with writing_to(path, 0, f"syncing run {pack.run_id}"):
@@ -90,7 +100,7 @@ def _sync(client: MlflowClient, settings: Settings, pack: Pack, parts: Mapping[s
         result = _verify(pack, folder, entries)
         answered = _ask_again(folder, result, settings)
         run_id = _send(client, settings, pack, folder, entries)
-        known = _adopt(settings, folder, result, run_id, pack.sources_sha256)
+        known = _adopt(settings, folder, result, run_id, pack.sources_sha256, entries[0].time_ms / 1000)
     finally:
         shutil.rmtree(path, ignore_errors=True)
     config = folder.record.config
@@ -111,9 +121,8 @@ def _verify(pack: Pack, folder: RunFolder, entries: Sequence[Entry]) -> RunResul
     """
     record, result = folder.record, folder.result
     tags = {key: value for entry in entries for key, value in entry.tags.items()}
-    statuses = [entry.status for entry in entries if entry.status]
     refused = f"run {pack.run_id} is refused: "
-    if result is None or statuses[-1:] != ["FINISHED"]:
+    if result is None or not is_finished(entries):
         raise ChecksumError(f"{refused}it is not complete; repeat its train command where it was begun, and pack it")
     ids = {"run": (record.run_id, result.run_id), "config_sha256": (record.config.sha256(), tags.get("config_sha256"))}
     ids["data_checksum"] = (record.data_checksum, tags.get("data_checksum"))
@@ -186,13 +195,16 @@ def _send(client: MlflowClient, settings: Settings, pack: Pack, folder: RunFolde
     return run_id
 
 
-def _adopt(settings: Settings, folder: RunFolder, result: RunResult, run_id: str, sources_sha256: str | None) -> str:
+def _adopt(
+    settings: Settings, folder: RunFolder, result: RunResult, run_id: str, sources_sha256: str | None, start_s: float
+) -> str:
     """Rename a verified run into place under its id in MLflow; return whether train-all keeps it."""
     is_same_code = sources_sha256 == hash_sources()
     code_sha256 = hash_code() if is_same_code else result.code_sha256
     result = result.model_copy(update={"run_id": run_id, "code_sha256": code_sha256})
     record = folder.record.model_copy(update={"run_id": run_id})
     write_atomically(folder.path / RUN_FILE, record.model_dump_json(indent=2).encode())
+    os.utime(folder.path / RUN_FILE, (start_s, start_s))  # listings read the start time from it
     write_atomically(folder.path / RESULT_FILE, result.model_dump_json(indent=2).encode())
     for name in (JOURNAL_FILE, ANSWERS_FILE):
         (folder.path / name).unlink(missing_ok=True)

@@ -33,7 +33,7 @@ def find_problems(settings: Settings) -> list[str]:
         except BundleError as error:
             problems.append(f"released model {name}: {error}")
     for folder in list_interrupted(settings.checkpoints_dir):
-        needed[folder.record.config.dataset].append(f"interrupted run {folder.path.name}")
+        needed[folder.record.config.dataset].append(f"{folder.state} run {folder.path.name}")
     problems += [
         f"data set {name} is not in {settings.cache_dir}, but {', '.join(users)} came from it; "
         f"add it with {format_remedy(name)}"

@@ -1,6 +1,7 @@
 """Listings of registered versions, of the moves of a champion and of the runs on this machine."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -9,9 +10,10 @@ from flows.operations.removal import explain_need, is_in_use, list_registered, m
 from model_code.disk import format_size
 from model_code.errors import TrainingError
 from model_code.settings import Settings
-from model_code.training.run_folder import RunFolder, list_finished, list_interrupted
+from model_code.training.run_folder import RunFolder, list_damaged, list_finished, list_interrupted
 from serving.bundle.store import BUNDLE_TAG, Change
 from serving.listing import Column, Form, print_listing
+from serving.printable import show
 
 # Versions of older homes have the whole verdict in a tag.
 ACCURACY_TAG, VERDICT_TAG = "accuracy", "verdict.json"
@@ -46,7 +48,7 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
         for one in reversed(list_registered(settings, name))
     ]
     if not records and form == "table":
-        print(f"nothing is registered{f' as {name}' if name else ''}; release a run: darkroom release RECIPE --as NAME")
+        print("nothing is registered; release a run: darkroom release RECIPE --as NAME")
         return
     print_listing(columns, records, form)
 
@@ -68,7 +70,7 @@ def print_history(name: str, changes: Sequence[Change], form: Form = "table") ->
 
 
 def print_runs(settings: Settings, form: Form) -> None:
-    """Print the runs of the home, the newest first."""
+    """Print the runs of the home, the newest first; on standard error, how many cannot be read."""
     needed = explain_need(settings, list_registered(settings))
     folders = [*list_interrupted(settings.checkpoints_dir), *list_finished(settings.checkpoints_dir)]
     folders.sort(key=lambda folder: folder.begun_s, reverse=True)
@@ -78,7 +80,11 @@ def print_runs(settings: Settings, form: Form) -> None:
         Column("data", "dataset"),
         Column("budget", "profile"),
         Column("seed", "seed"),
-        Column("state", "state", colours={"interrupted": "yellow", "damaged": "red", "trained now": "cyan"}),
+        Column(
+            "state",
+            "state",
+            colours={"interrupted": "yellow", "damaged": "red", "diverged": "red", "trained now": "cyan"},
+        ),
         Column("recorded", "is_offline", lambda is_offline: "offline" if is_offline else ""),
         Column("validation", "validation_accuracy", _percent),
         Column("test", "test_accuracy", _percent),
@@ -87,6 +93,15 @@ def print_runs(settings: Settings, form: Form) -> None:
         Column("needed by", "needed_by", is_prose=True),
     )
     records = [_describe_run(settings, folder, needed) for folder in folders]
+    if damaged := list_damaged(settings.checkpoints_dir):
+        runs = f"{len(damaged)} run{'' if len(damaged) == 1 else 's'}"
+        print(
+            show(
+                f"darkroom: {runs} left out, the first {damaged[0]}: run.json is damaged or was written by another "
+                f"version; remove with: darkroom runs remove {damaged[0]}"
+            ),
+            file=sys.stderr,
+        )
     if not records and form == "table":
         print(f"no runs in {settings.checkpoints_dir}; start with: darkroom train RECIPE, see `darkroom recipes`")
         return
@@ -97,7 +112,8 @@ def _describe_run(settings: Settings, folder: RunFolder, needed: dict[str, str])
     config, result, run_id = folder.record.config, None, folder.path.name
     try:
         result = folder.result
-        state = "done" if result is not None else "trained now" if is_in_use(folder) else "interrupted"
+        left = "trained now" if is_in_use(folder) else folder.state
+        state = left if result is None else "done"
     except TrainingError:
         state = "damaged"
     metrics = {} if result is None else result.metrics

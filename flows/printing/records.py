@@ -24,7 +24,7 @@ def describe_added(added: "AddedDataset") -> Record:
         "checksum": dataset.checksum,
         "source": dataset.source,
         "is_reused": added.reused,
-        "left_out": [{"file": one.name, "reason": one.reason} for one in added.skipped],
+        "left_out": [{"file": one.name, "reason": one.reason} for one in added.skipped if not one.is_note],
     }
 
 
@@ -78,7 +78,8 @@ def describe_release(release: "ReleaseSummary") -> dict[str, Any]:
         "sha256": manifest.fp32.sha256,
         "precisions": [variant.precision for variant in manifest.offered],
         "verdict": None if verdict is None else verdict.summary,
-        **({} if verdict is None else verdict.model_dump(mode="json", exclude={"classes", "rules"})),
+        "metric": None if verdict is None else verdict.rules.metric,
+        **({} if verdict is None else verdict.model_dump(mode="json", exclude={"classes", "rules", "is_promoted"})),
     }
 
 

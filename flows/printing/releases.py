@@ -1,12 +1,9 @@
 """Output of release, history and rollback."""
 
-import sys
-import textwrap
-
 from flows.printing.summaries import ReleaseSummary
 from serving.bundle.manifest import Calibration, Certificate, Variant
 from serving.bundle.store import Change
-from serving.listing import Form, find_width, print_listing
+from serving.listing import Form, find_terminal_width, fold_line, print_listing
 from serving.printable import show
 
 
@@ -36,13 +33,8 @@ def print_release(release: ReleaseSummary, form: Form = "table") -> None:
         lines += _describe_calibration(manifest.calibration)
     if release.is_champion and release.version is not None:
         lines.append(f"next: darkroom serve, then darkroom predict IMAGE --model {manifest.name}")
-    width = find_width() if sys.stdout.isatty() else None
+    width = find_terminal_width()
     print("\n  ".join(fold_line(show(line), width) for line in lines), flush=True)
-
-
-def fold_line(line: str, width: int | None) -> str:
-    """Return a line broken at its words where a terminal of some columns ends; None leaves it as it is."""
-    return line if width is None else textwrap.fill(line, max(20, width - 3), subsequent_indent="    ")
 
 
 def describe_decision(release: ReleaseSummary) -> str:

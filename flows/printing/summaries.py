@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from model_code.release.gate import Verdict
+from model_code.release.verdict import Verdict
 from model_code.training.run_folder import RunResult
 from serving.bundle.manifest import Manifest
 from serving.bundle.store import Change

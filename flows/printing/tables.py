@@ -2,15 +2,17 @@
 
 import json
 import textwrap
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.printing.records import describe_added, describe_outcomes, describe_report, describe_result
+from model_code.data.sources.images import SOME, name_some
 from model_code.disk import format_size
 from model_code.release.names import RELEASE_NAMES
-from serving.listing import Column, Form, print_listing
+from serving.listing import Column, Form, find_terminal_width, fold_line, print_listing
 from serving.printable import show
 
 # These import torch, for which a list of data sets need not wait.
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from model_code.report.files import ReportFiles
     from model_code.training.run_folder import RunResult
 
+# FastNet's work grows with the area: above, a ResNet that halves the image five times is cheaper.
+_SMALL_IMAGE = 96
 PLAN_WIDTH, _NO_BREAK = 80, "\xa0"
 _STATE_COLOURS = {"skipped": "yellow", "failed": "red"}
 
@@ -50,6 +54,10 @@ def print_recipe(recipe: "Recipe", form: Form = "table") -> None:
     print(f"{recipe.name}\n\n{recipe.evidence}\n")
     for key, value in settings.items():
         print_line(f"  {key}={json.dumps(value)}")
+    if "network" in settings:
+        from model_code.models.networks import NETWORKS
+
+        print(f"\nNetworks: {', '.join(sorted(NETWORKS))}")
 
 
 def _describe_recipe(recipe: "Recipe") -> dict[str, object]:
@@ -135,8 +143,10 @@ def _count_changes(difference: "Difference") -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "the same images and labels"
 
 
-def print_added(added: "AddedDataset", form: Form = "table") -> None:
-    """Print what came of adding a data set, with every image that was left out."""
+def print_added(
+    added: "AddedDataset", form: Form = "table", *, notes: Sequence[str] = (), is_offline: bool = False
+) -> None:
+    """Print what came of adding a data set, what was left out and why, and notes for people."""
     if form != "table":
         print_listing((), [describe_added(added)], form)
         return
@@ -148,10 +158,20 @@ def print_added(added: "AddedDataset", form: Form = "table") -> None:
         f"{dataset.name} {verb}: {counts} images{feedback} of {dataset.image_size}x{dataset.image_size}, "
         f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]}"
     )
+    names_by_reason: dict[str, list[str]] = defaultdict(list)
     for skipped in added.skipped:
-        print_line(f"  left out: {skipped.name}: {skipped.reason}")
+        if not skipped.is_note:
+            names_by_reason[skipped.reason].append(skipped.name)
+    for reason, names in names_by_reason.items():
+        print_line(f"  left out: {name_some(names)}: {reason}")
+    if any(len(names) > SOME for names in names_by_reason.values()):
+        print_line("  --report FILE lists all that is left out")
+    for note in [*(f"{one.name}: {one.reason}" for one in added.skipped if one.is_note), *notes]:
+        print_line(f"  {note}")
     if "train" in dataset.splits:
-        print_line(f"  next: darkroom recipes, then darkroom train RECIPE --data {dataset.name}")
+        recipe = _choose_recipe(dataset.name, dataset.image_size)
+        way = " --offline" if is_offline else ""
+        print_line(f"  next: darkroom train {recipe} --data {dataset.name}{way}; others: darkroom recipes")
     test = dataset.splits.get("test")
     if "train" not in dataset.splits:
         print_line("  no training images: this set is for evaluation only")
@@ -159,6 +179,15 @@ def print_added(added: "AddedDataset", form: Form = "table") -> None:
         print_line("  no test images: runs will report validation only; add them with one more --from")
     elif not test.has_labels:
         print_line("  the test images have no labels: runs will report validation only")
+
+
+def _choose_recipe(dataset: str, image_size: int) -> str:
+    """Return the recipe to begin with: FastNet's for the data set, on other small images one that a CPU trains too."""
+    from model_code.recipes.catalog import RECIPES
+
+    if (own := RECIPES.get(f"fastnet_{dataset}")) is not None and own.build().dataset == dataset:
+        return own.name
+    return "fastnet_cifar10" if image_size <= _SMALL_IMAGE else "resnet18_food11"
 
 
 def print_result(result: "RunResult", form: Form = "table", *, seed: int = 0, is_offline: bool = False) -> None:
@@ -179,8 +208,10 @@ def print_result(result: "RunResult", form: Form = "table", *, seed: int = 0, is
         lines.append(f"weights {result.weights_sha256}")
         names = [name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(result.dataset, pattern)]
         own = result.dataset.removesuffix(FEEDBACK_SUFFIX)
-        following = f"release {result.run_id[:8]} --as {names[0] if names else own}"
-        lines.append(f"next: darkroom {f'runs pack {result.run_id[:8]} --out DIR' if is_offline else following}")
+        if not is_offline:
+            lines.append(f"next: darkroom release {result.run_id[:8]} --as {names[0] if names else own}")
+    if is_offline:
+        lines.append(f"next: darkroom runs pack {result.run_id[:8]} --out DIR")
     print("\n  ".join(map(show, lines)), flush=True)
 
 
@@ -194,7 +225,7 @@ def print_outcomes(outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" =
     columns = (
         Column("recipe", "recipe"),
         Column("seed", "seed"),
-        Column("", "state", colours=_STATE_COLOURS),
+        Column("state", "state", colours=_STATE_COLOURS),
         Column("published", "published"),
         Column("run", "run"),
         Column("seconds", "seconds"),
@@ -273,7 +304,12 @@ def print_plans(plans: "Sequence[Plan]", form: Form = "table", *, is_released: b
         # A data set that is not here stops all of its recipes alike.
         _print_wrapped(reason if word == "skip" else f"{_list_recipes(group)}{': ' if reason else ''}{reason}")
     total_s = sum(plan.seconds or 0 for group in groups.values() for plan in group)
-    print_line(f"together about {format_seconds(total_s)} on this machine" if total_s else "nothing is left to train")
+    if total_s:
+        print_line(f"together about {format_seconds(total_s)} on this machine")
+    elif any(plan.state.startswith("skip") for plan in plans):
+        print_line("nothing can be trained before what is missing is here")
+    else:
+        print_line("nothing is left to train")
     if is_released:
         print_line("then the best run of each data set would be released, and the report written")
 
@@ -373,5 +409,5 @@ def _percent(fraction: float | None) -> str:
 
 
 def print_line(line: str) -> None:
-    """Print a line of text, whatever names are in it."""
-    print(show(line), flush=True)
+    """Print a line of text, whatever names are in it; on a terminal it breaks at words."""
+    print(fold_line(show(line), find_terminal_width()), flush=True)

@@ -20,6 +20,7 @@ from model_code.data.exclusion import EXCLUDED_BY, leave_out, read_exclusions
 from model_code.data.fingerprint import fingerprint_paths
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.packing import pack_dataset
+from model_code.data.revisions import has_revision
 from model_code.data.sources.detect import get_known, open_source
 from model_code.data.sources.feedback import add_feedback_to
 from model_code.data.sources.images import PixelSplit
@@ -31,7 +32,7 @@ MAX_IMAGE_SIZE = 1024
 _MAX_NAME_LENGTH = 64
 _READ_AS_VALUE = r"[0-9]+(e-?[0-9]+)?|true|false|null|none|nan"
 # Raised whenever the same source packs differently, so that packed sets are made anew.
-_PACKING_VERSION = 7
+_PACKING_VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class AddedDataset:
     Attributes:
         dataset: The packed data set.
         reused: Whether it was there already and its source had not changed.
-        skipped: Images that did not decode and files that are not read, each with its reason.
+        skipped: Images that did not decode and files that are not read, each with its reason; notes.
     """
 
     dataset: PackedDataset
@@ -101,7 +102,7 @@ def add_dataset(
     with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
         paths = [known.fetch(data_dir, url, progress)] if download and known.fetch else list(sources)
         version = base.checksum if base else known.version
-        settings = (name, size, _PACKING_VERSION, version, *sorted(excluded))
+        settings = (name, size, _PACKING_VERSION, version, skip, str(max_bad_fraction), *sorted(excluded))
         fingerprint = fingerprint_paths(paths, *settings)
         reusable = _find_reusable(name, cache_dir, fingerprint)
         if reusable is not None:
@@ -183,7 +184,8 @@ def check_arguments(
 
 def _find_reusable(name: str, cache_dir: Path, fingerprint: str) -> PackedDataset | None:
     try:
-        if read_manifest(name, cache_dir).source_fingerprint != fingerprint:
+        manifest = read_manifest(name, cache_dir)
+        if manifest.source_fingerprint != fingerprint or not has_revision(name, manifest.checksum, cache_dir):
             return None
         return open_dataset(name, cache_dir)
     except DataError:

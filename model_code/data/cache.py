@@ -39,10 +39,17 @@ class _FrozenModel(BaseModel):
 
 
 class SkippedImage(_FrozenModel):
-    """An image that was left out, and why."""
+    """An image or a file that was left out, and why.
+
+    Attributes:
+        name: Its name.
+        reason: Why.
+        is_note: True for what to know of images that were not left out.
+    """
 
     name: str
     reason: str
+    is_note: bool = False
 
 
 class SplitManifest(_FrozenModel):
@@ -223,10 +230,13 @@ def is_dataset_taken(dataset: str, pattern: str) -> bool:
 
 def list_datasets(cache_dir: Path) -> list[DatasetSummary]:
     """Return what is in the cache, sorted by name; damaged data sets are listed with their damage."""
-    if not cache_dir.is_dir():
-        return []
+    return [_summarise(name, cache_dir) for name in list_names(cache_dir)]
+
+
+def list_names(cache_dir: Path) -> list[str]:
+    """Return the names of the data sets in the cache, sorted; damaged ones too."""
     names = sorted(path.parent.name for path in cache_dir.glob(f"*/{MANIFEST_FILE}"))
-    return [_summarise(name, cache_dir) for name in names if re.fullmatch(_NAME_PATTERN, name)]
+    return [name for name in names if re.fullmatch(_NAME_PATTERN, name)]
 
 
 def format_remedy(name: str) -> str:

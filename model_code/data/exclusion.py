@@ -1,8 +1,7 @@
 """Images that are left out of a source by their file names."""
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from model_code.data.cache import SkippedImage
 from model_code.data.sources.images import EncodedSplit, ImageSource, PixelSplit, escape_bytes, name_image, name_some
-from model_code.disk import write_atomically, writing_to
+from model_code.data.tables import decode_table, read_rows
 from model_code.errors import DataError
 
 COLUMN = "file"
@@ -25,52 +24,32 @@ def read_exclusions(file: Path) -> frozenset[str]:
         DataError: The file cannot be read or names no image.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}; give a table in UTF-8 with a column {COLUMN}") from error
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    names = [row[COLUMN] for row in rows] if COLUMN in (rows.fieldnames or ()) else text.splitlines()
-    found = frozenset(name.strip() for name in names if name and name.strip())
+        data = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}; give a table with a column {COLUMN}") from error
+    # Spreadsheets may write the separator in a line of its own.
+    text = re.sub(r"\A(\s*\n|sep=.\r?\n)+", "", decode_table(data, str(file)))
+    names = lines = text.splitlines()
+    if lines and COLUMN in (cell.strip(' "') for cell in re.split("[,;\t]", lines[0].casefold())):
+        header, rows = read_rows(text.encode(), str(file))
+        if COLUMN not in header:
+            raise DataError(f"{file}: found columns {header}; expected a column {COLUMN}")
+        names = [row[header.index(COLUMN)] for _, row in rows if len(row) > header.index(COLUMN)]
+    found = frozenset(filter(None, map(str.strip, names)))
     if not found:
         raise DataError(f"{file} names no image; give a table with a column {COLUMN}, or a name in each line")
     return found
 
 
-def write_table(
-    file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]], *, keeps_edited: bool = False
-) -> bool:
-    """Write a CSV table; its column `file`, if it has one, is what `read_exclusions` reads.
-
-    Args:
-        file: The table.
-        columns: Its header.
-        rows: Values of each row.
-        keeps_edited: True to leave a file with another content as it is.
-
-    Returns:
-        False if there was such a file.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    content = text.getvalue().encode(errors="backslashreplace")
-    if keeps_edited and file.exists() and file.read_bytes() != content:
-        return False
-    with writing_to(file.parent, len(content), f"writing {file.name}"):
-        write_atomically(file, content)
-    return True
-
-
 def leave_out(source: ImageSource, reasons: Mapping[str, str]) -> ImageSource:
-    """Return a source without some of its images, which are reported as skipped.
+    """Return a source without some of its images, which are reported as skipped; every class keeps some.
 
     Args:
         source: Classes and images.
         reasons: Name of each image to leave out -> why.
 
     Raises:
-        DataError: Nothing has one of the names, or they are images that feedback is added to.
+        DataError: Nothing has one of the names, they are all images of a class, or images that feedback is added to.
     """
     splits: dict[str, EncodedSplit | PixelSplit] = {}
     skipped: list[SkippedImage] = []
@@ -90,11 +69,16 @@ def leave_out(source: ImageSource, reasons: Mapping[str, str]) -> ImageSource:
             chosen = np.array([index for index in kept if index < own], dtype=np.int64)
             if more is not None:
                 more = replace(more, images=tuple(more.images[index - own] for index in kept if index >= own))
+            images_NHWC = content.images_NHWC if len(chosen) == own else content.images_NHWC[chosen]
             splits[split] = PixelSplit(
-                content.images_NHWC[chosen], content.labels_N[chosen], more if more is not None and len(more) else None
+                images_NHWC, content.labels_N[chosen], more if more is not None and len(more) else None
             )
     if not skipped:
         raise DataError(f"none of {len(reasons)} excluded names is in the source: {name_some(sorted(reasons), 3)}")
+    emptied = _list_labels(source.splits) - _list_labels(splits)
+    if emptied:
+        classes = name_some(source.classes[label] for label in sorted(emptied))
+        raise DataError(f"the excluded names are all images of {classes}; keep some of them: delete their rows")
     unknown = sorted(set(reasons) - {one.name for one in skipped})
     skipped += [SkippedImage(name=name, reason="named for exclusion, but not in the source") for name in unknown]
     return replace(
@@ -102,6 +86,17 @@ def leave_out(source: ImageSource, reasons: Mapping[str, str]) -> ImageSource:
         splits={name: one for name, one in splits.items() if len(one)},
         skipped=(*source.skipped, *skipped),
     )
+
+
+def _list_labels(splits: Mapping[str, EncodedSplit | PixelSplit]) -> set[int]:
+    """Return the labels of the training images, of all images in a set for evaluation only."""
+    found: set[int] = set()
+    for content in [splits["train"]] if "train" in splits else splits.values():
+        if isinstance(content, EncodedSplit):
+            found |= {image.label for image in content.images}
+        else:
+            found |= {*content.labels_N.tolist(), *(image.label for image in (content.more or EncodedSplit(())).images)}
+    return found
 
 
 def list_files(split: str, content: EncodedSplit | PixelSplit) -> list[str]:

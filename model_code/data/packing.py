@@ -106,20 +106,27 @@ def pack_dataset(
             check_free_space(cache_dir, needed_bytes, purpose)
             scratch = folder / f"scratch-{secrets.token_hex(4)}"
             scratch.mkdir(parents=True)
+            written: dict[str, _WrittenSplit] = {}
+            faulty: list[FaultyFilesError] = []
             with show_progress(purpose, image_count, "images", is_progress_shown) as advance:
-                written = {
-                    split: _write_split(
-                        scratch,
-                        split,
-                        content,
-                        classes=source.classes,
-                        image_size=image_size,
-                        advance=advance,
-                        max_bad_fraction=max_bad_fraction,
-                        main_split="train" if "train" in source.splits else split,
-                    )
-                    for split, content in sorted(source.splits.items())
-                }
+                for split, content in sorted(source.splits.items()):
+                    try:
+                        written[split] = _write_split(
+                            scratch,
+                            split,
+                            content,
+                            classes=source.classes,
+                            image_size=image_size,
+                            advance=advance,
+                            max_bad_fraction=max_bad_fraction,
+                            main_split="train" if "train" in source.splits else split,
+                        )
+                    except FaultyFilesError as error:
+                        faulty.append(error)
+                if faulty:
+                    faults = [fault for error in faulty for fault in error.faults]
+                    left_out = [(one.name, one.reason) for one in source.left_out]
+                    raise FaultyFilesError("; ".join(map(str, faulty)), faults + left_out)
             check_source()
             manifest = _describe(name, source, image_size, source_fingerprint, source_paths, written)
             entries = (image for one in written.values() for image in one.images)
@@ -142,8 +149,7 @@ def _describe(
         image_size,
         ((split, one.labels_N, one.pixels_sha256) for split, one in written.items()),
     )
-    ignored = [SkippedImage(name=name, reason="this file type is not read") for name in source.ignored]
-    skipped = [*(image for one in written.values() for image in one.skipped), *ignored, *source.skipped]
+    skipped = [*(image for one in written.values() for image in one.skipped), *source.left_out]
     paths = tuple(str(path.resolve()) for path in source_paths)
     return CacheManifest(
         format_version=FORMAT_VERSION,
@@ -158,7 +164,7 @@ def _describe(
         # A path that is no UTF-8 cannot be recorded.
         source_paths=paths if list(paths) == list(map(escape_bytes, paths)) else (),
         base=source.base,
-        skipped=tuple(SkippedImage(name=escape_bytes(one.name), reason=one.reason) for one in skipped),
+        skipped=tuple(one.model_copy(update={"name": escape_bytes(one.name)}) for one in skipped),
     )
 
 
@@ -235,7 +241,10 @@ def _write_split(
     count_per_class = {name: int((labels_N == label).sum()) for label, name in enumerate(classes)}
     emptied = [name for name, count in count_per_class.items() if count == 0]
     if emptied and split == main_split and labels_N.max() >= 0:
-        raise DataError(f"{split}: no images of {name_some(emptied)} can be used; every class needs some")
+        raise FaultyFilesError(
+            f"{split}: no images of {name_some(emptied)} can be used; every class needs some",
+            [(one.name, one.reason) for one in skipped],
+        )
     with labels_path.open("wb") as file:
         np.save(file, labels_N, allow_pickle=False)
         _flush_file(file)

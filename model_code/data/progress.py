@@ -1,18 +1,21 @@
 """Progress that people see on a terminal and that a log file is not filled with."""
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tqdm import tqdm
+from model_code.disk import format_size
+
+FIRST_LINE_S, SECONDS_BETWEEN_LINES = 2.0, 10.0
 
 
 @contextmanager
 def show_progress(
     title: str, total: int, unit: str, is_shown: bool = True, done: int = 0
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; elsewhere stay quiet but for one line at the end.
+    """Show a bar on a terminal; elsewhere a line after two seconds, then every ten, and one at the end.
 
     Args:
         title: Work that is done: `packing cifar10`.
@@ -25,8 +28,21 @@ def show_progress(
         A function to call with the number of units done since the last call.
     """
     started_s = time.monotonic()
-    is_terminal = sys.stderr.isatty()
+    stream, stopped = sys.stderr, threading.Event()
     count = done
+
+    def write(shown: str) -> None:
+        stream.write(f"{title}: {shown} in {time.monotonic() - started_s:.1f} s\n")
+        stream.flush()
+
+    def report() -> None:
+        wait_s = FIRST_LINE_S
+        while not stopped.wait(wait_s):
+            write(_format(count, unit, total))
+            wait_s = SECONDS_BETWEEN_LINES
+
+    from tqdm import tqdm  # here: `predict` takes only the times of lines, and the extra [serve] has no tqdm
+
     with tqdm(
         desc=title,
         total=total or None,
@@ -41,6 +57,22 @@ def show_progress(
             count += units
             bar.update(units)
 
-        yield advance
-    if is_shown and not is_terminal:
-        sys.stderr.write(f"{title}: {count} {unit} in {time.monotonic() - started_s:.1f} s\n")
+        if not is_shown or stream.isatty():
+            yield advance
+            return
+        reporter = threading.Thread(target=report, name="progress", daemon=True)
+        reporter.start()
+        try:
+            yield advance
+        finally:
+            stopped.set()
+            reporter.join()
+    write(_format(count, unit))
+
+
+def _format(count: int, unit: str, total: int = 0) -> str:
+    if unit == "B":
+        return format_size(count) + (f" of {format_size(total)}" if total else "")
+    if total:
+        return f"{count} of {total} {unit}"
+    return f"{count} {unit.removesuffix('s') if count == 1 else unit}"

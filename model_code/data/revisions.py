@@ -60,7 +60,7 @@ class Revision:
     images: tuple[ImageEntry, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}@{self.checksum[:SHORT_CHECKSUM]}"
+        return name_revision(self.name, self.checksum)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ class Difference:
     removed: tuple[ImageEntry, ...]
     relabelled: tuple[tuple[ImageEntry, ImageEntry], ...]
     moved: tuple[tuple[ImageEntry, ImageEntry], ...]
+
+
+def name_revision(name: str, checksum: str) -> str:
+    """Return how people refer to a revision: `photos@0c0d072decb5`."""
+    return f"{name}@{checksum[:SHORT_CHECKSUM]}"
 
 
 def write_revision(folder: Path, checksum: str, image_size: int, images: Iterable[ImageEntry]) -> Path:
@@ -141,16 +146,26 @@ def find_leakage(dataset: PackedDataset, cache_dir: Path) -> str:
         text = (folder / f"{_LEAKAGE_PREFIX}{dataset.checksum[:SHORT_CHECKSUM]}.json").read_bytes()
         count, kind = int(json.loads(text)["copies"]), "near-duplicates"
     except FileNotFoundError:
-        try:
-            images = read_revision(f"{dataset.name}@{dataset.checksum}", cache_dir).images
-        except DataError:  # packed by an earlier version
-            return ""
+        images = _read_images(dataset, cache_dir)
         held_out = {one.pixels for one in images if one.split not in LEARNED}
         count, kind = sum(one.split in LEARNED and one.pixels in held_out for one in images), "copies"
     if not count:
         return ""
     return (
         f"{count} training images are {kind} of validation or test images, so held-out accuracy is overestimated; "
+        f"`darkroom data check {dataset.name}` lists them for --exclude"
+    )
+
+
+def find_divided_copies(dataset: PackedDataset, cache_dir: Path) -> str:
+    """Return how many training images are copies of others, for a run that holds a share of them out; empty if none."""
+    pixels = [one.pixels for one in _read_images(dataset, cache_dir) if one.split == "train"]
+    count = len(pixels) - len(set(pixels))
+    if not count:
+        return ""
+    copied = "1 training image is a copy of another" if count == 1 else f"{count} training images are copies of others"
+    return (
+        f"{copied}, and a share of them is held out, so held-out accuracy may be overestimated; "
         f"`darkroom data check {dataset.name}` lists them for --exclude"
     )
 
@@ -169,14 +184,18 @@ def compare_revisions(before: Revision, after: Revision) -> Difference:
     old, new = _group(before.images), _group(after.images)
     added, removed, relabelled, moved = [], [], [], []
     for pixels in old.keys() | new.keys():
-        # Copies of one image with the same split and label stand for each other.
-        kept = Counter(map(_place, old[pixels])) & Counter(map(_place, new[pixels]))
-        gone, come = _drop(old[pixels], kept), _drop(new[pixels], kept)
-        pairs = list(zip(gone, come, strict=False))
+        # Of copies, a file is compared with itself; the others stand for each other.
+        earlier = {one.file: one for one in old[pixels]}
+        later = {one.file: one for one in new[pixels]}
+        pairs = [(earlier.pop(file), later.pop(file)) for file in earlier.keys() & later.keys()]
+        pairs = [pair for pair in pairs if _place(pair[0]) != _place(pair[1])]
+        kept = Counter(map(_place, earlier.values())) & Counter(map(_place, later.values()))
+        gone, come = _drop(earlier.values(), kept), _drop(later.values(), kept)
+        removed += gone[len(come) :]
+        added += come[len(gone) :]
+        pairs += zip(gone, come, strict=False)
         relabelled += [pair for pair in pairs if pair[0].label != pair[1].label]
         moved += [pair for pair in pairs if pair[0].label == pair[1].label]
-        removed += gone[len(pairs) :]
-        added += come[len(pairs) :]
     return Difference(
         added=tuple(sorted(added)),
         removed=tuple(sorted(removed)),
@@ -191,6 +210,19 @@ def find_revisions(name: str, cache_dir: Path) -> dict[str, Path]:
     return {file.name.removeprefix(_PREFIX).removesuffix(_SUFFIX): file for file in files}
 
 
+def has_revision(name: str, checksum: str, cache_dir: Path) -> bool:
+    """Return whether a revision is kept."""
+    return checksum[:SHORT_CHECKSUM] in find_revisions(name, cache_dir)
+
+
+def _read_images(dataset: PackedDataset, cache_dir: Path) -> tuple[ImageEntry, ...]:
+    """Return the images of what is packed; none where an earlier version has packed it."""
+    try:
+        return read_revision(f"{dataset.name}@{dataset.checksum}", cache_dir).images
+    except DataError:
+        return ()
+
+
 def _group(images: Sequence[ImageEntry]) -> defaultdict[str, list[ImageEntry]]:
     grouped: defaultdict[str, list[ImageEntry]] = defaultdict(list)
     for image in sorted(images):
@@ -202,7 +234,7 @@ def _place(image: ImageEntry) -> tuple[str, str]:
     return image.split, image.label
 
 
-def _drop(images: Sequence[ImageEntry], kept: Counter[tuple[str, str]]) -> list[ImageEntry]:
+def _drop(images: Iterable[ImageEntry], kept: Counter[tuple[str, str]]) -> list[ImageEntry]:
     left, rest = Counter(kept), []
     for image in images:
         if left[_place(image)]:

@@ -86,18 +86,24 @@ def draw_prediction_grid(
 ) -> Figure:
     """Draw the first 8x8 images titled "predicted (true)", green where right and red where wrong."""
     names, fonts = _name_classes(classes)
-    figure = Figure(figsize=(12, 13), layout="constrained")
-    axes = figure.subplots(GRID_SIDE, GRID_SIDE)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, image, label, prediction in zip(axes.flat, images_NHWC, labels_N, predictions_N, strict=False):
-        axis.imshow(image)
-        axis.set_title(
+    figure = Figure(figsize=(12, 13))
+    # One for all images: 64 axes take seconds.
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    places = np.ndindex(GRID_SIDE, GRID_SIDE)
+    for (row, column), image, label, prediction in zip(places, images_NHWC, labels_N, predictions_N, strict=False):
+        axis.imshow(image, extent=(column + 0.03, column + 0.97, row + 0.99, row + 0.12))
+        axis.text(
+            column + 0.5,
+            row + 0.11,
             f"{names[prediction]} ({names[label]})",
+            ha="center",
+            va="bottom",
             fontsize=8,
             fontfamily=fonts,
             color=RIGHT_COLOUR if prediction == label else WRONG_COLOUR,
         )
+    axis.set(xlim=(0, GRID_SIDE), ylim=(GRID_SIDE, 0), aspect="auto")
     return figure
 
 

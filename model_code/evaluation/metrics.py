@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from model_code.data.progress import show_progress
+
 TOP_K = 5
 LARGEST_BATCH = 500
 _BATCH_PIXELS = LARGEST_BATCH * 64**2
@@ -25,7 +27,7 @@ class Report:
         loss: Mean cross-entropy, nats.
         accuracy_fraction: Share of right labels, in [0, 1].
         top5_accuracy: Share of images whose label is among the five highest logits, in [0, 1].
-        macro_f1: Mean of the classes' F1, in [0, 1]; a class never predicted and never present counts 0.
+        macro_f1: Mean F1 of the classes that have images, in [0, 1].
         per_class_accuracy: Recall of each class; NaN where the class has no image.
         confusion_KK: Counts, rows the true class, columns the predicted one.
     """
@@ -80,17 +82,25 @@ def compute_in_batches(compute: Callable[[Tensor], Tensor], images_NHWC: Tensor,
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, images_NHWC: Tensor) -> Tensor:
+def predict_logits(model: nn.Module, images_NHWC: Tensor, title: str | None = None) -> Tensor:
     """Return logits float32 [N, K] on the CPU; the model is left in evaluation mode.
 
     Args:
         model: Images [B, H, W, C] in, logits out.
         images_NHWC: uint8; each batch is moved to the model's device.
+        title: Progress is shown under it; None shows none.
     """
     model.eval()
     device = find_device(model, images_NHWC)
     batch_size = choose_batch(images_NHWC.shape[1])
-    return compute_in_batches(lambda batch: model(batch.to(device)), images_NHWC, batch_size).cpu()
+    with show_progress(title or "", len(images_NHWC), "images", is_shown=title is not None) as advance:
+
+        def answer(batch_NHWC: Tensor) -> Tensor:
+            logits_NK: Tensor = model(batch_NHWC.to(device))
+            advance(len(batch_NHWC))
+            return logits_NK
+
+        return compute_in_batches(answer, images_NHWC, batch_size).cpu()
 
 
 def measure_top_k(scores_NK: Tensor, labels_N: Tensor, top_k: int = 1) -> float:
@@ -103,6 +113,22 @@ def measure_top_k(scores_NK: Tensor, labels_N: Tensor, top_k: int = 1) -> float:
     """
     best_NT = scores_NK.argsort(dim=1, descending=True, stable=True)[:, :top_k]
     return int((best_NT == labels_N[:, None]).sum()) / len(labels_N)
+
+
+def average_f1(
+    counts_K: npt.NDArray[np.number], predicted_K: npt.NDArray[np.number], right_K: npt.NDArray[np.number]
+) -> npt.NDArray[np.floating]:
+    """Return macro-F1 in [0, 1]: the mean F1 of the classes that have images.
+
+    Args:
+        counts_K: Images of each class, [..., K]; of at least one class there are some.
+        predicted_K: Images that each class is predicted for.
+        right_K: Images of each class that are labelled rightly.
+    """
+    has_images_K = counts_K > 0
+    f1_K = 2 * right_K / np.maximum(counts_K + predicted_K, 1)
+    average: npt.NDArray[np.floating] = (f1_K * has_images_K).sum(-1) / has_images_K.sum(-1)
+    return average
 
 
 def measure(logits_NK: Tensor, labels_N: Tensor) -> Report:
@@ -129,7 +155,7 @@ def measure(logits_NK: Tensor, labels_N: Tensor) -> Report:
         loss=float(nn.functional.cross_entropy(logits_NK, labels_N)),
         accuracy_fraction=float(right_K.sum() / len(labels_N)),
         top5_accuracy=measure_top_k(logits_NK, labels_N, TOP_K),
-        macro_f1=float(np.mean(2 * right_K / np.maximum(counts_K + predicted_K, 1))),
+        macro_f1=float(average_f1(counts_K, predicted_K, right_K)),
         per_class_accuracy=tuple(
             float(right / count) if count else float("nan") for right, count in zip(right_K, counts_K, strict=True)
         ),

@@ -7,7 +7,7 @@ its parameters grow with it.
 Shape suffixes: B = images, C = channels, H = height, W = width, K = classes.
 
 Sources: Krizhevsky 2014, arXiv:1404.5997; He et al. 2016, arXiv:1512.03385; Dosovitskiy et al. 2021, arXiv:2010.11929;
-Liu et al. 2021, arXiv:2103.14030.
+Liu et al. 2021, arXiv:2103.14030; Tan and Le 2019, arXiv:1905.11946.
 """
 
 import torchvision
@@ -34,6 +34,27 @@ class AlexNet(torchvision.models.AlexNet):  # type: ignore[misc]
 def alexnet(num_classes: int) -> AlexNet:
     """Return AlexNet in its one-column form; 61,100,840 parameters with 1000 classes."""
     return AlexNet(num_classes)
+
+
+class EfficientNet(nn.Module):
+    """torchvision's EfficientNet-B0, its last layer called `head`."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        whole = torchvision.models.efficientnet_b0(weights=None, num_classes=num_classes)
+        self.features, self.avgpool = whole.features, whole.avgpool
+        self.dropout, self.head = whole.classifier
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits [B, K] of normalised float images [B, 3, H, W]."""
+        logits_BK: Tensor = self.head(self.dropout(self.avgpool(self.features(images_BCHW)).flatten(1)))
+        return logits_BK
+
+
+@network(smallest=SMALLEST_IMAGE)
+def efficientnet_b0(num_classes: int) -> EfficientNet:
+    """Return EfficientNet-B0 with its dropout and drop-path of 0.2; 5,288,548 parameters with 1000 classes."""
+    return EfficientNet(num_classes)
 
 
 @network(smallest=SMALLEST_IMAGE)

@@ -1,7 +1,7 @@
 """Names of weights as timm has them, so that files of torchvision, timm and Darkroom fit each other's networks.
 
-ResNets are called alike by timm and torchvision; Swin's stages are those of timm 0.9 and newer, which counts the patch
-merging to the stage after it.
+ResNets are called alike by timm and torchvision. Of EfficientNet, timm's names tell what a layer does. Swin's stages
+are those of timm 0.9 and newer, which counts the patch merging to the stage after it.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 _Rules = tuple[tuple[str, str], ...]
 _MLP: _Rules = ((r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."), (r"\.mlp\.([1-9]|linear_2)\.", ".mlp.fc2."))
-# A name that only this family has -> replacements in its names; {half} and {next} are of the stage that is matched.
+# A name that only this family has -> replacements in its names; {half}, {before} and the like are of the matched stage.
 _FAMILIES: dict[str, _Rules] = {
     "stem.0.weight": (
         (r"^stem\.0\.", "conv1."),
@@ -32,6 +32,26 @@ _FAMILIES: dict[str, _Rules] = {
         (r"^features\.(\d+)\.(?=norm|reduction)", "layers.{half}.downsample."),
         (r"^features\.(\d+)\.", "layers.{half}.blocks."),
         *_MLP,
+    ),
+    "features.1.0.block.0.0.weight": (
+        (r"^features\.0\.0\.", "conv_stem."),
+        (r"^features\.0\.1\.", "bn1."),
+        (r"^features\.8\.0\.", "conv_head."),
+        (r"^features\.8\.1\.", "bn2."),
+        (r"\.block\.\d\.fc1\.", ".se.conv_reduce."),
+        (r"\.block\.\d\.fc2\.", ".se.conv_expand."),
+        # The first stage has no expansion, so that its layers count from one less.
+        (r"^features\.1\.0\.block\.0\.0\.", "blocks.0.0.conv_dw."),
+        (r"^features\.1\.0\.block\.0\.1\.", "blocks.0.0.bn1."),
+        (r"^features\.1\.0\.block\.2\.0\.", "blocks.0.0.conv_pw."),
+        (r"^features\.1\.0\.block\.2\.1\.", "blocks.0.0.bn2."),
+        (r"\.block\.0\.0\.", ".conv_pw."),
+        (r"\.block\.0\.1\.", ".bn1."),
+        (r"\.block\.1\.0\.", ".conv_dw."),
+        (r"\.block\.1\.1\.", ".bn2."),
+        (r"\.block\.3\.0\.", ".conv_pwl."),
+        (r"\.block\.3\.1\.", ".bn3."),
+        (r"^features\.(\d+)\.", "blocks.{before}."),
     ),
     "encoder.pos_embedding": (
         (r"^class_token$", "cls_token"),
@@ -68,6 +88,6 @@ def _translate(name: str, rules: _Rules) -> str:
         if found is not None:
             stage = int(found[1]) if found.groups() and found[1].isdecimal() else 0
             half = stage // 2
-            new = replacement.format(half=half, next=half + 1, odd=stage % 2, after=stage + 1)
+            new = replacement.format(half=half, next=half + 1, odd=stage % 2, before=stage - 1, after=stage + 1)
             name = name[: found.start()] + new + name[found.end() :]
     return name

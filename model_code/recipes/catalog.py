@@ -22,8 +22,8 @@ from model_code.recipes.own import (
     write_recipe_file,
 )
 from model_code.settings import load_settings
-from model_code.training.config import RECIPE_PREFIX
-from model_code.training.run_config import RunConfig, override
+from model_code.training.config import RECIPE_PREFIX, TORCHVISION
+from model_code.training.run_config import FIXED_SETTINGS, RunConfig, override
 from model_code.training.run_folder import AnyConfig
 
 # What a smoke run of each kind changes; a recipe may change more.
@@ -134,8 +134,7 @@ def list_recipes() -> list[Recipe]:
     Raises:
         UsageError: A file of a recipe is wrong.
     """
-    files = find_recipe_files(load_settings().recipes_dir)
-    return [*RECIPES.values(), *(get_recipe(file.stem) for file in files if file.stem not in RECIPES)]
+    return [*RECIPES.values(), *map(_read_own, find_recipe_files(load_settings().recipes_dir))]
 
 
 def add_recipe(name: str, base: str, title: str, changes: Mapping[str, Any]) -> Path:
@@ -162,6 +161,13 @@ def add_recipe(name: str, base: str, title: str, changes: Mapping[str, Any]) -> 
         file.unlink()
         raise
     return file
+
+
+def _read_own(file: Path) -> Recipe:
+    if file.stem in RECIPES or not is_recipe_name(file.stem):
+        why = "is a recipe of the package" if file.stem in RECIPES else "is no name of a-z, 0-9, _ and -"
+        raise UsageError(f"{file}: {file.stem} {why}; rename the file")
+    return get_recipe(file.stem)
 
 
 def _get_recipe(name: str, above: tuple[str, ...]) -> Recipe:
@@ -194,16 +200,22 @@ def _refuse(name: str) -> NoReturn:
     raise UsageError(f"no recipe {name!r}; {hint}`darkroom recipes` lists them all")
 
 
-def match_recipes(pattern: str) -> list[Recipe]:
-    """Return the recipes whose name matches a shell pattern, in catalog order.
+def match_recipes(*patterns: str) -> list[Recipe]:
+    """Return the recipes whose name matches a shell pattern, in catalog order; all without a pattern.
 
     Raises:
-        UsageError: None matches.
+        UsageError: None matches one of the patterns.
     """
-    found = [entry for entry in list_recipes() if fnmatchcase(entry.name, pattern)]
-    if not found:
-        raise UsageError(f"no recipe matches {pattern!r}; `darkroom recipes` lists them all")
-    return found
+    files = {file.stem: file for file in find_recipe_files(load_settings().recipes_dir)}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in (*RECIPES, *files)):
+            raise UsageError(f"no recipe matches {pattern!r}; `darkroom recipes` lists them all")
+
+    def is_wanted(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns or ("*",))
+
+    own = [_read_own(file) for name, file in files.items() if is_wanted(name)]
+    return [*(entry for name, entry in RECIPES.items() if is_wanted(name)), *own]
 
 
 def build_config(name: str, profile: str = "full", changes: Mapping[str, Any] | None = None) -> AnyConfig:
@@ -228,7 +240,7 @@ def _find_profile(config: AnyConfig, profile: str) -> str:
     neutral: dict[str, Any] = dict.fromkeys(("profile", "seed", "device", "precision"), True)
     neutral["engine"] = NEUTRAL_ENGINE
     before, after = (getattr(one, "pretrained_weights", None) for one in (documented, config))
-    if before == "torchvision" and after is not None and not after.startswith(RECIPE_PREFIX):
+    if before == TORCHVISION and after is not None and not after.startswith(RECIPE_PREFIX):
         neutral["pretrained_weights"] = True
     if profile == "smoke":
         neutral |= dict.fromkeys(
@@ -255,9 +267,15 @@ def describe_budget(config: RunConfig) -> str:
         return f"smoke on {config.dataset}"
     if config.profile != "custom":
         return config.profile
-    before = documented.flatten()
-    changed = [f"{key}={value}" for key, value in config.flatten().items() if value != before[key]]
-    return f"custom: {', '.join(one for one in changed if one.partition('=')[0] not in _NO_BUDGET)}"
+    changed = [f"{key}={value}" for key, value in list_changes(config).items() if key not in _NO_BUDGET]
+    return f"custom: {', '.join(changed)}"
+
+
+def list_changes(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that differ from what the recipe documents, by their names for `--set`."""
+    documented = _build_documented(get_recipe(config.recipe), "smoke" if config.profile == "smoke" else "full")
+    before, fixed = documented.flatten(), FIXED_SETTINGS | {"seed"}
+    return {key: value for key, value in config.flatten().items() if key not in fixed and value != before.get(key, ...)}
 
 
 def has_setting(name: str, setting: str) -> bool:

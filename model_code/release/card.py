@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from model_code.markdown_text import escape, join_cells
-from model_code.release.gate import ClassChange, Verdict
 from model_code.release.known_limits import list_limits
+from model_code.release.verdict import ClassChange, Verdict
 from serving.bundle.manifest import (
     BatchTiming,
     Calibration,
@@ -93,10 +93,15 @@ def _describe_verdict(verdict: Verdict) -> str:
     rules = verdict.rules
     latency = "no limit" if rules.max_latency_ms is None else f"at most {rules.max_latency_ms:g} ms"
     size = "no limit" if rules.max_size_bytes is None else f"at most {rules.max_size_bytes:,} bytes"
+    by_accuracy = rules.metric == "accuracy"
+    gain = f"above 0, at least {100 * rules.min_gain:g} points"
+    p_value = "-" if verdict.p_value is None else f"{verdict.p_value:.2g}"
     rows = [
-        ("difference", _format_difference(verdict), f"above 0, at least {100 * rules.min_gain:g} points"),
+        ("difference of accuracy", _format_difference(verdict), gain)
+        if by_accuracy
+        else ("difference of macro-F1", _format_difference(verdict), f"{gain}, interval above 0"),
         ("images gained / lost", _format_changes(verdict), ""),
-        ("McNemar p", "-" if verdict.p_value is None else f"{verdict.p_value:.2g}", f"below {rules.alpha:g}"),
+        ("McNemar p", p_value, f"below {rules.alpha:g}" if by_accuracy else ""),
         (
             "recall of a class",
             _format_worst_drop(verdict),
@@ -163,15 +168,16 @@ def _describe_recipe(manifest: Manifest, profile: str) -> str:
 
 def _describe_accuracy(manifest: Manifest, verdict: Verdict) -> str:
     tested = manifest.accuracy_fraction
+    ours, theirs = (_format_number(one, ".4f") for one in (verdict.challenger_macro_f1, verdict.champion_macro_f1))
+    share = _format_share(verdict.challenger_accuracy, verdict.challenger_interval)
     rows = [
-        ("this model", verdict.split, _format_share(verdict.challenger_accuracy, verdict.challenger_interval)),
-        ("in training", "test", _NOT_MEASURED if tested is None else f"{tested:.4f}"),
+        ("this model", verdict.split, share, ours),
+        ("in training", "test", _NOT_MEASURED if tested is None else f"{tested:.4f}", "-"),
     ]
     if verdict.champion_accuracy is not None:
-        rows.append(
-            (f"champion, version {verdict.champion_version}", verdict.split, f"{verdict.champion_accuracy:.4f}")
-        )
-    table = _table(("what", "images", "accuracy"), rows)
+        champion = f"champion, version {verdict.champion_version}"
+        rows.append((champion, verdict.split, f"{verdict.champion_accuracy:.4f}", theirs))
+    table = _table(("what", "images", "accuracy", "macro-F1"), rows)
     return f"{table}\n\nIntervals are 95 % Clopper-Pearson, over {_count_images(verdict)}."
 
 

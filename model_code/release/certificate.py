@@ -3,7 +3,7 @@
 Shape suffixes: N = images, H = height, W = width, C = the three colour channels, K = classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
-from tqdm import tqdm
 
+from model_code.data.progress import show_progress
 from model_code.errors import ExportError
 from model_code.evaluation.calibration import measure_interval
 from model_code.evaluation.thresholds import LabelledAnswers, select
@@ -61,6 +61,8 @@ def certify(
 ) -> Certificate:
     """Run a variant over all images at batches 1, 7, 64 and 256, and compare it with the trained network.
 
+    It ends at the first batch size outside the limits.
+
     Thresholds are chosen with the trained network's probabilities; a less exact variant is refused where more of its
     accepted predictions are wrong than they promise, with 97.5 % confidence.
 
@@ -89,12 +91,14 @@ def certify(
     refusal = None
     description = f"certifying {precision} on {provider.removesuffix('ExecutionProvider')}"
     total = len(BATCH_SIZES) * len(labels_N)
-    with tqdm(total=total, desc=description, unit="image", disable=None, leave=False) as progress:
+    with show_progress(description, total, "answers") as advance:
         for batch_size in BATCH_SIZES:
-            answered_NK = _ask(session, images_NHWC, batch_size, progress)
+            answered_NK = _ask(session, images_NHWC, batch_size, advance)
             batch = _compare(batch_size, answered_NK, expected_NK, labels_N)
             batches.append(batch)
-            refusal = refusal or _judge(precision, provider, batch, answered_NK, expected_NK, labels_N, classes)
+            refusal = _judge(precision, provider, batch, answered_NK, expected_NK, labels_N, classes)
+            if refusal is not None:
+                break
     selection = None
     if thresholds is not None:
         selection = select(LabelledAnswers(split, answered_NK, labels_N), thresholds.per_class)
@@ -140,13 +144,16 @@ def check_certificate(certificate: Certificate) -> None:
 
 
 def _ask(
-    session: onnxruntime.InferenceSession, images_NHWC: npt.NDArray[np.uint8], batch_size: int, progress: "tqdm[None]"
+    session: onnxruntime.InferenceSession,
+    images_NHWC: npt.NDArray[np.uint8],
+    batch_size: int,
+    advance: Callable[[int], None],
 ) -> Probabilities:
     answers = []
     for start in range(0, len(images_NHWC), batch_size):
         batch_NHWC = images_NHWC[start : start + batch_size]
         answers.append(run_session(session, batch_NHWC))
-        progress.update(len(batch_NHWC))
+        advance(len(batch_NHWC))
     return np.concatenate(answers)
 
 
@@ -247,11 +254,11 @@ def _find_cause(
     differing = float(differs_N.mean())
     if differing > _OTHER_GRAPH_FRACTION:
         what = (
-            "its normalisation, its weights or its calibration images"
+            "int8 is too coarse for this network, or its normalisation, weights or calibration images differ"
             if only_labels_count
-            else "its normalisation or its weights"
+            else "so its normalisation or its weights differ"
         )
-        return f": {differing:.0%} of the images are answered otherwise, so {what} are others"
+        return f": {differing:.0%} of the images are answered otherwise, {what}"
     return ""
 
 

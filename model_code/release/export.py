@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model_code.data.cache import PackedDataset, open_dataset
+from model_code.data.revisions import name_revision
 from model_code.errors import ExportError
 from model_code.evaluation.calibration import measure_reliability, try_temperature
 from model_code.evaluation.metrics import predict_logits
@@ -87,14 +88,14 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
     else:
         model = load_model(config, len(dataset.classes), dataset.image_size, weights)
     split, final = images.final
-    final_logits_NK = predict_logits(model, final.images_NHWC)
+    final_logits_NK = predict_logits(model, final.images_NHWC, f"{split} images in PyTorch")
     calibration = _calibrate(model, images, split, final_logits_NK)
     if not isinstance(config, SimSiamConfig):
         tested, logits_NK = final, final_logits_NK
         plain = choose_measured(model, split)
         if config.limit_test is not None or plain is not model:
             _, tested = load_images(dataset, config, torch.device("cpu")).final
-            logits_NK = predict_logits(plain, tested.images_NHWC)
+            logits_NK = predict_logits(plain, tested.images_NHWC, f"{split} images, as training measured them")
         metric = "accuracy" if split == "test" else "best_accuracy"
         _check_accuracy(folder, split, metric, _measure_accuracy(logits_NK, tested.labels_N), len(tested))
     expected_NK = torch.softmax(final_logits_NK / calibration.temperature, dim=1).numpy()
@@ -142,10 +143,19 @@ def _find_weights(folder: RunFolder, dataset: PackedDataset) -> Path:
     if result is None or result.best_weights is None:
         raise ExportError(f"run {record.run_id} is not complete; repeat its train command first")
     weights = folder.path / result.best_weights
-    if not weights.is_file() or hash_file(weights) != result.weights_sha256:
-        raise ExportError(f"{weights} is missing or not the file that was trained (its sha256 differs); train again")
+    if not weights.is_file():
+        raise ExportError(
+            f"{weights} is missing: the weights were pruned, or the run came from a node without them; pack it there "
+            "again with --weights best, or train again"
+        )
+    if hash_file(weights) != result.weights_sha256:
+        raise ExportError(f"{weights} is not the file that was trained (its sha256 differs); train again")
     if dataset.checksum != record.data_checksum:
-        raise ExportError(f"the {dataset.name} images are not those of run {record.run_id}; train again")
+        raise ExportError(
+            f"run {record.run_id} was trained on {name_revision(dataset.name, record.data_checksum)}, packed now is "
+            f"{name_revision(dataset.name, dataset.checksum)}; add the images of the run again (`darkroom data diff` "
+            "says what differs), or train again"
+        )
     return weights
 
 
@@ -191,7 +201,9 @@ def _calibrate(model: nn.Module, images: TrainingImages, split: str, final_logit
     """Choose temperature and thresholds on validation, and measure on test what they are worth."""
     _, final = images.final
     has_test = split == "test"
-    validation_NK = predict_logits(model, images.validation.images_NHWC) if has_test else final_logits_NK
+    validation_NK = final_logits_NK
+    if has_test:
+        validation_NK = predict_logits(model, images.validation.images_NHWC, "validation images in PyTorch")
     trial = try_temperature(validation_NK, images.validation.labels_N)
     looked_at = [("validation", validation_NK, images.validation.labels_N)]
     if has_test:

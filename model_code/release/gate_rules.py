@@ -1,20 +1,22 @@
 """The rules of the gate, and the bounds of their values."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Gain = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Limit = Annotated[float, Field(gt=0)]
+Metric = Literal["accuracy", "macro-f1"]
 
 
 class GateRules(BaseModel):
     """What a challenger has to show.
 
     Attributes:
-        min_gain: Least difference of the accuracies, a fraction of the images, in [0, 1). It is compared with the
-            measured difference; that the difference is no chance is asked besides.
+        metric: Figure that has to rise: accuracy, or macro-F1 over the classes that have images.
+        min_gain: Least difference of that figure, a fraction, in [0, 1). It is compared with the measured difference;
+            that the difference is no chance is asked besides.
         confidence: A difference counts where chance alone makes one as large in less than 1 - confidence of the
             cases; also the level of the difference's interval. In (0, 1).
         max_class_drop: Most that the recall of a class may fall, in [0, 1]; a larger fall refuses where it is no
@@ -25,6 +27,7 @@ class GateRules(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    metric: Metric = "accuracy"
     min_gain: Gain = 0.0
     confidence: float = Field(0.95, gt=0, lt=1)
     max_class_drop: Fraction = 0.05

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from model_code.evaluation.calibration import measure_interval
-from model_code.release.gate import ClassChange, Verdict
+from model_code.release.verdict import ClassChange, Verdict
 from serving.bundle.manifest import Calibration, Manifest
 
 FEW_IMAGES = 50

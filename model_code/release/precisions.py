@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +20,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from tqdm import tqdm
 
+from model_code.data.progress import show_progress
 from serving.bundle.session import CPU, CUDA, INPUT_NAME
 
 CALIBRATION_COUNT = 512
@@ -62,11 +60,11 @@ def make_int8(model_file: Path, file: Path, calibration_NHWC: npt.NDArray[np.uin
         graph = onnx.load(prepared).graph
         has_attention = any(node.op_type == "LayerNormalization" for node in graph.node)
         first_nodes, last_nodes = _find_ends(graph)
-        with _Images(calibration_NHWC) as images:
+        with show_progress("calibrating int8", len(calibration_NHWC), "images") as advance:
             quantize_static(
                 prepared,
                 Path(scratch) / "int8.onnx",
-                images,
+                _Images(calibration_NHWC, advance),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=_ATTENTION if has_attention else _CONVOLUTIONAL,
                 per_channel=True,
@@ -152,24 +150,15 @@ def _answer_in_half(node: onnx.NodeProto) -> None:
 class _Images(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     """Images in batches, with progress."""
 
-    def __init__(self, images_NHWC: npt.NDArray[np.uint8]) -> None:
-        self._images_NHWC = images_NHWC
+    def __init__(self, images_NHWC: npt.NDArray[np.uint8], advance: Callable[[int], None]) -> None:
+        self._images_NHWC, self._advance = images_NHWC, advance
         self._start = 0
-        self._progress = tqdm(total=len(images_NHWC), desc="calibrating int8", unit="image", disable=None, leave=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.close()
 
     def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
         """Return the next batch, None after the last."""
         batch_NHWC = self._images_NHWC[self._start : self._start + _CALIBRATION_BATCH]
         self._start += len(batch_NHWC)
-        self._progress.update(len(batch_NHWC))
+        self._advance(len(batch_NHWC))
         return {INPUT_NAME: batch_NHWC} if len(batch_NHWC) else None
 
 

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 
 from model_code.disk import writing_to
 from model_code.errors import ReleaseError
-from model_code.release.gate import Verdict
 from model_code.release.registered import RegisteredVersion, format_time
+from model_code.release.verdict import Verdict
 from serving.bundle.manifest import FILE_NAME, Manifest
 from serving.bundle.store import (
     BUNDLE_TAG,

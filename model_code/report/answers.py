@@ -3,7 +3,7 @@
 from collections import Counter
 
 from model_code.report.collection import Collection, average, rank_budget
-from model_code.report.comparison import NOT_RUN, mark_budget, summarise
+from model_code.report.comparison import NOT_RUN, describe_budget, summarise
 from model_code.report.document import Block, Cell, Folded, Heading, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import draw_arms, draw_forest, list_histories, render
 from model_code.report.questions import QUESTIONS, Question
@@ -40,7 +40,7 @@ def _build_arms(collection: Collection, question: Question) -> Table:
                 head,
                 *(summarise(group, metric) for metric in question.metrics),
                 Cell(str(len(group.runs))),
-                Cell(mark_budget(group), is_caution=not group.is_full),
+                describe_budget(group),
                 Cell(run_ids=tuple(run.run_id for run in group.runs)),
             )
         )

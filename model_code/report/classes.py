@@ -23,7 +23,9 @@ def build_classes(collection: Collection) -> Section:
     ]
     if not shown:
         return Section("Class by class", "classes", (Paragraph("No supervised run with a report yet: not run."),))
-    explanation = "Of the latest run of each recipe at its best budget, on the test images where there are any."
+    explanation = (
+        "Of the latest run of each recipe at its best budget on each data set, on the test images where there are any."
+    )
     by_classes: dict[tuple[str, ...], list[tuple[Group, Run, ClassReport]]] = {}
     for group, run, report in shown:
         by_classes.setdefault(tuple(report.per_class), []).append((group, run, report))
@@ -45,7 +47,7 @@ def _build_table(classes: tuple[str, ...], rows: Sequence[tuple[Group, Run, Clas
             )
         )
         published = get_published_classes(group.recipe)
-        if published:
+        if published and not group.is_elsewhere:
             beside = [Cell(_percent(published.get(name))) for name in classes]
             cells.append((Cell(group.recipe, is_code=True, detail="published"), Cell(), *beside, Cell()))
     datasets = ", ".join(sorted({run.dataset for _, run, _ in rows}))
@@ -53,12 +55,12 @@ def _build_table(classes: tuple[str, ...], rows: Sequence[tuple[Group, Run, Clas
 
 
 def _draw(group: Group, run: Run, report: ClassReport) -> ImageGroup:
-    title = f"{group.recipe}\n{report.split}, seed {run.seed}, {report.accuracy:.1%} right"
+    title = f"{group.name}\n{report.split}, seed {run.seed}, {report.accuracy:.1%} right"
     figure = draw_confusion(title, report.confusion_KK, tuple(report.per_class))
-    alt = f"Confusion matrix of {group.recipe}, {report.split}: {report.accuracy:.1%} right; {_name_worst(report)}"
-    image = render(f"{group.recipe}-confusion", figure, alt, CONFUSION_DPI)
+    alt = f"Confusion matrix of {group.name}, {report.split}: {report.accuracy:.1%} right; {_name_worst(report)}"
+    image = render(f"{group.name.replace(' ', '-')}-confusion", figure, alt, CONFUSION_DPI)
     caption = f"{report.split} images, seed {run.seed}: {_name_worst(report)}."
-    return ImageGroup(f"{group.recipe} ({mark_budget(group)})", (image,), caption, (run.run_id,))
+    return ImageGroup(f"{group.name} ({mark_budget(group)})", (image,), caption, (run.run_id,))
 
 
 def _name_worst(report: ClassReport) -> str:

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from model_code.tracking.store import EXPERIMENT
 
 FULL, SMOKE = "full", "smoke"
+_SMOKE_ON = f"{SMOKE} on "
 PAGE_RUNS = 1000
 # Histories to read of a run, by its kind.
 HISTORIES = {
@@ -117,10 +118,19 @@ class Group:
         return self.budget == FULL
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether the images are other ones than the recipe's."""
+        return "dataset" in self._changed or self.budget.startswith(_SMOKE_ON)
+
+    @property
+    def name(self) -> str:
+        """The recipe, with the images where they are other ones than its own."""
+        return f"{self.recipe} on {self.latest.dataset}" if self.is_elsewhere else self.recipe
+
+    @property
     def is_full_elsewhere(self) -> bool:
         """Whether the runs are the documented ones but on images other than the recipe's."""
-        changed = set(re.findall(r"([\w.]+)=", self.budget))
-        return "dataset" in changed and changed <= ADAPTED
+        return "dataset" in self._changed <= ADAPTED
 
     @property
     def is_smoke(self) -> bool:
@@ -136,6 +146,10 @@ class Group:
     def has_one_start(self) -> bool:
         """Whether every run started from the weights of the same run, or none from any."""
         return len({(run.pretrained_run_id, run.pretrained_sha256) for run in self.runs}) <= 1
+
+    @property
+    def _changed(self) -> set[str]:
+        return set(re.findall(r"([\w.]+)=", self.budget))
 
     @property
     def latest(self) -> Run:
@@ -170,14 +184,17 @@ class Collection:
         return next((group for group in self.groups.get(recipe, ()) if group.budget == budget), None)
 
     def list_best(self, kind: str) -> list[Group]:
-        """Return the group that stands for each recipe of a kind, by name."""
-        best = [groups[0] for _, groups in sorted(self.groups.items())]
-        return [group for group in best if group.latest.kind == kind]
+        """Return the groups that stand for each recipe of a kind, by name: the best on each data set."""
+        best: dict[tuple[str, str], Group] = {}
+        for recipe, groups in sorted(self.groups.items()):
+            for group in groups:
+                best.setdefault((recipe, group.latest.dataset), group)
+        return [group for group in best.values() if group.latest.kind == kind]
 
 
 def is_smoke(budget: str) -> bool:
     """Return whether a budget is that of smoke runs, on the recipe's images or on others: `smoke on shapes`."""
-    return budget == SMOKE or budget.startswith(f"{SMOKE} on ")
+    return budget == SMOKE or budget.startswith(_SMOKE_ON)
 
 
 def rank_budget(budget: str, seed_count: int) -> tuple[int, int, str]:
@@ -187,7 +204,7 @@ def rank_budget(budget: str, seed_count: int) -> tuple[int, int, str]:
 
 
 def collect_runs(client: MlflowClient) -> Collection:
-    """Read every finished run; reports and whole histories only of the groups that stand for their recipes."""
+    """Read every finished run; reports and whole histories only of the best group of a recipe on each data set."""
     finished = [run for found in _search(client) if (run := _read(found)) is not None]
     latest: dict[tuple[str, str, int], Run] = {}
     for run in sorted(finished, key=lambda run: (run.ended_ms, run.run_id)):
@@ -197,11 +214,13 @@ def collect_runs(client: MlflowClient) -> Collection:
         by_budget.setdefault(recipe, {}).setdefault(budget, []).append(run)
     groups = {}
     for recipe, budgets in by_budget.items():
-        ranked = sorted(budgets.items(), key=lambda entry: rank_budget(entry[0], len(entry[1])))
-        groups[recipe] = tuple(
-            Group(recipe, budget, tuple(_complete(client, run, is_shown=rank == 0) for run in runs))
-            for rank, (budget, runs) in enumerate(ranked)
-        )
+        ranked, shown = [], set[str]()
+        for budget, runs in sorted(budgets.items(), key=lambda entry: rank_budget(entry[0], len(entry[1]))):
+            dataset = Group(recipe, budget, tuple(runs)).latest.dataset
+            completed = tuple(_complete(client, run, is_shown=dataset not in shown) for run in runs)
+            ranked.append(Group(recipe, budget, completed))
+            shown.add(dataset)
+        groups[recipe] = tuple(ranked)
     return Collection(MappingProxyType(groups), tuple(finished))
 
 
@@ -252,9 +271,10 @@ def _read(found: MlflowRun) -> Run | None:
 
 
 def _describe_device(tags: Mapping[str, str]) -> str:
-    """Return the device and, where the run's engine is recorded, the precision that its description begins with."""
+    """Return the device, the precision that the engine's description begins with, and a change of device."""
     device, engine = tags.get("device", "unknown"), tags.get("engine")
-    return f"{device}, {engine.partition(',')[0]}" if engine else device
+    described = f"{device}, {engine.partition(',')[0]}" if engine else device
+    return f"{described} (resumed, {change})" if (change := tags.get("resumed_on")) else described
 
 
 def _read_budget(found: MlflowRun) -> str:

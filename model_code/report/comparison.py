@@ -66,8 +66,9 @@ class Comparison:
 
 
 def compare(collection: Collection, figure: PublishedFigure) -> Comparison:
-    """Return a published figure with what our runs measured."""
-    group = collection.get_best(figure.recipe)
+    """Return a published figure with what our runs measured on the same images."""
+    groups = collection.groups.get(figure.recipe, ())
+    group = next((one for one in groups if not one.is_elsewhere), None)
     found = [(run, value) for run in (group.runs if group else ()) if (value := _measure(run, figure)) is not None]
     return Comparison(figure, group, tuple(run for run, _ in found), tuple(value for _, value in found))
 
@@ -77,6 +78,13 @@ def mark_budget(group: Group) -> str:
     if group.budget == FULL:
         return FULL
     return f"{group.budget} - not comparable"
+
+
+def describe_budget(group: Group, *, is_caution: bool | None = None) -> Cell:
+    """Return the budget for a table; what a custom run changed is small print."""
+    kind, _, changed = group.budget.partition(": ")
+    text = kind if group.is_full else f"{kind} - not comparable"
+    return Cell(text, detail=changed, is_caution=not group.is_full if is_caution is None else is_caution)
 
 
 def describe_devices(runs: tuple[Run, ...]) -> str:
@@ -131,7 +139,6 @@ def _build_row(row: Comparison, further_metric: str | None) -> tuple[Cell, ...]:
     figure, group = row.figure, row.group
     assert group is not None, "rows are those of figures with runs"
     head = _describe_figure(figure)
-    is_caution = not row.is_comparable
     runs = row.runs or group.runs
     difference = Cell() if row.difference is None else Cell(format_difference(row.difference, figure.unit))
     cells = [*head, _describe_ours(row), difference]
@@ -141,7 +148,7 @@ def _build_row(row: Comparison, further_metric: str | None) -> tuple[Cell, ...]:
         *cells,
         Cell(str(len(row.values))),
         Cell(describe_epochs(runs)),
-        Cell(mark_budget(group), is_caution=is_caution and group.budget != FULL),
+        describe_budget(group),
         Cell(describe_devices(runs)),
         Cell(run_ids=tuple(run.run_id for run in runs)),
     )

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from model_code.report.collection import Collection, Group, History, average
-from model_code.report.comparison import mark_budget, summarise
+from model_code.report.collection import FULL, Collection, Group, History, average
+from model_code.report.comparison import describe_budget, mark_budget, summarise
 from model_code.report.document import Block, Cell, Image, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import draw_seeds, list_histories, render
 from model_code.report.published import PUBLISHED_CURVES
@@ -29,15 +29,14 @@ _PANELS: dict[str, tuple[str, float]] = {
 
 def build_learning_curves(collection: Collection) -> Section:
     """Return the section with the curves of every supervised recipe, and published curves also of one not run."""
-    groups = {group.recipe: group for group in collection.list_best("supervised")}
+    groups = collection.list_best("supervised")
     blocks: list[Block] = [] if groups else [Paragraph("No supervised run yet: not run.")]
-    for recipe, group in groups.items():
-        if recipe not in PUBLISHED_CURVES or not group.is_full:
+    for group in groups:
+        if group.recipe not in PUBLISHED_CURVES or not group.is_full:
             panels = [_draw(group, metric, *_PANELS[metric]) for metric in ("validation/accuracy", "validation/loss")]
             blocks += _assemble(group, panels, "Validation accuracy and loss")
     for recipe, curves in PUBLISHED_CURVES.items():
-        ours = groups.get(recipe)
-        blocks.append(_build_beside_published(recipe, ours if ours and ours.is_full else None, curves))
+        blocks.append(_build_beside_published(recipe, collection.get_group(recipe, FULL), curves))
     return Section("Learning curves", "curves", tuple(blocks))
 
 
@@ -110,7 +109,7 @@ def _build_backbones(groups: Sequence[Group]) -> Table:
                 Cell(split),
                 *(summarise(group, names.get(metric, metric)) for metric in metrics),
                 Cell(str(len(group.runs))),
-                Cell(mark_budget(group), is_caution=not group.is_full),
+                describe_budget(group),
                 Cell(run_ids=tuple(run.run_id for run in group.runs)),
             )
         )
@@ -132,8 +131,8 @@ def _draw(
         return None
     ends = ", ".join(f"{history[-1][1] * scale:.4g}" for history in histories)
     beside = "".join(f"; line at {value * scale:.4g} ({label})" for value, label in lines or ())
-    alt = f"{group.recipe}: {title} over the epochs, {len(histories)} seeds, last values {ends}{beside}"
-    name = f"{group.recipe}-{metric.replace('/', '-')}"
+    alt = f"{group.name}: {title} over the epochs, {len(histories)} seeds, last values {ends}{beside}"
+    name = f"{group.name.replace(' ', '-')}-{metric.replace('/', '-')}"
     return render(name, draw_seeds(title, histories, scale, lines or ()), alt)
 
 
@@ -143,5 +142,5 @@ def _assemble(group: Group, panels: list[Image | None], what: str) -> list[Block
         return []
     count = len(group.runs)
     seeds = f"{count} seeds, thin, and their mean" if count > 1 else "1 seed"
-    title = f"{group.recipe} ({mark_budget(group)})"
+    title = f"{group.name} ({mark_budget(group)})"
     return [ImageGroup(title, images, f"{what}: {seeds}.", tuple(run.run_id for run in group.runs))]

@@ -2,7 +2,7 @@
 
 from model_code.release.names import RELEASED_KINDS
 from model_code.report.collection import Collection, Group, average
-from model_code.report.comparison import mark_budget, summarise
+from model_code.report.comparison import describe_budget, summarise
 from model_code.report.document import Cell, Paragraph, Section, Table
 
 CHOOSING = "validation/best_accuracy"
@@ -44,11 +44,12 @@ def _score(group: Group) -> float | None:
 
 def _build_best(collection: Collection) -> Table:
     rows = tuple(_build_row(dataset, group) for dataset, group in sorted(choose_best(collection).items()))
-    columns = ("data set", "recipe", CHOOSING, "test/accuracy", "test/top5_accuracy", "seeds", "budget", "runs")
+    figures = ("validation accuracy", "test accuracy", "macro-F1", "top-5")
+    columns = ("data set", "recipe", *figures, "seeds", "budget", "runs")
     return Table(
         "Best recipe of each data set",
         columns,
-        rows or ((Cell("no full or custom run yet"), *(Cell() for _ in range(7))),),
+        rows or ((Cell("no full or custom run yet"), *(Cell() for _ in range(8))),),
     )
 
 
@@ -59,8 +60,9 @@ def _build_row(dataset: str, group: Group) -> tuple[Cell, ...]:
         Cell(group.recipe, is_code=True),
         summarise(group, CHOOSING),
         summarise(group, f"test/{layer}accuracy"),
+        summarise(group, "test/macro_f1"),
         summarise(group, f"test/{layer}top5_accuracy"),
         Cell(str(len(group.runs))),
-        Cell(mark_budget(group), is_caution=not group.is_full),
+        describe_budget(group),
         Cell(run_ids=tuple(run.run_id for run in group.runs)),
     )

@@ -33,6 +33,7 @@ def _build_champions(client: MlflowClient) -> Block:
             continue
         verdict = read_verdict(version)
         low, high = (0.0, 0.0) if verdict is None else verdict.challenger_interval
+        macro_f1 = None if verdict is None else verdict.challenger_macro_f1
         rows.append(
             (
                 Cell(name, is_code=True),
@@ -40,7 +41,8 @@ def _build_champions(client: MlflowClient) -> Block:
                 if verdict is None
                 else Cell(
                     f"{verdict.challenger_accuracy:.2%}",
-                    detail=f"95 % interval {low:.2%} to {high:.2%}, {verdict.count:,} {verdict.split} images",
+                    detail=f"95 % interval {low:.2%} to {high:.2%}, {verdict.count:,} {verdict.split} images"
+                    + ("" if macro_f1 is None else f"; macro-F1 {macro_f1:.2%}"),
                 ),
                 Cell(f"version {version.version}", detail=(verdict.precision or "") if verdict else ""),
                 Cell(version.tags.get("recipe", "-"), is_code=True),
@@ -82,7 +84,7 @@ def _build_chart(collection: Collection) -> list[Block]:
     rows = list_main(collection)
     dots = [
         Dot(
-            label=row.figure.recipe,
+            label=f"{row.figure.recipe} ({row.figure.qualifier})" if row.figure.qualifier else row.figure.recipe,
             published=row.figure.value,
             ours=average(row.values)[0] if row.values else None,
             interval=measure_spread(row.values, row.images),
@@ -95,7 +97,11 @@ def _build_chart(collection: Collection) -> list[Block]:
         f"{row.figure.recipe} {format_mean(*average(row.values), 'fraction')}, published {row.figure.value:.1%}"
         for row in run
     )
-    image = render("published", draw_published(dots), f"Accuracy of each recipe. {said or 'Nothing was run yet.'}")
+    image = render(
+        "published",
+        draw_published(dots),
+        f"Accuracy of each recipe. {said or 'None of them was run on its own images.'}",
+    )
     caption = (
         f"{len([row for row in run if row.is_comparable])} of {len(rows)} published accuracies were repeated in full. "
         "Diamonds: published. Dots: ours, with 95 % intervals over three seeds or more, else over the images of one "

@@ -3,7 +3,7 @@
 from model_code.disk import format_size
 from model_code.report.amounts import format_mean
 from model_code.report.collection import Collection, Group, Run, average
-from model_code.report.comparison import describe_devices, mark_budget
+from model_code.report.comparison import describe_budget, describe_devices
 from model_code.report.document import Cell, Paragraph, Section, Table
 from model_code.report.published import Unit
 
@@ -56,7 +56,7 @@ def _build_row(group: Group) -> tuple[Cell, ...]:
         Cell(f"{average(speeds)[0]:,.0f}" if speeds else "-"),
         Cell(format_size(round(max(memory))) if memory else "-"),
         Cell(str(len(group.runs))),
-        Cell(mark_budget(group), is_caution=is_caution),
+        describe_budget(group, is_caution=is_caution),
         Cell(describe_devices(group.runs)),
         Cell(run_ids=tuple(run.run_id for run in group.runs)),
     )

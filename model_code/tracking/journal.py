@@ -5,6 +5,7 @@ the next one removes; what it did not record is in the checkpoint, as with MLflo
 """
 
 import io
+import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,6 +74,11 @@ def read_journal(folder: Path) -> list[Entry]:
     return entries
 
 
+def is_finished(entries: Sequence[Entry]) -> bool:
+    """Return True if a journal has its run's end."""
+    return [entry.status for entry in entries if entry.status][-1:] == ["FINISHED"]
+
+
 class JournalLog(RunLog):
     """Writes a run's journal; `JournalTracking.track` makes one.
 
@@ -91,8 +97,8 @@ class JournalLog(RunLog):
         """Append one entry, with the time."""
         entry = Entry.model_validate({"time_ms": int(time.time() * 1000), **given})
         line = entry.model_dump_json(exclude_defaults=True).encode() + b"\n"
-        with writing_to(self._folder, len(line), "recording the run"), (self._folder / JOURNAL_FILE).open("ab") as file:
-            file.write(line)
+        with writing_to(self._folder, len(line), "recording the run"):
+            _append(self._folder / JOURNAL_FILE, line, is_durable=entry.status == "FINISHED")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Write metrics of one step."""
@@ -127,6 +133,21 @@ class JournalLog(RunLog):
         file = self._folder / ARTIFACTS_FOLDER / path
         write_atomically(file, content)
         self.log_file(file, path)
+
+
+def _append(file: Path, line: bytes, *, is_durable: bool) -> None:
+    """Append a whole line or nothing: a full disk takes the beginning of one."""
+    with file.open("ab", buffering=0) as stream:
+        size = stream.tell()
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[stream.write(rest) :]
+            if is_durable:
+                os.fsync(stream.fileno())
+        except OSError:
+            stream.truncate(size)
+            raise
 
 
 class JournalTracking:

@@ -43,6 +43,8 @@ class MetricQueue:
     def __init__(self, client: MlflowClient, run_id: str, label: str, patience: Patience) -> None:
         self._client, self._run_id, self._label, self._patience = client, run_id, label, patience
         self._unsent: deque[_Batch] = deque()
+        self._held: list[_Batch] = []
+        self._has_first = False
         self._error: Exception | None = None
         self._is_away = self._is_told = self._is_closed = self._is_taken_over = False
         self._changed = threading.Condition()
@@ -54,12 +56,25 @@ class MetricQueue:
         """Whether MLflow could not be reached at the last try."""
         return self._is_away
 
-    def put(self, values: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
-        """Take metrics of now, or of a time since 1970, to be sent; returns at once."""
+    def put(self, values: Mapping[str, float], step: int, time_ms: int | None = None, *, is_first: bool = True) -> None:
+        """Take metrics of now, or of a time since 1970, to be sent; returns at once.
+
+        MLflow's pages list metrics in the order in which they came: those that may not be the first of the run
+        (`is_first=False`) wait for others, at most until `close`.
+        """
         batch = _Batch(dict(values), step, int(time.time() * 1000) if time_ms is None else time_ms)
         with self._changed:
+            self._has_first = self._has_first or is_first
+            if not self._has_first:
+                self._held.append(batch)
+                return
             self._unsent.append(batch)
+            self._send_held()
             self._changed.notify()
+
+    def _send_held(self) -> None:
+        self._unsent.extend(self._held)
+        self._held.clear()
 
     def check(self) -> None:
         """Tell what the thread met.
@@ -91,6 +106,7 @@ class MetricQueue:
         """Let the background thread end as soon as everything is sent or a request fails."""
         with self._changed:
             self._is_closed = True
+            self._send_held()
             self._changed.notify()
 
     def _work(self) -> None:

@@ -6,7 +6,8 @@
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -110,7 +111,8 @@ def write_pack(pack: Pack, files: Mapping[str, Path], out: Path, part_bytes: int
         The whole manifest.
     """
     manifest = out / f"{pack.run_id}{MANIFEST_SUFFIX}"
-    manifest.unlink(missing_ok=True)
+    with writing_to(out, 0, f"packing run {pack.run_id}"):
+        manifest.unlink(missing_ok=True)
     total = sum(file.stat().st_size for file in files.values())
     count = max(1, -(-total // part_bytes))
     packed: list[PackedFile] = []
@@ -141,8 +143,8 @@ def write_pack(pack: Pack, files: Mapping[str, Path], out: Path, part_bytes: int
     return whole
 
 
-def find_packs(paths: Iterable[Path]) -> tuple[list[Pack], list[str], dict[str, Path]]:
-    """Return the packs in folders and files, what is wrong with others, and where each part is.
+def find_packs(paths: Iterable[Path]) -> tuple[list[Pack], list[str], dict[str, list[Path]]]:
+    """Return the packs in folders and files, what is wrong with others, and every copy of each part by its name.
 
     The parts of a pack may be in several of the places, or beside its manifest.
 
@@ -156,7 +158,10 @@ def find_packs(paths: Iterable[Path]) -> tuple[list[Pack], list[str], dict[str, 
         run = path.name.removesuffix(MANIFEST_SUFFIX)
         beside = path.parent.glob(f"{run}.*{PART_SUFFIX}") if run != path.name else ()
         files |= dict.fromkeys(sorted(path.iterdir()) if path.is_dir() else [path, *beside])
-    parts = {file.name: file for file in files if file.name.endswith(PART_SUFFIX)}
+    parts: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        if file.name.endswith(PART_SUFFIX):
+            parts[file.name].append(file)
     packs: dict[str, Pack] = {}
     problems = []
     for file in (file for file in files if file.name.endswith(MANIFEST_SUFFIX)):
@@ -176,17 +181,20 @@ def find_packs(paths: Iterable[Path]) -> tuple[list[Pack], list[str], dict[str, 
     return list(packs.values()), problems, parts
 
 
-def unpack(pack: Pack, parts: Mapping[str, Path], folder: Path) -> None:
+def unpack(pack: Pack, parts: Mapping[str, Sequence[Path]], folder: Path) -> None:
     """Write the files of a pack into an empty folder; every part and every file is verified.
+
+    Of several copies of a part one has to be right.
 
     Raises:
         DataError: Parts are missing.
         ChecksumError: A part is damaged, or of another pack.
     """
     if missing := [part.name for part in pack.parts if part.name not in parts]:
+        are = "is" if len(missing) == 1 else "are"
         raise DataError(
-            f"run {pack.run_id}: {len(missing)} of {len(pack.parts)} parts are missing ({_name_some(missing)}); bring "
-            "them from the machine that packed it, and repeat the command"
+            f"run {pack.run_id}: {len(missing)} of {len(pack.parts)} parts {are} missing ({_name_some(missing)}); "
+            "bring them from the machine that packed it, and repeat the command"
         )
     content = _Content(_read_parts(pack, parts))
     for file in pack.files:
@@ -216,16 +224,19 @@ class _Content:
             size -= len(chunk[:size])
 
 
-def _read_parts(pack: Pack, parts: Mapping[str, Path]) -> Iterator[bytes]:
+def _read_parts(pack: Pack, parts: Mapping[str, Sequence[Path]]) -> Iterator[bytes]:
     for part in pack.parts:
-        content = parts[part.name].read_bytes()
-        if hashlib.sha256(content).hexdigest() != part.sha256:
-            what = "damaged" if len(content) == part.size_bytes else f"of {len(content)} bytes, not {part.size_bytes}"
+        for file in parts[part.name]:
+            content = file.read_bytes()
+            if hashlib.sha256(content).hexdigest() == part.sha256:
+                yield content
+                break
+        else:
+            size = "" if len(content) == part.size_bytes else f" ({len(content)} bytes, not {part.size_bytes})"
             raise ChecksumError(
-                f"run {pack.run_id}: {parts[part.name]} is {what} or of another pack; bring it again from the machine "
-                "that packed the run, and repeat the command"
+                f"run {pack.run_id}: {file} is damaged or of another pack{size}; bring it again from the machine that "
+                "packed the run, and repeat the command"
             )
-        yield content
 
 
 def _read_manifest(file: Path) -> Pack:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from model_code.evaluation.figures import draw_confusion, draw_curves
 from model_code.evaluation.metrics import Report
 from model_code.tracking.provenance import read_git_sha, read_versions
-from model_code.training.results import Callback, Epoch, FinishedEpoch, TrainingResult
+from model_code.training.results import Callback, DeviceChange, Epoch, FinishedEpoch, TrainingResult
 from model_code.training.run_config import RunConfig
 from model_code.training.run_folder import RunFolder, RunRecord
 
@@ -109,6 +109,10 @@ class RunTracker(Callback):
         self._title = f"{record.config.recipe} ({record.config.profile}, seed {record.config.seed})"
         self._log = log
         self.followers: Sequence[Callback] = ()
+
+    def on_device_change(self, change: DeviceChange) -> None:
+        """Record that the device's tag is not that of all epochs."""
+        self._log.set_tag("resumed_on", change.describe())
 
     def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
         """Record the epochs that were finished but not recorded before the interruption."""

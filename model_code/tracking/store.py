@@ -1,9 +1,7 @@
 """The MLflow store: the server that MLFLOW_TRACKING_URI names, or an SQLite database in DARKROOM_HOME."""
 
 import json
-import os
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import version
@@ -32,16 +30,15 @@ VIEW_STATE = {
     "orderByAsc": False,
     "selectedColumns": [
         "tags.`recipe`",
-        "attributes.`Dataset`",
+        "tags.`dataset`",
         "tags.`budget`",
         "tags.`precision`",
         "metrics.`test/accuracy`",
         "metrics.`validation/best_accuracy`",
-        "metrics.`seconds`",
     ],
 }
 DESCRIPTION_TAG = "mlflow.note.content"
-COMPARISON = "The newest runs side by side"
+COMPARISON, CHARTS = "The newest runs side by side", "All runs as charts"
 
 
 def open_store(settings: Settings) -> MlflowClient:
@@ -59,7 +56,7 @@ def open_store(settings: Settings) -> MlflowClient:
                 _create_database(settings.home / "mlflow.db", settings.tracking_uri)
             client = MlflowClient()
             if client.get_experiment_by_name(EXPERIMENT) is None:
-                location = None if settings.has_mlflow_server else _as_uri(settings.artifacts_dir)
+                location = None if settings.has_mlflow_server else as_uri(settings.artifacts_dir)
                 with _allowing_others():
                     client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS)
             mlflow.set_experiment(EXPERIMENT)
@@ -114,33 +111,16 @@ def _create_database(file: Path, tracking_uri: str) -> None:
     scratch = file.with_name("mlflow.db.new")
     for leftover in file.parent.glob(f"{scratch.name}*"):
         leftover.unlink()
-    store = SqlAlchemyStore(f"sqlite:///{scratch}", _as_uri(file.parent / "artifacts"))
+    store = SqlAlchemyStore(f"sqlite:///{scratch}", as_uri(file.parent / "artifacts"))
     store.engine.dispose()
     scratch.replace(file)
-
-
-def run_ui(settings: Settings, port: int) -> None:
-    """Replace this process by MLflow's web server on the store, on the loopback address."""
-    view = share_view(open_store(settings))
-    print(
-        f"MLflow on {settings.home}, in some seconds at http://127.0.0.1:{port}/#/{view} (Ctrl-C stops it)", flush=True
-    )
-    # Its background jobs are for evaluating language models.
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    arguments = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    arguments += [
-        "--backend-store-uri",
-        settings.tracking_uri,
-        "--default-artifact-root",
-        _as_uri(settings.artifacts_dir),
-    ]
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "mlflow", *arguments])
 
 
 def share_view(client: MlflowClient) -> str:
     """Keep a view of the runs as one that was shared: what tells runs apart in columns, the best test accuracy first.
 
-    The experiment's description gets a link to the comparison of the newest runs; what a person wrote there stays.
+    The experiment's description gets links to the comparison of the newest runs and to charts; what a person wrote
+    there stays.
 
     Returns:
         Path of the view in MLflow's pages.
@@ -149,23 +129,31 @@ def share_view(client: MlflowClient) -> str:
     assert experiment is not None, "open_store makes it"
     experiment_id, tags = str(experiment.experiment_id), {**EXPERIMENT_TAGS}
     tags[f"mlflow.sharedViewState.{VIEW}"] = json.dumps(VIEW_STATE)
+    view = f"experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
     if comparison := find_comparison(client, experiment_id):
         lines = experiment.tags.get(DESCRIPTION_TAG, "").splitlines()
         own = [line for line in lines if not line.startswith(f"[{COMPARISON}]")]
-        tags[DESCRIPTION_TAG] = "\n".join([f"[{COMPARISON}](#/{comparison})", *own])
+        links = f"[{COMPARISON}](#/{comparison}) · [{CHARTS}](#/{view}&compareRunsMode=CHART)"
+        tags[DESCRIPTION_TAG] = "\n".join([links, *own])
     for key, value in tags.items():
         client.set_experiment_tag(experiment_id, key, value)
-    return f"experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
+    return view
 
 
 def find_comparison(client: MlflowClient, experiment_id: str) -> str:
-    """Return the path of MLflow's page that compares the newest finished trainings; empty with fewer than two."""
-    query = "attributes.status = 'FINISHED' AND tags.kind LIKE '%'"  # parents have no kind
-    runs = client.search_runs([experiment_id], query, max_results=MOST_COMPARED)
+    """Return the path of MLflow's page that compares the newest finished trainings of the newest one's kind.
+
+    It is empty with fewer than two.
+    """
+    query = "attributes.status = 'FINISHED' AND tags.kind LIKE"
+    if not (newest := client.search_runs([experiment_id], f"{query} '%'", max_results=1)):  # parents have no kind
+        return ""
+    runs = client.search_runs([experiment_id], f"{query} '{newest[0].data.tags['kind']}'", max_results=MOST_COMPARED)
     listed = quote(json.dumps([run.info.run_id for run in runs]))
     return f"compare-runs?runs={listed}&experiments={quote(json.dumps([experiment_id]))}" if len(runs) > 1 else ""
 
 
-def _as_uri(folder: Path) -> str:
+def as_uri(folder: Path) -> str:
+    """Return the address of a folder, which is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder.as_uri()

@@ -42,7 +42,7 @@ def sample_system(run: Run, queue: MetricQueue, interval_s: float = INTERVAL_S) 
             except Exception as error:  # noqa: BLE001 - a probe that fails costs a sample, never the training
                 logger.debug("no system metrics this time: %s", error)
                 continue
-            queue.put({f"{PREFIX}{key}": value for key, value in sample.items()}, step)
+            queue.put({f"{PREFIX}{key}": value for key, value in sample.items()}, step, is_first=False)
             for probe in monitor.monitors:
                 probe.clear_metrics()
             step += 1

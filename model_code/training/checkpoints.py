@@ -27,6 +27,7 @@ from model_code.disk import write_atomically
 from model_code.errors import DownloadError, TrainingError
 from model_code.models.networks import LAST_LAYERS
 from model_code.models.weight_names import translate
+from model_code.training.config import TORCHVISION
 from model_code.training.run_folder import STATE_FILE
 
 LAST_FILE = "last.safetensors"
@@ -37,6 +38,10 @@ _UNREADABLE = (
     *(OSError, EOFError, RuntimeError, UnpicklingError, SafetensorError),
     *(ValueError, TypeError, LookupError, AttributeError, AssertionError, OverflowError, MemoryError, struct.error),
 )
+
+
+# Keys under which training scripts keep the weights of a checkpoint, and what DataParallel puts before each name.
+_WRAPPERS, _PARALLEL_PREFIX = ("state_dict", "model_state_dict", "model"), "module."
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def load_pretrained(network: nn.Module, source: str) -> list[str]:
         TrainingError: The file is missing, is no weights file, or does not fit.
         DownloadError: The download failed.
     """
-    given = _download_torchvision() if source == "torchvision" else _read_state_dict(Path(source))
+    given = _download_torchvision() if source == TORCHVISION else _read_state_dict(Path(source))
     given_names = translate(given)
     weights = {name: given[key] for name, key in given_names.items()}
     own_state = network.state_dict()
@@ -162,7 +167,7 @@ def hash_pretrained(source: str | None) -> str | None:
     Raises:
         TrainingError: The file is not there.
     """
-    if source is None or source == "torchvision":
+    if source is None or source == TORCHVISION:
         return None
     _check_is_file(Path(source))
     with Path(source).open("rb") as file:
@@ -215,14 +220,31 @@ def _read_state_dict(file: Path) -> dict[str, Tensor]:
         weights = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         raise TrainingError(f"pretrained_weights={file} is not a weights file: {_first_line(error)}") from error
+    while isinstance(weights, dict) and (inner := [weights[key] for key in _WRAPPERS if _is_dict(weights, key)]):
+        weights = inner[0]
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise TrainingError(f"pretrained_weights={file} holds no state dict of tensors")
+    if all(name.startswith(_PARALLEL_PREFIX) for name in weights):
+        weights = {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in weights.items()}
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise TrainingError(f"pretrained_weights={file}: {broken[0]} has values that are NaN or infinite")
     return weights
+
+
+def _is_dict(weights: Mapping[str, object], key: str) -> bool:
+    return isinstance(weights.get(key), dict)
 
 
 def _check_is_file(file: Path) -> None:
     if not file.is_file():
         raise TrainingError(f"pretrained_weights={file}: no such file; give a .safetensors or .pth file")
+
+
+def find_torchvision_download() -> Path:
+    """Return the place of torchvision's ImageNet weights, downloaded or not."""
+    from torchvision.models import ResNet18_Weights
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
 
 
 def _download_torchvision() -> dict[str, Tensor]:

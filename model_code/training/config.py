@@ -11,6 +11,8 @@ from model_code.training.run_config import NetworkName, PositiveFloat
 Share = Annotated[float, Field(ge=0, le=1)]
 # In front of a recipe's name in `pretrained_weights`.
 RECIPE_PREFIX = "recipe:"
+# Value of `pretrained_weights`: torchvision's ImageNet weights, which are downloaded.
+TORCHVISION = "torchvision"
 
 
 class TrainingConfig(EpochConfig):

@@ -200,6 +200,8 @@ class GradientStep:
                 clip_grad_norm_(self._parameters, self._clip_norm)
             self._optimizer.step()
         except torch.OutOfMemoryError as error:
+            if self._is_recording():
+                raise
             raise TrainingError(
                 "the device's memory does not hold what the optimiser keeps of each weight; take a smaller network, or "
                 f"give --set engine.pictures=streamed ({first_line(error)})"

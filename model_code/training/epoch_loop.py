@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from model_code.errors import TrainingError
+from model_code.errors import DivergedError, TrainingError
 from model_code.training import checkpoints
 from model_code.training.batches import is_streamed, iterate_batches
 from model_code.training.checkpoint_writer import CheckpointWriter, Snapshot, copy_tensors
@@ -25,7 +25,7 @@ from model_code.training.device import derive_seed, seed_everything
 from model_code.training.engine import Engine, GradientStep, choose_engine, first_line
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import Processes
-from model_code.training.results import Callback, Epoch, TrainingResult
+from model_code.training.results import Callback, DeviceChange, Epoch, TrainingResult
 from model_code.training.whole_step import WholeStep
 
 STEPS_BETWEEN_CHECKS_ON_CUDA = 50
@@ -173,7 +173,19 @@ class EpochLoop(ABC, Generic[Epoch]):
             best_weights=checkpoints.best_file(self.run_dir, self.best_epoch),
             last_weights=self.run_dir / checkpoints.LAST_FILE,
             parts=self.gradient_step.parts,
+            engine=self._describe_engine(),
         )
+
+    def _describe_engine(self) -> str:
+        """Return how the steps were computed, which is eagerly where a whole step could not be recorded."""
+        engine, whole = replace(self.engine, parts=self.gradient_step.parts), self._whole_step
+        if engine.compile != "step":
+            return engine.describe()
+        replayed = 0 if whole is None else whole.replayed
+        described = (engine if replayed else replace(engine, compile="off")).describe()
+        if self._is_streamed:
+            return described
+        return f"{described}; {replayed} of {0 if whole is None else whole.taken} steps replayed"
 
     def _run_epochs(self) -> None:
         if not self.processes.is_first:
@@ -276,9 +288,9 @@ class EpochLoop(ABC, Generic[Epoch]):
         """Return the images of an epoch in the order of their visits, int64 [N]."""
         return torch.randperm(len(self._images_NHWC), generator=self.generator, device=self.device)
 
-    def diverged(self, what: str) -> TrainingError:
+    def diverged(self, what: str) -> DivergedError:
         """Return the error of a loss that is not finite."""
-        return TrainingError(
+        return DivergedError(
             f"{what}; lower the learning rate (--set {self.rate_setting}={self._rate / 10:g}); "
             + (f"the checkpoint before stays in {self.run_dir}" if self.history else "no epoch was finished before")
         )
@@ -375,7 +387,7 @@ class EpochLoop(ABC, Generic[Epoch]):
             checkpoints.remove_other_best(self.run_dir, state.best_epoch)
         self._load(state)
         self.gradient_step.parts = max(self.gradient_step.parts, state.parts)
-        restore_randomness(state, self.generator, self._seed)
+        change = restore_randomness(state, self.generator, self._seed)
         self.history = [self.epoch_type(**epoch) for epoch in state.history]
         self.best_epoch = state.best_epoch
         if state.progress is not None:
@@ -387,19 +399,35 @@ class EpochLoop(ABC, Generic[Epoch]):
                 progress.learning_rate,
                 progress.step,
             )
+        if change is not None:
+            self._tell_change(change, state)
         for callback in self.callbacks:
             callback.on_resume(tuple(self.history))
             if self._progress is not None:
                 callback.on_resume_epoch(len(self.history) + 1, self._progress.step, self.steps)
 
+    def _tell_change(self, change: DeviceChange, state: checkpoints.TrainingState) -> None:
+        if self.processes.is_first:
+            step = 0 if state.progress is None else state.progress["step"]
+            print(
+                f"the run began on {change.before} and continues on {change.now}: order and augmentation are drawn "
+                f"anew, by seed {self._seed}, epoch {state.epoch + 1} and step {step}",
+                flush=True,
+            )
+        for callback in self.callbacks:
+            callback.on_device_change(change)
 
-def restore_randomness(state: checkpoints.TrainingState, generator: torch.Generator, seed: int) -> None:
-    """Continue the random numbers of a state; on another kind of device new ones, which a line says.
+
+def restore_randomness(state: checkpoints.TrainingState, generator: torch.Generator, seed: int) -> DeviceChange | None:
+    """Continue the random numbers of a state; on another kind of device start new ones.
 
     Args:
         state: What an interrupted run left.
         generator: Generator of order and augmentation, on the run's device.
         seed: Seed of the run.
+
+    Returns:
+        The change of the kind of device; None if it is the same.
     """
     before, now = "cpu" if state.cuda_rng is None else "cuda", generator.device.type
     if before == now:
@@ -407,16 +435,12 @@ def restore_randomness(state: checkpoints.TrainingState, generator: torch.Genera
         torch.set_rng_state(state.torch_rng)
         if state.cuda_rng is not None:
             torch.cuda.set_rng_state(state.cuda_rng, generator.device)
-        return
+        return None
     step = 0 if state.progress is None else state.progress["step"]
     derived = derive_seed(seed, state.epoch, step)
     generator.manual_seed(derived)
     torch.manual_seed(derived)
-    print(
-        f"the run began on {before} and continues on {now}: order and augmentation are drawn anew, by seed {seed}, "
-        f"epoch {state.epoch + 1} and step {step}",
-        flush=True,
-    )
+    return DeviceChange(before, now, state.epoch)
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:

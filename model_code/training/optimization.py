@@ -39,16 +39,21 @@ def build_optimizer(config: TrainingConfig, model: nn.Module, is_recorded: bool 
 
 
 def _group_parameters(config: TrainingConfig, model: nn.Module) -> list[dict[str, Any]]:
-    """Return the trainable parameters, a group for each learning rate; the one with the config's own is the first."""
+    """Return the trainable parameters, a group for each learning rate; the one with the config's own is the first.
+
+    A backbone that thaws later has groups of its own: torch's fused SGD refuses a group in which only some parameters
+    have momentum.
+    """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     biases = {id(norm.bias) for norm in norms}
     backbone = {id(one) for network in model.children() for one in list_backbone(network)}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {(1, 1): []}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {(1, 1, False): []}
     for one in model.parameters():
         if one.requires_grad:
             backbone_factor = config.backbone_rate_factor if id(one) in backbone else 1
             bias_factor = config.norm_bias_rate_factor if id(one) in biases else 1
-            groups.setdefault((backbone_factor, bias_factor), []).append(one)
+            is_thawing = config.frozen_epochs > 0 and id(one) in backbone
+            groups.setdefault((backbone_factor, bias_factor, is_thawing), []).append(one)
     return [
         {
             "params": parameters,
@@ -56,7 +61,7 @@ def _group_parameters(config: TrainingConfig, model: nn.Module) -> list[dict[str
             # SGD multiplies the decay by the rate.
             "weight_decay": config.weight_decay / bias_factor,
         }
-        for (backbone_factor, bias_factor), parameters in groups.items()
+        for (backbone_factor, bias_factor, _), parameters in groups.items()
         if parameters
     ]
 

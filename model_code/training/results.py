@@ -29,7 +29,7 @@ class FinishedEpoch(ABC):
 
     @abstractmethod
     def list_metrics(self) -> dict[str, float]:
-        """Return the epoch's point of each curve by its name, `<split>/<metric>`."""
+        """Return the epoch's point of each curve by its name, `<split>/<metric>`, what people compare first."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -62,14 +62,14 @@ class EpochMetrics(FinishedEpoch):
     def list_metrics(self) -> dict[str, float]:
         """Return the epoch's point of each curve by its name."""
         return {
+            "validation/accuracy": self.validation_accuracy,
+            "validation/loss": self.validation_loss,
+            "validation/macro_f1": self.validation_macro_f1,
             "train/loss": self.train_loss,
             "train/accuracy": self.train_accuracy,
             "train/pictures_per_s": self.pictures_per_s,
             "train/seconds": self.seconds,
             "train/learning_rate": self.learning_rate,
-            "validation/loss": self.validation_loss,
-            "validation/accuracy": self.validation_accuracy,
-            "validation/macro_f1": self.validation_macro_f1,
         }
 
     def describe(self) -> str:
@@ -108,7 +108,7 @@ class PretrainingEpoch(FinishedEpoch):
             "train/seconds": self.seconds,
             "train/learning_rate": self.learning_rate,
         }
-        return metrics if self.knn_accuracy is None else {**metrics, "validation/knn_accuracy": self.knn_accuracy}
+        return metrics if self.knn_accuracy is None else {"validation/knn_accuracy": self.knn_accuracy, **metrics}
 
     def describe(self) -> str:
         """Return the epoch in a few words."""
@@ -129,6 +129,7 @@ class TrainingResult(Generic[Epoch]):
         best_weights: Its weights, safetensors.
         last_weights: Weights of the last epoch, safetensors.
         parts: Micro-batches of a batch at the end, more than was asked for where the device's memory was full.
+        engine: How the steps of this process were really computed, for people.
     """
 
     history: tuple[Epoch, ...]
@@ -136,11 +137,31 @@ class TrainingResult(Generic[Epoch]):
     best_weights: Path
     last_weights: Path
     parts: int
+    engine: str
 
     @property
     def best(self) -> Epoch:
         """Metrics of the best epoch."""
         return self.history[self.best_epoch - 1]
+
+
+@dataclass(frozen=True)
+class DeviceChange:
+    """A run resumed on another kind of device.
+
+    Attributes:
+        before: Kind of device until then, `cuda` or `cpu`.
+        now: Kind of device from then on.
+        epoch: Epochs finished before.
+    """
+
+    before: str
+    now: str
+    epoch: int
+
+    def describe(self) -> str:
+        """Return the change in a few words, for people."""
+        return f"{self.before} to {self.now} after epoch {self.epoch}"
 
 
 class Callback:
@@ -151,6 +172,9 @@ class Callback:
     """
 
     wants_stop: bool = False
+
+    def on_device_change(self, change: DeviceChange) -> None:
+        """An interrupted run goes on on another kind of device; before `on_resume`."""
 
     def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
         """An interrupted run goes on; these epochs were finished before."""

@@ -3,6 +3,7 @@
 run.json       the run's id, config and data checksum, written first
 result.json    written last; a folder without it was interrupted
 journal.jsonl  what an offline run records instead of in MLflow; only such runs have one
+diverged       there where the last training ended with a loss that is not finite
 run.lock       held (flock) by the process that works in the folder; the kernel frees it when that process dies
 """
 
@@ -17,7 +18,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_code.disk import is_locked, take_lock, write_atomically
-from model_code.errors import TrainingError, UsageError
+from model_code.errors import DivergedError, TrainingError, UsageError
 from model_code.training.config import TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.random_features_config import RandomFeaturesConfig
@@ -28,6 +29,7 @@ AnyConfig = Annotated[
 ]
 RUN_FILE, RESULT_FILE, LOCK_FILE = "run.json", "result.json", "run.lock"
 STATE_FILE = "state.pt"
+DIVERGED_FILE = "diverged"
 JOURNAL_FILE = "journal.jsonl"
 ATTEMPTS_FOLDER = "attempts"
 
@@ -84,28 +86,11 @@ class RunResult(BaseModel):
     code_sha256: str | None = None
 
 
-class RunFolder:
-    """A run's folder; make one with `create_run_folder` or find one with `open_run_folder`."""
+class RunPlace:
+    """A run's folder, whether its record can be read or not; `find_run_place` finds one."""
 
-    def __init__(self, path: Path, record: RunRecord, begun_s: float) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.record = record
-        self.begun_s = begun_s
-
-    @property
-    def result(self) -> RunResult | None:
-        """The result, or None while the run is not complete; TrainingError when the file is damaged."""
-        try:
-            return RunResult.model_validate_json((self.path / RESULT_FILE).read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            raise TrainingError(f"{self.path / RESULT_FILE} is damaged; remove it and repeat the command") from error
-
-    def complete(self, result: RunResult) -> None:
-        """Mark the run as complete; the state that only an interrupted run needs is removed."""
-        write_atomically(self.path / RESULT_FILE, result.model_dump_json(indent=2).encode())
-        (self.path / STATE_FILE).unlink(missing_ok=True)
 
     @property
     def is_offline(self) -> bool:
@@ -119,7 +104,7 @@ class RunFolder:
         Raises:
             BusyError: Another process works in it.
         """
-        busy = f"run {self.record.run_id} is used by another command; wait for it"
+        busy = f"run {self.path.name} is used by another command; wait for it"
         with take_lock(self.path / LOCK_FILE, busy, is_shared=is_shared):
             yield
 
@@ -127,6 +112,50 @@ class RunFolder:
     def is_busy(self) -> bool:
         """Whether a process works in the folder at this moment."""
         return is_locked(self.path / LOCK_FILE)
+
+
+class RunFolder(RunPlace):
+    """A run's folder; make one with `create_run_folder` or find one with `open_run_folder`."""
+
+    def __init__(self, path: Path, record: RunRecord, begun_s: float) -> None:
+        super().__init__(path)
+        self.record = record
+        self.begun_s = begun_s
+
+    @property
+    def result(self) -> RunResult | None:
+        """The result, or None while the run is not complete; TrainingError when the file is damaged."""
+        try:
+            return RunResult.model_validate_json((self.path / RESULT_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise TrainingError(f"{self.path / RESULT_FILE} is damaged; remove it and repeat the command") from error
+
+    @property
+    def has_diverged(self) -> bool:
+        """True if the last training in the folder ended with a loss that is not finite."""
+        return (self.path / DIVERGED_FILE).exists()
+
+    @property
+    def state(self) -> str:
+        """State of a run without a result: `diverged` or `interrupted`."""
+        return "diverged" if self.has_diverged else "interrupted"
+
+    @contextmanager
+    def noting_divergence(self) -> Iterator[None]:
+        """Mark the run if the block ends with a loss that is not finite; an older mark is removed."""
+        (self.path / DIVERGED_FILE).unlink(missing_ok=True)
+        try:
+            yield
+        except DivergedError:
+            (self.path / DIVERGED_FILE).touch()
+            raise
+
+    def complete(self, result: RunResult) -> None:
+        """Mark the run as complete; the state that only an interrupted run needs is removed."""
+        write_atomically(self.path / RESULT_FILE, result.model_dump_json(indent=2).encode())
+        (self.path / STATE_FILE).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -156,18 +185,35 @@ def open_run_folder(checkpoints_dir: Path, run_id: str) -> RunFolder:
     Raises:
         TrainingError: There is none, or its record is damaged.
     """
-    file = checkpoints_dir / run_id / RUN_FILE
+    path = find_run_place(checkpoints_dir, run_id).path
     try:
-        if Path(run_id).name != run_id:  # a path, to another home perhaps
-            raise FileNotFoundError(file)
-        return _read_run(file.parent)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise TrainingError(f"no run {run_id!r} in {checkpoints_dir}; `darkroom runs list` shows the runs") from error
+        return _read_run(path)
+    except FileNotFoundError as error:  # removed at this moment
+        raise _unknown(checkpoints_dir, run_id) from error
     except ValidationError as error:
         raise TrainingError(
-            f"{file} is damaged or was written by another version; remove its folder and train again: "
-            "`darkroom train RECIPE`"
+            f"{path / RUN_FILE} is damaged or was written by another version; remove the run and train again: "
+            f"`darkroom runs remove {run_id}`, `darkroom train RECIPE`"
         ) from error
+
+
+def find_run_place(checkpoints_dir: Path, run_id: str) -> RunPlace:
+    """Find the folder of an existing run, also of one whose record is damaged.
+
+    Raises:
+        TrainingError: There is none.
+    """
+    # A path leads to another home perhaps.
+    if Path(run_id).name != run_id or not (checkpoints_dir / run_id / RUN_FILE).exists():
+        raise _unknown(checkpoints_dir, run_id)
+    return RunPlace(checkpoints_dir / run_id)
+
+
+def _unknown(checkpoints_dir: Path, run_id: str) -> TrainingError:
+    return TrainingError(
+        f"no run {run_id!r} in {checkpoints_dir}; give its id or at least the first 8 digits of it, as `darkroom runs "
+        "list` shows them"
+    )
 
 
 def is_run_id(text: str) -> bool:
@@ -234,6 +280,19 @@ def list_finished(checkpoints_dir: Path) -> Iterator[RunFolder]:
 def list_interrupted(checkpoints_dir: Path) -> Iterator[RunFolder]:
     """Yield the runs without a result, those that are worked on too, the newest first; not those of other versions."""
     return _list_runs(checkpoints_dir, is_complete=False)
+
+
+def list_damaged(checkpoints_dir: Path) -> list[str]:
+    """Return the ids of the runs whose record is damaged or of another version, sorted."""
+    damaged = []
+    for file in sorted(checkpoints_dir.glob(f"[!.]*/{RUN_FILE}")):
+        try:
+            _read_run(file.parent)
+        except ValidationError:
+            damaged.append(file.parent.name)
+        except FileNotFoundError:  # removed at this moment
+            continue
+    return damaged
 
 
 def _is_like(folder: RunFolder, wanted: RunRecord) -> bool:

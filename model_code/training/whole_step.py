@@ -36,6 +36,8 @@ class WholeStep:
         order_N: Indices of the images in the order in which they are visited.
         losses_S: Mean loss of each step.
         total: Sum of what the steps add.
+        taken: Steps so far.
+        replayed: How many of them were replayed.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class WholeStep:
         self._stream = torch.cuda.Stream(device) if self._is_cuda else None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._recorded: object = None
-        self._steps_taken = 0
+        self._steps_taken = self.taken = self.replayed = 0
         self._is_recordable = self._is_cuda
 
     def begin(self, order_N: Tensor, losses_S: Tensor, total: Tensor, step: int) -> None:
@@ -90,6 +92,7 @@ class WholeStep:
             self._record(prepare)
         if self._graph is not None and not is_last:
             self._graph.replay()
+            self.replayed += 1
         elif self._stream is None or self._graph is not None or not self._is_recordable:
             self._run(is_last)
         else:
@@ -98,6 +101,7 @@ class WholeStep:
                 self._run(is_last)
             torch.cuda.current_stream().wait_stream(self._stream)
         self._steps_taken += 1
+        self.taken += 1
 
     def _run(self, is_last: bool) -> None:
         chosen_B = self.order_N.index_select(0, self._step_1 * len(self._places_B) + self._places_B)

@@ -56,13 +56,15 @@ def read_range(opened: Image.Image) -> SampleRange | None:
     if opened.mode != "F" and not opened.mode.startswith("I"):
         if form == _SIGNED:
             raise NotAnImageError("a TIFF of signed 8-bit samples, which are not read; save it with unsigned ones")
-        is_deep = any(";16" in str(tile[3]) for tile in getattr(opened, "tile", ()))
+        is_deep = any(
+            ";16" in str(tile[3]) or _read_maximum(tile) == _FULL_16_BITS[1] for tile in getattr(opened, "tile", ())
+        )
         return SampleRange("16-bit", None, is_grey=False) if is_deep else None
     if not tags:
         if opened.mode == "F":
             return SampleRange("32-bit float", None, is_grey=True)
         # A PGM of fewer values than 65,536 is scaled to all of them by Pillow.
-        is_scaled = opened.format == "PPM" and getattr(opened, "tile", [("raw",)])[0][0] != "raw"
+        is_scaled = any((_read_maximum(tile) or 65_535) < 65_535 for tile in getattr(opened, "tile", ()))
         return SampleRange("16-bit", _FULL_16_BITS if is_scaled else None, is_grey=True)
     kind = f"{bits}-bit" + {_SIGNED: " signed", _FLOAT: " float"}.get(form, "")
     stated = _find_stated(tags, form)
@@ -104,33 +106,35 @@ def scale_grey(image: Image.Image, samples: SampleRange) -> Image.Image:
 
 
 def check_colour(image: Image.Image, samples: SampleRange) -> None:
-    """Refuse colour of 16 bits that uses less than a quarter of them.
+    """Refuse colour of 16 bits that uses less than a quarter of them, or none: its lower bytes are gone by now.
 
     Raises:
         NotAnImageError: It does.
     """
     bands = np.atleast_2d(image.getextrema())
     brightest = max(int(band[1]) for band, name in zip(bands, image.getbands(), strict=True) if name != "A")
-    if image.mode in ("RGB", "RGBA", "LA") and 0 < brightest < _LEAST_MAXIMUM >> 8:
-        raise NotAnImageError(_say_dark(samples.kind, (brightest << 8) + 255))
+    if image.mode in ("RGB", "RGBA", "LA", "CMYK") and brightest < _LEAST_MAXIMUM >> 8:
+        raise NotAnImageError(_say_dark(samples.kind, (brightest << 8) + 255, _FULL_16_BITS[1]))
 
 
 def _assume_range(kind: str, lowest: float, highest: float) -> tuple[float, float]:
     if kind.endswith("float") and 0 <= lowest <= highest <= 1:
+        if 0 < highest < 0.25:
+            raise NotAnImageError(_say_dark(kind, highest, 1))
         return 0.0, 1.0
     if kind == "16-bit":
         if 0 < highest < _LEAST_MAXIMUM:
-            raise NotAnImageError(_say_dark(kind, highest))
+            raise NotAnImageError(_say_dark(kind, highest, _FULL_16_BITS[1]))
         return _FULL_16_BITS
     raise NotAnImageError(
         f"a grey image with {kind} samples from {lowest:g} to {highest:g} and no stated range; {_REMEDY}"
     )
 
 
-def _say_dark(kind: str, highest: float) -> str:
+def _say_dark(kind: str, highest: float, white: int) -> str:
     return (
-        f"an image with {kind} samples of at most {highest:g}, nearly black in the full range of 65535: fewer bits "
-        f"are in use than the file states; {_REMEDY}"
+        f"an image with {kind} samples of at most {highest:g}, nearly black where {white} is white, or nearly white in "
+        f"CMYK: less than a quarter of the range is in use; {_REMEDY}"
     )
 
 
@@ -145,6 +149,11 @@ def _find_stated(tags: Mapping[int, Any], form: int) -> tuple[float, float] | No
         if form != _UNSIGNED and low is not None and low < high:
             return float(low), float(high)
     return None
+
+
+def _read_maximum(tile: tuple[Any, ...]) -> int | None:
+    """Return the maximum that a PPM or PGM states, as Pillow's decoder of scaled samples gets it."""
+    return int(tile[3][1]) if tile[0] in ("ppm", "ppm_plain") else None
 
 
 def _first(tags: Mapping[int, Any], tag: int) -> float | None:

@@ -198,7 +198,9 @@ def write_submission(result: PredictResult, stream: TextIO) -> None:
         ClientError: An image has no prediction or no number, or two have the same one; nothing is written.
     """
     if result.problems:
-        raise ClientError(f"{len(result.problems)} images have no label: a submission needs all of them")
+        count = len(result.problems)
+        images = "1 image has" if count == 1 else f"{count} images have"
+        raise ClientError(f"{images} no label: a submission needs all of them")
     labels: dict[int, str] = {}
     for prediction in result.predictions:
         stem = PurePath(prediction.filename or "").stem

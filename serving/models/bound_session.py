@@ -125,7 +125,7 @@ def bind_on_cuda(
         plain: The same model on the GPU, as it answers without either.
         manifest: Manifest of the bundle.
         threads: Number of CPU threads.
-        images_NHWC: Images that both are compared on, uint8.
+        images_NHWC: Images that both are compared on at every size, repeated where they are fewer, uint8.
         tolerance: Largest difference of a probability between both: each session looks for its own fastest kernels.
 
     Raises:
@@ -133,7 +133,10 @@ def bind_on_cuda(
     """
     try:
         bound = BoundSession(open_session(file, CUDA, threads, has_graphs=True), manifest, "cuda", has_graphs=True)
-        difference = float(np.abs(bound.run(images_NHWC) - run_session(plain, images_NHWC)).max())
+        repeated_NHWC = np.resize(images_NHWC, (BATCH_BUCKETS[-1], *images_NHWC.shape[1:]))
+        expected_NK = run_session(plain, repeated_NHWC)
+        answers = {bucket: bound.run(repeated_NHWC[:bucket]) for bucket in BATCH_BUCKETS}
+        difference = float(np.max([np.abs(answers[bucket] - expected_NK[:bucket]).max() for bucket in answers]))
         if difference <= tolerance:
             return bound
         problem = f"replayed graphs give different answers, by up to {difference:.2g}"

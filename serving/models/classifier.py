@@ -84,18 +84,23 @@ class Classifier:
         self.provider, sessions, self.problems = self._open_sessions(precision, requires_cuda)
         # On a GPU the first batch of each size is slow, because cuDNN looks for its fastest algorithms: binding runs
         # them all before the model serves. On a CPU the first batch is as fast as the next.
-        answerers: dict[str, Answerer] = {
-            name: self._bind(name, session) if self.provider == CUDA else partial(run_session, session)
-            for name, session in sessions.items()
-        }
-        if len(sessions) > 1:
+        answerers: dict[str, Answerer] = {}
+        for name, session in sessions.items():
+            try:
+                answerers[name] = self._bind(name, session) if self.provider == CUDA else partial(run_session, session)
+            except BundleError as error:
+                self.problems = (*self.problems, f"{name}: {error}")
+                logger.warning("%s: %s: %s", folder, name, error)
+        if not answerers:
+            raise BundleError("; ".join(self.problems))
+        if len(answerers) > 1:
             # What will answer is what is timed: on a GPU the graph that was recorded.
             speeds = measure_speed(answerers, self._draw_batch(), _TIMING_S)
             chosen = max(speeds, key=lambda name: speeds[name])
             measured = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
             why = f"fastest here at {_TIMING_BATCH} images (images/s: {measured})"
         else:
-            (chosen,) = sessions
+            (chosen,) = answerers
             why = "asked for" if precision else f"the only variant that is offered for {self.provider} and works here"
         self.choice = "; ".join([f"{chosen}: {why}", *self.problems])
         self._answer = answerers[chosen]

@@ -42,8 +42,13 @@ def press(page, key):  # noqa: F811
 
 def begin(page, service):  # noqa: F811
     show(page, service.url, "light", 1200)
+    unfold(page)
     page.read("document.getElementById('begin').click()")
     wait_for(page, STATE, "4 more")
+
+
+def unfold(page):  # noqa: F811
+    page.read("document.querySelector('.review summary').click()")
 
 
 def list_feedback(home):
@@ -92,8 +97,10 @@ def test_keys_count_only_where_the_review_has_the_focus(page, service, tmp_path)
 def test_a_service_that_shows_none_says_how_it_would(page, start_service, tmp_path):  # noqa: F811
     release(tmp_path / "bundles", "cifar10", "3")
     show(page, start_service(tmp_path).url, "light", 1200)
+    assert page.read("document.querySelector('.review p').checkVisibility()") is False
+    unfold(page)
     assert "without --keep-pictures it stores no image" in page.read(
-        "document.querySelector('.review p').textContent.replace(/\\s+/g, ' ')"
+        "document.querySelector('.review p').innerText.replace(/\\s+/g, ' ')"
     )
     page.read("document.getElementById('begin').click()")
     wait_for(page, "document.getElementById('review-problem').textContent.includes('--feedback --review')", True)
@@ -103,6 +110,7 @@ def test_a_service_that_shows_none_says_how_it_would(page, start_service, tmp_pa
 @pytest.mark.parametrize(("scheme", "width"), itertools.product(["light", "dark"], [390, 1200]))
 def test_it_is_in_nobodys_way(page, service, tmp_path, scheme, width):  # noqa: F811
     show(page, service.url, scheme, width)
+    unfold(page)
     page.read("document.getElementById('begin').click()")
     wait_for(page, STATE, "4 more")
     assert page.read("document.documentElement.scrollWidth") <= width

@@ -75,6 +75,7 @@ def test_only_pages_of_listed_origins_may_call(tmp_path, start_service):
     assert preflight.headers["access-control-allow-origin"] == "https://shop.example"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/feedback"])
 def test_pages_of_other_origins_change_nothing(tmp_path, start_service, path):
     release(tmp_path / "bundles")
@@ -119,6 +120,7 @@ def test_an_origin_with_a_path_is_wrong_usage(tmp_path):
     assert "'https://shop.example/page' is no origin" in outcome.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(has_cuda(), reason="this machine has a GPU")
 def test_where_a_gpu_is_required_the_cpu_does_not_answer(tmp_path):
     release(tmp_path / "bundles")
@@ -129,6 +131,7 @@ def test_where_a_gpu_is_required_the_cpu_does_not_answer(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(has_cuda(), reason="this machine has a GPU")
 def test_a_patient_service_without_the_required_gpu_is_not_ready(tmp_path, start_service):
     release(tmp_path / "bundles")

@@ -33,6 +33,7 @@ def fit(tmp_path, start_service):
     return replace
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_lines_for_a_shell(tmp_path, fit):
     assert len(SHELL) == 6

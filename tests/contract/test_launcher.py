@@ -70,6 +70,7 @@ def test_it_says_what_it_serves_and_ctrl_c_stops_it(tmp_path, start_service):
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_it_starts_again_after_a_kill_and_is_unready_without_a_model(tmp_path, start_service):
     release(tmp_path / "bundles")
     first = start_service(tmp_path)

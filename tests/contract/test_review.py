@@ -120,6 +120,7 @@ def test_an_answer_has_a_bounded_size(home, start_service):
         assert sorted(found) == sorted(map(hash_of, images))
 
 
+@pytest.mark.slow
 def test_answers_that_nobody_reads_hold_a_bounded_part_of_the_memory(home, start_service):
     image = paint_red(200, size=(2, 2), kind="BMP") + bytes(MAX_REVIEW_BYTES - 100)
     service = start_service(home, *KEEPING, "--review")

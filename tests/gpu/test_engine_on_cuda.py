@@ -63,6 +63,19 @@ RECORDED = {
     "sgd, average": {"ema_decay": 0.9, "schedule": "cosine"},
     "adamw, clipped": {"optimizer": "adamw", "momentum": 0, "learning_rate": 1e-3, "clip_norm": 1.0},
     "mixed": {"cutmix_alpha": 1.0, "mixup_alpha": 0.2, "erasing_probability": 0.5, "cutout_pixels": 8},
+    "fastnet": {
+        "network": "fastnet",
+        "whitening_images": 256,
+        "has_partial_identity": True,
+        "has_frozen_norm_scale": True,
+        "has_lookahead": True,
+        "norm_bias_rate_factor": 64,
+        "is_nesterov": True,
+        "schedule": "triangular",
+        "flip": "alternating",
+        "label_smoothing": 0.2,
+    },
+    "swin": {"network": "swin_cifar", "optimizer": "adamw", "momentum": 0, "learning_rate": 1e-3},
 }
 
 
@@ -78,6 +91,27 @@ def test_a_recorded_step_learns_what_an_eager_one_does(name, tmp_path, monkeypat
     # Of eight steps an epoch the first three of the run and each epoch's last are eager.
     assert len(replays) == 3 * 8 - 3 - 3
     assert losses == pytest.approx(expected, rel=0.05)
+
+
+class Asking(nn.Module):
+    """Asks the device for a number in each step, which no recording allows."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.fc = nn.Linear(3, num_classes)
+
+    def forward(self, images_BCHW):
+        means_BC = images_BCHW.mean(dim=(2, 3))
+        return self.fc(means_BC) + float(means_BC.detach().sum()) * 0
+
+
+def test_a_step_that_cannot_be_recorded_is_computed_without(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(NETWORKS, "asking", Asking)
+    settings = {"network": "asking", "epochs": 3, "momentum": 0.9}
+    expected = train(tmp_path / "eager", engine={"precision": "float32"}, **settings)
+    losses = train(tmp_path / "step", engine={"precision": "float32", "compile": "step"}, **settings)
+    assert "this step cannot be recorded, training goes on without it" in capsys.readouterr().out
+    assert losses == pytest.approx(expected, rel=1e-3)
 
 
 class StopAfterAnEpoch(Callback):

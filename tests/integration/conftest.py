@@ -5,13 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from model_code.data.cache import PackedDataset
+from model_code.data.sources.layout import DATASETS
 from tests.unit.tracking.small_store import mlflow_given_back
 
 COMMAND = str(Path(sys.executable).with_name("darkroom"))
@@ -125,9 +127,29 @@ def start_darkroom() -> Callable[..., subprocess.Popen]:
         process.stdout.close()
 
 
-@pytest.fixture(scope="session")
-def shapes(home) -> PackedDataset:
-    """The drawn images, packed."""
+@pytest.fixture(scope="module")
+def few_shapes() -> Iterator[None]:
+    """Draw a fifth of the images where this process packs `shapes`; commands reuse what is packed."""
+    known = DATASETS["shapes"]
+    draw = partial(known.draw, train_per_class=60, test_per_class=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "shapes", replace(known, draw=draw, counts={"train": 600, "test": 200}))
+        yield
+
+
+@pytest.fixture(scope="module")
+def brief_timings() -> Iterator[None]:
+    """Time each variant of a release in this process for a moment only: no test looks at how fast it is."""
+    from model_code.release import export
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "time_variant", partial(export.time_variant, seconds_per_batch=0.02))
+        yield
+
+
+@pytest.fixture(scope="module")
+def shapes(home, few_shapes) -> PackedDataset:
+    """The drawn images, packed: a fifth of them."""
     from model_code.data.add import add_dataset
     from model_code.settings import load_settings
 

@@ -1,6 +1,8 @@
 """What the command says to bad input, and how fast it answers."""
 
 import io
+import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -8,6 +10,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -273,3 +276,20 @@ def test_doctor_finds_what_is_installed(darkroom):
     assert done.status == 0, done.out
     assert "torch" in done.out
     assert "training device" in done.out
+
+
+def test_ui_prints_the_address_alone_and_ctrl_c_ends_it(start_darkroom, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    process = start_darkroom("ui", "--port", port, DARKROOM_HOME=str(tmp_path))
+    assert process.stdout.readline() == "ui: loading MLflow\n"
+    announced = process.stdout.readline()
+    assert announced.startswith(f"MLflow on {tmp_path} at http://127.0.0.1:{port}/#/experiments/"), announced
+    address = f"http://127.0.0.1:{port}"
+    assert httpx.get(address).status_code == 200
+    found = httpx.post(f"{address}/api/2.0/mlflow/experiments/search", json={"max_results": 9}).json()
+    assert "darkroom" in [one["name"] for one in found["experiments"]]
+    assert httpx.get(address, headers={"Host": "elsewhere.example"}).status_code == 403
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    assert process.stdout.read().strip() == "darkroom: interrupted"

@@ -2,17 +2,22 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from flows.experiments.inputs import open_inputs
+from flows.experiments.training import train_offline
 from flows.operations.side_by_side import RunRequest
 from flows.printing.summaries import Outcome
 from model_code.recipes.catalog import build_config
-from model_code.training.run_folder import JOURNAL_FILE, RESULT_FILE, RunResult
+from model_code.tracking.provenance import read_git_sha
+from model_code.training.run_folder import JOURNAL_FILE, RESULT_FILE, RunResult, create_run_folder
 from tests.integration.conftest import COMMAND, home_entered, make_environment
 
 ROOT = Path(__file__).parents[2]
@@ -23,23 +28,32 @@ RUN = (*SMALL, "--set", "epochs=3", "--seed", 5)
 TRAIN = ("train", RECIPE, *RUN)
 
 
-def start_node(home, *arguments):
-    """Start the command as on a machine with `[node]` only."""
-    command = [sys.executable, "-P", "-c", "from tests.integration.node_command import main; main()"]
-    return subprocess.Popen(
-        [*command, *map(str, arguments)],
-        env=make_environment(DARKROOM_HOME=str(home), PYTHONPATH=str(ROOT)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@dataclass(frozen=True)
+class Node:
+    """A machine on which the project's wheel with `[node]` is all that is installed, in the locked versions."""
 
+    python: Path
+    home: Path
 
-def run_node(home, *arguments):
-    process = start_node(home, *arguments)
-    out, _ = process.communicate()
-    assert process.returncode == 0, out
-    return out
+    @property
+    def environment(self):
+        # There is no git on a node.
+        return make_environment(DARKROOM_HOME=str(self.home), DARKROOM_GIT_SHA=read_git_sha())
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            [self.python.with_name("darkroom"), *map(str, arguments)],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments):
+        process = self.start(*arguments)
+        out, _ = process.communicate()
+        assert process.returncode == 0, out
+        return out
 
 
 def read_result(home, run_id):
@@ -48,16 +62,55 @@ def read_result(home, run_id):
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
-    """A home on a node, with the drawn images in it."""
-    node = tmp_path_factory.mktemp("node")
-    run_node(node, "data", "add", "shapes", "--image-size", 16, "--offline")
+    """A node with the drawn images."""
+    folder = tmp_path_factory.mktemp("node")
+
+    def run(*command):
+        subprocess.run(list(map(str, command)), cwd=ROOT, check=True)
+
+    run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", folder)
+    [wheel] = folder.glob("*.whl")
+    locked = (ROOT / "requirements/train.txt").read_text()
+    (folder / "versions.txt").write_text(re.sub(r" *\\\n|^ *--hash.*", "\n", locked, flags=re.MULTILINE))
+    python = folder / "venv/bin/python"
+    uv = os.environ.get("UV") or shutil.which("uv") or ROOT / ".uv/bin/uv"  # `make` knows where it is
+    run(uv, "venv", "--quiet", "--python", sys.executable, folder / "venv")
+    options = ("--quiet", "--compile-bytecode", "--python", python, "--constraints", folder / "versions.txt")
+    run(uv, "pip", "install", *options, f"{wheel}[node]")
+    node = Node(python, folder / "home")
+    node.run("data", "add", "shapes", "--image-size", 16, "--offline")
     return node
+
+
+def test_nothing_more_is_installed_there(node):
+    code = "from importlib.metadata import distributions; print(*{one.name.lower() for one in distributions()})"
+    listed = subprocess.run([node.python, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert {"darkroom", "torch", "scipy"} <= set(listed)
+    assert not {"mlflow", "mlflow-skinny", "prefect", "httpx", "tensorboard", "onnxruntime", "psutil"} & set(listed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "library", "remedy"),
+    [
+        (TRAIN, "mlflow|prefect", "; --offline does without MLflow and Prefect"),
+        (("report",), "mlflow", ""),
+        (("serve",), r"\w+", ""),
+        (("predict", "x.png"), r"\w+", ""),
+    ],
+)
+def test_a_command_that_needs_more_says_so(node, arguments, library, remedy):
+    process = node.start(*arguments)
+    out, _ = process.communicate()
+    assert process.returncode == 1
+    needed = rf'darkroom: this command needs ({library}), which is not installed: pip install "darkroom\[train,serve\]"'
+    assert re.fullmatch(needed + re.escape(remedy), out.splitlines()[-1]), out
+    assert "Traceback" not in out
 
 
 @pytest.fixture(scope="module")
 def trained(node):
     """The run of a training that was killed after its first epoch and repeated."""
-    process = start_node(node, *TRAIN, "--offline")
+    process = node.start(*TRAIN, "--offline")
     try:
         for line in process.stdout:
             if "epoch 1/3" in line:
@@ -65,8 +118,8 @@ def trained(node):
     finally:
         process.kill()
         process.communicate()
-    out = run_node(node, *TRAIN, "--offline")
-    [folder] = (node / "checkpoints").glob(f"*/{JOURNAL_FILE}")
+    out = node.run(*TRAIN, "--offline")
+    [folder] = (node.home / "checkpoints").glob(f"*/{JOURNAL_FILE}")
     assert RUN_LINE.search(out).group(1) == folder.parent.name
     return folder.parent.name
 
@@ -77,7 +130,7 @@ def synced(node, trained, home, tmp_path_factory):
     from flows.api import add_data
 
     carried = tmp_path_factory.mktemp("carried")
-    run_node(node, "runs", "pack", trained[:8], "--out", carried, "--weights", "all", "--part-size", "4MiB")
+    node.run("runs", "pack", trained[:8], "--out", carried, "--weights", "all", "--part-size", "4MiB")
     assert all(file.stat().st_size <= 4 * 2**20 for file in carried.iterdir())
     environment = make_environment()
     with home_entered(home):
@@ -99,7 +152,7 @@ def synced(node, trained, home, tmp_path_factory):
 def test_a_run_is_trained_on_a_node_and_reported_and_released_at_home(darkroom, node, trained, synced, home):
     out, run_id = synced
     assert "its weights answer 32 test images as where they were packed" in out
-    before, after = read_result(node, trained), read_result(home, run_id)
+    before, after = read_result(node.home, trained), read_result(home, run_id)
     assert (after.weights_sha256, after.metrics) == (before.weights_sha256, before.metrics)
     released = darkroom("release", run_id, "--as", "shapes", "--mode", "dry_run")
     assert "dry run, nothing was registered" in released.out, released.err
@@ -134,28 +187,25 @@ def test_train_all_keeps_it_and_a_training_with_mlflow_ends_with_the_same_weight
 def test_other_kinds_are_trained_on_a_node(node, tmp_path, recipe, settings):
     options = ["--profile", "smoke", "--offline", "--set", "dataset=shapes"]
     options += [word for setting in settings for word in ("--set", setting)]
-    run_id = RUN_LINE.search(run_node(node, "train", recipe, *options)).group(1)
-    assert read_result(node, run_id).recipe == recipe
-    assert f"run {run_id}: " in run_node(node, "runs", "pack", run_id, "--out", tmp_path)
-    assert "  keep" in run_node(node, "train-all", "--only", recipe, "--dry-run", *options)
+    run_id = RUN_LINE.search(node.run("train", recipe, *options)).group(1)
+    assert read_result(node.home, run_id).recipe == recipe
+    assert f"run {run_id}: " in node.run("runs", "pack", run_id, "--out", tmp_path)
+    assert "  keep" in node.run("train-all", "--only", recipe, "--dry-run", *options)
 
 
 def test_a_run_side_by_side_with_others_is_trained_on_a_node(node):
     config = build_config(RECIPE, "smoke", {"dataset": "shapes", "limit_train": 200, "batch_size": 40, "epochs": 1})
-    code = (
-        "from tests.integration.node_command import hide; hide()\nfrom flows.operations.run_process import main; main()"
-    )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(os.getpid())],
+        [node.python, "-P", "-m", "flows.operations.run_process", str(os.getpid())],
         input=RunRequest(config=config, is_offline=True).model_dump_json(),
-        env=make_environment(DARKROOM_HOME=str(node), PYTHONPATH=str(ROOT)),
+        env=node.environment,
         check=False,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     result = Outcome.model_validate_json(done.stdout).result
-    assert read_result(node, result.run_id) == result
+    assert read_result(node.home, result.run_id) == result
     assert "epoch 1/1" in done.stderr
 
 
@@ -175,11 +225,24 @@ def test_what_cannot_be_is_one_line(darkroom, arguments, message):
     assert message in done.err
 
 
+def test_an_interrupted_run_that_is_not_gone_on_with_is_named(node, monkeypatch, capsys):
+    monkeypatch.setenv("DARKROOM_HOME", str(node.home))
+    config = build_config("pixels_cifar10_random", "smoke", {"dataset": "shapes"})
+    inputs = open_inputs(config, is_offline=True)
+    checkpoints_dir = node.home / "checkpoints"
+    in_mlflow = create_run_folder(checkpoints_dir, inputs.record.model_copy(update={"run_id": "e" * 32}))
+    result = train_offline(inputs)
+    shutil.rmtree(in_mlflow.path)
+    line = f"a new run begins: the interrupted run {'e' * 32} of the same settings is resumed without --offline only"
+    assert line in capsys.readouterr().out
+    assert read_result(node.home, result.run_id) == result
+
+
 def test_a_run_goes_on_as_it_was_begun(darkroom, node, trained, monkeypatch):
-    monkeypatch.setenv("DARKROOM_HOME", str(node))
+    monkeypatch.setenv("DARKROOM_HOME", str(node.home))
     done = darkroom("runs", "pack", "f" * 32, "--out", "x")
     assert (done.status, "no run 'ffff" in done.err) == (1, True)
-    folder = node / "checkpoints" / trained
+    folder = node.home / "checkpoints" / trained
     (folder / RESULT_FILE).rename(folder / "kept")
     refused = darkroom(*TRAIN, "--resume", trained)
     (folder / "kept").rename(folder / RESULT_FILE)

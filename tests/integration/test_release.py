@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model_code.data.cache import open_dataset
 from model_code.release.changes import read_ledger
 from model_code.release.ledger import find_champion
 from model_code.release.versions import list_versions, read_verdict
@@ -77,7 +78,9 @@ def test_the_gate_the_ledger_and_the_way_back(darkroom, runs, bundles_dir):
     assert dry.status == 0, dry.err
     assert "it would become champion" in dry.out
     assert not (bundles_dir / NAME).exists()
-    assert darkroom("history", NAME).status == 1
+    for command, told in (("history", "nothing was ever released as"), ("models", "nothing is registered as")):
+        unknown = darkroom(command, NAME)
+        assert (unknown.status, f"{told} {NAME}" in unknown.err) == (1, True)
 
     first = darkroom("release", weak, "--as", NAME)
     assert first.status == 0, first.err
@@ -92,7 +95,7 @@ def test_the_gate_the_ledger_and_the_way_back(darkroom, runs, bundles_dir):
     worse = darkroom("release", weak, "--as", NAME)
     assert worse.status == 1
     assert "version 1 is registered but not promoted, version 2 stays champion" in worse.out
-    assert "is too small, wanted are more than 0" in worse.out
+    assert "is not above 0" in worse.out
     version = get_client().get_model_version(NAME, "1")
     assert read_verdict(version).is_promoted
     assert "no champion to compare with: promoted" in version.tags["verdict"]
@@ -118,8 +121,8 @@ def test_the_gate_the_ledger_and_the_way_back(darkroom, runs, bundles_dir):
     history = darkroom("history", NAME)
     for text in ("version 2 is champion", "they were wrong", "customers complained", "it learned more"):
         assert text in history.out.replace("\n", " ")
-    lines = [json.loads(line) for line in darkroom("history", NAME, "--json").out.splitlines()]
-    assert [line["to_version"] for line in lines] == ["1", "2", "1", "2"]
+    lines = [json.loads(line) for line in darkroom("history", NAME, "--format", "json").out.splitlines()]
+    assert [line["to_version"] for line in lines] == ["2", "1", "2", "1"]
 
 
 def test_the_bundle_says_what_was_measured(runs, bundles_dir):
@@ -189,12 +192,30 @@ def test_runs_on_other_images_are_named(darkroom, runs):
     assert "and not on cifar10 images; train it first" in done.err
 
 
+def test_runs_on_another_revision_are_named_with_it(darkroom, runs, home):
+    files = [home / "checkpoints" / run / RUN_FILE for run in runs]
+    kept = [file.read_text() for file in files]
+    try:
+        for file, text in zip(files, kept, strict=True):
+            file.write_text(json.dumps(json.loads(text) | {"data_checksum": "d" * 64}))
+        by_recipe = darkroom("release", RECIPE, "--as", NAME)
+        by_id = darkroom("release", runs[1], "--as", NAME)
+    finally:
+        for file, text in zip(files, kept, strict=True):
+            file.write_text(text)
+    assert by_recipe.status == by_id.status == 1
+    assert "needs colours@dddddddddddd (`darkroom data list colours` shows what is packed)" in by_recipe.err
+    now = open_dataset(DATASET, home / "cache").checksum[:12]
+    assert f"was trained on colours@dddddddddddd, packed now is colours@{now}; add the images" in by_id.err
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         (("--max-latency-ms", "0.0001"), "the latency at batch 1 is"),
         (("--max-size-mb", "0.1"), "the file has"),
-        (("--min-gain", "0.9"), "wanted are at least +90.00"),
+        (("--min-gain", "0.9"), "is below +90.00"),
+        (("--min-gain", "0.9", "--by", "macro-f1"), "points of macro-F1 is below +90.00"),
     ],
 )
 def test_limits_of_the_command_refuse(darkroom, runs, option, message):

@@ -20,8 +20,9 @@ import pytest
 import yaml
 
 from serving.bundle.store import read_champion
-from tests.integration.conftest import COMMAND
+from tests.integration.conftest import COMMAND, home_entered
 from tests.unit.serving.tiny_bundle import paint, release
+from tests.unit.tracking.small_store import begin_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +39,7 @@ def api(prefect_home):
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}/api"
     environment = os.environ | {"PREFECT_HOME": str(prefect_home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment["PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL"] = "0.2"
     command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (prefect_home / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -51,27 +53,33 @@ def api(prefect_home):
                 assert process.poll() is None, (prefect_home / "log").read_text()
                 assert time.monotonic() < deadline_s, "Prefect's server does not answer"
                 time.sleep(0.2)
-        deploy(address, prefect_home)
+        with asking(address, prefect_home):
+            from flows.operations.deployment import deploy_all
+
+            deploy_all()
         yield address
     finally:
         process.terminate()
         process.wait(30)
 
 
-def deploy(address, prefect_home, folder=ROOT):
-    environment = os.environ | {"PREFECT_API_URL": address, "PREFECT_HOME": str(prefect_home)}
-    done = subprocess.run([COMMAND, "deploy"], env=environment, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@contextmanager
+def asking(address, prefect_home, folder=ROOT):
+    """Let this process, and what it starts, ask the server while the block runs, from a folder."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_API_URL: address}):
+        patch.setenv("PREFECT_API_URL", address)
+        patch.setenv("PREFECT_HOME", str(prefect_home))
+        patch.chdir(folder)
+        yield
 
 
 @pytest.fixture
-def client(api, monkeypatch):
+def client(api, prefect_home):
     from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    monkeypatch.setenv("PREFECT_API_URL", api)
-    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+    with asking(api, prefect_home), get_client(sync_client=True) as client:
         yield client
 
 
@@ -121,7 +129,7 @@ def after(seconds):
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-def test_every_deployment_is_there_with_its_form_and_schedule(client, api, prefect_home):
+def test_every_deployment_is_there_with_its_form_and_schedule(client, darkroom):
     flows = {flow.id: flow.name for flow in client.read_flows()}
     found = {f"{flows[one.flow_id]}/{one.name}": one for one in client.read_deployments()}
     written = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
@@ -139,17 +147,17 @@ def test_every_deployment_is_there_with_its_form_and_schedule(client, api, prefe
     nightly = found["train-every-recipe/nightly"]
     assert nightly.global_concurrency_limit.limit == 1
     assert nightly.concurrency_options.collision_strategy == "CANCEL_NEW"
-    assert "there already" in deploy(api, prefect_home)
+    again = darkroom("deploy")
+    assert again.status == 0, again.err
+    assert "there already" in again.out
     assert len(client.read_deployments()) == len(found)
 
 
-def test_deploying_elsewhere_is_one_line(tmp_path, api, prefect_home):
-    environment = os.environ | {"PREFECT_API_URL": api, "PREFECT_HOME": str(prefect_home)}
-    done = subprocess.run(
-        [COMMAND, "deploy"], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
+def test_deploying_elsewhere_is_one_line(darkroom, tmp_path, api, prefect_home):
+    with asking(api, prefect_home, tmp_path):
+        done = darkroom("deploy")
+    assert done.status == 2
+    assert done.err.splitlines() == [
         f"darkroom: {tmp_path}/prefect.yaml is not there; run `darkroom deploy` where prefect.yaml is"
     ]
 
@@ -218,16 +226,18 @@ def test_a_run_that_failed_once_and_was_killed_then_starts_again(client):
     assert run.id in list_offered(client)
 
 
-def test_a_run_that_lives_is_left_alone(client, monkeypatch):
+def test_a_run_that_lives_is_left_alone(client, prefect_home):
     from flows.operations import healing
 
-    monkeypatch.setattr(healing, "DEAD_AFTER", timedelta(seconds=20))
     run = start_run(client)
-    time.sleep(21)
+    with sqlite3.connect(prefect_home / "prefect.db", timeout=30) as database:
+        began = "strftime('%Y-%m-%d %H:%M:%f', timestamp, '-5 minutes')"
+        database.execute(f"UPDATE flow_run_state SET timestamp = {began} WHERE flow_run_id = ?", [str(run.id)])
+    assert client.read_flow_run(run.id).state.timestamp < after(-200)
     beat(client, run)
     wait_for(lambda: healing._is_silent(client, client.read_flow_run(run.id), after(300)), 60, "the event")
     assert not any(run.name in line for line in healing.heal(client, after(0)))
-    assert any(f"{run.name}: silent, starts again" in line for line in healing.heal(client, after(21)))
+    assert any(f"{run.name}: silent, starts again" in line for line in healing.heal(client, after(121)))
 
 
 def test_a_worker_that_died_before_it_began_a_run(client):
@@ -381,21 +391,43 @@ def test_what_may_mend_itself_is_tried_again(client, told, monkeypatch):
     assert client.read_flow_run(state.state_details.flow_run_id).run_count == 3
 
 
-def test_a_run_that_failed_for_missing_images_goes_on_when_they_are_there(client, api, prefect_home, tmp_path):
+@pytest.fixture(scope="module")
+def worked_in(tmp_path_factory):
+    """The home that workers work in, without images."""
+    home = tmp_path_factory.mktemp("worked-in")
+    begin_store(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def worker(api, prefect_home, worked_in):
+    """The process of a worker, to which the tests before it leave no run; the last test kills it."""
+    from prefect.client.orchestration import get_client
+
+    with asking(api, prefect_home), get_client(sync_client=True) as client:
+        for run_id in list_offered(client):
+            client.delete_flow_run(run_id)
+    with a_worker(make_environment(api, prefect_home, worked_in)) as process:
+        yield process
+
+
+@pytest.mark.usefixtures("worker", "few_shapes")
+def test_a_run_that_failed_for_missing_images_goes_on_when_they_are_there(client, worked_in):
     """As "Retry" does in Prefect's pages."""
     from prefect.states import Scheduled
 
-    environment = make_environment(api, prefect_home, tmp_path / "home")
+    from flows.api import add_data
+
     found = client.read_deployment_by_name("train-recipe/process")
     settings = ["dataset=shapes", "limit_train=400"]
     parameters = {"recipe": "resnet18_cifar10_exp", "epochs": 1, "profile": "smoke", "settings": settings}
     run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
-    with a_worker(environment):
-        wait_for(lambda: has_state(client, run, "Failed"), 300, "the failure")
-        assert "data set 'shapes' is not in" in client.read_flow_run(run.id).state.message
-        subprocess.run([COMMAND, "data", "add", "shapes"], env=environment, check=True, capture_output=True)
-        client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry"))
-        wait_for(lambda: has_state(client, run, "Completed"), 300, "the end of the second try")
+    wait_for(lambda: has_state(client, run, "Failed"), 300, "the failure")
+    assert "data set 'shapes' is not in" in client.read_flow_run(run.id).state.message
+    with home_entered(worked_in):
+        add_data("shapes")
+    client.set_flow_run_state(run.id, Scheduled(name="AwaitingRetry"))
+    wait_for(lambda: has_state(client, run, "Completed"), 300, "the end of the second try")
 
 
 def has_state(client, run, name):
@@ -440,7 +472,7 @@ def refusing():
 @pytest.mark.parametrize(
     ("password", "what"), [({}, "is not set"), ({"PREFECT_API_AUTH_STRING": "admin:wrong"}, "is wrong")]
 )
-def test_a_wrong_password_is_one_line(refusing, tmp_path, command, password, what):
+def test_a_wrong_password_is_one_line(try_server, refusing, tmp_path, command, password, what):
     address = f"http://127.0.0.1:{refusing}/api"
     status, lines = try_server(command, tmp_path, PREFECT_API_URL=address, **password)
     assert status == 2
@@ -448,14 +480,14 @@ def test_a_wrong_password_is_one_line(refusing, tmp_path, command, password, wha
     assert line.startswith(f"darkroom: Prefect at {address} answers 401: PREFECT_API_AUTH_STRING {what}; ")
 
 
-def test_a_wrong_address_is_one_line(api, tmp_path):
+def test_a_wrong_address_is_one_line(try_server, api, tmp_path):
     for wrong in ("http://127.0.0.1:9/api", api.removesuffix("/api")):
         status, (line,) = try_server("deploy", tmp_path, PREFECT_API_URL=wrong)
         assert status == 2
         assert line.startswith(f"darkroom: no Prefect answers at PREFECT_API_URL={wrong}; ")
 
 
-def test_healing_needs_a_server_and_a_free_port(refusing, tmp_path):
+def test_healing_needs_a_server_and_a_free_port(try_server, refusing, tmp_path):
     assert try_server("heal", tmp_path) == (
         2,
         ["darkroom: PREFECT_API_URL is not set; name the Prefect server, e.g. http://127.0.0.1:4200/api"],
@@ -467,36 +499,44 @@ def test_healing_needs_a_server_and_a_free_port(refusing, tmp_path):
     )
 
 
-def try_server(command, home, *options, **environment):
-    """The exit status and the lines of errors of a command that asks a Prefect server."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
-    done = subprocess.run(
-        [COMMAND, command, *options],
-        env=inherited | {"PREFECT_HOME": str(home)} | environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    return done.returncode, done.stderr.splitlines()
+@pytest.fixture
+def try_server(darkroom):
+    """Run a command that asks a Prefect server; its exit status and its lines of errors come back."""
+    from prefect.context import refresh_global_settings_context
+
+    def run(command, home, *options, **environment):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("PREFECT_API")]:
+                patch.delenv(name)
+            for name, value in {"PREFECT_HOME": str(home), **environment}.items():
+                patch.setenv(name, value)
+            patch.chdir(ROOT)
+            refresh_global_settings_context()
+            done = darkroom(command, *options)
+        return done.status, done.err.splitlines()
+
+    yield run
+    refresh_global_settings_context()
 
 
-def test_a_killed_worker_loses_nothing_of_the_study(client, api, prefect_home, tmp_path):
+@pytest.mark.usefixtures("few_shapes")
+def test_a_killed_worker_loses_nothing_of_the_study(client, api, prefect_home, worked_in, worker):
     """The worker and what it started are killed in a training; another one goes on after the healing, to the report."""
+    from flows.api import add_data
     from flows.operations.healing import heal
 
-    home = tmp_path / "home"
-    environment = make_environment(api, prefect_home, home)
+    home = worked_in
+    with home_entered(home):
+        add_data("shapes")
+    before = set(home.glob("checkpoints/*/run.json"))
     found = client.read_deployment_by_name("train-every-recipe/weekly")
     assert found.parameters == {"profile": "full", "release": True}
     settings = ["dataset=shapes", "epochs=8", "limit_train=400"]
-    parameters = {"only": "resnet18_cifar10_exp", "profile": "smoke", "settings": settings}
+    parameters = {"only": ["resnet18_cifar10_exp"], "profile": "smoke", "settings": settings}
     run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
-    with a_worker(environment) as worker:
-        wait_for(lambda: list(home.glob("checkpoints/*/state.pt")), 300, "a checkpoint")
-        kill_tree(worker.pid)
-    (folder,) = home.glob("checkpoints/*/run.json")
+    wait_for(lambda: list(home.glob("checkpoints/*/state.pt")), 300, "a checkpoint")
+    kill_tree(worker.pid)
+    (folder,) = set(home.glob("checkpoints/*/run.json")) - before
     assert not (folder.parent / "result.json").exists()
     assert client.read_flow_run(run.id).state.name == "Running"
     name = client.read_flow_run(run.id).name
@@ -505,14 +545,15 @@ def test_a_killed_worker_loses_nothing_of_the_study(client, api, prefect_home, t
     def is_over():
         return client.read_flow_run(run.id).state.is_final()
 
-    with a_worker(environment):
+    with a_worker(make_environment(api, prefect_home, home)):
         wait_for(is_over, 900, "the end of the run")
     state = client.read_flow_run(run.id).state
     assert state.name == "Completed", state.message
     assert read_champion(home / "bundles", "shapes")[2].run_id == folder.parent.name
     assert (home / "report" / "report.html").is_file()
-    assert [file.parent for file in home.glob("checkpoints/*/result.json")] == [folder.parent]
-    assert count_epochs(home) == dict.fromkeys(range(1, 9), 1)
+    assert (folder.parent / "result.json").exists()
+    assert set(home.glob("checkpoints/*/run.json")) == before | {folder}
+    assert count_epochs(home, folder.parent.name) == dict.fromkeys(range(1, 9), 1)
 
 
 @contextmanager
@@ -542,15 +583,16 @@ def wait_for(condition, seconds, what):
     deadline_s = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline_s, f"{what} does not come"
-        time.sleep(0.5)
+        time.sleep(0.2)
     return found
 
 
-def count_epochs(home):
+def count_epochs(home, run_id):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     # The study above the training is a run too, of no kind.
-    (run,) = client.search_runs([client.get_experiment_by_name("darkroom").experiment_id], "tags.kind LIKE '%'")
-    assert run.info.status == "FINISHED"
-    return Counter(metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss"))
+    runs = client.search_runs([client.get_experiment_by_name("darkroom").experiment_id], "tags.kind LIKE '%'")
+    assert {run.info.run_id for run in runs} == {file.parent.name for file in home.glob("checkpoints/*/run.json")}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    return Counter(metric.step for metric in client.get_metric_history(run_id, "train/loss"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,13 +18,14 @@ from PIL import Image
 
 from serving.bundle.store import hash_file, read_champion, read_pointer
 
+pytestmark = pytest.mark.usefixtures("brief_timings")
 TRAIN = (
     "resnet18_cifar10_exp",
     *("--set", "dataset=shapes", "--limit-train", 500, "--set", "batch_size=50"),
     *("--set", "epochs=2"),
 )
-# For what no test image matters to.
-FEW_TESTED = (*TRAIN, "--set", "limit_test=100")
+# For what no figure matters to.
+FEW = (*TRAIN, "--limit-train", 200, "--set", "limit_test=100")
 RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
 
 
@@ -38,7 +40,7 @@ def read_result(home, run_id):
     return json.loads((home / "checkpoints" / run_id / "result.json").read_text())
 
 
-def test_train_release_serve_predict(darkroom, home, shapes):
+def test_train_release_serve_predict(darkroom, home, shapes, monkeypatch):
     trained = darkroom("train", *TRAIN)
     assert trained.status == 0, trained.err
     run_id = RUN_LINE.search(trained.out).group(1)
@@ -75,7 +77,7 @@ def test_train_release_serve_predict(darkroom, home, shapes):
     assert released.status == 0, released.err
     pointer, _, manifest = read_champion(home / "bundles", "shapes")
     assert manifest.run_id == run_id
-    assert manifest.fp32.certificates[0].count == 1000
+    assert manifest.fp32.certificates[0].count == len(shapes.splits["test"].labels_N)
     assert manifest.fp32.certificates[0].max_difference <= 1e-4
     champion = client.get_model_version_by_alias("shapes", "champion")
     assert str(champion.version) == pointer.version
@@ -85,10 +87,10 @@ def test_train_release_serve_predict(darkroom, home, shapes):
     assert again.status == 0, again.err
     assert read_pointer(home / "bundles", "shapes") == pointer
 
-    check_service(darkroom, home, shapes, result, manifest)
+    check_service(darkroom, home, shapes, result, manifest, monkeypatch)
 
 
-def check_service(darkroom, home, shapes, result, manifest):
+def check_service(darkroom, home, shapes, result, manifest, monkeypatch):
     """The service answers every test image as the test did."""
     test = shapes.splits["test"]
     process = subprocess.Popen(
@@ -114,6 +116,21 @@ def check_service(darkroom, home, shapes, result, manifest):
         asked = darkroom("predict", image, "--server", url, "--model", "shapes", "--top-k", 2)
         assert asked.status == 0, asked.err
         assert predicted[7] in asked.out
+        monkeypatch.setattr("flows.jobs.service.FIRST_LINE_S", 0.0)
+        monkeypatch.delenv("COLUMNS", raising=False)
+        partly = darkroom("predict", image, home / "none.png", "--server", url, "--model", "shapes")
+        assert re.search(r"^images sent: \d$", partly.err, re.MULTILINE), partly.err
+        rows = [line.split("\t") for line in partly.out.splitlines()[1:]]
+        assert partly.status == 1
+        assert [(Path(row[0]).name, row[1] != "", row[-1] != "") for row in rows[1:]] == [
+            ("one.png", True, False),
+            ("none.png", False, True),
+        ]
+        none = darkroom("predict", home / "none.png", "--server", url, "--model", "shapes")
+        assert (none.status, [line.split("\t")[0] for line in none.out.splitlines()[1:]]) == (
+            1,
+            [str(home / "none.png")],
+        )
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
@@ -129,7 +146,7 @@ def as_png(image) -> bytes:
 def test_one_seed_gives_one_set_of_weights(darkroom, home, shapes):
     shas = []
     for seed in (7, 7, 8):
-        done = darkroom("train", *FEW_TESTED, "--seed", seed)
+        done = darkroom("train", *FEW, "--seed", seed)
         assert done.status == 0, done.err
         run_id = RUN_LINE.search(done.out).group(1)
         shas.append(read_result(home, run_id)["weights_sha256"])
@@ -137,7 +154,7 @@ def test_one_seed_gives_one_set_of_weights(darkroom, home, shapes):
 
 
 def test_a_killed_training_is_continued_by_the_same_command(darkroom, start_darkroom, home, shapes):
-    arguments = (*FEW_TESTED, "--seed", 11, "--set", "epochs=4")
+    arguments = (*FEW, "--seed", 11, "--set", "epochs=4")
     interrupted = start_darkroom("train", *arguments)
     run_id = stop_when(interrupted, lambda line: "epoch 1/4" in line, signal.SIGINT, expected_status=130)
     assert get_client().get_run(run_id).info.status == "KILLED"

@@ -42,7 +42,7 @@ def read_results(own_home: Path) -> list[RunResult]:
 
 
 @pytest.mark.timeout(900 + 60 * KILLS)
-def test_a_training_killed_at_random_moments_ends_like_one_that_was_not(darkroom, prefect_server, own_home):
+def test_a_training_killed_at_random_moments_ends_like_one_that_was_not(darkroom, prefect_server, own_home, tmp_path):
     arguments = (*TRAIN, "--epochs", "5", "--seed", "7")
     command = [COMMAND, *arguments]
     environment = make_environment(DARKROOM_HOME=str(own_home), **prefect_server)
@@ -50,17 +50,26 @@ def test_a_training_killed_at_random_moments_ends_like_one_that_was_not(darkroom
     subprocess.run(command, env=environment, check=True, capture_output=True)
     whole_s = time.monotonic() - began_s
     (whole,) = read_results(own_home)
-    draw, kills = random.Random(KILLS), 0
-    while kills < KILLS:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        try:
-            process.wait(draw.uniform(0.3, 1) * whole_s)  # done before: the next command trains a run of its own
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert any("epoch 2/5" in line for line in first.stdout)  # there is something to go on from
+    first.kill()
+    first.communicate()
+    draw, kills = random.Random(KILLS), 1
+    with (tmp_path / "printed").open("w+") as printed:
+        while kills < KILLS:
+            process = subprocess.Popen(command, env=environment, stdout=printed)
+            try:
+                process.wait(draw.uniform(0.3, 1) * whole_s)  # done before: the next command trains a run of its own
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+        printed.seek(0)
+        lines = printed.read()
     with home_entered(own_home):
-        assert darkroom(*arguments).status == 0
+        last = darkroom(*arguments)
+    assert last.status == 0
+    assert "goes on after epoch" in lines + last.out
     results = read_results(own_home)
     assert len(results) > 1
     assert {(result.weights_sha256, result.best_epoch) for result in results} == {

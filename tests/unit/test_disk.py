@@ -15,6 +15,7 @@ from model_code.disk import (
     flush_folder,
     format_size,
     hold_lock,
+    is_locked,
     take_lock,
     write_atomically,
     writing_to,
@@ -64,13 +65,16 @@ def test_sizes_as_people_read_them(size_bytes, text):
     assert format_size(size_bytes) == text
 
 
-def test_free_space_is_checked_before_anything_is_written(small_disk):
+@pytest.mark.parametrize(
+    ("home", "remedy"),
+    [(".", "set DARKROOM_HOME to a folder on another disk"), ("home", "choose a folder on another disk")],
+)
+def test_free_space_is_checked_before_anything_is_written(small_disk, monkeypatch, home, remedy):
+    monkeypatch.setenv("DARKROOM_HOME", str(small_disk / home))
     free_bytes = count_free_bytes(small_disk)
     assert 900_000 < free_bytes <= 1024**2
     check_free_space(small_disk, free_bytes, "packing pets")
-    with pytest.raises(
-        DiskFullError, match=r"packing pets needs 2\.0 MB, 1\.0 MB is free.*set DARKROOM_HOME"
-    ) as caught:
+    with pytest.raises(DiskFullError, match=rf"packing pets needs 2\.0 MB, 1\.0 MB is free.*{remedy}") as caught:
         check_free_space(small_disk, 2_000_000, "packing pets")
     assert str(caught.value).startswith(f"the disk of {small_disk} is full")
 
@@ -105,7 +109,8 @@ def test_a_full_disk_without_an_old_file_leaves_nothing(small_disk):
     assert list((small_disk / "run").iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_to(tmp_path):
+def test_a_place_that_cannot_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "state.pt", tmp_path / "folder"):
@@ -216,3 +221,18 @@ def test_a_free_lock_is_held_without_a_word(tmp_path, caplog):
     with take_lock(path, "busy"):
         pass
     assert caplog.text == ""
+
+
+def test_a_lock_is_seen_where_nothing_can_be_written(tmp_path, monkeypatch):
+    with hold_lock(tmp_path / "lock", "testing"):
+        opened = os.open
+        monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+
+        def open_read_only(path, flags, *mode):
+            if flags & os.O_RDWR:
+                raise OSError(errno.EROFS, "Read-only file system", str(path))
+            return opened(path, flags, *mode)
+
+        monkeypatch.setattr(os, "open", open_read_only)
+        assert is_locked(tmp_path / "lock")
+    assert not is_locked(tmp_path / "lock")

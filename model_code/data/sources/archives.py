@@ -2,7 +2,7 @@
 
 A name that leaves the archive (absolute, `..`) or appears twice, encryption and unknown compressions are refused by
 name. Links in folders are followed; links to nothing, links in archives and devices are collected as problems. Hidden
-files (names that begin with a dot, __MACOSX, Thumbs.db, desktop.ini) are passed over.
+files (names that begin with a dot, __MACOSX, Thumbs.db, desktop.ini) are passed over; hidden folders are listed.
 """
 
 import lzma
@@ -44,6 +44,7 @@ _DAMAGE = (
 # Methods that the standard library does not read, by their number in a zip.
 _ZIP_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES encryption"}
 _READ_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+_OTHER_ARCHIVES = {b"Rar!": "RAR", b"7z\xbc\xaf\x27\x1c": "7z", b"\x28\xb5\x2f\xfd": "Zstandard"}
 _ENCRYPTED, _IS_UTF8 = 0x1, 0x800
 _UNICODE_PATH = 0x7075
 _UNKNOWN_ENCODING = "name in an encoding that the archive does not state (extract it and give the folder)"
@@ -72,6 +73,7 @@ class Archive(ABC):
         files: Relative names with forward slashes, in the order in which reading them is fastest.
         folders: Names of the folders, those without a file too.
         problems: Members that cannot be read, and are left out of `files`.
+        hidden: Names of the folders that begin with a dot, whose files are left out.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,6 +81,7 @@ class Archive(ABC):
         self.files: tuple[str, ...] = ()
         self.folders: frozenset[str] = frozenset()
         self.problems: list[Problem] = []
+        self.hidden: set[str] = set()
         self._open_files = ExitStack()
 
     @abstractmethod
@@ -106,6 +109,16 @@ class Archive(ABC):
         self.files = tuple(files)
         self.folders = frozenset(folders | parents)
 
+    def _is_passed_over(self, name: str, *, is_folder: bool) -> bool:
+        """Return whether a member is hidden, and note the outermost hidden folder that it lies in."""
+        parts = name.split("/")
+        hidden = next((depth for depth, part in enumerate(parts) if _is_hidden(part)), None)
+        if hidden is None:
+            return False
+        if parts[hidden].startswith(".") and (is_folder or hidden < len(parts) - 1):
+            self.hidden.add("/".join(parts[: hidden + 1]))
+        return True
+
     def _note(self, kind: str, name: str) -> None:
         self.problems.append(Problem(kind, f"{self.path.name}/{name}"))
 
@@ -130,6 +143,8 @@ def open_archive(path: Path) -> Archive:
         return ZipArchive(path)
     if magic.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")) or magic[257:262] == b"ustar":
         return TarArchive(path)
+    if kind := next((kind for start, kind in _OTHER_ARCHIVES.items() if magic.startswith(start)), None):
+        raise DataError(f"{path} is a {kind} archive, which is not read; extract it and give the folder")
     if magic.startswith(b"PAR1"):
         raise DataError(f"{path} is a Parquet file; give the folder that holds it")
     if path.suffix.lower() in (".zip", ".tar", ".tgz", ".gz"):
@@ -150,22 +165,23 @@ class FolderArchive(Archive):
             self._walk(path, "", files, folders)
             while self._linked:
                 folder, name = self._linked.popleft()
-                status = folder.stat()
-                if (status.st_dev, status.st_ino) in self._seen:
-                    self._note("link to a folder that is read already", name)
-                else:
-                    folders.add(name)
-                    self._walk(folder, f"{name}/", files, folders)
+                folders.add(name)
+                self._walk(folder, f"{name}/", files, folders)
         self._set_members(files, folders)
 
     def _walk(self, folder: Path, prefix: str, files: dict[str, None], folders: set[str]) -> None:
         status = folder.stat()
-        self._seen.add((status.st_dev, status.st_ino))
+        place = status.st_dev, status.st_ino
+        if place in self._seen:
+            self._note("folder that was read already, under another name", prefix.rstrip("/"))
+            folders.discard(prefix.rstrip("/"))
+            return
+        self._seen.add(place)
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
         for entry in entries:
             name = prefix + entry.name
-            if _is_hidden(name):
+            if self._is_passed_over(name, is_folder=entry.is_dir(follow_symlinks=False)):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 folders.add(name)
@@ -207,7 +223,7 @@ class ZipArchive(Archive):
             self._note(_UNKNOWN_ENCODING, _get_raw_name(info).decode(errors="backslashreplace"))
             return
         name = _check_name(self.path, decoded)
-        if not name or _is_hidden(name):
+        if not name or self._is_passed_over(name, is_folder=info.is_dir()):
             return
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -249,7 +265,7 @@ class TarArchive(Archive):
 
     def _add(self, info: tarfile.TarInfo, folders: set[str]) -> None:
         name = _check_name(self.path, info.name)
-        if not name or _is_hidden(name):
+        if not name or self._is_passed_over(name, is_folder=info.isdir()):
             return
         if not (info.isreg() or info.isdir()):
             self._note("link or device in an archive", name)
@@ -283,9 +299,10 @@ class TarArchive(Archive):
 
 
 def _decode_name(info: zipfile.ZipInfo) -> str | None:
-    """Return a member's name; None where the archive does not say in which of several encodings it is.
+    """Return a member's name; None where its folder is not in UTF-8 and the archive does not say in what.
 
-    Without the flag that says UTF-8 the library takes it for code page 437.
+    Without the flag that says UTF-8 the library takes it for code page 437, whatever the computer used that wrote it.
+    A file's own name names no class: its bytes are kept.
     """
     if info.flag_bits & _IS_UTF8:
         return info.filename
@@ -293,9 +310,10 @@ def _decode_name(info: zipfile.ZipInfo) -> str | None:
     if (stated := _read_unicode_path(info.extra, raw)) is not None:
         return stated
     try:
-        return raw.decode()
+        raw.rpartition(b"/")[0].decode()
     except UnicodeDecodeError:
-        return raw.decode("cp437") if all(map(_is_western, raw.split(b"/"))) else None
+        return None
+    return raw.decode(errors="surrogateescape")
 
 
 def _get_raw_name(info: zipfile.ZipInfo) -> bytes:
@@ -313,14 +331,6 @@ def _read_unicode_path(extra: bytes, raw: bytes) -> str | None:
     return None
 
 
-def _is_western(part: bytes) -> bool:
-    """Return whether a name is a word in code pages 437 and 850 alike: mostly plain letters, the others accented."""
-    accented = "".join(char for char in part.decode("cp437") if not char.isascii())
-    plain_count = sum(char.isalpha() for char in part.decode("ascii", errors="ignore"))
-    is_alike = part.decode("cp437") == part.decode("cp850")
-    return not accented or (is_alike and accented.isalpha() and len(accented) < plain_count)
-
-
 def _unreadable(path: Path, name: str, why: str) -> DataError:
     return DataError(f"{path}: {name!r} {why}, which is not read; extract the archive and give the folder")
 
@@ -333,8 +343,8 @@ def _check_name(path: Path, raw_name: str) -> str:
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part.lower() in _HIDDEN_NAMES for part in name.split("/"))
+def _is_hidden(part: str) -> bool:
+    return part.startswith(".") or part.lower() in _HIDDEN_NAMES
 
 
 def _refused(path: Path, name: str, why: str) -> DataError:

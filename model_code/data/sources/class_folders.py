@@ -3,14 +3,14 @@
 They may be folders, zips or tars, several at once, and may sit in one wrapping folder. Splits may have their other
 usual names too, in any case, also as a part (`seg_train`), and twice (`seg_train/seg_train`). Several sources without
 split folders may be splits by their own names (`train.zip`, `test.zip`). Folders inside a class folder belong to its
-class. A test folder without class folders is an unlabelled test split.
+class. A test folder without class folders is an unlabelled test split, a folder `unlabelled` or `pred` a split for
+pretraining.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import PurePosixPath
 
 from model_code.data.cache import SkippedImage
@@ -35,6 +35,7 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "valset", "devset"), "validation"),
     **dict.fromkeys(("test", "testing", "evaluation", "eval", "testset"), "test"),
+    **dict.fromkeys(("unlabelled", "unlabeled", "pred"), "unlabelled"),
 }
 # Without class folders in them they may be classes beside others: no class is called test.
 _ALSO_CLASSES = {"valid", "dev", "eval"}
@@ -44,6 +45,7 @@ _NO_CLASS = "image outside of any class folder (expected <class>/<image>)"
 _NO_SPLIT = "image outside of the train, validation and test folders"
 _NO_LABELS = "image of a split without class folders (expected <split>/<class>/<image>)"
 _DEEP = "class folder with images in its subfolders only (give the folder whose subfolders are the classes)"
+_REPEATED = "image of the same name, split and class as one of an earlier source (rename it, or give the image once)"
 _EMPTY = "class folder without images"
 
 
@@ -103,12 +105,14 @@ def read_class_folders(
     scan.problems += find_twins(name for _, name in scan.found if name != _UNLABELLED)
     labelled = {split for split, name in scan.found if name != _UNLABELLED}
     for split, name in sorted(scan.found):
-        if name not in main_classes and not (split == "test" and name == _UNLABELLED and split not in labelled):
+        may_lack_labels = split in ("test", "unlabelled") and split not in labelled
+        if name not in main_classes and not (may_lack_labels and name == _UNLABELLED):
             outside = _NO_CLASS if split in labelled else _NO_LABELS
             kind = outside if name == _UNLABELLED else f"class of {split} that {main_split} does not have"
             files = scan.found.pop((split, name))
             scan.problems += [Problem(kind, f"{archive.path.name}/{member}") for _, archive, member in files]
-    skipped = settle_problems(where, scan.problems, skip)
+    scan.problems += _find_repeated(scan)
+    skipped = settle_problems(where, scan.problems, skip, scan.ignored)
     classes = order_classes(main_classes, expected_classes, where)
     splits = sorted({split for split, _ in scan.found})
     return ImageSource(
@@ -160,16 +164,19 @@ def _collect(archive: Archive, scan: _Scan, own_split: str) -> None:
         if not archive.problems:
             types = name_some(sorted({PurePosixPath(name).suffix.lower() or "no ending" for name in archive.files}))
             found = f" among {len(archive.files)} files ({types})" if archive.files else ""
+            if archive.hidden:
+                found += f", and {name_some(sorted(archive.hidden))} hidden, which is not read"
             layouts = ", ".join((SHOWN, *(one.shown for one in LAYOUTS)))
             raise DataError(f"{archive.path}: no images found{found}; allowed layouts: {layouts}")
         return
     wrapper = find_wrapper(images)
     split_by_top = _find_splits(images, wrapper)
+    doubled = _find_doubled(images, wrapper, split_by_top)
     if split_by_top:
         own_split = scan.main_split
     placed: list[tuple[str, list[str], list[str]]] = []
     for parts in images:
-        place = _place(parts, wrapper, split_by_top, own_split)
+        place = _place(parts, wrapper, split_by_top, doubled, own_split)
         if isinstance(place, str):
             scan.problems.append(Problem(place, f"{archive.path.name}/{'/'.join(parts)}"))
         else:
@@ -183,7 +190,7 @@ def _collect(archive: Archive, scan: _Scan, own_split: str) -> None:
             scan.problems.append(Problem(_NO_CLASS, f"{archive.path.name}/{'/'.join(parts)}"))
             continue
         scan.found[split, class_name].append(("/".join(rest[1:] or rest), archive, "/".join(parts)))
-    _collect_rest(archive, max(images, key=len)[:wrapper], split_by_top, scan, own_split)
+    _collect_rest(archive, max(images, key=len)[:wrapper], split_by_top, doubled, scan, own_split)
 
 
 def _find_splits(images: Sequence[Sequence[str]], wrapper: int) -> dict[str, str]:
@@ -201,13 +208,32 @@ def _find_splits(images: Sequence[Sequence[str]], wrapper: int) -> dict[str, str
     return {top: split for top, split in whole.items() if top.casefold() not in _ALSO_CLASSES}
 
 
+def _find_doubled(images: Sequence[Sequence[str]], wrapper: int, split_by_top: dict[str, str]) -> set[str]:
+    """Return the split folders whose only folder names the split again and holds classes or, but in train, images."""
+    inner: dict[str, set[str]] = defaultdict(set)
+    deep: set[str] = set()
+    for parts in images:
+        if len(parts) > wrapper + 2:
+            inner[parts[wrapper]].add(parts[wrapper + 1])
+        if len(parts) > wrapper + 3:
+            deep.add(parts[wrapper])
+    doubled = {top for top, folders in inner.items() if len(folders) == 1 and top in split_by_top}
+    return {
+        top
+        for top in doubled
+        if find_split_word(*inner[top]) == split_by_top[top] and (top in deep or split_by_top[top] != "train")
+    }
+
+
 def find_split_word(folder: str) -> str | None:
     """Return the split that a word of a name stands for; None if there is none, or several."""
     splits = {split for word in re.split(r"[\W_]+", folder) if (split := find_split(word))}
     return splits.pop() if len(splits) == 1 else None
 
 
-def _place(parts: list[str], wrapper: int, split_by_top: dict[str, str], own_split: str) -> tuple[str, list[str]] | str:
+def _place(
+    parts: list[str], wrapper: int, split_by_top: dict[str, str], doubled: set[str], own_split: str
+) -> tuple[str, list[str]] | str:
     """Return an image's split and its path from the class on, or what is wrong with it."""
     rest = parts[wrapper:]
     if len(rest) < 2:
@@ -216,18 +242,22 @@ def _place(parts: list[str], wrapper: int, split_by_top: dict[str, str], own_spl
     if split is None:
         is_class = not split_by_top or own_split not in split_by_top.values()
         return (own_split, rest) if is_class else _NO_SPLIT
-    rest = rest[1:]
-    return split, rest[1:] if len(rest) > 2 and find_split_word(rest[0]) == split else rest
+    return split, rest[2 if rest[0] in doubled and len(rest) > 2 else 1 :]
 
 
 def _collect_rest(
-    archive: Archive, wrapper: Sequence[str], split_by_top: dict[str, str], scan: _Scan, own_split: str
+    archive: Archive,
+    wrapper: Sequence[str],
+    split_by_top: dict[str, str],
+    doubled: set[str],
+    scan: _Scan,
+    own_split: str,
 ) -> None:
     """Note files of other types, a stray table among them, and class folders without images."""
     scan.ignored += list_ignored(archive)
     for folder in sorted(archive.folders):
         parts = [*folder.split("/"), ""]
-        place = _place(parts, len(wrapper), split_by_top, own_split)
+        place = _place(parts, len(wrapper), split_by_top, doubled, own_split)
         if parts[: len(wrapper)] != wrapper or isinstance(place, str):
             continue
         split, rest = place
@@ -235,12 +265,22 @@ def _collect_rest(
             scan.empty.append((normalise_class_name(rest[0]), f"{archive.path.name}/{folder}"))
 
 
+def _find_repeated(scan: _Scan) -> list[Problem]:
+    """Return the images that an earlier source has under the same name, split and class."""
+    problems = []
+    for entries in scan.found.values():
+        first: dict[str, Archive] = {}
+        repeated = [entry for entry in entries if first.setdefault(entry[0], entry[1]) is not entry[1]]
+        problems += [Problem(_REPEATED, f"{archive.path.name}/{member}", False) for _, archive, member in repeated]
+    return problems
+
+
 def _tell_missing(scan: _Scan, splits: Sequence[str], classes: tuple[str, ...]) -> list[SkippedImage]:
     told = []
     for split in splits:
         missing = [name for name in classes if (split, name) not in scan.found]
         if missing and (split, _UNLABELLED) not in scan.found:
-            told.append(SkippedImage(name=split, reason=f"has no images of {name_some(missing)}"))
+            told.append(SkippedImage(name=split, reason=f"has no images of {name_some(missing)}", is_note=True))
     return told
 
 
@@ -249,11 +289,5 @@ def _order_images(split: str, classes: tuple[str, ...], scan: _Scan) -> EncodedS
     is_unlabelled = (split, _UNLABELLED) in scan.found
     for label, class_name in [(-1, _UNLABELLED)] if is_unlabelled else enumerate(classes):
         entries = sorted(scan.found.get((split, class_name), []), key=lambda entry: (entry[0], entry[2]))
-        for (name, archive, _), (next_name, next_archive, _) in pairwise(entries):
-            if name == next_name and archive is not next_archive:
-                raise DataError(
-                    f"{split}/{class_name}/{name} is in {archive.path} and again in {next_archive.path}; "
-                    "give each image once"
-                )
         ordered.extend(EncodedImage(archive, member, label) for _, archive, member in entries)
     return EncodedSplit(tuple(ordered))

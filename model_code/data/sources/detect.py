@@ -9,7 +9,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import model_code.data.sources
-from model_code.data.sources.archives import open_archive
+from model_code.data.cache import SkippedImage
+from model_code.data.sources.archives import Archive, open_archive
 from model_code.data.sources.cifar_archive import is_cifar_archive, read_cifar_archive
 from model_code.data.sources.class_folders import read_class_folders
 from model_code.data.sources.images import ImageSource, name_some, settle_problems
@@ -48,6 +49,16 @@ def open_source(known: KnownDataset, paths: Sequence[Path], stack: ExitStack, sk
     if known.read is None and any(is_cifar_archive(path) for path in paths):
         return read_cifar_archive(_take_only(paths), known.classes)
     archives = [stack.enter_context(open_archive(path)) for path in paths]
+    hidden = [
+        SkippedImage(name=f"{archive.path.name}/{name}", reason="hidden folder, which is not read")
+        for archive in archives
+        for name in sorted(archive.hidden)
+    ]
+    source = _read(known, paths, archives, skip)
+    return replace(source, skipped=(*source.skipped, *hidden))
+
+
+def _read(known: KnownDataset, paths: Sequence[Path], archives: Sequence[Archive], skip: bool) -> ImageSource:
     found = next(((archive, one) for one in LAYOUTS for archive in archives if one.is_found(archive)), None)
     if known.read is not None:
         read: Callable[[], ImageSource] = partial(known.read, archives, skip)
@@ -61,7 +72,8 @@ def open_source(known: KnownDataset, paths: Sequence[Path], stack: ExitStack, sk
         return read_class_folders(archives, known.classes, skip=skip)
     where = name_some([str(archive.path) for archive in archives])
     skipped = settle_problems(where, [one for archive in archives for one in archive.problems], skip)
-    return replace(read(), skipped=skipped)
+    source = read()
+    return replace(source, skipped=(*skipped, *source.skipped))
 
 
 def _take_only(paths: Sequence[Path]) -> Path:

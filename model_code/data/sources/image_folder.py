@@ -8,9 +8,10 @@ only. Without a table the same folders are class folders.
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from model_code.data.cache import SkippedImage
 from model_code.data.sources.archives import Archive, Problem
 from model_code.data.sources.class_folders import find_split
 from model_code.data.sources.images import (
@@ -24,8 +25,8 @@ from model_code.data.sources.images import (
     order_classes,
     settle_problems,
 )
-from model_code.data.sources.kaggle import NO_LABELS, read_rows
 from model_code.data.sources.layout import layout
+from model_code.data.tables import NO_LABELS, read_rows
 from model_code.errors import DataError
 
 TABLE = "metadata.csv"
@@ -88,7 +89,19 @@ def read_image_folder(archive: Archive, expected_classes: tuple[str, ...] | None
         classes=classes,
         splits=index_labels(archive, by_split, classes),
         ignored=list_ignored(archive, tables),
+        skipped=_tell_contradictions(label_by_file),
     )
+
+
+def _tell_contradictions(label_by_file: Mapping[str, str]) -> tuple[SkippedImage, ...]:
+    """Return a note where images lie in the folder of another class than the table says."""
+    labels = set(label_by_file.values())
+    folder_by_file = {name: normalise_class_name(PurePosixPath(name).parent.name) for name in label_by_file}
+    differing = [name for name, label in label_by_file.items() if folder_by_file[name] in labels - {label}]
+    if not differing:
+        return ()
+    reason = f"{len(differing)} images lie in the folder of another class, such as {differing[0]}; the table counts"
+    return (SkippedImage(name=" and ".join(TABLES), reason=reason, is_note=True),)
 
 
 def _read_table(archive: Archive, table: str, label_by_file: dict[str, str], problems: list[Problem]) -> None:
@@ -134,12 +147,20 @@ def _read_rows(archive: Archive, table: str) -> tuple[list[str], Sequence[tuple[
     try:
         for number, line in enumerate(archive.read(table).split(b"\n"), start=1):
             if line.strip():
-                cells = json.loads(line.decode("utf-8-sig")).items()
-                lines.append((number, {key.strip().casefold(): _read_cell(cell) for key, cell in cells}))
+                lines.append((number, json.loads(line.decode("utf-8-sig"), object_pairs_hook=_read_cells)))
+                if not isinstance(lines[-1][1], dict):
+                    raise ValueError("a list or a value")
     except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: line {number} is no JSON object in UTF-8 ({error}); correct it") from error
     header = list(dict.fromkeys(key for _, cells in lines for key in cells))
     return header, [(number, [cells.get(key, "") for key in header]) for number, cells in lines]
+
+
+def _read_cells(pairs: list[tuple[str, object]]) -> dict[str, str | None]:
+    cells = {key.strip().casefold(): _read_cell(cell) for key, cell in pairs}
+    if len(cells) < len(pairs):
+        raise ValueError("a key is there twice")
+    return cells
 
 
 def _read_cell(cell: object) -> str | None:

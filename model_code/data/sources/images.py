@@ -3,6 +3,7 @@
 Shape suffixes: N = images in the split, H = height, W = width, C = the three colour channels, red first.
 """
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from model_code.data.cache import BaseDataset, SkippedImage
 from model_code.data.sources.archives import Archive, Problem
+from model_code.data.tables import NO_LABELS
 from model_code.errors import DataError, FaultyFilesError
 from serving.bundle.image_structure import SUFFIXES
 
@@ -29,6 +31,9 @@ CIFAR10_CLASSES = (
     "ship",
     "truck",
 )
+# Names that a message lists.
+SOME = 5
+UNREAD = "this file type is not read"
 # Variation selectors, which choose between two forms of one character.
 _VARIANTS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 
@@ -103,6 +108,11 @@ class ImageSource:
     skipped: tuple[SkippedImage, ...] = ()
     base: BaseDataset | None = None
 
+    @property
+    def left_out(self) -> tuple[SkippedImage, ...]:
+        """All that is left out before any image is read, and why."""
+        return (*(SkippedImage(name=name, reason=UNREAD) for name in self.ignored), *self.skipped)
+
 
 def name_image(image: EncodedImage) -> str:
     """Return the name of an image's file for people: `photos/oak/1.jpg`."""
@@ -131,23 +141,44 @@ def escape_bytes(name: str) -> str:
 
 
 def find_twins(classes: Iterable[str]) -> list[Problem]:
-    """Return the classes whose names look alike: they differ in case, width or characters that are not seen."""
+    """Return the classes that cannot be told apart or stand for none.
+
+    Names look alike that differ in case, width, characters that are not seen, or as 1 and 1.0 do.
+    """
+    classes = set(classes)
     alike: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(set(classes)):
-        folded = unicodedata.normalize("NFKC", name).casefold()
+    for name in sorted(classes):
+        folded = re.sub(r"^(\d+)\.0+$", r"\1", unicodedata.normalize("NFKC", name).casefold())
         visible = "".join(one for one in folded if unicodedata.category(one) != "Cf" and one not in _VARIANTS)
         alike[" ".join(visible.split())].append(name)
     kind = "classes whose names look alike (rename or merge them)"
-    return [Problem(kind, " and ".join(map(ascii, names)), can_skip=False) for names in alike.values() if names[1:]]
+    unclear = [Problem(kind, _show_apart(names), can_skip=False) for names in alike.values() if names[1:]]
+    for name in sorted(classes):
+        if name.casefold() in NO_LABELS:
+            unclear.append(Problem("class whose name stands for no label in tables (rename it)", name, can_skip=False))
+        if any(unicodedata.category(one) == "Cc" for one in name):
+            broken = "class whose name has a line break or another control character (rename it)"
+            unclear.append(Problem(broken, repr(name), can_skip=False))
+    return unclear
 
 
-def settle_problems(where: str, problems: Sequence[Problem], skip: bool) -> tuple[SkippedImage, ...]:
+def _show_apart(names: Sequence[str]) -> str:
+    """Return names as they are written where that tells them apart, else with their characters escaped."""
+    is_plain = all(unicodedata.category(one) != "Cf" and one not in _VARIANTS for name in names for one in name)
+    is_wide = len({unicodedata.normalize("NFKC", name) for name in names}) < len(names)
+    return " and ".join(map(repr if is_plain and not is_wide else ascii, names))
+
+
+def settle_problems(
+    where: str, problems: Sequence[Problem], skip: bool, ignored: Sequence[str] = ()
+) -> tuple[SkippedImage, ...]:
     """Return what is left out because of problems.
 
     Args:
         where: The source, for the message.
         problems: All that were found.
         skip: True to leave out what can be left out.
+        ignored: Files whose type is not read, for the table of all faults.
 
     Raises:
         DataError: There are problems that must be corrected; the message lists all of them.
@@ -162,7 +193,8 @@ def settle_problems(where: str, problems: Sequence[Problem], skip: bool) -> tupl
     skippable = sum(one.can_skip for one in must_correct)
     way = f", or leave out {skippable} of them with --skip" if skippable else ""
     raise FaultyFilesError(
-        f"{escape_bytes(f'{where}: {listed}')}; correct them{way}", [(one.name, one.kind) for one in problems]
+        f"{escape_bytes(f'{where}: {listed}')}; correct them{way}",
+        [*((one.name, one.kind) for one in problems), *((name, UNREAD) for name in ignored)],
     )
 
 
@@ -209,19 +241,22 @@ def index_labels(
 
     Args:
         archive: Archive that holds all.
-        splits: Member and class name of each image by split; None without a label.
+        splits: Member and class name of each image by split; None without a label. Those of "unlabelled" are dropped.
         classes: Names in the order in which labels count them.
     """
     index = {name: position for position, name in enumerate(classes)}
     return {
         split: EncodedSplit(
-            tuple(EncodedImage(archive, member, -1 if name is None else index[name]) for member, name in images)
+            tuple(
+                EncodedImage(archive, member, -1 if name is None or split == "unlabelled" else index[name])
+                for member, name in images
+            )
         )
         for split, images in splits.items()
     }
 
 
-def name_some(names: Iterable[str], limit: int = 5) -> str:
+def name_some(names: Iterable[str], limit: int = SOME) -> str:
     """Return the first few names joined for a message, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""

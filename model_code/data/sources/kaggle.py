@@ -5,11 +5,11 @@ The table may be in UTF-8 or UTF-16, separated by commas, semicolons or tabs, wi
 There is no test split: the images that Kaggle calls test have no labels.
 """
 
-import csv
-import io
 import re
+from collections import Counter
 from pathlib import PurePosixPath
 
+from model_code.data.cache import SkippedImage
 from model_code.data.sources.archives import Archive, Problem
 from model_code.data.sources.images import (
     EncodedImage,
@@ -24,22 +24,22 @@ from model_code.data.sources.images import (
     settle_problems,
 )
 from model_code.data.sources.layout import layout
+from model_code.data.tables import NO_LABELS, read_rows
 from model_code.errors import DataError
 
 LABELS_FILE = "trainLabels.csv"
 IMAGE_FOLDERS = ("trainImages", "train")
-# What pandas and spreadsheets write for the index and for a missing label, and for a number beside missing ones.
+# What pandas and spreadsheets write for the index, and for a number beside missing ones.
 _INDEX_COLUMNS = {"", "index", "unnamed: 0"}
-NO_LABELS = {"", "nan", "<na>", "n/a", "#n/a", "null"}
 _ID_PATTERN = r"([0-9]{1,18})(?:\.0+)?"
 
 
-def find_labels_file(archive: Archive) -> str | None:
-    """Return the name of the label table in `archive`; None when it has another layout."""
-    return next((name for name in archive.files if PurePosixPath(name).name == LABELS_FILE), None)
+def find_labels_files(archive: Archive) -> list[str]:
+    """Return the names of the label tables in `archive`; none when it has another layout."""
+    return [name for name in archive.files if PurePosixPath(name).name == LABELS_FILE]
 
 
-@layout("Kaggle's trainImages/<id>.png + trainLabels.csv", lambda archive: find_labels_file(archive) is not None)
+@layout("Kaggle's trainImages/<id>.png + trainLabels.csv", lambda archive: bool(find_labels_files(archive)))
 def read_kaggle(archive: Archive, expected_classes: tuple[str, ...] | None = None) -> ImageSource:
     """List the images of Kaggle's layout, ids in the order of numbers: 2 comes before 10.
 
@@ -51,23 +51,28 @@ def read_kaggle(archive: Archive, expected_classes: tuple[str, ...] | None = Non
         DataError: The table has other columns, an id that is no number or twice, or labels and images do
             not pair up.
     """
-    table = find_labels_file(archive)
-    assert table is not None, "what the layout is recognised by"
+    tables = find_labels_files(archive)
+    if len(tables) > 1:
+        raise DataError(f"{archive.path}: {name_some(tables)} are {len(tables)} label tables; give the folder of one")
+    [table] = tables
     where = f"{archive.path}/{table}"
     label_by_id = _read_labels(archive, table)
     images = _find_images(archive, PurePosixPath(table).parent)
     without_image = sorted(label_by_id.keys() - images.keys())
-    if without_image:
-        raise DataError(
-            f"{where}: {len(without_image)} labels have no image "
-            f"(ids {name_some(map(str, without_image))}); complete {' or '.join(IMAGE_FOLDERS)}/"
-        )
     without_label = sorted(images.keys() - label_by_id.keys())
-    if without_label:
-        raise DataError(
-            f"{where}: {len(without_label)} images have no label "
-            f"(ids {name_some(map(str, without_label))}); complete the table or remove them"
+    faults = []
+    if without_image:
+        faults.append(
+            f"{len(without_image)} labels have no image (ids {name_some(map(str, without_image))}); complete "
+            f"{' or '.join(IMAGE_FOLDERS)}/"
         )
+    if without_label:
+        faults.append(
+            f"{len(without_label)} images have no label (ids {name_some(map(str, without_label))}); complete the table "
+            "or remove them"
+        )
+    if faults:
+        raise DataError(f"{where}: {'; '.join(faults)}")
     classes = order_classes(label_by_id.values(), expected_classes, where)
     index_by_class = {name: index for index, name in enumerate(classes)}
     return ImageSource(
@@ -82,6 +87,7 @@ def read_kaggle(archive: Archive, expected_classes: tuple[str, ...] | None = Non
             )
         },
         ignored=list_ignored(archive, [table]),
+        skipped=_tell_unread(archive, set(images.values())),
     )
 
 
@@ -89,10 +95,10 @@ def _read_labels(archive: Archive, table: str) -> dict[int, str]:
     where = f"{archive.path}/{table}"
     header, rows = read_rows(archive.read(table), where)
     columns = [name for name in header if name not in _INDEX_COLUMNS]
-    if sorted(columns) != ["id", "label"] or not rows:
-        raise DataError(
-            f"{where}: found columns {columns} and {len(rows)} rows; expected exactly id,label and at least one row"
-        )
+    if sorted(columns) != ["id", "label"]:
+        raise DataError(f"{where}: found columns {columns}; expected exactly id,label: rename or remove the others")
+    if not rows:
+        raise DataError(f"{where}: no rows; complete the table")
     id_column, label_column = header.index("id"), header.index("label")
     label_by_id: dict[int, str] = {}
     problems = []
@@ -114,20 +120,6 @@ def _read_labels(archive: Archive, table: str) -> dict[int, str]:
     return label_by_id
 
 
-def read_rows(data: bytes, where: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header in lower case and the rows with their line numbers, separated by comma, semicolon or tab."""
-    try:
-        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
-        delimiter = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-        rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{where} is not a table in UTF-8 or UTF-16 with commas, semicolons or tabs ({error})"
-        ) from error
-    return ([name.strip().casefold() for name in rows[0][1]], rows[1:]) if rows else ([], [])
-
-
 def _find_images(archive: Archive, parent: PurePosixPath) -> dict[int, str]:
     folder = next((str(parent / name) for name in IMAGE_FOLDERS if str(parent / name) in archive.folders), None)
     if folder is None:
@@ -143,6 +135,19 @@ def _find_images(archive: Archive, parent: PurePosixPath) -> dict[int, str]:
     if not images:
         raise DataError(f"{archive.path}/{folder}: no images; expected <id>.png")
     return images
+
+
+def _tell_unread(archive: Archive, read: set[str]) -> tuple[SkippedImage, ...]:
+    """Return the folders of images that are not those of the table, such as the ones that Kaggle calls test."""
+    counts = Counter(
+        str(PurePosixPath(name).parent) for name in archive.files if is_image_name(name) and name not in read
+    )
+    return tuple(
+        SkippedImage(
+            name=str(PurePosixPath(archive.path.name, folder)), reason=f"{count} images that the table does not label"
+        )
+        for folder, count in sorted(counts.items())
+    )
 
 
 def _parse_id(text: str, where: str) -> int:

@@ -28,8 +28,8 @@ from model_code.data.sources.images import (
     order_classes,
     settle_problems,
 )
-from model_code.data.sources.kaggle import NO_LABELS
 from model_code.data.sources.layout import layout
+from model_code.data.tables import NO_LABELS
 from model_code.errors import DataError
 
 SUFFIX = ".parquet"
@@ -48,11 +48,13 @@ class _Table:
         image_column: Where the encoded bytes are: `image.bytes`, or `image` where it has no path beside them.
         group_starts: Number of the first row of each row group, and of all rows.
         labels: Class name of each row; None without one.
+        label_kind: "names" or "numbers", what the labels are.
     """
 
     image_column: str
     group_starts: tuple[int, ...]
     labels: tuple[str | None, ...]
+    label_kind: str
 
 
 class _ParquetArchive(Archive):
@@ -115,6 +117,12 @@ def read_parquet(archive: Archive, expected_classes: tuple[str, ...] | None = No
     if not isinstance(archive, FolderArchive):
         raise DataError(f"{archive.path}: Parquet is read from folders only; extract it and give the folder")
     tables = {name: _open_table(archive.path / name) for name in sorted(filter(_is_table, archive.files))}
+    by_kind = {table.label_kind: name for name, table in tables.items() if any(table.labels)}
+    if len(by_kind) > 1:
+        raise DataError(
+            f"{archive.path}: the labels are names in {by_kind['names']} and numbers without names in "
+            f"{by_kind['numbers']}; store them alike in all files"
+        )
     rows = _ParquetArchive(archive.path, tables)
     by_split: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
     for name, table in tables.items():
@@ -125,7 +133,7 @@ def read_parquet(archive: Archive, expected_classes: tuple[str, ...] | None = No
         Problem("label that train does not have" if label else "row without a label", name, can_skip=False)
         for split, found in by_split.items()
         for name, label in found
-        if label not in learned and not (split == "test" and is_unlabelled[split])
+        if label not in learned and not (split in ("test", "unlabelled") and is_unlabelled[split])
     ]
     where = str(archive.path)
     settle_problems(where, problems + find_twins(learned), skip=False)
@@ -169,10 +177,12 @@ def _open_table(file: Path) -> _Table:
             "others"
         )
     names = features.get(labels[0], {}).get("names")
+    is_number = re.match(r"u?int", types[labels[0]]) and not isinstance(names, list)
     return _Table(
         image_column=f"{images[0]}.bytes" if types[images[0]].startswith("struct") else images[0],
         group_starts=tuple(accumulate(sizes, initial=0)),
         labels=tuple(_name_class(value, names) for value in _read_labels(file, labels[0])),
+        label_kind="numbers" if is_number else "names",
     )
 
 
@@ -206,5 +216,7 @@ def _read_batches(file: Path, column: str, group: int) -> Iterator[Any]:
 def _name_class(value: object, names: object) -> str | None:
     if isinstance(value, int) and isinstance(names, list):
         value = names[value] if 0 <= value < len(names) else None
+    elif isinstance(value, int) and value < 0:  # what Hugging Face writes for no label
+        value = None
     name = normalise_class_name("" if value is None else str(value))
     return None if name.casefold() in NO_LABELS else name

@@ -6,6 +6,7 @@ import torch
 from benchmarks.comparisons import epochs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compare", [epochs.compare_supervised, epochs.compare_simsiam, epochs.compare_checkpoint])
 def test_every_contender_measures_something(compare, tmp_path, monkeypatch):
     monkeypatch.setattr(epochs, "IMAGES", 128)  # one batch

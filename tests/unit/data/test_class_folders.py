@@ -91,8 +91,48 @@ def test_empty_folder_and_empty_class(add, tmp_path, write_tree, class_files):
 
 def test_the_same_image_from_two_sources(add, write_tree, class_files):
     one, two = write_tree(class_files(), "one"), write_tree(class_files(), "two")
-    with pytest.raises(DataError, match=r"/cat/0000\.png is in .*one and again in .*two"):
-        add("x", one, two)
+    for skip in (False, True):  # two cameras give different photos one name: none is left out
+        with pytest.raises(
+            DataError, match=r"12 x image of the same name, split and class .*: two/test/cat/0000\.png, "
+        ):
+            add("x", one, two, skip=skip)
+
+
+def test_a_source_of_hidden_folders_only_names_them(add, write_tree, png):
+    with pytest.raises(DataError, match=r"no images found, and \.pics hidden, which is not read; allowed"):
+        add("x", write_tree({".pics/cat/1.png": png, ".pics/dog/1.png": png}))
+
+
+@pytest.mark.parametrize("name", ["nan", "NULL", "N/A".replace("/", "\u2044")])
+def test_a_class_that_tables_take_for_no_label_is_refused(add, write_tree, class_files, png, name):
+    source = write_tree(class_files(splits=("train",)) | {f"train/{name}/1.png": png})
+    if name in ("nan", "NULL"):
+        with pytest.raises(DataError, match=rf"1 x class whose name stands for no label in tables .*: {name}; correct"):
+            add("x", source)
+    else:
+        assert name in add("x", source).dataset.classes
+
+
+@pytest.mark.parametrize("options", [{"skip": True}, {"max_bad_fraction": 0.5}])
+def test_what_was_left_out_on_request_is_not_left_out_without(add, write_tree, class_files, options):
+    files = (
+        class_files(splits=("train",)) | {"train/cat/9.png": b"no image"}
+        if "skip" not in options
+        else class_files(splits=("train",)) | {"stray.png": b""}
+    )
+    source = write_tree(files)
+    assert not add("x", source, **options).reused
+    assert add("x", source, **options).reused
+    with pytest.raises(DataError):
+        add("x", source)
+
+
+def test_a_hidden_class_folder_is_named(add, write_tree, class_files, png):
+    added = add("x", write_tree(class_files(splits=("train",)) | {"train/.fox/1.png": png}))
+    assert added.dataset.classes == ("cat", "dog")
+    assert [(one.name, one.reason) for one in added.skipped] == [
+        ("source/train/.fox", "hidden folder, which is not read")
+    ]
 
 
 def test_up_to_one_percent_is_skipped_by_name(add, write_tree, class_files, png):
@@ -166,3 +206,43 @@ def test_split_names_may_be_classes_and_wrapped(add, write_tree, class_files, pn
         assert add(f"x{number}", folder).dataset.classes == classes
     wrapped = {f"food/{name}": content for name, content in class_files(splits=("training", "evaluation")).items()}
     assert set(add("y", write_tree(wrapped, "two")).dataset.splits) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["train/train/day/1", "train/train/2", "train/car/3"], ("car", "train")),
+        (["train/steam_train/day/1", "train/steam_train/2", "train/car/3", "train/car/day/4"], ("car", "steam_train")),
+        (["train/train/a/1", "train/train/b/2", "test/test/a/3", "test/test/b/4"], ("a", "b")),
+        (["train/train/1", "train/car/3"], ("car", "train")),
+    ],
+)
+def test_a_class_whose_name_has_the_word_of_a_split_stays_a_class(add, write_tree, png, names, classes):
+    added = add("x", write_tree({f"{name}.png": png for name in names}))
+    assert added.dataset.classes == classes
+    assert sum(len(split.labels_N) for split in added.dataset.splits.values()) == len(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["seg_train/seg_train/a/1", "seg_train/seg_train/b/2", "seg_test/seg_test/a/3", "seg_pred/seg_pred/4"],
+        ["seg_train/a/1", "seg_train/b/2", "seg_test/a/3", "seg_pred/4"],
+        ["a/1", "b/2", "test/a/3", "unlabeled/4"],
+        ["train/a/1", "train/b/2", "test/a/3", "Unlabelled/4"],
+    ],
+)
+def test_a_folder_of_images_without_labels_is_a_split_of_its_own(add, write_tree, png, names):
+    dataset = add("x", write_tree({f"{name}.png": png for name in names})).dataset
+    assert dataset.classes == ("a", "b")
+    assert {split: one.labels_N.tolist() for split, one in dataset.splits.items()} == {
+        "train": [0, 1],
+        "test": [0],
+        "unlabelled": [-1],
+    }
+
+
+def test_a_doubled_test_folder_without_classes_is_unlabelled(add, write_tree, png):
+    names = ["seg_train/seg_train/a/1", "seg_train/seg_train/b/2", "seg_test/seg_test/3"]
+    dataset = add("x", write_tree({f"{name}.png": png for name in names})).dataset
+    assert dataset.splits["test"].labels_N.tolist() == [-1]

@@ -52,6 +52,26 @@ def test_tables_beside_or_above_the_images(write, pack, tables):
     assert packed.splits["train"].images_NHWC[:, 0, 0, 0].tolist() == [0, 20, 40]
 
 
+def test_a_column_that_is_there_twice_is_refused(write, pack):
+    with pytest.raises(DataError, match=r"metadata\.csv: the column label is there twice; remove one of them"):
+        pack(write(FILES, {"metadata.csv": "file_name,label,label\ntrain/a.png,cat,dog\n"}))
+
+
+def test_a_key_that_is_there_twice_is_refused(write, pack):
+    for line in ('"label": "cat", "Label": "dog"', '"label": "cat", "label": "dog"'):
+        with pytest.raises(DataError, match=r"line 1 is no JSON object in UTF-8 \(a key is there twice\)"):
+            pack(write(FILES, {"metadata.jsonl": '{"file_name": "train/a.png", ' + line + "}"}))
+
+
+def test_labels_that_contradict_class_folders_are_told(write, add):
+    images = ("train/cat/a.png", "train/cat/b.png", "train/dog/c.png", "train/new/d.png")
+    table = "file_name,label\ntrain/cat/a.png,cat\ntrain/cat/b.png,dog\ntrain/dog/c.png,dog\ntrain/new/d.png,cat\n"
+    added = add("pets", write(images, {"metadata.csv": table}), image_size=8)
+    assert added.dataset.splits["train"].labels_N.tolist() == [0, 1, 1, 0]
+    [note] = added.skipped
+    assert note.reason == "1 images lie in the folder of another class, such as train/cat/b.png; the table counts"
+
+
 def test_everything_that_is_wrong_is_listed_at_once(write, pack):
     table = "file_name,label\na.png,cat\na.png,dog\nb.png,nan\nx.png,dog\nc.png\n"
     with pytest.raises(DataError) as caught:

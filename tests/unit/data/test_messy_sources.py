@@ -100,7 +100,7 @@ def test_what_cannot_be_skipped_stays_an_error(add, write_tree, png):
 def test_names_that_look_alike_are_refused_by_name(add, write_tree, png, names):
     with pytest.raises(DataError, match="look alike") as error:
         add("x", write_tree({f"{name}/1.png": png for name in (*names, "dog")}), skip=True)
-    assert all(ascii(name) in str(error.value) for name in names)
+    assert all(ascii(name) in str(error.value) or repr(name) in str(error.value) for name in names)
 
 
 def test_names_that_look_alike_in_two_splits_are_shown_together(add, write_tree, png):
@@ -213,6 +213,19 @@ def test_lines_that_are_wrong_are_listed(add, write_tree, png):
         "'Dog' and 'dog'",
     ):
         assert part in str(error.value)
+
+
+def test_classes_that_are_one_number_are_refused(add, write_tree, png):
+    table = "id,label\n1,1\n2,1.0\n3,10\n4,0\n"
+    images = {f"train/{number}.png": png for number in range(1, 5)}
+    with pytest.raises(DataError, match=r"1 x classes whose names look alike \(rename or merge them\): '1' and '1\.0'"):
+        add("x", write_tree(images | {"trainLabels.csv": table.encode()}))
+
+
+def test_a_table_of_utf16_without_its_mark_is_refused_by_name(add, write_tree, png):
+    table = "id,label\n1,cat\n2,dog\n".encode("utf-16-le")
+    with pytest.raises(DataError, match=r"zero bytes, as UTF-16 without a byte order mark does.*; save it in UTF-8"):
+        add("x", write_tree({"train/1.png": png, "train/2.png": png, "trainLabels.csv": table}))
 
 
 @pytest.mark.parametrize("label", ["", " ", "NaN", "<NA>", "N/A", "#N/A", "null"])

@@ -201,6 +201,27 @@ def test_class_folders_win_over_a_stray_file_which_is_named(write, add, stray, i
     assert [(one.name, one.reason) for one in added.skipped] == [(f"set/{stray}", "this file type is not read")]
 
 
+def test_negative_numbers_stand_for_no_label(write, pack):
+    write("train.parquet", make_rows((0, 1), (0, 1)), features=None)
+    source = write("test.parquet", make_rows((2, 3), (-1, -1)), features=None)
+    packed = pack(source)
+    assert packed.classes == ("0", "1")
+    assert packed.splits["test"].labels_N.tolist() == [-1, -1]
+    packed = pack(write("unlabeled.parquet", make_rows((4,), (-1,)), features=None))
+    assert packed.splits["unlabelled"].labels_N.tolist() == [-1]
+    with pytest.raises(DataError, match="1 x row without a label"):
+        pack(write("train.parquet", make_rows((0, 1, 2), (0, 1, -1)), features=None))
+
+
+def test_labels_that_are_names_in_one_file_and_numbers_in_another_are_refused(write, pack):
+    write("train-0.parquet", make_rows((0, 1), (0, 1)))
+    source = write("train-1.parquet", make_rows((2, 3), (0, 1)), features=None)
+    with pytest.raises(
+        DataError, match=r"names in train-0\.parquet and numbers without names in train-1\.parquet; store"
+    ):
+        pack(source)
+
+
 def test_images_in_one_folder_beside_parquet_are_no_class_folders(write, add):
     source = write("train.parquet", make_rows((0, 1), (0, 1)))
     (source / "assets").mkdir()

@@ -10,9 +10,11 @@ from PIL import Image
 from flows.jobs.data import AddData, CompareData, ListData
 from model_code.data.add import add_dataset
 from model_code.data.exclusion import read_exclusions
-from model_code.data.revisions import compare_revisions, list_revisions, read_revision
+from model_code.data.revisions import ImageEntry, Revision, compare_revisions, list_revisions, read_revision
 from model_code.errors import DataError, FaultyFilesError, UsageError
 from model_code.settings import load_settings
+from tests.unit.flows.test_removal import enter_run
+from tests.unit.training.small_runs import tiny_network_entered
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +81,24 @@ def test_what_changed_between_revisions(photos, cache, capsys):
     assert printed.count("2 added, 1 removed, 1 relabelled, 1 moved") == 2
 
 
+def test_an_equal_data_set_of_another_name_is_told(photos, capsys):
+    add(photos, "forest")
+    AddData(name="trees", sources=(photos,), image_size=8).run()
+    assert "the same images are packed as forest\n" in capsys.readouterr().out
+
+
+def test_of_copies_a_file_is_compared_with_itself():
+    def make(checksum, *images):
+        return Revision("trees", checksum, "", 8, tuple(ImageEntry(*one, "0f") for one in images))
+
+    before = make("a", ("train", "1.png", "ash"), ("train", "2.png", "oak"), ("train", "3.png", "elm"))
+    after = make("b", ("test", "1.png", "ash"), ("train", "2.png", "ash"), ("train", "4.png", "elm"))
+    found = compare_revisions(before, after)
+    assert [(old.file, new.file, new.label) for old, new in found.relabelled] == [("2.png", "2.png", "ash")]
+    assert [(old.file, new.file, new.split) for old, new in found.moved] == [("1.png", "1.png", "test")]
+    assert (found.added, found.removed) == ((), ())
+
+
 def test_two_sets_can_be_compared_and_unknown_revisions_are_named(photos, cache):
     add(photos)
     add(photos, "copy")
@@ -118,7 +138,16 @@ def test_pixels_are_excluded_by_their_place(cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "names no image"), ("file\n", "names no image"), ("x.png", "none of 1 excluded names")]
+    ("text", "message"),
+    [
+        ("", "names no image"),
+        ("file\n", "names no image"),
+        ("x.png", "none of 1 excluded names"),
+        (
+            "kind;split;file,label\na;b;c,d\n",
+            r"found columns \['kind', 'split', 'file,label'\]; expected a column file",
+        ),
+    ],
 )
 def test_a_table_that_excludes_nothing_is_refused(photos, tmp_path, text, message):
     (tmp_path / "names.txt").write_text(text)
@@ -148,3 +177,68 @@ def test_a_report_lists_every_image_that_does_not_decode(photos, tmp_path):
     with pytest.raises(FaultyFilesError, match="2 of 4 train images do not decode"):
         AddData(name="trees", sources=(photos,), report=report).run()
     assert len(report.read_text().splitlines()) == 3
+    (photos / "test/oak/3.png").write_bytes(b"no image")
+    (photos / "train/oak/notes.txt").write_text("")
+    with pytest.raises(FaultyFilesError, match=r"1 of 2 test images do not decode.*2 of 4 train images do not decode"):
+        AddData(name="trees", sources=(photos,), report=report).run()
+    with report.open() as file:
+        files = [row["file"] for row in csv.DictReader(file)]
+    assert files == [
+        "photos/test/oak/3.png",
+        *(f"photos/train/{name}" for name in ("ash/1.png", "ash/2.png", "oak/notes.txt")),
+    ]
+
+
+def test_a_revision_that_is_gone_is_written_again(photos, cache):
+    first = add(photos)
+    [file] = (cache / "trees").glob("revision-*")
+    file.unlink()
+    again = add(photos)
+    assert (again.reused, again.dataset.checksum) == (False, first.dataset.checksum)
+    assert len(read_revision("trees", cache).images) == 6
+    assert add(photos).reused
+
+
+@pytest.mark.parametrize("start", ["", "sep=;\n", "\n\n"])
+@pytest.mark.parametrize(
+    "text", ["kind;File\nlabel;photos/train/oak/2.png\n", "File\tkind\nphotos/train/oak/2.png\t\n"]
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_tables_that_a_spreadsheet_has_saved_are_read(tmp_path, start, text, encoding):
+    (tmp_path / "issues.csv").write_text(start + text, encoding=encoding)
+    assert read_exclusions(tmp_path / "issues.csv") == {"photos/train/oak/2.png"}
+
+
+def test_names_with_separators_and_quotes_may_stand_in_lines(tmp_path):
+    names = {'a/file, "old".png', "b;c/1.png"}
+    (tmp_path / "names.txt").write_text("\n".join(sorted(names)))
+    assert read_exclusions(tmp_path / "names.txt") == names
+
+
+def test_excluding_all_images_of_a_class_is_refused(photos, tmp_path):
+    (tmp_path / "names.txt").write_text("photos/train/oak/1.png\nphotos/train/oak/2.png\n")
+    with pytest.raises(DataError, match="the excluded names are all images of oak; keep some of them"):
+        add(photos, exclude=[tmp_path / "names.txt"])
+
+
+def test_few_images_copies_and_outdated_runs_are_told_when_images_are_packed(photos, tmp_path, capsys):
+    settings = load_settings()
+    with tiny_network_entered():
+        for digit, dataset in ("1", "trees"), ("2", "others"):
+            enter_run(settings, digit, 0.5, dataset=dataset)
+        shutil.copy(photos / "test/ash/3.png", photos / "train/ash/3.png")
+        AddData(name="trees", sources=(photos,), image_size=8).run()
+    told = capsys.readouterr().out
+    assert "fewer than 5 training images: ash (3), oak (2)\n" in told
+    assert "next: darkroom train fastnet_cifar10 --data trees; others: darkroom recipes\n" in told
+    assert "1 image is a copy of another: `darkroom data check trees` lists them\n" in told
+    assert "1 finished run was trained on other images of this name" in told
+    random = np.random.default_rng(1)
+    for number in range(10):
+        image = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        image.save(photos / f"train/{('ash', 'oak')[number % 2]}/more{number}.png")
+    (photos / "train/ash/3.png").unlink()
+    AddData(name="trees", sources=(photos,), image_size=8).run()
+    told = capsys.readouterr().out
+    assert "fewer than" not in told
+    assert "a copy of" not in told

@@ -5,6 +5,7 @@ from model_code.data.sources.shapes import SHAPE_CLASSES, generate_shapes
 from model_code.errors import UsageError
 
 
+@pytest.mark.slow
 def test_the_default_set_is_pinned(add):
     added = add("shapes")
     assert added.dataset.checksum == "daa1dcb59ac59c6c3c07df44a29a0d66b059dc13afd5364e2d515631283738e0"

@@ -68,7 +68,13 @@ def test_classes_without_images():
     assert report.per_class_accuracy[3] == 1.0
     assert [math.isnan(value) for value in report.per_class_accuracy] == [False, True, True, False, True]
     assert report.accuracy_fraction == pytest.approx(2 / 3)
-    assert report.macro_f1 == pytest.approx((2 / 3 + 2 / 3) / 5)
+    assert report.macro_f1 == pytest.approx((2 / 3 + 2 / 3) / 2)
+
+
+def test_a_class_without_images_costs_the_others_precision_and_recall_only():
+    # Class 2 has no image; the answer 2 is one that class 0 lost, and class 1 is never answered.
+    report = measure(make_logits([0, 2, 0], 3), torch.tensor([0, 0, 1]))
+    assert report.macro_f1 == pytest.approx((2 / 4 + 0) / 2)
 
 
 def test_one_class_that_is_always_right():

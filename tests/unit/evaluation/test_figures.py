@@ -85,7 +85,7 @@ def test_names_that_no_font_draws_become_numbers(monkeypatch, has_fonts):
     labels_N = np.array([0, 1])
     grid = draw_prediction_grid(np.zeros((2, 8, 8, 3), np.uint8), labels_N, labels_N[::-1], names)
     save(grid)
-    assert grid.axes[0].get_title() == f"{shown[1]} ({shown[0]})"
+    assert grid.axes[0].texts[0].get_text() == f"{shown[1]} ({shown[0]})"
 
 
 def test_confusion_shows_counts_and_shares_of_the_true_class():
@@ -131,15 +131,19 @@ def draw_grid(count):
 
 
 def test_grid_titles_are_green_where_right_and_red_where_wrong():
-    axes = draw_grid(100).axes
-    assert len(axes) == GRID_SIDE**2 == 64
+    [axis] = draw_grid(100).axes
+    assert len(axis.images) == len(axis.texts) == GRID_SIDE**2 == 64
+    assert not axis.axison
     expected = [("ant (ant)", RIGHT_COLOUR), ("bee (bee)", RIGHT_COLOUR), ("ant (cat)", WRONG_COLOUR)]
-    for index, axis in enumerate(axes):
+    for index, (image, title) in enumerate(zip(axis.images, axis.texts, strict=True)):
         text, colour = expected[index % 3]
-        assert axis.get_title() == text
-        assert to_hex(axis.title.get_color()) == colour
-        assert axis.images[0].get_array()[0, 0].tolist() == [index] * 3
-        assert not axis.axison
+        assert title.get_text() == text
+        assert to_hex(title.get_color()) == colour
+        assert image.get_array()[0, 0].tolist() == [index] * 3
+        left, right, bottom, top = image.get_extent()
+        assert bottom > top, "upright: rows are counted from the top"
+        assert (left // 1, top // 1) == (index % GRID_SIDE, index // GRID_SIDE) == (right // 1, bottom // 1)
+        assert (title.get_position()[0], title.get_position()[1] // 1) == ((left + right) / 2, top // 1)
     green, red = (tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5)) for colour in (RIGHT_COLOUR, WRONG_COLOUR))
     assert green[1] > max(green[0], green[2])
     assert red[0] > max(red[1], red[2])
@@ -147,10 +151,10 @@ def test_grid_titles_are_green_where_right_and_red_where_wrong():
 
 @pytest.mark.parametrize("count", [0, 63])
 def test_a_grid_of_few_images_leaves_places_empty(count):
-    figure = draw_grid(count)
-    assert sum(bool(axis.images) for axis in figure.axes) == count
-    assert sum(bool(axis.get_title()) for axis in figure.axes) == count
-    assert not any(axis.axison for axis in figure.axes)
+    [axis] = draw_grid(count).axes
+    assert len(axis.images) == len(axis.texts) == count
+    assert not axis.axison
+    assert (axis.get_xlim(), axis.get_ylim()) == ((0, GRID_SIDE), (GRID_SIDE, 0))
 
 
 def test_the_grid_can_be_saved():

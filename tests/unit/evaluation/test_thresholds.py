@@ -177,6 +177,7 @@ DRAWS = 150
 MOST_BROKEN = binom.ppf(0.999, DRAWS, 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [300, 2000])
 @pytest.mark.parametrize("name", POPULATIONS)
 def test_the_promise_holds_in_95_of_100_releases(name, count):
@@ -232,6 +233,7 @@ def test_the_promise_of_a_weak_classifier_holds_whichever_target_is_chosen(sharp
     assert len(targets) > 1
 
 
+@pytest.mark.slow
 def test_the_promise_holds_with_a_temperature_fitted_on_the_same_images():
     population = POPULATIONS["overconfident"]
     broken, draws = 0, 30

@@ -91,3 +91,22 @@ def test_memory_on_cuda_is_that_of_tensors():
     report = evaluate_untrained(FirstPixel(), images, np.zeros(8, int), lambda batch: batch, 4, torch.device("cuda"))
     assert 4 * 64 * 64 * 3 <= report.peak_memory_bytes < 2**26
     assert report.correct == 8
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_network_computes_in_the_precision_that_is_asked_for(precision):
+    seen = []
+
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(48, 10)
+
+        def forward(self, images_BHWC):
+            logits_BK = self.layer(images_BHWC.flatten(1).float())
+            seen.append(logits_BK.dtype)
+            return logits_BK
+
+    images = make_images(range(6))
+    evaluate_untrained(Linear(), images, np.zeros(6, int), lambda batch: batch, 3, CPU, precision=precision)
+    assert seen == [precision] * 2

@@ -18,6 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from flows import cli
 from flows.cli import darkroom
 from model_code.data.add import add_dataset
 from model_code.recipes.catalog import RECIPES, build_config
@@ -27,6 +28,13 @@ ROOT = Path(__file__).parents[3]
 CONTRACT = Path(__file__).with_name("commands.json")
 # Its options are the service's own.
 ELSEWHERE = {"serve"}
+
+
+@pytest.fixture(autouse=True)
+def own_addresses(monkeypatch):
+    """Addresses that other tests of this process have set are not for commands."""
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def list_commands(group, path=()):
@@ -85,6 +93,79 @@ def test_a_shell_completes_the_names_of_recipes():
     asked = {"_DARKROOM_COMPLETE": "bash_complete", "COMP_WORDS": "darkroom train fastnet_c", "COMP_CWORD": "2"}
     shown = CliRunner().invoke(darkroom, prog_name="darkroom", env=asked).output
     assert [line.removeprefix("plain,") for line in shown.split()] == ["fastnet_cifar10", "fastnet_cifar10_long"]
+
+
+COMPLETED = {
+    "pets": (
+        "train fastnet_cifar10 --data",
+        "train-all --data",
+        "data check",
+        "data list",
+        "data diff pets",
+        "data export",
+        "data remove",
+        "sweep fastnet_cifar10 --data",
+        "recipes new mine --data",
+    ),
+    "food": ("models", "rollback", "retire", "predict cat.png --model", "challenge", "history"),
+    "": ("release fastnet_cifar10 --as",),
+}
+
+
+@pytest.mark.parametrize(("name", "words"), [(name, words) for name, lines in COMPLETED.items() for words in lines])
+def test_a_shell_completes_data_sets_and_released_names(tmp_path, monkeypatch, name, words):
+    for file in ("cache/pets/manifest.json", "cache/plants/manifest.json", "bundles/food/champion.json"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    begun = name[:2] or "f"
+    line = f"darkroom {words} {begun}"
+    asked = {"_DARKROOM_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    shown = CliRunner().invoke(darkroom, prog_name="darkroom", env=asked).output
+    assert [one.removeprefix("plain,") for one in shown.split()] == ([name] if name else [])
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("runs remove", "35789"),
+        ("runs pack --out packs", "5"),
+        ("release", "3"),
+        ("train fastnet_cifar10 --resume", "7"),
+    ],
+)
+def test_a_shell_completes_the_ids_of_runs(tmp_path, monkeypatch, words, completed):
+    files = {"3": ("result.json",), "5": ("result.json", "journal.jsonl"), "7": (), "8": ("result.json",), "9": ()}
+    for digit, names in files.items():
+        record = RunRecord(run_id="ab" + digit * 30, data_checksum="c" * 64, config=build_config("fastnet_cifar10"))
+        folder = create_run_folder(tmp_path / "checkpoints", record)
+        for name in names:
+            (folder.path / name).touch()
+        if digit in "89":
+            (folder.path / "run.json").write_text("{}")
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    line = f"darkroom {words} ab"
+    asked = {"_DARKROOM_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    shown = CliRunner().invoke(darkroom, prog_name="darkroom", env=asked).output
+    assert sorted(one.removeprefix("plain,") for one in shown.split()) == [f"ab{digit * 30}" for digit in completed]
+
+
+def test_completion_takes_no_framework(tmp_path):
+    (tmp_path / "bundles" / "food").mkdir(parents=True)
+    (tmp_path / "bundles" / "food" / "champion.json").touch()
+    code = (
+        "import sys; from flows.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print({'torch', 'mlflow', 'prefect', 'numpy'}.intersection(sys.modules))"
+    )
+    asked = {"_DARKROOM_COMPLETE": "bash_complete", "COMP_WORDS": "darkroom history f", "COMP_CWORD": "2"}
+    done = run_code(f"import sys; sys.argv = ['darkroom']; {code}", tmp_path, environment=asked, stdout=subprocess.PIPE)
+    assert done.stdout.splitlines() == ["plain,food", "set()"], done.stderr
+
+
+def test_json_is_a_form_of_every_listing_and_no_option_of_its_own():
+    done = CliRunner().invoke(darkroom, ["history", "shapes", "--json"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (2, "Error: No such option '--json'.")
 
 
 def test_a_command_with_words_lists_its_own_options():
@@ -176,6 +257,7 @@ def run_in_terminal(words, home, columns=80):
     return click.unstyle(printed.decode()).splitlines(), process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["recipes"], ["data", "list"], ["runs", "list"]], ids=" ".join)
 def test_a_terminal_of_80_columns_is_enough(tmp_path, words):
     add_dataset("shapes", cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", image_size=16, progress=False)
@@ -190,6 +272,7 @@ def test_a_terminal_of_80_columns_is_enough(tmp_path, words):
         assert set(RECIPES) <= set(" ".join(lines).split()), "no name is broken"
 
 
+RUNS_LIST = ["runs", "list"]
 INTERRUPT = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
 WHILE_RUNNING = """
 from flows.jobs.data import ListData
@@ -212,8 +295,21 @@ def test_ctrl_c_ends_with_the_status_of_the_shell(tmp_path, interrupted):
     """Whatever is imported or waited for at that moment: one line, no traceback."""
     done = run_code(f"{INTERRUPT}{interrupted}from flows.entry import main; main()", tmp_path, "data", "list")
     assert done.returncode == 130, done.stderr
-    assert done.stderr.strip().startswith("darkroom: interrupted")
-    assert "Traceback" not in done.stderr
+    assert done.stderr.strip() == "darkroom: interrupted"
+
+
+@pytest.mark.parametrize(("job", "words"), [("data.AddData", ["data", "add", "shapes"]), ("runs.ListRuns", RUNS_LIST)])
+def test_only_what_a_repeated_command_goes_on_from_is_promised_at_ctrl_c(tmp_path, job, words):
+    module, name = job.split(".")
+    code = (
+        f"{INTERRUPT}from flows.jobs.{module} import {name}; "
+        f"{name}.run = lambda self: os.kill(os.getpid(), signal.SIGINT); from flows.entry import main; main()"
+    )
+    done = run_code(code, tmp_path, *words, stdout=subprocess.PIPE)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "darkroom: interrupted" + (
+        "" if words == RUNS_LIST else "; what was finished is kept, the same command goes on from there"
+    )
 
 
 def run_code(code, home, *words, **options):
@@ -266,16 +362,27 @@ def test_a_terminal_of_another_encoding_and_none_at_all_are_no_traceback(tmp_pat
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_training_is_checked_without_prefect(tmp_path):
     """Prefect reads PREFECT_API_URL when it is imported: without the embedded server's it starts one more."""
     add_dataset("shapes", cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", image_size=16, progress=False)
     code = (
         "import sys; from flows.jobs.training import Train; "
         "job = Train.make(recipe='resnet18_cifar10_exp', settings=('dataset=shapes',)); job.check(); job.prepare(); "
-        "print({'prefect'}.intersection(sys.modules))"
+        "print({'prefect'}.intersection(sys.modules)); import flows.operations.training; "
+        "print({'scipy.stats'}.intersection(sys.modules))"  # a second that only a release needs
     )
     done = run_code(code, tmp_path, stdout=subprocess.PIPE)
-    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["set()"]), done.stderr
+    assert (done.returncode, done.stdout.splitlines()[-2:]) == (0, ["set()", "set()"]), done.stderr
+
+
+def test_only_a_library_that_is_not_here_is_named(capsys):
+    for name in ("json.nosuch", "flows.nosuch"):
+        with pytest.raises(ModuleNotFoundError):
+            cli._end_without(ModuleNotFoundError(name=name))
+    with pytest.raises(SystemExit):
+        cli._end_without(ModuleNotFoundError(name="nosuch.part"))
+    assert capsys.readouterr().err.startswith("darkroom: this command needs nosuch, which is not installed: ")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Planted issues of a data set: found, written where people look, left out on request."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from model_code.data.add import add_dataset
 from model_code.data.cache import open_dataset
 from model_code.data.duplicates import find_duplicates, group
 from model_code.data.quality import find_flaws
-from model_code.data.revisions import find_leakage, read_revision
+from model_code.data.revisions import find_divided_copies, find_leakage, read_revision
+from model_code.errors import DataError
 from model_code.evaluation.label_issues import find_label_issues, predict_left_out
 from model_code.evaluation.patch_features import compute_patch_features, shrink
 from model_code.settings import load_settings
@@ -137,7 +139,9 @@ def test_a_check_writes_a_page_and_a_table_that_data_add_takes(photos, capsys):
     folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir}
     dataset = add_dataset("mine", [photos], **folders, image_size=32, progress=False).dataset
     assert "1 training images are copies of" in find_leakage(dataset, settings.cache_dir)
-    CheckData(name="mine").run()
+    checked = CheckData(name="mine")
+    checked.check()
+    checked.run()
     printed = capsys.readouterr().out
     assert "near-duplicate across splits: 1\n" in printed
     assert "82 images, " in printed
@@ -158,6 +162,23 @@ def test_a_check_writes_a_page_and_a_table_that_data_add_takes(photos, capsys):
     clean = open_dataset("mine", settings.cache_dir)
     assert find_leakage(clean, settings.cache_dir) == ""
     assert len(clean.splits["test"].labels_N) <= 20
+
+
+def test_equal_images_that_show_nothing_are_found_too(photos):
+    for split in ("train", "test"):
+        Image.new("RGB", (32, 32), "orange").save(photos / split / "stripes/flat.png")
+    settings = load_settings()
+    options = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir, "image_size": 32}
+    dataset = add_dataset("mine", [photos], **options).dataset
+    assert "2 training images are copies of" in find_leakage(dataset, settings.cache_dir)
+    with check_data("mine").table.open() as file:
+        rows = {(row["file"], row["kind"]): row["twin"] for row in csv.DictReader(file)}
+    assert rows["photos/train/stripes/flat.png", "near-duplicate across splits"] == "photos/test/stripes/flat.png"
+    assert "near-duplicates of validation or test" in find_leakage(dataset, settings.cache_dir)
+    assert find_divided_copies(dataset, settings.cache_dir) == ""
+    shutil.copy(photos / "train/stripes/05.png", photos / "train/stripes/again.png")
+    dataset = add_dataset("mine", [photos], **options).dataset
+    assert find_divided_copies(dataset, settings.cache_dir).startswith("1 training image is a copy of another, and a ")
 
 
 def test_of_duplicates_with_two_labels_both_are_listed_for_a_person_to_choose(photos):
@@ -196,3 +217,9 @@ def test_a_second_round_keeps_the_edited_table_and_names_the_first(photos, capsy
     assert len(files) == 80
     assert not files & {"photos/train/blobs/<b>.png", "photos/train/stripes/copy.png"}
     assert f"copy.png: named in {second.table.name}" in capsys.readouterr().out
+
+
+def test_a_set_that_is_not_here_is_refused_before_a_framework_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    with pytest.raises(DataError, match=r"'nope'.*is not in"):
+        CheckData(name="nope").check()

@@ -25,13 +25,20 @@ EPOCH = EpochMetrics(
 )
 
 
-@pytest.mark.parametrize(("parts", "profile"), [(1, "full"), (4, "custom")])
-def test_a_run_that_memory_divided_is_custom(parts, profile, tmp_path):
+@pytest.mark.parametrize(
+    ("parts", "changes", "profile", "budget"),
+    [
+        (1, {}, "full", None),
+        (4, {}, "custom", "custom: engine.parts=4"),
+        (4, {"learning_rate": 0.3}, "custom", "custom: engine.parts=4, learning_rate=0.3"),
+    ],
+)
+def test_a_run_that_memory_divided_is_custom(parts, changes, profile, budget, tmp_path):
     weights = tmp_path / "best.safetensors"
     weights.write_bytes(b"weights")
-    done = ExperimentResult({}, TrainingResult((EPOCH,), 1, weights, weights, parts))
+    done = ExperimentResult({}, TrainingResult((EPOCH,), 1, weights, weights, parts, "eager"))
     experiment = SimpleNamespace(engine_line=None, run=lambda *_: done)
-    record = RunRecord(run_id="r", data_checksum="c", config=build_config("resnet18_cifar10_exp"))
+    record = RunRecord(run_id="r", data_checksum="c", config=build_config("resnet18_cifar10_exp", changes=changes))
     tracker = MagicMock()
 
     @contextmanager
@@ -42,4 +49,4 @@ def test_a_run_that_memory_divided_is_custom(parts, profile, tmp_path):
     result = training._run(RunFolder(tmp_path, record, 0.0), experiment, tracking, "cpu", None, 0.0)
     assert result.profile == profile
     told = [call.args[0] for call in tracker.set_tags.call_args_list]
-    assert told == [{"profile": "custom", "budget": "custom: engine.parts=4"}] * (parts > 1)
+    assert told == [{"profile": "custom", "budget": budget}] * (parts > 1)

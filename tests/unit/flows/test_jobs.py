@@ -16,7 +16,7 @@ import yaml
 
 from flows.jobs import JOBS
 from flows.jobs.machine import QuickStart
-from flows.jobs.training import NewRecipe, Train
+from flows.jobs.training import NewRecipe, Train, TrainAll
 from model_code.errors import DarkroomError, ServiceError, UsageError
 
 ROOT = Path(__file__).parents[3]
@@ -64,7 +64,10 @@ def test_a_form_offers_names_and_shows_bounds():
     assert forms["train-recipe"]["recipe"]["enum"] == list(RECIPES)
     assert forms["train-recipe"]["seed"]["anyOf"][0] == {"type": "integer", "minimum": 0}
     assert "enum" not in forms["release-model"]["name"]
+    assert "enum" not in forms["train-recipe"]["dataset"]
     assert forms["release-model"]["min_gain"]["anyOf"][0] == {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+    metric = forms["release-model"]["metric"]
+    assert (metric["enum"], metric["default"]) == (["accuracy", "macro-f1"], "accuracy")
     assert forms["watch-predictions"]["enough_feedback"]["minimum"] == 1
 
 
@@ -120,8 +123,17 @@ def test_a_command_that_loads_a_framework_says_so(kind):
 
 
 def test_a_recipe_of_ones_own_says_what_it_loads_for_other_images():
-    assert NewRecipe.make(name="mine", base="resnet18_cifar10_exp", dataset="beans").has_loads
-    assert not NewRecipe.make(name="mine", base="resnet18_cifar10_exp").has_loads
+    assert NewRecipe.make(name="mine", base="resnet18_cifar10_exp", dataset="beans").loading
+    assert not NewRecipe.make(name="mine", base="resnet18_cifar10_exp").loading
+    for kind, given in ((Train, {"recipe": "fastnet_cifar10"}), (TrainAll, {})):
+        assert kind.make(**given).loading == "PyTorch, MLflow and Prefect"
+        assert kind.make(**given, offline=True).loading == "PyTorch"
+
+
+def test_an_unknown_recipe_is_refused_before_any_framework_is_loaded():
+    for given in ({}, {"dataset": "shapes"}, {"dataset": "shapes", "offline": True}):
+        with pytest.raises(UsageError, match="no recipe 'fastnet_cifar1'; did you mean fastnet_cifar10"):
+            Train.make(recipe="fastnet_cifar1", **given).check()
 
 
 def test_a_taken_port_is_refused_before_any_training():

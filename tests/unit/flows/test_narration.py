@@ -44,6 +44,7 @@ def test_a_silence_is_shown_until_the_next_output_takes_its_place():
     assert rest == "  50 %\r\nthe end\r\n", "a progress bar stays as it is"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_pipe_gets_lines_only(stream):
     piped = SCRIPT.replace("with narr", f"import io; sys.{stream} = io.StringIO()\nwith narr")

@@ -8,7 +8,7 @@ import pytest
 from flows.experiments import pretrained
 from model_code.data.add import add_dataset
 from model_code.data.cache import open_dataset
-from model_code.errors import TrainingError
+from model_code.errors import DownloadError, TrainingError
 from model_code.recipes.catalog import build_config
 from model_code.training.run_folder import JOURNAL_FILE, RunRecord, RunResult, create_run_folder
 from serving.bundle.store import hash_file
@@ -159,3 +159,17 @@ def test_files_are_hashed_and_nothing_is_nothing(settings, tmp_path):
     assert find_pretrained(build_config(SOURCE), settings) is None
     with pytest.raises(TrainingError, match="no such file"):
         find_pretrained(config.model_copy(update={"pretrained_weights": "/nowhere.pth"}), settings)
+
+
+def test_an_offline_run_downloads_no_weights(settings, checksum, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    config = build_config("resnet18_cifar10_exp9", "smoke", ON_SHAPES)
+    dataset = open_dataset("shapes", settings.cache_dir)
+    assert pretrained.find_pretrained(config, dataset, settings).source == "torchvision"
+    with pytest.raises(DownloadError, match="not downloaded with --offline; bring the file"):
+        pretrained.find_pretrained(config, dataset, settings, is_offline=True)
+    there = pretrained.find_torchvision_download()
+    there.parent.mkdir(parents=True)
+    there.touch()
+    assert tmp_path in there.parents
+    assert pretrained.find_pretrained(config, dataset, settings, is_offline=True).source == "torchvision"

@@ -52,8 +52,10 @@ def test_a_verdict_names_the_variants_whose_labels_it_judged(exported, tmp_path,
     chosen = {"challenger": "int8", "7": "fp32"}
     monkeypatch.setattr(release, "Classifier", lambda *given: Classifier(*given, precision=chosen[given[1]]))
     verdict = judge(exported, make_champion(tmp_path))
-    assert verdict.measured.startswith("1.0000 as int8 against 1.0000 of version 7 as fp32 on 24 test images: ")
-    assert judge(exported, None).measured.startswith("1.0000 as int8 (95 % interval ")
+    assert verdict.measured.startswith(
+        "accuracy 1.0000 as int8 against 1.0000 of version 7 as fp32 on 24 test images: "
+    )
+    assert judge(exported, None).measured.startswith("accuracy 1.0000 as int8 (95 % interval ")
 
 
 @pytest.mark.parametrize(

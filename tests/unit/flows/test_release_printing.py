@@ -1,8 +1,9 @@
 import pytest
 
-from flows.printing.releases import fold_line, print_release
+from flows.printing.releases import print_release
 from flows.printing.summaries import ReleaseSummary
 from serving.bundle.manifest import Selection
+from serving.listing import fold_line
 from tests.unit.release.test_card import age, make_calibration, make_manifest, make_trial
 
 NOTHING = Selection(split="test", count=600, answered=0, wrong=0, error_interval=(0, 1))

@@ -1,5 +1,6 @@
 """Removal of versions, runs and data sets, and the refusals that protect what others need."""
 
+import errno
 import json
 import sqlite3
 from contextlib import closing, contextmanager
@@ -8,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 
 from flows.jobs.data import RemoveData
-from flows.jobs.runs import Prune
+from flows.jobs.releases import ListModels
+from flows.jobs.runs import Prune, RemoveRuns
 from flows.operations import release, removal
 from flows.printing import inventory
 from flows.printing.inventory import print_runs
 from model_code.data.add import add_dataset
 from model_code.data.cache import list_datasets
-from model_code.errors import BusyError, DataError, ReleaseError, TrainingError, UsageError
+from model_code.errors import BusyError, DataError, DivergedError, ReleaseError, TrainingError, UsageError
 from model_code.release.registered import read_registered
 from model_code.training.run_folder import (
     JOURNAL_FILE,
@@ -178,6 +180,30 @@ def test_runs_are_listed_with_what_needs_them(settings, capsys, monkeypatch):
     assert [by_run[digit * 8]["recorded"] for digit in "35"] == ["", "offline"]
 
 
+def test_runs_whose_record_is_damaged_are_named_and_can_be_removed(settings, capsys, monkeypatch):
+    enter_run(settings, "3", 0.75)
+    damaged = [enter_run(settings, digit, 0.5) for digit in "45"]
+    for folder in damaged:
+        (folder.path / "run.json").write_text("{")
+    print_runs(settings, "json")
+    printed = capsys.readouterr()
+    assert [json.loads(line)["run_id"][0] for line in printed.out.splitlines()] == ["3"]
+    remedy = f"darkroom runs remove {'4' * 32}"
+    assert printed.err == (
+        f"darkroom: 2 runs left out, the first {'4' * 32}: run.json is damaged or was written by another version; "
+        f"remove with: {remedy}\n"
+    )
+    monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
+    with open_small_store(settings.home):
+        job = RemoveRuns.make(run_ids=(remedy.rsplit(maxsplit=1)[-1],))
+        job.check()
+        job.run()
+    assert [folder.path.exists() for folder in damaged] == [False, True]
+    capsys.readouterr()
+    print_runs(settings, "table")
+    assert capsys.readouterr().err.startswith(f"darkroom: 1 run left out, the first {'5' * 32}: ")
+
+
 def test_short_ids_mean_the_one_run_that_begins_with_them(settings):
     enter_run(settings, "3", 0.5)
     assert resolve_run_id(settings.checkpoints_dir, "33333333") == "3" * 32
@@ -247,6 +273,42 @@ def test_the_accuracy_of_a_version_is_shown_also_of_an_older_home(settings, monk
     assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
 
 
+def test_versions_of_a_name_that_never_had_a_champion_are_listed(settings, monkeypatch, capsys):
+    monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with open_small_store(settings.home) as (_, client):
+        client.create_registered_model("pets")
+        client.create_model_version("pets", "nowhere", run_id=client.create_run("0").info.run_id)
+    listed = ListModels.make(name="pets", form="json")
+    listed.check()
+    listed.run()
+    assert json.loads(capsys.readouterr().out)["version"] == "1"
+    with pytest.raises(ReleaseError, match=r"^nothing is registered as cats; release a run: .* --as cats$"):
+        ListModels.make(name="cats").check()
+
+
+def test_an_alias_of_a_persons_own_is_removed_in_mlflow(settings):
+    with open_small_store(settings.home) as (_, client):
+        client.create_registered_model("pets")
+        client.create_model_version("pets", "nowhere", run_id=client.create_run("0").info.run_id)
+        for alias, way in (("challenger", "darkroom challenge pets --none"), ("live", "remove the alias in MLflow")):
+            client.set_registered_model_alias("pets", alias, "1")
+            with pytest.raises(ReleaseError, match=f"end that first: {way}$"):
+                removal.retire(settings, "pets", "1")
+
+
+def test_a_folder_whose_lock_cannot_be_looked_at_counts_as_free(settings, monkeypatch):
+    folder = enter_run(settings, "7")
+    with folder.lock():
+        assert removal.is_in_use(folder)
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("model_code.disk.os.open", refuse)
+    assert not removal.is_in_use(folder)
+
+
 def test_a_version_is_retired_unless_it_serves_or_is_gone_back_to(settings):
     with open_small_store(settings.home) as (_, client):
         client.create_registered_model("shapes")
@@ -257,7 +319,7 @@ def test_a_version_is_retired_unless_it_serves_or_is_gone_back_to(settings):
             folder.mkdir(parents=True)
             (folder / "model.onnx").write_bytes(b"12")
         client.set_registered_model_alias("shapes", "champion", "2")
-        with pytest.raises(ReleaseError, match="version 2 of shapes is champion; first make"):
+        with pytest.raises(ReleaseError, match="version 2 of shapes is champion; release another"):
             removal.retire(settings, "shapes", "2")
         with pytest.raises(ReleaseError, match="has no version 3; registered: 1, 2"):
             removal.retire(settings, "shapes", "3")
@@ -266,10 +328,14 @@ def test_a_version_is_retired_unless_it_serves_or_is_gone_back_to(settings):
         assert [one.name for one in (settings.bundles_dir / "shapes").iterdir()] == ["folder-2"]
 
 
-def test_a_data_set_that_an_interrupted_run_needs_stays(settings):
+@pytest.mark.parametrize("state", ["interrupted", "diverged"])
+def test_a_data_set_that_an_incomplete_run_needs_stays(settings, state):
     add_dataset("shapes", cache_dir=settings.cache_dir, data_dir=settings.data_dir, image_size=16, progress=False)
-    enter_run(settings, "7", dataset="shapes")
-    with pytest.raises(DataError, match=r"needed by interrupted run 77777777; --force removes"):
+    folder = enter_run(settings, "7", dataset="shapes")
+    if state == "diverged":
+        with pytest.raises(DivergedError), folder.noting_divergence():
+            raise DivergedError("the loss is nan")
+    with pytest.raises(DataError, match=rf"needed by {state} run 77777777; --force removes"):
         removal.remove_dataset(settings, "shapes")
     assert removal.remove_dataset(settings, "shapes", is_forced=True).size_bytes > 0
     assert not (settings.cache_dir / "shapes").exists()

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from flows.jobs import JOBS
 from flows.jobs.training import ListRecipes
+from flows.printing import tables
 from flows.printing.narration import narrating
 from flows.printing.records import describe_outcomes, describe_release, describe_result
 from flows.printing.summaries import Choice, Outcome, ReleaseSummary
@@ -159,8 +160,10 @@ def test_a_release_is_a_record_of_what_was_decided(manifest, capsys):
     assert record["decision"].endswith("it would not be promoted: version 3 stays champion")
     assert (record["version"], record["champion_before"], record["is_champion"]) == (None, "3", False)
     assert (record["verdict"], record["precisions"]) == (verdict.summary, ["fp32", "int8"])
+    assert (record["metric"], record["challenger_macro_f1"]) == ("accuracy", verdict.challenger_macro_f1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--format", "json"], ["--format", "json", "--quiet"], ["--quiet"]], ids=" ".join)
 def test_adding_images_prints_its_result_alone(tmp_path, options):
     command = [
@@ -182,3 +185,16 @@ def test_adding_images_prints_its_result_alone(tmp_path, options):
         assert record["counts"]["test"] == 1000
     else:
         assert done.stdout.startswith("shapes packed: ")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "image_size", "recipe"),
+    [
+        ("food10", 72, "fastnet_food10"),
+        ("cifar10", 32, "fastnet_cifar10"),
+        ("pets", 32, "fastnet_cifar10"),
+        ("pets", 224, "resnet18_food11"),
+    ],
+)
+def test_the_recipe_to_begin_with(dataset, image_size, recipe):
+    assert tables._choose_recipe(dataset, image_size) == recipe

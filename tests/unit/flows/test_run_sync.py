@@ -149,6 +149,7 @@ def test_a_run_comes_home_as_if_it_had_been_trained_there(machines, capsys, weig
     assert synced.record == folder.record.model_copy(update={"run_id": run.info.run_id})
     assert synced.result == folder.result.model_copy(update={"run_id": run.info.run_id})
     assert not synced.is_offline
+    assert synced.begun_s == entries[0].time_ms / 1000
     kept = find_finished(machines.home.checkpoints_dir, folder.record, hash_code())
     assert kept == synced.result
     if weights != "none":
@@ -194,6 +195,36 @@ run_sync.sync_runs([carried])
 """
 
 
+def test_a_run_that_came_without_weights_says_how_to_take_them(machines, capsys):
+    folder = make_run(machines)
+    for weights in ("none", "best"):
+        pack(machines, folder, weights=weights)
+        run_sync.sync_runs([machines.carried])
+    here = open_synced(machines, folder).record.run_id
+    told = f"is here already as run {here}, without weights; to add those of the pack: darkroom runs remove {here[:8]}"
+    assert told in capsys.readouterr().out
+
+
+def test_a_damaged_record_here_is_nothing_to_a_pack_that_is_here_already(machines, capsys):
+    folder = make_run(machines)
+    pack(machines, folder)
+    run_sync.sync_runs([machines.carried])
+    here = open_synced(machines, folder)
+    (here.path / "run.json").write_text("{}")
+    run_sync.sync_runs([machines.carried])
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"is here already as run {here.path.name}")
+
+
+def test_a_run_that_left_no_weights_lacks_none(machines, capsys):
+    folder = make_run(machines)
+    folder.complete(folder.result.model_copy(update={"best_weights": None, "weights_sha256": None}))
+    pack(machines, folder)
+    for _ in range(2):
+        run_sync.sync_runs([machines.carried])
+    here = open_synced(machines, folder).record.run_id
+    assert capsys.readouterr().out.endswith(f"is here already as run {here}\n")
+
+
 @pytest.mark.slow
 def test_a_sync_that_is_killed_is_completed_by_the_next(machines):
     """Killed after the first request of metrics, after a file, after MLflow has the end, and before the rename."""
@@ -219,7 +250,7 @@ def test_a_sync_that_is_killed_is_completed_by_the_next(machines):
 
 def refuse(machines):
     """A sync fails and leaves nothing."""
-    with pytest.raises(DataError, match="were not synced; the lines above say why"):
+    with pytest.raises(DataError, match=r"^1 run was not synced; the lines above say why$"):
         run_sync.sync_runs([machines.carried])
     assert not list(machines.home.checkpoints_dir.glob(f"*/{RUN_FILE}"))
 
@@ -231,7 +262,7 @@ def test_one_damaged_run_keeps_no_other_away(machines, capsys):
     content = bytearray(part.read_bytes())
     content[7] ^= 16
     part.write_bytes(content)
-    with pytest.raises(DataError, match=r"^1 runs were not synced"):
+    with pytest.raises(DataError, match=r"^1 run was not synced"):
         run_sync.sync_runs([machines.carried])
     assert f"{part} is damaged or of another pack; bring it again" in capsys.readouterr().out
     assert machines.find(damaged.record.run_id) == []
@@ -247,7 +278,7 @@ def test_a_missing_part_is_named(machines, capsys):
     part = sorted(machines.carried.glob("*.part"))[-1]
     part.unlink()
     refuse(machines)
-    assert f"parts are missing ({part.name})" in capsys.readouterr().out
+    assert f"parts is missing ({part.name})" in capsys.readouterr().out
 
 
 def change_setting(file):
@@ -267,8 +298,9 @@ def change_setting(file):
     ],
     ids=["config", "images", "result of another run", "budget", "not finished"],
 )
-def test_a_run_whose_files_do_not_belong_together_is_refused(machines, capsys, change, message):
+def test_a_run_whose_files_do_not_belong_together_is_refused(machines, monkeypatch, capsys, change, message):
     folder = make_run(machines)
+    monkeypatch.setattr(run_packing, "is_finished", lambda _: True)  # earlier versions did not look
     change(folder)
     pack(machines, open_run_folder(machines.node.checkpoints_dir, folder.record.run_id))
     refuse(machines)
@@ -353,6 +385,10 @@ def test_only_complete_offline_runs_are_packed(machines):
     with pytest.raises(TrackingError, match="is not complete; repeat its train command"):
         run_packing.pack_runs([run_id], "none", machines.carried, PART)
     (folder.path / "kept").rename(folder.path / RESULT_FILE)
+    whole = (folder.path / JOURNAL_FILE).read_bytes()
+    (folder.path / JOURNAL_FILE).write_bytes(whole[: whole.rstrip().rindex(b"\n") + 1])
+    with pytest.raises(TrackingError, match=r"journal\.jsonl lacks the run's end; train again"):
+        run_packing.pack_runs([run_id], "none", machines.carried, PART)
     (folder.path / JOURNAL_FILE).unlink()
     with pytest.raises(UsageError, match="is in MLflow; only runs of `darkroom train --offline` are packed"):
         run_packing.pack_runs([run_id], "none", machines.carried, PART)

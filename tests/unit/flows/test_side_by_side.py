@@ -5,7 +5,7 @@ import signal
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from threading import Event, Lock
 
 import psutil
@@ -208,7 +208,7 @@ def test_a_signal_ends_every_run_and_begins_no_other(capsys):
     assert lines.count(told) == 1
     # What runs have said until then may still follow.
     assert not any(line.startswith("[") for line in lines[lines.index(told) :])
-    assert last == ("interrupted with 3 of 4 runs to go: 1 are complete and kept; the same command goes on from here")
+    assert last == ("interrupted with 3 of 4 runs to go: 1 complete and kept; the same command goes on from here")
 
 
 @pytest.mark.parametrize("at_once", [0, -1, "two"])
@@ -230,14 +230,17 @@ def test_runs_share_the_processors_unless_the_environment_says_how_many(monkeypa
 def wait_for_process():
     end_s = time.monotonic() + LONGEST_S
     while time.monotonic() < end_s:
-        if found := [one for one in psutil.Process().children() if f"{PLAIN}-seed-0" in one.cmdline()]:
-            return found[0]
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):  # children of other tests may end at this moment
+                if f"{PLAIN}-seed-0" in child.cmdline():
+                    return child
+        time.sleep(0.02)
     raise AssertionError("no process was started")
 
 
 def test_a_process_that_is_killed_is_an_error_and_after_an_interruption_none_begins():
     runner, request = RunProcesses(1), RunRequest(config=build(PLAIN)[0], is_offline=True)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, closing(runner):
         killed = pool.submit(runner.train, request, print)
         wait_for_process().kill()
         with pytest.raises(
@@ -253,7 +256,7 @@ def test_a_process_that_is_killed_is_an_error_and_after_an_interruption_none_beg
 
 
 def test_a_dry_run_says_that_its_times_are_of_one_after_another(capsys):
-    TrainAll.make(dry_run=True, only=PLAIN, seeds=(0,), at_once=2).run()
+    TrainAll.make(dry_run=True, only=(PLAIN,), seeds=(0,), at_once=2).run()
     assert "at once" not in capsys.readouterr().out, "there is only one"
-    TrainAll.make(dry_run=True, only=f"{PLAIN}[23]", at_once=2).run()
+    TrainAll.make(dry_run=True, only=(f"{PLAIN}[23]",), at_once=2).run()
     assert "the times below are of one run after another: 2 at once share the device" in capsys.readouterr().out

@@ -251,27 +251,29 @@ def test_a_plan_of_fine_tuned_recipes_leaves_no_database(home):
 
 
 def test_a_dry_run_leaves_an_empty_home_empty(home, capsys):
-    TrainAll(dry_run=True, only="simsiam_*", release=True).run()
-    assert "nothing is left to train" not in capsys.readouterr().out
+    TrainAll(dry_run=True, only=("simsiam_*",), release=True).run()
+    assert "nothing" not in capsys.readouterr().out
+    TrainAll(dry_run=True, only=("simsiam_*",)).run()
+    assert capsys.readouterr().out.endswith("\nnothing can be trained before what is missing is here\n")
     assert not home.exists()
 
 
 def test_a_plan_says_when_its_times_are_measured_beside_a_training(monkeypatch, capsys):
     monkeypatch.setattr("flows.operations.study_plan.choose_device", lambda _: torch.device("cpu"))
     with take_lock(load_settings().locks_dir / "device-cpu.lock", "busy"):
-        TrainAll(dry_run=True, only=PLAIN).run()
+        TrainAll(dry_run=True, only=(PLAIN,)).run()
         assert capsys.readouterr().out.startswith("another training uses cpu: beside it the times")
-    TrainAll(dry_run=True, only=PLAIN).run()
+    TrainAll(dry_run=True, only=(PLAIN,)).run()
     assert "another training" not in capsys.readouterr().out
 
 
 def test_images_that_nobody_knows_are_refused_before_any_work(capsys):
-    job = TrainAll.make(only="resnet18_cifar10_exp*", settings=("dataset=nosuch",), release=True)
+    job = TrainAll.make(only=("resnet18_cifar10_exp*",), settings=("dataset=nosuch",), release=True)
     with pytest.raises(
         UsageError, match=r"^no data set is called nosuch; add it first: .darkroom data add nosuch --from"
     ):
         job.check()
-    TrainAll.make(only="resnet18_cifar10_exp*", settings=("dataset=shapes",), release=True).check()
+    TrainAll.make(only=("resnet18_cifar10_exp*",), settings=("dataset=shapes",), release=True).check()
     assert capsys.readouterr().out == ""
 
 
@@ -281,7 +283,7 @@ def test_recipes_train_on_images_of_ones_own_but_those_whose_network_cannot_read
         TrainAll.make(dataset="shapes").check()
     folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir}
     add_dataset("shapes", **folders, image_size=16, progress=False)
-    job = TrainAll.make(dataset="shapes", only="fastnet_*", profile="smoke", dry_run=True)
+    job = TrainAll.make(dataset="shapes", only=("fastnet_*",), profile="smoke", dry_run=True)
     job.check()
     assert [(config.recipe, config.dataset) for config in job.configs] == [
         ("fastnet_cifar10", "shapes"),
@@ -293,13 +295,13 @@ def test_recipes_train_on_images_of_ones_own_but_those_whose_network_cannot_read
     assert left_out.startswith("fastnet_food10  left out: ")
     monkeypatch.setattr(TrainAll, "_train", lambda _: [Outcome(recipe="fastnet_cifar10", seed=0, error="no memory")])
     with pytest.raises(TrainingError, match=r"^1 of 2 runs failed: fastnet_cifar10;"):
-        TrainAll.make(dataset="shapes", only="fastnet_*", profile="smoke", form="json").run()
+        TrainAll.make(dataset="shapes", only=("fastnet_*",), profile="smoke", form="json").run()
     failed, skipped = map(json.loads, capsys.readouterr().out.splitlines())
     assert (failed["recipe"], failed["state"]) == ("fastnet_cifar10", "failed")
     assert (skipped["recipe"], skipped["seed"], skipped["state"]) == ("fastnet_food10", 0, "skipped")
     assert "pack shapes anew with --image-size" in skipped["error"]
     with pytest.raises(UsageError, match="pack shapes anew with --image-size"):
-        TrainAll.make(dataset="shapes", only="fastnet_food10").run()
+        TrainAll.make(dataset="shapes", only=("fastnet_food10",)).run()
 
 
 def test_without_release_nothing_is_fetched():

@@ -13,6 +13,7 @@ LAST_LAYERS = {name: "fc" for name in NETWORKS if name.startswith("resnet")} | {
     "swin_t": "head",
     "swin_t_torchvision": "head",
     "vit_b_16": "heads",
+    "efficientnet_b0": "head",
 }
 # Of the same file and shape as one above, only larger.
 del LAST_LAYERS["resnet101"]

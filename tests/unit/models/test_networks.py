@@ -173,6 +173,7 @@ def use_sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make_optimizer"),
     [("resnet50", use_adam), ("vit_b_16", use_sgd), ("swin_t", use_sgd), ("swin_t_torchvision", use_sgd)],

@@ -246,6 +246,7 @@ def test_onnx_answers_what_torch_answers(exported, batch_size):
     assert np.abs(answer - expected).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_an_enlarged_swin_sees_its_images_at_its_own_size(tmp_path):
     torch.manual_seed(0)
     sizes = {"image_size": 64, "patch_size": 4, "channels": 8, "depths": (2,), "heads": (2,), "window": 7}

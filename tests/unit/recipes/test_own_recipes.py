@@ -36,7 +36,7 @@ def test_a_new_recipe_stands_beside_those_of_the_package(home, capsys):
     assert describe_budget(Train(recipe="mine").config) == "full"
     assert describe_budget(Train(recipe="mine", profile="smoke").config) == "smoke"
     assert describe_budget(Train(recipe="mine", epochs=3).config) == "custom: epochs=3"
-    assert [one.recipe for one in TrainAll(only="mine").configs] == ["mine"]
+    assert [one.recipe for one in TrainAll(only=("mine",)).configs] == ["mine"]
     ListRecipes(name="mine").run()
     assert "darkroom train mine" in capsys.readouterr().out
 
@@ -64,7 +64,7 @@ def test_a_recipe_can_be_made_from_one_of_ones_own(home):
     write(home, "second", 'from = "first"\nseeds = [1, 2]\n[settings]\nepochs = 4\nengine.parts = 2\n')
     config = get_recipe("second").build()
     assert (config.epochs, config.learning_rate, config.engine.parts) == (4, 0.5, 2)
-    assert [one.seed for one in TrainAll(only="second").configs] == [1, 2]
+    assert [one.seed for one in TrainAll(only=("second",)).configs] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,16 @@ def test_names_that_are_paths_or_run_ids_are_no_recipes(home, name):
         get_recipe(name)
     with pytest.raises(UsageError, match="cannot be a recipe's name"):
         NewRecipe(name=name, base="fastnet_cifar10").run()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("fastnet_cifar10", "is a recipe of the package"), ("Flowers", "is no name of a-z, 0-9, _ and -")],
+)
+def test_a_file_whose_name_cannot_be_a_recipe_is_named_and_stops_no_other_recipe(home, name, message):
+    file = home / "recipes" / f"{name}.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text('from = "fastnet_cifar10"\n')
+    with pytest.raises(UsageError, match=rf"{name}\.toml: {name} {message}; rename the file"):
+        list_recipes()
+    assert [one.name for one in match_recipes("swin_cifar10_*")] == ["swin_cifar10_published", "swin_cifar10_modern"]

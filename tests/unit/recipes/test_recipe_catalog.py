@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.jobs.training import TrainAll
 from model_code.errors import UsageError
 from model_code.models.networks import check_image_size
 from model_code.recipes.catalog import RECIPES, build_config, change_dataset, describe_budget, get_recipe, match_recipes
@@ -240,10 +241,18 @@ def test_patterns_choose_recipes_in_catalog_order(pattern, names):
     assert [entry.name for entry in match_recipes(pattern)] == names
 
 
+def test_a_recipe_is_taken_once_if_any_pattern_matches():
+    names = ["resnet18_cifar10_exp3", "resnet18_cifar10_exp4", "resnet18_cifar10_exp5"]
+    found = match_recipes("resnet18_cifar10_exp5", "resnet18_cifar10_exp[34]", "resnet18_cifar10_exp4")
+    assert [entry.name for entry in found] == names
+    assert [config.recipe for config in TrainAll.make(only=names[1:], seeds=(0,)).configs] == names[1:]
+
+
 @pytest.mark.parametrize("pattern", ["swan_*", "", "RESNET18*"])
 def test_patterns_without_a_match(pattern):
-    with pytest.raises(UsageError, match=r"^no recipe matches .*`darkroom recipes` lists them all"):
-        match_recipes(pattern)
+    with pytest.raises(UsageError, match=r"^no recipe matches .*`darkroom recipes` lists them all") as refusal:
+        match_recipes("resnet18_*", pattern)
+    assert repr(pattern) in str(refusal.value)
 
 
 def test_listing_recipes_does_not_import_torch():

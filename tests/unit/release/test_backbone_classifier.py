@@ -58,6 +58,7 @@ def images():
     return TrainingImages(train, validation, test, CLASSES, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["linear", "knn"])
 def test_a_head_answers_alike_in_pytorch_and_onnx(config, weights, images, head, tmp_path):
     built = build_classifier(config, weights, images, head)
@@ -82,6 +83,7 @@ def test_validation_images_are_not_in_the_bank(config, weights, images):
     assert built.model[1].bank_DM.shape[1] == len(images.train)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enlargement", [1.25, 1.5])
 def test_images_that_the_evaluation_scales_are_scaled_in_the_graph(config, weights, images, enlargement, tmp_path):
     scaled = config.model_copy(update={"evaluation_enlargement": enlargement, "views": ViewSettings(image_size=12)})

@@ -243,7 +243,32 @@ def test_the_card_has_every_section_with_its_facts():
         for fact in facts:
             assert fact in sections[section], (section, fact)
     low, high = binomtest(510, 600).proportion_ci(0.95, method="exact")
-    assert f"0.8500 ({low:.4f} to {high:.4f})" in sections["Accuracy"]
+    assert read_rows(sections["Accuracy"]) == [
+        ["this model", "test", f"0.8500 ({low:.4f} to {high:.4f})", f"{verdict.challenger_macro_f1:.4f}"],
+        ["in training", "test", "0.9017", "-"],
+        ["champion, version 4", "test", "0.7500", f"{verdict.champion_macro_f1:.4f}"],
+    ]
+    assert verdict.challenger_macro_f1 != verdict.challenger_accuracy
+
+
+def test_the_card_names_the_figure_that_decided():
+    rows = {}
+    for metric in ("accuracy", "macro-f1"):
+        verdict = make_verdict(rules=GateRules(metric=metric, min_gain=0.01))
+        section = read_sections(write_card(make_manifest(), verdict))["Verdict"]
+        rows[metric] = {row[0]: row[1:] for row in read_rows(section)}
+        low, high = verdict.difference_interval
+        name = {"accuracy": "accuracy", "macro-f1": "macro-F1"}[metric]
+        points = f"{100 * verdict.difference:+.2f} points (95 %: {100 * low:+.2f} to {100 * high:+.2f})"
+        chance = ", interval above 0" if metric == "macro-f1" else ""
+        assert rows[metric][f"difference of {name}"] == [points, f"above 0, at least 1 points{chance}"]
+    assert [rows[metric]["McNemar p"][1] for metric in rows] == ["below 0.05", ""]
+
+
+def test_a_card_of_an_earlier_verdict_has_no_macro_f1():
+    verdict = make_verdict().model_copy(update={"challenger_macro_f1": None, "champion_macro_f1": None})
+    rows = read_rows(read_sections(write_card(make_manifest(), verdict))["Accuracy"])
+    assert [row[-1] for row in rows] == ["-"] * 3
 
 
 def test_the_table_of_classes_is_that_of_the_verdict():
@@ -513,7 +538,8 @@ def test_the_short_card_fits_whatever_the_names_and_refusals_are():
         champion_version="4",
         rules=worse,
     )
-    assert len(verdict.refusals) == 152
+    assert len(verdict.refusals) == 3
+    assert "and 147 more classes did" in verdict.refusals[1]
     long = "long " * 500
     refused = (
         make_manifest()

@@ -101,6 +101,7 @@ def test_float_images_are_refused(exported, images):
         ask_onnx(start(file), images.float())
 
 
+@pytest.mark.slow
 def test_exporting_twice_gives_the_same_bytes(exported, tmp_path):
     model, file = exported
     again = tmp_path / "again.onnx"
@@ -129,6 +130,7 @@ def test_a_model_in_training_mode_is_exported_for_evaluation(tmp_path):
     assert level_after == logging.DEBUG
 
 
+@pytest.mark.slow
 def test_what_is_served_sees_the_middle_twice_as_the_test_did(tmp_path, images):
     """A recipe's smaller image size and flip averaging are part of the graph, which reads images as packed."""
     config = make_config(network="resnet18", image_size=24, has_flip_averaging=True)
@@ -149,6 +151,7 @@ def test_what_is_served_sees_the_middle_twice_as_the_test_did(tmp_path, images):
     assert np.abs(answers - ask_onnx(start(tmp_path / "model.onnx"), bordered)).max() == 0
 
 
+@pytest.mark.slow
 def test_the_temperature_is_inside_the_graph(exported, images, tmp_path):
     model, file = exported
     export_onnx(model, 32, tmp_path / "warm.onnx", temperature=2.5)

@@ -1,7 +1,9 @@
 import pytest
 
 from model_code.report import collection as collection_module
+from model_code.report.classes import build_classes
 from model_code.report.collection import EARLY_METRIC, average, collect_runs, is_smoke
+from model_code.report.document import ImageGroup
 from model_code.report.questions import Contrast
 from model_code.report.standing import build_standing, choose_best
 from model_code.report.verdicts import decide
@@ -52,6 +54,9 @@ def test_a_device_stands_with_the_precision_of_its_computation(opened, store):
     store.enter("half", tags={"engine": "bfloat16, channels last, eager, 147.5 MB of images resident"})
     [run] = collect_runs(opened[1]).get_best("half").runs
     assert run.device == "cuda (NVIDIA H200), bfloat16"
+    store.enter("moved", tags={"engine": "bfloat16, eager", "resumed_on": "cpu to cuda after epoch 2"})
+    [run] = collect_runs(opened[1]).get_best("moved").runs
+    assert run.device == "cuda (NVIDIA H200), bfloat16 (resumed, cpu to cuda after epoch 2)"
 
 
 def test_what_a_fine_tuned_run_started_from(opened, store):
@@ -176,8 +181,8 @@ def test_the_best_recipe_on_images_of_ones_own():
         "cifar10": ("c", "full"),
     }
     row = build_standing(collection).blocks[1].rows[0]
-    assert row[6].text.endswith("- not comparable")
-    assert row[6].is_caution
+    assert row[7].text.endswith("- not comparable")
+    assert row[7].is_caution
 
 
 def test_a_pretrained_backbone_can_be_the_best_recipe(tmp_path):
@@ -187,9 +192,15 @@ def test_a_pretrained_backbone_can_be_the_best_recipe(tmp_path):
         metrics = {"validation/best_accuracy": 0.8, "test/linear_accuracy": 0.75, "test/knn_accuracy": 0.5}
         store.enter("b", metrics, dataset="food11", kind="simsiam")
         store.enter("c", {"validation/best_accuracy": 0.9}, dataset="food11", kind="random_features")
+        store.enter_supervised("d", 0.5)
         section = build_standing(collect_runs(client))
-    [row] = section.blocks[1].rows
-    assert [cell.text for cell in row[:4]] == ["food11", "b", "80.00 %", "75.00 %"]
+    table = section.blocks[1]
+    assert table.columns[3:5] == ("test accuracy", "macro-F1")
+    texts = [[cell.text for cell in row[:5]] for row in table.rows]
+    assert texts == [
+        ["cifar10", "d", "50.00 %", "49.60 %", "49.60 %"],
+        ["food11", "b", "80.00 %", "75.00 %", "-"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -210,3 +221,28 @@ def test_what_a_smoke_budget_is(budget, expected):
 def test_the_spread_is_that_of_a_sample():
     assert average([0.1, 0.2, 0.3]) == pytest.approx((0.2, 0.1))
     assert average([0.5]) == (0.5, None)
+
+
+def test_the_best_budget_of_a_recipe_on_each_data_set_is_shown_whole(opened, store):
+    for budget, dataset in (
+        ("full", "cifar10"),
+        ("custom: epochs=2", "cifar10"),
+        ("custom: dataset=shapes, epochs=3", "shapes"),
+        ("smoke on shapes", "shapes"),
+        ("smoke on pets", "pets"),
+    ):
+        store.enter_supervised("shown", 0.5, 0, epochs=3, budget=budget, dataset=dataset)
+    found = collect_runs(opened[1])
+    best = [group for group in found.list_best("supervised") if group.recipe == "shown"]
+    assert [group.name for group in best] == ["shown", "shown on shapes", "shown on pets"]
+    assert [group.budget for group in best] == ["full", "custom: dataset=shapes, epochs=3", "smoke on pets"]
+    for group in found.groups["shown"]:
+        assert all(
+            (run.report is not None) == bool(run.get_at("validation/loss", 1)) == (group in best) for run in group.runs
+        )
+    section = build_classes(found)
+    assert {"shown", "shown on shapes", "shown on pets"} <= {
+        block.title.rpartition(" (")[0] for block in section.blocks if isinstance(block, ImageGroup)
+    }
+    names = [image.name for block in section.blocks if isinstance(block, ImageGroup) for image in block.images]
+    assert len(set(names)) == len(names)

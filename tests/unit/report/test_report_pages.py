@@ -22,6 +22,8 @@ from tests.unit.release.conftest import make_verdict
 from tests.unit.report.synthetic_runs import enter_every_kind, make_collection, make_run
 from tests.unit.tracking.small_store import make_settings, open_small_store
 
+pytestmark = pytest.mark.slow
+
 ORIGIN = Origin("2026-01-02 03:04 UTC", "abc123", "a machine")
 EVIL = "<script>alert(1)</script>|`x`"
 LARGEST_PAGE_BYTES = 3_000_000
@@ -167,7 +169,7 @@ def test_the_first_screen_has_champions_a_chart_and_answers(filled):
     first = filled[2].sections[0]
     champions, chart, answers, *_ = first.blocks
     assert [cell.text for cell in champions.rows[0][:4]] == ["cifar10", "66.67%", "version 1", "-"]
-    assert champions.rows[0][1].detail == "95 % interval 9.43% to 99.16%, 3 test images"
+    assert champions.rows[0][1].detail == "95 % interval 9.43% to 99.16%, 3 test images; macro-F1 55.56%"
     assert [image.name for image in chart.images] == ["published"]
     assert answers.columns == ("question", "answer")
 

@@ -62,6 +62,7 @@ def test_a_service_that_ends_or_falls_silent_is_started_again(start, end):
     assert first != second
 
 
+@pytest.mark.slow
 def test_a_silent_service_is_killed_within_ten_seconds(start):
     supervisor = start(BEAT + "time.sleep(600)")
     pid = int(supervisor.stdout.readline())
@@ -103,6 +104,7 @@ def test_sigterm_before_a_restart_starts_nothing(start):
     assert supervisor.stdout.read() == ""
 
 
+@pytest.mark.slow
 def test_restarts_are_delayed_ever_longer(start):
     supervisor = start("import time; print(time.monotonic(), flush=True)\n" + BEAT, "FIRST_DELAY_S=0.5")
     times_s = [float(supervisor.stdout.readline()) for _ in range(8)][::2]

@@ -80,6 +80,7 @@ def _die_in_a_trial(folder):
         os._exit(9)
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_dead_process_is_taken_up(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=_die_in_a_trial, args=(tmp_path,))
     process.start()
@@ -185,6 +186,7 @@ def _hold_the_journal(folder: Path) -> None:
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_while_it_writes_holds_up_nobody(tmp_path):
     sweep = open_sweep(tmp_path)
     process = multiprocessing.get_context("spawn").Process(target=_hold_the_journal, args=(tmp_path,))

@@ -1,8 +1,12 @@
 """A real MLflow store in SQLite."""
 
+import atexit
+import shutil
 import sqlite3
+import tempfile
 import warnings
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,7 +41,30 @@ def open_small_store(home: Path):
     """Return (settings, client) of a new store in `home`."""
     settings = make_settings(home)
     with mlflow_given_back():
+        begin_store(home)
         yield settings, open_store(settings)
+
+
+def begin_store(home: Path) -> None:
+    """Give a home without one the database that a first use makes in seconds: one is made and copied."""
+    if (home / "mlflow.db").exists():
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    made = _make_database()
+    shutil.copyfile(made / "mlflow.db", home / "mlflow.db")
+    with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        places = (made.as_uri(), home.as_uri())
+        database.execute("UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)", places)
+
+
+@cache
+def _make_database() -> Path:
+    """Return a folder with the database of a new store; it is there as long as this process."""
+    home = Path(tempfile.mkdtemp(prefix="darkroom-store-"))
+    atexit.register(shutil.rmtree, home)
+    with mlflow_given_back():
+        open_store(make_settings(home))
+    return home
 
 
 def make_settings(home: Path, server: str | None = None) -> Settings:

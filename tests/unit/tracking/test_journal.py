@@ -1,12 +1,15 @@
 import json
 import math
+import os
+import resource
+from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from model_code.errors import TrackingError, TrainingError
+from model_code.errors import DataError, TrackingError, TrainingError
 from model_code.tracking.journal import JournalTracking, read_journal
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback
@@ -104,6 +107,37 @@ def test_a_line_that_was_cut_short_spoils_no_other(tmp_path, torn):
     assert read_points(folder) == [(0, {"test/loss": 0.5}), (0, {"test/accuracy": 0.75})]
 
 
+def test_a_disk_that_is_full_leaves_whole_lines(tmp_path):
+    """It takes the beginning of a line, and has room again when the run's end is recorded."""
+    tracking, folder = start(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(tracker):
+        size = (folder.path / JOURNAL_FILE).stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, limits[1]))
+        try:
+            tracker.log_metrics({"test/loss": 0.5})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with pytest.raises(DataError, match="recording the run"), tracking.track(folder, TAGS) as tracker:
+        fill(tracker)
+    assert [entry.status for entry in read_journal(folder.path)] == ["RUNNING", "FAILED"]
+
+
+def test_the_end_of_a_run_is_on_the_disk_before_its_result(tmp_path, monkeypatch):
+    tracking, folder = start(tmp_path)
+    synced, fsync = [], os.fsync
+
+    def watch(descriptor):
+        fsync(descriptor)
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink(), read_journal(folder.path)[-1].status))
+
+    with tracking.track(folder, TAGS):
+        monkeypatch.setattr(os, "fsync", watch)
+    assert synced == [(folder.path / JOURNAL_FILE, "FINISHED")]
+
+
 def test_values_that_are_no_numbers_are_kept(tmp_path):
     tracking, folder = start(tmp_path)
     with tracking.track(folder, TAGS) as tracker:
@@ -177,6 +211,8 @@ def test_epochs_that_another_device_trains_again_are_recorded_once(tmp_path, cap
     with tracking.track(folder, TAGS) as tracker:
         fit(config, images, folder.path, ALONE, [tracker])
     assert "the run began on cuda and continues on cpu" in capsys.readouterr().out
+    tags = [entry.tags["resumed_on"] for entry in read_journal(folder.path) if "resumed_on" in entry.tags]
+    assert tags == ["cuda to cpu after epoch 1"]
     after = read_points(folder)
     assert [step for step, _ in after] == [1, 2, 3, 4]
     assert after[:3] == before

@@ -214,6 +214,7 @@ def test_samples_of_the_machine_are_counted_on_and_outlive_an_outage(store, run_
     for _ in range(2):
         queue = open_queue()
         with sample_system(client.get_run(run_id), queue, interval_s=0.05):
+            queue.put({"train/loss": 1.0}, step=1)
             time.sleep(0.3)
             with store_away(settings):
                 wait_until(lambda queue=queue: queue.is_away)
@@ -222,3 +223,27 @@ def test_samples_of_the_machine_are_counted_on_and_outlive_an_outage(store, run_
     steps = [step for step, _ in get_points(client, run_id, "system/cpu_utilization_percentage")]
     assert steps == list(range(len(steps)))
     assert len(steps) > 10
+
+
+def test_samples_of_the_machine_come_behind_the_first_metric_of_the_training(store, run_id, open_queue):
+    """MLflow's comparison of runs begins with the first that came."""
+    _, client = store
+    queue = open_queue()
+    with sample_system(client.get_run(run_id), queue, interval_s=0.05):
+        time.sleep(0.4)
+        assert client.get_run(run_id).data.metrics == {}
+        queue.put({"validation/accuracy": 0.5}, step=1)
+        wait_until(lambda: "system/cpu_utilization_percentage" in client.get_run(run_id).data.metrics)
+    queue.flush()
+    assert next(iter(client.get_run(run_id).data.metrics)) == "validation/accuracy"
+    points = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
+    assert points[0].timestamp < client.get_metric_history(run_id, "validation/accuracy")[0].timestamp
+
+
+def test_samples_of_a_run_that_ends_before_its_first_metric_are_kept(store, run_id, open_queue):
+    _, client = store
+    queue = open_queue()
+    with sample_system(client.get_run(run_id), queue, interval_s=0.05):
+        time.sleep(0.2)
+    queue.flush()
+    assert get_points(client, run_id, "system/cpu_utilization_percentage")

@@ -68,7 +68,7 @@ def test_missing_parts_are_named(tmp_path):
     out, _, pack = write(tmp_path)
     (out / pack.parts[1].name).unlink()
     packs, _, parts = find_packs([out])
-    with pytest.raises(DataError, match=f"1 of 3 parts are missing .*{pack.parts[1].name}"):
+    with pytest.raises(DataError, match=f"1 of 3 parts is missing .*{pack.parts[1].name}"):
         unpack(packs[0], parts, tmp_path)
 
 
@@ -88,8 +88,22 @@ def test_a_part_that_was_cut_is_found(tmp_path):
     out, _, pack = write(tmp_path)
     os.truncate(out / pack.parts[0].name, 100)
     packs, _, parts = find_packs([out])
-    with pytest.raises(ChecksumError, match="of 100 bytes, not 4096"):
+    with pytest.raises(ChecksumError, match=r"damaged or of another pack \(100 bytes, not 4096\)"):
         unpack(packs[0], parts, tmp_path)
+
+
+@pytest.mark.parametrize("is_good_first", [True, False])
+def test_of_two_copies_of_a_part_the_right_one_is_taken(tmp_path, is_good_first):
+    out, _, pack = write(tmp_path)
+    again = tmp_path / "again"
+    again.mkdir()
+    shutil.copyfile(out / pack.parts[0].name, again / pack.parts[0].name)
+    os.truncate(out / pack.parts[0].name, 100)
+    packs, _, parts = find_packs([again, out] if is_good_first else [out, again])
+    unpack(packs[0], parts, tmp_path / "in")
+    assert sorted(one.name for one in pack.files) == sorted(
+        file.relative_to(tmp_path / "in").as_posix() for file in (tmp_path / "in").rglob("*") if file.is_file()
+    )
 
 
 def test_a_part_of_another_run_is_found(tmp_path):

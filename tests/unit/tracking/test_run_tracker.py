@@ -261,6 +261,7 @@ def test_epochs_that_another_device_trains_again_are_not_logged_again(store, cap
     with track_run(folder.record, TAGS) as tracker:
         fit(config, images, folder.path, ALONE, [tracker])
     assert "the run began on cuda and continues on cpu" in capsys.readouterr().out
+    assert client.get_run(run_id).data.tags["resumed_on"] == "cuda to cpu after epoch 1"
     assert set(map(tuple, get_steps(client, run_id).values())) == {(1, 2, 3, 4)}
     assert client.get_metric_history(run_id, "train/seconds")[:3] == before
 

@@ -137,7 +137,7 @@ def test_pages_open_on_the_runs_with_what_tells_them_apart_the_best_first(store)
     state = json.loads(tags["mlflow.sharedViewState.darkroom"])
     assert {
         "tags.`recipe`",
-        "attributes.`Dataset`",
+        "tags.`dataset`",
         "tags.`budget`",
         "tags.`precision`",
         "metrics.`test/accuracy`",
@@ -160,6 +160,8 @@ def test_the_newest_finished_trainings_are_compared(tmp_path):
             client.set_terminated(run_id, "FINISHED")
         client.set_terminated(runs[5], "FAILED")
         client.set_terminated(client.create_run(experiment_id, start_time=9).info.run_id, "FINISHED")  # a parent
+        other = client.create_run(experiment_id, start_time=4, tags={"kind": "simsiam"}).info.run_id
+        client.set_terminated(other, "FINISHED")
         path, _, query = find_comparison(client, experiment_id).partition("?")
     found = {key: json.loads(value) for key, value in parse_qsl(query)}
     assert (path, found) == ("compare-runs", {"runs": runs[4:0:-1], "experiments": [experiment_id]})
@@ -180,7 +182,8 @@ def test_the_description_links_to_the_comparison_and_keeps_what_a_person_wrote(t
         comparison = find_comparison(client, experiment_id)
     assert described[:2] == [["Our runs.", "Ask Ada."]] * 2
     assert described[2][1:] == newest[1:] == ["Our runs.", "Ask Ada."]
-    assert newest[0] == f"[The newest runs side by side](#/{comparison})" != described[2][0]
+    assert newest[0].startswith(f"[The newest runs side by side](#/{comparison}) · [All runs as charts](#/experiments/")
+    assert newest[0] != described[2][0]
 
 
 @pytest.mark.slow

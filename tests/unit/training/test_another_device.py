@@ -14,7 +14,7 @@ from model_code.models.networks import NETWORKS
 from model_code.training import checkpoints, epoch_loop, supervised
 from model_code.training.device import derive_seed, seed_everything
 from model_code.training.engine import Engine, choose_engine
-from model_code.training.processes import ALONE
+from model_code.training.processes import ALONE, Processes
 from model_code.training.results import Callback
 from model_code.training.supervised import fit
 from tests.unit.training.fake_cuda import CUDA
@@ -73,14 +73,27 @@ class CudaGenerator:
         self.seed = seed
 
 
-def test_a_run_begun_on_a_cpu_goes_on_on_cuda_and_says_so(tmp_path, capsys):
+def test_a_run_begun_on_a_cpu_goes_on_on_cuda(tmp_path):
     config = make_config(epochs=1)
     fit(config, make_images(), tmp_path, ALONE)
     generator = CudaGenerator()
-    epoch_loop.restore_randomness(checkpoints.load_state(tmp_path, config.sha256()), generator, 3)
+    change = epoch_loop.restore_randomness(checkpoints.load_state(tmp_path, config.sha256()), generator, 3)
     assert generator.seed == derive_seed(3, 1, 0)
-    assert "began on cpu and continues on cuda" in capsys.readouterr().out
+    assert change.describe() == "cpu to cuda after epoch 1"
     assert len({derive_seed(*place) for place in ((3, 1, 0), (3, 0, 1), (3, 1, 1), (4, 1, 0))}) == 4
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
+def test_another_device_is_printed_by_rank_0_only(tmp_path, capsys, rank, lines):
+    config, images = make_config(epochs=1), make_images()
+    fit(config, images, tmp_path, ALONE)
+    content = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save(content | {"generator": CUDA_STATE, "cuda_rng": CUDA_STATE}, tmp_path / "state.pt")
+    capsys.readouterr()
+    loop = supervised._SupervisedLoop(config, images, tmp_path, ALONE, [], None, None)
+    loop.processes = Processes(CPU, rank=rank, count=2)
+    loop._resume()
+    assert len(capsys.readouterr().out.splitlines()) == lines
 
 
 @pytest.fixture

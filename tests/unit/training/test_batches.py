@@ -22,6 +22,13 @@ def test_every_batch_comes_once_in_order(is_ahead, first, expected):
         assert torch.equal(images_BHWC, IMAGES_NHWC[chosen_B])
 
 
+def test_the_order_of_a_streamed_epoch_is_copied_to_the_host_once(monkeypatch):
+    copied, real = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copied.append(tensor.shape) or real(tensor))
+    assert len(list(iterate_batches(IMAGES_NHWC, ORDER_N, 5, CPU, is_ahead=True))) == 4
+    assert copied == [ORDER_N.shape]
+
+
 def test_streaming_works_ahead_by_one_batch_and_ends_when_the_caller_does():
     batches = iterate_batches(IMAGES_NHWC, ORDER_N, 5, CPU, is_ahead=True)
     next(batches)

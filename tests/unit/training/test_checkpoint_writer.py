@@ -170,6 +170,7 @@ class Slow(Callback):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_writer, "SECONDS_BETWEEN_CHECKPOINTS", 0.05)
     config, images = make_config(epochs=60, ema_decay=0.9, schedule="cosine"), make_images()

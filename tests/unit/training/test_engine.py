@@ -191,6 +191,7 @@ def test_a_missing_compiler_is_one_line(monkeypatch):
         choose_engine(make_config(engine={"compile": "on"}), ALONE)
 
 
+@pytest.mark.slow
 def test_compiled_code_learns_the_same_and_is_used_again(tmp_path):
     from torch._dynamo.utils import counters
 

@@ -68,6 +68,7 @@ def test_limits_hold_for_unlabelled_and_validation_images_too():
     assert estimate_seconds(supervised, sizes, 64) == pytest.approx((2 * (200 + 50) + 50) / RATE)
 
 
+@pytest.mark.slow
 def test_an_estimate_is_near_the_time_that_a_training_takes(shapes, tmp_path):
     config = build_config(
         "resnet18_cifar10_exp3_nopool",

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW
 from model_code.data.augmentation import crop_and_flip
 from model_code.errors import UsageError
 from model_code.models.networks import NETWORKS
-from model_code.training import supervised
+from model_code.training import optimization, supervised
 from model_code.training.config import TrainingConfig
 from model_code.training.optimization import Schedule, build_optimizer
 from model_code.training.processes import ALONE
@@ -341,8 +341,11 @@ def test_the_backbone_learns_at_a_rate_of_its_own():
     assert [shapes for *_, shapes in found] == [[(4, 8), (4,)], [(8, 3, 3, 3), (8,)], [(8,)]]
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("frozen_epochs", [1, 2])
-def test_a_frozen_backbone_learns_after_its_epochs(tmp_path, frozen_epochs):
+def test_a_frozen_backbone_learns_after_its_epochs(tmp_path, monkeypatch, frozen_epochs, is_fused):
+    if is_fused:  # as on CUDA
+        monkeypatch.setattr(optimization, "SGD", lambda *given, **more: SGD(*given, **more | {"fused": True}))
     torch.save(TinyNetwork(4).state_dict(), start := tmp_path / "start.pth")
     config = make_config(epochs=2, frozen_epochs=frozen_epochs, pretrained_weights=str(start))
     result = fit(config, make_images(), tmp_path / "run", ALONE)

@@ -108,6 +108,17 @@ class Recorder(Callback):
             raise KeyboardInterrupt
 
 
+def test_one_kernel_for_all_parameters_learns_the_same(tmp_path, monkeypatch):
+    def train(name):
+        recorder = Recorder()
+        pretrain(small_config(), pretraining_images(), tmp_path / name, ALONE, [recorder])
+        return [loss for *_, loss in recorder.steps]
+
+    expected = train("plain")
+    monkeypatch.setattr(pretraining, "SGD", lambda *given, **more: SGD(*given, **more | {"fused": True}))  # as on CUDA
+    assert train("fused") == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_run_leaves_weights_metrics_and_only_one_best(tmp_path):
     recorder = Recorder()
     result = pretrain(small_config(), pretraining_images(), tmp_path, ALONE, [recorder])

@@ -18,6 +18,8 @@ from model_code.training.run_folder import (
     create_run_folder,
     find_finished,
     find_interrupted,
+    find_run_place,
+    list_damaged,
     list_interrupted,
     making_run,
     open_run_folder,
@@ -104,7 +106,9 @@ def test_a_complete_run_has_a_result_and_no_state(tmp_path):
 
 def test_unknown_run(tmp_path):
     for checkpoints_dir in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(TrainingError, match=r"^no run 'abc' in .*`darkroom runs list` shows the runs$"):
+        with pytest.raises(
+            TrainingError, match=r"^no run 'abc' in .*; give its id or .*, as `darkroom runs list` shows them$"
+        ):
             open_run_folder(checkpoints_dir, "abc")
 
 
@@ -115,7 +119,9 @@ def test_damaged_record(tmp_path, content):
     with pytest.raises(TrainingError, match=rf"{RUN_FILE} is damaged or was written by another version") as e:
         open_run_folder(tmp_path, folder.record.run_id)
     assert "\n" not in str(e.value)
+    assert f"darkroom runs remove {folder.record.run_id}" in str(e.value)
     assert find_interrupted(tmp_path, folder.record) is None
+    assert list_damaged(tmp_path) == [find_run_place(tmp_path, folder.record.run_id).path.name]
 
 
 def test_a_record_of_another_version(tmp_path):

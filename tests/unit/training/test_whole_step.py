@@ -125,6 +125,7 @@ def test_steps_are_replayed_after_the_first_and_recorded_anew_where_other_weight
     whole = fit(make_whole("fast"), images, tmp_path / "whole", ALONE)
     assert get_losses(whole) == get_losses(expected)
     assert whole.last_weights.read_bytes() == expected.last_weights.read_bytes()
+    assert whole.engine.endswith("; 12 of 21 steps replayed")
     # The whitening's bias is trained in the first epoch only.
     begun = ["eager"] * STEPS_BEFORE_RECORDING + ["recorded"]
     assert Recorder.log == [*begun, *["replayed"] * 3, "last"] * 2 + [*["replayed"] * 6, "last"]
@@ -140,6 +141,7 @@ def test_what_cannot_be_recorded_goes_on_eagerly_and_says_so_once(tmp_path, monk
     expected = fit(make("parts"), images, tmp_path / "batches", ALONE)
     whole = fit(make_whole("parts"), images, tmp_path / "whole", ALONE)
     assert get_losses(whole) == get_losses(expected)
+    assert whole.engine == "float32, channels last, eager, batch in 2 parts; 0 of 15 steps replayed"
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(
         "engine.compile=step: this step cannot be recorded, training goes on without it (CUDA out of memory"
@@ -191,6 +193,7 @@ def test_streamed_images_say_that_each_step_is_computed_eagerly(tmp_path, capsys
     assert capsys.readouterr().out == ""
     streamed = fit(make_config(engine=STEP | {"pictures": "streamed"}), images, tmp_path / "whole", ALONE)
     assert get_losses(streamed) == get_losses(expected)
+    assert streamed.engine == expected.engine == "float32, channels last, eager"
     assert "the images are streamed, so each step is computed eagerly" in capsys.readouterr().out
 
 

@@ -21,6 +21,7 @@ def test_images_of_a_data_set_are_cheap(kind):
     assert is_cheap(glance(encode(NOISE, kind)), 32)
 
 
+@pytest.mark.slow
 def test_no_bomb_is_cheap_unless_it_decodes_at_once():
     cheap = [(name, data) for name, data in all_bombs() if is_cheap(glance(data), 64)]
     assert cheap

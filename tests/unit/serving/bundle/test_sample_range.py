@@ -49,6 +49,7 @@ def pack_12_bits(value):
     [
         (write_tiff(full(0.5, "<f4"), form=FLOAT), 128),
         (write_tiff(full(1.0, "<f4"), form=FLOAT), 255),
+        (write_tiff(full(0.0, "<f4"), form=FLOAT), 0),
         (write_tiff(full(0.25, "<f4"), form=FLOAT, photometric=0), 191),
         (write_tiff(full(50.0, "<f4"), form=FLOAT, SMIN=0.0, SMAX=100.0), 128),
         (write_tiff(pack_12_bits(3000), 12), 187),
@@ -78,6 +79,10 @@ def test_scaled_by_the_stated_range(data, expected):
         (write_tiff(full(128.0, "<f4"), form=FLOAT), r"32-bit float samples from 128 to 128 and no stated range"),
         (write_tiff(full(-0.5, "<f4"), form=FLOAT), r"from -0\.5 to -0\.5 and no stated range"),
         (write_tiff(full(np.nan, "<f4"), form=FLOAT), r"from nan to nan"),
+        (
+            write_tiff(full(0.2, "<f4"), form=FLOAT),
+            r"32-bit float samples of at most 0\.2, nearly black where 1 is white",
+        ),
         (write_tiff(full(200.0, "<f4"), form=FLOAT, SMIN=0.0, SMAX=100.0), r"outside of 0 to 100"),
         (write_tiff(full(3000, "<u2")), r"16-bit samples of at most 3000, nearly black .* tags 280 and 281"),
         (write_tiff(full(12_000, "<u2")), r"16-bit samples of at most 12000"),
@@ -109,9 +114,25 @@ def write_deep_png(value):
 
 def test_deep_colour_is_full_or_refused():
     assert (decode_picture(write_deep_png(48_000), 8) == 187).all()
-    assert (decode_picture(write_deep_png(0), 8) == 0).all()
+    for value in (0, 255, 3000):
+        with pytest.raises(NotAnImageError, match="nearly black"):
+            decode_picture(write_deep_png(value), 8)
+
+
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+def test_a_dark_pnm_is_read_if_it_states_its_maximum_and_refused_if_it_uses_few_of_65536_values(kind):
+    def write(maximum, value):
+        count = 64 * (3 if kind in ("P3", "P6") else 1)
+        plain = " ".join([str(value)] * count).encode()
+        return f"{kind}\n8 8\n{maximum}\n".encode() + (
+            plain if kind in ("P2", "P3") else np.full(count, value, ">u2").tobytes()
+        )
+
+    assert (decode_picture(write(4095, 3000), 8) == 187).all()
+    assert set(decode_picture(write(4095, 300), 8).flat) <= {18, 19}
+    assert (decode_picture(write(65_535, 48_011), 8) == 187).all()
     with pytest.raises(NotAnImageError, match="nearly black"):
-        decode_picture(write_deep_png(3000), 8)
+        decode_picture(write(65_535, 3000), 8)
 
 
 def test_eight_bits_may_be_dark():

@@ -407,7 +407,7 @@ def test_a_submission_has_no_formula_and_no_escape_sequence():
         (("1.png", "cat.png"), (), r"^cat\.png: a submission needs images named by number, such as 17\.png"),
         (("1.png", "²\u0661.png"), (), "needs images named by number"),
         (("a/1.png", "b/01.jpg"), (), r"^b/01\.jpg: two images have the number 01"),
-        (("1.png",), (SourceProblem("2.png", "empty"),), "^1 images have no label: a submission needs all of them"),
+        (("1.png",), (SourceProblem("2.png", "empty"),), "^1 image has no label: a submission needs all of them"),
     ],
 )
 def test_an_incomplete_submission_is_not_written(names, problems, message):

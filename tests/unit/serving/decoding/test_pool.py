@@ -63,6 +63,7 @@ def test_workers_decode_deep_and_mended_images_the_same(pool):
         decode(pool, encode(Image.fromarray(grey.astype(np.uint16) * 16), "PNG"))
 
 
+@pytest.mark.slow
 def test_every_bomb_costs_no_more_than_its_pixels_allow(pool):
     killed = []
     for name, data in all_bombs():
@@ -81,6 +82,7 @@ def test_every_bomb_costs_no_more_than_its_pixels_allow(pool):
     assert np.array_equal(decode(pool), decode_picture(encode(PHOTO, "PNG"), 32, 36))
 
 
+@pytest.mark.slow
 def test_costly_images_behind_costly_beginnings_cost_no_more_than_their_pixels_allow(pool):
     decoded = set()
     for name, data in compose():
@@ -119,6 +121,7 @@ def test_a_worker_that_died_idle_is_replaced_before_the_next_image(pool):
     assert pool.pids != before
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_noticed_and_replaced(pool):
     decode(pool)
     before = pool.pids

@@ -3,12 +3,15 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from serving.bundle.session import CPU, CUDA, open_session, run_session
 from serving.bundle.store import MODEL_FILE, read_bundle
+from serving.errors import BundleError
 from serving.models import bound_session, classifier
 from serving.models.bound_session import BATCH_BUCKETS, BoundSession, bind_on_cuda
 from serving.models.classifier import Classifier
@@ -107,23 +110,59 @@ def test_nothing_else_runs_on_the_gpu_while_a_graph_is_recorded(bundle):
     assert GraphSession.most == 1
 
 
-def test_graphs_that_answer_otherwise_are_not_used(bundle, monkeypatch):
+@pytest.mark.parametrize("bucket", BATCH_BUCKETS)
+def test_graphs_of_which_one_answers_otherwise_are_not_used(bucket, bundle, monkeypatch):
     folder, session = bundle
 
     class Wrong(GraphSession):
         def run_with_iobinding(self, binding, options):
             super().run_with_iobinding(binding, options)
-            binding.get_outputs()[0].update_inplace(np.full((8, 6), 1 / 6, np.float32)) if self.calls[-1][
-                1
-            ] == "4" else 0
+            if self.calls[-1][1] == str(BATCH_BUCKETS.index(bucket) + 1):
+                binding.get_outputs()[0].update_inplace(np.full((bucket, 6), 1 / 6, np.float32))
 
     monkeypatch.setattr(bound_session, "open_session", lambda *_, **__: Wrong(session))
     plain = GraphSession(session)
     plain.run_with_iobinding = lambda binding, _options: session.run_with_iobinding(binding)
     plain.run = lambda names, inputs, _options=None: session.run(names, inputs)
-    bound = bind_on_cuda(folder / MODEL_FILE, plain, read_bundle(folder), 1, draw(8), 1e-3)
+    bound = bind_on_cuda(folder / MODEL_FILE, plain, read_bundle(folder), 1, draw(3), 1e-3)
     assert not bound.has_graphs
     assert np.array_equal(bound.run(draw(8)), run_session(session, draw(8)))
+
+
+def test_graphs_that_answer_alike_are_used(bundle, monkeypatch):
+    folder, session = bundle
+    monkeypatch.setattr(bound_session, "open_session", lambda *_, **__: GraphSession(session))
+    assert bind_on_cuda(folder / MODEL_FILE, session, read_bundle(folder), 1, draw(3), 1e-3).has_graphs
+
+
+def refuse_to_bind(monkeypatch, refused):
+    """Let the sessions be on the CPU, and binding on CUDA fail for some precisions."""
+
+    def bind(file, session, *_):
+        if any(precision in file.name for precision in refused):
+            raise BundleError("onnxruntime cannot bind buffers on cuda: no memory")
+        return SimpleNamespace(run=partial(run_session, session))
+
+    def opened(self, _precision, _requires):
+        return CUDA, {variant.precision: self._open(variant, CPU) for variant in self.manifest.offered}, ()
+
+    monkeypatch.setattr(classifier, "bind_on_cuda", bind)
+    monkeypatch.setattr(Classifier, "_open_sessions", opened)
+
+
+def test_a_variant_that_cannot_be_bound_leaves_the_answers_to_another(tmp_path, monkeypatch):
+    refuse_to_bind(monkeypatch, {"int8"})
+    chosen = Classifier(make_two_variants(tmp_path), "1", 1)
+    assert chosen.identity.precision == "fp32"
+    assert chosen.classify(draw(2)).shape == (2, 6)
+    assert chosen.problems == ("int8: onnxruntime cannot bind buffers on cuda: no memory",)
+    assert "no memory" in chosen.choice
+
+
+def test_a_model_none_of_whose_variants_can_be_bound_does_not_serve(tmp_path, monkeypatch):
+    refuse_to_bind(monkeypatch, {"model"})
+    with pytest.raises(BundleError, match=r"fp32: onnxruntime cannot bind .*; int8: onnxruntime cannot bind"):
+        Classifier(make_two_variants(tmp_path), "1", 1)
 
 
 def test_the_variant_whose_graph_is_fastest_answers(tmp_path, monkeypatch):
