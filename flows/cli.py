@@ -19,9 +19,12 @@ from flows.entry import INTERRUPTED
 from flows.jobs import JOBS
 from flows.jobs.job import Choices, Job, name_option
 from flows.printing.narration import narrating, showing_silence
+from model_code.disk import check_writable
 from model_code.errors import DarkroomError, PeerEndedError, UsageError
 from model_code.settings import load_settings, read_rank
+from model_code.tracking.revision import check_revision
 from serving.errors import ServingError
+from serving.listing import Form
 from serving.printable import show
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
@@ -220,9 +223,16 @@ def build_command(kind: type[Job]) -> click.Command:
 def start(job: Job) -> None:
     """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
     job.check()
+    is_first, form, is_quiet = read_rank()[0] == 0, getattr(job, "form", "table"), getattr(job, "is_quiet", False)
+    if is_first and job.loading:
+        for place in job.places:
+            check_writable(place, job.command)
+        if "MLflow" in job.loading:
+            check_revision(load_settings())
+    first_line = f"{job.command}: loading {job.loading}"
     try:
-        with showing_silence() if job.loading and read_rank()[0] == 0 else nullcontext():
-            _run(job)
+        with showing_silence(first_line, form) if is_first and job.loading and not is_quiet else nullcontext():
+            _run(job, form, is_quiet=is_quiet)
         job.serve()
     except KeyboardInterrupt:
         _end_interrupted(KEPT if job.is_resumable else "")
@@ -232,10 +242,8 @@ def start(job: Job) -> None:
         raise
 
 
-def _run(job: Job) -> None:
-    with narrating(getattr(job, "form", "table"), is_quiet=getattr(job, "is_quiet", False)):
-        if job.loading and read_rank()[0] == 0:
-            click.echo(f"{job.command}: loading {job.loading}")
+def _run(job: Job, form: Form, *, is_quiet: bool) -> None:
+    with narrating(form, is_quiet=is_quiet):
         job.prepare()
         if is_flow := job.has_flow and read_rank()[0] == 0:
             from flows.operations.orchestration import configure

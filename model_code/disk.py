@@ -50,6 +50,17 @@ def check_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
         raise _disk_full(folder, needed_bytes, free_bytes, purpose)
 
 
+def check_writable(folder: Path, purpose: str) -> None:
+    """Refuse a folder in which nothing can be written, or which cannot be made; leave nothing behind.
+
+    Raises:
+        DiskFullError, DataError: As `writing_to`.
+    """
+    with writing_to(folder, 0, purpose):
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        tempfile.TemporaryFile(dir=existing).close()
+
+
 @contextmanager
 def writing_to(folder: Path, needed_bytes: int, purpose: str) -> Iterator[None]:
     """Turn the system's errors about writing below `folder` into one line each.

@@ -247,6 +247,7 @@ def run_server(
         _keep_bentoml_here(Path(scratch))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
+            print("serve: loading BentoML and ONNX Runtime", flush=True)
             from serving.server import run_service  # only now: it imports BentoML
 
             run_service(listener, is_patient)

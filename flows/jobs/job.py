@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -74,6 +75,11 @@ class Job(BaseModel):
     def loading(self) -> str:
         """What the command loads with these options; empty if it answers at once."""
         return self.loads
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Folders that a command which loads something writes to; a read-only one is refused before it loads."""
+        return (load_settings().home,)
 
     def check(self) -> None:
         """Refuse what cannot work, before any framework is imported."""
@@ -185,7 +191,9 @@ def _check_name(name: str) -> str:
     return name
 
 
-RecipeName = Annotated[str, Choices(_list_recipes)]
+RECIPES = Choices(_list_recipes)
+RECIPE_PATTERNS = Choices(_list_recipes, is_of_home=True)  # a form offers no patterns
+RecipeName = Annotated[str, RECIPES]
 DATASETS, RELEASED = Choices(_list_datasets, is_of_home=True), Choices(_list_released, is_of_home=True)
 RUNS, INTERRUPTED = Choices(_list_runs, is_of_home=True), Choices(_list_interrupted, is_of_home=True)
 OFFLINE_RUNS = Choices(partial(_list_finished, is_offline=True), is_of_home=True)

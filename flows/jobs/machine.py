@@ -2,6 +2,7 @@
 
 import socket
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.jobs.job import Job, option
@@ -19,6 +20,10 @@ class Doctor(Job):
     command, loads = "doctor", "PyTorch and ONNX Runtime"
 
     form: Form = option("table", FORM, name="--format")
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        return ()
 
     def run(self) -> None:
         from flows.operations.doctor import examine_machine
@@ -75,6 +80,13 @@ class Deploy(Job):
 
     command, loads = "deploy", "Prefect"
 
+    @property
+    def places(self) -> tuple[Path, ...]:
+        return ()
+
+    def check(self) -> None:
+        _check_prefect()
+
     def run(self) -> None:
         from flows.operations.deployment import deploy_all
 
@@ -88,6 +100,13 @@ class Heal(Job):
 
     every_s: float = option(30, "Seconds between two looks.", name="--every", metavar="SECONDS", ge=1)
     port: int | None = option(None, "Answer Prometheus there.", name="--metrics-port", ge=1, le=65535)
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        return ()
+
+    def check(self) -> None:
+        _check_prefect()
 
     def run(self) -> None:
         from flows.operations.healing import keep_healing
@@ -110,6 +129,12 @@ class QuickStart(Job):
         from flows.operations.quickstart import run_quickstart
 
         run_quickstart(self.port)
+
+
+def _check_prefect() -> None:
+    from flows.operations.prefect_server import get_server_address
+
+    get_server_address()
 
 
 def _check_port(port: int, refused: type[DarkroomError]) -> None:

@@ -26,7 +26,7 @@ class Release(Job):
     is_resumable = True
 
     source: Annotated[str, SOURCES] = argument("RECIPE|RUN_ID", "A recipe, for its best run, or a run id.")
-    name: ReleaseName = option(..., "Registered name: cifar10, food, shapes or any other.", name="--as")
+    name: ReleasedName = option(..., "Registered name: cifar10, food, shapes or any other.", name="--as")
     mode: Literal["enabled", "dry_run", "forced"] = option(
         "enabled", "dry_run changes nothing; forced promotes whatever the verdict is, and needs --why."
     )
@@ -128,9 +128,9 @@ class Retire(Job):
     version: str = argument("VERSION")
 
     def check(self) -> None:
-        from flows.operations.history import check_version
+        from flows.operations.removal import check_retirable
 
-        check_version(self.name, self.version)
+        check_retirable(load_settings(), self.name, self.version)
 
     def run(self) -> None:
         from flows.operations.removal import retire
@@ -153,16 +153,20 @@ class RollBack(Job):
     loads = "MLflow and ONNX Runtime"
 
     def check(self) -> None:
-        from flows.operations.history import check_version
+        from flows.operations.history import check_reason_given, check_version
+        from model_code.release.changes import read_settled
 
         check_version(self.name, self.to)
+        changes = read_settled(load_settings(), self.name)
+        if self.to is not None and changes is not None:
+            check_reason_given(self.name, self.to, self.why, changes)
 
     def run(self) -> None:
         from flows.operations.rollback import roll_back
 
         change = roll_back(self.name, self.to, self.why)
         print(f"{self.name}: version {change.to_version} is champion (version {change.from_version} before)")
-        print(f"  {change.verdict}")
+        print(f"  {change.verdict}\n  next: darkroom history {self.name}; running services follow within seconds")
 
 
 class Challenge(Job):

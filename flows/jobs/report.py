@@ -25,6 +25,15 @@ class Report(Job):
     form: Form = option("table", FORM, name="--format")
     is_quiet: bool = option(False, QUIET, name="--quiet")
 
+    @property
+    def folder(self) -> Path:
+        """Folder of the report."""
+        return (self.out or load_settings().home / "report").resolve()
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        return (*super().places, self.folder)
+
     def run(self) -> None:
         with narrating(self.form, is_quiet=self.is_quiet):
             written = self.write()
@@ -46,5 +55,5 @@ class Report(Job):
         collection = collect_runs(client)
         print(f"comparing {count_runs(collection.finished_count)}", flush=True)
         document = build_document(collection, client, settings, describe_origin())
-        files = write_report(document, (self.out or settings.home / "report").resolve())
+        files = write_report(document, self.folder)
         return files, collection.finished_count, log_report(client, settings, files)

@@ -1,9 +1,21 @@
 """Training: the recipes that there are, one of them, every one."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from flows.jobs.job import INTERRUPTED, OFFLINE, QUIET, AnyDatasetName, Job, RecipeName, argument, option
+from flows.jobs.job import (
+    INTERRUPTED,
+    OFFLINE,
+    QUIET,
+    RECIPE_PATTERNS,
+    RECIPES,
+    AnyDatasetName,
+    Job,
+    RecipeName,
+    argument,
+    option,
+)
 from flows.printing.narration import narrating
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, SizeError, TrainingError, UsageError
 from model_code.settings import load_settings, read_rank
@@ -54,7 +66,7 @@ class ListRecipes(Job):
 
     command = "recipes"
 
-    name: str | None = argument("NAME", default=None)
+    name: Annotated[str | None, RECIPES] = argument("NAME", default=None)
     form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
@@ -76,7 +88,7 @@ class NewRecipe(Job):
     command, loads = "recipes new", "PyTorch"
 
     name: str = argument("NAME")
-    base: str = option(..., "Recipe whose settings it changes.", name="--from", metavar="RECIPE")
+    base: RecipeName = option(..., "Recipe whose settings it changes.", name="--from", metavar="RECIPE")
     dataset: AnyDatasetName = option(
         None, "Packed data set; mean, standard deviation and sizes follow the images.", name="--data", metavar="NAME"
     )
@@ -207,7 +219,9 @@ class TrainAll(Job):
     is_resumable = True
 
     profile: Profile = option("full", PROFILE)
-    only: tuple[str, ...] = option((), "Recipes whose name matches, such as 'resnet18_*'; repeatable.", metavar="GLOB")
+    only: Annotated[tuple[str, ...], RECIPE_PATTERNS] = option(
+        (), "Recipes whose name matches, such as 'resnet18_*'; repeatable.", metavar="GLOB"
+    )
     dataset: AnyDatasetName = option(None, DATASET, name="--data", metavar="NAME")
     seeds: tuple[int, ...] = option(
         (),
@@ -268,6 +282,10 @@ class TrainAll(Job):
     def has_flow(self) -> bool:
         return not (self.dry_run or self.offline)
 
+    @property
+    def places(self) -> tuple[Path, ...]:
+        return () if self.dry_run else super().places
+
     def check(self) -> None:
         if self.offline and self.release:
             raise UsageError("--offline and --release exclude each other: sync the runs, and release where MLflow is")
@@ -281,6 +299,11 @@ class TrainAll(Job):
         if not any(is_known(name) or is_added(name, load_settings().cache_dir) for name in names):
             raise UsageError(
                 f"no data set is called {', '.join(names)}; add it first: {format_remedy(next(iter(names)))}"
+            )
+        if not (self.release or self.dry_run or any(is_added(name, load_settings().cache_dir) for name in names)):
+            raise NothingDoneError(
+                f"every recipe would be skipped: the images of {', '.join(names)} are not here; add them, such as with "
+                f"{format_remedy(next(iter(names)))}, or let --release fetch what it can"
             )
 
     def run(self) -> None:

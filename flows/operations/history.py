@@ -3,7 +3,7 @@
 import logging
 
 from model_code.disk import hold_lock
-from model_code.errors import ReleaseError
+from model_code.errors import ReleaseError, UsageError
 from model_code.release.changes import find_previous, read_settled
 from model_code.release.registered import read_registered
 from model_code.settings import Settings, load_settings
@@ -46,6 +46,16 @@ def check_version(name: str, version: str | None) -> None:
     changes = read_settled(settings, name)
     if changes is not None and find_previous(changes) is None:
         raise no_previous(name, changes)
+
+
+def check_reason_given(name: str, to: str, why: str, changes: tuple[Change, ...]) -> None:
+    """Refuse to make a version champion that never was, unless a reason is given.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if not why and to not in {change.to_version for change in changes}:
+        raise UsageError(f'version {to} of {name} was never champion: give a reason for the ledger, --why "..."')
 
 
 def no_previous(name: str, changes: tuple[Change, ...]) -> ReleaseError:

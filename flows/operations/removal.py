@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model_code.disk import format_size, hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
-from model_code.release.changes import find_previous
+from model_code.release.changes import find_previous, read_settled
 from model_code.release.registered import RegisteredVersion, read_registered
 from model_code.settings import Settings
 from model_code.training.run_folder import (
@@ -22,7 +22,7 @@ from model_code.training.run_folder import (
     resolve_run_id,
 )
 from serving.bundle.manifest import FILE_NAME
-from serving.bundle.store import BUNDLE_TAG
+from serving.bundle.store import BUNDLE_TAG, Change
 
 WEIGHTS = "*.safetensors"
 REMOVED_PREFIX = ".removed-"  # hidden: no command takes such a folder for a run or a data set
@@ -89,25 +89,44 @@ def retire(settings: Settings, name: str, number: str) -> int:
 
     client = open_store(settings)
     with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"retiring version {number} of {name}"):
-        versions = {one.version: one for one in list_registered(settings, name)}
-        if number not in versions:
-            raise ReleaseError(f"{name} has no version {number}; registered: {', '.join(versions) or 'none'}")
-        version = versions[number]
-        if "champion" in version.aliases:
-            raise ReleaseError(f"version {number} of {name} is champion; release another one first, or roll back")
-        if version.aliases:
-            is_challenger = version.aliases == ("challenger",)
-            way = f"darkroom challenge {name} --none" if is_challenger else "remove the alias in MLflow"
-            raise ReleaseError(f"version {number} of {name} is {' and '.join(version.aliases)}; end that first: {way}")
-        if find_previous(complete(client, settings.bundles_dir, name)) == number:
-            raise ReleaseError(f"version {number} of {name} is what `darkroom rollback {name}` goes back to; it stays")
+        versions = list_registered(settings, name)
+        version = _get_retirable(name, number, versions, complete(client, settings.bundles_dir, name))
         bundle = version.tags.get(BUNDLE_TAG, "")
-        is_shared = any(one.tags.get(BUNDLE_TAG) == bundle for one in versions.values() if one != version)
+        is_shared = any(one.tags.get(BUNDLE_TAG) == bundle for one in versions if one != version)
         has_own = re.fullmatch(FILE_NAME, bundle) is not None and not is_shared
         stored = delete_version(client, name, number)
         local = stored if stored is not None and stored.is_relative_to(settings.artifacts_dir) else None
         folder = settings.bundles_dir / name / bundle if has_own else None
         return sum(_remove(one) for one in (folder, local) if one is not None)
+
+
+def check_retirable(settings: Settings, name: str, number: str) -> None:
+    """Refuse a version that `retire` would not remove, where the home proves it; no MLflow is needed.
+
+    Raises:
+        ReleaseError: As `retire`.
+    """
+    versions, changes = read_registered(settings, name), read_settled(settings, name)
+    if versions is not None:
+        _get_retirable(name, number, versions, changes or ())
+
+
+def _get_retirable(
+    name: str, number: str, versions: tuple[RegisteredVersion, ...], changes: tuple[Change, ...]
+) -> RegisteredVersion:
+    """Return a version that neither an alias nor a rollback needs."""
+    by_number = {one.version: one for one in versions}
+    if number not in by_number:
+        raise ReleaseError(f"{name} has no version {number}; registered: {', '.join(by_number) or 'none'}")
+    aliases = by_number[number].aliases
+    if "champion" in aliases:
+        raise ReleaseError(f"version {number} of {name} is champion; release another one first, or roll back")
+    if aliases:
+        way = f"darkroom challenge {name} --none" if aliases == ("challenger",) else "remove the alias in MLflow"
+        raise ReleaseError(f"version {number} of {name} is {' and '.join(aliases)}; end that first: {way}")
+    if find_previous(changes) == number:
+        raise ReleaseError(f"version {number} of {name} is what `darkroom rollback {name}` goes back to; it stays")
+    return by_number[number]
 
 
 def remove_run(settings: Settings, given: str) -> tuple[str, int]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from flows.operations.history import no_previous
+from flows.operations.history import check_reason_given, no_previous
 from model_code.disk import hold_lock
-from model_code.errors import ReleaseError, UsageError
+from model_code.errors import ReleaseError
 from model_code.release.changes import find_previous
 from model_code.release.ledger import check_reason, complete, find_champion, move_champion
 from model_code.release.names import check_release_name
@@ -53,10 +53,7 @@ def roll_back(name: str, to: str | None = None, why: str = "") -> Change:
         champion = get_champion(client, name)
         if target == current and champion is not None and str(champion.version) == target:
             return _repair(client, settings.bundles_dir, version, changes[-1])
-        if not why and target not in {change.to_version for change in changes}:
-            raise UsageError(
-                f'version {target} of {name} was never champion: give a reason for the ledger, --why "..."'
-            )
+        check_reason_given(name, target, why, changes)
         folder = fetch_bundle(client, settings.bundles_dir, version)
         classifier = Classifier(folder, target, manifest_sha256=version.tags[MANIFEST_TAG])
         return move_champion(

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
+from model_code.data.progress import SECONDS_BETWEEN_LINES
 from serving.listing import Form
 
-# A terminal that is silent for so long shows since when.
+# A command that is silent for so long shows since when.
 SILENCE_S = 2.5
 _INTERVAL_S = 0.5
 _CLEAR_LINE = "\r\x1b[K"
@@ -44,16 +45,18 @@ def narrating(form: Form, *, is_quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def showing_silence() -> Iterator[None]:
-    """Show on a terminal how long a command has been silent while the block runs; the next output takes its place."""
-    terminal = sys.stderr
-    if not (terminal.isatty() and sys.stdout.isatty()):
-        yield
-        return
-    silence = _Silence(terminal)
-    thread = threading.Thread(target=silence.watch, name="silence", daemon=True)
+def showing_silence(first_line: str, form: Form = "table") -> Iterator[None]:
+    """Print the first line of a command; then show how long it has been silent while the block runs.
+
+    A terminal shows every silence, in the place of the next output. Elsewhere lines on standard error tell of the first
+    one only: what works for long prints lines of its own.
+    """
+    print(first_line, file=sys.stdout if form == "table" else sys.stderr, flush=True)
+    silence = _Silence(sys.stderr, first_line)
+    watch = silence.watch_terminal if sys.stderr.isatty() and sys.stdout.isatty() else silence.watch_first
+    thread = threading.Thread(target=watch, name="silence", daemon=True)
     try:
-        with redirect_stdout(_Watched(sys.stdout, silence)), redirect_stderr(_Watched(terminal, silence)):
+        with redirect_stdout(_Watched(sys.stdout, silence)), redirect_stderr(_Watched(sys.stderr, silence)):
             thread.start()
             yield
     finally:
@@ -61,16 +64,27 @@ def showing_silence() -> Iterator[None]:
 
 
 class _Silence:
-    """Time since the last output, which a line at the end of the terminal shows once it is long."""
+    """Time since the last output, which is shown once it is long."""
 
-    def __init__(self, terminal: TextIO) -> None:
-        self._terminal = terminal
+    def __init__(self, terminal: TextIO, first_line: str) -> None:
+        self._terminal, self._first_line = terminal, first_line
         self._lock = threading.RLock()  # a signal's handler may print while this thread does
-        self._stopped = threading.Event()
+        self._stopped, self._has_output = threading.Event(), threading.Event()
         self._last_s = time.monotonic()
         self._ends_line, self._is_shown = True, False
 
-    def watch(self) -> None:
+    def watch_first(self) -> None:
+        """Print a line for the silence before the first output, and again every ten seconds."""
+        wait_s = SILENCE_S
+        while not self._has_output.wait(wait_s):
+            with self._lock:
+                if self._has_output.is_set():
+                    return
+                self._terminal.write(f"{self._first_line}, {time.monotonic() - self._last_s:.0f} s so far\n")
+                self._terminal.flush()
+            wait_s = SECONDS_BETWEEN_LINES
+
+    def watch_terminal(self) -> None:
         """Show the silence until `stop`; an unfinished line, such as a progress bar, stays as it is."""
         while not self._stopped.wait(_INTERVAL_S):
             with self._lock:
@@ -81,8 +95,9 @@ class _Silence:
                     self._is_shown = True
 
     def write(self, stream: TextIO, text: str) -> int:
-        """Write to a stream of the terminal, in the place of what is shown."""
+        """Write to a stream, in the place of what is shown."""
         with self._lock:
+            self._has_output.set()
             self._clear()
             self._last_s = time.monotonic()
             if text:
@@ -93,6 +108,7 @@ class _Silence:
         """Show nothing any more."""
         with self._lock:
             self._stopped.set()
+            self._has_output.set()
             self._clear()
 
     def _clear(self) -> None:
@@ -103,7 +119,7 @@ class _Silence:
 
 
 class _Watched:
-    """A stream of the terminal whose output ends a silence."""
+    """A stream whose output ends a silence."""
 
     def __init__(self, stream: TextIO, silence: _Silence) -> None:
         self._stream, self._silence = stream, silence

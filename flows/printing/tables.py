@@ -205,7 +205,7 @@ def print_result(result: "RunResult", form: Form = "table", *, seed: int = 0, is
         f"run {result.run_id}",
     ]
     if result.weights_sha256:
-        lines.append(f"weights {result.weights_sha256}")
+        lines.append(f"SHA-256 of its weights {result.weights_sha256}")
         names = [name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(result.dataset, pattern)]
         own = result.dataset.removesuffix(FEEDBACK_SUFFIX)
         if not is_offline:
@@ -257,6 +257,8 @@ def print_outcomes(outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" =
         print_line("Smoke and custom runs show that everything works; their figures compare with nothing.")
     if released:
         _print_choices(released)
+    elif any(outcome.result is not None for outcome in outcomes):
+        print_line("next: darkroom report, darkroom ui, or darkroom release RUN --as NAME")
 
 
 def _print_choices(choices: "Sequence[Choice]") -> None:

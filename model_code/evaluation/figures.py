@@ -17,6 +17,7 @@ from serving.bundle.manifest import Reliability, ReliabilityBin
 GRID_SIDE = 8
 RIGHT_COLOUR, WRONG_COLOUR = "#1a7f37", "#c62828"
 BAR_COLOUR = "#4a7fb5"
+_LONGEST_NAME = 28
 
 
 def draw_curves(
@@ -201,8 +202,13 @@ def _name_classes(classes: Sequence[str]) -> tuple[list[str], list[str]]:
         font = next((family for family, drawn in others.items() if characters <= drawn), None) if characters else ""
         if font:
             families[font] = None
-        names.append(f"class {label}" if font is None else _escape_math(name))
+        names.append(f"class {label}" if font is None else _escape_math(_shorten(name)))
     return names, list(families)
+
+
+def _shorten(name: str) -> str:
+    """Return a name without its middle where it would take the room of the figure: names often differ at their ends."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 9]}…{name[-8:]}"
 
 
 def _list_fonts() -> Iterator[tuple[str, set[int]]]:

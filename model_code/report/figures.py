@@ -81,10 +81,10 @@ class Dot:
 def draw_published(dots: Sequence[Dot]) -> Figure:
     """Draw a line for each recipe: a diamond for the article, a dot with its interval for ours, a ring for not run."""
     # Names stand above their lines: on a phone, a column of names would leave no room for the dots.
-    figure = Figure(figsize=(4.4, 0.7 + 0.34 * len(dots)), layout="constrained")
+    figure = Figure(figsize=(4.4, 0.7 + 0.4 * len(dots)), layout="constrained")
     axis = figure.subplots()
     for row, dot in enumerate(dots):
-        axis.text(0.01, row - 0.2, dot.label, fontsize=8, transform=axis.get_yaxis_transform())
+        axis.text(0.01, row - 0.27, dot.label, fontsize=8, transform=axis.get_yaxis_transform())
         axis.plot(dot.published * 100, row, "D", color=PUBLISHED_COLOUR, markersize=4)
         if dot.ours is None:
             axis.plot(dot.published * 100, row, "o", color=CAUTION_COLOUR, markerfacecolor="none", markersize=9)

@@ -1,10 +1,8 @@
 """The MLflow store: the server that MLFLOW_TRACKING_URI names, or an SQLite database in DARKROOM_HOME."""
 
 import json
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from model_code.disk import hold_lock
 from model_code.errors import TrackingError
 from model_code.settings import Settings
+from model_code.tracking.revision import check_revision
 
 EXPERIMENT = "darkroom"
 # MLflow shows the pages for training models, not those for language models.
@@ -61,11 +60,7 @@ def open_store(settings: Settings) -> MlflowClient:
                     client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS)
             mlflow.set_experiment(EXPERIMENT)
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            if revision := _find_unknown_revision(settings):
-                raise TrackingError(
-                    f"{settings.home / 'mlflow.db'} was written by a newer MLflow than {version('mlflow')}, which is "
-                    f"installed (its revision {revision} is unknown here); install the newer one, or restore a backup"
-                ) from error
+            check_revision(settings)
             reason = str(error).splitlines()[0]
             raise TrackingError(
                 f"MLflow at {settings.tracking_uri} cannot be used ({reason}); "
@@ -88,20 +83,6 @@ def _allowing_others() -> Iterator[None]:
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
-
-
-def _find_unknown_revision(settings: Settings) -> str | None:
-    """Return the revision of the home's database if the installed MLflow does not know it, else None."""
-    file = settings.home / "mlflow.db"
-    if settings.tracking_uri != f"sqlite:///{file}" or not file.exists():
-        return None
-    scripts = Path(mlflow.__file__).parent / "store/db_migrations/versions"
-    try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
-            [(revision,)] = database.execute("SELECT version_num FROM alembic_version")
-    except (sqlite3.Error, ValueError):
-        return None
-    return None if any(scripts.glob(f"{revision}_*.py")) else str(revision)
 
 
 def _create_database(file: Path, tracking_uri: str) -> None:

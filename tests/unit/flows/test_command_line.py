@@ -7,11 +7,12 @@ import fcntl
 import json
 import os
 import pty
+import sqlite3
 import struct
 import subprocess
 import sys
 import termios
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import click
@@ -107,8 +108,8 @@ COMPLETED = {
         "sweep fastnet_cifar10 --data",
         "recipes new mine --data",
     ),
-    "food": ("models", "rollback", "retire", "predict cat.png --model", "challenge", "history"),
-    "": ("release fastnet_cifar10 --as",),
+    "fastnet_food10": ("recipes", "recipes new mine --from", "train-all --only"),
+    "food": ("release run --as", "models", "rollback", "retire", "predict cat.png --model", "challenge", "history"),
 }
 
 
@@ -118,11 +119,11 @@ def test_a_shell_completes_data_sets_and_released_names(tmp_path, monkeypatch, n
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).touch()
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
-    begun = name[:2] or "f"
+    begun = "fastnet_f" if name.startswith("fastnet") else name[:2]
     line = f"darkroom {words} {begun}"
     asked = {"_DARKROOM_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
     shown = CliRunner().invoke(darkroom, prog_name="darkroom", env=asked).output
-    assert [one.removeprefix("plain,") for one in shown.split()] == ([name] if name else [])
+    assert [one.removeprefix("plain,") for one in shown.split()] == [name]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +183,11 @@ def test_the_service_is_announced_as_it_announces_itself():
     assert serve.help.startswith(darkroom.commands["serve"].help)
 
 
+REFUSAL = (
+    "import sys; from flows.cli import main\n"
+    "try: main()\n"
+    "finally: print(sorted({'torch', 'mlflow', 'prefect'}.intersection(sys.modules)))"
+)
 READING = [["data", "list"], ["recipes"], ["runs", "list"], ["models"], ["history", "shapes"], ["prune", "--dry-run"]]
 REFUSED = [
     ["recipes", "nosuch"],
@@ -191,6 +197,10 @@ REFUSED = [
     ["train", "resnet18_cifar10_exp", "--data", "nosuch"],
     ["train", "resnet18_cifar10_exp", "--data", "nosuch", "--set", "dataset=other"],
     ["train-all", "--only", "nosuch*"],
+    ["train-all", "--only", "resnet18_cifar10_*"],
+    ["report", "--out", "/dev/null/report"],
+    ["deploy"],
+    ["heal"],
     ["data", "add", "mine", "--from", "/nosuch"],
     ["data", "remove", "nosuch"],
     ["release", "nosuch", "--as", "shapes"],
@@ -223,15 +233,39 @@ def test_answering_takes_no_framework(tmp_path, words):
     assert len(done.stderr.splitlines()) == (status != "0")
 
 
+BEGINNING = (
+    ["train-all", "--release"],
+    ["data", "add", "shapes"],
+    ["report"],
+    ["ui", "--port", "47813"],
+    ["quickstart"],
+)
+
+
+@pytest.mark.parametrize("words", BEGINNING, ids=" ".join)
+def test_a_home_that_cannot_be_written_is_refused_before_anything_is_loaded(words):
+    done = run_code(REFUSAL, Path("/dev/null/home"), *words, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (1, "[]\n")
+    assert done.stderr == (
+        f"darkroom: {' '.join(words[: 1 + (words[0] == 'data')])}: cannot write below /dev/null/home: Not a "
+        "directory; make the folder writable, or set DARKROOM_HOME to another one\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["report"], ["ui", "--port", "47813"], ["train-all", "--release"]], ids=" ".join)
+def test_a_database_of_a_newer_mlflow_is_refused_before_anything_is_loaded(tmp_path, words):
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('fedcba987654')")
+    done = run_code(REFUSAL, tmp_path, *words, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (1, "[]\n")
+    assert done.stderr.startswith(f"darkroom: {tmp_path / 'mlflow.db'} was written by a newer MLflow than ")
+
+
 def test_images_that_fill_no_batch_are_refused_before_a_framework_is_loaded(tmp_path):
     add_dataset("shapes", cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", image_size=16, progress=False)
-    code = (
-        "import sys; from flows.cli import main\n"
-        "try: main()\n"
-        "finally: print(sorted({'torch', 'mlflow', 'prefect'}.intersection(sys.modules)))"
-    )
     words = ("train", "resnet18_cifar10_exp", "--set", "dataset=shapes", "--set", "batch_size=64")
-    done = run_code(code, tmp_path, *words, "--limit-train", "63", stdout=subprocess.PIPE)
+    done = run_code(REFUSAL, tmp_path, *words, "--limit-train", "63", stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (2, "[]\n")
     assert done.stderr.startswith("darkroom: 63 training images are fewer than one batch of 64; raise --limit-train")
 

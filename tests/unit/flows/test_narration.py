@@ -12,8 +12,7 @@ SCRIPT = """
 import sys, time
 from flows.printing import narration
 narration.SILENCE_S = 0.6
-with narration.showing_silence():
-    print("loading")
+with narration.showing_silence("loading"):
     time.sleep(2)
     print("loaded")
     print("  50 %", end="", file=sys.stderr, flush=True)
@@ -50,4 +49,16 @@ def test_a_pipe_gets_lines_only(stream):
     piped = SCRIPT.replace("with narr", f"import io; sys.{stream} = io.StringIO()\nwith narr")
     assert CLEAR not in run_in_terminal(piped)
     done = subprocess.run([sys.executable, "-P", "-c", SCRIPT], check=False, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("loading\nloaded\n", "  50 %\nthe end\n")
+    assert (done.stdout, done.stderr) == ("loading\nloaded\n", "loading, 1 s so far\n  50 %\nthe end\n")
+
+
+def test_a_pipe_is_told_of_the_first_silence_again_and_again():
+    script = (
+        "import time\nfrom flows.printing import narration\n"
+        "narration.SILENCE_S, narration.SECONDS_BETWEEN_LINES = 0.2, 0.5\n"
+        "with narration.showing_silence('loading', 'json'):\n    time.sleep(1.6)\n    print('[]')\n    time.sleep(1)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], check=False, capture_output=True, text=True)
+    first, *lines = done.stderr.splitlines()
+    assert (done.stdout, first) == ("[]\n", "loading")
+    assert [line.removeprefix("loading, ") for line in lines] == ["0 s so far", "1 s so far", "1 s so far"]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from flows.jobs.data import RemoveData
-from flows.jobs.releases import ListModels
+from flows.jobs.releases import ListModels, Retire
 from flows.jobs.runs import Prune, RemoveRuns
 from flows.operations import release, removal
 from flows.printing import inventory
@@ -287,7 +287,7 @@ def test_versions_of_a_name_that_never_had_a_champion_are_listed(settings, monke
         ListModels.make(name="cats").check()
 
 
-def test_an_alias_of_a_persons_own_is_removed_in_mlflow(settings):
+def test_an_alias_of_a_persons_own_is_removed_in_mlflow(settings, monkeypatch):
     with open_small_store(settings.home) as (_, client):
         client.create_registered_model("pets")
         client.create_model_version("pets", "nowhere", run_id=client.create_run("0").info.run_id)
@@ -295,6 +295,9 @@ def test_an_alias_of_a_persons_own_is_removed_in_mlflow(settings):
             client.set_registered_model_alias("pets", alias, "1")
             with pytest.raises(ReleaseError, match=f"end that first: {way}$"):
                 removal.retire(settings, "pets", "1")
+            monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
+            with pytest.raises(ReleaseError, match=f"end that first: {way}$"):
+                Retire.make(name="pets", version="1").check()
 
 
 def test_a_folder_whose_lock_cannot_be_looked_at_counts_as_free(settings, monkeypatch):

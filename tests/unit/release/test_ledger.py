@@ -3,6 +3,7 @@ import re
 import pytest
 from mlflow.exceptions import MlflowException
 
+from flows.jobs.releases import Retire, RollBack
 from flows.operations.removal import retire
 from model_code.errors import ReleaseError, UsageError
 from model_code.release import ledger
@@ -59,7 +60,7 @@ def move(client, bundles_dir, name):
 
 
 def test_a_settled_history_is_read_without_mlflow_and_an_unsettled_one_is_not(
-    store, client, bundles_dir, name, register, move
+    store, client, bundles_dir, name, register, move, monkeypatch
 ):
     settings = store[0]
     assert read_settled(settings, name) == ()
@@ -67,6 +68,14 @@ def test_a_settled_history_is_read_without_mlflow_and_an_unsettled_one_is_not(
     assert read_settled(settings, name) is None, "registered, and never champion"
     changes = (move(first), move(second))
     assert read_settled(settings, name) == changes
+    third = register()
+    monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
+    with pytest.raises(UsageError, match=f"^version {third.version} of {name} was never champion: give a reason"):
+        RollBack.make(name=name, to=third.version).check()
+    RollBack.make(name=name, to=third.version, why="because").check()
+    with pytest.raises(ReleaseError, match=r"^version 1 of .* is what `darkroom rollback .*` goes back to; it stays$"):
+        Retire.make(name=name, version="1").check()
+    Retire.make(name=name, version=third.version).check()
     client.set_registered_model_alias(name, CHAMPION, "1")
     assert read_settled(settings, name) is None, "the alias was moved by other means"
     client.set_registered_model_alias(name, CHAMPION, "2")
