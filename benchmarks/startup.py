@@ -2,7 +2,7 @@
 
 Each command is a process of its own, timed until its first line and until its end, in turns with `python -c pass`: the
 ratio to that says how long a person waits, whatever else the machine does. The longest time without a line is measured
-too; output is a pipe, so that progress is lines.
+too; output is a pipe, so that progress is lines. Lines that tell of the silence itself do not end it.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def measure(words: list[str], changes: dict[str, str], limit_s: float | None = N
         stopper = threading.Timer(limit_s or 0, process.send_signal, (signal.SIGINT,))
         if limit_s is not None:
             stopper.start()
-        at_s += (time.perf_counter() - started_s for _ in process.stdout)
+        at_s += (time.perf_counter() - started_s for line in process.stdout if b"s without output" not in line)
         stopper.cancel()
     end_s = time.perf_counter() - started_s
     # What is stopped waits to be: only its silences before its last line count.

@@ -5,7 +5,7 @@ import inspect
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
@@ -24,7 +24,6 @@ from model_code.errors import DarkroomError, PeerEndedError, UsageError
 from model_code.settings import load_settings, read_rank
 from model_code.tracking.revision import check_revision
 from serving.errors import ServingError
-from serving.listing import Form
 from serving.printable import show
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
@@ -223,16 +222,17 @@ def build_command(kind: type[Job]) -> click.Command:
 def start(job: Job) -> None:
     """Run a job, as a Prefect flow if it is one; only the first process of a training has a flow."""
     job.check()
-    is_first, form, is_quiet = read_rank()[0] == 0, getattr(job, "form", "table"), getattr(job, "is_quiet", False)
-    if is_first and job.loading:
-        for place in job.places:
-            check_writable(place, job.command)
-        if "MLflow" in job.loading:
-            check_revision(load_settings())
-    first_line = f"{job.command}: loading {job.loading}"
+    is_quiet, loading = getattr(job, "is_quiet", False), job.loading if read_rank()[0] == 0 else ()
+    if loading:
+        check_home(job)
+        with _narrating(job):
+            print(
+                f"{job.command}: loading {' and '.join(filter(None, (', '.join(loading[:-1]), loading[-1])))}",
+                flush=True,
+            )
     try:
-        with showing_silence(first_line, form) if is_first and job.loading and not is_quiet else nullcontext():
-            _run(job, form, is_quiet=is_quiet)
+        with showing_silence(job.command) if loading and not is_quiet else nullcontext():
+            _run(job)
         job.serve()
     except KeyboardInterrupt:
         _end_interrupted(KEPT if job.is_resumable else "")
@@ -242,8 +242,26 @@ def start(job: Job) -> None:
         raise
 
 
-def _run(job: Job, form: Form, *, is_quiet: bool) -> None:
-    with narrating(form, is_quiet=is_quiet):
+def check_home(job: Job) -> None:
+    """Refuse a home in which a command could not do its work, before anything is loaded for it.
+
+    Raises:
+        DataError: It cannot be written.
+        TrackingError: A newer MLflow has written its database.
+    """
+    settings = load_settings()
+    if job.writes_home:
+        check_writable(settings.home, job.command)
+    if "MLflow" in job.loading:
+        check_revision(settings)
+
+
+def _narrating(job: Job) -> AbstractContextManager[None]:
+    return narrating(getattr(job, "form", "table"), is_quiet=getattr(job, "is_quiet", False))
+
+
+def _run(job: Job) -> None:
+    with _narrating(job):
         job.prepare()
         if is_flow := job.has_flow and read_rank()[0] == 0:
             from flows.operations.orchestration import configure

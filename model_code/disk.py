@@ -54,11 +54,11 @@ def check_writable(folder: Path, purpose: str) -> None:
     """Refuse a folder in which nothing can be written, or which cannot be made; leave nothing behind.
 
     Raises:
-        DiskFullError, DataError: As `writing_to`.
+        DiskFullError: The disk or the quota is full.
+        DataError: The system refuses it for another reason, such as a read-only disk.
     """
     with writing_to(folder, 0, purpose):
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        tempfile.TemporaryFile(dir=existing).close()
+        tempfile.TemporaryFile(dir=_find_existing(folder)).close()
 
 
 @contextmanager
@@ -73,12 +73,15 @@ def writing_to(folder: Path, needed_bytes: int, purpose: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _DISK_FULL:
-            existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-            raise _disk_full(folder, needed_bytes, count_free_bytes(existing), purpose) from error
+            raise _disk_full(folder, needed_bytes, count_free_bytes(_find_existing(folder)), purpose) from error
         raise DataError(
             f"{purpose}: cannot write below {folder}: {error.strerror or error}; make the folder writable, "
             f"or {_change_place(folder)} another one"
         ) from error
+
+
+def _find_existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
 def write_atomically(file: Path, content: bytes) -> None:

@@ -38,6 +38,12 @@ class Settings(BaseModel):
     service_key: str | None = Field(default=None, repr=False)
 
     @property
+    def database(self) -> Path | None:
+        """MLflow's SQLite database in `home`; None where runs are tracked elsewhere."""
+        file = self.home / "mlflow.db"
+        return file if self.tracking_uri == f"sqlite:///{file}" else None
+
+    @property
     def data_dir(self) -> Path:
         """Downloads and other files as they came."""
         return self.home / "data"

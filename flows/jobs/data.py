@@ -24,7 +24,7 @@ class AddData(Job):
     """
 
     command, flow, run_name, is_short = "data add", "add-data", "add-{name}", True
-    loads = "the data sources"
+    loads = ("the data sources",)
     is_resumable = True
 
     name: str = argument("NAME", "Name of the data set.")
@@ -109,7 +109,7 @@ class CheckData(Job):
     table. A table that was edited is never overwritten.
     """
 
-    command, loads = "data check", "PyTorch"
+    command, loads = "data check", ("PyTorch",)
 
     name: DatasetName = argument("NAME")
     out: Path | None = option(None, "Output folder; DARKROOM_HOME/checks/NAME if not given.", metavar="DIR")

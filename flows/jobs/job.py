@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -30,7 +29,7 @@ class Job(BaseModel):
         is_retried: True if a deployment's run is tried again after a failure.
         is_urgent: True if the command never waits for Prefect.
         is_short: True if the command waits for a Prefect server that PREFECT_API_URL names, but starts none of its own.
-        loads: What the command loads before it works, for its first line; empty if it answers at once.
+        loads: Libraries that the command loads before it works; its first line names them. Empty if it answers at once.
         is_resumable: True if a repeated command goes on from what an interrupted one finished.
     """
 
@@ -44,7 +43,7 @@ class Job(BaseModel):
     is_retried: ClassVar[bool] = False
     is_urgent: ClassVar[bool] = False
     is_short: ClassVar[bool] = False
-    loads: ClassVar[str] = ""
+    loads: ClassVar[tuple[str, ...]] = ()
     is_resumable: ClassVar[bool] = False
 
     @classmethod
@@ -72,14 +71,14 @@ class Job(BaseModel):
         return bool(self.flow) and not self.is_urgent and is_waited_for
 
     @property
-    def loading(self) -> str:
+    def loading(self) -> tuple[str, ...]:
         """What the command loads with these options; empty if it answers at once."""
         return self.loads
 
     @property
-    def places(self) -> tuple[Path, ...]:
-        """Folders that a command which loads something writes to; a read-only one is refused before it loads."""
-        return (load_settings().home,)
+    def writes_home(self) -> bool:
+        """False if a command that loads something needs no writable home."""
+        return True
 
     def check(self) -> None:
         """Refuse what cannot work, before any framework is imported."""
@@ -179,11 +178,12 @@ class Choices:
 
     Attributes:
         values: Returns the list.
-        is_of_home: True if the list changes with the home; a form, which is stored, offers the other ones only.
+        is_in_form: False for what changes with the home, and for patterns: a form, which is stored, takes nothing else
+            than what it offers.
     """
 
     values: Callable[[], Collection[str]]
-    is_of_home: bool = False
+    is_in_form: bool = False
 
 
 def _check_name(name: str) -> str:
@@ -191,13 +191,13 @@ def _check_name(name: str) -> str:
     return name
 
 
-RECIPES = Choices(_list_recipes)
-RECIPE_PATTERNS = Choices(_list_recipes, is_of_home=True)  # a form offers no patterns
+RECIPES = Choices(_list_recipes, is_in_form=True)
+RECIPE_PATTERNS = Choices(_list_recipes)
 RecipeName = Annotated[str, RECIPES]
-DATASETS, RELEASED = Choices(_list_datasets, is_of_home=True), Choices(_list_released, is_of_home=True)
-RUNS, INTERRUPTED = Choices(_list_runs, is_of_home=True), Choices(_list_interrupted, is_of_home=True)
-OFFLINE_RUNS = Choices(partial(_list_finished, is_offline=True), is_of_home=True)
-SOURCES = Choices(_list_sources, is_of_home=True)
+DATASETS, RELEASED = Choices(_list_datasets), Choices(_list_released)
+RUNS, INTERRUPTED = Choices(_list_runs), Choices(_list_interrupted)
+OFFLINE_RUNS = Choices(partial(_list_finished, is_offline=True))
+SOURCES = Choices(_list_sources)
 DatasetName = Annotated[str, DATASETS]
 AnyDatasetName = Annotated[str | None, DATASETS]
 ReleaseName = Annotated[str, AfterValidator(_check_name)]

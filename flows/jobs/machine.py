@@ -2,7 +2,6 @@
 
 import socket
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.jobs.job import Job, option
@@ -17,13 +16,13 @@ if TYPE_CHECKING:
 class Doctor(Job):
     """Say what this machine can do, and what is missing."""
 
-    command, loads = "doctor", "PyTorch and ONNX Runtime"
+    command, loads = "doctor", ("PyTorch", "ONNX Runtime")
 
     form: Form = option("table", FORM, name="--format")
 
     @property
-    def places(self) -> tuple[Path, ...]:
-        return ()
+    def writes_home(self) -> bool:
+        return False
 
     def run(self) -> None:
         from flows.operations.doctor import examine_machine
@@ -51,7 +50,7 @@ class CheckHealth(Job):
 class OpenPages(Job):
     """Open MLflow on the runs and registered models."""
 
-    command, loads = "ui", "MLflow"
+    command, loads = "ui", ("MLflow",)
 
     port: int = option(5000, "Port of MLflow's pages.", ge=1, le=65535)
 
@@ -78,11 +77,11 @@ class OpenPages(Job):
 class Deploy(Job):
     """Write work pools, device slots and the deployments of ./prefect.yaml to the server in PREFECT_API_URL."""
 
-    command, loads = "deploy", "Prefect"
+    command, loads = "deploy", ("Prefect",)
 
     @property
-    def places(self) -> tuple[Path, ...]:
-        return ()
+    def writes_home(self) -> bool:
+        return False
 
     def check(self) -> None:
         _check_prefect()
@@ -96,19 +95,24 @@ class Deploy(Job):
 class Heal(Job):
     """Start flow runs again whose process died, and skip scheduled ones that piled up, until Ctrl-C."""
 
-    command, loads = "heal", "Prefect"
+    command, loads = "heal", ("Prefect",)
 
     every_s: float = option(30, "Seconds between two looks.", name="--every", metavar="SECONDS", ge=1)
     port: int | None = option(None, "Answer Prometheus there.", name="--metrics-port", ge=1, le=65535)
 
     @property
-    def places(self) -> tuple[Path, ...]:
-        return ()
+    def writes_home(self) -> bool:
+        return False
 
     def check(self) -> None:
         _check_prefect()
 
     def run(self) -> None:
+        import flows.operations.healing  # noqa: F401 - its seconds are told like those of other commands
+
+        print("looking for dead and late flow runs (Ctrl-C stops it)", flush=True)
+
+    def serve(self) -> None:
         from flows.operations.healing import keep_healing
 
         keep_healing(self.every_s, self.port)
@@ -117,7 +121,7 @@ class Heal(Job):
 class QuickStart(Job):
     """Run the whole path on drawn images: data, training, release, service, prediction."""
 
-    command, flow, loads = "quickstart", "quickstart", "PyTorch, MLflow and Prefect"
+    command, flow, loads = "quickstart", "quickstart", ("PyTorch", "MLflow", "Prefect")
     is_resumable = True
 
     port: int = option(0, "Port of the service; 0 takes a free one.", ge=0, le=65535)

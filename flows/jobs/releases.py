@@ -22,7 +22,7 @@ class Release(Job):
     """
 
     command, flow, run_name, is_short = "release", "release-model", "release-{name}", True
-    loads = "PyTorch, MLflow and ONNX Runtime"
+    loads = ("PyTorch", "MLflow", "ONNX Runtime")
     is_resumable = True
 
     source: Annotated[str, SOURCES] = argument("RECIPE|RUN_ID", "A recipe, for its best run, or a run id.")
@@ -122,7 +122,7 @@ class Retire(Job):
     The ledger keeps its lines; the run, its figures and its cards stay.
     """
 
-    command, loads = "retire", "MLflow"
+    command, loads = "retire", ("MLflow",)
 
     name: ReleasedName = argument("NAME")
     version: str = argument("VERSION")
@@ -150,23 +150,19 @@ class RollBack(Job):
         None, "Any registered version; the champion before this one if not given.", metavar="VERSION"
     )
     why: str = option("", REASON)
-    loads = "MLflow and ONNX Runtime"
+    loads = ("MLflow", "ONNX Runtime")
 
     def check(self) -> None:
-        from flows.operations.history import check_reason_given, check_version
-        from model_code.release.changes import read_settled
+        from flows.operations.history import check_rollback
 
-        check_version(self.name, self.to)
-        changes = read_settled(load_settings(), self.name)
-        if self.to is not None and changes is not None:
-            check_reason_given(self.name, self.to, self.why, changes)
+        check_rollback(self.name, self.to, self.why)
 
     def run(self) -> None:
         from flows.operations.rollback import roll_back
 
         change = roll_back(self.name, self.to, self.why)
         print(f"{self.name}: version {change.to_version} is champion (version {change.from_version} before)")
-        print(f"  {change.verdict}\n  next: darkroom history {self.name}; running services follow within seconds")
+        print(f"  {change.verdict}\n  next: darkroom history {self.name}")
 
 
 class Challenge(Job):
@@ -180,7 +176,7 @@ class Challenge(Job):
     name: ReleasedName = argument("NAME")
     version: str | None = argument("VERSION", default=None)
     is_ended: bool = option(False, "No challenger any more.", name="--none")
-    loads = "MLflow"
+    loads = ("MLflow",)
 
     def check(self) -> None:
         if (self.version is None) != self.is_ended:

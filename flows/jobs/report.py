@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from flows.jobs.job import QUIET, Job, option
 from flows.printing.narration import narrating
+from model_code.disk import check_writable
 from model_code.settings import load_settings
 from serving.listing import FORM, Form
 
@@ -18,7 +19,7 @@ class Report(Job):
     Without --out the report goes to DARKROOM_HOME/report; MLflow keeps a copy.
     """
 
-    command, flow, is_short, loads = "report", "write-report", True, "MLflow and Matplotlib"
+    command, flow, is_short, loads = "report", "write-report", True, ("MLflow", "Matplotlib")
 
     out: Path | None = option(None, "Folder for report.md and report.html.")
 
@@ -30,9 +31,12 @@ class Report(Job):
         """Folder of the report."""
         return (self.out or load_settings().home / "report").resolve()
 
-    @property
-    def places(self) -> tuple[Path, ...]:
-        return (*super().places, self.folder)
+    def check(self) -> None:
+        from model_code.report.place import writing_report
+
+        if self.out is not None:
+            with writing_report(self.folder):
+                check_writable(self.folder, "the report")
 
     def run(self) -> None:
         with narrating(self.form, is_quiet=self.is_quiet):

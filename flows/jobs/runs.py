@@ -28,7 +28,7 @@ class RemoveRuns(Job):
     A run that a registered version was released from stays until the version is retired.
     """
 
-    command, loads = "runs remove", "MLflow"
+    command, loads = "runs remove", ("MLflow",)
 
     run_ids: Annotated[tuple[str, ...], RUNS] = argument("RUN_ID")
 
@@ -92,7 +92,7 @@ class PackRuns(Job):
     RUN is a run id, or at least its first 8 digits.
     """
 
-    command, loads = "runs pack", "PyTorch"
+    command, loads = "runs pack", ("PyTorch",)
 
     runs: Annotated[tuple[str, ...], OFFLINE_RUNS] = argument("RUN")
     out: Path = option(..., "Folder of the packs.", metavar="DIR")
@@ -120,7 +120,7 @@ class SyncRuns(Job):
     PATH is a folder of packs or a file of one.
     """
 
-    command, loads = "runs sync", "PyTorch and MLflow"
+    command, loads = "runs sync", ("PyTorch", "MLflow")
     is_resumable = True
 
     paths: tuple[Path, ...] = argument("PATH")

@@ -23,7 +23,7 @@ class Predict(Job):
     sources: tuple[str, ...] = argument("IMAGE|URL")
     server: str = option(ADDRESS, SERVER)
     model: Annotated[str | None, RELEASED] = option(None, MODEL)
-    top_k: int | None = option(None, "Classes to show for each image; 5, or all if there are fewer, if not given.")
+    top_k: int | None = option(None, "Classes for each image; at most 5 if not given.")
     form: Literal["table", "json", "csv", "submission"] = option(
         "table",
         f"{FORM} submission: id,label of images named by number, for Kaggle.",

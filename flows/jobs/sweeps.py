@@ -31,7 +31,7 @@ class RunSweep(Job):
     """
 
     command = "sweep"
-    loads = "PyTorch and MLflow"
+    loads = ("PyTorch", "MLflow")
     is_resumable = True
 
     recipe: RecipeName = argument("RECIPE", "See `darkroom recipes`.")

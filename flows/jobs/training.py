@@ -1,7 +1,6 @@
 """Training: the recipes that there are, one of them, every one."""
 
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from flows.jobs.job import (
@@ -85,7 +84,7 @@ class NewRecipe(Job):
     It is listed, trained, tracked, released and reported like those of the package, and can be edited.
     """
 
-    command, loads = "recipes new", "PyTorch"
+    command, loads = "recipes new", ("PyTorch",)
 
     name: str = argument("NAME")
     base: RecipeName = option(..., "Recipe whose settings it changes.", name="--from", metavar="RECIPE")
@@ -96,8 +95,8 @@ class NewRecipe(Job):
     settings: tuple[str, ...] = option((), "Setting that differs; repeatable.", name="--set", metavar="KEY=VALUE")
 
     @property
-    def loading(self) -> str:
-        return "" if self.dataset is None else self.loads
+    def loading(self) -> tuple[str, ...]:
+        return () if self.dataset is None else self.loads
 
     def run(self) -> None:
         from model_code.recipes.catalog import add_recipe, get_recipe
@@ -116,7 +115,7 @@ class Train(Job):
     """
 
     command, flow, run_name, is_retried = "train", "train-recipe", "train-{recipe}", True
-    loads = "PyTorch, MLflow and Prefect"
+    loads = ("PyTorch", "MLflow", "Prefect")
     is_resumable = True
 
     recipe: RecipeName = argument("RECIPE", "See `darkroom recipes`.")
@@ -132,8 +131,8 @@ class Train(Job):
     is_quiet: bool = option(False, QUIET, name="--quiet")
 
     @property
-    def loading(self) -> str:
-        return "PyTorch" if self.offline else self.loads
+    def loading(self) -> tuple[str, ...]:
+        return ("PyTorch",) if self.offline else self.loads
 
     @property
     def has_flow(self) -> bool:
@@ -215,7 +214,7 @@ class TrainAll(Job):
     """
 
     command, flow, run_name, is_retried = "train-all", "train-every-recipe", "train-every-recipe-{profile}", True
-    loads = "PyTorch, MLflow and Prefect"
+    loads = ("PyTorch", "MLflow", "Prefect")
     is_resumable = True
 
     profile: Profile = option("full", PROFILE)
@@ -275,16 +274,16 @@ class TrainAll(Job):
         return min(self.at_once, len(self.configs))
 
     @property
-    def loading(self) -> str:
-        return "PyTorch" if self.offline else self.loads
+    def loading(self) -> tuple[str, ...]:
+        return ("PyTorch",) if self.offline else self.loads
 
     @property
     def has_flow(self) -> bool:
         return not (self.dry_run or self.offline)
 
     @property
-    def places(self) -> tuple[Path, ...]:
-        return () if self.dry_run else super().places
+    def writes_home(self) -> bool:
+        return not self.dry_run
 
     def check(self) -> None:
         if self.offline and self.release:
@@ -296,14 +295,14 @@ class TrainAll(Job):
             read_manifest(self.dataset, load_settings().cache_dir)
             return
         names = dict.fromkeys(config.dataset for config in self.configs)
-        if not any(is_known(name) or is_added(name, load_settings().cache_dir) for name in names):
-            raise UsageError(
-                f"no data set is called {', '.join(names)}; add it first: {format_remedy(next(iter(names)))}"
-            )
-        if not (self.release or self.dry_run or any(is_added(name, load_settings().cache_dir) for name in names)):
+        if any(is_added(name, load_settings().cache_dir) for name in names):
+            return
+        remedy = format_remedy(next(iter(names)))
+        if not any(map(is_known, names)):
+            raise UsageError(f"no data set is called {', '.join(names)}; add it first: {remedy}")
+        if not (self.release or self.dry_run):
             raise NothingDoneError(
-                f"every recipe would be skipped: the images of {', '.join(names)} are not here; add them, such as with "
-                f"{format_remedy(next(iter(names)))}, or let --release fetch what it can"
+                f"every recipe would be skipped: the images of {', '.join(names)} are not here; add them: {remedy}"
             )
 
     def run(self) -> None:
@@ -332,7 +331,7 @@ class TrainAll(Job):
             Outcome(recipe=recipe, seed=seed, is_skipped=True, error=reason)
             for (recipe, seed), reason in self._runs[1].items()
         ]
-        print_outcomes(outcomes, released, self.form)
+        print_outcomes(outcomes, released, self.form, next_step=self._next_step)
         if self.release:
             from flows.jobs.report import Report
 
@@ -349,6 +348,12 @@ class TrainAll(Job):
             raise DownloadError("; ".join(unfetched))
         if all(outcome.is_skipped for outcome in outcomes):
             raise NothingDoneError("every recipe was skipped; the lines above say why")
+
+    @property
+    def _next_step(self) -> str:
+        if self.release:
+            return ""
+        return "darkroom runs pack RUN... --out DIR" if self.offline else "darkroom report, darkroom ui"
 
     def _train(self) -> "list[Outcome]":
         if not self.offline:

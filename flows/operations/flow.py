@@ -59,7 +59,7 @@ def schedule(kind: type[Job]) -> Flow[..., Any]:
 
 
 def _build_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    choices = (one for one in field.metadata if isinstance(one, Choices) and not one.is_of_home)
+    choices = (one for one in field.metadata if isinstance(one, Choices) and one.is_in_form)
     offered = next((list(one.values()) for one in choices), None)
     shown: Any = {} if offered is None else {"enum": offered}
     return inspect.Parameter(

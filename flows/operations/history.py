@@ -27,24 +27,37 @@ def read_changes(name: str) -> tuple[Change, ...]:
     return changes
 
 
-def check_version(name: str, version: str | None) -> None:
+def check_version(name: str, version: str) -> None:
     """Refuse a version that is not registered, where the home proves it.
-
-    Args:
-        name: Registered name.
-        version: Version; None for the one that a rollback goes back to.
 
     Raises:
         ReleaseError: There is no such version.
     """
-    settings = load_settings()
-    if version is not None:
-        registered = read_registered(settings, name)
-        if registered is not None and version not in (known := [one.version for one in registered]):
-            raise ReleaseError(f"{name} has no version {version}; registered: {', '.join(known) or 'none'}")
+    registered = read_registered(load_settings(), name)
+    if registered is not None and version not in (known := [one.version for one in registered]):
+        raise ReleaseError(f"{name} has no version {version}; registered: {', '.join(known) or 'none'}")
+
+
+def check_rollback(name: str, to: str | None, why: str) -> None:
+    """Refuse a rollback that cannot be made, where the home proves it.
+
+    Args:
+        name: Registered name.
+        to: Version; None for the champion before this one.
+        why: Reason.
+
+    Raises:
+        ReleaseError: There is no such version.
+        UsageError: It was never champion, and no reason is given.
+    """
+    if to is not None:
+        check_version(name, to)
+    changes = read_settled(load_settings(), name)
+    if changes is None:
         return
-    changes = read_settled(settings, name)
-    if changes is not None and find_previous(changes) is None:
+    if to is not None:
+        check_reason_given(name, to, why, changes)
+    elif find_previous(changes) is None:
         raise no_previous(name, changes)
 
 

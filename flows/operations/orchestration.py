@@ -99,7 +99,7 @@ def _start_server(settings: Settings) -> str:
             )
         atexit.register(_stop_server, process)
         if not migrated.exists():
-            print("making Prefect's database, which the first command of a home does", flush=True)
+            print("creating Prefect's database (once for each version of Prefect)", flush=True)
             _wait_until_it_answers(process, url, home / LOG_FILE)
             migrated.touch()
     return url

@@ -89,8 +89,9 @@ def retire(settings: Settings, name: str, number: str) -> int:
 
     client = open_store(settings)
     with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"retiring version {number} of {name}"):
+        changes = complete(client, settings.bundles_dir, name)  # first: it may move the alias
         versions = list_registered(settings, name)
-        version = _get_retirable(name, number, versions, complete(client, settings.bundles_dir, name))
+        version = _get_retirable(name, number, versions, changes)
         bundle = version.tags.get(BUNDLE_TAG, "")
         is_shared = any(one.tags.get(BUNDLE_TAG) == bundle for one in versions if one != version)
         has_own = re.fullmatch(FILE_NAME, bundle) is not None and not is_shared
@@ -101,10 +102,10 @@ def retire(settings: Settings, name: str, number: str) -> int:
 
 
 def check_retirable(settings: Settings, name: str, number: str) -> None:
-    """Refuse a version that `retire` would not remove, where the home proves it; no MLflow is needed.
+    """Refuse a version that cannot be retired, where the home proves it; no MLflow is needed.
 
     Raises:
-        ReleaseError: As `retire`.
+        ReleaseError: There is no such version, it is champion or challenger, or a rollback goes back to it.
     """
     versions, changes = read_registered(settings, name), read_settled(settings, name)
     if versions is not None:

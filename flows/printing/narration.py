@@ -13,6 +13,8 @@ from serving.listing import Form
 
 # A command that is silent for so long shows since when.
 SILENCE_S = 2.5
+# For so long lines tell of it where there is no terminal.
+FIRST_LINES_S = 60.0
 _INTERVAL_S = 0.5
 _CLEAR_LINE = "\r\x1b[K"
 
@@ -45,16 +47,17 @@ def narrating(form: Form, *, is_quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def showing_silence(first_line: str, form: Form = "table") -> Iterator[None]:
-    """Print the first line of a command; then show how long it has been silent while the block runs.
+def showing_silence(command: str) -> Iterator[None]:
+    """Show how long a command has been silent while the block runs.
 
-    A terminal shows every silence, in the place of the next output. Elsewhere lines on standard error tell of the first
-    one only: what works for long prints lines of its own.
+    On a terminal the next output takes the place of the counter. Elsewhere lines on standard error tell of silences in
+    the first minute: what works for longer prints lines of its own.
     """
-    print(first_line, file=sys.stdout if form == "table" else sys.stderr, flush=True)
-    silence = _Silence(sys.stderr, first_line)
-    watch = silence.watch_terminal if sys.stderr.isatty() and sys.stdout.isatty() else silence.watch_first
-    thread = threading.Thread(target=watch, name="silence", daemon=True)
+    if sys.stdout is None or sys.stderr is None:  # closed by who started the command
+        yield
+        return
+    silence = _Silence(command, sys.stderr, is_terminal=sys.stderr.isatty() and sys.stdout.isatty())
+    thread = threading.Thread(target=silence.watch, name="silence", daemon=True)
     try:
         with redirect_stdout(_Watched(sys.stdout, silence)), redirect_stderr(_Watched(sys.stderr, silence)):
             thread.start()
@@ -66,40 +69,37 @@ def showing_silence(first_line: str, form: Form = "table") -> Iterator[None]:
 class _Silence:
     """Time since the last output, which is shown once it is long."""
 
-    def __init__(self, terminal: TextIO, first_line: str) -> None:
-        self._terminal, self._first_line = terminal, first_line
+    def __init__(self, command: str, stream: TextIO, *, is_terminal: bool) -> None:
+        self._command, self._stream, self._is_terminal = command, stream, is_terminal
         self._lock = threading.RLock()  # a signal's handler may print while this thread does
-        self._stopped, self._has_output = threading.Event(), threading.Event()
-        self._last_s = time.monotonic()
+        self._stopped = threading.Event()
+        self._start_s = self._last_s = time.monotonic()
+        self._due_s = SILENCE_S
         self._ends_line, self._is_shown = True, False
 
-    def watch_first(self) -> None:
-        """Print a line for the silence before the first output, and again every ten seconds."""
-        wait_s = SILENCE_S
-        while not self._has_output.wait(wait_s):
-            with self._lock:
-                if self._has_output.is_set():
-                    return
-                self._terminal.write(f"{self._first_line}, {time.monotonic() - self._last_s:.0f} s so far\n")
-                self._terminal.flush()
-            wait_s = SECONDS_BETWEEN_LINES
-
-    def watch_terminal(self) -> None:
+    def watch(self) -> None:
         """Show the silence until `stop`; an unfinished line, such as a progress bar, stays as it is."""
         while not self._stopped.wait(_INTERVAL_S):
             with self._lock:
-                silent_s = time.monotonic() - self._last_s
-                if silent_s >= SILENCE_S and self._ends_line and not self._stopped.is_set():
-                    self._terminal.write(f"{_CLEAR_LINE}  {silent_s:.0f} s")
-                    self._terminal.flush()
+                now_s = time.monotonic()
+                silent_s = now_s - self._last_s
+                if silent_s < self._due_s or not self._ends_line or self._stopped.is_set():
+                    continue
+                if self._is_terminal:
+                    self._stream.write(f"{_CLEAR_LINE}  {silent_s:.0f} s")
                     self._is_shown = True
+                elif now_s - self._start_s < FIRST_LINES_S:
+                    self._stream.write(f"{self._command}: {silent_s:.0f} s without output\n")
+                    self._due_s = silent_s + SECONDS_BETWEEN_LINES
+                self._stream.flush()
 
     def write(self, stream: TextIO, text: str) -> int:
         """Write to a stream, in the place of what is shown."""
         with self._lock:
-            self._has_output.set()
             self._clear()
             self._last_s = time.monotonic()
+            if not self._is_terminal:
+                self._due_s = SECONDS_BETWEEN_LINES
             if text:
                 self._ends_line = text.endswith("\n")
             return stream.write(text)
@@ -108,13 +108,12 @@ class _Silence:
         """Show nothing any more."""
         with self._lock:
             self._stopped.set()
-            self._has_output.set()
             self._clear()
 
     def _clear(self) -> None:
         if self._is_shown:
-            self._terminal.write(_CLEAR_LINE)
-            self._terminal.flush()
+            self._stream.write(_CLEAR_LINE)
+            self._stream.flush()
             self._is_shown = False
 
 

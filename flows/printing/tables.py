@@ -205,7 +205,7 @@ def print_result(result: "RunResult", form: Form = "table", *, seed: int = 0, is
         f"run {result.run_id}",
     ]
     if result.weights_sha256:
-        lines.append(f"SHA-256 of its weights {result.weights_sha256}")
+        lines.append(f"weights {result.weights_sha256}")
         names = [name for name, pattern in RELEASE_NAMES.items() if is_dataset_taken(result.dataset, pattern)]
         own = result.dataset.removesuffix(FEEDBACK_SUFFIX)
         if not is_offline:
@@ -215,7 +215,9 @@ def print_result(result: "RunResult", form: Form = "table", *, seed: int = 0, is
     print("\n  ".join(map(show, lines)), flush=True)
 
 
-def print_outcomes(outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" = (), form: Form = "table") -> None:
+def print_outcomes(
+    outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" = (), form: Form = "table", *, next_step: str = ""
+) -> None:
     """Print what happened to each run, published figures beside full ones only, and to the champions."""
     if form != "table":
         print_listing((), describe_outcomes(outcomes, released), form)
@@ -257,8 +259,8 @@ def print_outcomes(outcomes: "Sequence[Outcome]", released: "Sequence[Choice]" =
         print_line("Smoke and custom runs show that everything works; their figures compare with nothing.")
     if released:
         _print_choices(released)
-    elif any(outcome.result is not None for outcome in outcomes):
-        print_line("next: darkroom report, darkroom ui, or darkroom release RUN --as NAME")
+    if next_step and any(outcome.result is not None for outcome in outcomes):
+        print_line(f"next: {next_step}")
 
 
 def _print_choices(choices: "Sequence[Choice]") -> None:

@@ -191,7 +191,11 @@ def _name_classes(classes: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the names of classes as figures show them, and the font families that draw them.
 
     Where no installed font has a name's characters, the class is called by its number, from 0 in the order of labels.
+    Long names are shortened, unless two of them would become the same.
     """
+    shortened = [_shorten(name) for name in classes]
+    if len(set(shortened)) == len(classes):
+        classes = shortened
     default = FontProperties()
     known = get_font(findfont(default)).get_charmap().keys()
     missing = [{ord(char) for char in name if char.isprintable()} - known for name in classes]
@@ -202,12 +206,12 @@ def _name_classes(classes: Sequence[str]) -> tuple[list[str], list[str]]:
         font = next((family for family, drawn in others.items() if characters <= drawn), None) if characters else ""
         if font:
             families[font] = None
-        names.append(f"class {label}" if font is None else _escape_math(_shorten(name)))
+        names.append(f"class {label}" if font is None else _escape_math(name))
     return names, list(families)
 
 
 def _shorten(name: str) -> str:
-    """Return a name without its middle where it would take the room of the figure: names often differ at their ends."""
+    """Return a long name without its middle: names often differ at their ends."""
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 9]}…{name[-8:]}"
 
 

@@ -35,8 +35,8 @@ def read_registered(settings: Settings, name: str | None = None) -> tuple[Regist
 
     That is the case with a server, and with a database of other tables than these.
     """
-    file = settings.home / "mlflow.db"
-    if settings.tracking_uri != f"sqlite:///{file}":
+    file = settings.database
+    if file is None:
         return None
     if not file.exists():
         return ()

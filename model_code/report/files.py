@@ -7,10 +7,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from model_code.disk import write_atomically
-from model_code.errors import DataError, TrackingError
+from model_code.errors import TrackingError
 from model_code.report.document import Document
 from model_code.report.markdown import FIGURES_FOLDER, render_markdown
 from model_code.report.page import render_page
+from model_code.report.place import writing_report
 from model_code.settings import Settings
 from model_code.tracking.provenance import read_git_sha
 
@@ -38,13 +39,11 @@ def write_report(document: Document, folder: Path) -> ReportFiles:
     """
     figures = {folder / FIGURES_FOLDER / f"{image.name}.png": image.png for image in document.images}
     markdown, page = folder / MARKDOWN_FILE, folder / PAGE_FILE
-    try:
+    with writing_report(folder):
         for file, png in figures.items():
             write_atomically(file, png)
         write_atomically(markdown, render_markdown(document).encode())
         write_atomically(page, render_page(document).encode())
-    except DataError as error:
-        raise DataError(f"the report cannot be written to {folder} ({error.__cause__}); name another --out") from error
     return ReportFiles(folder, markdown, page, tuple(figures))
 
 

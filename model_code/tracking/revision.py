@@ -16,16 +16,16 @@ def check_revision(settings: Settings) -> None:
     Raises:
         TrackingError: It was written by a newer one.
     """
-    file, mlflow = settings.home / "mlflow.db", find_spec("mlflow")
-    if settings.tracking_uri != f"sqlite:///{file}" or not file.exists() or mlflow is None or mlflow.origin is None:
+    file, mlflow = settings.database, find_spec("mlflow")
+    if file is None or not file.exists() or mlflow is None or mlflow.origin is None:
         return
     scripts = Path(mlflow.origin).parent / "store/db_migrations/versions"
     try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", timeout=0.5, uri=True)) as database:
             [(revision,)] = database.execute("SELECT version_num FROM alembic_version")
     except (sqlite3.Error, ValueError):
         return
-    if not any(scripts.glob(f"{revision}_*.py")):
+    if scripts.is_dir() and not any(scripts.glob(f"{revision}_*.py")):
         raise TrackingError(
             f"{file} was written by a newer MLflow than {version('mlflow')}, which is installed (its revision "
             f"{revision} is unknown here); install the newer one, or restore a backup"

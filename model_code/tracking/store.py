@@ -51,8 +51,8 @@ def open_store(settings: Settings) -> MlflowClient:
     # The first use migrates the database: only one process at a time may do that.
     with hold_lock(settings.locks_dir / "mlflow.lock", "opening MLflow's database"):
         try:
-            if not settings.has_mlflow_server:
-                _create_database(settings.home / "mlflow.db", settings.tracking_uri)
+            if settings.database is not None and not settings.database.exists():
+                _create_database(settings.database)
             client = MlflowClient()
             if client.get_experiment_by_name(EXPERIMENT) is None:
                 location = None if settings.has_mlflow_server else as_uri(settings.artifacts_dir)
@@ -71,8 +71,7 @@ def open_store(settings: Settings) -> MlflowClient:
 
 def has_store(settings: Settings) -> bool:
     """Return False if nothing was ever tracked here: opening the store would create its database."""
-    file = settings.home / "mlflow.db"
-    return file.exists() or settings.tracking_uri != f"sqlite:///{file}"
+    return settings.database is None or settings.database.exists()
 
 
 @contextmanager
@@ -85,10 +84,8 @@ def _allowing_others() -> Iterator[None]:
             raise
 
 
-def _create_database(file: Path, tracking_uri: str) -> None:
+def _create_database(file: Path) -> None:
     """Make MLflow's database beside its place and move it there complete: its migration is no transaction."""
-    if file.exists() or tracking_uri != f"sqlite:///{file}":
-        return
     scratch = file.with_name("mlflow.db.new")
     for leftover in file.parent.glob(f"{scratch.name}*"):
         leftover.unlink()

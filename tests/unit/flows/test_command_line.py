@@ -21,7 +21,11 @@ from click.testing import CliRunner
 
 from flows import cli
 from flows.cli import darkroom
+from flows.jobs.data import CheckData
+from flows.jobs.machine import Doctor
+from flows.jobs.training import TrainAll
 from model_code.data.add import add_dataset
+from model_code.errors import DataError
 from model_code.recipes.catalog import RECIPES, build_config
 from model_code.training.run_folder import RunRecord, create_run_folder
 
@@ -237,7 +241,6 @@ BEGINNING = (
     ["train-all", "--release"],
     ["data", "add", "shapes"],
     ["report"],
-    ["ui", "--port", "47813"],
     ["quickstart"],
 )
 
@@ -252,7 +255,16 @@ def test_a_home_that_cannot_be_written_is_refused_before_anything_is_loaded(word
     )
 
 
-@pytest.mark.parametrize("words", [["report"], ["ui", "--port", "47813"], ["train-all", "--release"]], ids=" ".join)
+def test_a_plan_and_an_examination_need_no_home_that_can_be_written(monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", "/dev/null/home")
+    for job in (TrainAll.make(dry_run=True), Doctor.make()):
+        cli.check_home(job)
+    for job in (TrainAll.make(), CheckData.make(name="pets")):
+        with pytest.raises(DataError, match=f"^{job.command}: cannot write below /dev/null/home: "):
+            cli.check_home(job)
+
+
+@pytest.mark.parametrize("words", [["report"], ["train-all", "--release"]], ids=" ".join)
 def test_a_database_of_a_newer_mlflow_is_refused_before_anything_is_loaded(tmp_path, words):
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
         database.execute("CREATE TABLE alembic_version (version_num TEXT)")

@@ -126,8 +126,8 @@ def test_a_recipe_of_ones_own_says_what_it_loads_for_other_images():
     assert NewRecipe.make(name="mine", base="resnet18_cifar10_exp", dataset="beans").loading
     assert not NewRecipe.make(name="mine", base="resnet18_cifar10_exp").loading
     for kind, given in ((Train, {"recipe": "fastnet_cifar10"}), (TrainAll, {})):
-        assert kind.make(**given).loading == "PyTorch, MLflow and Prefect"
-        assert kind.make(**given, offline=True).loading == "PyTorch"
+        assert kind.make(**given).loading == ("PyTorch", "MLflow", "Prefect")
+        assert kind.make(**given, offline=True).loading == ("PyTorch",)
 
 
 def test_an_unknown_recipe_is_refused_before_any_framework_is_loaded():

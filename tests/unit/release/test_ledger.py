@@ -3,8 +3,8 @@ import re
 import pytest
 from mlflow.exceptions import MlflowException
 
-from flows.jobs.releases import Retire, RollBack
-from flows.operations.removal import retire
+from flows.operations.history import check_rollback
+from flows.operations.removal import check_retirable, retire
 from model_code.errors import ReleaseError, UsageError
 from model_code.release import ledger
 from model_code.release.changes import LEDGER_FILE, find_previous, find_rollback_of, read_ledger, read_settled
@@ -71,11 +71,11 @@ def test_a_settled_history_is_read_without_mlflow_and_an_unsettled_one_is_not(
     third = register()
     monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
     with pytest.raises(UsageError, match=f"^version {third.version} of {name} was never champion: give a reason"):
-        RollBack.make(name=name, to=third.version).check()
-    RollBack.make(name=name, to=third.version, why="because").check()
+        check_rollback(name, str(third.version), "")
+    check_rollback(name, str(third.version), "because")
     with pytest.raises(ReleaseError, match=r"^version 1 of .* is what `darkroom rollback .*` goes back to; it stays$"):
-        Retire.make(name=name, version="1").check()
-    Retire.make(name=name, version=third.version).check()
+        check_retirable(settings, name, "1")
+    check_retirable(settings, name, str(third.version))
     client.set_registered_model_alias(name, CHAMPION, "1")
     assert read_settled(settings, name) is None, "the alias was moved by other means"
     client.set_registered_model_alias(name, CHAMPION, "2")

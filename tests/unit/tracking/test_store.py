@@ -38,8 +38,9 @@ def addresses():
         yield
 
 
-def test_everything_is_below_home(store):
-    settings, client = store
+def test_everything_is_below_home(tmp_path):
+    settings = make_settings(tmp_path)
+    client = open_store(settings)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment.artifact_location == settings.artifacts_dir.as_uri()
     assert (settings.home / "mlflow.db").is_file()
