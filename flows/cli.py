@@ -226,10 +226,7 @@ def start(job: Job) -> None:
     if loading:
         check_home(job)
         with _narrating(job):
-            print(
-                f"{job.command}: loading {' and '.join(filter(None, (', '.join(loading[:-1]), loading[-1])))}",
-                flush=True,
-            )
+            print(f"{job.command}: loading {', '.join(loading)}", flush=True)
     try:
         with showing_silence(job.command) if loading and not is_quiet else nullcontext():
             _run(job)
