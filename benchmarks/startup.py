@@ -104,7 +104,7 @@ def measure(words: list[str], changes: dict[str, str], limit_s: float | None = N
         stopper = threading.Timer(limit_s or 0, process.send_signal, (signal.SIGINT,))
         if limit_s is not None:
             stopper.start()
-        at_s += (time.perf_counter() - started_s for line in process.stdout if b"s without output" not in line)
+        at_s += (time.perf_counter() - started_s for line in process.stdout if b"s so far" not in line)
         stopper.cancel()
     end_s = time.perf_counter() - started_s
     # What is stopped waits to be: only its silences before its last line count.

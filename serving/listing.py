@@ -180,6 +180,8 @@ def _paint(column: Column, text: str) -> str:
 
 def _print_csv(records: Sequence[Mapping[str, Any]]) -> None:
     """Print a line for each record after one with the names; values as JSON writes them, texts as cells."""
+    if not records:
+        return
     names = dict.fromkeys(key for record in records for key in record)
     writer = csv.DictWriter(sys.stdout, names, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()

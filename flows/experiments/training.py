@@ -1,7 +1,6 @@
 """Training: packed images -> one run of a recipe, whatever its kind -> one run in MLflow or in a journal."""
 
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +13,7 @@ from flows.experiments.followers import Assignment
 from flows.experiments.inputs import RunInputs, find_kept, open_inputs
 from flows.experiments.pretrained import Pretrained
 from flows.printing.summaries import Outcome
-from flows.printing.tables import print_result
+from flows.printing.tables import print_line, print_result
 from model_code.data.cache import is_added, open_dataset
 from model_code.data.revisions import SHORT_CHECKSUM, find_divided_copies, find_leakage
 from model_code.errors import DarkroomError, DownloadError, TrackingError, UsageError
@@ -23,7 +22,8 @@ from model_code.settings import Settings, load_settings
 from model_code.tracking.journal import JournalTracking
 from model_code.tracking.provenance import hash_code
 from model_code.tracking.run_tracker import Tracking
-from model_code.training.checkpoints import is_of_another_version
+from model_code.training.checkpoints import download_torchvision, is_of_another_version
+from model_code.training.config import TORCHVISION
 from model_code.training.device import choose_device, describe_device, keep_freed_memory
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import join_processes
@@ -67,6 +67,8 @@ def train(
     device = choose_device(config.device)
     keep_freed_memory()
     source = pretrained.source if pretrained else None
+    if source == TORCHVISION:
+        download_torchvision()  # before there is a run that could not begin without it
     with hold_device(settings.locks_dir, device.type), join_processes(device) as processes:
         experiment = open_experiment(config, inputs.dataset, processes, source)
         folder = _open_folder(inputs.record, settings, tracking, resume_run_id)
@@ -117,7 +119,7 @@ def find_outcome(config: AnyConfig, *, is_offline: bool) -> Outcome | RunInputs:
         return fail(config, error)
     if kept is None:
         return inputs
-    print(f"{config.recipe}  kept from run {kept.run_id}: same settings, images and code", flush=True)
+    print_line(f"{config.recipe}  kept from run {kept.run_id}: same settings, images and code")
     return Outcome(recipe=config.recipe, seed=config.seed, result=kept, was_cached=True)
 
 
@@ -125,10 +127,8 @@ def print_interrupted(place: str, outcomes: Iterable[Outcome]) -> None:
     """Say how much of an interrupted study is done."""
     finished = sum(outcome.result is not None for outcome in outcomes)
     end_of_bar = "\n" if sys.stdout.isatty() else ""
-    print(
-        f"{end_of_bar}interrupted {place}: {finished} complete and kept; the same command goes on from here",
-        flush=True,
-    )
+    print(end_of_bar, end="")
+    print_line(f"interrupted {place}: {finished} complete and kept; the same command goes on from here")
 
 
 def name_reason(error: BaseException) -> str:
@@ -141,7 +141,7 @@ def fail(config: AnyConfig, error: BaseException) -> Outcome:
     """Print why there is no result of a run, and return that as its outcome."""
     reason = name_reason(error)
     is_skipped = isinstance(error, DownloadError) or not is_added(config.dataset, load_settings().cache_dir)
-    print(f"{config.recipe}  {'skipped' if is_skipped else 'failed'}: {reason}", flush=True)
+    print_line(f"{config.recipe}  {'skipped' if is_skipped else 'failed'}: {reason}")
     return Outcome(recipe=config.recipe, seed=config.seed, error=reason, is_skipped=is_skipped)
 
 
@@ -249,20 +249,21 @@ def _print_start(folder: RunFolder, experiment: Experiment, device: str) -> None
     config = folder.record.config
     recipe = get_recipe(config.recipe)
     published, network = recipe.published_accuracy, recipe.build().network
-    print(
-        f"{config.recipe}  seed {config.seed}  run {folder.record.run_id}\n"
-        f"{textwrap.fill(describe_budget(config), 78, initial_indent='  ', subsequent_indent='    ')}\n"
-        f"  {config.dataset}@{folder.record.data_checksum[:SHORT_CHECKSUM]}: {experiment.images_line}\n"
-        + ("" if config.network == network else f"  {config.network} in the place of {network}\n")
-        + f"  {device}"
-        + (f"\n  {experiment.engine_line}" if experiment.engine_line else "")
-        + (f"\n  published accuracy {published:.3f}" if published and config.profile == "full" else ""),
-        flush=True,
-    )
+    lines = [
+        f"{config.recipe}  seed {config.seed}  run {folder.record.run_id}",
+        f"  {describe_budget(config)}",
+        f"  {config.dataset}@{folder.record.data_checksum[:SHORT_CHECKSUM]}: {experiment.images_line}",
+        "" if config.network == network else f"  {config.network} in the place of {network}",
+        f"  {device}",
+        f"  {experiment.engine_line}" if experiment.engine_line else "",
+        f"  published accuracy {published:.3f}" if published and config.profile == "full" else "",
+    ]
+    for line in filter(None, lines):
+        print_line(line)
     settings = load_settings()
     dataset = open_dataset(config.dataset, settings.cache_dir)
     warnings = [find_leakage(dataset, settings.cache_dir)]
     if isinstance(config, EpochConfig) and "validation" not in dataset.splits:
         warnings.append(find_divided_copies(dataset, settings.cache_dir))
     for warning in filter(None, warnings):
-        print(f"  warning: {warning}", flush=True)
+        print_line(f"  warning: {warning}")

@@ -64,10 +64,11 @@ class Predict(Job):
         if self.form in ("json", "csv"):
             print_listing((), flatten_records(records) if self.form == "csv" else records, self.form)
         elif self.form == "table":
+            is_table = find_width() is not None
             if result.predictions:
-                print(describe_model(result))
+                print(describe_model(result), file=sys.stdout if is_table else sys.stderr)
             # On a terminal the lines below say what failed.
-            shown = records if find_width() is None else records[: len(result.predictions)]
+            shown = records[: len(result.predictions)] if is_table else records
             if shown:
                 print_listing(PREDICTION_COLUMNS, name_answers(shown))
         for problem in result.problems:
@@ -95,4 +96,5 @@ class GiveFeedback(Job):
         from serving.client.client import send_feedback
 
         kept = send_feedback(self.source, self.label, self.server, self.model)
-        print(show(f"{self.source} is kept as {kept.label} for {kept.model}, {kept.count} images with feedback"))
+        count = f"{kept.count} image{'' if kept.count == 1 else 's'}"
+        print(show(f"{self.source} is kept as {kept.label} for {kept.model}, {count} with feedback"))

@@ -98,6 +98,14 @@ class NewRecipe(Job):
     def loading(self) -> tuple[str, ...]:
         return () if self.dataset is None else self.loads
 
+    def check(self) -> None:
+        from model_code.data.cache import read_manifest
+        from model_code.recipes.catalog import get_recipe
+
+        get_recipe(self.base)
+        if self.dataset is not None:
+            read_manifest(self.dataset, load_settings().cache_dir)
+
     def run(self) -> None:
         from model_code.recipes.catalog import add_recipe, get_recipe
         from model_code.training.run_config import parse_assignment
@@ -179,10 +187,13 @@ class Train(Job):
 
         settings = load_settings()
         manifest = read_manifest(dataset, settings.cache_dir)
-        if self.dataset is None and "train" in manifest.splits:
+        # For other images a full run's batch may become smaller.
+        if dataset == own_dataset and "train" in manifest.splits:
             _check_batch(self.own_config, manifest.splits["train"].count)
         if self.resume is not None:
-            open_run_folder(settings.checkpoints_dir, resolve_run_id(settings.checkpoints_dir, self.resume))
+            run_id = resolve_run_id(settings.checkpoints_dir, self.resume)
+            if open_run_folder(settings.checkpoints_dir, run_id).result is not None:
+                raise UsageError(f"run {run_id} is complete; there is nothing to resume")
 
     def prepare(self) -> None:
         assert self.inputs if read_rank()[0] == 0 else self.config

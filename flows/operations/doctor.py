@@ -11,13 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal
 
 from model_code.disk import format_size
-from model_code.errors import UsageError
+from model_code.errors import TrackingError, UsageError
 from model_code.settings import load_settings, read_image_sha
+from model_code.tracking.revision import check_revision
 
 if TYPE_CHECKING:
     from model_code.training.run_folder import RunFolder
 
-ENOUGH_DISK_BYTES = 5_000_000_000
+ENOUGH_DISK_BYTES, LEAST_DISK_BYTES = 5_000_000_000, 50_000_000
 LIBRARIES = ("torch", "torchvision", "mlflow", "prefect", "bentoml", "onnx", "onnxruntime-gpu", "numpy", "pillow")
 
 
@@ -48,7 +49,9 @@ def examine_machine() -> list[Finding]:
     findings += libraries
     if not any(finding.level == "missing" for finding in libraries):
         findings += [_examine_torch(), _examine_onnxruntime()]
-    return [*findings, _examine_disk(), *_examine_state(), _suggest_next()]
+    place = _examine_disk()
+    state = [place, *_examine_state()]
+    return [*findings, *state] if place.level == "missing" else [*findings, *state, _suggest_next()]
 
 
 def _count_memory_bytes() -> int:
@@ -88,6 +91,8 @@ def _examine_disk() -> Finding:
         return Finding("missing", "state", f"{existing} is no folder; set DARKROOM_HOME to one")
     if not os.access(existing, os.W_OK):
         return Finding("missing", "state", f"{existing} is not writable; set DARKROOM_HOME to another folder")
+    if free_bytes < LEAST_DISK_BYTES:
+        return Finding("missing", "state", f"{home}: only {format_size(free_bytes)} free; free some space")
     if free_bytes < ENOUGH_DISK_BYTES:
         return Finding("note", "state", f"{home}: only {format_size(free_bytes)} free")
     return Finding("ok", "state", f"{home}: {format_size(free_bytes)} free")
@@ -150,6 +155,10 @@ def _examine_state() -> list[Finding]:
             findings.append(Finding("missing", f"data {dataset.name}", dataset.damage))
         else:
             findings.append(Finding("ok", f"data {dataset.name}", f"{counts} images"))
+    try:
+        check_revision(settings)
+    except TrackingError as error:
+        findings.append(Finding("missing", "runs", str(error)))
     if not findings:
         findings.append(Finding("note", "data", "no images yet; start with: darkroom data add shapes"))
     for name in list_released(settings.bundles_dir):

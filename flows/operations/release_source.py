@@ -34,6 +34,8 @@ def check_source(source: str, name: str, settings: Settings) -> list[RunFolder]:
         raise ReleaseError(f"run {run_id} is offline; bring it to MLflow first: `darkroom runs pack`, `runs sync`")
     if folder.result is None:
         raise ReleaseError(f"run {run_id} is not a finished training; repeat its train command first")
+    if not (folder.path / str(folder.result.best_weights)).is_file():
+        raise ReleaseError(f"run {run_id} has no weights any more (`darkroom prune`); repeat its train command first")
     return [folder]
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.experiments.pretrained import name_start
 from flows.experiments.training import fail, find_outcome, print_interrupted
 from flows.printing.summaries import Outcome
+from flows.printing.tables import print_line
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import load_settings
 from model_code.training.device import name_device
@@ -190,7 +191,7 @@ class _Study:
         config = self._configs[number]
         if isinstance(told, str):
             if line := told.removeprefix(f"{config.recipe}  ").strip():
-                print(f"{config.recipe} seed {config.seed} | {line}", flush=True)
+                print_line(f"{config.recipe} seed {config.seed} | {line}")
             return
         self._training.remove(number)
         if told is not None:

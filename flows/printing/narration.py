@@ -89,7 +89,7 @@ class _Silence:
                     self._stream.write(f"{_CLEAR_LINE}  {silent_s:.0f} s")
                     self._is_shown = True
                 elif now_s - self._start_s < FIRST_LINES_S:
-                    self._stream.write(f"{self._command}: {silent_s:.0f} s without output\n")
+                    self._stream.write(f"{self._command}: {now_s - self._start_s:.0f} s so far\n")
                     self._due_s = silent_s + SECONDS_BETWEEN_LINES
                 self._stream.flush()
 

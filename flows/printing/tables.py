@@ -1,6 +1,7 @@
 """Output of the commands: tables for people, in a terminal or a log file."""
 
 import json
+import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
@@ -51,13 +52,28 @@ def print_recipe(recipe: "Recipe", form: Form = "table") -> None:
     if form != "table":
         print_listing((), [{**_describe_recipe(recipe), "evidence": recipe.evidence, "settings": settings}], form)
         return
-    print(f"{recipe.name}\n\n{recipe.evidence}\n")
+    print(f"{recipe.name}\n")
+    for paragraph in _join_lines(recipe.evidence):
+        print_line(paragraph)
+    print()
     for key, value in settings.items():
         print_line(f"  {key}={json.dumps(value)}")
     if "network" in settings:
         from model_code.models.networks import NETWORKS
 
-        print(f"\nNetworks: {', '.join(sorted(NETWORKS))}")
+        print()
+        print_line(f"Networks: {', '.join(sorted(NETWORKS))}")
+
+
+def _join_lines(text: str) -> list[str]:
+    """Return the paragraphs of a docstring, a line each; one begins after an empty line, or with its `Heading: `."""
+    paragraphs = [""]
+    for line in map(str.strip, text.splitlines()):
+        if line and paragraphs[-1] and not re.match(r"[A-Z][\w ]*: ", line):
+            paragraphs[-1] += f" {line}"
+        else:
+            paragraphs.append(line)
+    return paragraphs[1:]
 
 
 def _describe_recipe(recipe: "Recipe") -> dict[str, object]:

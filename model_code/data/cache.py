@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -210,7 +211,9 @@ def read_manifest(name: str, cache_dir: Path) -> CacheManifest:
     try:
         manifest = CacheManifest.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"data set {name!r} is not in {cache_dir}; add it with {format_remedy(name)}") from error
+        near = get_close_matches(name, list_names(cache_dir), n=1, cutoff=0.8)
+        hint = f"did you mean {near[0]}? Else add" if near else "add"
+        raise DataError(f"data set {name!r} is not in {cache_dir}; {hint} it with {format_remedy(name)}") from error
     except (OSError, ValidationError) as error:
         raise _damaged(name, f"{path} cannot be read") from error
     if manifest.name != name:

@@ -13,12 +13,13 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 
-from model_code.disk import hold_lock
+from model_code.disk import check_free_space, hold_lock
 from model_code.errors import TrackingError
 from model_code.settings import Settings
 from model_code.tracking.revision import check_revision
 
 EXPERIMENT = "darkroom"
+_DATABASE_BYTES = 2_000_000
 # MLflow shows the pages for training models, not those for language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 MOST_COMPARED = 4
@@ -62,6 +63,8 @@ def open_store(settings: Settings) -> MlflowClient:
         except (MlflowException, SQLAlchemyError, OSError) as error:
             check_revision(settings)
             reason = str(error).splitlines()[0]
+            if "disk is full" in reason:
+                check_free_space(settings.home, _DATABASE_BYTES, "opening MLflow's database")
             raise TrackingError(
                 f"MLflow at {settings.tracking_uri} cannot be used ({reason}); "
                 "start the server or correct MLFLOW_TRACKING_URI; a damaged database can be moved away"

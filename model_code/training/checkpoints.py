@@ -125,7 +125,7 @@ def load_pretrained(network: nn.Module, source: str) -> list[str]:
         TrainingError: The file is missing, is no weights file, or does not fit.
         DownloadError: The download failed.
     """
-    given = _download_torchvision() if source == TORCHVISION else _read_state_dict(Path(source))
+    given = download_torchvision() if source == TORCHVISION else _read_state_dict(Path(source))
     given_names = translate(given)
     weights = {name: given[key] for name, key in given_names.items()}
     own_state = network.state_dict()
@@ -247,7 +247,12 @@ def find_torchvision_download() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name
 
 
-def _download_torchvision() -> dict[str, Tensor]:
+def download_torchvision() -> dict[str, Tensor]:
+    """Return torchvision's ImageNet weights of ResNet-18, which are downloaded once.
+
+    Raises:
+        DownloadError: They cannot be downloaded.
+    """
     from torchvision.models import ResNet18_Weights
 
     try:

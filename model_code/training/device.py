@@ -63,7 +63,8 @@ def describe_device(device: torch.device) -> str:
     """Return the device's name for people, e.g. `cpu (x86_64, 2 threads)`."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"cpu ({platform.machine()}, {threads} thread{'' if threads == 1 else 's'})"
 
 
 def seed_everything(

@@ -159,7 +159,9 @@ class ModelSet:
             raise NoModelError(
                 "no model is loaded yet: GET /v1/models says why, or that nothing is released", retry_after_s=5
             )
-        raise BadParameterError(f"several models are loaded: say which with model=NAME; loaded: {names}")
+        raise BadParameterError(
+            f"several models are loaded: name one with the parameter model (`--model NAME`); loaded: {names}"
+        )
 
     def refresh(self) -> None:
         """Load what was released since the last call, drop what was withdrawn, keep what works."""

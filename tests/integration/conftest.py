@@ -71,7 +71,7 @@ def darkroom(capfd, monkeypatch) -> Callable[..., Done]:
             status = exit_.code or 0
         captured = capfd.readouterr()
         # How long a busy machine was silent is no test's business but that of test_narration.py.
-        lines = [line for line in captured.err.splitlines(keepends=True) if "s without output" not in line]
+        lines = [line for line in captured.err.splitlines(keepends=True) if "s so far" not in line]
         return Done(status, captured.out, "".join(lines))
 
     return run

@@ -283,7 +283,7 @@ def test_ui_prints_the_address_alone_and_ctrl_c_ends_it(start_darkroom, tmp_path
         port = listener.getsockname()[1]
     process = start_darkroom("ui", "--port", port, DARKROOM_HOME=str(tmp_path))
     assert process.stdout.readline() == "ui: loading MLflow\n"
-    announced = next(line for line in process.stdout if "without output" not in line)
+    announced = next(line for line in process.stdout if "s so far" not in line)
     assert announced.startswith(f"MLflow on {tmp_path} at http://127.0.0.1:{port}/#/experiments/"), announced
     address = f"http://127.0.0.1:{port}"
     assert httpx.get(address).status_code == 200

@@ -120,7 +120,7 @@ def test_the_gate_the_ledger_and_the_way_back(darkroom, runs, bundles_dir):
     assert "version 2 is champion, forced (version 1 before)" in forced.out
     history = darkroom("history", NAME)
     for text in ("version 2 is champion", "they were wrong", "customers complained", "it learned more"):
-        assert text in history.out.replace("\n", " ")
+        assert text in (history.err + history.out).replace("\n", " ")
     lines = [json.loads(line) for line in darkroom("history", NAME, "--format", "json").out.splitlines()]
     assert [line["to_version"] for line in lines] == ["2", "1", "2", "1"]
 

@@ -1,5 +1,7 @@
 import shlex
-from contextlib import ExitStack
+import shutil
+import sqlite3
+from contextlib import ExitStack, closing
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
@@ -50,6 +52,26 @@ def test_a_home_that_is_no_folder_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path / "home"))
     [found] = [finding for finding in doctor.examine_machine() if finding.what == "state"]
     assert (found.level, found.found) == ("missing", f"{tmp_path / 'home'} is no folder; set DARKROOM_HOME to one")
+
+
+@pytest.mark.parametrize(("free_mb", "level"), [(10, "missing"), (1000, "note"), (9000, "ok")])
+def test_a_disk_without_room_is_missing_and_nothing_is_proposed_for_it(tmp_path, monkeypatch, free_mb, level):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(free=free_mb * 1_000_000))
+    levels = {finding.what: finding.level for finding in doctor.examine_machine()}
+    assert levels["state"] == level
+    assert ("next" in levels) == (level != "missing")
+
+
+def test_a_database_of_a_newer_mlflow_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('fedcba987654')")
+    [found] = [finding for finding in doctor.examine_machine() if finding.what == "runs"]
+    assert (found.level, "was written by a newer MLflow than" in found.found) == ("missing", True)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,16 @@ import uuid
 
 import pytest
 
+from flows.experiments.device_lock import lock_device
 from flows.experiments.inputs import find_kept, open_inputs
+from flows.experiments.training import train, train_all
+from flows.jobs.releases import Release
+from flows.jobs.training import NewRecipe, Train
 from model_code.data.add import add_dataset
+from model_code.errors import DataError, ReleaseError, UsageError
 from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
+from model_code.tracking.journal import JournalTracking
 from model_code.tracking.mlflow_log import MlflowTracking
 from model_code.tracking.provenance import hash_code
 from model_code.tracking.store import open_store
@@ -57,6 +63,38 @@ def test_a_run_that_mlflow_does_not_hold_any_more_is_not_kept(make_inputs, capsy
     open_store(settings).delete_run(older)
     assert find_kept(inputs, is_silent=True) is None
     assert capsys.readouterr().out == ""
+
+
+def test_a_complete_run_is_neither_resumed_nor_released_without_its_weights(make_inputs):
+    inputs, run_id = make_inputs(), "ab" * 16
+    finish(inputs, run_id)
+    with pytest.raises(UsageError, match=f"^run {run_id} is complete; there is nothing to resume$"):
+        Train.make(recipe=RECIPE, dataset="shapes", resume=run_id[:8]).check()
+    with pytest.raises(ReleaseError, match=f"^run {run_id} has no weights any more "):
+        Release.make(source=run_id[:8], name="shapes").check()
+
+
+def test_a_recipe_of_ones_own_is_for_images_that_are_there(make_inputs):
+    NewRecipe.make(name="mine", base=RECIPE, dataset="shapes").check()
+    with pytest.raises(DataError, match="did you mean shapes"):
+        NewRecipe.make(name="mine", base=RECIPE, dataset="shape").check()
+    with pytest.raises(UsageError, match="no recipe 'nosuch'"):
+        NewRecipe.make(name="mine", base="nosuch").check()
+
+
+def test_weights_that_cannot_be_downloaded_leave_no_run_behind(make_inputs, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    make_inputs()
+    monkeypatch.setattr("torchvision.models.ResNet18_Weights.get_state_dict", refuse)
+    config = build_config("resnet18_cifar10_exp9", "smoke", {"dataset": "shapes"})
+    [outcome] = train_all(
+        [config], lambda inputs: train(inputs, JournalTracking(load_settings().checkpoints_dir), lock_device)
+    )
+    assert outcome.is_skipped
+    assert "could not be downloaded (no network)" in outcome.error
+    assert not list(load_settings().checkpoints_dir.glob("*"))
 
 
 def test_without_mlflows_database_nothing_is_kept_but_offline(make_inputs):

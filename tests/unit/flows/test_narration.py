@@ -67,7 +67,7 @@ def test_a_pipe_gets_lines_for_silences_of_the_first_minute():
     *lines, last = done.stderr.splitlines()
     assert (done.stdout, last) == ("[]\n", "late")
     assert len(lines) in (2, 3), "one second after the other, and none after the fourth"
-    assert all(re.fullmatch(r"train: [0-3] s without output", line) for line in lines)
+    assert all(re.fullmatch(r"train: [0-3] s so far", line) for line in lines)
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

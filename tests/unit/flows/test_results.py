@@ -108,7 +108,12 @@ def test_a_recipe_is_a_record(capsys):
     [row] = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert json.loads(row["settings"]) == record["settings"]
     ListRecipes.make(name="resnet18_cifar10_exp").run()
-    assert capsys.readouterr().out.startswith(f"resnet18_cifar10_exp\n\n{record['evidence']}\n")
+    shown, evidence = capsys.readouterr().out, record["evidence"].split()
+    assert shown.split()[1 : 1 + len(evidence)] == evidence
+    paragraphs = shown.partition("\n  dataset=")[0].splitlines()
+    assert [line.partition(":")[0] for line in paragraphs if ":" in line] == [
+        *("Command", "Published", "Ours", "Departures of every recipe here"),
+    ]
 
 
 def test_a_run_is_a_record_with_its_figures(capsys):

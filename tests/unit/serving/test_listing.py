@@ -105,3 +105,9 @@ def test_programs_get_every_value(capsys):
     first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert (first["published"], first["is_kept"], json.loads(first["counts"])) == ("0.9", "true", {"train": 3})
     assert (second["path"], second["published"], second["is_kept"]) == ("'=1+1", "", "")
+
+
+def test_no_records_are_an_empty_file(capsys):
+    for form in ("json", "csv"):
+        print_listing(COLUMNS, [], form)
+    assert capsys.readouterr().out == ""

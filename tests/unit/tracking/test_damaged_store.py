@@ -4,9 +4,10 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from model_code.disk import take_lock
-from model_code.errors import DarkroomError, TrackingError, UsageError
+from model_code.errors import DarkroomError, DiskFullError, TrackingError, UsageError
 from model_code.evaluation.metrics import measure
 from model_code.settings import load_settings
 from model_code.tracking.finished_runs import find_finished_runs
@@ -68,6 +69,16 @@ def test_a_database_of_a_newer_mlflow_is_named_and_left_as_it_is(tmp_path, addre
     with pytest.raises(TrackingError, match=r"written by a newer MLflow than .* fedcba987654 .* install the newer one"):
         open_store(make_settings(tmp_path))
     assert file.read_bytes() == before
+
+
+def test_a_full_disk_is_not_taken_for_a_wrong_address(tmp_path, addresses, monkeypatch):
+    def refuse(_):
+        raise OperationalError("", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr("model_code.tracking.store._create_database", refuse)
+    monkeypatch.setattr("model_code.disk.count_free_bytes", lambda _: 0)
+    with pytest.raises(DiskFullError, match=f"^the disk of {tmp_path} is full: opening MLflow's database needs "):
+        open_store(make_settings(tmp_path))
 
 
 def test_finished_runs_without_their_figure(store):
