@@ -150,7 +150,7 @@ doctor: setup ## Say what this machine can do, and what is missing
 	$(DARKROOM) doctor
 
 lock: | $(UV) ## Resolve the requirements anew and write the hash-locked files
-	$(LOCK) --upgrade --extra train --extra sweep --extra stack --extra serve --extra cuda --extra dev --output-file requirements/dev.txt
+	$(LOCK) --upgrade --extra train --extra sweep --extra ray --extra stack --extra serve --extra cuda --extra dev --output-file requirements/dev.txt
 	$(LOCK) --extra train --extra stack --constraint requirements/dev.txt --output-file requirements/train.txt
 	$(LOCK) --extra serve --constraint requirements/dev.txt --output-file requirements/serve.txt
 	$(LOCK) --extra cuda --constraint requirements/dev.txt $(call SKIP_HELD,serve) --output-file requirements/cuda.txt

@@ -1,6 +1,8 @@
 """Training: the recipes that there are, one of them, every one."""
 
+import re
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from flows.jobs.job import (
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flows.experiments.inputs import RunInputs
+    from flows.operations.runner import Runner
     from flows.printing.summaries import Choice, Outcome
     from model_code.training.run_folder import AnyConfig, RunResult
 
@@ -32,6 +35,7 @@ DATASET = (
     "Packed data set, see `darkroom data list`; the recipe's own if not given. Mean, standard deviation and sizes "
     "follow the images unless --set sets them."
 )
+ADDRESS = re.compile(r"[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}")
 PROFILE = "full: the documented budget; smoke: minutes on two CPU cores, compared with nothing."
 
 
@@ -243,6 +247,10 @@ class TrainAll(Job):
     )
 
     at_once: int = option(1, "Runs that are trained side by side, each in a process of its own.", metavar="N", ge=1)
+    runner: Literal["local", "ray"] = option(
+        "local", "local: processes of this machine; ray: nodes of a Ray cluster, or a Ray of this machine."
+    )
+    address: str | None = option(None, "Ray cluster that this machine is a node of.", metavar="HOST:PORT")
     release: bool = option(False, "Fetch what is missing; then release the best run of each data set and report.")
     offline: bool = option(False, OFFLINE)
     dry_run: bool = option(False, "Say what would be done, and in about what time on this machine; change nothing.")
@@ -286,7 +294,8 @@ class TrainAll(Job):
 
     @property
     def loading(self) -> tuple[str, ...]:
-        return ("PyTorch",) if self.offline else self.loads
+        libraries = ("PyTorch",) if self.offline else self.loads
+        return (*libraries, "Ray") if self.runner == "ray" and not self.dry_run else libraries
 
     @property
     def has_flow(self) -> bool:
@@ -297,6 +306,7 @@ class TrainAll(Job):
         return not self.dry_run
 
     def check(self) -> None:
+        self._check_runner()
         if self.offline and self.release:
             raise UsageError("--offline and --release exclude each other: sync the runs, and release where MLflow is")
         from model_code.data.cache import format_remedy, is_added, read_manifest
@@ -315,6 +325,16 @@ class TrainAll(Job):
             raise NothingDoneError(
                 f"every recipe would be skipped: the images of {', '.join(names)} are not here; add them: {remedy}"
             )
+
+    def _check_runner(self) -> None:
+        if self.runner != "ray":
+            if self.address is not None:
+                raise UsageError(f"--address {self.address} is that of a Ray cluster; add --runner ray")
+            return
+        if self.address is not None and not ADDRESS.fullmatch(self.address):
+            raise UsageError(f"--address {self.address}: give HOST:PORT, as `ray start --head` prints it")
+        if find_spec("ray") is None:
+            raise UsageError('--runner ray needs Ray, which is not installed: pip install "darkroom[ray]"')
 
     def run(self) -> None:
         with narrating(self.form, is_quiet=self.is_quiet):
@@ -367,19 +387,31 @@ class TrainAll(Job):
         return "darkroom runs pack RUN... --out DIR" if self.offline else "darkroom report, darkroom ui"
 
     def _train(self) -> "list[Outcome]":
+        runner = self._open_runner()
         if not self.offline:
             from flows.operations.training import train_study
 
-            return train_study(self.configs, self._processes)
-        if self._processes == 1:
+            return train_study(self.configs, runner)
+        if runner is None:
             from flows.experiments.training import train_all, train_offline
 
             return train_all(self.configs, train_offline, is_offline=True)
         from flows.experiments.device_lock import lock_device
-        from flows.operations.run_processes import RunProcesses
         from flows.operations.side_by_side import train_side_by_side
 
-        return train_side_by_side(self.configs, RunProcesses(self._processes), lock_device)
+        return train_side_by_side(self.configs, runner, lock_device)
+
+    def _open_runner(self) -> "Runner | None":
+        """Return what trains the runs side by side; None for one after another in this process."""
+        if self.runner == "ray":
+            from flows.operations.ray_runs import RayRuns
+
+            return RayRuns(self._processes, self.address)
+        if self._processes == 1:
+            return None
+        from flows.operations.run_processes import RunProcesses
+
+        return RunProcesses(self._processes)
 
     def _print_plan(self) -> None:
         from flows.operations.study_plan import find_busy_device, plan_study

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from serving.decoding.sandbox import end_with_parent
 
 if TYPE_CHECKING:
     from flows.experiments.inputs import RunInputs
-    from flows.operations.side_by_side import RunRequest
+    from flows.operations.runner import RunRequest
     from flows.printing.summaries import Outcome
     from model_code.training.run_folder import RunResult
 
@@ -26,7 +27,7 @@ def main() -> None:
     from flows.printing.narration import narrating
 
     with narrating("json"):
-        from flows.operations.side_by_side import RunRequest
+        from flows.operations.runner import RunRequest
 
         request = RunRequest.model_validate_json(text)
         # Until here nothing has begun that a signal could interrupt.
@@ -40,7 +41,10 @@ def main() -> None:
 
 
 def _train(request: "RunRequest") -> "Outcome":
+    from flows.experiments.device_lock import SECONDS_BETWEEN_TRIES
+    from flows.experiments.inputs import find_kept
     from flows.experiments.training import train, train_one
+    from model_code.errors import BusyError
     from model_code.settings import load_settings
     from model_code.tracking.journal import JournalTracking
     from model_code.tracking.run_tracker import Tracking
@@ -55,7 +59,15 @@ def _train(request: "RunRequest") -> "Outcome":
         tracking = MlflowTracking(settings, request.parent_run_id)
 
     def train_here(inputs: "RunInputs") -> "RunResult":
-        return train(inputs, tracking, _share_device)
+        while True:
+            try:
+                return train(inputs, tracking, _share_device)
+            except BusyError as busy:
+                # The process of a killed study, or of a node that Ray lost, may take a while to end.
+                print(busy, flush=True)
+                time.sleep(SECONDS_BETWEEN_TRIES)
+            if (kept := find_kept(inputs)) is not None:
+                return kept
 
     return train_one(request.config, train_here, is_offline=request.is_offline)
 

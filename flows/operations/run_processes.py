@@ -10,7 +10,7 @@ from threading import Lock
 
 from pydantic import ValidationError
 
-from flows.operations.side_by_side import RunRequest
+from flows.operations.runner import RunRequest
 from flows.printing.summaries import Outcome
 from model_code.errors import TrainingError
 from serving.bundle.processors import count_cpus
@@ -27,6 +27,8 @@ class RunProcesses:
     Args:
         at_once: Most runs at the same time, which share the processors; OMP_NUM_THREADS of the environment goes first.
     """
+
+    is_local = True
 
     def __init__(self, at_once: int) -> None:
         self.at_once = at_once

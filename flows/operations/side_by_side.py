@@ -1,6 +1,6 @@
 """Runs of a study side by side: which may begin, their lines, their end.
 
-Where they are trained is a `Runner`'s: processes of this machine (`flows/operations/run_processes.py`).
+Where they are trained is a `Runner`'s: processes of this machine (`run_processes.py`), or nodes of Ray (`ray_runs.py`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,12 +8,10 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Protocol
-
-from pydantic import BaseModel, ConfigDict
 
 from flows.experiments.pretrained import name_start
 from flows.experiments.training import fail, find_outcome, print_interrupted
+from flows.operations.runner import Runner, RunRequest
 from flows.printing.summaries import Outcome
 from flows.printing.tables import print_line
 from model_code.recipes.catalog import get_recipe
@@ -23,55 +21,6 @@ from model_code.training.interruption import InterruptionWatcher
 from model_code.training.run_folder import AnyConfig
 
 SECONDS_BETWEEN_LOOKS = 0.2
-
-
-class RunRequest(BaseModel):
-    """One run of a study, as JSON for whoever trains it.
-
-    Attributes:
-        config: All settings.
-        is_offline: True if the run is recorded in its folder, and not in MLflow.
-        parent_run_id: MLflow run above it; None without one.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    config: AnyConfig
-    is_offline: bool = False
-    parent_run_id: str | None = None
-
-
-class Runner(Protocol):
-    """Where runs are trained side by side.
-
-    Attributes:
-        at_once: Most runs at the same time.
-    """
-
-    at_once: int
-
-    def describe(self) -> str:
-        """Return where and with how much of a machine a run is trained, for people."""
-
-    def train(self, request: RunRequest, say: Callable[[str], None]) -> Outcome | None:
-        """Train a run to its end; called in a thread of its own, for at most `at_once` runs at the same time.
-
-        Args:
-            request: The run.
-            say: Takes each line that it prints.
-
-        Returns:
-            The outcome; None for a run that `interrupt` ended.
-
-        Raises:
-            DarkroomError: The run ended without an outcome.
-        """
-
-    def interrupt(self) -> None:
-        """Let every run end after its step, and begin no other."""
-
-    def close(self) -> None:
-        """End at once whatever still trains."""
 
 
 def train_side_by_side(
@@ -116,14 +65,15 @@ class _Study:
         print(f"up to {self._runner.at_once} runs at once, {self._runner.describe()}", flush=True)
         try:
             first = self._find_next()
-            if first is not None:
-                with (
-                    _hold_devices(self._configs, hold_device),
-                    InterruptionWatcher(is_quiet=True) as watcher,
-                    closing(self._runner),
-                ):
+            needs_device = first is not None and self._runner.is_local
+            with (
+                _hold_devices(self._configs if needs_device else (), hold_device),
+                InterruptionWatcher(is_quiet=True) as watcher,
+                closing(self._runner),
+            ):
+                if first is not None:
                     self._begin(first)
-                    self._follow(watcher)
+                self._follow(watcher)
         except KeyboardInterrupt:
             print_interrupted(f"with {count - len(self._outcomes)} of {count} runs to go", self._outcomes.values())
             raise

@@ -7,7 +7,7 @@ from prefect import task
 from flows.experiments.inputs import RunInputs
 from flows.experiments.training import train, train_all
 from flows.operations.device_slot import hold_device
-from flows.operations.run_processes import RunProcesses
+from flows.operations.runner import Runner
 from flows.operations.side_by_side import train_side_by_side
 from flows.printing.summaries import Outcome
 from model_code.settings import load_settings
@@ -22,22 +22,22 @@ def train_task(inputs: RunInputs, resume_run_id: str | None = None, parent_run_i
     return train(inputs, MlflowTracking(load_settings(), parent_run_id), hold_device, resume_run_id)
 
 
-def train_study(configs: Sequence[AnyConfig], at_once: int = 1) -> list[Outcome]:
+def train_study(configs: Sequence[AnyConfig], runner: Runner | None = None) -> list[Outcome]:
     """Return one outcome for each config as `train_all` does; in MLflow the runs are nested below their study.
 
     Args:
         configs: Settings of every run.
-        at_once: Runs that are trained side by side, each in a process of its own; one trains in this process.
+        runner: Trains the runs side by side; None trains one after another in this process.
     """
     with open_study(load_settings(), configs) as study:
 
         def train_nested(inputs: RunInputs) -> RunResult:
             return train_task(inputs, parent_run_id=study.open_parent(inputs.config))
 
-        if at_once == 1:
+        if runner is None:
             outcomes = train_all(configs, train_nested)
         else:
-            outcomes = train_side_by_side(configs, RunProcesses(at_once), hold_device, study.open_parent)
+            outcomes = train_side_by_side(configs, runner, hold_device, study.open_parent)
         for config, outcome in zip(configs, outcomes, strict=True):
             if outcome.result is None and not outcome.is_skipped:
                 study.fail(config)

@@ -14,7 +14,8 @@ import pytest
 from flows.experiments.inputs import open_inputs
 from flows.jobs.training import TrainAll
 from flows.operations.run_processes import RunProcesses
-from flows.operations.side_by_side import RunRequest, train_side_by_side
+from flows.operations.runner import RunRequest
+from flows.operations.side_by_side import train_side_by_side
 from flows.printing.summaries import Outcome
 from model_code.data.add import add_dataset
 from model_code.errors import TrainingError, UsageError
@@ -78,7 +79,7 @@ class Here:
         most: Most runs at the same time.
     """
 
-    at_once = 2
+    at_once, is_local = 2, True
 
     def __init__(self, waits=None, errors=None):
         self.waits, self.errors = waits or {}, errors or {}

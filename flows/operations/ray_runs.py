@@ -1,0 +1,164 @@
+"""Runs of a study on the nodes of a Ray cluster, or through a Ray of this machine."""
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from tempfile import NamedTemporaryFile
+from threading import Lock
+from typing import Any
+
+from flows.operations.ray_cluster import connect, name_death, share
+from flows.operations.run_processes import THREADS, RunProcesses
+from flows.operations.runner import RunRequest
+from flows.printing.summaries import Outcome
+from model_code.errors import TrainingError
+from model_code.settings import load_settings
+
+RESTARTS = 3
+SECONDS_BETWEEN_LOOKS = 0.2
+ANSWER_S = 10.0
+PASSED = ("DARKROOM_", "MLFLOW_", "PYTHONPATH")
+
+
+class RayRun:
+    """One run on a node, as an actor: its process, whose lines the command takes.
+
+    If the node or this actor dies, Ray makes another one, whose process resumes the run. The process ends with the
+    actor, the actor with the command.
+
+    Args:
+        request: The run, a `RunRequest` as JSON.
+        mark: A file in the home of the command.
+        environment: Variables of the process.
+    """
+
+    def __init__(self, request: str, mark: str, environment: Mapping[str, str]) -> None:
+        os.environ.update(environment)  # this process has no other run
+        self._processes, self._lines = RunProcesses(1), SimpleQueue[str]()
+        # Its thread outlives the run's process.
+        self._outcome = ThreadPoolExecutor(1).submit(self._train, request, Path(mark))
+
+    def read(self) -> tuple[list[str], bool, str | None]:
+        """Wait for lines; return them, and if there are none any more whether it has ended and its outcome."""
+        lines: list[str] = []
+        is_done = False
+        while not lines and not is_done:
+            is_done = self._outcome.done()
+            with suppress(Empty):
+                lines.append(self._lines.get(timeout=0 if is_done else SECONDS_BETWEEN_LOOKS))
+                while True:
+                    lines.append(self._lines.get_nowait())
+        return (lines, False, None) if lines else ([], True, self._outcome.result())
+
+    def interrupt(self) -> None:
+        """Let the run end after its step."""
+        self._processes.interrupt()
+
+    def _train(self, request: str, mark: Path) -> str | None:
+        if not mark.exists():
+            raise TrainingError(
+                f"node {socket.gethostname()} does not see DARKROOM_HOME={mark.parents[1]}; it must be on a disk that "
+                "every node mounts at the same path"
+            )
+        outcome = self._processes.train(RunRequest.model_validate_json(request), self._lines.put)
+        return None if outcome is None else outcome.model_dump_json()
+
+
+class RayRuns:
+    """Trains each run where Ray has room for it.
+
+    Args:
+        at_once: Most runs at the same time, which share processors and GPUs; OMP_NUM_THREADS of the environment goes
+            first.
+        address: `HOST:PORT` of a cluster that this machine is a node of; None starts a Ray of this machine.
+    """
+
+    def __init__(self, at_once: int, address: str | None = None) -> None:
+        self.at_once, self.is_local = at_once, address is None
+        self._place = f"Ray at {address}" if address else "a Ray of this machine"
+        self._ray: Any = connect(address)
+        self._cpus, self._gpus = share([node["Resources"] for node in self._ray.nodes() if node["Alive"]], at_once)
+        settings = load_settings()
+        settings.locks_dir.mkdir(parents=True, exist_ok=True)
+        self._mark = NamedTemporaryFile(dir=settings.locks_dir, prefix="ray-")  # noqa: SIM115 - `close` closes it
+        self._environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED)} | {
+            "DARKROOM_HOME": str(settings.home),
+            "MLFLOW_TRACKING_URI": settings.tracking_uri,
+            # Ray itself sets 1 for a part of a processor.
+            THREADS: os.environ.get(THREADS) or str(self._cpus),
+        }
+        self._runs: set[Any] = set()
+        self._is_ending = False
+        self._lock = Lock()  # none begins once all are told to end
+
+    def describe(self) -> str:
+        """Return how many threads and GPUs a run has."""
+        threads = self._environment[THREADS]
+        gpus = f" and {self._gpus:g} GPU" if self._gpus else ""
+        return f"each through {self._place} with {threads} thread{'' if threads == '1' else 's'}{gpus}"
+
+    def train(self, request: RunRequest, say: Callable[[str], None]) -> Outcome | None:
+        """Train a run on a node; see `Runner`.
+
+        Raises:
+            TrainingError: The process ended without an outcome, its node lacks something, or nodes died too often.
+        """
+        with self._lock:
+            if self._is_ending:
+                return None
+            run = self._start(request)
+            self._runs.add(run)
+        try:
+            while True:
+                lines, is_done, outcome = self._ray.get(run.read.remote())
+                for line in lines:
+                    say(line)
+                if is_done:
+                    return None if outcome is None else Outcome.model_validate_json(outcome)
+        except self._ray.exceptions.RayTaskError as error:
+            raise TrainingError(str(error.cause)) from error
+        except self._ray.exceptions.RayActorError as error:
+            if self._is_ending:
+                return None
+            raise TrainingError(
+                f"Ray gave up seed {request.config.seed}: {name_death(error)}; the same command resumes it"
+            ) from error
+        finally:
+            with self._lock:
+                self._runs.remove(run)
+                if not self._is_ending:
+                    self._ray.kill(run)
+
+    def interrupt(self) -> None:
+        """Ask every run to end after its step; those that have no node, or lost theirs, end at once."""
+        with self._lock:
+            self._is_ending = True
+            asked = {run.interrupt.remote(): run for run in self._runs}
+        if asked:
+            for answer in self._ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)[1]:
+                self._ray.kill(asked[answer])
+
+    def close(self) -> None:
+        """Kill what is left, and leave Ray."""
+        with self._lock:
+            self._is_ending = True
+            for run in self._runs:
+                self._ray.kill(run)
+        self._ray.shutdown()
+        self._mark.close()
+
+    def _start(self, request: RunRequest) -> Any:  # noqa: ANN401 - a handle of Ray's
+        has_gpu = request.config.device != "cpu"
+        options = {
+            "num_cpus": self._cpus,
+            "num_gpus": self._gpus if has_gpu else 0,
+            "max_restarts": RESTARTS,
+            "max_task_retries": -1,  # as long as there is an actor
+            "max_concurrency": 2,  # `read` and `interrupt`
+        }
+        run = self._ray.remote(RayRun).options(**options)
+        return run.remote(request.model_dump_json(), self._mark.name, self._environment)

@@ -1,0 +1,60 @@
+"""A run of a study as a request, and what trains it."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from flows.printing.summaries import Outcome
+from model_code.training.run_folder import AnyConfig
+
+
+class RunRequest(BaseModel):
+    """One run of a study, as JSON for whoever trains it.
+
+    Attributes:
+        config: All settings.
+        is_offline: True if the run is recorded in its folder, and not in MLflow.
+        parent_run_id: MLflow run above it; None without one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: AnyConfig
+    is_offline: bool = False
+    parent_run_id: str | None = None
+
+
+class Runner(Protocol):
+    """Where runs are trained side by side.
+
+    Attributes:
+        at_once: Most runs at the same time.
+        is_local: True if they compute on this machine's devices, which the study then holds.
+    """
+
+    at_once: int
+    is_local: bool
+
+    def describe(self) -> str:
+        """Return where and with how much of a machine a run is trained, for people."""
+
+    def train(self, request: RunRequest, say: Callable[[str], None]) -> Outcome | None:
+        """Train a run to its end; called in a thread of its own, for at most `at_once` runs at the same time.
+
+        Args:
+            request: The run.
+            say: Takes each line that it prints.
+
+        Returns:
+            The outcome; None for a run that `interrupt` ended.
+
+        Raises:
+            DarkroomError: The run ended without an outcome.
+        """
+
+    def interrupt(self) -> None:
+        """Let every run end after its step, and begin no other."""
+
+    def close(self) -> None:
+        """End at once whatever still trains."""

@@ -1,0 +1,201 @@
+"""`train-all --runner ray`: weights, kills and Ctrl-C of runs on a cluster of two nodes, which are processes here."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from model_code.tracking.run_tracker import EVERY_EPOCH
+from model_code.training.run_folder import RESULT_FILE, RunResult
+from tests.integration.conftest import COMMAND, make_environment
+
+cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray, the extra [ray], is not installed")
+pytestmark = pytest.mark.slow
+
+COUNT = int(os.environ.get("DARKROOM_RAY_RUNS", "3"))
+EPOCHS = 4
+# tiny_1 starts from tiny_0.
+RECIPES = {f"tiny_{number}": 'pretrained_weights = "recipe:tiny_0"' if number == 1 else "" for number in range(COUNT)}
+SETTINGS = f'dataset = "shapes"\nlimit_train = 100\nlimit_test = 40\nbatch_size = 20\nepochs = {EPOCHS}\n'
+STUDY = ("train-all", "--only", "tiny_*")
+FIRST, SECOND = "tiny_0", "tiny_2"  # begin at the same time
+# Ray takes 127.0.0.1 for the machine's address in the network.
+NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.2", "object_store_memory": 80_000_000}
+END_S = 15
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        started = cluster_utils.Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
+        try:
+            started.add_node(**NODE)
+            yield started
+        finally:
+            started.shutdown()
+
+
+def start(home, *arguments, **environment):
+    return subprocess.Popen(
+        [COMMAND, *map(str, arguments)],
+        env=make_environment(DARKROOM_HOME=str(home), **environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(home, *arguments, **environment):
+    process = start(home, *arguments, **environment)
+    out = process.communicate()[0]
+    assert process.returncode == 0, out[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A home with images and recipes, that each test copies."""
+    packed = tmp_path_factory.mktemp("ray")
+    run(packed, "data", "add", "shapes", "--image-size", 16, "--offline")
+    (packed / "recipes").mkdir()
+    for name, more in RECIPES.items():
+        text = f'from = "resnet18_cifar10_exp3"\n[settings]\n{SETTINGS}{more}\n'
+        (packed / "recipes" / f"{name}.toml").write_text(text)
+    return packed
+
+
+@pytest.fixture
+def own_home(packed, tmp_path):
+    return shutil.copytree(packed, tmp_path / "home")
+
+
+def read_weights(home):
+    results = [RunResult.model_validate_json(file.read_bytes()) for file in home.glob(f"checkpoints/*/{RESULT_FILE}")]
+    return sorted((result.recipe, result.weights_sha256) for result in results)
+
+
+@pytest.fixture(scope="module")
+def weights(packed, tmp_path_factory):
+    """What one after another leaves of each recipe."""
+    home = shutil.copytree(packed, tmp_path_factory.mktemp("one-by-one") / "home")
+    run(home, *STUDY, "--offline")
+    return read_weights(home)
+
+
+def check(home, weights):
+    """Every run was trained once to its end, and MLflow has each of its epochs once."""
+    assert read_weights(home) == weights
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("darkroom").experiment_id])
+    assert {one.info.status for one in runs} == {"FINISHED"}
+    trained = [one.info.run_id for one in runs if EVERY_EPOCH in one.data.metrics]
+    assert len(trained) == COUNT
+    for run_id in trained:
+        epochs = [metric.step for metric in client.get_metric_history(run_id, EVERY_EPOCH)]
+        assert epochs == list(range(1, EPOCHS + 1))
+
+
+@contextmanager
+def started(home, *arguments, **environment):
+    """Start a study; yield its process and how to read its lines up to one of each run that is asked for."""
+    process = start(home, *STUDY, "--runner", "ray", "--at-once", 2, *arguments, **environment)
+    lines = []
+
+    def read_until(*wanted):
+        left = set(wanted)
+        for line in process.stdout:
+            lines.append(line)
+            left -= {one for one in left if re.search(one, line)}
+            if not left:
+                return "".join(lines)
+        raise AssertionError(f"{left} never came:\n{''.join(lines)}")
+
+    try:
+        yield process, read_until
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def find_runs(home):
+    """Processes that train in a home, whoever started them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            is_run = "flows.operations.run_process" in process.cmdline()
+            if is_run and process.environ().get("DARKROOM_HOME") == str(home):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until_none_trains(home):
+    end_s = time.monotonic() + END_S
+    while left := find_runs(home):
+        assert time.monotonic() < end_s, left
+        time.sleep(0.1)
+
+
+def test_runs_on_nodes_end_as_one_after_another(own_home, weights, cluster):
+    out = run(own_home, *STUDY, "--runner", "ray", "--address", cluster.address, "--at-once", 2, "--offline")
+    lines = out.splitlines()
+    assert lines[:2] == [
+        "train-all: loading PyTorch and Ray",
+        f"up to 2 runs at once, each through Ray at {cluster.address} with 1 thread",
+    ]
+    assert all(f"{name} seed 0 | epoch {EPOCHS}/{EPOCHS}" in out for name in RECIPES)
+    assert "ray" not in "".join(lines[2:]).lower(), out
+    assert read_weights(own_home) == weights
+
+
+def test_ctrl_c_and_a_kill_of_the_command_leave_nothing_and_lose_nothing(own_home, weights, cluster, prefect_server):
+    address = ("--address", cluster.address)
+    with started(own_home, *address, **prefect_server) as (process, read_until):
+        read_until(f"{FIRST} seed 0 . epoch 1/", f"{SECOND} seed 0 . epoch 1/")
+        process.send_signal(signal.SIGINT)
+        lines = read_until("^darkroom: interrupted")
+        assert process.wait() == 130
+    assert re.search(r"interrupted .*: \d complete and kept; the same command goes on from here", lines)
+    wait_until_none_trains(own_home)
+
+    with started(own_home, *address, **prefect_server) as (process, read_until):
+        read_until(f"{FIRST} seed 0 . (goes on|weights)", f"{SECOND} seed 0 . (goes on|weights)")
+        process.kill()
+        wait_until_none_trains(own_home)
+    run(own_home, *STUDY, "--runner", "ray", *address, "--at-once", 2, **prefect_server)
+    check(own_home, weights)
+
+
+def test_runs_of_a_node_that_is_killed_go_on_elsewhere(own_home, weights, cluster, prefect_server):
+    with started(own_home, "--address", cluster.address, **prefect_server) as (process, read_until):
+        read_until(f"{FIRST} seed 0 . epoch 1/", f"{SECOND} seed 0 . epoch 1/")
+        before = find_runs(own_home)
+        assert len(before) == 2
+        [node] = cluster.worker_nodes
+        cluster.remove_node(node, allow_graceful=False)
+        lines = read_until("^Smoke and custom|^recipe\t|state +published")
+        assert process.wait() == 0, lines
+    assert [name for name in RECIPES if lines.count(f"{name} seed 0 | seed 0") == 2], lines
+    check(own_home, weights)
+
+
+def test_a_ray_of_this_machine_ends_with_the_command(own_home):
+    # Nothing can be written below this HOME.
+    with started(own_home, "--offline", HOME="/proc") as (process, read_until):
+        lines = read_until(f"{FIRST} seed 0 . epoch 1/")
+        assert "each through a Ray of this machine with 1 thread" in lines
+        children = psutil.Process(process.pid).children(recursive=True)
+        addresses = {one.laddr.ip for child in children for one in child.net_connections() if one.status == "LISTEN"}
+        process.kill()
+    assert psutil.wait_procs([*children, *find_runs(own_home)], timeout=END_S)[1] == []
+    assert all(address.startswith("127.") for address in addresses), addresses
