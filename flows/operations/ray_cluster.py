@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def connect(address: str | None) -> Any:  # noqa: ANN401 - a module that is not 
             "include_dashboard": False,
         }
     else:
-        _check(address)
+        check(address)
     import ray
 
     before = signal.getsignal(signal.SIGTERM)
@@ -91,8 +92,10 @@ def share(nodes: Sequence[Mapping[str, float]], at_once: int) -> tuple[int, floa
 
 
 def name_death(error: Exception) -> str:
-    """Return in one line why an actor died, from Ray's text of several."""
-    return " ".join(str(error).split())
+    """Return in one line why an actor died, from Ray's text of several: the error of its start, or the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reasons = [line for line in lines if "dead because" in line]
+    return (reasons or lines)[-1]
 
 
 @contextmanager
@@ -109,20 +112,22 @@ def _silent_stderr() -> Iterator[None]:
             os.close(kept)
 
 
-def _check(address: str) -> None:
-    """Refuse an address where no Ray answers, or one of another version."""
+def check(address: str) -> None:
+    """Refuse an address where no Ray answers, or one of another version.
+
+    Raises:
+        TrainingError: One of both.
+    """
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", ASK, address], capture_output=True, timeout=ANSWER_S, check=True, text=True
         )
-        metadata = json.loads(done.stdout.rpartition("{")[1] + done.stdout.rpartition("{")[2])
-    except (subprocess.SubprocessError, ValueError) as error:
+        metadata = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:
         raise TrainingError(
             f"no Ray cluster answers at {address} within {ANSWER_S} s; `ray start --head` prints the address"
         ) from error
-    import ray
-
-    here = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+    here = {"ray_version": version("ray"), "python_version": platform.python_version()}
     there = {name: metadata.get(name) for name in here}
     if there != here:
         raise TrainingError(

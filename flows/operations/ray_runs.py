@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import NamedTemporaryFile
-from threading import Lock
+from threading import Condition
 from typing import Any
 
 from flows.operations.ray_cluster import connect, name_death, share
@@ -93,7 +93,7 @@ class RayRuns:
         }
         self._runs: set[Any] = set()
         self._is_ending = False
-        self._lock = Lock()  # none begins once all are told to end
+        self._lock = Condition()  # none begins once all are told to end
 
     def describe(self) -> str:
         """Return how many threads and GPUs a run has."""
@@ -130,6 +130,7 @@ class RayRuns:
         finally:
             with self._lock:
                 self._runs.remove(run)
+                self._lock.notify_all()
                 if not self._is_ending:
                     self._ray.kill(run)
 
@@ -148,6 +149,8 @@ class RayRuns:
             self._is_ending = True
             for run in self._runs:
                 self._ray.kill(run)
+            # Ray ends the process in which a thread uses it after the end.
+            self._lock.wait_for(lambda: not self._runs, timeout=ANSWER_S)
         self._ray.shutdown()
         self._mark.close()
 

@@ -1,0 +1,111 @@
+"""Options, shares, addresses and errors of `--runner ray`; none of it needs Ray."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from flows.jobs import training
+from flows.jobs.training import TrainAll
+from flows.operations import ray_cluster
+from flows.operations.ray_cluster import name_death, share
+from flows.operations.ray_runs import RayRun
+from flows.operations.runner import RunRequest
+from model_code.errors import TrainingError, UsageError
+from model_code.recipes.catalog import build_config
+
+
+def test_an_address_is_refused_without_ray_and_in_another_form():
+    with pytest.raises(UsageError, match=r"^--address 10.0.0.1:6379 is that of a Ray cluster; add --runner ray$"):
+        TrainAll.make(address="10.0.0.1:6379").check()
+    for address in ("auto", "ray://10.0.0.1:10001", "10.0.0.1", "10.0.0.1:"):
+        with pytest.raises(UsageError, match=r": give HOST:PORT, as `ray start --head` prints it$"):
+            TrainAll.make(runner="ray", address=address).check()
+
+
+def test_without_ray_a_line_says_what_installs_it(monkeypatch):
+    monkeypatch.setattr(training, "find_spec", lambda name: None if name == "ray" else importlib.util.find_spec(name))
+    with pytest.raises(UsageError, match=r'Ray, which is not installed: pip install "darkroom\[ray\]"$'):
+        TrainAll.make(runner="ray").check()
+
+
+def test_the_first_line_names_ray():
+    assert TrainAll.make(runner="ray").loading == "PyTorch, MLflow, Prefect and Ray"
+    assert TrainAll.make(runner="ray", offline=True).loading == "PyTorch and Ray"
+    assert TrainAll.make(runner="ray", dry_run=True).loading == TrainAll.make().loading
+
+
+@pytest.mark.parametrize(
+    ("nodes", "at_once", "expected"),
+    [
+        ([{"CPU": 8}], 1, (8, 0)),
+        ([{"CPU": 8}], 3, (2, 0)),
+        ([{"CPU": 2}], 5, (1, 0)),
+        ([{"CPU": 1}, {"CPU": 1}], 2, (1, 0)),
+        # With 3 each, the second node would have room for none.
+        ([{"CPU": 4}, {"CPU": 2}], 2, (2, 0)),
+        ([{"CPU": 0}], 2, (1, 0)),
+        ([{"CPU": 16, "GPU": 2}], 1, (8, 1)),
+        ([{"CPU": 16, "GPU": 2}], 4, (4, 0.5)),
+        ([{"CPU": 16, "GPU": 1}], 3, (5, 0.3333)),
+        ([{"CPU": 64}, {"CPU": 4, "GPU": 1}, {"CPU": 16, "GPU": 8}], 9, (2, 1)),
+    ],
+)
+def test_runs_share_what_the_nodes_have(nodes, at_once, expected):
+    assert share(nodes, at_once) == expected
+
+
+def test_where_no_ray_answers_a_line_says_so(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "ANSWER_S", 0.5)
+    for ask in ("import time; time.sleep(60)", "raise SystemExit(1)", "print('HTTP/1.1 400')"):
+        monkeypatch.setattr(ray_cluster, "ASK", ask)
+        with pytest.raises(TrainingError, match=r"^no Ray cluster answers at 10.0.0.1:6379 within 0.5 s; [^\n]*$"):
+            ray_cluster.check("10.0.0.1:6379")
+
+
+def test_another_version_of_ray_or_python_is_named(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "version", lambda _name: "2.60.0")
+    monkeypatch.setattr(ray_cluster.platform, "python_version", lambda: "3.11.7")
+
+    def answer(ray, python):
+        metadata = {"ray_version": ray, "python_version": python, "session_name": "session"}
+        monkeypatch.setattr(ray_cluster, "ASK", f"print('a line of a library'); print({json.dumps(metadata)!r})")
+        ray_cluster.check("10.0.0.1:6379")
+
+    answer("2.60.0", "3.11.7")
+    for versions in (("2.59.1", "3.11.7"), ("2.60.0", "3.12.1")):
+        with pytest.raises(
+            TrainingError, match=rf"has Ray {versions[0]} on Python {versions[1]}, this machine [^\n]*$"
+        ):
+            answer(*versions)
+
+
+def test_of_a_death_one_line_is_told():
+    lost = (
+        "The actor died unexpectedly before finishing this task.\n\tactor_id: 5f37\n"
+        "The actor is dead because its node has died. Node Id: 12\n\tthe actor's node was terminated unexpectedly"
+    )
+    assert name_death(RuntimeError(lost)) == "The actor is dead because its node has died. Node Id: 12"
+    unstarted = (
+        "The actor died because of an error raised in its creation task, ray::RayRun\n  ModuleNotFoundError: flows"
+    )
+    assert name_death(RuntimeError(unstarted)) == "ModuleNotFoundError: flows"
+
+
+def test_a_node_without_the_home_says_so(tmp_path):
+    request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
+    run = RayRun(request.model_dump_json(), str(tmp_path / "home" / "locks" / "ray-1"), {})
+    with pytest.raises(TrainingError, match=rf"does not see DARKROOM_HOME={tmp_path}/home; [^\n]*$"):
+        run.read()
+
+
+def test_a_node_hands_on_lines_then_the_outcome(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
+    run, told, is_done = RayRun(request.model_dump_json(), sys.executable, {"OMP_NUM_THREADS": "1"}), [], False
+    while not is_done:
+        lines, is_done, outcome = run.read()
+        told += lines
+    assert any("skipped: " in line for line in told), "there are no images"
+    assert json.loads(outcome)["is_skipped"]
