@@ -45,7 +45,7 @@ def connect(address: str | None) -> Any:  # noqa: ANN401 - a module that is not 
     os.environ.update(ENVIRONMENT | os.environ)
     options: dict[str, object] = {"address": address}
     if address is None:
-        # The token keeps other users out. Ray itself would write one into the home directory.
+        # The token keeps others out: Ray listens on every interface. Ray would write one into ~/.ray.
         os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)} | os.environ)
         options = {
             "address": "local",
@@ -125,7 +125,8 @@ def check(address: str) -> None:
         metadata = json.loads(done.stdout.splitlines()[-1])
     except (subprocess.SubprocessError, ValueError, IndexError) as error:
         raise TrainingError(
-            f"no Ray cluster answers at {address} within {ANSWER_S} s; `ray start --head` prints the address"
+            f"no Ray cluster answers at {address} within {ANSWER_S} s; `ray start --head` prints the address, and a "
+            "cluster with a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from error
     here = {"ray_version": version("ray"), "python_version": platform.python_version()}
     there = {name: metadata.get(name) for name in here}

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from flows.operations.ray_cluster import ASK
 from model_code.tracking.run_tracker import EVERY_EPOCH
 from model_code.training.run_folder import RESULT_FILE, RunResult
 from tests.integration.conftest import COMMAND, make_environment
@@ -189,16 +191,19 @@ def test_runs_of_a_node_that_is_killed_go_on_elsewhere(own_home, weights, cluste
     check(own_home, weights)
 
 
-def test_a_ray_of_this_machine_ends_with_the_command(own_home):
+def test_a_ray_of_this_machine_ends_with_the_command_and_is_closed_to_others(own_home):
     # Nothing can be written below this HOME.
-    with started(own_home, "--offline", HOME="/proc") as (process, read_until):
-        lines = read_until(f"{FIRST} seed 0 . epoch 1/")
+    with started(own_home, "--offline", "--set", "epochs=100", HOME="/proc") as (process, read_until):
+        lines = read_until(f"{FIRST} seed 0 . epoch 1/", f"{SECOND} seed 0 . epoch 1/")
         assert "each through a Ray of this machine with 1 thread" in lines
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(find_runs(own_home)) == 2
-        addresses = {one.laddr.ip for child in children for one in child.net_connections() if one.status == "LISTEN"}
+        [raylet] = [child for child in children if child.name() == "raylet"]
+        [address] = [word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--gcs-address=")]
+        asked = subprocess.run([sys.executable, "-P", "-c", ASK, address], capture_output=True, check=False, text=True)
+        assert asked.returncode != 0
+        assert "token" in asked.stderr
         process.kill()
     # Ray's two agents look for its server for a minute before they end.
     left = psutil.wait_procs([*children, *find_runs(own_home)], timeout=END_S)[1]
     assert {process.name() for process in left} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-    assert all(address.startswith("127.") for address in addresses), addresses
