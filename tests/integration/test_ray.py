@@ -152,7 +152,7 @@ def test_runs_on_nodes_end_as_one_after_another(own_home, weights, cluster):
     out = run(own_home, *STUDY, "--runner", "ray", "--address", cluster.address, "--at-once", 2, "--offline")
     lines = out.splitlines()
     assert lines[:2] == [
-        "train-all: loading PyTorch and Ray",
+        "train-all: loading PyTorch, Ray",
         f"up to 2 runs at once, each through Ray at {cluster.address} with 1 thread",
     ]
     assert all(f"{name} seed 0 | epoch {EPOCHS}/{EPOCHS}" in out for name in RECIPES)

@@ -31,8 +31,8 @@ def test_without_ray_a_line_says_what_installs_it(monkeypatch):
 
 
 def test_the_first_line_names_ray():
-    assert TrainAll.make(runner="ray").loading == "PyTorch, MLflow, Prefect and Ray"
-    assert TrainAll.make(runner="ray", offline=True).loading == "PyTorch and Ray"
+    assert TrainAll.make(runner="ray").loading == ("PyTorch", "MLflow", "Prefect", "Ray")
+    assert TrainAll.make(runner="ray", offline=True).loading == ("PyTorch", "Ray")
     assert TrainAll.make(runner="ray", dry_run=True).loading == TrainAll.make().loading
 
 
