@@ -417,8 +417,10 @@ def _summarise_variant(variant: Variant, provider: str) -> tuple[str, ...]:
 def _summarise_calibration(calibration: Calibration | None) -> str:
     if calibration is None:
         return f"Calibration: {_NOT_MEASURED}."
+    is_used = calibration.temperature != 1
     errors = ", ".join(
-        f"{one.ece_before:.4f} -> {_format_ece(one.ece_after, one.ece_after_interval)} on {one.split}"
+        (f"{one.ece_before:.4f} -> " if is_used else "")
+        + f"{_format_ece(one.ece_after, one.ece_after_interval)} on {one.split}"
         for one in calibration.reliability
     )
     given = [
@@ -427,8 +429,9 @@ def _summarise_calibration(calibration: Calibration | None) -> str:
         if one.answered
     ]
     target = f"target error {_percent(calibration.thresholds.target_error)} among accepted predictions"
-    parts = [errors, target, *(given or ["none accepted"])]
-    return f"Calibration: temperature {calibration.temperature:.4f}, ECE {'; '.join(parts)}."
+    parts = [errors, target, *(given or ["no threshold is supported, every prediction is marked as uncertain"])]
+    temperature = f"temperature {calibration.temperature:.4f}" if is_used else "no temperature"
+    return f"Calibration: {temperature}, ECE {'; '.join(parts)}."
 
 
 def _list_measured(manifest: Manifest) -> list[tuple[Variant, str]]:
