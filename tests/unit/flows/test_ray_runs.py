@@ -8,11 +8,11 @@ import pytest
 
 from flows.jobs import training
 from flows.jobs.training import TrainAll
-from flows.operations import ray_cluster
+from flows.operations import ray_cluster, run_process
 from flows.operations.ray_cluster import name_death, share
 from flows.operations.ray_runs import RayRun
 from flows.operations.runner import RunRequest
-from model_code.errors import TrainingError, UsageError
+from model_code.errors import BusyError, TrainingError, UsageError
 from model_code.recipes.catalog import build_config
 
 
@@ -109,3 +109,26 @@ def test_a_node_hands_on_lines_then_the_outcome(tmp_path, monkeypatch):
         told += lines
     assert any("skipped: " in line for line in told), "there are no images"
     assert json.loads(outcome)["is_skipped"]
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_run_that_another_process_still_trains_is_waited_for_and_not_trained_twice(
+    tmp_path, monkeypatch, capsys, is_finished
+):
+    trained = []
+
+    def train(*_arguments):
+        trained.append(1)
+        if len(trained) == 1:
+            raise BusyError("run 1 is used by another command; wait for it")
+        return "trained"
+
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    monkeypatch.setattr("flows.experiments.device_lock.SECONDS_BETWEEN_TRIES", 0)
+    monkeypatch.setattr("flows.experiments.training.train", train)
+    monkeypatch.setattr("flows.experiments.training.train_one", lambda _config, trainer, **_: trainer(None))
+    monkeypatch.setattr("flows.experiments.inputs.find_kept", lambda _inputs: "kept" if is_finished else None)
+    request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
+    assert run_process._train(request) == ("kept" if is_finished else "trained")
+    assert len(trained) == 2 - is_finished
+    assert "is used by another command" in capsys.readouterr().out
