@@ -178,8 +178,7 @@ class Choices:
 
     Attributes:
         values: Returns the list.
-        is_in_form: False for what changes with the home, and for patterns: a form, which is stored, takes nothing else
-            than what it offers.
+        is_in_form: True if a stored form offers these values; not for values of the home or patterns.
     """
 
     values: Callable[[], Collection[str]]

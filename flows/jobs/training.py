@@ -329,11 +329,11 @@ class TrainAll(Job):
     def _check_runner(self) -> None:
         if self.runner != "ray":
             if self.address is not None:
-                raise UsageError(f"--address {self.address} is that of a Ray cluster; add --runner ray")
+                raise UsageError(f"--address {self.address} needs --runner ray")
             return
         if self.address is not None and not ADDRESS.fullmatch(self.address):
             raise UsageError(f"--address {self.address}: give HOST:PORT, as `ray start --head` prints it")
-        if find_spec("ray") is None:
+        if find_spec("ray") is None and not self.dry_run:
             raise UsageError('--runner ray needs Ray, which is not installed: pip install "darkroom[ray]"')
 
     def run(self) -> None:

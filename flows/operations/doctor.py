@@ -155,12 +155,12 @@ def _examine_state() -> list[Finding]:
             findings.append(Finding("missing", f"data {dataset.name}", dataset.damage))
         else:
             findings.append(Finding("ok", f"data {dataset.name}", f"{counts} images"))
+    if not findings:
+        findings.append(Finding("note", "data", "no images yet; start with: darkroom data add shapes"))
     try:
         check_revision(settings)
     except TrackingError as error:
         findings.append(Finding("missing", "runs", str(error)))
-    if not findings:
-        findings.append(Finding("note", "data", "no images yet; start with: darkroom data add shapes"))
     for name in list_released(settings.bundles_dir):
         try:
             pointer = read_pointer(settings.bundles_dir, name)

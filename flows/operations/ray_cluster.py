@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 from model_code.errors import TrainingError
 from serving.bundle.processors import count_cpus
 
-ANSWER_S = 20
+ANSWER_S = 60
 OBJECT_STORE_BYTES = 100_000_000  # requests and lines are small; Ray would take a third of the memory
 # Ray reads them when it is imported.
 ENVIRONMENT = {
@@ -67,7 +68,8 @@ def connect(address: str | None) -> Any:  # noqa: ANN401 - a module that is not 
         remedy = "is this machine a node of it (`ray start`)?" if address else "`ray start --head` says more"
         raise TrainingError(f"Ray {f'at {address}' if address else 'did not start'}: {reason}; {remedy}") from error
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is not None and current_thread() is main_thread():  # Ray replaces it
+            signal.signal(signal.SIGTERM, before)
     ray._private.worker._worker_logs_enabled = False  # what Ray says of nodes that die, the runs' lines show
     return ray
 
@@ -116,7 +118,7 @@ def check(address: str) -> None:
     """Refuse an address where no Ray answers, or one of another version.
 
     Raises:
-        TrainingError: One of both.
+        TrainingError: Nothing answers as Ray, or another version does.
     """
     try:
         done = subprocess.run(
@@ -126,12 +128,12 @@ def check(address: str) -> None:
     except (subprocess.SubprocessError, ValueError, IndexError) as error:
         raise TrainingError(
             f"no Ray cluster answers at {address} within {ANSWER_S} s; `ray start --head` prints the address, and a "
-            "cluster with a token wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            "cluster with a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         ) from error
     here = {"ray_version": version("ray"), "python_version": platform.python_version()}
     there = {name: metadata.get(name) for name in here}
     if there != here:
         raise TrainingError(
             f"the cluster at {address} has Ray {there['ray_version']} on Python {there['python_version']}, this "
-            f"machine Ray {here['ray_version']} on Python {here['python_version']}; every node needs the same ones"
+            f"machine Ray {here['ray_version']} on Python {here['python_version']}; all nodes need the same versions"
         )

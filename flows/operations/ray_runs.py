@@ -17,11 +17,13 @@ from flows.operations.runner import RunRequest
 from flows.printing.summaries import Outcome
 from model_code.errors import TrainingError
 from model_code.settings import load_settings
+from model_code.tracking.provenance import hash_code
 
 RESTARTS = 3
 SECONDS_BETWEEN_LOOKS = 0.2
 ANSWER_S = 10.0
-PASSED = ("DARKROOM_", "MLFLOW_", "PYTHONPATH")
+SECONDS_BETWEEN_LINES = 60.0
+PASSED, KEPT_HERE = ("DARKROOM_", "MLFLOW_", "PYTHONPATH"), "DARKROOM_API_KEY"
 
 
 class RayRun:
@@ -34,10 +36,12 @@ class RayRun:
         request: The run, a `RunRequest` as JSON.
         mark: A file in the home of the command.
         environment: Variables of the process.
+        code_sha256: Hash of the command's code, which the node's must be.
     """
 
-    def __init__(self, request: str, mark: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, request: str, mark: str, environment: Mapping[str, str], code_sha256: str) -> None:
         os.environ.update(environment)  # this process has no other run
+        self._code_sha256 = code_sha256
         self._processes, self._lines = RunProcesses(1), SimpleQueue[str]()
         # Its thread outlives the run's process.
         self._outcome = ThreadPoolExecutor(1).submit(self._train, request, Path(mark))
@@ -64,6 +68,8 @@ class RayRun:
                 f"node {socket.gethostname()} does not see DARKROOM_HOME={mark.parents[1]}; it must be on a disk that "
                 "every node mounts at the same path"
             )
+        if hash_code() != self._code_sha256:
+            raise TrainingError(f"node {socket.gethostname()} has another version of Darkroom's code; install the same")
         outcome = self._processes.train(RunRequest.model_validate_json(request), self._lines.put)
         return None if outcome is None else outcome.model_dump_json()
 
@@ -85,7 +91,9 @@ class RayRuns:
         settings = load_settings()
         settings.locks_dir.mkdir(parents=True, exist_ok=True)
         self._mark = NamedTemporaryFile(dir=settings.locks_dir, prefix="ray-")  # noqa: SIM115 - `close` closes it
-        self._environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED)} | {
+        self._environment = {
+            name: value for name, value in os.environ.items() if name.startswith(PASSED) and name != KEPT_HERE
+        } | {
             "DARKROOM_HOME": str(settings.home),
             "MLFLOW_TRACKING_URI": settings.tracking_uri,
             # Ray itself sets 1 for a part of a processor.
@@ -113,19 +121,24 @@ class RayRuns:
             run = self._start(request)
             self._runs.add(run)
         try:
-            while True:
-                lines, is_done, outcome = self._ray.get(run.read.remote())
+            is_done, answer = False, run.read.remote()
+            while not self._ray.wait([answer], timeout=SECONDS_BETWEEN_LINES)[0]:
+                say(f"waits for a node with {self._cpus} free processor{'' if self._cpus == 1 else 's'}")
+            while not is_done:
+                lines, is_done, outcome = self._ray.get(answer)
                 for line in lines:
                     say(line)
-                if is_done:
-                    return None if outcome is None else Outcome.model_validate_json(outcome)
+                answer = None if is_done else run.read.remote()
+            return None if outcome is None else Outcome.model_validate_json(outcome)
         except self._ray.exceptions.RayTaskError as error:
+            if self._is_ending:
+                return None
             raise TrainingError(str(error.cause)) from error
         except self._ray.exceptions.RayActorError as error:
             if self._is_ending:
                 return None
             raise TrainingError(
-                f"Ray gave up seed {request.config.seed}: {name_death(error)}; the same command resumes it"
+                f"Ray has given up seed {request.config.seed}: {name_death(error)}; the same command resumes it"
             ) from error
         finally:
             with self._lock:
@@ -164,4 +177,4 @@ class RayRuns:
             "max_concurrency": 2,  # `read` and `interrupt`
         }
         run = self._ray.remote(RayRun).options(**options)
-        return run.remote(request.model_dump_json(), self._mark.name, self._environment)
+        return run.remote(request.model_dump_json(), self._mark.name, self._environment, hash_code())

@@ -35,7 +35,9 @@ def check_source(source: str, name: str, settings: Settings) -> list[RunFolder]:
     if folder.result is None:
         raise ReleaseError(f"run {run_id} is not a finished training; repeat its train command first")
     if not (folder.path / str(folder.result.best_weights)).is_file():
-        raise ReleaseError(f"run {run_id} has no weights any more (`darkroom prune`); repeat its train command first")
+        raise ReleaseError(
+            f"run {run_id} has no weights here (pruned, or packed without them); train it again and release the new run"
+        )
     return [folder]
 
 

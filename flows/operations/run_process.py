@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,13 +40,13 @@ def main() -> None:
 
 
 def _train(request: "RunRequest") -> "Outcome":
-    from flows.experiments.device_lock import SECONDS_BETWEEN_TRIES
+    from flows.experiments.device_lock import waiting_for
     from flows.experiments.inputs import find_kept
     from flows.experiments.training import train, train_one
-    from model_code.errors import BusyError
     from model_code.settings import load_settings
     from model_code.tracking.journal import JournalTracking
     from model_code.tracking.run_tracker import Tracking
+    from model_code.training.run_folder import find_interrupted
 
     settings = load_settings()
     tracking: Tracking
@@ -59,15 +58,14 @@ def _train(request: "RunRequest") -> "Outcome":
         tracking = MlflowTracking(settings, request.parent_run_id)
 
     def train_here(inputs: "RunInputs") -> "RunResult":
-        while True:
-            try:
-                return train(inputs, tracking, _share_device)
-            except BusyError as busy:
-                # The process of a killed study, or of a node that Ray lost, may take a while to end.
-                print(busy, flush=True)
-                time.sleep(SECONDS_BETWEEN_TRIES)
-            if (kept := find_kept(inputs)) is not None:
+        # The process of a killed study, or of a node that Ray lost, may still train it.
+        busy = find_interrupted(settings.checkpoints_dir, inputs.record, is_offline=inputs.is_offline, is_busy=True)
+        if busy is not None:
+            with waiting_for(busy.lock):
+                kept = find_kept(inputs)
+            if kept is not None:
                 return kept
+        return train(inputs, tracking, _share_device)
 
     return train_one(request.config, train_here, is_offline=request.is_offline)
 

@@ -64,16 +64,16 @@ class _Study:
         count = len(self._configs)
         print(f"up to {self._runner.at_once} runs at once, {self._runner.describe()}", flush=True)
         try:
-            first = self._find_next()
-            needs_device = first is not None and self._runner.is_local
-            with (
-                _hold_devices(self._configs if needs_device else (), hold_device),
-                InterruptionWatcher(is_quiet=True) as watcher,
-                closing(self._runner),
-            ):
-                if first is not None:
-                    self._begin(first)
-                self._follow(watcher)
+            with closing(self._runner):
+                first = self._find_next()
+                needs_device = first is not None and self._runner.is_local
+                with (
+                    _hold_devices(self._configs if needs_device else (), hold_device),
+                    InterruptionWatcher(is_quiet=True) as watcher,
+                ):
+                    if first is not None:
+                        self._begin(first)
+                    self._follow(watcher)
         except KeyboardInterrupt:
             print_interrupted(f"with {count - len(self._outcomes)} of {count} runs to go", self._outcomes.values())
             raise

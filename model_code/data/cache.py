@@ -211,9 +211,11 @@ def read_manifest(name: str, cache_dir: Path) -> CacheManifest:
     try:
         manifest = CacheManifest.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        near = get_close_matches(name, list_names(cache_dir), n=1, cutoff=0.8)
-        hint = f"did you mean {near[0]}? Else add" if near else "add"
-        raise DataError(f"data set {name!r} is not in {cache_dir}; {hint} it with {format_remedy(name)}") from error
+        from model_code.data.sources.detect import is_known  # only now: what it imports imports this file
+
+        near = [] if is_known(name) else get_close_matches(name, list_names(cache_dir), n=1, cutoff=0.8)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise DataError(f"data set {name!r} is not in {cache_dir}; {hint}add it with {format_remedy(name)}") from error
     except (OSError, ValidationError) as error:
         raise _damaged(name, f"{path} cannot be read") from error
     if manifest.name != name:

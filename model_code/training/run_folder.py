@@ -235,13 +235,15 @@ def resolve_run_id(checkpoints_dir: Path, given: str) -> str:
     return found[0] if len(found) == 1 else given
 
 
-def find_interrupted(checkpoints_dir: Path, wanted: RunRecord, *, is_offline: bool = False) -> RunFolder | None:
-    """Return the newest incomplete run like `wanted` (its run id apart) that nobody works on, or None.
+def find_interrupted(
+    checkpoints_dir: Path, wanted: RunRecord, *, is_offline: bool = False, is_busy: bool = False
+) -> RunFolder | None:
+    """Return the newest incomplete run like `wanted` (its run id apart) that no process trains, or one does; or None.
 
     An offline run is resumed offline, one in MLflow with MLflow.
     """
     for folder in list_interrupted(checkpoints_dir):
-        if _is_like(folder, wanted) and folder.is_offline == is_offline and not folder.is_busy:
+        if _is_like(folder, wanted) and folder.is_offline == is_offline and folder.is_busy == is_busy:
             return folder
     return None
 

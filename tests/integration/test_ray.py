@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import psutil
 import pytest
@@ -18,11 +19,13 @@ from model_code.tracking.run_tracker import EVERY_EPOCH
 from model_code.training.run_folder import RESULT_FILE, RunResult
 from tests.integration.conftest import COMMAND, make_environment
 
-cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray, the extra [ray], is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray, the extra [ray], is not installed"),
+]
 
 COUNT = int(os.environ.get("DARKROOM_RAY_RUNS", "3"))
-EPOCHS = 4
+EPOCHS = 8
 # tiny_1 starts from tiny_0.
 RECIPES = {f"tiny_{number}": 'pretrained_weights = "recipe:tiny_0"' if number == 1 else "" for number in range(COUNT)}
 SETTINGS = f'dataset = "shapes"\nlimit_train = 100\nlimit_test = 40\nbatch_size = 20\nepochs = {EPOCHS}\n'
@@ -30,19 +33,23 @@ STUDY = ("train-all", "--only", "tiny_*")
 FIRST, SECOND = "tiny_0", "tiny_2"  # begin at the same time
 # Ray takes 127.0.0.1 for the machine's address in the network.
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.2", "object_store_memory": 80_000_000}
-END_S = 15
+END_S = 60
 
 
 @pytest.fixture(scope="module")
 def cluster():
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        from ray import cluster_utils  # here: it changes this process
+
         started = cluster_utils.Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
         try:
             started.add_node(**NODE)
             yield started
         finally:
             started.shutdown()
+            signal.signal(signal.SIGTERM, before)
 
 
 def start(home, *arguments, **environment):
@@ -57,7 +64,10 @@ def start(home, *arguments, **environment):
 
 def run(home, *arguments, **environment):
     process = start(home, *arguments, **environment)
-    out = process.communicate()[0]
+    try:
+        out = process.communicate(timeout=900)[0]
+    finally:
+        process.kill()
     assert process.returncode == 0, out[-3000:]
     return out
 
@@ -150,13 +160,13 @@ def wait_until_none_trains(home):
 
 def test_runs_on_nodes_end_as_one_after_another(own_home, weights, cluster):
     out = run(own_home, *STUDY, "--runner", "ray", "--address", cluster.address, "--at-once", 2, "--offline")
-    lines = out.splitlines()
+    lines = [line for line in out.splitlines() if "s so far" not in line]
     assert lines[:2] == [
         "train-all: loading PyTorch, Ray",
         f"up to 2 runs at once, each through Ray at {cluster.address} with 1 thread",
     ]
     assert all(f"{name} seed 0 | epoch {EPOCHS}/{EPOCHS}" in out for name in RECIPES)
-    assert "ray" not in "".join(lines[2:]).lower(), out
+    assert not [line for line in lines[2:] if re.search(r"\bray\b|raylet", line, re.IGNORECASE)], out
     assert read_weights(own_home) == weights
 
 
@@ -171,7 +181,8 @@ def test_ctrl_c_and_a_kill_of_the_command_leave_nothing_and_lose_nothing(own_hom
     wait_until_none_trains(own_home)
 
     with started(own_home, *address, **prefect_server) as (process, read_until):
-        read_until(f"{FIRST} seed 0 . (goes on|weights)", f"{SECOND} seed 0 . (goes on|weights)")
+        begun = "seed 0 . (goes on|weights)"
+        read_until(*(f"{name} ({begun}| kept from)" for name in (FIRST, SECOND)))
         process.kill()
         wait_until_none_trains(own_home)
     run(own_home, *STUDY, "--runner", "ray", *address, "--at-once", 2, **prefect_server)
@@ -182,12 +193,12 @@ def test_runs_of_a_node_that_is_killed_go_on_elsewhere(own_home, weights, cluste
     with started(own_home, "--address", cluster.address, **prefect_server) as (process, read_until):
         read_until(f"{FIRST} seed 0 . epoch 1/", f"{SECOND} seed 0 . epoch 1/")
         before = find_runs(own_home)
-        assert len(before) == 2
+        assert before
         [node] = cluster.worker_nodes
         cluster.remove_node(node, allow_graceful=False)
         lines = read_until("^Smoke and custom|^recipe\t|state +published")
         assert process.wait() == 0, lines
-    assert [name for name in RECIPES if lines.count(f"{name} seed 0 | seed 0") == 2], lines
+    assert [name for name in RECIPES if lines.count(f"{name} seed 0 | seed 0") >= 2], lines
     check(own_home, weights)
 
 

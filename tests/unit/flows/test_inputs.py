@@ -70,7 +70,7 @@ def test_a_complete_run_is_neither_resumed_nor_released_without_its_weights(make
     finish(inputs, run_id)
     with pytest.raises(UsageError, match=f"^run {run_id} is complete; there is nothing to resume$"):
         Train.make(recipe=RECIPE, dataset="shapes", resume=run_id[:8]).check()
-    with pytest.raises(ReleaseError, match=f"^run {run_id} has no weights any more "):
+    with pytest.raises(ReleaseError, match=f"^run {run_id} has no weights here "):
         Release.make(source=run_id[:8], name="shapes").check()
 
 

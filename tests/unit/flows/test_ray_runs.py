@@ -3,21 +3,28 @@
 import importlib.util
 import json
 import sys
+import threading
+import time
 
 import pytest
 
+from flows.experiments.inputs import open_inputs
 from flows.jobs import training
 from flows.jobs.training import TrainAll
 from flows.operations import ray_cluster, run_process
 from flows.operations.ray_cluster import name_death, share
 from flows.operations.ray_runs import RayRun
 from flows.operations.runner import RunRequest
-from model_code.errors import BusyError, TrainingError, UsageError
+from model_code.data.add import add_dataset
+from model_code.errors import TrainingError, UsageError
 from model_code.recipes.catalog import build_config
+from model_code.settings import load_settings
+from model_code.tracking.provenance import hash_code
+from model_code.training.run_folder import JOURNAL_FILE, RunResult, create_run_folder
 
 
 def test_an_address_is_refused_without_ray_and_in_another_form():
-    with pytest.raises(UsageError, match=r"^--address 10.0.0.1:6379 is that of a Ray cluster; add --runner ray$"):
+    with pytest.raises(UsageError, match=r"^--address 10\.0\.0\.1:6379 needs --runner ray$"):
         TrainAll.make(address="10.0.0.1:6379").check()
     for address in ("auto", "ray://10.0.0.1:10001", "10.0.0.1", "10.0.0.1:"):
         with pytest.raises(UsageError, match=r": give HOST:PORT, as `ray start --head` prints it$"):
@@ -95,15 +102,23 @@ def test_of_a_death_one_line_is_told():
 
 def test_a_node_without_the_home_says_so(tmp_path):
     request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
-    run = RayRun(request.model_dump_json(), str(tmp_path / "home" / "locks" / "ray-1"), {})
+    run = RayRun(request.model_dump_json(), str(tmp_path / "home" / "locks" / "ray-1"), {}, hash_code())
     with pytest.raises(TrainingError, match=rf"does not see DARKROOM_HOME={tmp_path}/home; [^\n]*$"):
         run.read()
 
 
+def test_a_node_with_other_code_says_so():
+    request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
+    run = RayRun(request.model_dump_json(), sys.executable, {}, "0" * 64)
+    with pytest.raises(TrainingError, match=r"has another version of Darkroom's code; install the same$"):
+        run.read()
+
+
+@pytest.mark.slow
 def test_a_node_hands_on_lines_then_the_outcome(tmp_path, monkeypatch):
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
     request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
-    run, told, is_done = RayRun(request.model_dump_json(), sys.executable, {"OMP_NUM_THREADS": "1"}), [], False
+    run, told, is_done = RayRun(request.model_dump_json(), sys.executable, {}, hash_code()), [], False
     while not is_done:
         lines, is_done, outcome = run.read()
         told += lines
@@ -115,20 +130,46 @@ def test_a_node_hands_on_lines_then_the_outcome(tmp_path, monkeypatch):
 def test_a_run_that_another_process_still_trains_is_waited_for_and_not_trained_twice(
     tmp_path, monkeypatch, capsys, is_finished
 ):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    monkeypatch.setattr("flows.experiments.device_lock.SECONDS_BETWEEN_TRIES", 0.05)
+    settings = load_settings()
+    add_dataset("shapes", cache_dir=settings.cache_dir, data_dir=settings.data_dir, image_size=16, progress=False)
+    config = build_config("resnet18_cifar10_exp", "smoke", {"dataset": "shapes"})
+    record = open_inputs(config, is_offline=True).record.model_copy(update={"run_id": "ab" * 16})
+    folder, released = create_run_folder(settings.checkpoints_dir, record), threading.Event()
+    (folder.path / JOURNAL_FILE).touch()
+    result = RunResult(
+        run_id=folder.record.run_id,
+        kind="supervised",
+        recipe=config.recipe,
+        profile="smoke",
+        dataset="shapes",
+        metrics={"validation/best_accuracy": 0.5},
+        seconds=1.0,
+        code_sha256=hash_code(),
+    )
     trained = []
 
-    def train(*_arguments):
-        trained.append(1)
-        if len(trained) == 1:
-            raise BusyError("run 1 is used by another command; wait for it")
-        return "trained"
+    def train(inputs, *_):
+        assert released.is_set()
+        trained.append(inputs)
+        return result
 
-    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
-    monkeypatch.setattr("flows.experiments.device_lock.SECONDS_BETWEEN_TRIES", 0)
+    def work():
+        with folder.lock():
+            held.set()
+            time.sleep(0.5)
+            if is_finished:
+                folder.complete(result)
+            released.set()
+
+    held, other = threading.Event(), threading.Thread(target=work)
     monkeypatch.setattr("flows.experiments.training.train", train)
-    monkeypatch.setattr("flows.experiments.training.train_one", lambda _config, trainer, **_: trainer(None))
-    monkeypatch.setattr("flows.experiments.inputs.find_kept", lambda _inputs: "kept" if is_finished else None)
-    request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
-    assert run_process._train(request) == ("kept" if is_finished else "trained")
-    assert len(trained) == 2 - is_finished
+    other.start()
+    held.wait()
+    outcome = run_process._train(RunRequest(config=config, is_offline=True))
+    other.join()
+    assert outcome.result == result
+    assert len(trained) == (not is_finished)
+    assert [one.name for one in settings.checkpoints_dir.glob("[!.]*")] == [folder.path.name]
     assert "is used by another command" in capsys.readouterr().out
