@@ -83,5 +83,5 @@ def test_a_flow_asks_the_embedded_server_also_where_prefect_was_imported_before(
         text=True,
         check=True,
     )
-    asked, started = done.stdout.split()
+    asked, started = done.stdout.splitlines()[-1].split()
     assert asked.rstrip("/") == started
