@@ -196,7 +196,7 @@ def test_runs_of_a_node_that_is_killed_go_on_elsewhere(own_home, weights, cluste
         assert before
         [node] = cluster.worker_nodes
         cluster.remove_node(node, allow_graceful=False)
-        lines = read_until("^Smoke and custom|^recipe\t|state +published")
+        lines = read_until(r"^recipe\s+seed\s")
         assert process.wait() == 0, lines
     assert [name for name in RECIPES if lines.count(f"{name} seed 0 | seed 0") >= 2], lines
     check(own_home, weights)

@@ -120,7 +120,7 @@ def check_service(darkroom, home, shapes, result, manifest, monkeypatch):
         monkeypatch.delenv("COLUMNS", raising=False)
         partly = darkroom("predict", image, home / "none.png", "--server", url, "--model", "shapes")
         assert re.search(r"^images sent: \d$", partly.err, re.MULTILINE), partly.err
-        rows = [line.split("\t") for line in partly.out.splitlines()[1:]]
+        rows = [line.split("\t") for line in partly.out.splitlines()]
         assert partly.status == 1
         assert [(Path(row[0]).name, row[1] != "", row[-1] != "") for row in rows[1:]] == [
             ("one.png", True, False),
