@@ -7,6 +7,7 @@ from flows.printing.narration import narrating
 from model_code.errors import ReleaseError, UsageError
 from model_code.release.gate_rules import Fraction, Gain, GateRules, Limit, Metric
 from model_code.settings import load_settings
+from model_code.tracking.revision import check_revision
 from serving.listing import FORM, Form
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ class History(Job):
     name: ReleasedName = argument("NAME")
     form: Form = option("table", FORM, name="--format")
 
+    def check(self) -> None:
+        check_revision(load_settings())
+
     def run(self) -> None:
         from flows.operations.history import read_changes
         from flows.printing.inventory import print_history
@@ -104,6 +108,8 @@ class ListModels(Job):
 
     def check(self) -> None:
         from flows.operations.removal import list_registered
+
+        check_revision(load_settings())
 
         if self.name is not None and not list_registered(load_settings(), self.name):
             raise ReleaseError(

@@ -264,7 +264,9 @@ def test_a_plan_and_an_examination_need_no_home_that_can_be_written(monkeypatch)
             cli.check_home(job)
 
 
-@pytest.mark.parametrize("words", [["report"], ["train-all", "--release"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["report"], ["train-all", "--release"], ["history", "shapes"], ["models"]], ids=" ".join
+)
 def test_a_database_of_a_newer_mlflow_is_refused_before_anything_is_loaded(tmp_path, words):
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
         database.execute("CREATE TABLE alembic_version (version_num TEXT)")
