@@ -25,6 +25,9 @@ pytestmark = [
 ]
 
 COUNT = int(os.environ.get("DARKROOM_RAY_RUNS", "3"))
+kills = pytest.mark.skipif(
+    "DARKROOM_RAY_RUNS" not in os.environ, reason="kills of nodes and commands take minutes: DARKROOM_RAY_RUNS=3"
+)
 EPOCHS = 8
 # tiny_1 starts from tiny_0.
 RECIPES = {f"tiny_{number}": 'pretrained_weights = "recipe:tiny_0"' if number == 1 else "" for number in range(COUNT)}
@@ -170,6 +173,7 @@ def test_runs_on_nodes_end_as_one_after_another(own_home, weights, cluster):
     assert read_weights(own_home) == weights
 
 
+@kills
 def test_ctrl_c_and_a_kill_of_the_command_leave_nothing_and_lose_nothing(own_home, weights, cluster, prefect_server):
     address = ("--address", cluster.address)
     with started(own_home, *address, **prefect_server) as (process, read_until):
@@ -189,6 +193,7 @@ def test_ctrl_c_and_a_kill_of_the_command_leave_nothing_and_lose_nothing(own_hom
     check(own_home, weights)
 
 
+@kills
 def test_runs_of_a_node_that_is_killed_go_on_elsewhere(own_home, weights, cluster, prefect_server):
     with started(own_home, "--address", cluster.address, **prefect_server) as (process, read_until):
         read_until(f"{FIRST} seed 0 . epoch 1/", f"{SECOND} seed 0 . epoch 1/")
