@@ -69,6 +69,11 @@ def print_listing(columns: Sequence[Column], records: Sequence[Mapping[str, Any]
             click.echo(line)
 
 
+def print_heading(line: str) -> None:
+    """Print the sentence above a table; in a pipe on standard error, so that the table stands alone."""
+    click.echo(line, err=find_width() is None)
+
+
 def find_width() -> int | None:
     """Return the columns of the terminal, or COLUMNS where that is set; None in a pipe or a file."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()

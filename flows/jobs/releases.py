@@ -110,7 +110,6 @@ class ListModels(Job):
         from flows.operations.removal import list_registered
 
         check_revision(load_settings())
-
         if self.name is not None and not list_registered(load_settings(), self.name):
             raise ReleaseError(
                 f"nothing is registered as {self.name}; release a run: darkroom release RECIPE --as {self.name}"

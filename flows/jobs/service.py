@@ -8,7 +8,7 @@ import click
 
 from flows.jobs.job import RELEASED, Job, argument, option
 from model_code.data.progress import FIRST_LINE_S, SECONDS_BETWEEN_LINES
-from serving.listing import FORM, find_width, print_listing
+from serving.listing import FORM, find_width, print_heading, print_listing
 from serving.printable import show
 
 ADDRESS, SERVER = "http://127.0.0.1:3000", "Address of the service."
@@ -64,11 +64,10 @@ class Predict(Job):
         if self.form in ("json", "csv"):
             print_listing((), flatten_records(records) if self.form == "csv" else records, self.form)
         elif self.form == "table":
-            is_table = find_width() is not None
             if result.predictions:
-                print(describe_model(result), file=sys.stdout if is_table else sys.stderr)
+                print_heading(describe_model(result))
             # On a terminal the lines below say what failed.
-            shown = records[: len(result.predictions)] if is_table else records
+            shown = records if find_width() is None else records[: len(result.predictions)]
             if shown:
                 print_listing(PREDICTION_COLUMNS, name_answers(shown))
         for problem in result.problems:

@@ -12,7 +12,7 @@ from model_code.errors import TrainingError
 from model_code.settings import Settings
 from model_code.training.run_folder import RunFolder, list_damaged, list_finished, list_interrupted
 from serving.bundle.store import BUNDLE_TAG, Change
-from serving.listing import Column, Form, find_width, print_listing
+from serving.listing import Column, Form, print_heading, print_listing
 from serving.printable import show
 
 # Versions of older homes have the whole verdict in a tag.
@@ -65,8 +65,7 @@ def print_history(name: str, changes: Sequence[Change], form: Form = "table") ->
         Column("verdict", "verdict", is_prose=True),
     )
     if form == "table":
-        is_table = find_width() is not None
-        print(f"{name}: version {changes[-1].to_version} is champion", file=sys.stdout if is_table else sys.stderr)
+        print_heading(f"{name}: version {changes[-1].to_version} is champion")
     print_listing(columns, [change.model_dump() for change in reversed(changes)], form)
 
 

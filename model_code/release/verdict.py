@@ -23,7 +23,7 @@ class ClassChange(_Frozen):
         gained: Images of it that only the challenger labels rightly; 0 without a champion.
         lost: Images of it that only the champion labels rightly; 0 without a champion.
         p_value: One-sided exact McNemar test that it got worse; None without a champion or without images.
-        adjusted_p_value: That p value after Holm's correction for having looked at every class with images.
+        adjusted_p_value: The p value after Holm's correction for having looked at every class with images.
     """
 
     label: str
