@@ -4,6 +4,14 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _empty_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Integration tests in the same process leave a home with recipes and data sets in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DARKROOM_HOME", str(tmp_path_factory.mktemp("empty-home")))
+        yield
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """For tensors so small that a second thread is only waited for."""
