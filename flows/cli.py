@@ -280,8 +280,8 @@ def _build_parameter(name: str, field: FieldInfo) -> click.Parameter:
     if not field.is_required():
         common["default"] = field.default
     if choices := next((one for one in field.metadata if isinstance(one, Choices)), None):
-        values = choices.values
-        common["shell_complete"] = lambda _, __, begun: [one for one in values() if one.startswith(begun)]
+        complete = choices.complete
+        common["shell_complete"] = lambda context, _, begun: complete(begun, context.params)
     if metavar := shown.get("argument"):
         metavar += "..." if is_repeatable else ""
         metavar = metavar if field.is_required() else f"[{metavar}]"

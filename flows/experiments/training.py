@@ -128,7 +128,7 @@ def print_interrupted(place: str, outcomes: Iterable[Outcome]) -> None:
     finished = sum(outcome.result is not None for outcome in outcomes)
     end_of_bar = "\n" if sys.stdout.isatty() else ""
     print(end_of_bar, end="")
-    print_line(f"interrupted {place}: {finished} complete and kept; the same command goes on from here")
+    print_line(f"interrupted {place}: {finished} complete")
 
 
 def name_reason(error: BaseException) -> str:

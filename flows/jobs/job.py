@@ -1,6 +1,6 @@
 """The definition of a job: a frozen request whose fields are the options of its command and the form of its flow."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Self
@@ -172,17 +172,31 @@ def _list_sources() -> Collection[str]:
     return [*_list_recipes(), *_list_finished(is_offline=False)]
 
 
+def _list_versions(name: str | None) -> Collection[str]:
+    from model_code.release.registered import read_registered
+
+    return sorted({one.version for one in read_registered(load_settings(), name) or ()}, key=int)
+
+
 @dataclass(frozen=True)
 class Choices:
     """Marks a field whose shell completion offers a list; the command takes any text and says what is wrong.
 
     Attributes:
         values: Returns the list.
+        field: Field of the request that the list goes by, whose value `values` is given, None where it is
+            not known; none if empty.
         is_in_form: True if a stored form offers these values; not for values of the home or patterns.
     """
 
-    values: Callable[[], Collection[str]]
+    values: Callable[..., Collection[str]]
+    field: str = ""
     is_in_form: bool = False
+
+    def complete(self, begun: str, given: Mapping[str, str]) -> list[str]:
+        """Return the values that begin so, of a request with the fields that are given so far."""
+        values = self.values(given.get(self.field)) if self.field else self.values()
+        return [one for one in values if one.startswith(begun)]
 
 
 def _check_name(name: str) -> str:
@@ -196,7 +210,7 @@ RecipeName = Annotated[str, RECIPES]
 DATASETS, RELEASED = Choices(_list_datasets), Choices(_list_released)
 RUNS, INTERRUPTED = Choices(_list_runs), Choices(_list_interrupted)
 OFFLINE_RUNS = Choices(partial(_list_finished, is_offline=True))
-SOURCES = Choices(_list_sources)
+SOURCES, VERSIONS = Choices(_list_sources), Choices(_list_versions, "name")
 DatasetName = Annotated[str, DATASETS]
 AnyDatasetName = Annotated[str | None, DATASETS]
 ReleaseName = Annotated[str, AfterValidator(_check_name)]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from flows.jobs.job import QUIET, RELEASED, SOURCES, Job, ReleasedName, ReleaseName, argument, option
+from flows.jobs.job import QUIET, RELEASED, SOURCES, VERSIONS, Job, ReleasedName, ReleaseName, argument, option
 from flows.printing.narration import narrating
 from model_code.errors import ReleaseError, UsageError
 from model_code.release.gate_rules import Fraction, Gain, GateRules, Limit, Metric
@@ -130,7 +130,7 @@ class Retire(Job):
     command, loads = "retire", ("MLflow",)
 
     name: ReleasedName = argument("NAME")
-    version: str = argument("VERSION")
+    version: Annotated[str, VERSIONS] = argument("VERSION")
 
     def check(self) -> None:
         from flows.operations.removal import check_retirable
@@ -151,7 +151,7 @@ class RollBack(Job):
     command, flow, run_name, is_urgent = "rollback", "roll-back-model", "roll-back-{name}", True
 
     name: ReleasedName = argument("NAME", "Registered name.")
-    to: str | None = option(
+    to: Annotated[str | None, VERSIONS] = option(
         None, "Any registered version; the champion before this one if not given.", metavar="VERSION"
     )
     why: str = option("", REASON)
@@ -179,7 +179,7 @@ class Challenge(Job):
     command = "challenge"
 
     name: ReleasedName = argument("NAME")
-    version: str | None = argument("VERSION", default=None)
+    version: Annotated[str | None, VERSIONS] = argument("VERSION", default=None)
     is_ended: bool = option(False, "No challenger any more.", name="--none")
     loads = ("MLflow",)
 

@@ -8,6 +8,8 @@ from model_code.disk import format_size
 from model_code.settings import load_settings
 from serving.listing import FORM, Form
 
+DRY_RUN = "Say what would be removed; change nothing."
+
 
 class ListRuns(Job):
     """List the runs in DARKROOM_HOME: what they are, what came of them, what they take on disk."""
@@ -31,6 +33,11 @@ class RemoveRuns(Job):
     command, loads = "runs remove", ("MLflow",)
 
     run_ids: Annotated[tuple[str, ...], RUNS] = argument("RUN_ID")
+    dry_run: bool = option(False, DRY_RUN)
+
+    @property
+    def loading(self) -> tuple[str, ...]:
+        return () if self.dry_run else self.loads
 
     def check(self) -> None:
         _check_runs(self.run_ids)
@@ -39,8 +46,13 @@ class RemoveRuns(Job):
         from flows.operations.removal import remove_run
 
         for given in self.run_ids:
-            run_id, size_bytes = remove_run(load_settings(), given)
-            print(f"run {run_id} is removed, {format_size(size_bytes)} are free")
+            run_id, size_bytes = remove_run(load_settings(), given, is_dry_run=self.dry_run)
+            size = format_size(size_bytes)
+            print(
+                f"run {run_id} would be removed, {size}"
+                if self.dry_run
+                else f"run {run_id} is removed, {size} are free"
+            )
 
 
 _KEPT = "the weights of every run are among the best of its recipe, images and settings, needed, in use or offline"
@@ -59,7 +71,7 @@ class Prune(Job):
         "Runs that keep their weights: the best N by validation of each recipe, data set and budget.",
         metavar="best:N",
     )
-    dry_run: bool = option(False, "Say what would be removed; change nothing.")
+    dry_run: bool = option(False, DRY_RUN)
 
     def check(self) -> None:
         from flows.operations.removal import parse_kept

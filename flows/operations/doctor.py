@@ -87,8 +87,6 @@ def _examine_disk() -> Finding:
     home = load_settings().home
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     free_bytes = shutil.disk_usage(existing).free
-    if not existing.is_dir():
-        return Finding("missing", "state", f"{existing} is no folder; set DARKROOM_HOME to one")
     if not os.access(existing, os.W_OK):
         return Finding("missing", "state", f"{existing} is not writable; set DARKROOM_HOME to another folder")
     if free_bytes < LEAST_DISK_BYTES:
@@ -107,11 +105,12 @@ def _suggest_next() -> Finding:
 
     settings = load_settings()
     left = list_interrupted(settings.checkpoints_dir)
-    interrupted = (one for one in left if not (is_in_use(one) or one.has_diverged))
+    interrupted = [one for one in left if not (is_in_use(one) or one.has_diverged)]
     if not list_datasets(settings.cache_dir):
         command = "darkroom data add shapes (drawn here) or darkroom data add cifar10 --download"
-    elif folder := next(interrupted, None):
-        command = _format_resume(folder)
+    elif interrupted:
+        others = f"; {len(interrupted) - 1} more: darkroom runs list" if len(interrupted) > 1 else ""
+        command = _format_resume(interrupted[0]) + others
     elif not any(list_finished(settings.checkpoints_dir)):
         command = "darkroom train RECIPE --profile smoke; darkroom recipes lists them"
     elif not list_released(settings.bundles_dir):

@@ -221,7 +221,9 @@ def choose_task(source: str, name: str) -> FinishedRun:
     known = {folder.record.run_id for folder in folders}
     client = open_store(settings)
     if is_run_id(source):
-        return get_finished_run(client, folders[0].record.run_id)
+        run = get_finished_run(client, folders[0].record.run_id)
+        print(_describe_choice([run], run.run_id), flush=True)
+        return run
     found = find_finished_runs(client, source, "*")
     runs = [run for run in found if run.run_id in known and _is_usable(settings, run)]
     if not runs:

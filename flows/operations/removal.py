@@ -130,10 +130,10 @@ def _get_retirable(
     return by_number[number]
 
 
-def remove_run(settings: Settings, given: str) -> tuple[str, int]:
+def remove_run(settings: Settings, given: str, *, is_dry_run: bool = False) -> tuple[str, int]:
     """Remove a run: its folder, and its MLflow run with its files; return its id and the bytes that are free now.
 
-    The record of the run need not be readable.
+    The record of the run need not be readable. A dry run refuses alike and removes nothing.
 
     Raises:
         ReleaseError: A version was released from it.
@@ -147,6 +147,9 @@ def remove_run(settings: Settings, given: str) -> tuple[str, int]:
             raise ReleaseError(
                 f"run {run_id} is needed by {reason}; `darkroom models` shows versions, `darkroom retire` ends one"
             )
+        places = (settings.artifacts_dir / run_id, folder.path)
+        if is_dry_run:
+            return run_id, sum(map(measure, places))
         if not folder.is_offline:
             from model_code.tracking.finished_runs import has_run
             from model_code.tracking.store import open_store
@@ -154,7 +157,7 @@ def remove_run(settings: Settings, given: str) -> tuple[str, int]:
             client = open_store(settings)
             if has_run(client, run_id):
                 client.delete_run(run_id)
-        return run_id, _remove(settings.artifacts_dir / run_id) + _remove(folder.path)
+        return run_id, sum(map(_remove, places))
 
 
 def explain_need(settings: Settings, versions: tuple[RegisteredVersion, ...]) -> dict[str, str]:

@@ -87,7 +87,7 @@ class _Study:
                 self._take(*self._told.get(timeout=SECONDS_BETWEEN_LOOKS))
             if watcher.wants_stop and not is_stopping:
                 is_stopping = True
-                print("stopping each run after its step; the same command goes on from here", flush=True)
+                print("stopping each run after its step", flush=True)
                 self._runner.interrupt()
             while not is_stopping and len(self._training) < self._runner.at_once:
                 number = self._find_next()

@@ -113,7 +113,10 @@ def _describe_run(settings: Settings, folder: RunFolder, needed: dict[str, str])
     try:
         result = folder.result
         left = "trained now" if is_in_use(folder) else folder.state
-        state = left if result is None else "done"
+        has_lost_weights = (
+            result is not None and result.best_weights and not (folder.path / result.best_weights).is_file()
+        )
+        state = left if result is None else "no weights" if has_lost_weights else "done"
     except TrainingError:
         state = "damaged"
     metrics = {} if result is None else result.metrics

@@ -291,7 +291,7 @@ class EpochLoop(ABC, Generic[Epoch]):
     def diverged(self, what: str) -> DivergedError:
         """Return the error of a loss that is not finite."""
         return DivergedError(
-            f"{what}; lower the learning rate (--set {self.rate_setting}={self._rate / 10:g}); "
+            f"{what}; lower the learning rate (--set {self.rate_setting}={min(self._rate / 10, 1):g}); "
             + (f"the checkpoint before stays in {self.run_dir}" if self.history else "no epoch was finished before")
         )
 

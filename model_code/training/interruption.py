@@ -46,7 +46,7 @@ class InterruptionWatcher(Callback):
         if not self._is_patient:
             self._restore()
         if not self._is_quiet:
-            print("stopping after this step; the same command goes on from here", flush=True)
+            print("stopping after this step", flush=True)
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():

@@ -47,10 +47,9 @@ class ProgressPrinter(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        self._print(
-            f"epoch {metrics.epoch}/{self._epochs}  {metrics.describe()}"
-            f"  {metrics.pictures_per_s:.0f}/s  {metrics.seconds:.0f} s"
-        )
+        # A run that goes on after an epoch's last step has none to measure.
+        rate = f"  {metrics.pictures_per_s:.0f}/s" if metrics.pictures_per_s else ""
+        self._print(f"epoch {metrics.epoch}/{self._epochs}  {metrics.describe()}{rate}  {metrics.seconds:.0f} s")
 
     def _print(self, line: str) -> None:
         self._last_line_s = time.monotonic()

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from model_code.errors import UsageError
 from model_code.settings import Settings, load_settings
 
 
@@ -69,3 +70,12 @@ def test_settings_cannot_be_changed_or_misspelled(tmp_path):
         settings.home = tmp_path / "other"
     with pytest.raises(ValidationError, match="Extra inputs"):
         Settings(home=tmp_path, tracking_uri="sqlite:///x", has_mlflow_server=False, hmoe=tmp_path)
+
+
+@pytest.mark.parametrize("below", ["", "state"])
+def test_a_home_that_is_a_file_is_refused(tmp_path, monkeypatch, below):
+    file = tmp_path / "home"
+    file.touch()
+    monkeypatch.setenv("DARKROOM_HOME", str(file / below))
+    with pytest.raises(UsageError, match=f"{file} is a file; set DARKROOM_HOME to a folder"):
+        load_settings()

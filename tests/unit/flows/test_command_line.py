@@ -28,6 +28,7 @@ from model_code.data.add import add_dataset
 from model_code.errors import DataError
 from model_code.recipes.catalog import RECIPES, build_config
 from model_code.training.run_folder import RunRecord, create_run_folder
+from tests.unit.tracking.small_store import open_small_store
 
 ROOT = Path(__file__).parents[3]
 CONTRACT = Path(__file__).with_name("commands.json")
@@ -155,6 +156,22 @@ def test_a_shell_completes_the_ids_of_runs(tmp_path, monkeypatch, words, complet
     assert sorted(one.removeprefix("plain,") for one in shown.split()) == [f"ab{digit * 30}" for digit in completed]
 
 
+@pytest.mark.parametrize("words", ["retire food", "rollback food --to", "challenge food"])
+def test_a_shell_completes_the_versions_of_a_name(tmp_path, monkeypatch, words):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    with open_small_store(tmp_path) as (_, client):
+        for name, count in (("food", 12), ("shapes", 13)):
+            client.create_registered_model(name)
+            for _ in range(count):
+                client.create_model_version(name, "nowhere")
+    line = f"darkroom {words} 1"
+    asked = {"_DARKROOM_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    shown = CliRunner().invoke(darkroom, prog_name="darkroom", env=asked).output
+    # After an option the shell does not say which name stands before it: versions of all are offered.
+    expected = ["1", "10", "11", "12", "13"] if words.endswith("--to") else ["1", "10", "11", "12"]
+    assert [one.removeprefix("plain,") for one in shown.split()] == expected
+
+
 def test_completion_takes_no_framework(tmp_path):
     (tmp_path / "bundles" / "food").mkdir(parents=True)
     (tmp_path / "bundles" / "food" / "champion.json").touch()
@@ -247,20 +264,20 @@ BEGINNING = (
 
 @pytest.mark.parametrize("words", BEGINNING, ids=" ".join)
 def test_a_home_that_cannot_be_written_is_refused_before_anything_is_loaded(words):
-    done = run_code(REFUSAL, Path("/dev/null/home"), *words, stdout=subprocess.PIPE)
+    done = run_code(REFUSAL, Path("/proc/home"), *words, stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (1, "[]\n")
     assert done.stderr == (
-        f"darkroom: {' '.join(words[: 1 + (words[0] == 'data')])}: cannot write below /dev/null/home: Not a "
-        "directory; make the folder writable, or set DARKROOM_HOME to another one\n"
+        f"darkroom: {' '.join(words[: 1 + (words[0] == 'data')])}: cannot write below /proc/home: No such "
+        "file or directory; make the folder writable, or set DARKROOM_HOME to another one\n"
     )
 
 
 def test_a_plan_and_an_examination_need_no_home_that_can_be_written(monkeypatch):
-    monkeypatch.setenv("DARKROOM_HOME", "/dev/null/home")
+    monkeypatch.setenv("DARKROOM_HOME", "/proc/home")
     for job in (TrainAll.make(dry_run=True), Doctor.make()):
         cli.check_home(job)
     for job in (TrainAll.make(), CheckData.make(name="pets")):
-        with pytest.raises(DataError, match=f"^{job.command}: cannot write below /dev/null/home: "):
+        with pytest.raises(DataError, match=f"^{job.command}: cannot write below /proc/home: "):
             cli.check_home(job)
 
 

@@ -45,15 +45,6 @@ def test_what_an_image_is_made_without_is_not_missing(monkeypatch, lacking, imag
     assert ("training device" in levels) == (level != "missing")
 
 
-def test_a_home_that_is_no_folder_is_told(tmp_path, monkeypatch):
-    from flows.operations import doctor
-
-    (tmp_path / "home").write_text("")
-    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path / "home"))
-    [found] = [finding for finding in doctor.examine_machine() if finding.what == "state"]
-    assert (found.level, found.found) == ("missing", f"{tmp_path / 'home'} is no folder; set DARKROOM_HOME to one")
-
-
 @pytest.mark.parametrize(("free_mb", "level"), [(10, "missing"), (1000, "note"), (9000, "ok")])
 def test_a_disk_without_room_is_missing_and_nothing_is_proposed_for_it(tmp_path, monkeypatch, free_mb, level):
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
@@ -108,6 +99,16 @@ def test_the_next_command_goes_on_with_what_is_there(tmp_path, monkeypatch, stat
             (settings.bundles_dir / "shapes").mkdir(parents=True)
             (settings.bundles_dir / "shapes" / POINTER_FILE).touch()
         assert doctor._suggest_next().found.startswith(expected)
+
+
+def test_the_next_command_says_that_more_runs_are_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    settings = make_settings(tmp_path)
+    add_dataset("shapes", cache_dir=settings.cache_dir, data_dir=settings.data_dir, image_size=16, progress=False)
+    for digit in "345":
+        record = RunRecord(run_id=digit * 32, data_checksum="c" * 64, config=build_config("fastnet_cifar10"))
+        create_run_folder(settings.checkpoints_dir, record)
+    assert doctor._suggest_next().found.endswith("; 2 more: darkroom runs list")
 
 
 @pytest.mark.parametrize(

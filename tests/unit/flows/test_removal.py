@@ -56,6 +56,7 @@ def enter_run(settings, digit, accuracy=None, pretrained=None, checksum="c" * 64
                 profile=profile or record.config.profile,
                 dataset=record.config.dataset,
                 metrics={"validation/best_accuracy": accuracy},
+                best_weights="last.safetensors",
                 weights_sha256=digit * 64,
                 seconds=1,
             )
@@ -180,6 +181,16 @@ def test_runs_are_listed_with_what_needs_them(settings, capsys, monkeypatch):
     assert [by_run[digit * 8]["recorded"] for digit in "35"] == ["", "offline"]
 
 
+def test_a_run_whose_weights_were_pruned_is_listed_without_them(settings, capsys):
+    for digit, accuracy in (("3", 0.7), ("4", 0.8)):
+        enter_run(settings, digit, accuracy)
+    [prunable] = removal.find_prunable(settings, 1)
+    removal.prune(prunable)
+    print_runs(settings, "json")
+    states = {run["run_id"][0]: run["state"] for run in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert states == {"3": "no weights", "4": "done"}
+
+
 def test_runs_whose_record_is_damaged_are_named_and_can_be_removed(settings, capsys, monkeypatch):
     enter_run(settings, "3", 0.75)
     damaged = [enter_run(settings, digit, 0.5) for digit in "45"]
@@ -226,6 +237,10 @@ def test_a_run_is_removed_with_its_files_unless_a_version_needs_it(settings, mon
             patch.setattr(removal, "list_registered", lambda *_: (version,))
             with pytest.raises(ReleaseError, match="is needed by version 1 of shapes"):
                 removal.remove_run(settings, run_id[:8])
+            with pytest.raises(ReleaseError, match="is needed by version 1 of shapes"):
+                removal.remove_run(settings, run_id[:8], is_dry_run=True)
+        assert removal.remove_run(settings, run_id[:8], is_dry_run=True) == (run_id, removal.measure(folder.path))
+        assert client.get_run(run_id).info.lifecycle_stage == "active"
         assert folder.path.exists()
         removed, size_bytes = removal.remove_run(settings, run_id[:8])
         assert (removed, size_bytes > 0, folder.path.exists()) == (run_id, True, False)

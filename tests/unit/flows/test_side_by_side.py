@@ -205,11 +205,11 @@ def test_a_signal_ends_every_run_and_begins_no_other(capsys):
     assert (sorted(runner.begun), runner.is_closed) == (sorted([SOURCE, PLAIN, OTHER]), True)
     assert signal.getsignal(signal.SIGINT) is before
     *lines, last = capsys.readouterr().out.splitlines()
-    told = "stopping each run after its step; the same command goes on from here"
+    told = "stopping each run after its step"
     assert lines.count(told) == 1
     # What runs have said until then may still follow.
     assert not any(line.startswith("[") for line in lines[lines.index(told) :])
-    assert last == ("interrupted with 3 of 4 runs to go: 1 complete and kept; the same command goes on from here")
+    assert last == "interrupted with 3 of 4 runs to go: 1 complete"
 
 
 @pytest.mark.parametrize("at_once", [0, -1, "two"])
