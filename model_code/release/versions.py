@@ -12,6 +12,7 @@ import mlflow.onnx
 import numpy as np
 import onnx
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
 VERDICT_FILE = "verdict.json"  # of versions of older homes also the name of a tag that holds it
 ACCURACY_TAG = "accuracy"
 MAX_NAMES = 1000
+LOGGED_MODELS = "models:/"  # in front of the id of a logged model, the source of a version
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
@@ -67,6 +69,7 @@ def register_version(client: MlflowClient, bundle: Path, manifest: Manifest) -> 
         pip_requirements=[f"onnxruntime-gpu=={manifest.versions['onnxruntime-gpu']}"],
         extra_files=[str(bundle / name) for name in (MANIFEST_FILE, *others)],
     )
+    client.log_outputs(manifest.run_id, [LoggedModelOutput(logged.model_id, step=0)])
     version = client.create_model_version(
         manifest.name,
         source=logged.model_uri,
@@ -149,8 +152,9 @@ def delete_version(client: MlflowClient, name: str, number: str) -> Path | None:
     version = get_version(client, name, number)
     address = client.get_model_version_download_uri(name, number)
     client.delete_model_version(name, number)
-    if version.model_id:
-        client.delete_logged_model(version.model_id)
+    # MLflow's SQL store gives no version its `model_id` back.
+    if (model_id := str(version.source).removeprefix(LOGGED_MODELS)) != version.source:
+        client.delete_logged_model(model_id)
     return Path(unquote(urlsplit(address).path)) if address.startswith("file://") else None
 
 

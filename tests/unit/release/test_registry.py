@@ -5,11 +5,13 @@ import mlflow
 import numpy as np
 import onnxruntime
 import pytest
+from mlflow.exceptions import MlflowException
 
 from model_code.errors import ReleaseError, UsageError
 from model_code.release.names import check_release_name
 from model_code.release.versions import (
     CHAMPION,
+    delete_version,
     fetch_bundle,
     get_champion,
     get_version,
@@ -37,6 +39,8 @@ def test_the_version_says_what_it_is(client, released):
     folder, manifest, version = released
     registered = client.get_model_version("cifar10", version)
     assert (registered.run_id, registered.status) == (manifest.run_id, "READY")
+    logged = [one.model_id for one in client.get_run(manifest.run_id).outputs.model_outputs]
+    assert registered.source in [f"models:/{one}" for one in logged], "the run's page shows it"
     assert registered.tags == {
         "sha256": manifest.fp32.sha256,
         "recipe": "mean_colour",
@@ -44,6 +48,18 @@ def test_the_version_says_what_it_is(client, released):
         "bundle": folder.name,
         "manifest_sha256": hash_file(folder / MANIFEST_FILE),
     }
+
+
+def test_with_a_version_the_model_that_was_logged_for_it_is_deleted(client, make_bundle):
+    folder, manifest = make_bundle("deleted")
+    version = register_version(client, folder, manifest)
+    [logged] = client.get_run(manifest.run_id).outputs.model_outputs
+    assert client.get_logged_model(logged.model_id).name == "deleted"
+    stored = delete_version(client, "deleted", version)
+    assert stored is not None
+    assert (stored / MODEL_FILE).is_file(), "the caller removes the files"
+    with pytest.raises(MlflowException, match="not found"):
+        client.get_logged_model(logged.model_id)
 
 
 def test_the_verdict_is_written_in_words_and_numbers(client, make_bundle):
