@@ -18,7 +18,9 @@ def print_release(release: ReleaseSummary, form: Form = "table") -> None:
     lines = [describe_decision(release)]
     if release.verdict is not None:
         is_passed_over = release.undone is not None and release.verdict.is_promoted
-        lines.append(release.verdict.measured if is_passed_over else release.verdict.summary)
+        lines.append(release.verdict.measured)
+        if not is_passed_over:
+            lines += [f"refused: {reason}" for reason in release.verdict.refusals]
         guessed = 1 / len(manifest.classes)
         if release.verdict.challenger_interval[0] <= guessed:
             lines.append(f"note: not proven better than guessing, which is right in {guessed:.4f} of the cases")

@@ -4,6 +4,7 @@ from flows.printing.releases import print_release
 from flows.printing.summaries import ReleaseSummary
 from serving.bundle.manifest import Selection
 from serving.listing import fold_line
+from tests.unit.release.conftest import make_verdict
 from tests.unit.release.test_card import age, make_calibration, make_manifest, make_trial
 
 NOTHING = Selection(split="test", count=600, answered=0, wrong=0, error_interval=(0, 1))
@@ -35,6 +36,19 @@ def test_a_release_prints_what_its_calibration_is_worth(calibration, facts, caps
     printed = capsys.readouterr().out
     for fact in facts:
         assert fact in printed
+
+
+def test_each_refusal_has_a_line_of_its_own(capsys):
+    reasons = ("accuracy fell by 2 points", "cat fell by 9 points")
+    verdict = make_verdict().model_copy(update={"is_promoted": False, "refusals": reasons})
+    manifest = make_manifest()
+    print_release(
+        ReleaseSummary(
+            mode="enabled", profile="full", manifest=manifest, champion_before="1", version="2", verdict=verdict
+        )
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:4] == [f"  {verdict.measured}", *(f"  refused: {reason}" for reason in reasons)]
 
 
 def test_long_lines_break_at_words_where_the_terminal_ends(capsys):
