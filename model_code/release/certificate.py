@@ -205,8 +205,9 @@ def _judge(
     if batch.max_difference > limits.max_difference:
         faults.append(f"probabilities differ by up to {batch.max_difference:.2g} (allowed {limits.max_difference:g})")
     # Counted in images: a difference of two shares is not exact.
-    if round(batch.top1_agreement * count) + ties < limits.top1_agreement * count:
-        faults.append(f"{batch.top1_agreement:.4%} of {count} labels agree (wanted {100 * limits.top1_agreement:g}%)")
+    agreeing = round(batch.top1_agreement * count)
+    if agreeing + ties < limits.top1_agreement * count:
+        faults.append(f"{agreeing} of {count} labels agree (wanted {100 * limits.top1_agreement:g}%)")
     if round((torch_accuracy - batch.accuracy) * count) > limits.accuracy_loss * count + ties:
         faults.append(
             f"accuracy is {batch.accuracy:.4f} and the trained network's {torch_accuracy:.4f} "
