@@ -71,6 +71,10 @@ class PrunedError(TrainingError):
     """A trial of a sweep was ended early: its validation accuracy was below that of the others."""
 
 
+class NodeError(TrainingError):
+    """A node of a cluster cannot train any run: it lacks the home, a library, or has other code."""
+
+
 class PeerEndedError(TrainingError):
     """Another process of the same training has ended; that one says why."""
 

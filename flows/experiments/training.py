@@ -3,11 +3,11 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from flows.experiments import open_experiment
-from flows.experiments.device_lock import lock_device
+from flows.experiments.device_lock import lock_device, waiting_for
 from flows.experiments.experiment import Experiment
 from flows.experiments.followers import Assignment
 from flows.experiments.inputs import RunInputs, find_kept, open_inputs
@@ -16,7 +16,7 @@ from flows.printing.summaries import Outcome
 from flows.printing.tables import print_line, print_result
 from model_code.data.cache import is_added, open_dataset
 from model_code.data.revisions import SHORT_CHECKSUM, find_divided_copies, find_leakage
-from model_code.errors import DarkroomError, DownloadError, TrackingError, UsageError
+from model_code.errors import BusyError, DarkroomError, DownloadError, TrackingError, UsageError
 from model_code.recipes.catalog import describe_budget, get_recipe
 from model_code.settings import Settings, load_settings
 from model_code.tracking.journal import JournalTracking
@@ -78,6 +78,25 @@ def train(
             result = _run(folder, experiment, tracking, describe_device(device), pretrained, start_s)
             folder.complete(result)
     return result
+
+
+def wait_for_run(inputs: RunInputs) -> bool:
+    """Wait while another process trains a run of the same inputs, such as that of a killed command or of a lost node.
+
+    Returns:
+        True if there was one; it may be finished now.
+    """
+    busy = find_interrupted(load_settings().checkpoints_dir, inputs.record, is_offline=inputs.is_offline, is_busy=True)
+    if busy is None:
+        return False
+
+    def take() -> AbstractContextManager[None]:
+        if busy.is_busy:  # taking its lock would make a folder anew that has been removed
+            raise BusyError(f"another process trains run {busy.path.name}; waiting for it")
+        return nullcontext()
+
+    with waiting_for(take):
+        return True
 
 
 def train_all(configs: Sequence[AnyConfig], trainer: Trainer, *, is_offline: bool = False) -> list[Outcome]:

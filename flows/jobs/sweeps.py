@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.jobs.job import QUIET, AnyDatasetName, Job, RecipeName, argument, option
-from flows.jobs.training import DATASET, PROFILE, Profile, Train
+from flows.jobs.training import (
+    ADDRESS,
+    DATASET,
+    PROFILE,
+    RUNNER,
+    Profile,
+    RunnerName,
+    Train,
+    check_runner,
+    open_runner,
+)
 from flows.printing.narration import narrating
 from model_code.errors import TrainingError, UsageError
 from model_code.settings import load_settings
@@ -53,8 +63,21 @@ class RunSweep(Job):
     epochs: int | None = option(None, "Epochs of a trial; the recipe's own if not given.", ge=1)
     limit_train: int | None = option(None, "Use so many training images, before the validation split.", ge=1)
     settings: tuple[str, ...] = option((), "Setting of every trial; repeatable.", name="--set", metavar="KEY=VALUE")
+    at_once: int | None = option(
+        None,
+        "Trials that are trained side by side; without it one, with --runner ray one for each GPU, or for each node if "
+        "there is none.",
+        metavar="N",
+        ge=1,
+    )
+    runner: RunnerName = option("local", RUNNER)
+    address: str | None = option(None, ADDRESS, metavar="HOST:PORT")
     form: Form = option("table", FORM, name="--format")
     is_quiet: bool = option(False, QUIET, name="--quiet")
+
+    @property
+    def loading(self) -> tuple[str, ...]:
+        return (*self.loads, "Ray") if self.runner == "ray" else self.loads
 
     @cached_property
     def training(self) -> Train:
@@ -75,6 +98,7 @@ class RunSweep(Job):
     def check(self) -> None:
         if find_spec("optuna") is None:
             raise UsageError("sweep needs Optuna, which is not installed: pip install 'optuna>=5'")
+        check_runner(self.runner, self.address)
         if self.trials is None and self.hours is None:
             raise UsageError("a sweep ends after --trials N, --hours H or whichever comes first; give one of them")
         from model_code.recipes.catalog import get_recipe
@@ -100,7 +124,9 @@ class RunSweep(Job):
         folder = settings.sweeps_dir / (self.name or self.recipe)
         sweep = Sweep(folder, config, images, self.space, self.prune_after)
         with narrating(self.form, is_quiet=self.is_quiet):
-            run_sweep(sweep, self.make_config, self.trials, self.hours)
+            at_once = min(self.at_once, self.trials or self.at_once) if self.at_once else None
+            runner = open_runner(self.runner, at_once, self.address)
+            run_sweep(sweep, self.make_config, self.trials, self.hours, runner)
         best = sweep.best
         print_sweep(sweep, self.form, "" if best is None else self._name_recipe(best.params))
         if best is None and not sweep.has_unfinished:

@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from model_code.training.run_folder import AnyConfig, RunResult
 
 Profile = Literal["full", "smoke"]
+RunnerName = Literal["local", "ray"]
 DATASET = (
     "Packed data set, see `darkroom data list`; the recipe's own if not given. Mean, standard deviation and sizes "
     "follow the images unless --set sets them."
 )
-ADDRESS = re.compile(r"[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}")
+_ADDRESS_PATTERN = re.compile(r"[^\s/:]+:[0-9]{1,5}|\[[0-9A-Fa-f:.]+\]:[0-9]{1,5}")
+RUNNER = "local: processes of this machine; ray: nodes of a Ray cluster, or a Ray of this machine."
+ADDRESS = "Ray cluster that this machine is a node of."
 PROFILE = "full: the documented budget; smoke: minutes on two CPU cores, compared with nothing."
 
 
@@ -62,6 +65,37 @@ def _check_batch(config: "AnyConfig", count: int) -> None:
 
     if isinstance(config, TrainingConfig) and config.pseudo_label_confidence is None:
         check_batch(min(count, config.limit_train or count), config.batch_size)
+
+
+def check_runner(runner: RunnerName, address: str | None, *, is_used: bool = True) -> None:
+    """Refuse an address that Ray would not take, and Ray where it is used and not installed."""
+    if runner != "ray":
+        if address is not None:
+            raise UsageError(f"--address {address} needs --runner ray")
+        return
+    if address is not None and not _ADDRESS_PATTERN.fullmatch(address):
+        raise UsageError(f"--address {address}: give HOST:PORT, as `ray start --head` prints it")
+    if is_used and find_spec("ray") is None:
+        raise UsageError('--runner ray needs Ray, which is not installed: pip install "darkroom[ray]"')
+
+
+def open_runner(runner: RunnerName, at_once: int | None, address: str | None) -> "Runner | None":
+    """Return what trains runs side by side; None for one after another in this process.
+
+    Args:
+        runner: Kind of it.
+        at_once: Most runs at the same time; None for what Ray has room for, else one.
+        address: Ray cluster; None for this machine.
+    """
+    if runner == "ray":
+        from flows.operations.ray_runs import RayRuns
+
+        return RayRuns(at_once, address)
+    if at_once is None or at_once == 1:
+        return None
+    from flows.operations.run_processes import RunProcesses
+
+    return RunProcesses(at_once)
 
 
 class ListRecipes(Job):
@@ -247,10 +281,8 @@ class TrainAll(Job):
     )
 
     at_once: int = option(1, "Runs that are trained side by side, each in a process of its own.", metavar="N", ge=1)
-    runner: Literal["local", "ray"] = option(
-        "local", "local: processes of this machine; ray: nodes of a Ray cluster, or a Ray of this machine."
-    )
-    address: str | None = option(None, "Ray cluster that this machine is a node of.", metavar="HOST:PORT")
+    runner: RunnerName = option("local", RUNNER)
+    address: str | None = option(None, ADDRESS, metavar="HOST:PORT")
     release: bool = option(False, "Fetch what is missing; then release the best run of each data set and report.")
     offline: bool = option(False, OFFLINE)
     dry_run: bool = option(False, "Say what would be done, and in about what time on this machine; change nothing.")
@@ -306,7 +338,7 @@ class TrainAll(Job):
         return not self.dry_run
 
     def check(self) -> None:
-        self._check_runner()
+        check_runner(self.runner, self.address, is_used=not self.dry_run)
         if self.offline and self.release:
             raise UsageError("--offline and --release exclude each other: sync the runs, and release where MLflow is")
         from model_code.data.cache import format_remedy, is_added, read_manifest
@@ -325,16 +357,6 @@ class TrainAll(Job):
             raise NothingDoneError(
                 f"every recipe would be skipped: the images of {', '.join(names)} are not here; add them: {remedy}"
             )
-
-    def _check_runner(self) -> None:
-        if self.runner != "ray":
-            if self.address is not None:
-                raise UsageError(f"--address {self.address} needs --runner ray")
-            return
-        if self.address is not None and not ADDRESS.fullmatch(self.address):
-            raise UsageError(f"--address {self.address}: give HOST:PORT, as `ray start --head` prints it")
-        if find_spec("ray") is None and not self.dry_run:
-            raise UsageError('--runner ray needs Ray, which is not installed: pip install "darkroom[ray]"')
 
     def run(self) -> None:
         with narrating(self.form, is_quiet=self.is_quiet):
@@ -387,7 +409,7 @@ class TrainAll(Job):
         return "darkroom runs pack RUN... --out DIR" if self.offline else "darkroom report, darkroom ui"
 
     def _train(self) -> "list[Outcome]":
-        runner = self._open_runner()
+        runner = open_runner(self.runner, self._processes, self.address)
         if not self.offline:
             from flows.operations.training import train_study
 
@@ -400,18 +422,6 @@ class TrainAll(Job):
         from flows.operations.side_by_side import train_side_by_side
 
         return train_side_by_side(self.configs, runner, lock_device)
-
-    def _open_runner(self) -> "Runner | None":
-        """Return what trains the runs side by side; None for one after another in this process."""
-        if self.runner == "ray":
-            from flows.operations.ray_runs import RayRuns
-
-            return RayRuns(self._processes, self.address)
-        if self._processes == 1:
-            return None
-        from flows.operations.run_processes import RunProcesses
-
-        return RunProcesses(self._processes)
 
     def _print_plan(self) -> None:
         from flows.operations.study_plan import find_busy_device, plan_study

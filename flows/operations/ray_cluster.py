@@ -74,6 +74,16 @@ def connect(address: str | None) -> Any:  # noqa: ANN401 - a module that is not 
     return ray
 
 
+def count_places(nodes: Sequence[Mapping[str, float]]) -> int:
+    """Return how many runs have a GPU each, or where there is none a node each.
+
+    Args:
+        nodes: Resources of every node by Ray's names.
+    """
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    return gpus or max(1, sum(node.get("CPU", 0) >= 1 for node in nodes))
+
+
 def share(nodes: Sequence[Mapping[str, float]], at_once: int) -> tuple[int, float]:
     """Return the processors and the GPUs of a run: the most with which `at_once` fit at the same time.
 

@@ -1,21 +1,22 @@
-"""Runs of a study on the nodes of a Ray cluster, or through a Ray of this machine."""
+"""Runs of a study or a sweep on the nodes of a Ray cluster, or through a Ray of this machine."""
 
 import os
 import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from tempfile import NamedTemporaryFile
 from threading import Condition
 from typing import Any
 
-from flows.operations.ray_cluster import connect, name_death, share
+from flows.operations.ray_cluster import connect, count_places, name_death, share
 from flows.operations.run_processes import THREADS, RunProcesses
 from flows.operations.runner import RunRequest
 from flows.printing.summaries import Outcome
-from model_code.errors import TrainingError
+from model_code.errors import NodeError, TrainingError
 from model_code.settings import load_settings
 from model_code.tracking.provenance import hash_code
 
@@ -64,13 +65,16 @@ class RayRun:
 
     def _train(self, request: str, mark: Path) -> str | None:
         if not mark.exists():
-            raise TrainingError(
+            raise NodeError(
                 f"node {socket.gethostname()} does not see DARKROOM_HOME={mark.parents[1]}; it must be on a disk that "
                 "every node mounts at the same path"
             )
         if hash_code() != self._code_sha256:
-            raise TrainingError(f"node {socket.gethostname()} has another version of Darkroom's code; install the same")
-        outcome = self._processes.train(RunRequest.model_validate_json(request), self._lines.put)
+            raise NodeError(f"node {socket.gethostname()} has another version of Darkroom's code; install the same")
+        wanted = RunRequest.model_validate_json(request)
+        if wanted.trial is not None and find_spec("optuna") is None:
+            raise NodeError(f"node {socket.gethostname()} lacks Optuna, which a sweep needs: pip install 'optuna>=5'")
+        outcome = self._processes.train(wanted, self._lines.put)
         return None if outcome is None else outcome.model_dump_json()
 
 
@@ -78,16 +82,18 @@ class RayRuns:
     """Trains each run where Ray has room for it.
 
     Args:
-        at_once: Most runs at the same time, which share processors and GPUs; OMP_NUM_THREADS of the environment goes
-            first.
+        at_once: Most runs at the same time, which share processors and GPUs; None for one on each GPU, or on each node
+            where there are none. OMP_NUM_THREADS of the environment goes first.
         address: `HOST:PORT` of a cluster that this machine is a node of; None starts a Ray of this machine.
     """
 
-    def __init__(self, at_once: int, address: str | None = None) -> None:
-        self.at_once, self.is_local = at_once, address is None
+    def __init__(self, at_once: int | None, address: str | None = None) -> None:
+        self.is_local = address is None
         self._place = f"Ray at {address}" if address else "a Ray of this machine"
         self._ray: Any = connect(address)
-        self._cpus, self._gpus = share([node["Resources"] for node in self._ray.nodes() if node["Alive"]], at_once)
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self.at_once = at_once or count_places(nodes)
+        self._cpus, self._gpus = share(nodes, self.at_once)
         settings = load_settings()
         settings.locks_dir.mkdir(parents=True, exist_ok=True)
         self._mark = NamedTemporaryFile(dir=settings.locks_dir, prefix="ray-")  # noqa: SIM115 - `close` closes it
@@ -113,7 +119,8 @@ class RayRuns:
         """Train a run on a node; see `Runner`.
 
         Raises:
-            TrainingError: The process ended without an outcome, its node lacks something, or nodes died too often.
+            NodeError: Its node lacks something.
+            TrainingError: The process ended without an outcome, or nodes died too often.
         """
         with self._lock:
             if self._is_ending:
@@ -133,7 +140,8 @@ class RayRuns:
         except self._ray.exceptions.RayTaskError as error:
             if self._is_ending:
                 return None
-            raise TrainingError(str(error.cause)) from error
+            kind = NodeError if isinstance(error.cause, NodeError) else TrainingError
+            raise kind(str(error.cause)) from error
         except self._ray.exceptions.RayActorError as error:
             if self._is_ending:
                 return None

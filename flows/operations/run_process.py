@@ -1,4 +1,4 @@
-"""One run of a study as a process that ends with its parent: its request on standard input, its outcome on output."""
+"""One run of a study or a sweep as a process that ends with its parent: request on input, outcome on output."""
 
 import os
 import signal
@@ -40,13 +40,15 @@ def main() -> None:
 
 
 def _train(request: "RunRequest") -> "Outcome":
-    from flows.experiments.device_lock import waiting_for
+    if request.trial is not None:
+        from flows.operations.trial import train_requested
+
+        return train_requested(request, _share_device)
     from flows.experiments.inputs import find_kept
-    from flows.experiments.training import train, train_one
+    from flows.experiments.training import train, train_one, wait_for_run
     from model_code.settings import load_settings
     from model_code.tracking.journal import JournalTracking
     from model_code.tracking.run_tracker import Tracking
-    from model_code.training.run_folder import find_interrupted
 
     settings = load_settings()
     tracking: Tracking
@@ -58,14 +60,8 @@ def _train(request: "RunRequest") -> "Outcome":
         tracking = MlflowTracking(settings, request.parent_run_id)
 
     def train_here(inputs: "RunInputs") -> "RunResult":
-        # The process of a killed study, or of a node that Ray lost, may still train it.
-        busy = find_interrupted(settings.checkpoints_dir, inputs.record, is_offline=inputs.is_offline, is_busy=True)
-        if busy is not None:
-            with waiting_for(busy.lock):
-                kept = find_kept(inputs)
-            if kept is not None:
-                return kept
-        return train(inputs, tracking, _share_device)
+        kept = find_kept(inputs) if wait_for_run(inputs) else None
+        return kept or train(inputs, tracking, _share_device)
 
     return train_one(request.config, train_here, is_offline=request.is_offline)
 

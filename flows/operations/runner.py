@@ -1,6 +1,7 @@
-"""A run of a study as a request, and what trains it."""
+"""A run as a request, and what trains it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -9,13 +10,30 @@ from flows.printing.summaries import Outcome
 from model_code.training.run_folder import AnyConfig
 
 
+class TrialRequest(BaseModel):
+    """A trial of a sweep.
+
+    Attributes:
+        folder: Folder of the sweep.
+        number: The trial; whoever asks holds it.
+        prune_after: Trials that must be complete before others are ended early; 0 ends none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path
+    number: int
+    prune_after: int
+
+
 class RunRequest(BaseModel):
-    """One run of a study, as JSON for whoever trains it.
+    """One run of a study or a sweep, as JSON for whoever trains it.
 
     Attributes:
         config: All settings.
         is_offline: True if the run is recorded in its folder, and not in MLflow.
         parent_run_id: MLflow run above it; None without one.
+        trial: The trial that the run is, whose end is then noted in its sweep; None for a run of a study.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,6 +41,7 @@ class RunRequest(BaseModel):
     config: AnyConfig
     is_offline: bool = False
     parent_run_id: str | None = None
+    trial: TrialRequest | None = None
 
 
 class Runner(Protocol):
@@ -30,7 +49,7 @@ class Runner(Protocol):
 
     Attributes:
         at_once: Most runs at the same time.
-        is_local: True if they compute on this machine's devices, which the study then holds.
+        is_local: True if they compute on this machine's devices, which the command then holds.
     """
 
     at_once: int
@@ -50,7 +69,8 @@ class Runner(Protocol):
             The outcome; None for a run that `interrupt` ended.
 
         Raises:
-            DarkroomError: The run ended without an outcome.
+            NodeError: The node cannot train any run.
+            TrainingError: The run ended without an outcome.
         """
 
     def interrupt(self) -> None:

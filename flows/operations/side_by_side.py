@@ -1,8 +1,9 @@
-"""Runs of a study side by side: which may begin, their lines, their end.
+"""Runs side by side, of a study or a sweep: which may begin, their lines, their end.
 
 Where they are trained is a `Runner`'s: processes of this machine (`run_processes.py`), or nodes of Ray (`ray_runs.py`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -21,12 +22,13 @@ from model_code.training.interruption import InterruptionWatcher
 from model_code.training.run_folder import AnyConfig
 
 SECONDS_BETWEEN_LOOKS = 0.2
+HoldDevice = Callable[[Path, str], AbstractContextManager[None]]
 
 
 def train_side_by_side(
     configs: Sequence[AnyConfig],
     runner: Runner,
-    hold_device: Callable[[Path, str], AbstractContextManager[None]],
+    hold_device: HoldDevice,
     open_parent: Callable[[AnyConfig], str | None] | None = None,
 ) -> list[Outcome]:
     """Return one outcome for each config, in order, as `train_all` does.
@@ -47,53 +49,106 @@ def train_side_by_side(
     return _Study(configs, runner, open_parent).train(hold_device)
 
 
-class _Study:
+class SideBySide(ABC):
+    """Runs in training by their numbers; a subclass chooses which is next, and takes lines and ends.
+
+    Args:
+        runner: Trains them; closed at the end.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._training: set[int] = set()
+        self._is_stopping = False
+        # What threads of runs have to tell: only this thread prints, so that lines stay whole.
+        self._told: SimpleQueue[tuple[int, str | Outcome | Exception | None]] = SimpleQueue()
+
+    @abstractmethod
+    def _find_next(self) -> int | None:
+        """Return a run that can begin now."""
+
+    @abstractmethod
+    def _make_request(self, number: int) -> RunRequest:
+        """Return what the runner is asked for; called once the devices are held."""
+
+    @abstractmethod
+    def _take_line(self, number: int, line: str) -> None:
+        """Print a line of a run."""
+
+    @abstractmethod
+    def _take_end(self, number: int, end: Outcome | Exception | None) -> None:
+        """Note the end of a run; None for one that was interrupted."""
+
+    def _train_all(self, configs: Sequence[AnyConfig], hold_device: HoldDevice) -> None:
+        """Train until none is left or a signal came; the devices of the configs are held if the runner is local."""
+        with closing(self._runner):
+            first = self._find_next()
+            needs_device = first is not None and self._runner.is_local
+            with (
+                _hold_devices(configs if needs_device else (), hold_device),
+                InterruptionWatcher(is_quiet=True) as watcher,
+            ):
+                if first is not None:
+                    self._begin(first)
+                self._follow(watcher)
+
+    def _follow(self, watcher: InterruptionWatcher) -> None:
+        """Print and begin until no run trains and none is left, or none trains after a stop."""
+        while self._training:
+            with suppress(Empty):
+                number, told = self._told.get(timeout=SECONDS_BETWEEN_LOOKS)
+                if isinstance(told, str):
+                    self._take_line(number, told)
+                else:
+                    self._training.remove(number)
+                    self._take_end(number, told)
+            if watcher.wants_stop and not self._is_stopping:
+                print("stopping each run after its step", flush=True)
+                self._stop()
+            while not self._is_stopping and len(self._training) < self._runner.at_once:
+                following = self._find_next()
+                if following is None:
+                    break
+                self._begin(following)
+
+    def _stop(self) -> None:
+        """Let every run end after its step, and begin no other."""
+        self._is_stopping = True
+        self._runner.interrupt()
+
+    def _begin(self, number: int) -> None:
+        request = self._make_request(number)
+        self._training.add(number)
+        Thread(target=self._train, args=(number, request), name=f"run {number + 1}", daemon=True).start()
+
+    def _train(self, number: int, request: RunRequest) -> None:
+        try:
+            end: Outcome | Exception | None = self._runner.train(request, lambda line: self._told.put((number, line)))
+        except Exception as error:  # noqa: BLE001 - one that fails does not stop the others
+            end = error
+        self._told.put((number, end))
+
+
+class _Study(SideBySide):
     """Runs of a study by their place in it: waiting, in training, done."""
 
     def __init__(
         self, configs: Sequence[AnyConfig], runner: Runner, open_parent: Callable[[AnyConfig], str | None] | None
     ) -> None:
-        self._configs, self._runner, self._open_parent = configs, runner, open_parent
+        super().__init__(runner)
+        self._configs, self._open_parent = configs, open_parent
         self._waiting = list(range(len(configs)))
-        self._training: set[int] = set()
         self._outcomes: dict[int, Outcome] = {}
-        # What threads of runs have to tell: only this thread prints, so that lines stay whole.
-        self._told: SimpleQueue[tuple[int, str | Outcome | Exception | None]] = SimpleQueue()
 
-    def train(self, hold_device: Callable[[Path, str], AbstractContextManager[None]]) -> list[Outcome]:
+    def train(self, hold_device: HoldDevice) -> list[Outcome]:
         count = len(self._configs)
         print(f"up to {self._runner.at_once} runs at once, {self._runner.describe()}", flush=True)
         try:
-            with closing(self._runner):
-                first = self._find_next()
-                needs_device = first is not None and self._runner.is_local
-                with (
-                    _hold_devices(self._configs if needs_device else (), hold_device),
-                    InterruptionWatcher(is_quiet=True) as watcher,
-                ):
-                    if first is not None:
-                        self._begin(first)
-                    self._follow(watcher)
+            self._train_all(self._configs, hold_device)
         except KeyboardInterrupt:
             print_interrupted(f"with {count - len(self._outcomes)} of {count} runs to go", self._outcomes.values())
             raise
         return [self._outcomes[number] for number in range(count)]
-
-    def _follow(self, watcher: InterruptionWatcher) -> None:
-        """Print and begin until no run trains and none is left, or none trains after a signal."""
-        is_stopping = False
-        while self._training:
-            with suppress(Empty):
-                self._take(*self._told.get(timeout=SECONDS_BETWEEN_LOOKS))
-            if watcher.wants_stop and not is_stopping:
-                is_stopping = True
-                print("stopping each run after its step", flush=True)
-                self._runner.interrupt()
-            while not is_stopping and len(self._training) < self._runner.at_once:
-                number = self._find_next()
-                if number is None:
-                    break
-                self._begin(number)
 
     def _find_next(self) -> int | None:
         """Return the first run that can begin now; those before it that need no training get their outcomes."""
@@ -123,35 +178,28 @@ class _Study:
             if place not in self._outcomes
         )
 
-    def _begin(self, number: int) -> None:
+    def _make_request(self, number: int) -> RunRequest:
         config = self._configs[number]
         parent = None if self._open_parent is None else self._open_parent(config)
-        request = RunRequest(config=config, is_offline=self._open_parent is None, parent_run_id=parent)
-        self._training.add(number)
-        Thread(target=self._train, args=(number, request), name=f"run {number + 1}", daemon=True).start()
+        return RunRequest(config=config, is_offline=self._open_parent is None, parent_run_id=parent)
 
-    def _train(self, number: int, request: RunRequest) -> None:
-        try:
-            end: Outcome | Exception | None = self._runner.train(request, lambda line: self._told.put((number, line)))
-        except Exception as error:  # noqa: BLE001 - one that fails does not stop the others
-            end = error
-        self._told.put((number, end))
-
-    def _take(self, number: int, told: str | Outcome | Exception | None) -> None:
+    def _take_line(self, number: int, line: str) -> None:
         config = self._configs[number]
-        if isinstance(told, str):
-            if line := told.removeprefix(f"{config.recipe}  ").strip():
-                print_line(f"{config.recipe} seed {config.seed} | {line}")
-            return
-        self._training.remove(number)
-        if told is not None:
-            self._outcomes[number] = fail(config, told) if isinstance(told, Exception) else told
+        print_named(f"{config.recipe} seed {config.seed}", config, line)
+
+    def _take_end(self, number: int, end: Outcome | Exception | None) -> None:
+        if end is not None:
+            self._outcomes[number] = fail(self._configs[number], end) if isinstance(end, Exception) else end
+
+
+def print_named(name: str, config: AnyConfig, line: str) -> None:
+    """Print a line of a run with the run's name before it, unless it is empty."""
+    if line := line.removeprefix(f"{config.recipe}  ").strip():
+        print_line(f"{name} | {line}")
 
 
 @contextmanager
-def _hold_devices(
-    configs: Sequence[AnyConfig], hold_device: Callable[[Path, str], AbstractContextManager[None]]
-) -> Iterator[None]:
+def _hold_devices(configs: Sequence[AnyConfig], hold_device: HoldDevice) -> Iterator[None]:
     with ExitStack() as held:
         # In one order, so that two studies never wait for each other.
         for device in sorted({name_device(config.device) for config in configs}):

@@ -1,104 +1,37 @@
-"""Sweep of a recipe's settings: each trial is an ordinary training, nested below one run in MLflow."""
+"""Sweep of a recipe's settings: trials one after another or side by side, nested below one run in MLflow."""
 
 import hashlib
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from flows.experiments.device_lock import lock_device
-from flows.experiments.inputs import find_kept, open_inputs
-from flows.experiments.training import name_reason, train
-from flows.printing.sweeps import shorten
+from flows.experiments.training import name_reason
+from flows.operations.runner import Runner, RunRequest, TrialRequest
+from flows.operations.side_by_side import SideBySide, print_named
+from flows.operations.trial import describe_begin, describe_end, train_trial
+from flows.printing.summaries import Outcome
 from model_code.disk import hold_lock
-from model_code.errors import (
-    BusyError,
-    DataError,
-    DiskFullError,
-    DownloadError,
-    PrunedError,
-    TrackingError,
-    TrainingError,
-)
+from model_code.errors import NodeError, TrainingError
 from model_code.evaluation.figures import draw_shares
 from model_code.settings import load_settings
-from model_code.sweeps.trials import SWEEP_FILE, Sweep, get_accuracy
-from model_code.tracking.mlflow_log import MlflowTracking, send_briefly
+from model_code.sweeps.trials import SWEEP_FILE, Sweep
+from model_code.tracking.mlflow_log import send_briefly
 from model_code.tracking.parents import open_study
-from model_code.tracking.run_tracker import RunTracker
 from model_code.tracking.store import open_store
-from model_code.training.epoch_config import EpochConfig
-from model_code.training.results import Callback, FinishedEpoch
-from model_code.training.run_folder import AnyConfig, RunFolder, RunResult
+from model_code.training.run_folder import AnyConfig
 
-# What would meet every other trial as well.
-GENERAL_ERRORS = (BusyError, DataError, DiskFullError, DownloadError, TrackingError)
 # One after the other, before any is complete: something else than the searched settings is wrong.
 MOST_FAILURES = 3
-ACCURACY = "validation/best_accuracy"
-
-
-class Curve(Callback):
-    """Validation curve of a trial, which its sweep follows and may end."""
-
-    def __init__(self, sweep: Sweep, number: int, epochs: int) -> None:
-        self._sweep, self._number, self._epochs = sweep, number, epochs
-
-    def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
-        """Report what an interruption may have left unreported."""
-        for metrics in history:
-            self._report(metrics)
-        if history:
-            self._judge(history[-1])
-
-    def on_epoch_end(self, metrics: FinishedEpoch) -> None:
-        """Report an epoch; PrunedError ends the run."""
-        self._report(metrics)
-        self._judge(metrics)
-
-    def _report(self, metrics: FinishedEpoch) -> None:
-        if metrics.score is not None:
-            self._sweep.report(self._number, metrics.epoch, metrics.score)
-
-    def _judge(self, metrics: FinishedEpoch) -> None:
-        if metrics.score is not None and metrics.epoch < self._epochs and self._sweep.should_prune(self._number):
-            raise PrunedError(f"after epoch {metrics.epoch} of {self._epochs}")
-
-
-class TrialTracking(MlflowTracking):
-    """MLflow as the place where a trial is recorded.
-
-    Args:
-        sweep: Trials.
-        number: The trial.
-        parent_run_id: Run of the sweep.
-    """
-
-    def __init__(self, sweep: Sweep, number: int, parent_run_id: str) -> None:
-        super().__init__(load_settings(), parent_run_id)
-        self._sweep, self._number = sweep, number
-
-    @contextmanager
-    def track(self, folder: RunFolder, tags: Mapping[str, str]) -> Iterator[RunTracker]:
-        """Record a run in MLflow and its curve in the sweep; a pruned run ends as KILLED, with a tag."""
-        sweep, number, config = self._sweep, self._number, folder.record.config
-        assert isinstance(config, EpochConfig), "the command refuses other kinds"
-        with super().track(folder, {**tags, "sweep": sweep.folder.name, "trial": str(number)}) as tracker:
-            sweep.set_run(number, folder.record.run_id)
-            tracker.followers = (Curve(sweep, number, config.epochs),)
-            try:
-                yield tracker
-            except PrunedError as pruned:
-                tracker.set_tags({"pruned": str(pruned)})
-                shutil.rmtree(folder.path)
-                raise
+MakeConfig = Callable[[Mapping[str, Any]], AnyConfig]
+Claim = Callable[[], AbstractContextManager[FrozenTrial | None]]
 
 
 def run_sweep(
-    sweep: Sweep, make_config: Callable[[Mapping[str, Any]], AnyConfig], limit: int | None, hours: float | None
+    sweep: Sweep, make_config: MakeConfig, limit: int | None, hours: float | None, runner: Runner | None = None
 ) -> None:
     """Train trials until the sweep has as many as wanted, or the time is over; one line says what came of each.
 
@@ -107,6 +40,7 @@ def run_sweep(
         make_config: Returns the settings of a training with some searched ones.
         limit: Number of trials of the whole sweep, those of other processes and earlier commands included.
         hours: Time after which no trial begins; one that has begun is trained to its end.
+        runner: Trains the trials side by side; None trains one after another in this process.
     """
     settings, end_s = load_settings(), time.monotonic() + 3600 * (float("inf") if hours is None else hours)
     record, name = sweep.record, sweep.folder.name
@@ -117,66 +51,129 @@ def run_sweep(
         flush=True,
     )
     key = hashlib.sha256(name.encode() + (sweep.folder / SWEEP_FILE).read_bytes()).hexdigest()
-    failures = 0
+
+    def claim() -> AbstractContextManager[FrozenTrial | None]:
+        return sweep.claim(limit, lambda: time.monotonic() < end_s)
+
     with open_study(settings, ()) as study:
         with hold_lock(sweep.folder / "parent.lock", "beginning the sweep"):
             parent = study.open("sweep", key, f"sweep {name}", is_continued=True)
-        while True:
-            with sweep.claim(limit, lambda: time.monotonic() < end_s) as trial:
-                if trial is None:
-                    break
-                failures = 0 if _train_trial(sweep, trial, make_config, parent) else failures + 1
-            if failures == MOST_FAILURES and sweep.best is None:
-                raise TrainingError(
-                    f"{failures} trials failed one after the other, the lines above say why; mend that, remove "
-                    f"{sweep.folder}, and begin again"
-                )
+        if runner is None:
+            _train_in_turn(sweep, claim, make_config, parent)
+        else:
+            _Trials(sweep, claim, make_config, parent, runner).train()
         if shares := sweep.measure_importance():
             figure = draw_shares("importance", shares)
             send_briefly(lambda: open_store(settings).log_figure(parent, figure, "figures/importance.png"))
 
 
-def _train_trial(
-    sweep: Sweep,
-    trial: FrozenTrial,
-    make_config: Callable[[Mapping[str, Any]], AnyConfig],
-    parent: str,
-) -> bool:
-    """Return False if the trial failed."""
-    number = trial.number
-    begun = "resumes" if "run_id" in trial.user_attrs else "begins"
-    print(
-        f"trial {number} {begun}: {'  '.join(f'{name}={shorten(value)}' for name, value in trial.params.items())}",
-        flush=True,
-    )
-    try:
-        result = _train(sweep, number, make_config(trial.params), parent)
-    except PrunedError as pruned:
-        sweep.prune(number)
-        print(
-            f"trial {number} pruned {pruned}: validation accuracy {get_accuracy(sweep.trials[number]):.4f}", flush=True
+def _train_in_turn(sweep: Sweep, claim: Claim, make_config: MakeConfig, parent: str) -> None:
+    failures = 0
+    while True:
+        with claim() as trial:
+            if trial is None:
+                return
+            config = make_config(trial.params)
+            print(describe_begin(trial), flush=True)
+            train_trial(sweep, trial.number, config, parent, lock_device)
+        print(describe_end(sweep, trial.number, config), flush=True)
+        failures = _count_failures(sweep, trial.number, failures)
+
+
+def _count_failures(sweep: Sweep, number: int, before: int) -> int:
+    """Return how many trials have failed one after the other, with one that has just ended.
+
+    Raises:
+        TrainingError: They are too many.
+    """
+    failures = before + 1 if sweep.trials[number].state == TrialState.FAIL else 0
+    if failures == MOST_FAILURES and sweep.best is None:
+        raise TrainingError(
+            f"{failures} trials failed one after the other, the lines above say why; mend that, remove "
+            f"{sweep.folder}, and begin again"
         )
-    except GENERAL_ERRORS:
-        raise
-    except Exception as error:  # noqa: BLE001 - one that fails does not stop the others
-        sweep.fail(number, name_reason(error))
-        print(f"trial {number} failed: {name_reason(error)}", flush=True)
-        return False
-    else:
-        sweep.complete(number, result.metrics[ACCURACY])
-        best = sweep.best
-        assert best is not None, "this one is complete"
-        is_best = "the best so far" if best.number == number else f"the best has {best.value:.4f}"
-        print(f"trial {number} finished: validation accuracy {result.metrics[ACCURACY]:.4f}, {is_best}", flush=True)
-    return True
+    return failures
 
 
-def _train(sweep: Sweep, number: int, config: AnyConfig, parent: str) -> RunResult:
-    """Return the result of a trial, that of an equal run where there is one."""
-    inputs = open_inputs(config)
-    kept = find_kept(inputs)
-    if kept is None:
-        return train(inputs, TrialTracking(sweep, number, parent), lock_device)
-    print(f"trial {number} keeps run {kept.run_id}: same settings, images and code", flush=True)
-    sweep.set_run(number, kept.run_id)
-    return kept
+class _Trials(SideBySide):
+    """Trials of a sweep that a runner trains; this process holds them, and their own note their ends in the sweep.
+
+    Args:
+        sweep: Trials.
+        claim: Takes the next one.
+        make_config: Returns the settings of a training with some searched ones.
+        parent: Run of the sweep.
+        runner: Trains them.
+    """
+
+    def __init__(self, sweep: Sweep, claim: Claim, make_config: MakeConfig, parent: str, runner: Runner) -> None:
+        super().__init__(runner)
+        self._sweep, self._claim, self._make_config, self._parent = sweep, claim, make_config, parent
+        self._held: dict[int, ExitStack] = {}
+        self._configs: dict[int, AnyConfig] = {}
+        self._lost: set[int] = set()
+        self._failures = 0
+        self._may_claim = True
+        self._error: Exception | None = None
+
+    def train(self) -> None:
+        """Train trials until there is none to claim.
+
+        Raises:
+            TrainingError: What would meet every other trial as well, or too many have failed.
+            KeyboardInterrupt: A signal came; every trial was stopped after its step.
+        """
+        count = self._runner.at_once
+        print(f"up to {count} trial{'' if count == 1 else 's'} at once, {self._runner.describe()}", flush=True)
+        try:
+            self._train_all((self._sweep.record.config,), lock_device)
+        finally:
+            for held in self._held.values():
+                held.close()
+        if self._error is not None:
+            raise self._error
+
+    def _find_next(self) -> int | None:
+        if not self._may_claim:
+            return None
+        with ExitStack() as held:
+            trial = held.enter_context(self._claim())
+            if trial is None:
+                self._may_claim = False  # until one ends
+                return None
+            self._configs[trial.number] = self._make_config(trial.params)
+            print(describe_begin(trial), flush=True)
+            self._held[trial.number] = held.pop_all()
+        return trial.number
+
+    def _make_request(self, number: int) -> RunRequest:
+        trial = TrialRequest(folder=self._sweep.folder, number=number, prune_after=self._sweep.prune_after)
+        return RunRequest(config=self._configs[number], parent_run_id=self._parent, trial=trial)
+
+    def _take_line(self, number: int, line: str) -> None:
+        print_named(f"trial {number}", self._configs[number], line.removeprefix(f"trial {number} "))
+
+    def _take_end(self, number: int, end: Outcome | Exception | None) -> None:
+        try:
+            self._note_end(number, end)
+        except Exception as error:  # noqa: BLE001 - raised once the others have stopped
+            self._error = self._error or error
+            self._stop()
+        self._held.pop(number).close()
+        self._may_claim = True
+
+    def _note_end(self, number: int, end: Outcome | Exception | None) -> None:
+        if not self._sweep.trials[number].state.is_finished():
+            if end is None:
+                return
+            if isinstance(end, Outcome):
+                raise TrainingError(end.error)
+            if isinstance(end, NodeError):
+                raise end
+            if number not in self._lost:
+                self._lost.add(number)
+                print(f"trial {number} ended without a result: {name_reason(end)}", flush=True)
+                return
+            self._sweep.fail(number, name_reason(end))
+        print(describe_end(self._sweep, number, self._configs[number]), flush=True)
+        self._failures = _count_failures(self._sweep, number, self._failures)

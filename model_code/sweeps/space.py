@@ -102,6 +102,14 @@ def read_space(file: Path, config: RunConfig) -> Space:
     return space
 
 
+def restore_space(shown: Mapping[str, Any]) -> Space:
+    """Return a space from its form in JSON, in which a `Range` is an object and choices are a list."""
+    return {
+        name: Range.model_validate(searched) if isinstance(searched, dict) else tuple(searched)
+        for name, searched in shown.items()
+    }
+
+
 def _parse(file: Path, name: str, value: object) -> Range | Choices:
     if isinstance(value, list):
         choices = tuple(None if one == "none" else one for one in value)

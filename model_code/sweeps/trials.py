@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from model_code.disk import cut_torn_line, hold_lock, take_lock, write_atomically, writing_to
 from model_code.errors import BusyError, UsageError
-from model_code.sweeps.space import Choices, Range, Space
+from model_code.sweeps.space import Choices, Range, Space, restore_space
 from model_code.training.device import derive_seed
 from model_code.training.run_folder import AnyConfig
 
@@ -102,7 +102,7 @@ class Sweep:
     """
 
     def __init__(self, folder: Path, config: AnyConfig, images: str, space: Space, prune_after: int) -> None:
-        self.folder, self._seed = folder, config.seed
+        self.folder, self.prune_after, self._seed = folder, prune_after, config.seed
         self._distributions = {name: _convert(searched) for name, searched in space.items()}
         # A finished run that was taken instead of a new one has no curve to compare with.
         fewest = {"n_startup_trials": prune_after, "n_min_trials": prune_after}
@@ -120,6 +120,16 @@ class Sweep:
             except (ValueError, KeyError) as error:
                 raise UsageError(f"{journal} is damaged ({error}); {_describe_remedy(folder)}") from error
         self._study_id = self._storage.get_study_id_from_name(_STUDY)
+
+    @classmethod
+    def join(cls, folder: Path, prune_after: int) -> "Sweep":
+        """Open a sweep that another process has made; see the class.
+
+        Raises:
+            UsageError: Its record is damaged or of another version.
+        """
+        record = _read_record(folder)
+        return cls(folder, record.config, record.images, restore_space(record.space), prune_after)
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -226,14 +236,18 @@ def _check_record(folder: Path, wanted: SweepRecord) -> None:
     if not file.exists():
         write_atomically(file, wanted.model_dump_json(indent=2).encode())
         return
-    remedy = _describe_remedy(folder)
-    try:
-        found = SweepRecord.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise UsageError(f"{file} is damaged or was written by another version; {remedy}") from error
+    found = _read_record(folder)
     words = {"config": "settings", "images": "images", "space": "space"}
     if other := [word for name, word in words.items() if getattr(found, name) != getattr(wanted, name)]:
-        raise UsageError(f"sweep {folder.name} has other {' and '.join(other)}; {remedy}")
+        raise UsageError(f"sweep {folder.name} has other {' and '.join(other)}; {_describe_remedy(folder)}")
+
+
+def _read_record(folder: Path) -> SweepRecord:
+    file = folder / SWEEP_FILE
+    try:
+        return SweepRecord.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UsageError(f"{file} is damaged or was written by another version; {_describe_remedy(folder)}") from error
 
 
 def _describe_remedy(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 import threading
 import time
@@ -11,12 +12,12 @@ import pytest
 from flows.experiments.inputs import open_inputs
 from flows.jobs import training
 from flows.jobs.training import TrainAll
-from flows.operations import ray_cluster, run_process
-from flows.operations.ray_cluster import name_death, share
+from flows.operations import ray_cluster, ray_runs, run_process
+from flows.operations.ray_cluster import count_places, name_death, share
 from flows.operations.ray_runs import RayRun
-from flows.operations.runner import RunRequest
+from flows.operations.runner import RunRequest, TrialRequest
 from model_code.data.add import add_dataset
-from model_code.errors import TrainingError, UsageError
+from model_code.errors import NodeError, TrainingError, UsageError
 from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
 from model_code.tracking.provenance import hash_code
@@ -63,6 +64,19 @@ def test_runs_share_what_the_nodes_have(nodes, at_once, expected):
     assert share(nodes, at_once) == expected
 
 
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([{"CPU": 8}], 1),
+        ([{"CPU": 1}, {"CPU": 4}, {"CPU": 0}], 2),
+        ([{"CPU": 0}], 1),
+        ([{"CPU": 16}, {"CPU": 16, "GPU": 2}, {"CPU": 4, "GPU": 1}], 3),
+    ],
+)
+def test_without_a_number_each_gpu_or_each_node_has_a_run(nodes, expected):
+    assert count_places(nodes) == expected
+
+
 def test_where_no_ray_answers_a_line_says_so(monkeypatch):
     monkeypatch.setattr(ray_cluster, "ANSWER_S", 0.5)
     for ask in ("import time; time.sleep(60)", "raise SystemExit(1)", "print('HTTP/1.1 400')"):
@@ -103,14 +117,23 @@ def test_of_a_death_one_line_is_told():
 def test_a_node_without_the_home_says_so(tmp_path):
     request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
     run = RayRun(request.model_dump_json(), str(tmp_path / "home" / "locks" / "ray-1"), {}, hash_code())
-    with pytest.raises(TrainingError, match=rf"does not see DARKROOM_HOME={tmp_path}/home; [^\n]*$"):
+    with pytest.raises(NodeError, match=rf"does not see DARKROOM_HOME={tmp_path}/home; [^\n]*$"):
         run.read()
 
 
 def test_a_node_with_other_code_says_so():
     request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
     run = RayRun(request.model_dump_json(), sys.executable, {}, "0" * 64)
-    with pytest.raises(TrainingError, match=r"has another version of Darkroom's code; install the same$"):
+    with pytest.raises(NodeError, match=r"has another version of Darkroom's code; install the same$"):
+        run.read()
+
+
+def test_a_node_without_optuna_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray_runs, "find_spec", lambda _name: None)
+    trial = TrialRequest(folder=tmp_path, number=0, prune_after=0)
+    request = RunRequest(config=build_config("resnet18_cifar10_exp"), trial=trial)
+    run = RayRun(request.model_dump_json(), sys.executable, {}, hash_code())
+    with pytest.raises(NodeError, match=r"^node [^\n]* lacks Optuna, which a sweep needs: pip install 'optuna>=5'$"):
         run.read()
 
 
@@ -126,9 +149,9 @@ def test_a_node_hands_on_lines_then_the_outcome(tmp_path, monkeypatch):
     assert json.loads(outcome)["is_skipped"]
 
 
-@pytest.mark.parametrize("is_finished", [False, True])
+@pytest.mark.parametrize("end", ["interrupted", "finished", "removed"])
 def test_a_run_that_another_process_still_trains_is_waited_for_and_not_trained_twice(
-    tmp_path, monkeypatch, capsys, is_finished
+    tmp_path, monkeypatch, capsys, end
 ):
     monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
     monkeypatch.setattr("flows.experiments.device_lock.SECONDS_BETWEEN_TRIES", 0.05)
@@ -159,8 +182,10 @@ def test_a_run_that_another_process_still_trains_is_waited_for_and_not_trained_t
         with folder.lock():
             held.set()
             time.sleep(0.5)
-            if is_finished:
+            if end == "finished":
                 folder.complete(result)
+            elif end == "removed":  # as a sweep does with a pruned one
+                shutil.rmtree(folder.path)
             released.set()
 
     held, other = threading.Event(), threading.Thread(target=work)
@@ -170,6 +195,6 @@ def test_a_run_that_another_process_still_trains_is_waited_for_and_not_trained_t
     outcome = run_process._train(RunRequest(config=config, is_offline=True))
     other.join()
     assert outcome.result == result
-    assert len(trained) == (not is_finished)
-    assert [one.name for one in settings.checkpoints_dir.glob("[!.]*")] == [folder.path.name]
-    assert "is used by another command" in capsys.readouterr().out
+    assert len(trained) == (end != "finished")
+    assert [one.name for one in settings.checkpoints_dir.glob("[!.]*")] == [folder.path.name] * (end != "removed")
+    assert "another process trains run" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,32 @@ def test_a_sweep_that_is_opened_again_for_each_trial_proposes_the_same(tmp_path)
     assert {params["batch_size"] for params in list_params(whole)} == {32, 64, 96}
     assert all(1e-5 <= params["weight_decay"] <= 1e-2 for params in list_params(whole))
     assert len({params["weight_decay"] for params in list_params(whole)}) == 14
+
+
+def test_the_first_ten_proposals_depend_on_seed_and_number_alone(tmp_path):
+    in_turn, at_once = open_sweep(tmp_path / "in-turn"), open_sweep(tmp_path / "at-once")
+    for number in range(10):
+        run_trial(in_turn, number / 10)
+    with ExitStack() as held:
+        for _ in range(10):
+            held.enter_context(at_once.claim(None))
+        assert list_params(at_once) == list_params(in_turn)
+
+
+def test_a_sweep_that_is_joined_is_the_same(tmp_path):
+    space = SPACE | {"engine.pictures": ("auto", "streamed"), "pretrained_weights": (None, "torchvision")}
+    made = open_sweep(tmp_path, space=space)
+    run_trial(made, 0.5)
+    run_trial(made, 0.5)
+    joined = Sweep.join(tmp_path, prune_after=2)
+    assert joined.record == made.record
+    with joined.claim(None) as trial:
+        joined.report(trial.number, 1, 0.1)
+        assert joined.should_prune(trial.number)
+        assert made.trials[2].params == trial.params
+    (tmp_path / SWEEP_FILE).unlink()
+    with pytest.raises(UsageError, match="is damaged or was written by another version"):
+        Sweep.join(tmp_path, prune_after=2)
 
 
 def test_a_trial_belongs_to_one_process_until_it_lets_it_go(tmp_path):
