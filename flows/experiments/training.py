@@ -12,8 +12,9 @@ from flows.experiments.experiment import Experiment
 from flows.experiments.followers import Assignment
 from flows.experiments.inputs import RunInputs, find_kept, open_inputs
 from flows.experiments.pretrained import Pretrained
+from flows.printing.lines import print_line
+from flows.printing.runs import print_result
 from flows.printing.summaries import Outcome
-from flows.printing.tables import print_line, print_result
 from model_code.data.cache import is_added, open_dataset
 from model_code.data.revisions import SHORT_CHECKSUM, find_divided_copies, find_leakage
 from model_code.errors import BusyError, DarkroomError, DownloadError, TrackingError, UsageError

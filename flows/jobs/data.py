@@ -66,10 +66,10 @@ class AddData(Job):
         with narrating(self.form, is_quiet=self.is_quiet):
             added = self.add()
         from flows.operations.data_notes import list_notes
-        from flows.printing.tables import print_added
+        from flows.printing.datasets import print_added
 
         notes = [] if added.reused or self.form != "table" else list_notes(added.dataset, load_settings())
-        print_added(added, self.form, notes=notes, is_offline=self.offline)
+        print_added(added, self.form, notes=notes, is_offline=self.offline, is_quiet=self.is_quiet)
 
     def add(self) -> "AddedDataset":
         """Pack the images, and write the table of those that are left out."""
@@ -121,7 +121,7 @@ class CheckData(Job):
 
     def run(self) -> None:
         from flows.operations.data_check import check_data
-        from flows.printing.tables import print_line
+        from flows.printing.lines import print_line
 
         checked = check_data(self.name, self.out)
         for line in (
@@ -146,7 +146,7 @@ class CompareData(Job):
     after: DatasetName = argument("AFTER")
 
     def run(self) -> None:
-        from flows.printing.tables import print_difference
+        from flows.printing.datasets import print_difference
         from model_code.data.revisions import compare_revisions, read_revision
 
         cache_dir = load_settings().cache_dir
@@ -187,7 +187,7 @@ class ListData(Job):
 
     def run(self) -> None:
         if self.name is not None:
-            from flows.printing.tables import print_revisions
+            from flows.printing.datasets import print_revisions
             from model_code.data.cache import read_manifest
             from model_code.data.revisions import list_revisions
 
@@ -195,7 +195,7 @@ class ListData(Job):
             read_manifest(self.name, cache_dir)
             print_revisions(list_revisions(self.name, cache_dir), self.form)
             return
-        from flows.printing.tables import print_datasets
+        from flows.printing.datasets import print_datasets
         from model_code.data.cache import list_datasets
 
         cache_dir = load_settings().cache_dir

@@ -12,7 +12,7 @@ from model_code.errors import UsageError
 from model_code.release.names import check_release_name
 from model_code.settings import load_settings
 
-QUIET = "Results and errors only: neither progress nor lines about the work."
+QUIET = "Results and errors only: neither progress, lines about the work nor what to do next."
 OFFLINE = "Without MLflow, Prefect and a network: a run is recorded in its folder; `darkroom runs` brings it home."
 
 

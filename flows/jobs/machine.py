@@ -26,7 +26,7 @@ class Doctor(Job):
 
     def run(self) -> None:
         from flows.operations.doctor import examine_machine
-        from flows.printing.tables import print_findings
+        from flows.printing.inventory import print_findings
 
         findings = examine_machine()
         print_findings(findings, self.form)

@@ -63,7 +63,7 @@ class Release(Job):
             released = self._release()
         from flows.printing.releases import print_release
 
-        print_release(released, self.form)
+        print_release(released, self.form, is_quiet=self.is_quiet)
         if not released.is_champion:
             raise ReleaseError(
                 f"{self.name}: not promoted; the lines above say why; --mode forced --why REASON promotes it anyway"

@@ -41,13 +41,13 @@ class Report(Job):
     def run(self) -> None:
         with narrating(self.form, is_quiet=self.is_quiet):
             written = self.write()
-        from flows.printing.tables import print_report
+        from flows.printing.runs import print_report
 
         print_report(*written, self.form)
 
     def write(self) -> "tuple[ReportFiles, int, str]":
         """Write the report; return its files, the number of finished runs, and the MLflow run that keeps a copy."""
-        from flows.printing.tables import count_runs
+        from flows.printing.runs import count_runs
         from model_code.report.collection import collect_runs
         from model_code.report.contents import build_document, describe_origin
         from model_code.report.files import log_report, write_report

@@ -80,7 +80,7 @@ class Prune(Job):
 
     def run(self) -> None:
         from flows.operations.removal import find_prunable, parse_kept, prune, sweep_removed
-        from flows.printing.tables import print_line
+        from flows.printing.lines import print_line
 
         if not self.dry_run:
             sweep_removed(load_settings())

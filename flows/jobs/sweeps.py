@@ -9,17 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.jobs.job import QUIET, AnyDatasetName, Job, RecipeName, argument, option
-from flows.jobs.training import (
-    ADDRESS,
-    DATASET,
-    PROFILE,
-    RUNNER,
-    Profile,
-    RunnerName,
-    Train,
-    check_runner,
-    open_runner,
-)
+from flows.jobs.runners import ADDRESS, RUNNER, RunnerName, check_runner, open_runner
+from flows.jobs.training import DATASET, PROFILE, Profile, Train
 from flows.printing.narration import narrating
 from model_code.errors import TrainingError, UsageError
 from model_code.settings import load_settings
@@ -128,7 +119,7 @@ class RunSweep(Job):
             runner = open_runner(self.runner, at_once, self.address)
             run_sweep(sweep, self.make_config, self.trials, self.hours, runner)
         best = sweep.best
-        print_sweep(sweep, self.form, "" if best is None else self._name_recipe(best.params))
+        print_sweep(sweep, self.form, "" if best is None or self.is_quiet else self._name_recipe(best.params))
         if best is None and not sweep.has_unfinished:
             raise TrainingError("no trial is complete; the lines above say why")
 

@@ -15,9 +15,10 @@ from PIL import Image
 from flows.experiments.training import train_all
 from flows.operations.release import release
 from flows.operations.training import train_task
+from flows.printing.datasets import print_added
+from flows.printing.lines import format_accuracy
 from flows.printing.releases import describe_decision
 from flows.printing.summaries import ReleaseSummary
-from flows.printing.tables import print_added
 from model_code.data.add import add_dataset
 from model_code.data.cache import PackedDataset
 from model_code.errors import DarkroomError
@@ -124,8 +125,8 @@ def _print_runs(results: Sequence[RunResult]) -> None:
             "run": result.run_id[:8],
             "recipe": result.recipe,
             "epochs": result.epochs,
-            "validation": f"{result.metrics['validation/best_accuracy']:.1%}",
-            "test": f"{result.metrics['test/accuracy']:.1%}",
+            "validation": format_accuracy(result.metrics["validation/best_accuracy"]),
+            "test": format_accuracy(result.metrics["test/accuracy"]),
             "seconds": round(result.seconds),
         }
         for result in results

@@ -10,7 +10,7 @@ from flows.experiments.inputs import find_kept, open_inputs
 from flows.operations.release import Mode, release
 from flows.operations.training import train_task
 from flows.printing.releases import print_release
-from flows.printing.tables import print_result
+from flows.printing.runs import print_result
 from model_code.data.add import add_dataset
 from model_code.data.cache import FEEDBACK_SUFFIX
 from model_code.disk import write_atomically

@@ -13,8 +13,8 @@ from threading import Thread
 from flows.experiments.pretrained import name_start
 from flows.experiments.training import fail, find_outcome, print_interrupted
 from flows.operations.runner import Runner, RunRequest
+from flows.printing.lines import print_line
 from flows.printing.summaries import Outcome
-from flows.printing.tables import print_line
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import load_settings
 from model_code.training.device import name_device

@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Sequence
 
 from flows.operations.release import release
+from flows.printing.datasets import print_added
 from flows.printing.releases import print_release
 from flows.printing.summaries import Choice, Outcome
-from flows.printing.tables import print_added
 from model_code.data.add import add_dataset
 from model_code.data.cache import FEEDBACK_SUFFIX, format_remedy, is_added, is_dataset_taken
 from model_code.data.sources.detect import get_known

@@ -1,12 +1,14 @@
-"""Listings of registered versions, of the moves of a champion and of the runs on this machine."""
+"""Listings of what there is: registered versions, moves of a champion, runs on this machine, what it can do."""
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.operations.removal import explain_need, is_in_use, list_registered, measure
+from flows.printing.lines import format_accuracy
 from model_code.disk import format_size
 from model_code.errors import TrainingError
 from model_code.settings import Settings
@@ -14,6 +16,9 @@ from model_code.training.run_folder import RunFolder, list_damaged, list_finishe
 from serving.bundle.store import BUNDLE_TAG, Change
 from serving.listing import Column, Form, print_heading, print_listing
 from serving.printable import show
+
+if TYPE_CHECKING:
+    from flows.operations.doctor import Finding
 
 # Versions of older homes have the whole verdict in a tag.
 ACCURACY_TAG, VERDICT_TAG = "accuracy", "verdict.json"
@@ -25,7 +30,7 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
         Column("model", "name"),
         Column("version", "version"),
         Column("is", "is", colours={"champion": "green", "challenger": "yellow"}),
-        Column("accuracy", "accuracy", _percent),
+        Column("accuracy", "accuracy", format_accuracy),
         Column("released", "at", _minutes),
         Column("run", "run_id", lambda run_id: run_id[:8]),
         Column("recipe", "recipe"),
@@ -86,8 +91,8 @@ def print_runs(settings: Settings, form: Form) -> None:
             colours={"interrupted": "yellow", "damaged": "red", "diverged": "red", "trained now": "cyan"},
         ),
         Column("recorded", "is_offline", lambda is_offline: "offline" if is_offline else ""),
-        Column("validation", "validation_accuracy", _percent),
-        Column("test", "test_accuracy", _percent),
+        Column("validation", "validation_accuracy", format_accuracy),
+        Column("test", "test_accuracy", format_accuracy),
         Column("on disk", "size_bytes", format_size),
         Column("begun", "at", _minutes),
         Column("needed by", "needed_by", is_prose=True),
@@ -106,6 +111,16 @@ def print_runs(settings: Settings, form: Form) -> None:
         print(f"no runs in {settings.checkpoints_dir}; start with: darkroom train RECIPE, see `darkroom recipes`")
         return
     print_listing(columns, records, form)
+
+
+def print_findings(findings: "Sequence[Finding]", form: Form = "table") -> None:
+    """Print what the machine can do."""
+    columns = (
+        Column("", "level", colours={"ok": "green", "note": "yellow", "missing": "red"}),
+        Column("what", "what"),
+        Column("found", "found", is_prose=True),
+    )
+    print_listing(columns, [asdict(finding) for finding in findings], form)
 
 
 def _describe_run(settings: Settings, folder: RunFolder, needed: dict[str, str]) -> dict[str, Any]:
@@ -145,10 +160,6 @@ def _read_accuracy(tags: Mapping[str, str]) -> float | None:
     if isinstance(accuracy, dict):
         accuracy = accuracy.get("challenger_accuracy")
     return accuracy if isinstance(accuracy, float) else None
-
-
-def _percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{fraction:.1%}"
 
 
 def _minutes(at: str) -> str:

@@ -7,8 +7,8 @@ from serving.listing import Form, find_terminal_width, fold_line, print_listing
 from serving.printable import show
 
 
-def print_release(release: ReleaseSummary, form: Form = "table") -> None:
-    """Print what was decided and why, and the proof of each variant."""
+def print_release(release: ReleaseSummary, form: Form = "table", *, is_quiet: bool = False) -> None:
+    """Print what was decided and why, the proof of each variant and, unless quiet, what to do next."""
     if form != "table":
         from flows.printing.records import describe_release
 
@@ -33,7 +33,7 @@ def print_release(release: ReleaseSummary, form: Form = "table") -> None:
     ]
     if manifest.calibration is not None:
         lines += _describe_calibration(manifest.calibration)
-    if release.is_champion and release.version is not None:
+    if release.is_champion and release.version is not None and not is_quiet:
         lines.append(f"next: darkroom serve, then darkroom predict IMAGE --model {manifest.name}")
     width = find_terminal_width()
     print("\n  ".join(fold_line(show(line), width) for line in lines), flush=True)

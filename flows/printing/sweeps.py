@@ -2,6 +2,7 @@
 
 from optuna.trial import FrozenTrial, TrialState
 
+from flows.printing.lines import format_accuracy
 from model_code.sweeps.trials import Sweep, get_accuracy
 from serving.listing import Column, Form, print_listing
 
@@ -19,12 +20,12 @@ def print_sweep(sweep: Sweep, form: Form, next_command: str) -> None:
     Args:
         sweep: Trials.
         form: Form of the listing; JSON and CSV have the listing alone.
-        next_command: Command to print last; empty without a best trial.
+        next_command: Command to print last; none if empty.
     """
     columns = (
         Column("trial", "trial"),
         Column("state", "state", colours={"pruned": "yellow", "failed": "red", "unfinished": "cyan"}),
-        Column("validation", "validation_accuracy", lambda accuracy: "" if accuracy is None else f"{accuracy:.4f}"),
+        Column("validation", "validation_accuracy", format_accuracy),
         Column("run", "run_id", lambda run_id: (run_id or "")[:8]),
         *(Column(name, name, shorten) for name in sweep.record.space),
         Column("reason", "reason", is_prose=True),
@@ -36,7 +37,8 @@ def print_sweep(sweep: Sweep, form: Form, next_command: str) -> None:
     print(f"best: trial {best.number}, validation accuracy {best.value:.4f}")
     if shares := sweep.measure_importance():
         print("importance: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
-    print(f"next: {next_command}")
+    if next_command:
+        print(f"next: {next_command}")
 
 
 def _describe(trial: FrozenTrial) -> dict[str, object]:

@@ -266,7 +266,7 @@ def test_recipes_lists_every_published_figure(darkroom):
     rows = [line.split() for line in out.splitlines() if line.strip().startswith("resnet18_cifar10_")]
     published = {name: figure for name, figure, *_ in rows}
     assert len(published) == 16
-    assert published["resnet18_cifar10_exp6"] == "92.3%"
+    assert published["resnet18_cifar10_exp6"] == "0.9230"
     assert published["resnet18_cifar10_exp6_nopool"] == "-"
     assert "learning_rate=0.01" in darkroom("recipes", "resnet18_cifar10_exp6").out
 

@@ -29,6 +29,7 @@ def test_train_and_release_print_their_results_alone(darkroom):
     quiet = darkroom("train", *TRAIN, "--seed", 1, "--quiet")
     assert (quiet.status, quiet.err) == (0, "")
     assert quiet.out.startswith("resnet18_cifar10_exp  done in ")
+    assert "next:" not in quiet.out
     [run_id] = re.findall(r"run ([0-9a-f]{32})", quiet.out)
 
     gate = ("--as", "records", "--min-gain", 0.9)

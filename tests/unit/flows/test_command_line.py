@@ -23,7 +23,7 @@ from flows import cli
 from flows.cli import darkroom
 from flows.jobs.data import CheckData
 from flows.jobs.machine import Doctor
-from flows.jobs.training import TrainAll
+from flows.jobs.study import TrainAll
 from model_code.data.add import add_dataset
 from model_code.errors import DataError
 from model_code.recipes.catalog import RECIPES, build_config
@@ -354,7 +354,7 @@ sys.meta_path.insert(0, Finder)
 
 @pytest.mark.parametrize(
     "interrupted",
-    [WHILE_RUNNING, *(WHILE_IMPORTING.format(name) for name in ("flows.cli", "pydantic", "flows.printing.tables"))],
+    [WHILE_RUNNING, *(WHILE_IMPORTING.format(name) for name in ("flows.cli", "pydantic", "flows.printing.datasets"))],
 )
 def test_ctrl_c_ends_with_the_status_of_the_shell(tmp_path, interrupted):
     """Whatever is imported or waited for at that moment: one line, no traceback."""

@@ -7,8 +7,9 @@ import pytest
 from flows.experiments.device_lock import lock_device
 from flows.experiments.inputs import find_kept, open_inputs
 from flows.experiments.training import train, train_all
+from flows.jobs.recipes import NewRecipe
 from flows.jobs.releases import Release
-from flows.jobs.training import NewRecipe, Train
+from flows.jobs.training import Train
 from model_code.data.add import add_dataset
 from model_code.errors import DataError, ReleaseError, UsageError
 from model_code.recipes.catalog import build_config

@@ -16,7 +16,9 @@ import yaml
 
 from flows.jobs import JOBS
 from flows.jobs.machine import QuickStart
-from flows.jobs.training import NewRecipe, Train, TrainAll
+from flows.jobs.recipes import NewRecipe
+from flows.jobs.study import TrainAll
+from flows.jobs.training import Train
 from model_code.errors import DarkroomError, ServiceError, UsageError
 
 ROOT = Path(__file__).parents[3]
@@ -172,7 +174,7 @@ def test_a_training_opens_what_it_is_made_from_once(monkeypatch):
     for name in ("open_dataset", "find_pretrained"):
         monkeypatch.setattr(inputs, name, lambda *_, name=name, **_more: opened.append(name))
     monkeypatch.setattr(training, "train_task", lambda inputs, _: opened.append(inputs.config.recipe))
-    monkeypatch.setattr("flows.printing.tables.print_result", lambda *_, **__: None)
+    monkeypatch.setattr("flows.printing.runs.print_result", lambda *_, **__: None)
     job = Train(recipe="resnet18_cifar10_exp")
     job.prepare()
     job.prepare()

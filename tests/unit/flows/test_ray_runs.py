@@ -10,8 +10,8 @@ import time
 import pytest
 
 from flows.experiments.inputs import open_inputs
-from flows.jobs import training
-from flows.jobs.training import TrainAll
+from flows.jobs import runners
+from flows.jobs.study import TrainAll
 from flows.operations import ray_cluster, ray_runs, run_process
 from flows.operations.ray_cluster import count_places, name_death, share
 from flows.operations.ray_runs import RayRun
@@ -33,7 +33,7 @@ def test_an_address_is_refused_without_ray_and_in_another_form():
 
 
 def test_without_ray_a_line_says_what_installs_it(monkeypatch):
-    monkeypatch.setattr(training, "find_spec", lambda name: None if name == "ray" else importlib.util.find_spec(name))
+    monkeypatch.setattr(runners, "find_spec", lambda name: None if name == "ray" else importlib.util.find_spec(name))
     with pytest.raises(UsageError, match=r'Ray, which is not installed: pip install "darkroom\[ray\]"$'):
         TrainAll.make(runner="ray").check()
 

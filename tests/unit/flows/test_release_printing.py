@@ -51,6 +51,15 @@ def test_each_refusal_has_a_line_of_its_own(capsys):
     assert lines[1:4] == [f"  {verdict.measured}", *(f"  refused: {reason}" for reason in reasons)]
 
 
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_what_to_do_next_is_left_out_where_results_alone_are_wanted(is_quiet, capsys):
+    summary = ReleaseSummary(
+        mode="enabled", profile="full", manifest=make_manifest(), champion_before=None, version="1", is_champion=True
+    )
+    print_release(summary, is_quiet=is_quiet)
+    assert ("next: " in capsys.readouterr().out) is not is_quiet
+
+
 def test_long_lines_break_at_words_where_the_terminal_ends(capsys):
     print_release(ReleaseSummary(mode="dry_run", profile="full", manifest=make_manifest(), champion_before=None))
     lines = capsys.readouterr().out.splitlines()

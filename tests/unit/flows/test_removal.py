@@ -175,7 +175,7 @@ def test_runs_are_listed_with_what_needs_them(settings, capsys, monkeypatch):
     print_runs(settings, "table")
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     by_run = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
-    assert (by_run["33333333"]["state"], by_run["33333333"]["validation"]) == ("done", "75.0%")
+    assert (by_run["33333333"]["state"], by_run["33333333"]["validation"]) == ("done", "0.7500")
     assert by_run["33333333"]["needed by"] == "interrupted run 55555555"
     assert (by_run["55555555"]["state"], by_run["55555555"]["needed by"]) == ("interrupted", "")
     assert [by_run[digit * 8]["recorded"] for digit in "35"] == ["", "offline"]

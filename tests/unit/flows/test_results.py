@@ -13,8 +13,8 @@ import pytest
 from tqdm import tqdm
 
 from flows.jobs import JOBS
-from flows.jobs.training import ListRecipes
-from flows.printing import tables
+from flows.jobs.recipes import ListRecipes
+from flows.printing import datasets
 from flows.printing.narration import narrating
 from flows.printing.records import describe_outcomes, describe_release, describe_result
 from flows.printing.summaries import Choice, Outcome, ReleaseSummary
@@ -190,6 +190,7 @@ def test_adding_images_prints_its_result_alone(tmp_path, options):
         assert record["counts"]["test"] == 1000
     else:
         assert done.stdout.startswith("shapes packed: ")
+        assert "next:" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -202,4 +203,4 @@ def test_adding_images_prints_its_result_alone(tmp_path, options):
     ],
 )
 def test_the_recipe_to_begin_with(dataset, image_size, recipe):
-    assert tables._choose_recipe(dataset, image_size) == recipe
+    assert datasets._choose_recipe(dataset, image_size) == recipe

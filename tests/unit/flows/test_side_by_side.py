@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from flows.experiments.inputs import open_inputs
-from flows.jobs.training import TrainAll
+from flows.jobs.study import TrainAll
 from flows.operations.run_processes import RunProcesses
 from flows.operations.runner import RunRequest
 from flows.operations.side_by_side import train_side_by_side

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from flows.experiments.inputs import open_inputs
-from flows.jobs.training import TrainAll
+from flows.jobs.study import TrainAll
 from flows.operations import study, study_plan
 from flows.operations.study import fetch_missing, rank_recipes, release_best
 from flows.operations.study_plan import plan_study
+from flows.printing.plans import print_plans
+from flows.printing.runs import print_outcomes
 from flows.printing.summaries import Outcome, Plan
-from flows.printing.tables import print_outcomes, print_plans
 from model_code.data.add import add_dataset
 from model_code.data.cache import is_added
 from model_code.data.sources.detect import DATASETS, get_known
@@ -132,7 +133,7 @@ def test_where_no_run_is_on_the_images_of_the_champion_the_table_says_so(release
     print_outcomes(outcomes, released)
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.count("the models of food are those of food10") == 2, "the line and the table"
-    assert "50.0% by kNN" in printed
+    assert "0.5000 by kNN" in printed
 
 
 @pytest.mark.parametrize(("profiles", "best"), [(("full", "custom", "smoke"), "full"), (("smoke", "custom"), "custom")])

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from flows.jobs import sweeps
+from flows.jobs.recipes import NewRecipe
 from flows.jobs.sweeps import RunSweep
-from flows.jobs.training import NewRecipe
 from flows.operations import sweep as operation
 from flows.operations import trial as trial_
 from flows.operations.runner import RunRequest, TrialRequest

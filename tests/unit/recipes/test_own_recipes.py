@@ -2,7 +2,9 @@
 
 import pytest
 
-from flows.jobs.training import ListRecipes, NewRecipe, Train, TrainAll
+from flows.jobs.recipes import ListRecipes, NewRecipe
+from flows.jobs.study import TrainAll
+from flows.jobs.training import Train
 from model_code.data.add import add_dataset
 from model_code.errors import UsageError
 from model_code.recipes import catalog

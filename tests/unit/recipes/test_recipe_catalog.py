@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.jobs.training import TrainAll
+from flows.jobs.study import TrainAll
 from model_code.errors import UsageError
 from model_code.models.networks import check_image_size
 from model_code.recipes.catalog import RECIPES, build_config, change_dataset, describe_budget, get_recipe, match_recipes

@@ -1,0 +1,147 @@
+"""Data sets: what is packed, what was added, how revisions differ."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.printing.lines import print_line
+from flows.printing.records import describe_added
+from model_code.data.sources.images import SOME, name_some
+from model_code.disk import format_size
+from serving.listing import Column, Form, print_listing
+
+# These import torch, for which a list of data sets need not wait.
+if TYPE_CHECKING:
+    from model_code.data.add import AddedDataset
+    from model_code.data.cache import DatasetSummary
+    from model_code.data.revisions import Difference, Revision
+
+# FastNet's work grows with the area: above, a ResNet that halves the image five times is cheaper.
+_SMALL_IMAGE = 96
+
+
+def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path, form: Form = "table") -> None:
+    """Print what is packed in a cache."""
+    if not datasets and form == "table":
+        print_line(f"no images yet in {cache_dir}; start with: darkroom data add shapes")
+        return
+    columns = (
+        Column("data set", "dataset"),
+        Column("images", "counts", lambda counts: ", ".join(f"{count} {split}" for split, count in counts.items())),
+        Column("classes", "classes", lambda classes: str(len(classes) or "")),
+        Column("size", "image_size", lambda side: f"{side}x{side}" if side else ""),
+        Column("on disk", "size_bytes", lambda size: format_size(size) if size else ""),
+        Column("checksum", "checksum", lambda checksum: checksum[:12]),
+        Column("source", "source", is_prose=True),
+        Column("damaged", "damage", is_prose=True),
+    )
+    records = [
+        {
+            "dataset": dataset.name,
+            "counts": dict(dataset.counts),
+            "classes": list(dataset.classes),
+            "image_size": dataset.image_size,
+            "size_bytes": dataset.size_bytes,
+            "checksum": dataset.checksum,
+            "source": dataset.source,
+            "damage": dataset.damage,
+        }
+        for dataset in datasets
+    ]
+    print_listing(columns, records, form)
+
+
+def print_revisions(revisions: "Sequence[Revision]", form: Form = "table") -> None:
+    """Print the history of a data set, the oldest revision first, with what changed from one to the next."""
+    from model_code.data.revisions import compare_revisions
+
+    columns = (
+        Column("revision", "revision"),
+        Column("added at", "added_at", lambda time: time[:19]),
+        Column("images", "images"),
+        Column("size", "image_size", lambda side: f"{side}x{side}"),
+        Column("changes", "changes"),
+    )
+    records = []
+    for before, revision in zip([None, *revisions], revisions, strict=False):
+        changes = ""
+        if before is not None and before.image_size == revision.image_size:
+            changes = _count_changes(compare_revisions(before, revision))
+        records.append(
+            {
+                "revision": str(revision),
+                "added_at": revision.added_at,
+                "images": len(revision.images),
+                "image_size": revision.image_size,
+                "changes": changes,
+            }
+        )
+    print_listing(columns, records, form)
+
+
+def print_difference(difference: "Difference") -> None:
+    """Print every image that differs between two revisions, and how many there are."""
+    lines = [f"removed     {one.split} {one.label} {one.file}" for one in difference.removed]
+    lines += [f"added       {one.split} {one.label} {one.file}" for one in difference.added]
+    lines += [f"relabelled  {old.label} -> {new.label} {new.file}" for old, new in difference.relabelled]
+    lines += [f"moved       {old.split} -> {new.split} {new.label} {new.file}" for old, new in difference.moved]
+    for line in [*lines, _count_changes(difference)]:
+        print_line(line)
+
+
+def _count_changes(difference: "Difference") -> str:
+    counts = {name: len(getattr(difference, name)) for name in ("added", "removed", "relabelled", "moved")}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "the same images and labels"
+
+
+def print_added(
+    added: "AddedDataset",
+    form: Form = "table",
+    *,
+    notes: Sequence[str] = (),
+    is_offline: bool = False,
+    is_quiet: bool = False,
+) -> None:
+    """Print what came of adding a data set, what was left out and why, notes and, unless quiet, what to do next."""
+    if form != "table":
+        print_listing((), [describe_added(added)], form)
+        return
+    dataset = added.dataset
+    counts = ", ".join(f"{len(split.labels_N)} {name}" for name, split in dataset.splits.items())
+    verb = "is there already, its source did not change" if added.reused else "packed"
+    feedback = "" if dataset.base is None else f", {dataset.count_feedback()} of them feedback"
+    print_line(
+        f"{dataset.name} {verb}: {counts} images{feedback} of {dataset.image_size}x{dataset.image_size}, "
+        f"{len(dataset.classes)} classes, checksum {dataset.checksum[:12]}"
+    )
+    names_by_reason: dict[str, list[str]] = defaultdict(list)
+    for skipped in added.skipped:
+        if not skipped.is_note:
+            names_by_reason[skipped.reason].append(skipped.name)
+    for reason, names in names_by_reason.items():
+        print_line(f"  left out: {name_some(names)}: {reason}")
+    if any(len(names) > SOME for names in names_by_reason.values()):
+        print_line("  --report FILE lists all that is left out")
+    for note in [*(f"{one.name}: {one.reason}" for one in added.skipped if one.is_note), *notes]:
+        print_line(f"  {note}")
+    if "train" in dataset.splits and not is_quiet:
+        recipe = _choose_recipe(dataset.name, dataset.image_size)
+        way = " --offline" if is_offline else ""
+        print_line(f"  next: darkroom train {recipe} --data {dataset.name}{way}; others: darkroom recipes")
+    test = dataset.splits.get("test")
+    if "train" not in dataset.splits:
+        print_line("  no training images: this set is for evaluation only")
+    elif test is None:
+        print_line("  no test images: runs will report validation only; add them with one more --from")
+    elif not test.has_labels:
+        print_line("  the test images have no labels: runs will report validation only")
+
+
+def _choose_recipe(dataset: str, image_size: int) -> str:
+    """Return the recipe to begin with: FastNet's for the data set, on other small images one that a CPU trains too."""
+    from model_code.recipes.catalog import RECIPES
+
+    if (own := RECIPES.get(f"fastnet_{dataset}")) is not None and own.build().dataset == dataset:
+        return own.name
+    return "fastnet_cifar10" if image_size <= _SMALL_IMAGE else "resnet18_food11"
