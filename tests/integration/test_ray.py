@@ -1,5 +1,6 @@
-"""`train-all --runner ray`: weights, kills and Ctrl-C of runs on a cluster of two nodes, which are processes here."""
+"""`--runner ray` of train-all and sweep: weights, kills, Ctrl-C on a cluster of two nodes, which are processes here."""
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from flows.operations.ray_cluster import ASK
 from model_code.tracking.run_tracker import EVERY_EPOCH
 from model_code.training.run_folder import RESULT_FILE, RunResult
 from tests.integration.conftest import COMMAND, make_environment
+from tests.integration.test_sweep import SPACE, SWEEP, draw_colours
 
 pytestmark = [
     pytest.mark.slow,
@@ -118,10 +120,15 @@ def check(home, weights):
         assert epochs == list(range(1, EPOCHS + 1))
 
 
-@contextmanager
 def started(home, *arguments, **environment):
-    """Start a study; yield its process and how to read its lines up to one of each run that is asked for."""
-    process = start(home, *STUDY, "--runner", "ray", "--at-once", 2, *arguments, **environment)
+    """Start a study; see `started_command`."""
+    return started_command(home, *STUDY, "--runner", "ray", "--at-once", 2, *arguments, **environment)
+
+
+@contextmanager
+def started_command(home, *arguments, **environment):
+    """Start a command; yield its process and how to read its lines up to one of each run that is asked for."""
+    process = start(home, *arguments, **environment)
     lines = []
 
     def read_until(*wanted):
@@ -191,6 +198,110 @@ def test_ctrl_c_and_a_kill_of_the_command_leave_nothing_and_lose_nothing(own_hom
         wait_until_none_trains(own_home)
     run(own_home, *STUDY, "--runner", "ray", *address, "--at-once", 2, **prefect_server)
     check(own_home, weights)
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory):
+    """A home with the images and the space of test_sweep.py, that each test copies."""
+    home = tmp_path_factory.mktemp("colours")
+    draw_colours(home / "colours")
+    run(home, "data", "add", "colours", "--from", home / "colours", "--image-size", 16, "--offline")
+    (home / "space.toml").write_text(SPACE)
+    return home
+
+
+def sweep_in(home, trials, *arguments):
+    return (*SWEEP, "--space", home / "space.toml", "--trials", trials, "--format", "json", *arguments)
+
+
+def read_trials(out):
+    """Every trial of a sweep, without the run, whose id is another one in each home."""
+    trials = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return [{name: value for name, value in trial.items() if name != "run_id"} for trial in trials]
+
+
+def check_trials(home, trials):
+    """MLflow has each trial as one run that has ended, and each of its epochs once."""
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("darkroom").experiment_id])
+    assert {one.info.status for one in runs} <= {"FINISHED", "KILLED"}
+    assert len(runs) == trials + 1
+    recorded = [one.info.run_id for one in runs if EVERY_EPOCH in one.data.metrics]
+    assert len(recorded) == trials
+    for run_id in recorded:
+        epochs = [metric.step for metric in client.get_metric_history(run_id, EVERY_EPOCH)]
+        assert epochs == list(range(1, len(epochs) + 1))
+
+
+def test_a_sweep_on_nodes_ends_as_one_in_a_process(coloured, tmp_path, cluster):
+    outs = []
+    for number, runner in enumerate(((), ("--runner", "ray", "--address", cluster.address, "--at-once", 1))):
+        home = shutil.copytree(coloured, tmp_path / str(number))
+        outs.append(run(home, *sweep_in(home, 3, *runner)))
+        check_trials(home, 3)
+    local, remote = map(read_trials, outs)
+    assert remote == local
+    assert [trial["state"] for trial in remote] == ["finished", "finished", "pruned"]
+    assert f"up to 1 trial at once, each through Ray at {cluster.address} with 1 thread" in outs[1]
+    for line in ("trial 2 begins: learning_rate=", "trial 2 | epoch 1/2  ", "trial 2 pruned after epoch 1 of 2: "):
+        assert line in outs[1]
+
+
+@kills
+def test_a_sweep_loses_nothing_when_its_process_a_worker_and_a_trial_are_killed(coloured, tmp_path, cluster):
+    whole, own_home = (shutil.copytree(coloured, tmp_path / name) for name in ("whole", "home"))
+    trials = read_trials(run(whole, *sweep_in(whole, 12, "--epochs", 4)))
+    assert "pruned" in {trial["state"] for trial in trials}
+    # Those that are pruned end when their first epoch is told.
+    _, killed, interrupted, lost, ended, *_ = [trial["trial"] for trial in trials if trial["state"] == "finished"]
+    remote = ("--runner", "ray", "--address", cluster.address, "--at-once", 1)
+    sweep = sweep_in(own_home, 12, "--epochs", 4, *remote)
+
+    with started_command(own_home, *sweep) as (process, read_until):
+        read_until(f"^trial {killed} . epoch 1/")
+        process.kill()
+        wait_until_none_trains(own_home)
+    with started_command(own_home, *sweep) as (process, read_until):
+        assert f": {killed} trials done of 12" in read_until("^sweep fastnet")
+        read_until(f"^trial {interrupted} . epoch 1/")
+        process.send_signal(signal.SIGINT)
+        read_until("^darkroom: interrupted")
+        assert process.wait() == 130
+        wait_until_none_trains(own_home)
+    with started_command(own_home, *sweep) as (process, read_until):
+        read_until(f"^trial {interrupted} resumes", f"^trial {lost} . epoch 1/")
+        [training] = find_runs(own_home)
+        training.parent().kill()  # Ray's worker
+        lines = read_until(f"^trial {ended} . epoch 1/")
+        assert "ended without a result" not in lines
+        [training] = find_runs(own_home)
+        training.kill()
+        lines = read_until('"trial": 11')
+        assert process.wait() == 0
+    assert len(re.findall(f"^trial {ended} ended without a result: .* SIGKILL", lines, re.MULTILINE)) == 1
+    assert read_trials(lines) == trials
+    check_trials(own_home, 12)
+
+
+@kills
+def test_two_commands_share_a_sweep_and_one_ends_it_when_the_other_and_a_node_are_killed(coloured, tmp_path, cluster):
+    own_home, node = shutil.copytree(coloured, tmp_path / "home"), cluster.add_node(**NODE)
+    sweep = sweep_in(own_home, 8, "--runner", "ray", "--address", cluster.address)
+    with (
+        started_command(own_home, *sweep, "--at-once", 1) as (process, read_until),
+        started_command(own_home, *sweep) as (other, read_other_until),
+    ):
+        assert "up to 3 trials at once" in read_other_until("^up to ")
+        read_other_until(r"^trial \d . epoch 1/")
+        read_until(r"^trial \d . epoch 1/")
+        other.kill()
+        cluster.remove_node(node, allow_graceful=False)
+        lines = read_until('"trial": 7')
+        assert process.wait() == 0
+    wait_until_none_trains(own_home)
+    assert {trial["state"] for trial in read_trials(lines)} <= {"finished", "pruned"}
+    assert re.search(r"^trial \d+ resumes", lines, re.MULTILINE)
+    check_trials(own_home, 8)
 
 
 @kills
