@@ -53,12 +53,12 @@ def draw_curves(
 def draw_confusion(title: str, confusion_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix; colours show the share of the true class, numbers the counts (up to 30 classes)."""
     names, fonts = _name_classes(classes)
-    shares_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
+    percents_KK = 100 * confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
     side = max(4.5, 0.55 * len(classes) + 2)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axis = figure.subplots()
-    image = axis.imshow(shares_KK, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
+    image = axis.imshow(percents_KK, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axis, label="share of the true class, %", shrink=0.8)
     axis.set_title(_escape_math(title))
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
@@ -66,7 +66,7 @@ def draw_confusion(title: str, confusion_KK: npt.NDArray[np.int64], classes: Seq
     axis.set_yticks(range(len(classes)), names, fontfamily=fonts)
     if len(classes) <= 30:
         for row, column in np.ndindex(confusion_KK.shape):
-            colour = "white" if shares_KK[row, column] > 0.5 else "black"
+            colour = "white" if percents_KK[row, column] > 50 else "black"
             axis.text(
                 column,
                 row,

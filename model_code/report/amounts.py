@@ -33,6 +33,11 @@ def format_mean(mean: float, spread: float | None, unit: Unit, images: int | Non
     return text + suffix
 
 
+def format_share(fraction: float) -> str:
+    """Return one accuracy or share: `83.10 %`."""
+    return format_mean(fraction, None, "fraction")
+
+
 def format_difference(difference: float, unit: Unit) -> str:
     """Return a difference with its sign: `+0.40 points`, `+3 images` or `-1.20 s`."""
     return {

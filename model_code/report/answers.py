@@ -2,8 +2,9 @@
 
 from collections import Counter
 
+from model_code.report.amounts import format_share
 from model_code.report.collection import Collection, average, rank_budget
-from model_code.report.comparison import NOT_RUN, describe_budget, summarise
+from model_code.report.comparison import NOT_RUN, describe_budget, fold_absent, name_metric, summarise
 from model_code.report.document import Block, Cell, Folded, Heading, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import draw_arms, draw_forest, list_histories, render
 from model_code.report.questions import QUESTIONS, Question
@@ -18,22 +19,24 @@ def build_answers(collection: Collection) -> Section:
         blocks += [Heading(question.text, f"question-{question.key}"), Paragraph(question.reason)]
         if question.caution:
             blocks.append(Paragraph(question.caution, is_caution=True))
-        arms, judged = _build_arms(collection, question), _build_verdicts(question, verdicts)
-        if not any(collection.get_best(arm.recipe) for arm in question.arms):
-            blocks += [Folded(f"{NOT_RUN}: {len(question.arms)} arms, {len(verdicts)} contrasts", arms)]
+        shown, absent = _build_arms(collection, question)
+        if not shown.rows:
+            blocks.append(Folded(f"{NOT_RUN}: {len(absent.rows)} arms, {len(verdicts)} contrasts", absent))
             continue
-        blocks += [arms, judged]
+        blocks += fold_absent("arms", shown, absent)
+        blocks += fold_absent("contrasts", *_build_verdicts(question, verdicts))
         blocks += [*_build_forest(question, verdicts), *_build_overlay(collection, question)]
     return Section("Open questions", "questions", tuple(blocks))
 
 
-def _build_arms(collection: Collection, question: Question) -> Table:
-    rows = []
+def _build_arms(collection: Collection, question: Question) -> tuple[Table, Table]:
+    """Return the arms that were run, and those that were not."""
+    rows, absent = [], []
     for arm in question.arms:
         group = collection.get_best(arm.recipe)
         head = Cell(arm.label, detail=arm.recipe)
         if group is None:
-            rows.append((head, *(Cell(NOT_RUN) for _ in question.metrics), Cell(), Cell(), Cell()))
+            absent.append((Cell(arm.label), Cell(arm.recipe, is_code=True)))
             continue
         rows.append(
             (
@@ -44,12 +47,20 @@ def _build_arms(collection: Collection, question: Question) -> Table:
                 Cell(run_ids=tuple(run.run_id for run in group.runs)),
             )
         )
-    return Table(f"Arms: {question.key}", ("arm", *question.metrics, "seeds", "budget", "runs"), tuple(rows))
+    columns = ("arm", *map(name_metric, question.metrics), "seeds", "budget", "runs")
+    return (
+        Table(f"Arms: {question.key}", columns, tuple(rows)),
+        Table(f"Arms: {question.key}, {NOT_RUN}", ("arm", "recipe"), tuple(absent)),
+    )
 
 
-def _build_verdicts(question: Question, verdicts: list[Verdict]) -> Table:
-    rows = []
+def _build_verdicts(question: Question, verdicts: list[Verdict]) -> tuple[Table, Table]:
+    """Return the contrasts whose recipes were run, and the others."""
+    rows, absent = [], []
     for verdict in verdicts:
+        if verdict.missing:
+            absent.append((Cell(verdict.contrast.label, detail=_describe_contrast(verdict)), Cell(verdict.words)))
+            continue
         budget = verdict.budget or ""
         rows.append(
             (
@@ -61,10 +72,10 @@ def _build_verdicts(question: Question, verdicts: list[Verdict]) -> Table:
                 Cell(run_ids=verdict.run_ids),
             )
         )
-    return Table(
-        f"Verdicts: {question.key}",
-        ("contrast", "verdict", "paired seeds", "budget", "settings that differ", "runs"),
-        tuple(rows),
+    columns = ("contrast", "verdict", "paired seeds", "budget", "settings that differ", "runs")
+    return (
+        Table(f"Verdicts: {question.key}", columns, tuple(rows)),
+        Table(f"Verdicts: {question.key}, {NOT_RUN}", ("contrast", "verdict"), tuple(absent)),
     )
 
 
@@ -90,7 +101,7 @@ def _build_forest(question: Question, verdicts: list[Verdict]) -> list[Block]:
 
 
 def _build_overlay(collection: Collection, question: Question) -> list[Block]:
-    """Return one chart with the arms' curves at one budget: the best, of several the one that most of them have."""
+    """Return one chart with the curves of several arms at one budget: the best, of several the one that most have."""
     if not question.curve:
         return []
     groups = [(arm, collection.get_best(arm.recipe)) for arm in question.arms]
@@ -102,8 +113,10 @@ def _build_overlay(collection: Collection, question: Question) -> list[Block]:
     shown = {
         arm.label: (group, list_histories(group, question.curve)) for arm, group in found if group.budget == budget
     }
+    if len(shown) == 1:
+        return []
     means = {label: average([history[-1][1] for history in histories])[0] for label, (_, histories) in shown.items()}
-    ends = "; ".join(f"{label} ends at {mean:.1%}" for label, mean in means.items())
+    ends = "; ".join(f"{label} ends at {format_share(mean)}" for label, mean in means.items())
     name, title = f"curves-{question.key}", f"{question.curve.replace('/', ' ')}, %"
     histories_by_arm = {label: histories for label, (_, histories) in shown.items()}
     image = render(name, draw_arms(title, histories_by_arm, 100), f"{title}: {ends}")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from model_code.evaluation.figures import draw_confusion
+from model_code.report.amounts import format_share
 from model_code.report.collection import ClassReport, Collection, Group, Run
 from model_code.report.comparison import mark_budget
 from model_code.report.document import Block, Cell, ImageGroup, Paragraph, Section, Table
@@ -40,24 +41,29 @@ def _build_table(classes: tuple[str, ...], rows: Sequence[tuple[Group, Run, Clas
         is_caution = not group.is_full
         cells.append(
             (
-                Cell(group.recipe, is_code=True, detail=f"{mark_budget(group)}; seed {run.seed}, {report.split}"),
+                Cell(
+                    group.recipe,
+                    is_code=True,
+                    detail=f"{mark_budget(group)}; seed {run.seed}, {report.split}",
+                    run_ids=(run.run_id,),
+                ),
                 Cell(_percent(report.accuracy), is_caution=is_caution),
                 *(Cell(_percent(report.per_class[name]), is_caution=is_caution) for name in classes),
-                Cell(run_ids=(run.run_id,)),
             )
         )
         published = get_published_classes(group.recipe)
         if published and not group.is_elsewhere:
             beside = [Cell(_percent(published.get(name))) for name in classes]
-            cells.append((Cell(group.recipe, is_code=True, detail="published"), Cell(), *beside, Cell()))
+            cells.append((Cell(group.recipe, is_code=True, detail="published"), Cell(), *beside))
     datasets = ", ".join(sorted({run.dataset for _, run, _ in rows}))
-    return Table(f"Accuracy of each class of {datasets}, %", ("recipe", "all", *classes, "run"), tuple(cells))
+    return Table(f"Accuracy of each class of {datasets}, %", ("recipe", "all", *classes), tuple(cells))
 
 
 def _draw(group: Group, run: Run, report: ClassReport) -> ImageGroup:
-    title = f"{group.name}\n{report.split}, seed {run.seed}, {report.accuracy:.1%} right"
+    right = f"{format_share(report.accuracy)} right"
+    title = f"{group.name}\n{report.split}, seed {run.seed}, {right}"
     figure = draw_confusion(title, report.confusion_KK, tuple(report.per_class))
-    alt = f"Confusion matrix of {group.name}, {report.split}: {report.accuracy:.1%} right; {_name_worst(report)}"
+    alt = f"Confusion matrix of {group.name}, {report.split}: {right}; {_name_worst(report)}"
     image = render(f"{group.name.replace(' ', '-')}-confusion", figure, alt, CONFUSION_DPI)
     caption = f"{report.split} images, seed {run.seed}: {_name_worst(report)}."
     return ImageGroup(f"{group.name} ({mark_budget(group)})", (image,), caption, (run.run_id,))
@@ -76,4 +82,4 @@ def _name_worst(report: ClassReport) -> str:
 
 
 def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{fraction:.2%}".removesuffix("%")
+    return "-" if fraction is None else format_share(fraction).removesuffix(" %")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from model_code.report.amounts import format_difference, format_mean, format_published
 from model_code.report.collection import FULL, Collection, Group, Run, average
-from model_code.report.document import Block, Cell, Folded, Heading, Paragraph, Section, Table
+from model_code.report.document import Block, Cell, Folded, Heading, Paragraph, Section, Table, compact
 from model_code.report.published import ARTICLES, SECONDS_PER_EPOCH, Article, PublishedFigure
 
 NOT_RUN = "not run"
@@ -119,19 +119,21 @@ def _measure(run: Run, figure: PublishedFigure) -> float | None:
 
 
 def _build_tables(collection: Collection, article: Article) -> list[Block]:
-    """Return the figures that have runs in one table, those without behind a title."""
-    further = (f"ours, {article.further_metric}",) if article.further_metric else ()
+    further = (f"ours, {name_metric(article.further_metric)}",) if article.further_metric else ()
     columns = ("what", "published", "ours (mean ± std)", "ours - published", *further)
     compared = [compare(collection, figure) for figure in article.figures]
     rows = tuple(_build_row(row, article.further_metric) for row in compared if row.group is not None)
     absent = tuple(_describe_figure(row.figure) for row in compared if row.group is None)
-    blocks: list[Block] = []
-    if rows:
-        further_columns = (*columns, "seeds", "epochs", "budget", "hardware", "runs")
-        blocks.append(Table(f"{article.title}: published beside ours", further_columns, rows))
-    if absent:
-        title = f"{len(absent)} of {len(compared)} published figures: {NOT_RUN}"
-        blocks.append(Folded(title, Table(f"{article.title}: {NOT_RUN}", ("what", "published"), absent)))
+    shown = Table(f"{article.title}: published beside ours", (*columns, "seeds", "epochs", "budget", "runs"), rows)
+    return fold_absent("published figures", shown, Table(f"{article.title}: {NOT_RUN}", ("what", "published"), absent))
+
+
+def fold_absent(what: str, shown: Table, absent: Table) -> list[Block]:
+    """Return what was run as a table, and what was not behind a title; neither where it has no rows."""
+    blocks: list[Block] = [compact(shown)] if shown.rows else []
+    if absent.rows:
+        title = f"{len(absent.rows)} of {len(shown.rows) + len(absent.rows)} {what}: {NOT_RUN}"
+        blocks.append(Folded(title, absent))
     return blocks
 
 
@@ -149,7 +151,6 @@ def _build_row(row: Comparison, further_metric: str | None) -> tuple[Cell, ...]:
         Cell(str(len(row.values))),
         Cell(describe_epochs(runs)),
         describe_budget(group),
-        Cell(describe_devices(runs)),
         Cell(run_ids=tuple(run.run_id for run in runs)),
     )
 
@@ -171,6 +172,8 @@ def _describe_ours(row: Comparison) -> Cell:
     notes += differences
     if figure.images not in (None, row.images):
         notes.append(_describe_counts(row.image_counts))
+    if figure.unit == "seconds":
+        notes.append(describe_devices(row.runs))
     mean, spread = average(row.values)
     text = format_mean(mean, spread, figure.unit, row.images if figure.unit == "count" else None)
     return Cell(text, detail="; ".join(notes), is_caution=not row.is_comparable or bool(differences))
@@ -190,6 +193,11 @@ def _describe_counts(counts: tuple[int | None, ...]) -> str:
     if None in counts:
         return "count of images not recorded"
     return f"on {' or '.join(known)} images"
+
+
+def name_metric(metric: str) -> str:
+    """Return `test linear accuracy` for `test/linear_accuracy`."""
+    return metric.replace("/", " ").replace("_", " ")
 
 
 def summarise(group: Group | None, metric: str) -> Cell:

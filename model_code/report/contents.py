@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlsplit, urlunsplit
@@ -10,13 +11,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
-from model_code.report.amounts import format_seconds
+from model_code.report.amounts import format_seconds, format_share
 from model_code.report.answers import build_answers
 from model_code.report.classes import build_classes
-from model_code.report.collection import Collection, Run
+from model_code.report.collection import FULL, Collection, Run
 from model_code.report.comparison import build_comparison
 from model_code.report.curves import build_learning_curves, build_simsiam_curves
-from model_code.report.document import Block, Cell, Document, Folded, Paragraph, Section, Table, list_run_ids
+from model_code.report.document import Block, Cell, Document, Folded, Paragraph, Section, Table, compact, list_run_ids
 from model_code.report.settings_page import build_departures
 from model_code.report.standing import build_standing
 from model_code.report.summary import build_summary
@@ -27,6 +28,15 @@ from model_code.tracking.provenance import read_git_sha
 from model_code.training.device import choose_device, describe_device
 
 TITLE = "Darkroom report"
+# Metrics that a run is known by, the first that it has, with their names in the appendix.
+MAIN_ACCURACIES = {
+    "test/accuracy": "test",
+    "test/linear_accuracy": "test, linear layer",
+    "test/knn_accuracy": "test, kNN",
+    "validation/linear_accuracy": "validation, linear layer",
+    "validation/best_accuracy": "validation",
+    "validation/accuracy": "validation",
+}
 
 
 @dataclass(frozen=True)
@@ -116,39 +126,38 @@ def _build_appendix(collection: Collection, client: MlflowClient, settings: Sett
     rows = [_describe_run(known[run_id], settings) for run_id in used if run_id in known]
     # A champion's run, or one that another started from, may have been replaced by a later one of the same seed.
     rows += [_describe_other(client, run_id) for run_id in used if run_id not in known]
-    rows.sort(key=lambda row: (row[1].text, row[3].text, row[2].text, row[0].anchor))
-    columns = (
-        "run",
-        "recipe",
-        "seed",
-        "budget",
-        "data set",
-        "data checksum",
-        "code",
-        "device",
-        "wall time",
-        "started from",
-    )
-    blocks: list[Block] = [Table("Every run that this report shows", columns, tuple(rows))]
+    rows.sort(key=lambda row: (row[1].text, row[3].text, row[3].detail, row[2].text, row[0].anchor))
+    columns = ("run", "recipe", "seed", "budget", "accuracy", "images", "code", "wall time", "started from")
+    blocks: list[Block] = [compact(Table("Every run that this report shows", columns, tuple(rows)))]
     if others:
         title = f"{len(others)} more finished {'run' if len(others) == 1 else 'runs'} that no table above shows"
-        blocks.append(Folded(title, Table("Finished runs that are not shown above", columns, others)))
+        blocks.append(Folded(title, compact(Table("Finished runs that are not shown above", columns, others))))
     return Section("Appendix: every run", "runs", tuple(blocks))
 
 
 def _describe_run(run: Run, settings: Settings) -> tuple[Cell, ...]:
     return (
         Cell(run.run_id, is_code=True, anchor=run.run_id, address=_address(settings, run)),
-        Cell(run.recipe, is_code=True),
+        Cell(run.recipe, is_code=True, detail=run.device),
         Cell(str(run.seed)),
-        Cell(run.budget, is_caution=run.budget != "full"),
-        Cell(run.dataset),
-        Cell(run.data_checksum[:16], is_code=True),
+        _describe_budget(run.budget),
+        _describe_accuracy(run.metrics),
+        Cell(run.dataset, detail=run.data_checksum[:16]),
         Cell(_shorten_sha(run.git_sha), is_code=True),
-        Cell(run.device),
         Cell(format_seconds(run.seconds)),
         _describe_start(run),
     )
+
+
+def _describe_budget(budget: str) -> Cell:
+    kind, _, changed = budget.partition(": ")
+    return Cell(kind, detail=changed, is_caution=budget not in (FULL, "-"))
+
+
+def _describe_accuracy(metrics: Mapping[str, float]) -> Cell:
+    """Return the main accuracy of a run, with the images that it was measured on."""
+    measured = next((name for name in MAIN_ACCURACIES if name in metrics), None)
+    return Cell("-") if measured is None else Cell(format_share(metrics[measured]), detail=MAIN_ACCURACIES[measured])
 
 
 def _describe_start(run: Run) -> Cell:
@@ -166,13 +175,12 @@ def _describe_other(client: MlflowClient, run_id: str) -> tuple[Cell, ...]:
     note = "not among the runs compared" if found else "no longer in MLflow"
     return (
         Cell(run_id, is_code=True, anchor=run_id, detail=note),
-        Cell(tags.get("recipe", "-"), is_code=True),
+        Cell(tags.get("recipe", "-"), is_code=True, detail=tags.get("device", "")),
         Cell(tags.get("seed", "-")),
-        Cell(tags.get("budget", tags.get("profile", "-"))),
-        Cell(tags.get("dataset", "-")),
-        Cell(tags.get("data_checksum", "-")[:16], is_code=True),
+        _describe_budget(tags.get("budget", tags.get("profile", "-"))),
+        _describe_accuracy(found.data.metrics if found else {}),
+        Cell(tags.get("dataset", "-"), detail=tags.get("data_checksum", "")[:16]),
         Cell(_shorten_sha(tags.get("git_sha", "-")), is_code=True),
-        Cell(tags.get("device", "-")),
         Cell("-"),
         Cell(tags.get("pretrained_run_id", "-"), is_code=True),
     )

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from model_code.report.amounts import format_share
 from model_code.report.collection import FULL, Collection, Group, History, average
-from model_code.report.comparison import describe_budget, mark_budget, summarise
-from model_code.report.document import Block, Cell, Image, ImageGroup, Paragraph, Section, Table
+from model_code.report.comparison import NOT_RUN, describe_budget, mark_budget, summarise
+from model_code.report.document import Block, Cell, Folded, Image, ImageGroup, Paragraph, Section, Table, compact
 from model_code.report.figures import draw_seeds, list_histories, render
 from model_code.report.published import PUBLISHED_CURVES
 
@@ -17,31 +18,35 @@ BACKBONE_FIGURES = {
     "augmented_linear": "linear, augmented",
     "augmented_linear_top5": "linear, augmented, top 5",
 }
+_PERCENT = 100
 UNTRAINED_KNN = "validation/untrained_knn_accuracy"
 # Metric of a supervised run -> title of its panel, and what its values are multiplied by.
 _PANELS: dict[str, tuple[str, float]] = {
     "train/loss": ("training loss", 1),
-    "train/accuracy": ("training accuracy, %", 100),
+    "train/accuracy": ("training accuracy, %", _PERCENT),
     "validation/loss": ("validation loss", 1),
-    "validation/accuracy": ("validation accuracy, %", 100),
+    "validation/accuracy": ("validation accuracy, %", _PERCENT),
 }
 
 
 def build_learning_curves(collection: Collection) -> Section:
     """Return the section with the curves of every supervised recipe, and published curves also of one not run."""
     groups = collection.list_best("supervised")
-    blocks: list[Block] = [] if groups else [Paragraph("No supervised run yet: not run.")]
+    blocks: list[Block] = []
     for group in groups:
         if group.recipe not in PUBLISHED_CURVES or not group.is_full:
             panels = [_draw(group, metric, *_PANELS[metric]) for metric in ("validation/accuracy", "validation/loss")]
             blocks += _assemble(group, panels, "Validation accuracy and loss")
+    if not any(list_histories(group, "validation/accuracy") for group in groups):
+        found = "none has two epochs" if groups else NOT_RUN
+        blocks.append(Paragraph(f"No curve of a supervised run yet: {found}."))
     for recipe, curves in PUBLISHED_CURVES.items():
         blocks.append(_build_beside_published(recipe, collection.get_group(recipe, FULL), curves))
     return Section("Learning curves", "curves", tuple(blocks))
 
 
-def _build_beside_published(recipe: str, group: Group | None, curves: Mapping[str, Sequence[float]]) -> ImageGroup:
-    """Return every published curve of a recipe beside ours; alone where ours was not run."""
+def _build_beside_published(recipe: str, group: Group | None, curves: Mapping[str, Sequence[float]]) -> Block:
+    """Return every published curve of a recipe beside ours; alone and folded where ours was not run."""
     panels = []
     for metric, values in curves.items():
         title, scale = _PANELS[metric]
@@ -53,21 +58,28 @@ def _build_beside_published(recipe: str, group: Group | None, curves: Mapping[st
             alt += f"; {_describe_ends('ours', histories, scale)}"
         panels.append(render(name, draw_seeds(title, histories, scale, published=published), alt))
     held_out = [tuple(enumerate(curves["validation/accuracy"], start=1))]
-    caption = f"Validation accuracy in %: {_describe_ends('published', held_out, 100)}"
+    caption = f"Validation accuracy: {_describe_ends('published', held_out, _PERCENT)}"
     if group and (ours := list_histories(group, "validation/accuracy")):
-        caption += f"; {_describe_ends('ours', ours, 100)}"
+        caption += f"; {_describe_ends('ours', ours, _PERCENT)}"
     caption += ". The article's are the test images, ours are held out of the training images."
-    title = f"{recipe} ({mark_budget(group) if group else 'no full run'}), beside the published run"
-    return ImageGroup(title, tuple(panels), caption, tuple(run.run_id for run in group.runs) if group else ())
+    if group is None:
+        title = f"{recipe}: the published run"
+        return Folded(f"{title}; no full run of ours", ImageGroup(title, tuple(panels), caption, ()))
+    title = f"{recipe} ({mark_budget(group)}), beside the published run"
+    return ImageGroup(title, tuple(panels), caption, tuple(run.run_id for run in group.runs))
 
 
 def _describe_ends(whose: str, histories: Sequence[History], scale: float) -> str:
     """Return the highest and the last value of each history."""
     ends = [(max(history, key=lambda point: point[1]), history[-1]) for history in histories]
     return ", ".join(
-        f"{whose} highest {highest * scale:.4g} after epoch {epoch}, last {last * scale:.4g} after epoch {end}"
+        f"{whose} highest {_format(highest, scale)} after epoch {epoch}, last {_format(last, scale)} after epoch {end}"
         for (epoch, highest), (end, last) in ends
     )
+
+
+def _format(value: float, scale: float) -> str:
+    return format_share(value) if scale == _PERCENT else f"{value * scale:.4g}"
 
 
 def build_simsiam_curves(collection: Collection) -> Section:
@@ -80,7 +92,7 @@ def build_simsiam_curves(collection: Collection) -> Section:
         widths = _list_widths(group)
         spreads = [(0.0, "collapsed: 0"), *((1 / math.sqrt(width), f"1/sqrt({width})") for width in widths)]
         panels = [
-            _draw(group, "validation/knn_accuracy", "kNN accuracy, %", 100, lines),
+            _draw(group, "validation/knn_accuracy", "kNN accuracy, %", _PERCENT, lines),
             _draw(group, "train/feature_std", "spread of the projections", 1, spreads),
             _draw(group, "train/loss", "training loss", 1),
         ]
@@ -105,16 +117,15 @@ def _build_backbones(groups: Sequence[Group]) -> Table:
         metrics = [f"{split}/{name}_accuracy" for name in BACKBONE_FIGURES]
         rows.append(
             (
-                Cell(group.recipe, is_code=True),
-                Cell(split),
+                Cell(group.recipe, is_code=True, detail=f"{split} images"),
                 *(summarise(group, names.get(metric, metric)) for metric in metrics),
                 Cell(str(len(group.runs))),
                 describe_budget(group),
                 Cell(run_ids=tuple(run.run_id for run in group.runs)),
             )
         )
-    columns = ("recipe", "images", *BACKBONE_FIGURES.values(), "seeds", "budget", "runs")
-    return Table("Accuracy of kNN and of linear layers on the backbones", columns, tuple(rows))
+    columns = ("recipe", *BACKBONE_FIGURES.values(), "seeds", "budget", "runs")
+    return compact(Table("Accuracy of kNN and of linear layers on the backbones", columns, tuple(rows)))
 
 
 def _list_widths(group: Group) -> list[int]:
@@ -129,8 +140,8 @@ def _draw(
     histories = list_histories(group, metric)
     if not histories:
         return None
-    ends = ", ".join(f"{history[-1][1] * scale:.4g}" for history in histories)
-    beside = "".join(f"; line at {value * scale:.4g} ({label})" for value, label in lines or ())
+    ends = ", ".join(_format(history[-1][1], scale) for history in histories)
+    beside = "".join(f"; line at {_format(value, scale)} ({label})" for value, label in lines or ())
     alt = f"{group.name}: {title} over the epochs, {len(histories)} seeds, last values {ends}{beside}"
     name = f"{group.name.replace(' ', '-')}-{metric.replace('/', '-')}"
     return render(name, draw_seeds(title, histories, scale, lines or ()), alt)

@@ -1,6 +1,6 @@
 """Blocks of a report, before they become Markdown or HTML."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Cell:
         is_caution: Marked as something that must not be taken for a result.
         is_code: A name of the code.
         anchor: Target of links to a run; empty for none.
+        height: Rows that the cell spans; 0 where one above spans this place.
         address: Target of the text's link; empty for none.
     """
 
@@ -24,6 +25,7 @@ class Cell:
     is_code: bool = False
     anchor: str = ""
     address: str = ""
+    height: int = 1
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ class ImageGroup:
 
 @dataclass(frozen=True)
 class Folded:
-    """A table behind a title that opens it: what was not run, and what few readers need."""
+    """A block behind a title that opens it: what was not run, and what few readers need."""
 
     title: str
-    table: Table
+    block: Table | ImageGroup
 
 
 Block = Folded | Table | Paragraph | Heading | ImageGroup
@@ -120,24 +122,35 @@ class Document:
     @property
     def images(self) -> tuple[Image, ...]:
         """Every image, in order."""
-        return tuple(
-            image
-            for section in self.sections
-            for block in section.blocks
-            if isinstance(block, ImageGroup)
-            for image in block.images
-        )
+        blocks = [_unfold(block) for section in self.sections for block in section.blocks]
+        return tuple(image for block in blocks if isinstance(block, ImageGroup) for image in block.images)
 
 
 def list_run_ids(sections: tuple[Section, ...]) -> list[str]:
     """Return the id of every run that some cell or image comes from, each once, in order."""
     found: dict[str, None] = {}
     for section in sections:
-        for block in section.blocks:
+        for block in map(_unfold, section.blocks):
             if isinstance(block, ImageGroup):
                 found |= dict.fromkeys(block.run_ids)
-            elif isinstance(block, Table | Folded):
-                for row in (block.table if isinstance(block, Folded) else block).rows:
+            elif isinstance(block, Table):
+                for row in block.rows:
                     for cell in row:
                         found |= dict.fromkeys(cell.run_ids)
     return list(found)
+
+
+def _unfold(block: Block) -> Block:
+    return block.block if isinstance(block, Folded) else block
+
+
+def compact(table: Table) -> Table:
+    """Return a table without the columns, its first apart, in which no row says anything."""
+
+    def says_something(cell: Cell) -> bool:
+        return cell.text not in ("", "-") or bool(cell.detail or cell.run_ids)
+
+    indices = range(len(table.columns))
+    kept = [index for index in indices if index == 0 or any(says_something(row[index]) for row in table.rows)]
+    rows = tuple(tuple(row[index] for index in kept) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[index] for index in kept), rows=rows)

@@ -78,10 +78,15 @@ class Dot:
     is_comparable: bool
 
 
-def draw_published(dots: Sequence[Dot]) -> Figure:
-    """Draw a line for each recipe: a diamond for the article, a dot with its interval for ours, a ring for not run."""
+def draw_published(dots: Sequence[Dot], ends: tuple[float, float]) -> Figure:
+    """Draw a line for each recipe: a diamond for the article, a dot with its interval for ours, a ring for not run.
+
+    Args:
+        dots: One for each recipe.
+        ends: Lowest and highest accuracy of the axis, which charts side by side share.
+    """
     # Names stand above their lines: on a phone, a column of names would leave no room for the dots.
-    figure = Figure(figsize=(4.4, 0.7 + 0.4 * len(dots)), layout="constrained")
+    figure = Figure(figsize=(4.6, 0.7 + 0.4 * len(dots)), layout="constrained")
     axis = figure.subplots()
     for row, dot in enumerate(dots):
         axis.text(0.01, row - 0.27, dot.label, fontsize=8, transform=axis.get_yaxis_transform())
@@ -95,6 +100,7 @@ def draw_published(dots: Sequence[Dot]) -> Figure:
         axis.plot(dot.ours * 100, row, "o", color=colour, markersize=5)
     axis.set_yticks(range(len(dots)), [""] * len(dots))
     axis.set_ylim(len(dots) - 0.4, -0.9)
+    axis.update_datalim([(100 * end, 0) for end in ends])
     axis.margins(x=0.05)
     axis.set_xlabel("accuracy, %", fontsize=9)
     axis.tick_params(axis="x", labelsize=9)
@@ -177,8 +183,8 @@ def draw_arms(title: str, arms: Mapping[str, Sequence[History]], scale: float = 
 
 
 def list_histories(group: Group, metric: str) -> list[History]:
-    """Return the histories of a metric that the runs of a group have, by seed."""
-    return [history for run in group.runs if (history := run.histories.get(metric))]
+    """Return the curves of a metric that the runs of a group have, by seed; one point is none."""
+    return [history for run in group.runs if len(history := run.histories.get(metric, ())) > 1]
 
 
 def _average(histories: Sequence[History]) -> tuple[list[int], list[float]]:

@@ -27,7 +27,7 @@ def _render(block: Block) -> str:
     if isinstance(block, Paragraph):
         return f"**Caution:** {escape(block.text)}" if block.is_caution else escape(block.text)
     if isinstance(block, Folded):
-        return f"<details><summary>{escape(block.title)}</summary>\n\n{_render_table(block.table)}\n\n</details>"
+        return f"<details><summary>{escape(block.title)}</summary>\n\n{_render(block.block)}\n\n</details>"
     if isinstance(block, Table):
         return _render_table(block)
     return _render_group(block)

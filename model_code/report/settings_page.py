@@ -58,13 +58,17 @@ def build_departures() -> Section:
     for article in ARTICLES:
         found: dict[tuple[str, str, str, str], list[str]] = {}
         explained: dict[str, None] = {}
+        everyone = {recipe for row in ARTICLE_SETTINGS if row.letter == article.letter for recipe in row.recipes}
         for one in departures:
             if one.row.letter == article.letter:
                 why = one.row.reason or f"see {one.recipe} below"
                 explained |= {} if one.row.reason else {one.recipe: None}
                 key = (one.row.setting, _shorten(one.row.stated), _shorten(one.ours), why)
                 found.setdefault(key, []).append(one.recipe)
-        rows = tuple((*map(Cell, cells), Cell(", ".join(recipes))) for cells, recipes in found.items())
+        rows = tuple(
+            (*map(Cell, cells), Cell("all" if set(recipes) == everyone else ", ".join(recipes)))
+            for cells, recipes in found.items()
+        )
         table = Table(f"{article.title}: departures", ("setting", "article", "ours", "why", "recipes"), rows)
         blocks.append(Folded(f"{article.letter}. {article.title}: {len(rows)} departures", table))
         for recipe in explained:

@@ -3,7 +3,7 @@
 from model_code.release.names import RELEASED_KINDS
 from model_code.report.collection import Collection, Group, average
 from model_code.report.comparison import describe_budget, summarise
-from model_code.report.document import Cell, Paragraph, Section, Table
+from model_code.report.document import Block, Cell, Paragraph, Section, Table, compact
 
 CHOOSING = "validation/best_accuracy"
 
@@ -42,15 +42,13 @@ def _score(group: Group) -> float | None:
     return average(values)[0] if values else None
 
 
-def _build_best(collection: Collection) -> Table:
+def _build_best(collection: Collection) -> Block:
     rows = tuple(_build_row(dataset, group) for dataset, group in sorted(choose_best(collection).items()))
-    figures = ("validation accuracy", "test accuracy", "macro-F1", "top-5")
+    if not rows:
+        return Paragraph("No full or custom run yet.")
+    figures = ("validation accuracy", "test accuracy", "macro-F1", "top-5 accuracy")
     columns = ("data set", "recipe", *figures, "seeds", "budget", "runs")
-    return Table(
-        "Best recipe of each data set",
-        columns,
-        rows or ((Cell("no full or custom run yet"), *(Cell() for _ in range(8))),),
-    )
+    return compact(Table("Best recipe of each data set", columns, rows))
 
 
 def _build_row(dataset: str, group: Group) -> tuple[Cell, ...]:

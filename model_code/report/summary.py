@@ -1,5 +1,6 @@
-"""The report's first screen: champions, published beside ours in one chart, a sentence for each question."""
+"""The report's first screen: champions, published beside ours in one chart, verdicts."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from mlflow import MlflowClient
@@ -7,20 +8,23 @@ from scipy import stats
 
 from model_code.release.names import RELEASE_NAMES
 from model_code.release.versions import get_champion, read_verdict
-from model_code.report.amounts import format_mean
+from model_code.report.amounts import format_mean, format_points, format_published, format_share
 from model_code.report.collection import Collection, average
-from model_code.report.comparison import Comparison, compare
+from model_code.report.comparison import NOT_RUN, Comparison, compare
 from model_code.report.document import Block, Cell, Folded, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import Dot, draw_published, render
 from model_code.report.published import ARTICLES
 from model_code.report.questions import QUESTIONS, Question
-from model_code.report.verdicts import CONFIDENCE, LEAST_SEEDS, decide
+from model_code.report.verdicts import CONFIDENCE, LEAST_SEEDS, Verdict, decide
+
+# Contrasts of a question that are listed one by one.
+MOST_LISTED = 6
 
 
 def build_summary(collection: Collection, client: MlflowClient) -> Section:
     """Return the section that answers first: the rest of the report is its evidence."""
     return Section(
-        "At a glance", "summary", (_build_champions(client), *_build_chart(collection), *_build_sentences(collection))
+        "At a glance", "summary", (_build_champions(client), *_build_chart(collection), *_build_verdicts(collection))
     )
 
 
@@ -36,23 +40,23 @@ def _build_champions(client: MlflowClient) -> Block:
         macro_f1 = None if verdict is None else verdict.challenger_macro_f1
         rows.append(
             (
-                Cell(name, is_code=True),
+                Cell(name, is_code=True, detail=version.tags.get("recipe", "")),
                 Cell("not recorded")
                 if verdict is None
                 else Cell(
-                    f"{verdict.challenger_accuracy:.2%}",
-                    detail=f"95 % interval {low:.2%} to {high:.2%}, {verdict.count:,} {verdict.split} images"
-                    + ("" if macro_f1 is None else f"; macro-F1 {macro_f1:.2%}"),
+                    format_share(verdict.challenger_accuracy),
+                    detail=f"95 % interval {format_share(low)} to {format_share(high)}, "
+                    f"{verdict.count:,} {verdict.split} images"
+                    + ("" if macro_f1 is None else f"; macro-F1 {format_share(macro_f1)}"),
                 ),
                 Cell(f"version {version.version}", detail=(verdict.precision or "") if verdict else ""),
-                Cell(version.tags.get("recipe", "-"), is_code=True),
                 Cell(run_ids=(str(version.run_id),) if version.run_id else ()),
             )
         )
     if not rows:
         return Paragraph("Champions: nothing is released yet.")
     caption = "Champions" + (f"; nothing is released as {' or '.join(without)}" if without else "")
-    return Table(caption, ("name", "accuracy", "champion", "recipe", "run"), tuple(rows))
+    return Table(caption, ("name", "accuracy", "champion", "run"), tuple(rows))
 
 
 def list_main(collection: Collection) -> list[Comparison]:
@@ -92,41 +96,76 @@ def _build_chart(collection: Collection) -> list[Block]:
         )
         for row in rows
     ]
+    ends = [end for dot in dots for end in (dot.published, dot.ours, *(dot.interval or ())) if end is not None]
+    half = (len(dots) + 1) // 2
+    images = tuple(
+        render(
+            f"published-{number}",
+            draw_published(dots[start : start + half], (min(ends), max(ends))),
+            f"Accuracy of each recipe: {'; '.join(map(_say, rows[start : start + half]))}",
+        )
+        for number, start in enumerate((0, half), start=1)
+    )
     run = [row for row in rows if row.values]
-    said = "; ".join(
-        f"{row.figure.recipe} {format_mean(*average(row.values), 'fraction')}, published {row.figure.value:.1%}"
-        for row in run
-    )
-    image = render(
-        "published",
-        draw_published(dots),
-        f"Accuracy of each recipe. {said or 'None of them was run on its own images.'}",
-    )
     caption = (
         f"{len([row for row in run if row.is_comparable])} of {len(rows)} published accuracies were repeated in full. "
         "Diamonds: published. Dots: ours, with 95 % intervals over three seeds or more, else over the images of one "
         "run. Grey dots: custom and smoke runs, which compare with nothing. Empty rings: not run."
     )
-    runs = tuple(one.run_id for row in run for one in row.runs)
-    return [ImageGroup("Published accuracy and ours", (image,), caption, runs)]
+    return [ImageGroup("Published accuracy and ours", images, caption, ())]
 
 
-def _build_sentences(collection: Collection) -> list[Block]:
+def _say(row: Comparison) -> str:
+    ours = format_mean(*average(row.values), "fraction") if row.values else NOT_RUN
+    return f"{row.figure.recipe} {ours}, published {format_published(row.figure)}"
+
+
+def _build_verdicts(collection: Collection) -> list[Block]:
     answered: list[tuple[Cell, ...]] = []
     unanswered: list[tuple[Cell, ...]] = []
     for question in QUESTIONS:
-        answer = _answer(collection, question)
-        (answered if answer else unanswered).append((Cell(question.text), Cell(answer or "not run")))
+        rows = _answer(collection, question)
+        for number, row in enumerate(rows):
+            answered.append((Cell(question.text, height=0 if number else len(rows)), *row))
+        if not rows:
+            unanswered.append((Cell(question.text),))
     blocks: list[Block] = []
     if answered:
-        blocks.append(Table("Verdicts", ("question", "answer"), tuple(answered)))
+        columns = ("question", "comparison", "verdict", "points [95 % interval]", "seeds")
+        blocks.append(Table("Verdicts", columns, tuple(answered)))
     if unanswered:
         title = f"{len(unanswered)} of {len(QUESTIONS)} questions have no pair of runs yet"
-        blocks.append(Folded(title, Table("Open questions without runs", ("question", "answer"), tuple(unanswered))))
+        blocks.append(Folded(title, Table("Open questions without runs", ("question",), tuple(unanswered))))
     return blocks
 
 
-def _answer(collection: Collection, question: Question) -> str:
-    """Return one sentence: what each contrast with pairs of runs says; empty without any."""
-    verdicts = [decide(collection, contrast, question.is_descriptive) for contrast in question.contrasts]
-    return "; ".join(f"{one.contrast.label}: {one.words}" for one in verdicts if one.pairs)
+def _answer(collection: Collection, question: Question) -> list[tuple[Cell, ...]]:
+    """Return a row for each contrast with pairs of runs; of many contrasts, one for those of the same kind."""
+    found = [decide(collection, contrast, question.is_descriptive) for contrast in question.contrasts]
+    verdicts = [verdict for verdict in found if verdict.pairs]
+    by_kind: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        label = verdict.contrast.label
+        kind = label.rpartition(": ")[2] if len(verdicts) > MOST_LISTED else label
+        by_kind.setdefault(kind, []).append(verdict)
+    return [_describe_kind(kind, of_kind) for kind, of_kind in by_kind.items()]
+
+
+def _describe_kind(kind: str, verdicts: Sequence[Verdict]) -> tuple[Cell, ...]:
+    if len(verdicts) == 1:
+        [only] = verdicts
+        kind, outcome, points = only.contrast.label, only.outcome, only.points
+    else:
+        means = [verdict.mean for verdict in verdicts]
+        outcomes = Counter(verdict.outcome for verdict in verdicts)
+        outcome = ", ".join(f"{outcome} in {count} of {len(verdicts)}" for outcome, count in outcomes.items())
+        points = " to ".join(format_points((min(means), max(means)), has_sign=True))
+    budgets = dict.fromkeys(verdict.budget or "" for verdict in verdicts if not (verdict.is_full or verdict.is_smoke))
+    is_caution = not all(verdict.is_full for verdict in verdicts)
+    seeds = sorted({len(verdict.pairs) for verdict in verdicts})
+    return (
+        Cell(kind),
+        Cell(outcome, detail="; ".join(budgets), is_caution=is_caution),
+        Cell(points, is_caution=is_caution),
+        Cell(" or ".join(map(str, seeds))),
+    )

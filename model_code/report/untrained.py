@@ -4,22 +4,18 @@ from model_code.disk import format_size
 from model_code.report.amounts import format_mean
 from model_code.report.collection import Collection, Group, Run, average
 from model_code.report.comparison import describe_budget, describe_devices
-from model_code.report.document import Cell, Paragraph, Section, Table
+from model_code.report.document import Cell, Paragraph, Section, Table, compact
 from model_code.report.published import Unit
 
 COLUMNS = (
     "recipe",
-    "parameters",
-    "right",
     "accuracy",
     "distinct classes",
     "share of the top class",
     "time",
-    "images/s",
     "peak memory",
     "seeds",
     "budget",
-    "hardware",
     "runs",
 )
 
@@ -31,7 +27,7 @@ def build_untrained(collection: Collection) -> Section:
         "of 50,000, which is chance. Distinct classes and the share of the most frequent one tell the two apart."
     )
     rows = tuple(_build_row(group) for group in collection.list_best("untrained"))
-    table = Table("Untrained networks on ImageNet-1k's validation images", COLUMNS, rows)
+    table = compact(Table("Untrained networks on ImageNet-1k's validation images", COLUMNS, rows))
     blocks = (
         (Paragraph(explanation), table) if rows else (Paragraph("No untrained network was measured yet: not run."),)
     )
@@ -45,19 +41,24 @@ def _build_row(group: Group) -> tuple[Cell, ...]:
     speeds = _read(group, "pictures_per_s")
     is_caution = not group.is_full
     parameters = group.latest.metrics.get("network/parameters")
+    size = f"{parameters / 1e6:.2f} M parameters; " if parameters else ""
     return (
-        Cell(group.recipe, is_code=True),
-        Cell(f"{parameters / 1e6:.2f} M" if parameters else "-"),
-        Cell(_describe(_read(group, "correct"), "count", of_images), is_caution=is_caution),
-        Cell(_describe(_read(group, "accuracy"), "fraction"), is_caution=is_caution),
+        Cell(group.recipe, is_code=True, detail=f"{size}{describe_devices(group.runs)}"),
+        Cell(
+            _describe(_read(group, "accuracy"), "fraction"),
+            detail=_describe(_read(group, "correct"), "count", of_images),
+            is_caution=is_caution,
+        ),
         Cell(_describe(_read(group, "distinct_classes"), "count"), is_caution=is_caution),
         Cell(_describe(_read(group, "top_class_share"), "fraction"), is_caution=is_caution),
-        Cell(_describe(_read(group, "seconds"), "seconds"), is_caution=is_caution),
-        Cell(f"{average(speeds)[0]:,.0f}" if speeds else "-"),
+        Cell(
+            _describe(_read(group, "seconds"), "seconds"),
+            detail=f"{average(speeds)[0]:,.0f} images/s" if speeds else "",
+            is_caution=is_caution,
+        ),
         Cell(format_size(round(max(memory))) if memory else "-"),
         Cell(str(len(group.runs))),
         describe_budget(group, is_caution=is_caution),
-        Cell(describe_devices(group.runs)),
         Cell(run_ids=tuple(run.run_id for run in group.runs)),
     )
 

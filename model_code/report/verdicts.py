@@ -75,6 +75,26 @@ class Verdict:
         return tuple(dict.fromkeys(run.run_id for pair in self.pairs for run in (pair.treatment, pair.control)))
 
     @property
+    def outcome(self) -> str:
+        """The verdict without its figures, e.g. `higher`; only where there are pairs."""
+        if self.is_smoke:
+            return "smoke: not a result"
+        if self.is_descriptive:
+            return "not judged"
+        if self.interval is None:
+            return f"undecided: fewer than {LEAST_SEEDS} seeds"
+        low, high = self.interval
+        return "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
+
+    @property
+    def points(self) -> str:
+        """Mean difference in points with its interval, e.g. `+1.2 [0.4, 2.0]`; only where there are pairs."""
+        if self.is_smoke or self.interval is None:
+            return format_points((self.mean,), has_sign=True)[0]
+        mean, low, high = format_points((self.mean, *self.interval))
+        return f"{'+' if self.mean >= 0 else ''}{mean} [{low}, {high}]"
+
+    @property
     def words(self) -> str:
         """The verdict in words, e.g. `higher by 1.2 points [0.4, 2.0], 3 seeds`."""
         if not self.pairs:
@@ -82,7 +102,7 @@ class Verdict:
         count = len(self.pairs)
         seeds = f"{count} seed{'s' * (count > 1)}"
         if self.is_smoke:
-            return f"smoke: not a result ({format_points((self.mean,), has_sign=True)[0]} points, {seeds})"
+            return f"smoke: not a result ({self._describe_difference()}, {seeds})"
         if self.is_descriptive:
             return f"not judged: {self._describe_difference()}, {seeds}"
         if self.interval is None:
@@ -100,11 +120,8 @@ class Verdict:
         return f"{word} by {texts[0]} points [{texts[1]}, {texts[2]}], {seeds}{same}"
 
     def _describe_difference(self) -> str:
-        if self.interval is None:
-            return f"{format_points((self.mean,), has_sign=True)[0]} points"
-        plain = format_points((self.mean, *self.interval))
-        sign = "+" if self.mean >= 0 else ""
-        return f"{sign}{plain[0]} points [{plain[1]}, {plain[2]}]"
+        mean, bracket, interval = self.points.partition(" [")
+        return f"{mean} points{bracket}{interval}"
 
     def _explain_absence(self) -> str:
         if self.missing:

@@ -96,14 +96,14 @@ def test_confusion_shows_counts_and_shares_of_the_true_class():
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true")
     for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
         assert [label.get_text() for label in labels] == ["ant", "bee", "cat"]
-    assert np.allclose(axis.images[0].get_array(), [[0.8, 0.2, 0], [0, 0, 0], [0.2, 0, 0.8]])
-    assert axis.images[0].get_clim() == (0, 1)
+    assert np.allclose(axis.images[0].get_array(), [[80, 20, 0], [0, 0, 0], [20, 0, 80]])
+    assert axis.images[0].get_clim() == (0, 100)
     numbers = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
     assert len(numbers) == 9
     assert numbers[0, 0] == ("8", "white")
     assert numbers[1, 0] == ("2", "black")
     assert numbers[0, 2] == ("1", "black")
-    assert figure.axes[1].get_ylabel() == "share of the true class"
+    assert figure.axes[1].get_ylabel() == "share of the true class, %"
     save(figure)
 
 

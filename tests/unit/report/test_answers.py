@@ -4,7 +4,8 @@ import PIL.Image
 import pytest
 
 from model_code.report.answers import build_answers
-from model_code.report.document import ImageGroup, Paragraph, Table
+from model_code.report.comparison import name_metric
+from model_code.report.document import Folded, ImageGroup, Paragraph, Table
 from model_code.report.questions import QUESTIONS
 from tests.unit.report.synthetic_runs import make_collection, make_run
 
@@ -33,7 +34,7 @@ def test_every_metric_of_an_arm_stands_in_its_own_column(question):
     assert [row["arm"].detail for row in rows] == [arm.recipe for arm in question.arms]
     for row in rows:
         for metric in question.metrics:
-            cell = row[metric]
+            cell = row[name_metric(metric)]
             assert (cell.text, cell.is_caution) == (
                 f"{values[row['arm'].detail, metric]:.2%}".replace("%", " %"),
                 False,
@@ -41,11 +42,25 @@ def test_every_metric_of_an_arm_stands_in_its_own_column(question):
 
 
 def test_an_arm_without_a_metric_or_a_run():
-    rows = read_arms(
-        make_collection([make_run("resnet18_cifar10_exp2", metrics={"test/accuracy": 0.5})]), "initialisation"
-    )
-    texts = [(row["test/accuracy"].text, row["validation/best_accuracy"].text, row["seeds"].text) for row in rows]
-    assert texts == [("50.00 %", "-", "1"), *[("not run", "not run", "")] * 3]
+    collection = make_collection([make_run("resnet18_cifar10_exp2", metrics={"test/accuracy": 0.5})])
+    [row] = read_arms(collection, "initialisation")
+    assert {name: row[name].text for name in list(row)[1:4]} == {
+        "test accuracy": "50.00 %",
+        "seeds": "1",
+        "budget": "full",
+    }, "a column without values is left out"
+
+
+def test_what_was_not_run_is_folded():
+    runs = [[make_run(f"resnet18_cifar10_{name}", metrics={"test/accuracy": 0.5})] for name in ("exp", "exp2")]
+    blocks = build_answers(make_collection(*runs)).blocks
+    titles = [block.title for block in blocks if isinstance(block, Folded)]
+    assert titles[:3] == ["2 of 4 arms: not run", "4 of 5 contrasts: not run", "not run: 6 arms, 3 contrasts"]
+    shown = [row for block in blocks if isinstance(block, Table) for row in block.rows]
+    assert shown
+    assert not [cell.text for row in shown for cell in row if "not run" in cell.text]
+    contrasts = next(block.block for block in blocks if isinstance(block, Folded) and "contrasts" in block.title)
+    assert contrasts.rows[0][1].text == "not run: no run of resnet18_cifar10_exp2_fan_out"
 
 
 @pytest.mark.parametrize("budget", ["smoke", "smoke on shapes", "custom: epochs=5"])
@@ -56,7 +71,7 @@ def test_arms_and_verdicts_of_other_budgets_are_marked(budget):
     ]
     collection = make_collection(*groups)
     for row in read_arms(collection, "max-pool")[:2]:
-        assert (row["test/accuracy"].is_caution, row["budget"].is_caution) == (True, True)
+        assert (row["test accuracy"].is_caution, row["budget"].is_caution) == (True, True)
         assert row["budget"].text == f"{budget.partition(':')[0]} - not comparable"
     [table] = [
         block for block in build_answers(collection).blocks if getattr(block, "caption", "") == "Verdicts: max-pool"
@@ -71,7 +86,7 @@ def test_fine_tuned_arms_that_started_from_different_runs_are_marked():
         make_run("simsiam_food11_finetuned", seed, metrics={"test/accuracy": 0.5}, pretrained_run_id=f"start {seed}")
         for seed in range(3)
     ]
-    cell = read_arms(make_collection(runs), "pretraining")[0]["test/accuracy"]
+    cell = read_arms(make_collection(runs), "pretraining")[0]["test accuracy"]
     assert (cell.detail, cell.is_caution) == ("the runs started from different weights", True)
 
 
@@ -102,7 +117,7 @@ def test_the_arms_of_a_question_are_drawn_in_one_chart():
     arms = [[make_curve(f"resnet18_cifar10_{name}", seed) for seed in range(3)] for name in ("exp3", "exp6")]
     [overlay] = read_overlay(make_collection(*arms, [make_curve("resnet18_cifar10_exp4", budget="smoke")]), "decay")
     [image] = overlay.images
-    assert "rate 0.01, constant ends at 80.0%; rate 0.01, lowered ends at 80.0%" in image.alt
+    assert "rate 0.01, constant ends at 80.00 %; rate 0.01, lowered ends at 80.00 %" in image.alt
     assert "budget: full" in overlay.caption
     assert overlay.caption.endswith(
         "Without this curve at this budget: rate 0.1, constant; rate 0.1, lowered; rate 0.001, constant; rate 0.001, "
@@ -118,6 +133,10 @@ def test_of_several_budgets_the_one_that_most_arms_have_is_drawn():
     runs += [[make_curve(f"resnet18_cifar10_{name}", budget=many)] for name in ("exp6", "exp7")]
     [overlay] = read_overlay(make_collection(*runs), "decay")
     assert f"budget: {many}." in overlay.caption
+
+
+def test_the_curve_of_one_arm_compares_nothing():
+    assert not read_overlay(make_collection([make_curve("resnet18_cifar10_exp3")]), "decay")
 
 
 def test_without_curves_there_is_no_chart():

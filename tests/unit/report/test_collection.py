@@ -180,9 +180,16 @@ def test_the_best_recipe_on_images_of_ones_own():
         "birds": ("b", "custom: dataset=birds, epochs=9"),
         "cifar10": ("c", "full"),
     }
-    row = build_standing(collection).blocks[1].rows[0]
-    assert row[7].text.endswith("- not comparable")
-    assert row[7].is_caution
+    table = build_standing(collection).blocks[1]
+    assert table.columns == ("data set", "recipe", "validation accuracy", "seeds", "budget", "runs")
+    budget = table.rows[0][table.columns.index("budget")]
+    assert budget.text.endswith("- not comparable")
+    assert budget.is_caution
+
+
+def test_without_a_full_or_custom_run_there_is_no_best_recipe():
+    section = build_standing(make_collection([make_run("a", budget="smoke")]))
+    assert [block.text for block in section.blocks[1:]] == ["No full or custom run yet."]
 
 
 def test_a_pretrained_backbone_can_be_the_best_recipe(tmp_path):

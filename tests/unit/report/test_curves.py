@@ -36,11 +36,12 @@ def test_the_accuracies_on_a_backbone_are_those_of_test_or_without_it_of_validat
     chosen = {"validation/knn_accuracy": 0.1, "validation/best_accuracy": 0.6, "validation/linear_accuracy": 0.65}
     groups = [[make_run("a", kind="simsiam", metrics=tested | chosen)], [make_run("b", kind="simsiam", metrics=chosen)]]
     [table] = [block for block in build_simsiam_curves(make_collection(*groups)).blocks if isinstance(block, Table)]
-    assert table.columns[1:8] == ("images", *BACKBONE_FIGURES.values())
-    shown = [[cell.text for cell in row[:8]] for row in table.rows]
+    assert table.columns[1:5] == ("kNN", "kNN, top 5", "linear", "linear, augmented")
+    assert set(table.columns[1:5]) <= set(BACKBONE_FIGURES.values())
+    shown = [[row[0].detail, *(cell.text for cell in row[:5])] for row in table.rows]
     assert shown == [
-        ["a", "test", "50.00 %", "90.00 %", "-", "-", "55.00 %", "-"],
-        ["b", "validation", "60.00 %", "-", "65.00 %", "-", "-", "-"],
+        ["test images", "a", "50.00 %", "90.00 %", "-", "55.00 %"],
+        ["validation images", "b", "60.00 %", "-", "65.00 %", "-"],
     ]
 
 
@@ -53,16 +54,18 @@ def read_learning_curves(*groups):
 
 
 def test_a_published_curve_stands_alone_where_ours_was_not_run():
-    [(title, group)] = read_learning_curves().items()
-    assert title == "swin_cifar10_published (no full run), beside the published run"
+    nothing, folded = build_learning_curves(make_collection()).blocks
+    assert nothing.text == "No curve of a supervised run yet: not run."
+    assert folded.title == "swin_cifar10_published: the published run; no full run of ours"
+    group = folded.block
     assert group.run_ids == ()
     assert len(group.images) == 4
     assert all("published" in image.alt and "ours" not in image.alt for image in group.images)
-    assert group.caption.startswith("Validation accuracy in %: published highest 67.7 after epoch 19, last 67.7 after")
+    assert group.caption.startswith("Validation accuracy: published highest 67.70 % after epoch 19, last 67.70 % after")
 
 
 def test_a_published_curve_stands_beside_ours():
-    alone = read_learning_curves().popitem()[1]
+    alone = build_learning_curves(make_collection()).blocks[-1].block
     histories = {"validation/accuracy": ((1, 0.5), (2, 0.66), (3, 0.64)), "train/loss": ((1, 1.5), (2, 1.0), (3, 0.5))}
     run = make_run("swin_cifar10_published", histories=histories)
     other = make_run("resnet18_cifar10_exp", histories=histories)
@@ -70,6 +73,19 @@ def test_a_published_curve_stands_beside_ours():
     assert list(groups) == ["resnet18_cifar10_exp (full)", "swin_cifar10_published (full), beside the published run"]
     beside = groups["swin_cifar10_published (full), beside the published run"]
     assert beside.run_ids == (run.run_id,)
-    assert "; ours highest 66 after epoch 2, last 64 after epoch 3. " in beside.caption
+    assert "; ours highest 66.00 % after epoch 2, last 64.00 % after epoch 3. " in beside.caption
     is_redrawn = [mine.png != theirs.png for mine, theirs in zip(beside.images, alone.images, strict=True)]
     assert is_redrawn == [image.name.endswith(("train-loss", "validation-accuracy")) for image in beside.images]
+
+
+@pytest.mark.parametrize(("epochs", "is_drawn"), [(1, False), (2, True)])
+def test_one_epoch_is_no_curve(epochs, is_drawn):
+    points = tuple((epoch, 0.5) for epoch in range(1, epochs + 1))
+    histories = dict.fromkeys(("validation/accuracy", "validation/loss", "validation/knn_accuracy"), points)
+    runs = [[make_run("net", histories=histories)], [make_run("backbone", kind="simsiam", histories=histories)]]
+    collection = make_collection(*runs)
+    assert bool(read_learning_curves(*runs)) == is_drawn
+    said = [block.text for block in build_learning_curves(collection).blocks if isinstance(block, Paragraph)]
+    assert said == ([] if is_drawn else ["No curve of a supervised run yet: none has two epochs."])
+    drawn = [block for block in build_simsiam_curves(collection).blocks if isinstance(block, ImageGroup)]
+    assert bool(drawn) == is_drawn

@@ -46,7 +46,7 @@ class Page(HTMLParser):
             self.links.append(attributes["href"])
         if tag == "img":
             self.images.append(attributes)
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "wbr"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -141,7 +141,7 @@ def test_every_published_figure_is_there_without_any_run(filled):
     rows = re.findall(r"^\| (?!what|---)", published, re.MULTILINE)
     assert len(rows) == count == 9 + 16 + 2 + 12
     assert published.count("<details>") == len(ARTICLES)
-    assert "Learning curves\n\nNo supervised run yet: not run.\n\n**swin_cifar10_published (no full run)" in text
+    assert "Learning curves\n\nNo curve of a supervised run yet: not run.\n\n<details><summary>swin_cifar10_" in text
     assert Page(render_page(document)).open == []
 
 
@@ -154,12 +154,14 @@ def test_verdicts_and_figures_say_what_they_rest_on(markdown_text):
     assert "no difference that 3 seeds can show: +0.0 points [0.0, 0.0], the same in each" in text
     for line in re.findall(r"^!\[.*", text, re.MULTILINE):
         assert re.fullmatch(r"!\[.+\]\(figures/[\w-]+\.png\)", line)
-    assert len(re.findall(r"Runs: `[0-9a-f]{8}`", text)) == len(re.findall(r"^\*\*(?!Caution)", text, re.MULTILINE))
+    # The tables below name the runs of the first screen's chart.
+    charts = re.findall(r"^\*\*(?!Caution|Published accuracy and ours)", text, re.MULTILINE)
+    assert len(re.findall(r"Runs: `[0-9a-f]{8}`", text)) == len(charts)
 
 
 def test_every_finished_run_is_in_the_appendix(filled):
     _settings, client, document = filled
-    tables = [getattr(block, "table", block) for block in document.sections[-1].blocks]
+    tables = [getattr(block, "block", block) for block in document.sections[-1].blocks]
     listed = [row[0].text for table in tables for row in table.rows]
     assert len(listed) == len(set(listed))
     assert {run.run_id for run in collect_runs(client).runs} <= set(listed)
@@ -168,10 +170,10 @@ def test_every_finished_run_is_in_the_appendix(filled):
 def test_the_first_screen_has_champions_a_chart_and_answers(filled):
     first = filled[2].sections[0]
     champions, chart, answers, *_ = first.blocks
-    assert [cell.text for cell in champions.rows[0][:4]] == ["cifar10", "66.67%", "version 1", "-"]
-    assert champions.rows[0][1].detail == "95 % interval 9.43% to 99.16%, 3 test images; macro-F1 55.56%"
-    assert [image.name for image in chart.images] == ["published"]
-    assert answers.columns == ("question", "answer")
+    assert [cell.text for cell in champions.rows[0][:3]] == ["cifar10", "66.67 %", "version 1"]
+    assert champions.rows[0][1].detail == "95 % interval 9.43 % to 99.16 %, 3 test images; macro-F1 55.56 %"
+    assert [image.name for image in chart.images] == ["published-1", "published-2"]
+    assert answers.columns == ("question", "comparison", "verdict", "points [95 % interval]", "seeds")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,35 @@ def test_the_appendix_says_what_fine_tuned_runs_started_from(filled):
     assert rows[gone]["run"].detail == rows["2" * 32]["run"].detail == "no longer in MLflow"
     page = Page(render_page(document))
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "text", "detail"),
+    [
+        ({"test/accuracy": 0.9184, "validation/best_accuracy": 0.9}, "91.84 %", "test"),
+        ({"validation/best_accuracy": 0.127}, "12.70 %", "validation"),
+        ({"test/linear_accuracy": 0.8, "test/knn_accuracy": 0.7}, "80.00 %", "test, linear layer"),
+        ({"validation/accuracy": 0.001}, "0.100 %", "validation"),
+    ],
+)
+def test_the_appendix_has_the_main_accuracy_of_each_run(filled, metrics, text, detail):
+    settings, client, _ = filled
+    runs = [make_run("resnet18_cifar10_exp", metrics=metrics), make_run("resnet18_cifar10_exp", 1)]
+    document = build_document(make_collection(runs), client, settings, ORIGIN)
+    measured, other = (read_appendix(document)[run.run_id]["accuracy"] for run in runs)
+    assert (measured.text, measured.detail, other.text) == (text, detail, "-")
+
+
+def test_names_and_ids_break_where_a_column_is_narrow(page_text, filled):
+    [start] = {row["run"].text for row in list(read_appendix(filled[2]).values())[:1]}
+    assert f"<code>{start[:16]}<wbr>{start[16:]}</code>" in page_text
+    assert "<code>resnet18_<wbr>cifar10_<wbr>exp</code>" in page_text
+
+
+def test_a_question_stands_once_beside_its_comparisons(page_text, markdown_text):
+    question = "Does the own ResNet-18 beat torchvision&#39;s because of its initialisation?"
+    assert re.search(rf'<th scope=row rowspan="5"><span class="long">{re.escape(question)}</span></th>', page_text)
+    assert "\n|  | own over torchvision's, both default | " in markdown_text
 
 
 def test_runs_of_a_server_link_to_their_pages(filled, tmp_path):
@@ -286,7 +317,7 @@ def test_a_store_without_runs(tmp_path):
         )
         log_report(client, settings, files)
     assert sorted(file.name for file in files.folder.iterdir()) == ["figures", "report.html", "report.md"]
-    assert {file.name.partition("-")[0] for file in files.figures} == {"published.png", "swin_cifar10_published"}
+    assert {file.name.partition("-")[0] for file in files.figures} == {"published", "swin_cifar10_published"}
     assert "0 shown of 0 finished ones" in files.markdown.read_text()
 
 
