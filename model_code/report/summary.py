@@ -126,7 +126,8 @@ def _build_verdicts(collection: Collection) -> list[Block]:
     for question in QUESTIONS:
         rows = _answer(collection, question)
         for number, row in enumerate(rows):
-            answered.append((Cell(question.text, height=0 if number else len(rows)), *row))
+            head = Cell(height=0) if number else Cell(question.text, height=len(rows))
+            answered.append((head, *row))
         if not rows:
             unanswered.append((Cell(question.text),))
     blocks: list[Block] = []
