@@ -10,7 +10,7 @@ RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _shapes(home):
+def _shapes(home, few_shapes):
     from model_code.data.add import add_dataset
     from model_code.settings import load_settings
 
@@ -52,7 +52,7 @@ def test_a_backbone_is_pretrained_then_fine_tuned_and_released(darkroom, home):
     for head in ("knn", "linear"):
         released = darkroom("release", source.info.run_id, "--as", "shapes", "--mode", "dry_run", "--head", head)
         assert f"head: {head}" in released.out, released.err
-        assert "fp32 on CPU: 100.00% of 1000 test labels as PyTorch" in released.out
+        assert "fp32 on CPU: 100.00% of 200 test labels as PyTorch" in released.out
 
     # The MLP on top is new, and one epoch at a rate of nearly 0 moves nothing: the backbone is that of the first run.
     tuned, _ = train(

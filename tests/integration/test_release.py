@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -62,6 +63,31 @@ def runs(home, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundles_dir(home):
     return home / "bundles"
+
+
+@pytest.fixture(scope="module")
+def exports():
+    """What was exported, by run id."""
+    return {}
+
+
+@pytest.fixture
+def _exported_once(exports, monkeypatch, tmp_path_factory):
+    """Export and certify a run once for all tests of what is decided of it afterwards."""
+    from flows.operations import release
+
+    export_task = release.export_task
+
+    def export(run, name, folder, scratch, head):
+        if run.run_id not in exports:
+            exported = export_task(run, name, folder, scratch, head)
+            kept = shutil.copytree(scratch, tmp_path_factory.mktemp("exported") / "files")
+            exports[run.run_id] = exported, kept
+        exported, kept = exports[run.run_id]
+        shutil.copytree(kept, scratch, dirs_exist_ok=True)
+        return exported
+
+    monkeypatch.setattr(release, "export_task", export)
 
 
 def get_client():
@@ -209,6 +235,7 @@ def test_runs_on_another_revision_are_named_with_it(darkroom, runs, home):
     assert f"was trained on colours@dddddddddddd, packed now is colours@{now}; add the images" in by_id.err
 
 
+@pytest.mark.usefixtures("_exported_once")
 @pytest.mark.parametrize(
     ("option", "message"),
     [

@@ -6,6 +6,7 @@ import sys
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
 from serving.bundle.store import read_champion
@@ -17,6 +18,7 @@ SMALL = ("--set", "network=resnet18", "--set", "batch_size=40", "--set", "knn_ne
 RELEASE = ("release", "simsiam_cifar10", "--as", "shapes")
 
 
+@pytest.mark.usefixtures("few_shapes")
 def test_a_backbone_answers_over_http_by_its_nearest_images_and_by_a_linear_layer(darkroom, tmp_path):
     def run(*arguments):
         done = darkroom(*arguments)

@@ -18,7 +18,6 @@ from PIL import Image
 
 from serving.bundle.store import hash_file, read_champion, read_pointer
 
-pytestmark = pytest.mark.usefixtures("brief_timings")
 TRAIN = (
     "resnet18_cifar10_exp",
     *("--set", "dataset=shapes", "--limit-train", 500, "--set", "batch_size=50"),
