@@ -334,7 +334,7 @@ def test_kills_at_random_moments_leave_a_champion_and_a_true_ledger(darkroom, ru
         check_champion(bundles_dir)
     done = darkroom("history", NAME)
     assert done.status == 0, done.err
-    assert f"version {read_pointer(bundles_dir, NAME).version} is champion" in done.err
+    assert f"version {read_pointer(bundles_dir, NAME).version} is champion" in done.err + done.out
     changes = check_champion(bundles_dir)
     assert changes[-1] == read_pointer(bundles_dir, NAME).change
     assert find_champion(get_client(), NAME, changes) == changes[-1].to_version
