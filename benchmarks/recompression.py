@@ -17,6 +17,7 @@ import json
 import math
 import statistics
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from scipy.stats import linregress
+from scipy.stats import t as student
 from torch import Tensor
 
 from benchmarks.ablation import add_budget_options, configure, load_tested, read_budget, train_once
@@ -77,6 +80,22 @@ def measure_distortion(photographs: list[npt.NDArray[np.uint8]], quality: int | 
     return math.sqrt(statistics.mean(squares))
 
 
+def extrapolate(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, tuple[float, float]]:
+    """Return the accuracy without distortion, the first row's error rate over that one's, and the 95 % interval of it.
+
+    Args:
+        rows: `distortion` and `accuracies` of each quality, the data set as it is first.
+    """
+    distortions = [row["distortion"] for row in rows for _ in row["accuracies"]]
+    errors = [math.log(1 - accuracy) for row in rows for accuracy in row["accuracies"]]
+    line = linregress(distortions, errors)
+    half = student.ppf(0.975, len(errors) - 2) * line.stderr
+    ratio, low, high = (
+        math.exp(slope * rows[0]["distortion"]) for slope in (line.slope, line.slope - half, line.slope + half)
+    )
+    return 1 - math.exp(line.intercept), ratio, (low, high)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -103,14 +122,14 @@ def main() -> None:
         rows.append({"quality": quality, "distortion": distortion, "accuracies": accuracies})
         mean = statistics.mean(accuracies)
         print(f"quality {quality or 'as it is'}: distortion {distortion:.2f}, test accuracy {mean:.4f}", flush=True)
-    slope, intercept = statistics.linear_regression(
-        [row["distortion"] for row in rows for _ in row["accuracies"]],
-        [math.log(1 - accuracy) for row in rows for accuracy in row["accuracies"]],
+    accuracy, ratio, (low, high) = extrapolate(rows)
+    print(
+        f"without distortion: {accuracy:.4f}; the copies' error rate is {ratio:.2f} times that "
+        f"(95 % CI {low:.2f} to {high:.2f})"
     )
-    ratio = math.exp(slope * rows[0]["distortion"])
-    print(f"without distortion: {1 - math.exp(intercept):.4f}; the copies' error rate is {ratio:.3f} times that")
     if options.out:
-        options.out.write_text(json.dumps({"budget": changes, "rows": rows, "error_ratio": ratio}, indent=1))
+        result = {"budget": changes, "rows": rows, "error_ratio": ratio, "interval": (low, high)}
+        options.out.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
