@@ -98,12 +98,15 @@ def load_settings() -> Settings:
     """Read the environment now; nothing is created on disk.
 
     Raises:
-        UsageError: DARKROOM_HOME is or goes through a file, or cannot be part of a database address.
+        UsageError: DARKROOM_HOME is or goes through a file, cannot be looked at, or be part of a database address.
     """
     home = Path(os.environ.get("DARKROOM_HOME") or ".darkroom").expanduser().resolve()
     if set("?%") & set(str(home)):
         raise UsageError(f"DARKROOM_HOME={str(home)!r} has a ? or %, which a database address cannot hold")
-    existing = next(place for place in (home, *home.parents) if place.exists())
+    try:
+        existing = next(place for place in (home, *home.parents) if place.exists())
+    except OSError as error:
+        raise UsageError(f"DARKROOM_HOME={home}: {error.strerror}; set DARKROOM_HOME to another folder") from error
     if not existing.is_dir():
         raise UsageError(f"DARKROOM_HOME={home}: {existing} is a file; set DARKROOM_HOME to a folder")
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"

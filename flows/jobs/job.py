@@ -184,8 +184,8 @@ class Choices:
 
     Attributes:
         values: Returns the list.
-        field: Field of the request that the list goes by, whose value `values` is given, None where it is
-            not known; none if empty.
+        field: Field of the request that the list depends on; `values` is called with its value, or None where that is
+            not known. Empty if there is none.
         is_in_form: True if a stored form offers these values; not for values of the home or patterns.
     """
 

@@ -1,4 +1,4 @@
-"""What trains the runs of a study or a sweep side by side: the options, their refusals, the runner."""
+"""Options of the runner that trains the runs of a study or a sweep side by side, and the runner itself."""
 
 import re
 from importlib.util import find_spec

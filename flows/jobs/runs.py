@@ -43,16 +43,11 @@ class RemoveRuns(Job):
         _check_runs(self.run_ids)
 
     def run(self) -> None:
-        from flows.operations.removal import remove_run
+        from flows.operations.removal import remove_runs
 
-        for given in self.run_ids:
-            run_id, size_bytes = remove_run(load_settings(), given, is_dry_run=self.dry_run)
-            size = format_size(size_bytes)
-            print(
-                f"run {run_id} would be removed, {size}"
-                if self.dry_run
-                else f"run {run_id} is removed, {size} are free"
-            )
+        for run_id, size_bytes in remove_runs(load_settings(), self.run_ids, is_dry_run=self.dry_run):
+            done = "would be removed and free" if self.dry_run else "is removed and frees"
+            print(f"run {run_id} {done} {format_size(size_bytes)}")
 
 
 _KEPT = "the weights of every run are among the best of its recipe, images and settings, needed, in use or offline"

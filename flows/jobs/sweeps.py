@@ -88,7 +88,7 @@ class RunSweep(Job):
 
     def check(self) -> None:
         if find_spec("optuna") is None:
-            raise UsageError("sweep needs Optuna, which is not installed: pip install 'optuna>=5'")
+            raise UsageError('sweep needs Optuna, which is not installed: pip install "darkroom[sweep]"')
         check_runner(self.runner, self.address)
         if self.trials is None and self.hours is None:
             raise UsageError("a sweep ends after --trials N, --hours H or whichever comes first; give one of them")

@@ -145,9 +145,7 @@ class RayRuns:
         except self._ray.exceptions.RayActorError as error:
             if self._is_ending:
                 return None
-            raise TrainingError(
-                f"Ray has given up seed {request.config.seed}: {name_death(error)}; the same command resumes it"
-            ) from error
+            raise TrainingError(f"Ray has given up seed {request.config.seed}: {name_death(error)}") from error
         finally:
             with self._lock:
                 self._runs.remove(run)

@@ -4,6 +4,7 @@ import re
 import shutil
 import uuid
 from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,26 +131,35 @@ def _get_retirable(
     return by_number[number]
 
 
-def remove_run(settings: Settings, given: str, *, is_dry_run: bool = False) -> tuple[str, int]:
-    """Remove a run: its folder, and its MLflow run with its files; return its id and the bytes that are free now.
+def remove_runs(settings: Settings, given: Sequence[str], *, is_dry_run: bool = False) -> Iterator[tuple[str, int]]:
+    """Yield the id of each run, and the bytes that are free once it is removed; none is if one of them must stay.
 
-    The record of the run need not be readable. A dry run refuses alike and removes nothing.
+    A dry run refuses alike, and removes nothing. See `_remove_run`.
+    """
+    run_ids = list(dict.fromkeys(resolve_run_id(settings.checkpoints_dir, one) for one in given))
+    for run_id in run_ids:
+        _remove_run(settings, run_id, run_ids, is_dry_run=True)
+    for run_id in run_ids:
+        yield run_id, _remove_run(settings, run_id, run_ids, is_dry_run=is_dry_run)
+
+
+def _remove_run(settings: Settings, run_id: str, leaving: Collection[str], *, is_dry_run: bool) -> int:
+    """Remove a run, also one whose record is damaged: its folder, and its MLflow run with its files; return their size.
 
     Raises:
         ReleaseError: A version was released from it.
         TrainingError: There is no such run, or an interrupted run starts from its weights.
         BusyError: It is being trained or released.
     """
-    run_id = resolve_run_id(settings.checkpoints_dir, given)
     folder = find_run_place(settings.checkpoints_dir, run_id)
     with folder.lock():
-        if reason := explain_need(settings, list_registered(settings)).get(run_id):
+        if reason := explain_need(settings, list_registered(settings), leaving).get(run_id):
             raise ReleaseError(
                 f"run {run_id} is needed by {reason}; `darkroom models` shows versions, `darkroom retire` ends one"
             )
         places = (settings.artifacts_dir / run_id, folder.path)
         if is_dry_run:
-            return run_id, sum(map(measure, places))
+            return sum(map(measure, places))
         if not folder.is_offline:
             from model_code.tracking.finished_runs import has_run
             from model_code.tracking.store import open_store
@@ -157,15 +167,24 @@ def remove_run(settings: Settings, given: str, *, is_dry_run: bool = False) -> t
             client = open_store(settings)
             if has_run(client, run_id):
                 client.delete_run(run_id)
-        return run_id, sum(map(_remove, places))
+        return sum(map(_remove, places))
 
 
-def explain_need(settings: Settings, versions: tuple[RegisteredVersion, ...]) -> dict[str, str]:
-    """Return what needs the weights of each run: versions, and interrupted runs that start from them."""
+def explain_need(
+    settings: Settings, versions: tuple[RegisteredVersion, ...], leaving: Collection[str] = ()
+) -> dict[str, str]:
+    """Return what needs the weights of each run: versions, and interrupted runs that start from them.
+
+    Args:
+        settings: Places of the home.
+        versions: Registered versions.
+        leaving: Ids of runs that are removed as well, and so need nothing.
+    """
     needed: dict[str, list[str]] = defaultdict(list)
     for version in versions:
         needed[version.run_id].append(f"version {version.version} of {version.name}")
-    starts = {one.record.pretrained_sha256: one for one in list_interrupted(settings.checkpoints_dir)}
+    left = (one for one in list_interrupted(settings.checkpoints_dir) if one.path.name not in leaving)
+    starts = {one.record.pretrained_sha256: one for one in left}
     for folder in list_finished(settings.checkpoints_dir):
         result = _read_result(folder)
         if result is not None and result.weights_sha256 in starts and result.weights_sha256 is not None:

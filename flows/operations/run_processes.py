@@ -111,9 +111,7 @@ class RunProcesses:
         if process.returncode < 0:
             name = signal.Signals(-process.returncode).name
             memory = ", perhaps because memory is full" if name == "SIGKILL" else ""
-            raise TrainingError(
-                f"the process of seed {request.config.seed} was ended by {name}{memory}; the same command resumes it"
-            )
+            raise TrainingError(f"the process of seed {request.config.seed} was ended by {name}{memory}")
         raise TrainingError(
             f"the process of seed {request.config.seed} ended with status {process.returncode}; its lines say why"
         )

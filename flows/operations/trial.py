@@ -12,6 +12,7 @@ from flows.experiments.training import name_reason, train, wait_for_run
 from flows.operations.runner import RunRequest
 from flows.printing.summaries import Outcome
 from flows.printing.sweeps import shorten
+from model_code.disk import hold_lock
 from model_code.errors import (
     BusyError,
     DarkroomError,
@@ -91,7 +92,8 @@ class TrialTracking(MlflowTracking):
         except PrunedError:
             # The folder is still locked: whoever waits for it finds the trial ended.
             sweep.prune(number)
-            shutil.rmtree(folder.path)
+            with suppress(OSError):  # a network disk may keep the lock's file
+                shutil.rmtree(folder.path)
             raise
 
 
@@ -169,11 +171,13 @@ def _train(
 ) -> RunResult | None:
     """Return the result of a trial, that of an equal run where there is one; None if another process has ended it."""
     inputs = open_inputs(config)
-    if wait_for_run(inputs) and sweep.trials[number].state.is_finished():
-        return None
-    kept = find_kept(inputs)
-    if kept is None:
-        return train(inputs, TrialTracking(sweep, number, parent), hold_device)
+    # Of trials that are equal and begin at the same moment one is trained; the others take its run.
+    with hold_lock(sweep.folder / f"{config.sha256()[:16]}.lock", f"trial {number}"):
+        if wait_for_run(inputs) and sweep.trials[number].state.is_finished():
+            return None
+        kept = find_kept(inputs)
+        if kept is None:
+            return train(inputs, TrialTracking(sweep, number, parent), hold_device)
     print(f"trial {number} keeps run {kept.run_id}: same settings, images and code", flush=True)
     sweep.set_run(number, kept.run_id)
     return kept

@@ -1,4 +1,4 @@
-"""Listings of what there is: registered versions, moves of a champion, runs on this machine, what it can do."""
+"""Listings: registered versions, moves of a champion, runs on this machine, findings of `doctor`."""
 
 import json
 import sys

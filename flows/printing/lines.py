@@ -5,7 +5,7 @@ from serving.printable import show
 
 
 def format_accuracy(fraction: float | None) -> str:
-    """Return a fraction of images as every command writes it; nothing for None."""
+    """Return an accuracy as tables and results show it; nothing for None."""
     return "" if fraction is None else f"{fraction:.4f}"
 
 

@@ -1,4 +1,4 @@
-"""What a study would train, and in about what time."""
+"""Plan of a study: its runs, and about how long each would take."""
 
 import textwrap
 from collections.abc import Sequence

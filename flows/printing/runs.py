@@ -1,4 +1,4 @@
-"""What came of trainings: a run, a study, the report on them."""
+"""Results of trainings: of a run, of a study, and the report on them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -154,7 +154,11 @@ def delete_version(client: MlflowClient, name: str, number: str) -> Path | None:
     client.delete_model_version(name, number)
     # MLflow's SQL store gives no version its `model_id` back.
     if (model_id := str(version.source).removeprefix(LOGGED_MODELS)) != version.source:
-        client.delete_logged_model(model_id)
+        try:
+            client.delete_logged_model(model_id)
+        except MlflowException as error:
+            if error.error_code not in _MISSING:
+                raise
     return Path(unquote(urlsplit(address).path)) if address.startswith("file://") else None
 
 

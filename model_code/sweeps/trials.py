@@ -9,12 +9,13 @@ N.lock          held (flock) by the process that trains trial N; the kernel free
 
 import fcntl
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
@@ -172,16 +173,21 @@ class Sweep:
 
     def complete(self, number: int, accuracy: float) -> None:
         """End a trial with its validation accuracy."""
-        self._study.tell(number, accuracy)
+        self._end(number, TrialState.COMPLETE, accuracy)
 
     def prune(self, number: int) -> None:
         """End a trial early."""
-        self._study.tell(number, state=TrialState.PRUNED)
+        self._end(number, TrialState.PRUNED)
 
     def fail(self, number: int, reason: str) -> None:
         """End a trial without a figure."""
-        self._storage.set_trial_user_attr(self._find_id(number), "reason", reason)
-        self._study.tell(number, state=TrialState.FAIL)
+        with suppress(UpdateFinishedTrialError):
+            self._storage.set_trial_user_attr(self._find_id(number), "reason", reason)
+        self._end(number, TrialState.FAIL)
+
+    def _end(self, number: int, state: TrialState, accuracy: float | None = None) -> None:
+        # A process that was thought dead may have ended it: the first end counts.
+        self._study.tell(number, accuracy, state, skip_if_finished=True)
 
     @property
     def best(self) -> FrozenTrial | None:

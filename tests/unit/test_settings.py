@@ -79,3 +79,9 @@ def test_a_home_that_is_a_file_is_refused(tmp_path, monkeypatch, below):
     monkeypatch.setenv("DARKROOM_HOME", str(file / below))
     with pytest.raises(UsageError, match=f"{file} is a file; set DARKROOM_HOME to a folder"):
         load_settings()
+
+
+def test_a_home_whose_place_cannot_be_looked_at_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path / ("x" * 300)))
+    with pytest.raises(UsageError, match=r"File name too long; set DARKROOM_HOME to another folder$"):
+        load_settings()

@@ -99,7 +99,7 @@ def test_a_run_that_is_released_now_is_neither_removed_nor_pruned(settings, monk
     @contextmanager
     def removing_meanwhile(*_):
         with pytest.raises(BusyError, match="is used by another command"):
-            removal.remove_run(settings, "44444444")
+            list(removal.remove_runs(settings, ["44444444"]))
         assert removal.find_prunable(settings, 1) == []
         with other.lock(is_shared=True):  # a second release of it
             raise KeyboardInterrupt
@@ -119,14 +119,14 @@ def test_a_run_is_named_by_its_id_not_by_a_path(settings, given):
     folder = enter_run(settings, "3", 0.5)
     text = given.format(folder.path.relative_to("/") if given == "/{}" else folder.path.name)
     with pytest.raises(TrainingError, match="no run"):
-        removal.remove_run(settings, text)
+        list(removal.remove_runs(settings, [text]))
     assert folder.path.exists()
 
 
 def test_an_offline_run_is_removed_without_mlflow(settings):
     folder = enter_run(settings, "3", 0.5)
     (folder.path / JOURNAL_FILE).touch()
-    removal.remove_run(settings, "33333333")
+    list(removal.remove_runs(settings, ["33333333"]))
     assert not folder.path.exists()
     assert not (settings.home / "mlflow.db").exists()
 
@@ -146,7 +146,7 @@ def test_a_removal_that_was_killed_is_completed_by_the_next(settings, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             removal.remove_dataset(settings, "shapes")
         with pytest.raises(KeyboardInterrupt):
-            removal.remove_run(settings, "33333333")
+            list(removal.remove_runs(settings, ["33333333"]))
         assert (settings.checkpoints_dir / ("3" * 32) / "run.json").exists(), "its artifacts go first"
         with pytest.raises(KeyboardInterrupt):
             removal._remove(settings.checkpoints_dir / ("4" * 32))
@@ -154,7 +154,7 @@ def test_a_removal_that_was_killed_is_completed_by_the_next(settings, monkeypatc
     assert sorted(one.path.name[0] for one in list_finished(settings.checkpoints_dir)) == ["3", "5"]
     left = [*settings.home.rglob(f"{removal.REMOVED_PREFIX}*")]
     assert len(left) == 3
-    removal.remove_run(settings, "55555555")
+    list(removal.remove_runs(settings, ["55555555"]))
     assert [one.exists() for one in left] == [one.is_relative_to(settings.cache_dir) for one in left]
     Prune(dry_run=True).run()
     assert [*settings.home.rglob(f"{removal.REMOVED_PREFIX}*")] != []
@@ -236,15 +236,39 @@ def test_a_run_is_removed_with_its_files_unless_a_version_needs_it(settings, mon
         with monkeypatch.context() as patch:
             patch.setattr(removal, "list_registered", lambda *_: (version,))
             with pytest.raises(ReleaseError, match="is needed by version 1 of shapes"):
-                removal.remove_run(settings, run_id[:8])
+                list(removal.remove_runs(settings, [run_id[:8]]))
             with pytest.raises(ReleaseError, match="is needed by version 1 of shapes"):
-                removal.remove_run(settings, run_id[:8], is_dry_run=True)
-        assert removal.remove_run(settings, run_id[:8], is_dry_run=True) == (run_id, removal.measure(folder.path))
+                list(removal.remove_runs(settings, [run_id[:8]], is_dry_run=True))
+        assert list(removal.remove_runs(settings, [run_id[:8]], is_dry_run=True)) == [
+            (run_id, removal.measure(folder.path))
+        ]
         assert client.get_run(run_id).info.lifecycle_stage == "active"
         assert folder.path.exists()
-        removed, size_bytes = removal.remove_run(settings, run_id[:8])
+        [(removed, size_bytes)] = removal.remove_runs(settings, [run_id[:8]])
         assert (removed, size_bytes > 0, folder.path.exists()) == (run_id, True, False)
         assert client.get_run(run_id).info.lifecycle_stage == "deleted"
+
+
+@pytest.mark.parametrize("digits", ["35", "53", "553"])
+@pytest.mark.parametrize("is_dry_run", [True, False])
+def test_what_only_runs_need_that_are_removed_too_is_removed(settings, digits, is_dry_run):
+    start, resumed = enter_run(settings, "3", 0.75), enter_run(settings, "5", pretrained="3" * 64)
+    for folder in (start, resumed):
+        (folder.path / JOURNAL_FILE).touch()
+    with pytest.raises(ReleaseError, match="is needed by interrupted run 55555555"):
+        list(removal.remove_runs(settings, ["33333333"], is_dry_run=is_dry_run))
+    found = list(removal.remove_runs(settings, [digit * 8 for digit in digits], is_dry_run=is_dry_run))
+    assert sorted(run_id for run_id, _ in found) == ["3" * 32, "5" * 32]
+    assert [folder.path.exists() for folder in (start, resumed)] == [is_dry_run, is_dry_run]
+
+
+def test_none_of_several_runs_is_removed_if_one_has_to_stay(settings):
+    free, start = enter_run(settings, "4", 0.5), enter_run(settings, "3", 0.75)
+    enter_run(settings, "5", pretrained="3" * 64)
+    with pytest.raises(ReleaseError, match="is needed by"):
+        list(removal.remove_runs(settings, ["44444444", "33333333"]))
+    assert free.path.exists()
+    assert start.path.exists()
 
 
 def test_versions_are_read_as_mlflow_lists_them(settings):

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
 from threading import Event, Lock
@@ -18,7 +19,7 @@ from flows.operations import sweep as operation
 from flows.operations import trial as trial_
 from flows.operations.runner import RunRequest, TrialRequest
 from flows.operations.sweep import run_sweep
-from flows.operations.trial import Curve, train_requested
+from flows.operations.trial import ACCURACY, Curve, train_requested, train_trial
 from flows.printing.summaries import Outcome
 from model_code.data.add import add_dataset
 from model_code.errors import DarkroomError, NodeError, PrunedError, TrainingError
@@ -70,7 +71,7 @@ def test_what_cannot_be_searched_is_refused_in_one_line(home, tmp_path, given, r
 
 def test_without_optuna_a_line_says_what_installs_it(home, tmp_path, monkeypatch):
     monkeypatch.setattr(sweeps, "find_spec", lambda name: None if name == "optuna" else find_spec(name))
-    with pytest.raises(DarkroomError, match=r"pip install 'optuna>=5'$"):
+    with pytest.raises(DarkroomError, match=r'pip install "darkroom\[sweep\]"$'):
         make_sweep(tmp_path).check()
 
 
@@ -148,6 +149,9 @@ def test_a_pruned_trial_is_shown_with_its_best_epoch(sweep):
     assert get_accuracy(sweep.trials[0]) == 0.5
 
 
+INTERRUPTED = object()  # end of a trial that a real runner answers with None
+
+
 class Here:
     """Trains nothing: each trial is completed, or does what this module's test says.
 
@@ -175,7 +179,8 @@ class Here:
         say(f"trial {number} keeps run 1\n")
         sweep = Sweep.join(request.trial.folder, request.trial.prune_after)
         end = self.ends.get(f"trial_{number}", complete)
-        return end(self, sweep, number) or Outcome(recipe=request.config.recipe, seed=request.config.seed)
+        ended = end(self, sweep, number) or Outcome(recipe=request.config.recipe, seed=request.config.seed)
+        return None if ended is INTERRUPTED else ended
 
     def wait_for(self, number):
         with self.lock:
@@ -242,13 +247,45 @@ def test_trials_are_trained_side_by_side_and_their_lines_say_whose_they_are(trai
     assert [line for line in lines if line.startswith("trial 3 begins: weight_decay=")]
 
 
-def test_one_at_once_tries_what_one_after_another_tries(train_with):
+def test_the_values_that_one_at_once_tries_do_not_depend_on_where_it_was_stopped(train_with):
     runner = Here()
     whole = train_with(runner, 12)
     assert runner.begun == list(range(12))
-    with pytest.raises(TrainingError):
-        train_with(Here(trial_11=die, trial_10=lambda *_: Outcome(recipe="", seed=0, error="full")), 12, "parts")
+    with pytest.raises(TrainingError, match=r"^full$"):
+        train_with(Here(trial_10=lambda *_: Outcome(recipe="", seed=0, error="full")), 12, "parts")
     assert [trial.params for trial in train_with(Here(), 12, "parts").trials] == [t.params for t in whole.trials]
+
+
+def test_an_end_that_is_noted_already_stays(sweep):
+    with sweep.claim(None) as trial:
+        sweep.complete(trial.number, 0.6)
+    sweep.fail(trial.number, "late")
+    sweep.prune(trial.number)
+    sweep.complete(trial.number, 0.1)
+    [kept] = sweep.trials
+    assert (kept.state.name, kept.value, kept.user_attrs) == ("COMPLETE", 0.6, {})
+
+
+def test_of_equal_trials_at_the_same_moment_one_is_trained(sweep, monkeypatch):
+    result, trained, looked = SimpleNamespace(run_id="3" * 32, metrics={ACCURACY: 0.5}), [], Event()
+
+    def train(*_):
+        looked.wait(0.2)  # long enough for the other one to look for a finished run
+        trained.append(result)
+        return result
+
+    monkeypatch.setattr(trial_, "open_inputs", lambda _: None)
+    monkeypatch.setattr(trial_, "wait_for_run", lambda _: False)
+    monkeypatch.setattr(trial_, "find_kept", lambda _: trained[0] if trained else None)
+    monkeypatch.setattr(trial_, "train", train)
+    with sweep.claim(None) as first, sweep.claim(None) as second, ThreadPoolExecutor(2) as threads:
+        ends = [
+            threads.submit(train_trial, sweep, trial.number, sweep.record.config, None, nullcontext)
+            for trial in (first, second)
+        ]
+    assert [end.result() for end in ends] == [None, None]
+    assert len(trained) == 1
+    assert [(trial.state.name, trial.value) for trial in sweep.trials] == [("COMPLETE", 0.5)] * 2
 
 
 def test_a_trial_whose_process_died_is_resumed_once(train_with, capsys):
@@ -279,7 +316,7 @@ def test_what_would_meet_every_trial_ends_the_sweep_and_no_trial(train_with, is_
 
     def be_interrupted(runner, _sweep, _number):
         assert runner.interrupted.wait(LONGEST_S)
-        raise TrainingError("ended by a signal")
+        return INTERRUPTED
 
     runner = Here(2, trial_0=refuse, trial_1=be_interrupted)
     with pytest.raises(TrainingError, match=r"^the disk is full$"):
@@ -295,11 +332,13 @@ def test_a_signal_stops_the_trials_and_the_same_command_goes_on(train_with, caps
             runner.wait_for(1)
             os.kill(os.getpid(), signal.SIGINT)
         assert runner.interrupted.wait(LONGEST_S)
-        raise TrainingError("ended by a signal")
+        return INTERRUPTED
 
     with pytest.raises(KeyboardInterrupt):
         train_with(Here(2, trial_0=stop, trial_1=stop), 3)
-    assert capsys.readouterr().out.count("stopping each run after its step") == 1
+    lines = capsys.readouterr().out
+    assert lines.count("stopping each training after its step") == 1
+    assert "ended without a result" not in lines
     runner = Here(2)
     assert list_states(train_with(runner, 3)) == ["COMPLETE"] * 3
     assert sorted(runner.begun) == [0, 1, 2]

@@ -62,6 +62,15 @@ def test_with_a_version_the_model_that_was_logged_for_it_is_deleted(client, make
         client.get_logged_model(logged.model_id)
 
 
+def test_a_version_whose_logged_model_is_gone_can_be_deleted(client, make_bundle):
+    folder, manifest = make_bundle("gone")
+    version = register_version(client, folder, manifest)
+    [logged] = client.get_run(manifest.run_id).outputs.model_outputs
+    client.delete_logged_model(logged.model_id)
+    delete_version(client, "gone", version)
+    assert not client.search_model_versions("name = 'gone'")
+
+
 def test_the_verdict_is_written_in_words_and_numbers(client, make_bundle):
     folder, manifest = make_bundle("verdict")
     version = register_version(client, folder, manifest)
