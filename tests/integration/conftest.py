@@ -1,6 +1,8 @@
 """One DARKROOM_HOME for all integration tests, and the `darkroom` command, in this process or in one of its own."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import torch
 
 from model_code.data.cache import PackedDataset
 from model_code.data.sources.layout import DATASETS
+from model_code.training.run_folder import RESULT_FILE, RunResult
 from tests.unit.tracking.small_store import mlflow_given_back
 
 COMMAND = str(Path(sys.executable).with_name("darkroom"))
@@ -129,6 +132,17 @@ def start_darkroom() -> Callable[..., subprocess.Popen]:
         process.stdout.close()
 
 
+def read_until(process: subprocess.Popen, *wanted: str) -> list[str]:
+    """Read a process's lines until each pattern was found in one of them."""
+    lines, left = [], set(wanted)
+    for line in process.stdout:
+        lines.append(line)
+        left -= {pattern for pattern in left if re.search(pattern, line)}
+        if not left:
+            return lines
+    raise AssertionError(f"{left} never came:\n{''.join(lines)}")
+
+
 @pytest.fixture(scope="module")
 def few_shapes() -> Iterator[None]:
     """Draw a fifth of the images where this process packs `shapes`; commands reuse what is packed."""
@@ -157,3 +171,47 @@ def shapes(home, few_shapes) -> PackedDataset:
 
     settings = load_settings()
     return add_dataset("shapes", cache_dir=settings.cache_dir, data_dir=settings.data_dir, progress=False).dataset
+
+
+@pytest.fixture(scope="module")
+def packed_tiny(request, tmp_path_factory) -> Path:
+    """A home with small images and as many tiny recipes and epochs as COUNT and EPOCHS of the test's module say.
+
+    tiny_1 starts from tiny_0.
+    """
+    from flows.api import add_data
+
+    home = tmp_path_factory.mktemp("packed-tiny")
+    with home_entered(home):
+        add_data("shapes", image_size=16)
+    (home / "recipes").mkdir()
+    settings = 'dataset = "shapes"\nlimit_train = 100\nlimit_test = 40\nbatch_size = 20\n'
+    settings += f"epochs = {request.module.EPOCHS}\n"
+    for number in range(request.module.COUNT):
+        more = 'pretrained_weights = "recipe:tiny_0"\n' if number == 1 else ""
+        text = f'from = "resnet18_cifar10_exp3"\n[settings]\n{settings}{more}'
+        (home / "recipes" / f"tiny_{number}.toml").write_text(text)
+    return home
+
+
+@pytest.fixture
+def tiny_home(packed_tiny, tmp_path) -> Path:
+    """A home with tiny recipes for one test."""
+    return shutil.copytree(packed_tiny, tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def tiny_weights(packed_tiny, tmp_path_factory) -> list[tuple[str, str, float]]:
+    """What training one recipe after another leaves of the tiny recipes, as `read_weights` returns it."""
+    from flows.jobs.study import TrainAll
+
+    home = shutil.copytree(packed_tiny, tmp_path_factory.mktemp("one-by-one") / "home")
+    with home_entered(home):
+        TrainAll(only=("tiny_*",), offline=True).run()
+    return read_weights(home)
+
+
+def read_weights(home: Path) -> list[tuple[str, str, float]]:
+    """Recipe, checksum of the weights and test accuracy of each finished run in a home."""
+    results = (RunResult.model_validate_json(file.read_bytes()) for file in home.glob(f"checkpoints/*/{RESULT_FILE}"))
+    return sorted((result.recipe, result.weights_sha256, result.metrics["test/accuracy"]) for result in results)

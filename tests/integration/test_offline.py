@@ -18,7 +18,7 @@ from flows.printing.summaries import Outcome
 from model_code.recipes.catalog import build_config
 from model_code.tracking.provenance import read_git_sha
 from model_code.training.run_folder import JOURNAL_FILE, RESULT_FILE, RunResult, create_run_folder
-from tests.integration.conftest import COMMAND, home_entered, make_environment
+from tests.integration.conftest import COMMAND, home_entered, make_environment, read_until
 
 ROOT = Path(__file__).parents[2]
 RUN_LINE = re.compile(r"run ([0-9a-f]{32})")
@@ -37,8 +37,10 @@ class Node:
 
     @property
     def environment(self):
-        # There is no git on a node.
-        return make_environment(DARKROOM_HOME=str(self.home), DARKROOM_GIT_SHA=read_git_sha())
+        # There is no git on a node; the first process of each kind compiles for the others.
+        return make_environment(
+            DARKROOM_HOME=str(self.home), DARKROOM_GIT_SHA=read_git_sha(), PYTHONDONTWRITEBYTECODE=""
+        )
 
     def start(self, *arguments):
         return subprocess.Popen(
@@ -75,7 +77,7 @@ def node(tmp_path_factory):
     python = folder / "venv/bin/python"
     uv = os.environ.get("UV") or shutil.which("uv") or ROOT / ".uv/bin/uv"  # `make` knows where it is
     run(uv, "venv", "--quiet", "--python", sys.executable, folder / "venv")
-    options = ("--quiet", "--compile-bytecode", "--python", python, "--constraints", folder / "versions.txt")
+    options = ("--quiet", "--python", python, "--constraints", folder / "versions.txt")
     run(uv, "pip", "install", *options, f"{wheel}[node]")
     node = Node(python, folder / "home")
     node.run("data", "add", "shapes", "--image-size", 16, "--offline")
@@ -112,9 +114,7 @@ def trained(node):
     """The run of a training that was killed after its first epoch and repeated."""
     process = node.start(*TRAIN, "--offline")
     try:
-        for line in process.stdout:
-            if "epoch 1/3" in line:
-                break
+        read_until(process, "epoch 1/3")
     finally:
         process.kill()
         process.communicate()

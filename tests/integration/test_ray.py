@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 
 import psutil
@@ -17,8 +17,7 @@ from mlflow import MlflowClient
 
 from flows.operations.ray_cluster import ASK
 from model_code.tracking.run_tracker import EVERY_EPOCH
-from model_code.training.run_folder import RESULT_FILE, RunResult
-from tests.integration.conftest import COMMAND, make_environment
+from tests.integration.conftest import home_entered, read_until, read_weights
 from tests.integration.test_sweep import SPACE, SWEEP, draw_colours
 
 pytestmark = [
@@ -31,11 +30,10 @@ kills = pytest.mark.skipif(
     "DARKROOM_RAY_RUNS" not in os.environ, reason="kills of nodes and commands take minutes: DARKROOM_RAY_RUNS=3"
 )
 EPOCHS = 8
-# tiny_1 starts from tiny_0.
-RECIPES = {f"tiny_{number}": 'pretrained_weights = "recipe:tiny_0"' if number == 1 else "" for number in range(COUNT)}
-SETTINGS = f'dataset = "shapes"\nlimit_train = 100\nlimit_test = 40\nbatch_size = 20\nepochs = {EPOCHS}\n'
+RECIPES = [f"tiny_{number}" for number in range(COUNT)]
 STUDY = ("train-all", "--only", "tiny_*")
 FIRST, SECOND = "tiny_0", "tiny_2"  # begin at the same time
+BEGUN = (rf"{FIRST} seed 0 \| epoch 1/", rf"{SECOND} seed 0 \| epoch 1/")
 # Ray takes 127.0.0.1 for the machine's address in the network.
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.2", "object_store_memory": 80_000_000}
 END_S = 60
@@ -57,54 +55,24 @@ def cluster():
             signal.signal(signal.SIGTERM, before)
 
 
-def start(home, *arguments, **environment):
-    return subprocess.Popen(
-        [COMMAND, *map(str, arguments)],
-        env=make_environment(DARKROOM_HOME=str(home), **environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run(home, *arguments, **environment):
-    process = start(home, *arguments, **environment)
-    try:
-        out = process.communicate(timeout=900)[0]
-    finally:
-        process.kill()
-    assert process.returncode == 0, out[-3000:]
-    return out
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    """A home with images and recipes, that each test copies."""
-    packed = tmp_path_factory.mktemp("ray")
-    run(packed, "data", "add", "shapes", "--image-size", 16, "--offline")
-    (packed / "recipes").mkdir()
-    for name, more in RECIPES.items():
-        text = f'from = "resnet18_cifar10_exp3"\n[settings]\n{SETTINGS}{more}\n'
-        (packed / "recipes" / f"{name}.toml").write_text(text)
-    return packed
+@pytest.fixture
+def start(start_darkroom, tiny_home):
+    """Start the study, two runs at once."""
+    return partial(start_darkroom, *STUDY, "--runner", "ray", "--at-once", 2, DARKROOM_HOME=str(tiny_home))
 
 
 @pytest.fixture
-def own_home(packed, tmp_path):
-    return shutil.copytree(packed, tmp_path / "home")
+def run(start):
+    """Run the study to its end; its output comes back."""
+
+    return lambda *arguments, **environment: finish(start(*arguments, **environment))
 
 
-def read_weights(home):
-    results = [RunResult.model_validate_json(file.read_bytes()) for file in home.glob(f"checkpoints/*/{RESULT_FILE}")]
-    return sorted((result.recipe, result.weights_sha256) for result in results)
-
-
-@pytest.fixture(scope="module")
-def weights(packed, tmp_path_factory):
-    """What one after another leaves of each recipe."""
-    home = shutil.copytree(packed, tmp_path_factory.mktemp("one-by-one") / "home")
-    run(home, *STUDY, "--offline")
-    return read_weights(home)
+def finish(process):
+    """Wait for the end of a command; its output comes back."""
+    out = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, out[-3000:]
+    return out
 
 
 def check(home, weights):
@@ -118,34 +86,6 @@ def check(home, weights):
     for run_id in trained:
         epochs = [metric.step for metric in client.get_metric_history(run_id, EVERY_EPOCH)]
         assert epochs == list(range(1, EPOCHS + 1))
-
-
-def started(home, *arguments, **environment):
-    """Start a study; see `started_command`."""
-    return started_command(home, *STUDY, "--runner", "ray", "--at-once", 2, *arguments, **environment)
-
-
-@contextmanager
-def started_command(home, *arguments, **environment):
-    """Start a command; yield its process and how to read its lines up to one of each run that is asked for."""
-    process = start(home, *arguments, **environment)
-    lines = []
-
-    def read_until(*wanted):
-        left = set(wanted)
-        for line in process.stdout:
-            lines.append(line)
-            left -= {one for one in left if re.search(one, line)}
-            if not left:
-                return "".join(lines)
-        raise AssertionError(f"{left} never came:\n{''.join(lines)}")
-
-    try:
-        yield process, read_until
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def find_runs(home):
@@ -168,8 +108,8 @@ def wait_until_none_trains(home):
         time.sleep(0.1)
 
 
-def test_runs_on_nodes_end_as_one_after_another(own_home, weights, cluster):
-    out = run(own_home, *STUDY, "--runner", "ray", "--address", cluster.address, "--at-once", 2, "--offline")
+def test_runs_on_nodes_end_as_one_after_another(run, tiny_home, tiny_weights, cluster):
+    out = run("--address", cluster.address, "--offline")
     lines = [line for line in out.splitlines() if "s so far" not in line]
     assert lines[:2] == [
         "train-all: loading PyTorch, Ray",
@@ -177,41 +117,51 @@ def test_runs_on_nodes_end_as_one_after_another(own_home, weights, cluster):
     ]
     assert all(f"{name} seed 0 | epoch {EPOCHS}/{EPOCHS}" in out for name in RECIPES)
     assert not [line for line in lines[2:] if re.search(r"\bray\b|raylet", line, re.IGNORECASE)], out
-    assert read_weights(own_home) == weights
+    assert read_weights(tiny_home) == tiny_weights
 
 
 @kills
-def test_ctrl_c_and_a_kill_of_the_command_leave_nothing_and_lose_nothing(own_home, weights, cluster, prefect_server):
+def test_ctrl_c_and_a_kill_of_the_command_leave_nothing_and_lose_nothing(
+    run, start, tiny_home, tiny_weights, cluster, prefect_server
+):
     address = ("--address", cluster.address)
-    with started(own_home, *address, **prefect_server) as (process, read_until):
-        read_until(f"{FIRST} seed 0 . epoch 1/", f"{SECOND} seed 0 . epoch 1/")
-        process.send_signal(signal.SIGINT)
-        lines = read_until("^darkroom: interrupted")
-        assert process.wait() == 130
-    assert re.search(r"interrupted .*: \d complete\n", lines)
-    wait_until_none_trains(own_home)
+    process = start(*address, **prefect_server)
+    lines = read_until(process, *BEGUN)
+    process.send_signal(signal.SIGINT)
+    lines += read_until(process, "^darkroom: interrupted")
+    assert process.wait() == 130
+    assert re.search(r"interrupted .*: \d complete\n", "".join(lines))
+    wait_until_none_trains(tiny_home)
 
-    with started(own_home, *address, **prefect_server) as (process, read_until):
-        begun = "seed 0 . (goes on|weights)"
-        read_until(*(f"{name} ({begun}| kept from)" for name in (FIRST, SECOND)))
-        process.kill()
-        wait_until_none_trains(own_home)
-    run(own_home, *STUDY, "--runner", "ray", *address, "--at-once", 2, **prefect_server)
-    check(own_home, weights)
+    process = start(*address, **prefect_server)
+    begun = r"seed 0 \| (goes on|weights)"
+    read_until(process, *(f"{name} ({begun}| kept from)" for name in (FIRST, SECOND)))
+    process.kill()
+    wait_until_none_trains(tiny_home)
+    run(*address, **prefect_server)
+    check(tiny_home, tiny_weights)
 
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory):
     """A home with the images and the space of test_sweep.py, that each test copies."""
+    from flows.api import add_data
+
     home = tmp_path_factory.mktemp("colours")
     draw_colours(home / "colours")
-    run(home, "data", "add", "colours", "--from", home / "colours", "--image-size", 16, "--offline")
+    with home_entered(home):
+        add_data("colours", home / "colours", image_size=16)
     (home / "space.toml").write_text(SPACE)
     return home
 
 
-def sweep_in(home, trials, *arguments):
-    return (*SWEEP, "--space", home / "space.toml", "--trials", trials, "--format", "json", *arguments)
+@pytest.fixture
+def start_sweep(start_darkroom):
+    def start_sweep(home, trials, *arguments):
+        options = ("--space", home / "space.toml", "--trials", trials, "--format", "json", *arguments)
+        return start_darkroom(*SWEEP, *options, DARKROOM_HOME=str(home))
+
+    return start_sweep
 
 
 def read_trials(out):
@@ -233,11 +183,11 @@ def check_trials(home, trials):
         assert epochs == list(range(1, len(epochs) + 1))
 
 
-def test_a_sweep_on_nodes_ends_as_one_in_a_process(coloured, tmp_path, cluster):
+def test_a_sweep_on_nodes_ends_as_one_in_a_process(start_sweep, coloured, tmp_path, cluster):
     outs = []
     for number, runner in enumerate(((), ("--runner", "ray", "--address", cluster.address, "--at-once", 1))):
         home = shutil.copytree(coloured, tmp_path / str(number))
-        outs.append(run(home, *sweep_in(home, 3, *runner)))
+        outs.append(finish(start_sweep(home, 3, *runner)))
         check_trials(home, 3)
     local, remote = map(read_trials, outs)
     assert remote == local
@@ -248,56 +198,59 @@ def test_a_sweep_on_nodes_ends_as_one_in_a_process(coloured, tmp_path, cluster):
 
 
 @kills
-def test_a_sweep_loses_nothing_when_its_process_a_worker_and_a_trial_are_killed(coloured, tmp_path, cluster):
+def test_a_sweep_loses_nothing_when_its_process_a_worker_and_a_trial_are_killed(
+    start_sweep, coloured, tmp_path, cluster
+):
     whole, own_home = (shutil.copytree(coloured, tmp_path / name) for name in ("whole", "home"))
-    trials = read_trials(run(whole, *sweep_in(whole, 12, "--epochs", 4)))
+    trials = read_trials(finish(start_sweep(whole, 12, "--epochs", 4)))
     assert "pruned" in {trial["state"] for trial in trials}
     # Those that are pruned end when their first epoch is told.
     _, killed, interrupted, lost, ended, *_ = [trial["trial"] for trial in trials if trial["state"] == "finished"]
     remote = ("--runner", "ray", "--address", cluster.address, "--at-once", 1)
-    sweep = sweep_in(own_home, 12, "--epochs", 4, *remote)
+    start = partial(start_sweep, own_home, 12, "--epochs", 4, *remote)
 
-    with started_command(own_home, *sweep) as (process, read_until):
-        read_until(f"^trial {killed} . epoch 1/")
-        process.kill()
-        wait_until_none_trains(own_home)
-    with started_command(own_home, *sweep) as (process, read_until):
-        assert f": {killed} trials done of 12" in read_until("^sweep fastnet")
-        read_until(f"^trial {interrupted} . epoch 1/")
-        process.send_signal(signal.SIGINT)
-        read_until("^darkroom: interrupted")
-        assert process.wait() == 130
-        wait_until_none_trains(own_home)
-    with started_command(own_home, *sweep) as (process, read_until):
-        read_until(f"^trial {interrupted} resumes", f"^trial {lost} . epoch 1/")
-        [training] = find_runs(own_home)
-        training.parent().kill()  # Ray's worker
-        lines = read_until(f"^trial {ended} . epoch 1/")
-        assert "ended without a result" not in lines
-        [training] = find_runs(own_home)
-        training.kill()
-        lines = read_until('"trial": 11')
-        assert process.wait() == 0
+    process = start()
+    read_until(process, rf"^trial {killed} \| epoch 1/")
+    process.kill()
+    wait_until_none_trains(own_home)
+
+    process = start()
+    assert f": {killed} trials done of 12" in "".join(read_until(process, "^sweep fastnet"))
+    read_until(process, rf"^trial {interrupted} \| epoch 1/")
+    process.send_signal(signal.SIGINT)
+    read_until(process, "^darkroom: interrupted")
+    assert process.wait() == 130
+    wait_until_none_trains(own_home)
+
+    process = start()
+    lines = read_until(process, f"^trial {interrupted} resumes", rf"^trial {lost} \| epoch 1/")
+    [training] = find_runs(own_home)
+    training.parent().kill()  # Ray's worker
+    lines += read_until(process, rf"^trial {ended} \| epoch 1/")
+    assert "ended without a result" not in "".join(lines)
+    [training] = find_runs(own_home)
+    training.kill()
+    lines = "".join(lines + read_until(process, '"trial": 11'))
+    assert process.wait() == 0
     assert len(re.findall(f"^trial {ended} ended without a result: .* SIGKILL", lines, re.MULTILINE)) == 1
     assert read_trials(lines) == trials
     check_trials(own_home, 12)
 
 
 @kills
-def test_two_commands_share_a_sweep_and_one_ends_it_when_the_other_and_a_node_are_killed(coloured, tmp_path, cluster):
+def test_two_commands_share_a_sweep_and_one_ends_it_when_the_other_and_a_node_are_killed(
+    start_sweep, coloured, tmp_path, cluster
+):
     own_home, node = shutil.copytree(coloured, tmp_path / "home"), cluster.add_node(**NODE)
-    sweep = sweep_in(own_home, 8, "--runner", "ray", "--address", cluster.address)
-    with (
-        started_command(own_home, *sweep, "--at-once", 1) as (process, read_until),
-        started_command(own_home, *sweep) as (other, read_other_until),
-    ):
-        assert "up to 3 trials at once" in read_other_until("^up to ")
-        read_other_until(r"^trial \d . epoch 1/")
-        read_until(r"^trial \d . epoch 1/")
-        other.kill()
-        cluster.remove_node(node, allow_graceful=False)
-        lines = read_until('"trial": 7')
-        assert process.wait() == 0
+    remote = (own_home, 8, "--runner", "ray", "--address", cluster.address)
+    process, other = start_sweep(*remote, "--at-once", 1), start_sweep(*remote)
+    assert "up to 3 trials at once" in "".join(read_until(other, "^up to "))
+    read_until(other, r"^trial \d \| epoch 1/")
+    lines = read_until(process, r"^trial \d \| epoch 1/")
+    other.kill()
+    cluster.remove_node(node, allow_graceful=False)
+    lines = "".join(lines + read_until(process, '"trial": 7'))
+    assert process.wait() == 0
     wait_until_none_trains(own_home)
     assert {trial["state"] for trial in read_trials(lines)} <= {"finished", "pruned"}
     assert re.search(r"^trial \d+ resumes", lines, re.MULTILINE)
@@ -305,32 +258,31 @@ def test_two_commands_share_a_sweep_and_one_ends_it_when_the_other_and_a_node_ar
 
 
 @kills
-def test_runs_of_a_node_that_is_killed_go_on_elsewhere(own_home, weights, cluster, prefect_server):
-    with started(own_home, "--address", cluster.address, **prefect_server) as (process, read_until):
-        read_until(f"{FIRST} seed 0 . epoch 1/", f"{SECOND} seed 0 . epoch 1/")
-        before = find_runs(own_home)
-        assert before
-        [node] = cluster.worker_nodes
-        cluster.remove_node(node, allow_graceful=False)
-        lines = read_until(r"^recipe\s+seed\s")
-        assert process.wait() == 0, lines
-    assert [name for name in RECIPES if lines.count(f"{name} seed 0 | seed 0") >= 2], lines
-    check(own_home, weights)
+def test_runs_of_a_node_that_is_killed_go_on_elsewhere(start, tiny_home, tiny_weights, cluster, prefect_server):
+    process = start("--address", cluster.address, **prefect_server)
+    lines = read_until(process, *BEGUN)
+    before = find_runs(tiny_home)
+    assert before
+    [node] = cluster.worker_nodes
+    cluster.remove_node(node, allow_graceful=False)
+    out = "".join(lines + read_until(process, r"^recipe\s+seed\s"))
+    assert process.wait() == 0, out
+    assert [name for name in RECIPES if out.count(f"{name} seed 0 | seed 0") >= 2], out
+    check(tiny_home, tiny_weights)
 
 
-def test_a_ray_of_this_machine_ends_with_the_command_and_is_closed_to_others(own_home):
+def test_a_ray_of_this_machine_ends_with_the_command_and_is_closed_to_others(start, tiny_home):
     # Nothing can be written below this HOME.
-    with started(own_home, "--offline", "--set", "epochs=100", HOME="/proc") as (process, read_until):
-        lines = read_until(f"{FIRST} seed 0 . epoch 1/", f"{SECOND} seed 0 . epoch 1/")
-        assert "each through a Ray of this machine with 1 thread" in lines
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert len(find_runs(own_home)) == 2
-        [raylet] = [child for child in children if child.name() == "raylet"]
-        [address] = [word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--gcs-address=")]
-        asked = subprocess.run([sys.executable, "-P", "-c", ASK, address], capture_output=True, check=False, text=True)
-        assert asked.returncode != 0
-        assert "token" in asked.stderr
-        process.kill()
+    process = start("--offline", "--set", "epochs=100", HOME="/proc")
+    assert "each through a Ray of this machine with 1 thread" in "".join(read_until(process, *BEGUN))
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(find_runs(tiny_home)) == 2
+    [raylet] = [child for child in children if child.name() == "raylet"]
+    [address] = [word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--gcs-address=")]
+    asked = subprocess.run([sys.executable, "-P", "-c", ASK, address], capture_output=True, check=False, text=True)
+    assert asked.returncode != 0
+    assert "token" in asked.stderr
+    process.kill()
     # Ray's two agents look for its server for a minute before they end.
-    left = psutil.wait_procs([*children, *find_runs(own_home)], timeout=END_S)[1]
+    left = psutil.wait_procs([*children, *find_runs(tiny_home)], timeout=END_S)[1]
     assert {process.name() for process in left} <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}

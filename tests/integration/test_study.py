@@ -1,11 +1,12 @@
 """`train-all --release` from an empty home: trained, released, reported; killed and repeated, it ends the same way."""
 
+import re
 import signal
 
 import pytest
 
 from serving.bundle.store import read_pointer
-from tests.integration.conftest import home_entered
+from tests.integration.conftest import home_entered, read_until
 from tests.integration.test_survival import KILLS
 
 STUDY = ("train-all", "--release", "--profile", "smoke", "--set", "dataset=shapes", "--set", "limit_train=200")
@@ -17,13 +18,11 @@ MOMENTS = ("certifying fp32", "shapes packed", "epoch 1/1", "[2/2]", "report on"
 
 @pytest.mark.parametrize("moment", MOMENTS[:KILLS])
 def test_killed_at_any_step_the_same_command_ends_with_champion_report_and_table(
-    darkroom, start_darkroom, tmp_path, moment
+    darkroom, start_darkroom, prefect_server, tmp_path, moment
 ):
-    process = start_darkroom(*STUDY, *RECIPES, DARKROOM_HOME=str(tmp_path))
-    for line in process.stdout:
-        if moment in line:
-            process.kill()
-            break
+    process = start_darkroom(*STUDY, *RECIPES, DARKROOM_HOME=str(tmp_path), **prefect_server)
+    read_until(process, re.escape(moment))
+    process.kill()
     assert process.wait() == -signal.SIGKILL
     with home_entered(tmp_path):
         again = darkroom(*STUDY, *RECIPES)

@@ -13,7 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from model_code.sweeps.trials import WEIGHED_TRIALS
-from tests.integration.conftest import COMMAND, home_entered, make_environment
+from tests.integration.conftest import COMMAND, home_entered, make_environment, read_until
 
 EPOCHS = 2
 # Of the two rates one learns nothing; seed 2 tries it after two trials with the other.
@@ -141,12 +141,8 @@ def test_a_sweep_killed_in_a_trial_goes_on_to_the_same_end(run, whole, make_home
     home = make_home()
     command = (*SWEEP, "--space", str(home / "space.toml"), "--trials", "4")
     process = start_darkroom(*command, DARKROOM_HOME=str(home), **prefect_server)
-    for line in process.stdout:
-        if line.startswith("trial 1 begins"):
-            break
-    for line in process.stdout:
-        if f"epoch 1/{EPOCHS}  loss" in line:
-            break
+    read_until(process, "^trial 1 begins")
+    read_until(process, f"epoch 1/{EPOCHS}  loss")
     process.kill()
     process.wait()
     killed = {folder.name for folder in (home / "checkpoints").iterdir() if len(folder.name) == 32}
