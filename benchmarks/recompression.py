@@ -86,10 +86,10 @@ def extrapolate(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float, tuple[
     Args:
         rows: `distortion` and `accuracies` of each quality, the data set as it is first.
     """
-    distortions = [row["distortion"] for row in rows for _ in row["accuracies"]]
-    errors = [math.log(1 - accuracy) for row in rows for accuracy in row["accuracies"]]
-    line = linregress(distortions, errors)
-    half = student.ppf(0.975, len(errors) - 2) * line.stderr
+    # A quality is one point: its seeds share one deviation from the line.
+    errors = [math.log(1 - statistics.mean(row["accuracies"])) for row in rows]
+    line = linregress([row["distortion"] for row in rows], errors)
+    half = student.ppf(0.975, len(rows) - 2) * line.stderr
     ratio, low, high = (
         math.exp(slope * rows[0]["distortion"]) for slope in (line.slope, line.slope - half, line.slope + half)
     )

@@ -75,6 +75,10 @@ class NodeError(TrainingError):
     """A node of a cluster cannot train any run: it lacks the home, a library, or has other code."""
 
 
+class LostRunError(TrainingError):
+    """The process of a run, or its node, has died; the run can be resumed."""
+
+
 class PeerEndedError(TrainingError):
     """Another process of the same training has ended; that one says why."""
 

@@ -98,7 +98,7 @@ def load_settings() -> Settings:
     """Read the environment now; nothing is created on disk.
 
     Raises:
-        UsageError: DARKROOM_HOME is or goes through a file, cannot be looked at, or be part of a database address.
+        UsageError: DARKROOM_HOME is a file or below one, cannot be read, or cannot stand in a database address.
     """
     home = Path(os.environ.get("DARKROOM_HOME") or ".darkroom").expanduser().resolve()
     if set("?%") & set(str(home)):

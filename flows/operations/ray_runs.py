@@ -16,7 +16,7 @@ from flows.operations.ray_cluster import connect, count_places, name_death, shar
 from flows.operations.run_processes import THREADS, RunProcesses
 from flows.operations.runner import RunRequest
 from flows.printing.summaries import Outcome
-from model_code.errors import NodeError, TrainingError
+from model_code.errors import LostRunError, NodeError, TrainingError
 from model_code.settings import load_settings
 from model_code.tracking.provenance import hash_code
 
@@ -145,7 +145,7 @@ class RayRuns:
         except self._ray.exceptions.RayActorError as error:
             if self._is_ending:
                 return None
-            raise TrainingError(f"Ray has given up seed {request.config.seed}: {name_death(error)}") from error
+            raise LostRunError(f"Ray has given up seed {request.config.seed}: {name_death(error)}") from error
         finally:
             with self._lock:
                 self._runs.remove(run)

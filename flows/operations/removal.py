@@ -132,7 +132,7 @@ def _get_retirable(
 
 
 def remove_runs(settings: Settings, given: Sequence[str], *, is_dry_run: bool = False) -> Iterator[tuple[str, int]]:
-    """Yield the id of each run, and the bytes that are free once it is removed; none is if one of them must stay.
+    """Yield the id of each run, and the bytes that are free once it is removed; none is removed if one must stay.
 
     A dry run refuses alike, and removes nothing. See `_remove_run`.
     """

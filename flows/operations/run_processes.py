@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from flows.operations.runner import RunRequest
 from flows.printing.summaries import Outcome
-from model_code.errors import TrainingError
+from model_code.errors import LostRunError, TrainingError
 from serving.bundle.processors import count_cpus
 
 THREADS = "OMP_NUM_THREADS"
@@ -111,7 +111,7 @@ class RunProcesses:
         if process.returncode < 0:
             name = signal.Signals(-process.returncode).name
             memory = ", perhaps because memory is full" if name == "SIGKILL" else ""
-            raise TrainingError(f"the process of seed {request.config.seed} was ended by {name}{memory}")
+            raise LostRunError(f"the process of seed {request.config.seed} was ended by {name}{memory}")
         raise TrainingError(
             f"the process of seed {request.config.seed} ended with status {process.returncode}; its lines say why"
         )

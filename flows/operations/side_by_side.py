@@ -15,7 +15,7 @@ from flows.experiments.training import fail, find_outcome, print_interrupted
 from flows.operations.runner import Runner, RunRequest
 from flows.printing.lines import print_line
 from flows.printing.summaries import Outcome
-from model_code.errors import NodeError, TrainingError
+from model_code.errors import LostRunError
 from model_code.recipes.catalog import get_recipe
 from model_code.settings import load_settings
 from model_code.training.device import name_device
@@ -189,8 +189,8 @@ class _Study(SideBySide):
         print_named(f"{config.recipe} seed {config.seed}", config, line)
 
     def _take_end(self, number: int, end: Outcome | Exception | None) -> None:
-        if isinstance(end, TrainingError) and not isinstance(end, NodeError):
-            end = TrainingError(f"{end}; the same command resumes it")
+        if isinstance(end, LostRunError):
+            end = LostRunError(f"{end}; the same command resumes it")
         if end is not None:
             self._outcomes[number] = fail(self._configs[number], end) if isinstance(end, Exception) else end
 

@@ -162,6 +162,16 @@ def describe_end(sweep: Sweep, number: int, config: AnyConfig) -> str:
     return f"trial {number} finished: {accuracy}, {is_best}"
 
 
+class _FinishedMeanwhile(Exception):  # noqa: N818 - no error
+    def __init__(self, result: RunResult) -> None:
+        super().__init__(result.run_id)
+        self.result = result
+
+
+def _name_lock(sweep: Sweep, config: AnyConfig) -> Path:
+    return sweep.folder / f"{config.sha256()[:16]}.lock"
+
+
 def _train(
     sweep: Sweep,
     number: int,
@@ -171,13 +181,27 @@ def _train(
 ) -> RunResult | None:
     """Return the result of a trial, that of an equal run where there is one; None if another process has ended it."""
     inputs = open_inputs(config)
-    # Of trials that are equal and begin at the same moment one is trained; the others take its run.
-    with hold_lock(sweep.folder / f"{config.sha256()[:16]}.lock", f"trial {number}"):
-        if wait_for_run(inputs) and sweep.trials[number].state.is_finished():
-            return None
-        kept = find_kept(inputs)
-        if kept is None:
-            return train(inputs, TrialTracking(sweep, number, parent), hold_device)
+    if wait_for_run(inputs) and sweep.trials[number].state.is_finished():
+        return None
+    kept = find_kept(inputs)
+
+    @contextmanager
+    def hold(locks_dir: Path, device: str) -> Iterator[None]:
+        """Hold the device and then the settings: of equal trials at once one is trained, the others take its run.
+
+        In the other order, a command that holds the device for many trials and one that waits for it with the settings
+        of such a trial would wait for each other.
+        """
+        with hold_device(locks_dir, device), hold_lock(_name_lock(sweep, config), f"trial {number}"):
+            if (meanwhile := find_kept(inputs, is_silent=True)) is not None:
+                raise _FinishedMeanwhile(meanwhile)
+            yield
+
+    if kept is None:
+        try:
+            return train(inputs, TrialTracking(sweep, number, parent), hold)
+        except _FinishedMeanwhile as other:
+            kept = other.result
     print(f"trial {number} keeps run {kept.run_id}: same settings, images and code", flush=True)
     sweep.set_run(number, kept.run_id)
     return kept

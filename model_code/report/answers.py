@@ -21,7 +21,7 @@ def build_answers(collection: Collection) -> Section:
             blocks.append(Paragraph(question.caution, is_caution=True))
         shown, absent = _build_arms(collection, question)
         if not shown.rows:
-            blocks.append(Folded(f"{NOT_RUN}: {len(absent.rows)} arms, {len(verdicts)} contrasts", absent))
+            blocks.append(Folded(f"{NOT_RUN}: {len(absent.rows)} arms", absent))
             continue
         blocks += fold_absent("arms", shown, absent)
         blocks += fold_absent("contrasts", *_build_verdicts(question, verdicts))
@@ -106,15 +106,14 @@ def _build_overlay(collection: Collection, question: Question) -> list[Block]:
         return []
     groups = [(arm, collection.get_best(arm.recipe)) for arm in question.arms]
     found = [(arm, group) for arm, group in groups if group is not None and list_histories(group, question.curve)]
-    if not found:
+    counts = Counter(group.budget for _, group in found)
+    budgets = [budget for budget, count in counts.items() if count > 1]
+    if not budgets:
         return []
-    budgets = Counter(group.budget for _, group in found)
-    budget = min(budgets, key=lambda one: rank_budget(one, budgets[one]))
+    budget = min(budgets, key=lambda one: rank_budget(one, counts[one]))
     shown = {
         arm.label: (group, list_histories(group, question.curve)) for arm, group in found if group.budget == budget
     }
-    if len(shown) == 1:
-        return []
     means = {label: average([history[-1][1] for history in histories])[0] for label, (_, histories) in shown.items()}
     ends = "; ".join(f"{label} ends at {format_share(mean)}" for label, mean in means.items())
     name, title = f"curves-{question.key}", f"{question.curve.replace('/', ' ')}, %"

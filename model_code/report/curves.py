@@ -52,7 +52,7 @@ def _build_beside_published(recipe: str, group: Group | None, curves: Mapping[st
         title, scale = _PANELS[metric]
         published = tuple(enumerate(values, start=1))
         histories = list_histories(group, metric) if group else []
-        name = f"{recipe}-{metric.replace('/', '-')}"
+        name = f"{recipe}-published-{metric.replace('/', '-')}"
         alt = f"{recipe}: {title} over the epochs. {_describe_ends('published', [published], scale)}"
         if histories:
             alt += f"; {_describe_ends('ours', histories, scale)}"

@@ -183,7 +183,7 @@ def draw_arms(title: str, arms: Mapping[str, Sequence[History]], scale: float = 
 
 
 def list_histories(group: Group, metric: str) -> list[History]:
-    """Return the curves of a metric that the runs of a group have, by seed; one point is none."""
+    """Return the curves of a metric that the runs of a group have, by seed; a single point is no curve."""
     return [history for run in group.runs if len(history := run.histories.get(metric, ())) > 1]
 
 

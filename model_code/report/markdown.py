@@ -5,6 +5,7 @@ from model_code.report.document import Block, Cell, Document, Folded, Heading, I
 
 FIGURES_FOLDER = "figures"
 SHORT_ID = 8
+_BAR = r"\|"  # in a table also within code
 
 
 def render_markdown(document: Document) -> str:
@@ -41,7 +42,11 @@ def _render_table(table: Table) -> str:
 
 
 def _render_cell(cell: Cell) -> str:
-    text = f"`{cell.text}`" if cell.is_code and cell.text and "`" not in cell.text else escape(cell.text)
+    text = (
+        f"`{cell.text.replace('|', _BAR)}`"
+        if cell.is_code and cell.text and "`" not in cell.text
+        else escape(cell.text)
+    )
     if cell.address:
         text = f"[{text}]({cell.address})"
     if cell.is_caution and text:

@@ -35,7 +35,7 @@ def render_page(document: Document) -> str:
 
 
 def _break_names(text: str) -> Markup:
-    """Return escaped text whose names and ids may break in a narrow column: after `_` and `/`, and each 16 digits."""
+    """Return escaped text that may break in a narrow column: after `_` and `/`, and in the middle of an id."""
     return Markup("<wbr>").join(re.split(r"(?<=[_/])(?=.)|(?<=[0-9a-f]{16})(?=[0-9a-f]{16})", text))
 
 

@@ -45,7 +45,7 @@ def _score(group: Group) -> float | None:
 def _build_best(collection: Collection) -> Block:
     rows = tuple(_build_row(dataset, group) for dataset, group in sorted(choose_best(collection).items()))
     if not rows:
-        return Paragraph("No full or custom run yet.")
+        return Paragraph("No full or custom run of a classifier or a backbone yet.")
     figures = ("validation accuracy", "test accuracy", "macro-F1", "top-5 accuracy")
     columns = ("data set", "recipe", *figures, "seeds", "budget", "runs")
     return compact(Table("Best recipe of each data set", columns, rows))

@@ -10,7 +10,7 @@ from model_code.release.names import RELEASE_NAMES
 from model_code.release.versions import get_champion, read_verdict
 from model_code.report.amounts import format_mean, format_points, format_published, format_share
 from model_code.report.collection import Collection, average
-from model_code.report.comparison import NOT_RUN, Comparison, compare
+from model_code.report.comparison import NOT_RUN, Comparison, compare, mark_budget
 from model_code.report.document import Block, Cell, Folded, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import Dot, draw_published, render
 from model_code.report.published import ARTICLES
@@ -117,6 +117,8 @@ def _build_chart(collection: Collection) -> list[Block]:
 
 def _say(row: Comparison) -> str:
     ours = format_mean(*average(row.values), "fraction") if row.values else NOT_RUN
+    if row.group is not None and row.values and not row.is_comparable:
+        ours += f" ({mark_budget(row.group)})"
     return f"{row.figure.recipe} {ours}, published {format_published(row.figure)}"
 
 
@@ -141,32 +143,34 @@ def _build_verdicts(collection: Collection) -> list[Block]:
 
 
 def _answer(collection: Collection, question: Question) -> list[tuple[Cell, ...]]:
-    """Return a row for each contrast with pairs of runs; of many contrasts, one for those of the same kind."""
+    """Return a row for each contrast with pairs of runs; of many, one for those of the same kind and budget."""
     found = [decide(collection, contrast, question.is_descriptive) for contrast in question.contrasts]
     verdicts = [verdict for verdict in found if verdict.pairs]
-    by_kind: dict[str, list[Verdict]] = {}
+    by_kind: dict[tuple[str, str | None], list[Verdict]] = {}
     for verdict in verdicts:
         label = verdict.contrast.label
         kind = label.rpartition(": ")[2] if len(verdicts) > MOST_LISTED else label
-        by_kind.setdefault(kind, []).append(verdict)
-    return [_describe_kind(kind, of_kind) for kind, of_kind in by_kind.items()]
+        by_kind.setdefault((kind, verdict.budget), []).append(verdict)
+    return [_describe_kind(kind, of_kind) for (kind, _), of_kind in by_kind.items()]
 
 
 def _describe_kind(kind: str, verdicts: Sequence[Verdict]) -> tuple[Cell, ...]:
+    """Return the row of contrasts at one budget: comparison, verdict, points, seeds."""
+    first = verdicts[0]
     if len(verdicts) == 1:
-        [only] = verdicts
-        kind, outcome, points = only.contrast.label, only.outcome, only.points
+        kind, outcome, points = first.contrast.label, first.outcome, first.points
     else:
         means = [verdict.mean for verdict in verdicts]
         outcomes = Counter(verdict.outcome for verdict in verdicts)
         outcome = ", ".join(f"{outcome} in {count} of {len(verdicts)}" for outcome, count in outcomes.items())
-        points = " to ".join(format_points((min(means), max(means)), has_sign=True))
-    budgets = dict.fromkeys(verdict.budget or "" for verdict in verdicts if not (verdict.is_full or verdict.is_smoke))
-    is_caution = not all(verdict.is_full for verdict in verdicts)
+        points = f"means {' to '.join(format_points((min(means), max(means)), has_sign=True))}"
+    details = [] if first.is_full or first.is_smoke else [first.budget or ""]
+    if other_images := sum(verdict.other_images for verdict in verdicts):
+        details.append(f"{other_images} more on different images")
     seeds = sorted({len(verdict.pairs) for verdict in verdicts})
     return (
         Cell(kind),
-        Cell(outcome, detail="; ".join(budgets), is_caution=is_caution),
-        Cell(points, is_caution=is_caution),
+        Cell(outcome, detail="; ".join(details), is_caution=not first.is_full),
+        Cell(points, is_caution=not first.is_full),
         Cell(" or ".join(map(str, seeds))),
     )

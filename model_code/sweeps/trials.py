@@ -5,6 +5,8 @@ journal.log     Optuna's journal: settings, validation curves and ends of the tr
 journal.lock    held (flock) while a line of the journal is written
 claim.lock      held (flock) while a process takes its next trial
 N.lock          held (flock) by the process that trains trial N; the kernel frees it when that process dies
+CHECKSUM.lock   held (flock) while a trial with these settings is trained
+parent.lock     held (flock) while the sweep's run in MLflow is made
 """
 
 import fcntl
@@ -186,8 +188,9 @@ class Sweep:
         self._end(number, TrialState.FAIL)
 
     def _end(self, number: int, state: TrialState, accuracy: float | None = None) -> None:
-        # A process that was thought dead may have ended it: the first end counts.
-        self._study.tell(number, accuracy, state, skip_if_finished=True)
+        # A process that was thought dead may have ended it, even at this moment: the first end counts.
+        with suppress(UpdateFinishedTrialError):
+            self._study.tell(number, accuracy, state, skip_if_finished=True)
 
     @property
     def best(self) -> FrozenTrial | None:

@@ -67,7 +67,7 @@ def bundles_dir(home):
 
 @pytest.fixture(scope="module")
 def exports():
-    """What was exported, by run id."""
+    """What was exported, by run id, name and head."""
     return {}
 
 
@@ -79,11 +79,12 @@ def _exported_once(exports, monkeypatch, tmp_path_factory):
     export_task = release.export_task
 
     def export(run, name, folder, scratch, head):
-        if run.run_id not in exports:
+        key = (run.run_id, name, head)
+        if key not in exports:
             exported = export_task(run, name, folder, scratch, head)
             kept = shutil.copytree(scratch, tmp_path_factory.mktemp("exported") / "files")
-            exports[run.run_id] = exported, kept
-        exported, kept = exports[run.run_id]
+            exports[key] = exported, kept
+        exported, kept = exports[key]
         shutil.copytree(kept, scratch, dirs_exist_ok=True)
         return exported
 

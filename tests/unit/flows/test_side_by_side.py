@@ -18,7 +18,7 @@ from flows.operations.runner import RunRequest
 from flows.operations.side_by_side import train_side_by_side
 from flows.printing.summaries import Outcome
 from model_code.data.add import add_dataset
-from model_code.errors import TrainingError, UsageError
+from model_code.errors import LostRunError, TrainingError, UsageError
 from model_code.recipes.catalog import build_config
 from model_code.settings import load_settings
 from model_code.tracking.provenance import hash_code
@@ -180,11 +180,19 @@ def test_kept_runs_need_no_device_and_no_runner(capsys):
     assert capsys.readouterr().out.count("kept from run") == 2
 
 
+def test_of_a_run_whose_process_died_the_command_that_resumes_it_is_told():
+    def die(*_):
+        raise LostRunError("the process was ended")
+
+    [ended] = train_side_by_side(build(PLAIN), Here(errors={PLAIN: die}), Device().hold)
+    assert ended.error == "the process was ended; the same command resumes it"
+
+
 def test_one_that_fails_does_not_stop_the_others_but_what_starts_from_it(capsys):
     runner = Here(errors={SOURCE: fail})
     outcomes = train_side_by_side(build(SOURCE, TUNED, PLAIN), runner, Device().hold)
     ended, unstarted, trained = outcomes
-    assert ended.error == "the process was ended; the same command resumes it"
+    assert ended.error == "the process was ended"
     assert f"{TUNED} starts from {SOURCE}, which has no finished" in unstarted.error
     assert trained.result is not None
     assert f"{SOURCE}  failed: the process was ended" in capsys.readouterr().out

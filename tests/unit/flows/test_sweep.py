@@ -5,9 +5,9 @@ import shlex
 import signal
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
-from threading import Event, Lock
+from threading import Barrier, Event, Lock
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +22,7 @@ from flows.operations.sweep import run_sweep
 from flows.operations.trial import ACCURACY, Curve, train_requested, train_trial
 from flows.printing.summaries import Outcome
 from model_code.data.add import add_dataset
+from model_code.disk import hold_lock, is_locked
 from model_code.errors import DarkroomError, NodeError, PrunedError, TrainingError
 from model_code.recipes.catalog import build_config, get_recipe
 from model_code.settings import load_settings
@@ -266,21 +267,46 @@ def test_an_end_that_is_noted_already_stays(sweep):
     assert (kept.state.name, kept.value, kept.user_attrs) == ("COMPLETE", 0.6, {})
 
 
-def test_of_equal_trials_at_the_same_moment_one_is_trained(sweep, monkeypatch):
-    result, trained, looked = SimpleNamespace(run_id="3" * 32, metrics={ACCURACY: 0.5}), [], Event()
+def test_who_waits_for_the_device_does_not_hold_the_settings(sweep, monkeypatch):
+    file = trial_._name_lock(sweep, sweep.record.config)
 
-    def train(*_):
-        looked.wait(0.2)  # long enough for the other one to look for a finished run
-        trained.append(result)
+    @contextmanager
+    def hold_device(*_):
+        with hold_lock(file, "another command trains an equal trial on its device"):
+            pass  # would wait for ever
+        yield
+
+    def train(_inputs, _tracking, hold):
+        with hold(sweep.folder, "cpu"):
+            assert is_locked(file)
+        raise TrainingError("enough")
+
+    monkeypatch.setattr(trial_, "open_inputs", lambda _: None)
+    monkeypatch.setattr(trial_, "wait_for_run", lambda _: False)
+    monkeypatch.setattr(trial_, "find_kept", lambda *_, **__: None)
+    monkeypatch.setattr(trial_, "train", train)
+    with sweep.claim(None) as trial:
+        train_trial(sweep, trial.number, sweep.record.config, None, hold_device)
+    assert sweep.trials[0].user_attrs == {"reason": "enough"}
+
+
+def test_of_equal_trials_at_the_same_moment_one_is_trained(sweep, monkeypatch):
+    result, trained = SimpleNamespace(run_id="3" * 32, metrics={ACCURACY: 0.5}), []
+    both_looked = Barrier(2)  # before either trains neither has found a finished run
+
+    def train(_inputs, _tracking, hold):
+        both_looked.wait(LONGEST_S)
+        with hold(sweep.folder, "cpu"):
+            trained.append(result)
         return result
 
     monkeypatch.setattr(trial_, "open_inputs", lambda _: None)
     monkeypatch.setattr(trial_, "wait_for_run", lambda _: False)
-    monkeypatch.setattr(trial_, "find_kept", lambda _: trained[0] if trained else None)
+    monkeypatch.setattr(trial_, "find_kept", lambda _, **__: trained[0] if trained else None)
     monkeypatch.setattr(trial_, "train", train)
     with sweep.claim(None) as first, sweep.claim(None) as second, ThreadPoolExecutor(2) as threads:
         ends = [
-            threads.submit(train_trial, sweep, trial.number, sweep.record.config, None, nullcontext)
+            threads.submit(train_trial, sweep, trial.number, sweep.record.config, None, lambda *_: nullcontext())
             for trial in (first, second)
         ]
     assert [end.result() for end in ends] == [None, None]

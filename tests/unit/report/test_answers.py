@@ -55,7 +55,7 @@ def test_what_was_not_run_is_folded():
     runs = [[make_run(f"resnet18_cifar10_{name}", metrics={"test/accuracy": 0.5})] for name in ("exp", "exp2")]
     blocks = build_answers(make_collection(*runs)).blocks
     titles = [block.title for block in blocks if isinstance(block, Folded)]
-    assert titles[:3] == ["2 of 4 arms: not run", "4 of 5 contrasts: not run", "not run: 6 arms, 3 contrasts"]
+    assert titles[:3] == ["2 of 4 arms: not run", "4 of 5 contrasts: not run", "not run: 6 arms"]
     shown = [row for block in blocks if isinstance(block, Table) for row in block.rows]
     assert shown
     assert not [cell.text for row in shown for cell in row if "not run" in cell.text]
@@ -133,6 +133,13 @@ def test_of_several_budgets_the_one_that_most_arms_have_is_drawn():
     runs += [[make_curve(f"resnet18_cifar10_{name}", budget=many)] for name in ("exp6", "exp7")]
     [overlay] = read_overlay(make_collection(*runs), "decay")
     assert f"budget: {many}." in overlay.caption
+
+
+def test_one_arm_at_a_better_budget_does_not_hide_the_curves_of_the_others():
+    runs = [[make_curve("resnet18_cifar10_exp3")]]
+    runs += [[make_curve(f"resnet18_cifar10_{name}", budget="custom: epochs=5")] for name in ("exp6", "exp7")]
+    [overlay] = read_overlay(make_collection(*runs), "decay")
+    assert "budget: custom: epochs=5." in overlay.caption
 
 
 def test_the_curve_of_one_arm_compares_nothing():

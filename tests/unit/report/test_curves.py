@@ -3,7 +3,7 @@ import re
 import pytest
 
 from model_code.report.curves import BACKBONE_FIGURES, build_learning_curves, build_simsiam_curves
-from model_code.report.document import ImageGroup, Paragraph, Table
+from model_code.report.document import Folded, ImageGroup, Paragraph, Table
 from tests.unit.report.synthetic_runs import make_collection, make_run
 
 
@@ -51,6 +51,18 @@ def read_learning_curves(*groups):
         for block in build_learning_curves(make_collection(*groups)).blocks
         if isinstance(block, ImageGroup)
     }
+
+
+def test_no_two_images_have_one_file_name():
+    histories = {
+        f"{split}/{what}": ((1, 0.5), (2, 0.6)) for split in ("train", "validation") for what in ("accuracy", "loss")
+    }
+    run = make_run("swin_cifar10_published", budget="custom: epochs=2", histories=histories)
+    blocks = build_learning_curves(make_collection([run])).blocks
+    groups = [block.block if isinstance(block, Folded) else block for block in blocks]
+    names = [image.name for group in groups if isinstance(group, ImageGroup) for image in group.images]
+    assert len(names) > 2
+    assert len(set(names)) == len(names)
 
 
 def test_a_published_curve_stands_alone_where_ours_was_not_run():

@@ -265,6 +265,7 @@ def test_runs_of_a_server_link_to_their_pages(filled, tmp_path):
     page = Page(render_page(document))
     outside = [link for link in page.links if not link.startswith("#")]
     assert outside == [f"https://mlflow.example:5000/#/experiments/1/runs/{run.run_id}"]
+    assert f">{run.run_id[:16]}<wbr>{run.run_id[16:]}</a>" in render_page(document)
     assert "secret" not in render_page(document) + render_markdown(document)
 
 

@@ -71,8 +71,25 @@ def test_many_comparisons_of_one_kind_share_a_row(opened):
     ]
     texts, _ = read_verdicts(opened[1], pixels, *groups)
     assert texts == [
-        ["linear probe over that of raw pixels", "higher in 3 of 4, lower in 1 of 4", "-10.0 to +5.0", "3"],
-        ["MLP probe over that of raw pixels", "higher in 4 of 4", "+10.0 to +10.0", "3"],
+        ["linear probe over that of raw pixels", "higher in 3 of 4, lower in 1 of 4", "means -10.0 to +5.0", "3"],
+        ["MLP probe over that of raw pixels", "higher in 4 of 4", "means +10.0 to +10.0", "3"],
+    ]
+
+
+def test_comparisons_of_one_kind_at_other_budgets_have_rows_of_their_own(opened):
+    budgets = {"resnet18": "full", "alexnet": "full", "vit_b_16": "custom: limit_train=100", "swin_t": "smoke"}
+    metrics = {"test/linear_accuracy": 0.5, "test/mlp_accuracy": 0.5}
+    wanted = [*budgets.items(), *(("pixels", budget) for budget in dict.fromkeys(budgets.values()))]
+    groups = [
+        [make_run(f"{network}_cifar10_random", seed, budget, metrics=metrics) for seed in range(3)]
+        for network, budget in wanted
+    ]
+    _, table = read_verdicts(opened[1], *groups)
+    linear = [row for row in table.rows if row[1].text.endswith("linear probe over that of raw pixels")]
+    assert [(row[2].text, row[2].detail, row[2].is_caution) for row in linear] == [
+        ("no difference shown in 2 of 2", "", False),
+        ("no difference shown", "custom: limit_train=100", True),
+        ("smoke: not a result", "", True),
     ]
 
 
