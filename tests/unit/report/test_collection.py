@@ -189,7 +189,7 @@ def test_the_best_recipe_on_images_of_ones_own():
 
 def test_without_a_full_or_custom_run_there_is_no_best_recipe():
     section = build_standing(make_collection([make_run("a", budget="smoke")]))
-    assert [block.text for block in section.blocks[1:]] == ["No full or custom run yet."]
+    assert [block.text for block in section.blocks[1:]] == ["No full or custom run of a classifier or a backbone yet."]
 
 
 def test_a_pretrained_backbone_can_be_the_best_recipe(tmp_path):
