@@ -197,10 +197,15 @@ def is_smoke(budget: str) -> bool:
     return budget == SMOKE or budget.startswith(_SMOKE_ON)
 
 
-def rank_budget(budget: str, seed_count: int) -> tuple[int, int, str]:
-    """Return a sort key: full, custom with many seeds before few, smoke, and last smoke on other images."""
+def rank_budget(budget: str, seed_count: int, epochs: int = 0) -> tuple[int, int, int, str]:
+    """Return a sort key: full, custom with many seeds and then epochs first, smoke, and last smoke on other images."""
     order = 0 if budget == FULL else 1 if not is_smoke(budget) else 2 if budget == SMOKE else 3
-    return order, -seed_count, budget
+    return order, -seed_count, -epochs, budget
+
+
+def _rank(entry: tuple[str, list[Run]]) -> tuple[int, int, int, str]:
+    budget, runs = entry
+    return rank_budget(budget, len(runs), max(run.epochs or 0 for run in runs))
 
 
 def collect_runs(client: MlflowClient) -> Collection:
@@ -215,7 +220,7 @@ def collect_runs(client: MlflowClient) -> Collection:
     groups = {}
     for recipe, budgets in by_budget.items():
         ranked, shown = [], set[str]()
-        for budget, runs in sorted(budgets.items(), key=lambda entry: rank_budget(entry[0], len(entry[1]))):
+        for budget, runs in sorted(budgets.items(), key=_rank):
             dataset = Group(recipe, budget, tuple(runs)).latest.dataset
             completed = tuple(_complete(client, run, is_shown=dataset not in shown) for run in runs)
             ranked.append(Group(recipe, budget, completed))

@@ -139,7 +139,7 @@ PREDICTION_COLUMNS = (
     Column("image", "source"),
     Column("label", "answer"),
     Column("probability", "probability", lambda value: "" if value is None else f"{value:.1%}"),
-    Column("next", "top", lambda top: ", ".join(f"{label} {value:.1%}" for label, value in [*(top or {}).items()][1:])),
+    Column("also", "top", lambda top: ", ".join(f"{label} {value:.1%}" for label, value in [*(top or {}).items()][1:])),
     Column("error", "error", is_prose=True),
 )
 

@@ -82,6 +82,12 @@ def test_budgets_are_ranked(opened, store):
     assert [bool(group.runs[0].histories) for group in found] == [True, False, False, False]
 
 
+def test_of_custom_budgets_with_as_many_seeds_the_one_of_most_epochs_is_the_best(opened, store):
+    for epochs in (1, 12, 6):
+        store.enter("net", {"test/accuracy": 0.5}, budget=f"custom: dataset=pets, epochs={epochs}", epochs=epochs)
+    assert collect_runs(opened[1]).get_best("net").budget.endswith("epochs=12")
+
+
 def test_custom_runs_that_do_not_say_what_they_changed_stay_apart(opened, store):
     for seed in range(2):
         store.enter("unsaid", {"test/accuracy": 0.5}, seed=seed, tags={"budget": None, "profile": "custom"})
