@@ -100,7 +100,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         self._is_streamed = is_streamed(images_NHWC, config.engine.pictures, self.device)
         if self._is_streamed and self.engine.compile == "step" and processes.is_first:
             print("engine.compile=step: the images are streamed, so each step is computed eagerly", flush=True)
-        self._rate = float(getattr(config, self.rate_setting))
+        self._rate, self._dataset = float(getattr(config, self.rate_setting)), config.dataset
         self._config_sha256, self._seed = config.sha256(), config.seed
         self.generator = seed_everything(
             config.seed, self.device, is_fastest=self.engine.is_fastest, has_tf32=self.engine.has_tf32
@@ -291,7 +291,8 @@ class EpochLoop(ABC, Generic[Epoch]):
     def diverged(self, what: str) -> DivergedError:
         """Return the error of a loss that is not finite."""
         return DivergedError(
-            f"{what}; lower the learning rate (--set {self.rate_setting}={min(self._rate / 10, 1):g}); "
+            f"{what}; lower the learning rate (--set {self.rate_setting}={min(self._rate / 10, 1):g}), or if that does "
+            f"not help look at the images (darkroom data check {self._dataset}); "
             + (f"the checkpoint before stays in {self.run_dir}" if self.history else "no epoch was finished before")
         )
 

@@ -249,7 +249,9 @@ def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
     weights["body.0.weight"][0] = 1e38  # finite, but not what a convolution makes of it
     torch.save(weights, tmp_path / "huge.pth")
     config = make_config(pretrained_weights=str(tmp_path / "huge.pth"))
-    with pytest.raises(TrainingError, match=r"^the loss became nan at step 1 of epoch 1; lower the learning rate") as e:
+    with pytest.raises(
+        TrainingError, match=r"^the loss became nan at step 1 of epoch 1; lower the learning rate .*look at the images"
+    ) as e:
         fit(config, make_images(), tmp_path / "run", ALONE)
     assert "--set learning_rate=0.005" in str(e.value)
     assert not (tmp_path / "run").exists()
