@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 
 from flows.operations.ray_cluster import ASK
 from model_code.tracking.run_tracker import EVERY_EPOCH
-from tests.integration.conftest import home_entered, read_until, read_weights
-from tests.integration.test_sweep import SPACE, SWEEP, draw_colours
+from tests.integration.conftest import read_until, read_weights
+from tests.integration.test_sweep import SWEEP, fill_home
 
 pytestmark = [
     pytest.mark.slow,
@@ -145,14 +145,7 @@ def test_ctrl_c_and_a_kill_of_the_command_leave_nothing_and_lose_nothing(
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory):
     """A home with the images and the space of test_sweep.py, that each test copies."""
-    from flows.api import add_data
-
-    home = tmp_path_factory.mktemp("colours")
-    draw_colours(home / "colours")
-    with home_entered(home):
-        add_data("colours", home / "colours", image_size=16)
-    (home / "space.toml").write_text(SPACE)
-    return home
+    return fill_home(tmp_path_factory.mktemp("colours"))
 
 
 @pytest.fixture

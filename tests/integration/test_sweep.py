@@ -36,20 +36,21 @@ def draw_colours(folder):
             Image.fromarray(pixels_HWC).save(folder / name / f"{number}.png")
 
 
+def fill_home(home):
+    """Put images and a space into a new home, and return it."""
+    from flows.api import add_data
+
+    draw_colours(home / "colours")
+    with home_entered(home):
+        add_data("colours", home / "colours", image_size=16)
+    (home / "space.toml").write_text(SPACE)
+    return home
+
+
 @pytest.fixture(scope="module")
 def make_home(tmp_path_factory):
     """Return a new home with images."""
-    from flows.api import add_data
-
-    def make():
-        home = tmp_path_factory.mktemp("sweeps")
-        draw_colours(home / "colours")
-        with home_entered(home):
-            add_data("colours", home / "colours", image_size=16)
-        (home / "space.toml").write_text(SPACE)
-        return home
-
-    return make
+    return lambda: fill_home(tmp_path_factory.mktemp("sweeps"))
 
 
 @pytest.fixture
