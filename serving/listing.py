@@ -18,6 +18,8 @@ Form = Literal["table", "json", "csv"]
 FORM = "table: fits the terminal, tab-separated in a pipe; json: one object per line; csv."
 _GAP = 2
 _INDENT = "    "
+# Narrower sentences stand below their row.
+_LEAST_SENTENCE = 40
 
 
 def _show_plain(value: Any) -> str:  # noqa: ANN401 - a value of any record
@@ -32,7 +34,8 @@ class Column:
         name: Heading.
         key: Name of the value in a record.
         show: Returns the text of a value.
-        is_prose: True for sentences: they stand below their row where the table would be too wide.
+        is_prose: True for sentences: where the table would be too wide, they break in the last column or stand below.
+        is_first: True for the value that a row is read for: where the table would be too wide, others stand below.
         colours: Colour in a terminal of each text that has one.
     """
 
@@ -40,6 +43,7 @@ class Column:
     key: str
     show: Callable[[Any], str] = _show_plain
     is_prose: bool = False
+    is_first: bool = False
     colours: Mapping[str, str] | None = None
 
     def format(self, record: Mapping[str, Any]) -> str:
@@ -105,11 +109,15 @@ def lay_out(columns: Sequence[Column], records: Sequence[Mapping[str, Any]], wid
     used = [one for one in columns if one is columns[0] or any(one.format(record) for record in records)]
     if _measure(used, records, width) <= width:
         return _draw_rows(used, (), records, width)
+    if used[-1].is_prose and not any(one.is_prose for one in used[:-1]):
+        room = width - _measure(used[:-1], records, width) - _GAP
+        if room >= _LEAST_SENTENCE:
+            return _draw_rows(used, (), records, width, room)
     kept = used[:1]
-    for one in used[1:]:
-        if one.is_prose or _measure([*kept, one], records, width) > width:
-            continue
-        kept.append(one)
+    for one in sorted(used[1:], key=lambda one: not one.is_first):
+        if not one.is_prose and _measure([*kept, one], records, width) <= width:
+            kept.append(one)
+    kept.sort(key=used.index)
     return _draw_rows(kept, [one for one in used if one not in kept], records, width)
 
 
@@ -125,24 +133,34 @@ def _measure(columns: Sequence[Column], records: Sequence[Mapping[str, Any]], wi
 
 
 def _draw_rows(
-    columns: Sequence[Column], below: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int
+    columns: Sequence[Column],
+    below: Sequence[Column],
+    records: Sequence[Mapping[str, Any]],
+    width: int,
+    room: int | None = None,
 ) -> list[str]:
+    """Return the lines of a table whose last column breaks its sentences after `room` cells."""
     from rich.cells import cell_len
 
     widths = _find_widths(columns, records, width)
+    indent = " " * (sum(widths[:-1]) + _GAP * (len(columns) - 1))
     are_numbers = [all(isinstance(record.get(one.key), int | float | None) for record in records) for one in columns]
     heading = [_pad(*one) for one in zip((one.name for one in columns), widths, are_numbers, strict=True)]
     lines = [(" " * _GAP).join(heading).rstrip(), "─" * min(width, _measure(columns, records, width))]
     for record in records:
         texts = [one.format(record) for one in columns]
+        broken: list[str] = []
         if cell_len(texts[0]) > width:
             lines.append(_paint(columns[0], texts[0]))
             texts[0] = ""
+        if room is not None and cell_len(texts[-1]) > room:
+            texts[-1], *broken = _wrap(texts[-1], room)
         cells = [
             _paint(one, _pad(text, cells, is_number))
             for one, text, cells, is_number in zip(columns, texts, widths, are_numbers, strict=True)
         ]
         lines += [row] if (row := (" " * _GAP).join(cells).rstrip()) else []
+        lines += [indent + line for line in broken]
         lines += _draw_fields(below, record, width)
     return lines
 

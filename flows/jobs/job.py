@@ -9,10 +9,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from model_code.errors import UsageError
+from model_code.hints import explain_rule
 from model_code.release.names import check_release_name
 from model_code.settings import load_settings
 
 QUIET = "Results and errors only: neither progress, lines about the work nor what to do next."
+DRY_RUN = "Say what would be removed; change nothing."
 OFFLINE = "Without MLflow, Prefect and a network: a run is recorded in its folder; `darkroom runs` brings it home."
 
 
@@ -59,7 +61,7 @@ class Job(BaseModel):
             first = error.errors()[0]
             name = str(first["loc"][0])
             option = name_option(name, cls.model_fields[name]) if name in cls.model_fields else name
-            reason = first["msg"].removeprefix("Value error, ")
+            reason = explain_rule(first)
             raise UsageError(
                 reason if first["type"] == "value_error" else f"{option}={first['input']}: {reason}"
             ) from error

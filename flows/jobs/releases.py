@@ -2,7 +2,18 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from flows.jobs.job import QUIET, RELEASED, SOURCES, VERSIONS, Job, ReleasedName, ReleaseName, argument, option
+from flows.jobs.job import (
+    DRY_RUN,
+    QUIET,
+    RELEASED,
+    SOURCES,
+    VERSIONS,
+    Job,
+    ReleasedName,
+    ReleaseName,
+    argument,
+    option,
+)
 from flows.printing.narration import narrating
 from model_code.errors import ReleaseError, UsageError
 from model_code.release.gate_rules import Fraction, Gain, GateRules, Limit, Metric
@@ -107,13 +118,12 @@ class ListModels(Job):
     form: Form = option("table", FORM, name="--format")
 
     def check(self) -> None:
+        from flows.operations.history import nothing_registered
         from flows.operations.removal import list_registered
 
         check_revision(load_settings())
         if self.name is not None and not list_registered(load_settings(), self.name):
-            raise ReleaseError(
-                f"nothing is registered as {self.name}; release a run: darkroom release RECIPE --as {self.name}"
-            )
+            raise nothing_registered(load_settings(), self.name)
 
     def run(self) -> None:
         from flows.printing.inventory import print_versions
@@ -131,6 +141,7 @@ class Retire(Job):
 
     name: ReleasedName = argument("NAME")
     version: Annotated[str, VERSIONS] = argument("VERSION")
+    dry_run: bool = option(False, DRY_RUN)
 
     def check(self) -> None:
         from flows.operations.removal import check_retirable
@@ -141,8 +152,9 @@ class Retire(Job):
         from flows.operations.removal import retire
         from model_code.disk import format_size
 
-        size_bytes = retire(load_settings(), self.name, self.version)
-        print(f"{self.name}: version {self.version} is retired, {format_size(size_bytes)} are free")
+        size = format_size(retire(load_settings(), self.name, self.version, is_dry_run=self.dry_run))
+        done = f"would be retired, {size} would be free" if self.dry_run else f"is retired, {size} are free"
+        print(f"{self.name}: version {self.version} {done}")
 
 
 class RollBack(Job):

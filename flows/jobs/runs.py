@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from flows.jobs.job import OFFLINE_RUNS, RUNS, Job, argument, option
+from flows.jobs.job import DRY_RUN, OFFLINE_RUNS, RUNS, Job, argument, option
 from model_code.disk import format_size
 from model_code.settings import load_settings
 from serving.listing import FORM, Form
-
-DRY_RUN = "Say what would be removed; change nothing."
 
 
 class ListRuns(Job):

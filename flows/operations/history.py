@@ -1,11 +1,13 @@
 """History of a name: every move of its champion. MLflow is asked only where the home does not prove them."""
 
 import logging
+from collections.abc import Sequence
 
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError, UsageError
+from model_code.hints import suggest
 from model_code.release.changes import find_previous, read_settled
-from model_code.release.registered import read_registered
+from model_code.release.registered import RegisteredVersion, read_registered
 from model_code.settings import Settings, load_settings
 from serving.bundle.store import Change
 
@@ -23,8 +25,38 @@ def read_changes(name: str) -> tuple[Change, ...]:
     if changes is None:
         changes = _complete(settings, name)
     if not changes:
-        raise ReleaseError(f"nothing was ever released as {name}; run `darkroom release RECIPE --as {name}`")
+        raise nothing_registered(settings, name)
     return changes
+
+
+def nothing_registered(settings: Settings, name: str) -> ReleaseError:
+    """Return the error of a name that has no version."""
+    hint = suggest(name, {one.name for one in read_registered(settings) or ()})
+    return ReleaseError(
+        f"nothing is registered as {name}; {hint or f'release a run: darkroom release RECIPE --as {name}'}".rstrip()
+    )
+
+
+def find_version(
+    settings: Settings, name: str, number: str, versions: Sequence[RegisteredVersion]
+) -> RegisteredVersion:
+    """Return a version of a name.
+
+    Args:
+        settings: Places of the home.
+        name: Registered name.
+        number: Version.
+        versions: Registered versions of the name.
+
+    Raises:
+        ReleaseError: There is no such version.
+    """
+    if not versions:
+        raise nothing_registered(settings, name)
+    found = next((one for one in versions if one.version == number), None)
+    if found is None:
+        raise ReleaseError(f"{name} has no version {number}; registered: {', '.join(one.version for one in versions)}")
+    return found
 
 
 def check_version(name: str, version: str) -> None:
@@ -33,9 +65,9 @@ def check_version(name: str, version: str) -> None:
     Raises:
         ReleaseError: There is no such version.
     """
-    registered = read_registered(load_settings(), name)
-    if registered is not None and version not in (known := [one.version for one in registered]):
-        raise ReleaseError(f"{name} has no version {version}; registered: {', '.join(known) or 'none'}")
+    settings = load_settings()
+    if (versions := read_registered(settings, name)) is not None:
+        find_version(settings, name, version, versions)
 
 
 def check_rollback(name: str, to: str | None, why: str) -> None:
@@ -73,9 +105,9 @@ def check_reason_given(name: str, to: str, why: str, changes: tuple[Change, ...]
 
 def no_previous(name: str, changes: tuple[Change, ...]) -> ReleaseError:
     """Return the error of a name that has nothing to go back to."""
-    current = changes[-1].to_version if changes else None
-    if current is None:
-        return ReleaseError(f"{name} cannot go back: nothing was ever released as it; `darkroom models` lists what was")
+    if not changes:
+        return nothing_registered(load_settings(), name)
+    current = changes[-1].to_version
     return ReleaseError(
         f"{name} cannot go back: before version {current} there is no champion that was not rolled back; "
         f"`darkroom history {name}` shows all, --to VERSION takes any"

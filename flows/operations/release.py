@@ -17,6 +17,7 @@ from flows.operations.release_source import check_source
 from flows.operations.step import step
 from flows.printing.summaries import ReleaseSummary
 from model_code.data.cache import open_dataset
+from model_code.data.progress import show_progress
 from model_code.data.revisions import name_revision
 from model_code.data.sources.images import name_some
 from model_code.disk import hold_lock, writing_to
@@ -285,12 +286,12 @@ def compare(exported: Exported, folder: Path, champion: Champion | None, rules: 
             champion = None
         else:
             to_challenger_K = [exported.manifest.classes.index(label) for label in champion.manifest.classes]
-            champion_N = np.array(to_challenger_K)[_label(served, exported.images_NHWC)]
+            champion_N = np.array(to_challenger_K)[_label(served, exported.images_NHWC, f"version {champion.version}")]
             champion_ms = _find_latency(served)
             champion_precision = served.variant.precision
     return judge(
         labels_N=exported.labels_N,
-        challenger_N=_label(challenger, exported.images_NHWC),
+        challenger_N=_label(challenger, exported.images_NHWC, "the challenger"),
         champion_N=champion_N,
         classes=exported.manifest.classes,
         split=exported.split,
@@ -335,9 +336,13 @@ def _check_comparable(champion: Champion, manifest: Manifest) -> None:
         )
 
 
-def _label(classifier: Classifier, images_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    parts = np.array_split(images_NHWC, -(-len(images_NHWC) // BATCH))
-    return np.concatenate([classifier.classify(part_NHWC).argmax(axis=1) for part_NHWC in parts])
+def _label(classifier: Classifier, images_NHWC: npt.NDArray[np.uint8], who: str) -> npt.NDArray[np.int64]:
+    labels = []
+    with show_progress(f"labels of {who}", len(images_NHWC), "images") as advance:
+        for part_NHWC in np.array_split(images_NHWC, -(-len(images_NHWC) // BATCH)):
+            labels.append(classifier.classify(part_NHWC).argmax(axis=1))
+            advance(len(part_NHWC))
+    return np.concatenate(labels)
 
 
 def _find_latency(classifier: Classifier) -> float | None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.operations.history import find_version
 from model_code.disk import format_size, hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.release.changes import find_previous, read_settled
@@ -76,30 +77,34 @@ def list_registered(settings: Settings, name: str | None = None) -> tuple[Regist
     return list_all_versions(open_store(settings), name)
 
 
-def retire(settings: Settings, name: str, number: str) -> int:
+def retire(settings: Settings, name: str, number: str, *, is_dry_run: bool = False) -> int:
     """Remove a version from the registry, and its bundle; return the bytes that are free now.
 
-    The ledger keeps its lines, the run keeps its figures and cards.
+    The ledger keeps its lines, the run keeps its figures and cards. A dry run refuses alike, and removes nothing.
 
     Raises:
         ReleaseError: There is no such version, it is champion or challenger, or a rollback goes back to it.
     """
     from model_code.release.ledger import complete
-    from model_code.release.versions import delete_version
+    from model_code.release.versions import delete_version, find_model_folder
     from model_code.tracking.store import open_store
 
     client = open_store(settings)
     with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"retiring version {number} of {name}"):
         changes = complete(client, settings.bundles_dir, name)  # first: it may move the alias
         versions = list_registered(settings, name)
-        version = _get_retirable(name, number, versions, changes)
+        version = _get_retirable(settings, name, number, versions, changes)
         bundle = version.tags.get(BUNDLE_TAG, "")
         is_shared = any(one.tags.get(BUNDLE_TAG) == bundle for one in versions if one != version)
         has_own = re.fullmatch(FILE_NAME, bundle) is not None and not is_shared
-        stored = delete_version(client, name, number)
-        local = stored if stored is not None and stored.is_relative_to(settings.artifacts_dir) else None
-        folder = settings.bundles_dir / name / bundle if has_own else None
-        return sum(_remove(one) for one in (folder, local) if one is not None)
+        places = [settings.bundles_dir / name / bundle] if has_own else []
+        stored = find_model_folder(client, name, number)
+        if stored is not None and stored.is_relative_to(settings.artifacts_dir):
+            places.append(stored)
+        if is_dry_run:
+            return sum(map(measure, places))
+        delete_version(client, name, number)
+        return sum(map(_remove, places))
 
 
 def check_retirable(settings: Settings, name: str, number: str) -> None:
@@ -110,17 +115,15 @@ def check_retirable(settings: Settings, name: str, number: str) -> None:
     """
     versions, changes = read_registered(settings, name), read_settled(settings, name)
     if versions is not None:
-        _get_retirable(name, number, versions, changes or ())
+        _get_retirable(settings, name, number, versions, changes or ())
 
 
 def _get_retirable(
-    name: str, number: str, versions: tuple[RegisteredVersion, ...], changes: tuple[Change, ...]
+    settings: Settings, name: str, number: str, versions: tuple[RegisteredVersion, ...], changes: tuple[Change, ...]
 ) -> RegisteredVersion:
     """Return a version that neither an alias nor a rollback needs."""
-    by_number = {one.version: one for one in versions}
-    if number not in by_number:
-        raise ReleaseError(f"{name} has no version {number}; registered: {', '.join(by_number) or 'none'}")
-    aliases = by_number[number].aliases
+    version = find_version(settings, name, number, versions)
+    aliases = version.aliases
     if "champion" in aliases:
         raise ReleaseError(f"version {number} of {name} is champion; release another one first, or roll back")
     if aliases:
@@ -128,7 +131,7 @@ def _get_retirable(
         raise ReleaseError(f"version {number} of {name} is {' and '.join(aliases)}; end that first: {way}")
     if find_previous(changes) == number:
         raise ReleaseError(f"version {number} of {name} is what `darkroom rollback {name}` goes back to; it stays")
-    return by_number[number]
+    return version
 
 
 def remove_runs(settings: Settings, given: Sequence[str], *, is_dry_run: bool = False) -> Iterator[tuple[str, int]]:

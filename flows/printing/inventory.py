@@ -25,7 +25,7 @@ ACCURACY_TAG, VERDICT_TAG = "accuracy", "verdict.json"
 
 
 def print_versions(settings: Settings, name: str | None, form: Form) -> None:
-    """Print the registered versions of one name or of all, the newest first."""
+    """Print the registered versions of one name or of all: those with an alias first, then the newest."""
     columns = (
         Column("model", "name"),
         Column("version", "version"),
@@ -33,10 +33,11 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
         Column("accuracy", "accuracy", format_accuracy),
         Column("released", "at", _minutes),
         Column("run", "run_id", lambda run_id: run_id[:8]),
-        Column("recipe", "recipe"),
+        Column("recipe", "recipe", is_first=True),
         Column("precisions", "precisions", is_prose=True),
         Column("verdict", "verdict", is_prose=True),
     )
+    newest = list_registered(settings, name)[::-1]
     records = [
         {
             "name": one.name,
@@ -50,7 +51,7 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
             "verdict": one.tags.get("verdict"),
             "bundle": one.tags.get(BUNDLE_TAG),
         }
-        for one in reversed(list_registered(settings, name))
+        for one in sorted(newest, key=lambda one: not one.aliases)
     ]
     if not records and form == "table":
         print("nothing is registered; release a run: darkroom release RECIPE --as NAME")
@@ -92,7 +93,7 @@ def print_runs(settings: Settings, form: Form) -> None:
         ),
         Column("recorded", "is_offline", lambda is_offline: "offline" if is_offline else ""),
         Column("validation", "validation_accuracy", format_accuracy),
-        Column("test", "test_accuracy", format_accuracy),
+        Column("test", "test_accuracy", format_accuracy, is_first=True),
         Column("on disk", "size_bytes", format_size),
         Column("begun", "at", _minutes),
         Column("needed by", "needed_by", is_prose=True),

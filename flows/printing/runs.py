@@ -168,5 +168,5 @@ def print_report(files: "ReportFiles", run_count: int, run_id: str, form: Form =
         return
     print(
         f"report on {count_runs(run_count)}\n  {files.page}\n  {files.markdown}\n"
-        f"  MLflow run {run_id} in darkroom-reports"
+        f"  MLflow run {run_id} in darkroom-reports\n  next: darkroom ui compares the runs in MLflow"
     )

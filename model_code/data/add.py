@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from model_code.data.cache import (
@@ -27,6 +26,7 @@ from model_code.data.sources.images import PixelSplit
 from model_code.data.sources.layout import DATASETS
 from model_code.disk import hold_lock
 from model_code.errors import DataError, UsageError
+from model_code.hints import suggest
 
 MAX_IMAGE_SIZE = 1024
 _MAX_NAME_LENGTH = 64
@@ -172,9 +172,8 @@ def check_arguments(
     if download and sources:
         raise UsageError("--from and --download were both given; give one of them")
     if not is_drawn and not sources and not download:
-        near = [] if name in DATASETS else get_close_matches(name, DATASETS, n=1, cutoff=0.8)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"no source for {name}; use {format_remedy(name)}{meant}")
+        hint = "" if name in DATASETS else suggest(name, DATASETS, least_ratio=0.8)
+        raise UsageError(f"no source for {name}; {hint}use {format_remedy(name)}")
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise UsageError(f"image size {image_size} is not allowed; 1 to {MAX_IMAGE_SIZE} pixels are")
     for path in sources:

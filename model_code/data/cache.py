@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_code.errors import DataError, UsageError
+from model_code.hints import suggest
 
 if TYPE_CHECKING:  # `darkroom recipes` does not wait for numpy
     import numpy as np
@@ -213,8 +213,7 @@ def read_manifest(name: str, cache_dir: Path) -> CacheManifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         from model_code.data.sources.detect import is_known  # only now: what it imports imports this file
 
-        near = [] if is_known(name) else get_close_matches(name, list_names(cache_dir), n=1, cutoff=0.8)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = "" if is_known(name) else suggest(name, list_names(cache_dir), least_ratio=0.8)
         raise DataError(f"data set {name!r} is not in {cache_dir}; {hint}add it with {format_remedy(name)}") from error
     except (OSError, ValidationError) as error:
         raise _damaged(name, f"{path} cannot be read") from error

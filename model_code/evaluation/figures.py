@@ -52,7 +52,7 @@ def draw_curves(
 
 def draw_confusion(title: str, confusion_KK: npt.NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix; colours show the share of the true class, numbers the counts (up to 30 classes)."""
-    names, fonts = _name_classes(classes)
+    names, fonts = name_classes(classes)
     percents_KK = 100 * confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
     side = max(4.5, 0.55 * len(classes) + 2)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
@@ -86,7 +86,7 @@ def draw_prediction_grid(
     classes: Sequence[str],
 ) -> Figure:
     """Draw the first 8x8 images titled "predicted (true)", green where right and red where wrong."""
-    names, fonts = _name_classes(classes)
+    names, fonts = name_classes(classes)
     figure = Figure(figsize=(12, 13))
     # One for all images: 64 axes take seconds.
     axis = figure.add_axes((0, 0, 1, 1))
@@ -187,7 +187,7 @@ def _draw_bins(axis: Axes, bins: Sequence[ReliabilityBin]) -> None:
     axis.grid(alpha=0.3)
 
 
-def _name_classes(classes: Sequence[str]) -> tuple[list[str], list[str]]:
+def name_classes(classes: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the names of classes as figures show them, and the font families that draw them.
 
     Where no installed font has a name's characters, the class is called by its number, from 0 in the order of labels.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from model_code.errors import UsageError
+from model_code.hints import suggest
 from model_code.recipes.own import (
     SUFFIX,
     check_recipe_name,
@@ -192,11 +193,8 @@ def _get_recipe(name: str, above: tuple[str, ...]) -> Recipe:
 
 
 def _refuse(name: str) -> NoReturn:
-    from difflib import get_close_matches
-
     names = [*RECIPES, *(file.stem for file in find_recipe_files(load_settings().recipes_dir))]
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}? " if near else ""
+    hint = suggest(name, names, count=3, least_ratio=0.5)
     raise UsageError(f"no recipe {name!r}; {hint}`darkroom recipes` lists them all")
 
 

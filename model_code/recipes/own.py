@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model_code.disk import write_atomically
 from model_code.errors import UsageError
+from model_code.hints import explain_rule
 from model_code.training.run_config import FIXED_SETTINGS, RunConfig, Seed
 from model_code.training.run_folder import is_run_id
 
@@ -71,7 +72,7 @@ def read_recipe_file(file: Path) -> RecipeFile:
         key = ".".join(map(str, first["loc"]))
         allowed = ", ".join(field.alias or name for name, field in RecipeFile.model_fields.items())
         hint = f"; allowed are {allowed}" if first["type"] in ("extra_forbidden", "missing") else ""
-        raise UsageError(f"{file}: {key}: {first['msg']}{hint}") from error
+        raise UsageError(f"{file}: {key}: {explain_rule(first)}{hint}") from error
     return found.model_copy(update={"settings": _flatten(found.settings), "smoke": _flatten(found.smoke)})
 
 

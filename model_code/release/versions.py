@@ -147,10 +147,15 @@ def list_all_versions(client: MlflowClient, name: str | None = None) -> tuple[Re
     return tuple(found)
 
 
-def delete_version(client: MlflowClient, name: str, number: str) -> Path | None:
-    """Delete a version and the model that was logged for it; return the folder of its files where they are here."""
-    version = get_version(client, name, number)
+def find_model_folder(client: MlflowClient, name: str, number: str) -> Path | None:
+    """Return the folder of a version's files in MLflow's store where it is on this machine."""
     address = client.get_model_version_download_uri(name, number)
+    return Path(unquote(urlsplit(address).path)) if address.startswith("file://") else None
+
+
+def delete_version(client: MlflowClient, name: str, number: str) -> None:
+    """Delete a version and the model that was logged for it; their files stay."""
+    version = get_version(client, name, number)
     client.delete_model_version(name, number)
     # MLflow's SQL store gives no version its `model_id` back.
     if (model_id := str(version.source).removeprefix(LOGGED_MODELS)) != version.source:
@@ -159,7 +164,6 @@ def delete_version(client: MlflowClient, name: str, number: str) -> Path | None:
         except MlflowException as error:
             if error.error_code not in _MISSING:
                 raise
-    return Path(unquote(urlsplit(address).path)) if address.startswith("file://") else None
 
 
 def get_version(client: MlflowClient, name: str, number: str) -> ModelVersion:

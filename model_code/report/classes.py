@@ -1,8 +1,9 @@
 """Accuracy class by class, and which classes are taken for which."""
 
+import re
 from collections.abc import Sequence
 
-from model_code.evaluation.figures import draw_confusion
+from model_code.evaluation.figures import draw_confusion, name_classes
 from model_code.report.amounts import format_share
 from model_code.report.collection import ClassReport, Collection, Group, Run
 from model_code.report.comparison import mark_budget
@@ -62,10 +63,18 @@ def _build_table(classes: tuple[str, ...], rows: Sequence[tuple[Group, Run, Clas
 def _draw(group: Group, run: Run, report: ClassReport) -> ImageGroup:
     right = f"{format_share(report.accuracy)} right"
     title = f"{group.name}\n{report.split}, seed {run.seed}, {right}"
-    figure = draw_confusion(title, report.confusion_KK, tuple(report.per_class))
+    classes = tuple(report.per_class)
+    figure = draw_confusion(title, report.confusion_KK, classes)
     alt = f"Confusion matrix of {group.name}, {report.split}: {right}; {_name_worst(report)}"
     image = render(f"{group.name.replace(' ', '-')}-confusion", figure, alt, CONFUSION_DPI)
     caption = f"{report.split} images, seed {run.seed}: {_name_worst(report)}."
+    numbered = [
+        f"{shown} is {name}"
+        for name, shown in zip(classes, name_classes(classes)[0], strict=True)
+        if shown != name and re.fullmatch(r"class \d+", shown)
+    ]
+    if numbered:
+        caption += f" No font here has the characters of some names: {', '.join(numbered)}."
     return ImageGroup(f"{group.name} ({mark_budget(group)})", (image,), caption, (run.run_id,))
 
 

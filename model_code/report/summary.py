@@ -112,7 +112,8 @@ def _build_chart(collection: Collection) -> list[Block]:
         "Diamonds: published. Dots: ours, with 95 % intervals over three seeds or more, else over the images of one "
         "run. Grey dots: custom and smoke runs, which compare with nothing. Empty rings: not run."
     )
-    return [ImageGroup("Published accuracy and ours", images, caption, ())]
+    chart = ImageGroup("Published accuracy and ours", images, caption, ())
+    return [chart] if run else [Folded(f"None of the {len(rows)} published accuracies was repeated yet", chart)]
 
 
 def _say(row: Comparison) -> str:

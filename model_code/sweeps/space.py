@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from model_code.errors import UsageError
+from model_code.hints import explain_rule
 from model_code.training.run_config import FiniteFloat, RunConfig, override
 
 Choices = tuple[Any, ...]
@@ -125,7 +126,7 @@ def _parse(file: Path, name: str, value: object) -> Range | Choices:
     except ValidationError as error:
         first = error.errors()[-1]  # of a number that is neither, the reason why it is no float
         where = ".".join([name, *(str(part) for part in first["loc"][:1])])
-        raise UsageError(f"{file}: {where}: {first['msg'].removeprefix('Value error, ')}; {_SEARCHED}") from error
+        raise UsageError(f"{file}: {where}: {explain_rule(first)}; {_SEARCHED}") from error
 
 
 def _join_names(table: Mapping[str, Any]) -> dict[str, Any]:

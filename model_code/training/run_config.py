@@ -6,12 +6,12 @@ A config is frozen and checked when it is made. `kind` tells the kinds apart whe
 import hashlib
 import json
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from model_code.errors import UsageError
+from model_code.hints import explain_rule, suggest
 from model_code.models.networks import NETWORKS
 
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
@@ -23,8 +23,8 @@ Width = Annotated[int, Field(ge=1, le=2**16)]
 
 def _check_network(network: str) -> str:
     if network not in NETWORKS:
-        near = get_close_matches(network, NETWORKS, n=1) or list(NETWORKS)[:1]
-        raise ValueError(f"no such network; did you mean {near[0]}?")
+        hint = suggest(network, NETWORKS) or f"{', '.join(NETWORKS)} are there"
+        raise ValueError(f"no such network; {hint.rstrip()}")
     return network
 
 
@@ -126,10 +126,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     allowed = sorted(set(config.flatten()) - FIXED_SETTINGS)
     unknown = sorted(set(changes) - set(allowed))
     if unknown:
-        near = [match for name in unknown for match in get_close_matches(name, allowed, n=2)]
-        hint = f"did you mean {', '.join(near)}? " if near else ""
         raise UsageError(
-            f"{config.recipe} has no setting {', '.join(map(repr, unknown))}; {hint}"
+            f"{config.recipe} has no setting {', '.join(map(repr, unknown))}; {suggest(unknown[0], allowed, count=2)}"
             f"`darkroom recipes {config.recipe}` lists them all"
         )
     settings = config.model_dump()
@@ -142,7 +140,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         first = error.errors()[0]
         where, value = ".".join(map(str, first["loc"])), first["input"]
         what = "" if not where else f"{where}: " if isinstance(value, dict) else f"{where}={value!r}: "
-        raise UsageError(f"{what}{first['msg'].removeprefix('Value error, ')}") from error
+        raise UsageError(f"{what}{explain_rule(first)}") from error
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -178,7 +178,9 @@ def test_wrong_usage(add, tmp_path, name, settings, message):
 
 
 def test_a_name_near_one_that_is_known_is_asked_about(add):
-    with pytest.raises(UsageError, match=r"no source for imagenet_val; .*; did you mean imagenet-val\?"):
+    with pytest.raises(
+        UsageError, match=r"no source for imagenet_val; did you mean imagenet-val\? use `darkroom data add"
+    ):
         add("imagenet_val")
     with pytest.raises(UsageError, match=r"^no source for flowers; use `darkroom data add flowers --from PATH`$"):
         add("flowers")

@@ -16,10 +16,10 @@ def _home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "sometimes"}, r"^--mode=sometimes: Input should be 'enabled', 'dry_run' or 'forced'$"),
+        ({"mode": "sometimes"}, r"^--mode=sometimes: must be 'enabled', 'dry_run' or 'forced'$"),
         ({"mode": "forced"}, r"^a forced release needs a reason for the ledger: --why "),
         ({"mode": "forced", "why": ""}, r"^a forced release needs a reason for the ledger: --why "),
-        ({"why": 3}, r"^--why=3: Input should be a valid string$"),
+        ({"why": 3}, r"^--why=3: must be a text$"),
         ({"name": "../x"}, r"'../x'"),
     ],
 )

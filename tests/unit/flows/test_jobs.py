@@ -76,7 +76,7 @@ def test_a_form_offers_names_and_shows_bounds():
 @pytest.mark.parametrize(
     ("kind", "given", "message"),
     [
-        ("Train", {"recipe": "x", "limit_train": 0}, r"^--limit-train=0: Input should be greater than or equal to 1$"),
+        ("Train", {"recipe": "x", "limit_train": 0}, r"^--limit-train=0: must be at least 1$"),
         ("Train", {}, r"^RECIPE=\{\}: Field required$"),
         ("Heal", {"every_s": 0.5}, r"^--every=0.5: "),
         ("Release", {"source": "x", "name": "My dogs"}, r"^'My dogs' cannot be a registered name; use up to 64 of a-z"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from flows.jobs.data import RemoveData
-from flows.jobs.releases import ListModels, Retire
+from flows.jobs.releases import Challenge, ListModels, Retire, RollBack
 from flows.jobs.runs import Prune, RemoveRuns
 from flows.operations import release, removal
 from flows.printing import inventory
@@ -324,6 +324,25 @@ def test_versions_of_a_name_that_never_had_a_champion_are_listed(settings, monke
     assert json.loads(capsys.readouterr().out)["version"] == "1"
     with pytest.raises(ReleaseError, match=r"^nothing is registered as cats; release a run: .* --as cats$"):
         ListModels.make(name="cats").check()
+    for near in (
+        ListModels.make(name="pet"),
+        Retire.make(name="pet", version="1"),
+        RollBack.make(name="pet"),
+        Challenge.make(name="pet", version="1"),
+    ):
+        with pytest.raises(ReleaseError, match=r"^nothing is registered as pet; did you mean pets\?$"):
+            near.check()
+
+
+def test_versions_with_an_alias_are_listed_first(settings, monkeypatch, capsys):
+    aliases = {"1": (), "2": ("champion",), "3": ("challenger",), "4": ()}
+    versions = tuple(
+        removal.RegisteredVersion("shapes", number, "2026-01-01", number * 32, {}, names)
+        for number, names in aliases.items()
+    )
+    monkeypatch.setattr(inventory, "list_registered", lambda *_: versions)
+    inventory.print_versions(settings, None, "json")
+    assert [json.loads(line)["version"] for line in capsys.readouterr().out.splitlines()] == ["3", "2", "4", "1"]
 
 
 def test_an_alias_of_a_persons_own_is_removed_in_mlflow(settings, monkeypatch):

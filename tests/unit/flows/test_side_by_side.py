@@ -222,7 +222,7 @@ def test_a_signal_ends_every_run_and_begins_no_other(capsys):
 
 @pytest.mark.parametrize("at_once", [0, -1, "two"])
 def test_a_wrong_number_is_one_line(at_once):
-    with pytest.raises(UsageError, match=rf"^--at-once={at_once}: Input should be [^\n]*$"):
+    with pytest.raises(UsageError, match=rf"^--at-once={at_once}: must be [^\n]*$"):
         TrainAll.make(at_once=at_once)
 
 

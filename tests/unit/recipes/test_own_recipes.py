@@ -79,7 +79,7 @@ def test_a_recipe_can_be_made_from_one_of_ones_own(home):
         ('from = "fastnet_cifar10"\nseeds = []', r"mine\.toml: seeds: .*at least 1"),
         ('from = "fastnet_cifar10"\n[settings]\nepoch = 3', r"mine\.toml: .*no setting 'epoch'; did you mean epochs"),
         ('from = "fastnet_cifar10"\n[settings]\noptimizer = "lion"', r"mine\.toml: optimizer='lion': .*'sgd', 'adam'"),
-        ('from = "fastnet_cifar10"\n[smoke]\nepochs = 0', r"mine\.toml: epochs=0: .*greater than or equal to 1"),
+        ('from = "fastnet_cifar10"\n[smoke]\nepochs = 0', r"mine\.toml: epochs=0: .*must be at least 1"),
         ('from = "mine"', r"mine\.toml: from: mine -> mine is a circle"),
     ],
 )

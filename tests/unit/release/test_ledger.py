@@ -415,7 +415,13 @@ def test_what_a_rollback_goes_back_to_is_not_retired_after_another_was(
     settings = store[0]
     versions = [register() for _ in range(4)]
     changes = tuple(move(version) for version in versions)
-    retire(settings, name, "1")
+    places = (settings.artifacts_dir, bundles_dir)
+    before = [sorted(place.rglob("*")) for place in places]
+    would_be_free = retire(settings, name, "1", is_dry_run=True)
+    assert [sorted(place.rglob("*")) for place in places] == before
+    assert would_be_free == retire(settings, name, "1") > 0
+    with pytest.raises(ReleaseError, match=f"{name} has no version 1; registered: 2, 3, 4"):
+        retire(settings, name, "1", is_dry_run=True)
     assert read_settled(settings, name) == changes, "the rest is still read without MLflow"
     with pytest.raises(ReleaseError, match=f"version 3 of .* is what `darkroom rollback {name}` goes back to"):
         retire(settings, name, "3")

@@ -13,6 +13,7 @@ from model_code.release.versions import (
     CHAMPION,
     delete_version,
     fetch_bundle,
+    find_model_folder,
     get_champion,
     get_version,
     list_versions,
@@ -55,7 +56,8 @@ def test_with_a_version_the_model_that_was_logged_for_it_is_deleted(client, make
     version = register_version(client, folder, manifest)
     [logged] = client.get_run(manifest.run_id).outputs.model_outputs
     assert client.get_logged_model(logged.model_id).name == "deleted"
-    stored = delete_version(client, "deleted", version)
+    stored = find_model_folder(client, "deleted", version)
+    delete_version(client, "deleted", version)
     assert stored is not None
     assert (stored / MODEL_FILE).is_file(), "the caller removes the files"
     with pytest.raises(MlflowException, match="not found"):

@@ -51,6 +51,29 @@ def test_what_does_not_fit_stands_below_its_row():
     assert len(wide) == 2 + len(RECORDS)
 
 
+def test_the_one_sentence_breaks_in_its_column_where_there_is_room():
+    columns = (Column("", "level"), Column("what", "what"), Column("found", "found", is_prose=True))
+    records = [
+        {"level": "ok", "what": "Python", "found": "3.11"},
+        {"level": "note", "what": "拉面", "found": "a b " * 15},
+    ]
+    lines = lay_out(columns, records, 60)
+    assert lines[2] == "ok    Python  3.11"
+    assert lines[3].startswith("note  拉面    a b")
+    assert lines[4:] == [" " * 14 + "b a b a b a b"]
+    assert cell_len(lines[3]) == 59
+    assert lay_out(columns, records, 40)[3] == "    found: 3.11", "no room"
+
+
+def test_a_value_that_a_row_is_read_for_stays_in_it():
+    names = ("run", "recipe", "state", "test")
+    columns = tuple(Column(name, name, is_first=name == "test") for name in names)
+    records = [{"run": "12345678", "recipe": "r" * 20, "state": "interrupted", "test": 0.5}]
+    lines = lay_out(columns, records, 40)
+    assert lines[0].split() == ["run", "recipe", "test"]
+    assert lines[3].strip() == "state: interrupted"
+
+
 def test_wide_characters_keep_columns_in_line():
     lines = lay_out((Column("class", "a"), Column("n", "b")), [{"a": "拉面", "b": 1}, {"a": "abcd", "b": 2}], 80)
     assert lines[2:] == ["拉面   1", "abcd   2"]
