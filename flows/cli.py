@@ -103,7 +103,7 @@ def _is_of_a_server(error: Exception) -> bool:
 WORKFLOW = {
     "Images": ("data",),
     "Training": ("recipes", "train", "train-all", "sweep", "runs", "prune", "report", "ui"),
-    "Releases": ("release", "models", "history", "rollback", "challenge", "retire"),
+    "Releases": ("release", "models", "history", "rollback", "challenge", "canary", "retire"),
     "Predictions": ("serve", "predict", "feedback"),
     "This machine": ("quickstart", "doctor", "deploy", "heal"),
 }

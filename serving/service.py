@@ -103,7 +103,7 @@ class Darkroom:
 
     def _publish(self, answer: ModelsAnswer) -> None:
         publish_models(answer)
-        self._drift.keep(answer.models)
+        self._drift.keep(answer.answering)
 
     def _observe(self, manifest: Manifest, answer: PredictAnswer, images: Sequence[EncodedImage]) -> None:
         count_answer(answer)

@@ -1,6 +1,8 @@
-"""Released models: promotion, its history, rollback, challengers."""
+"""Released models: promotion, its history, rollback, challengers, canaries."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from flows.jobs.job import (
     DRY_RUN,
@@ -209,3 +211,56 @@ class Challenge(Job):
         challenge(self.name, self.version)
         state = "no challenger" if self.version is None else f"version {self.version} is challenger"
         print(f"{self.name}: {state}")
+
+
+class Canary(Job):
+    """Let a registered version answer a share of NAME's requests, and compare what people correct.
+
+    Without VERSION: what champion and canary have answered since then, and how much of it got another label. It needs a
+    service with --log-requests and --feedback.
+    """
+
+    command = "canary"
+
+    name: ReleasedName = argument("NAME")
+    version: Annotated[str | None, VERSIONS] = argument("VERSION", default=None)
+    share: Annotated[float, Field(gt=0, le=1)] | None = option(
+        None, "Share of the requests that VERSION answers; 0.1 if not given."
+    )
+    is_decided: bool = option(
+        False, "Promote it where people correct it significantly less often, withdraw it where more.", name="--decide"
+    )
+    is_ended: bool = option(False, "No canary any more.", name="--none")
+    form: Form = option("table", FORM, name="--format")
+
+    @property
+    def loading(self) -> tuple[str, ...]:
+        return ("SciPy", "MLflow") if self.is_decided else ("MLflow",) if self.is_ended or self.version else ("SciPy",)
+
+    def check(self) -> None:
+        if (self.version is not None) + self.is_decided + self.is_ended > 1:
+            raise UsageError("give one of VERSION, --decide and --none")
+        if self.share is not None and self.version is None:
+            raise UsageError(f"--share goes with a version of {self.name}, see `darkroom models {self.name}`")
+        if self.version is not None:
+            from flows.operations.history import check_version
+
+            check_version(self.name, self.version)
+
+    def run(self) -> None:
+        if self.is_ended or self.version is not None:
+            from model_code.release.challenge import challenge
+
+            share = self.share or 0.1
+            challenge(self.name, self.version, share)
+            state = "no canary"
+            if self.version is not None:
+                state = (
+                    f"version {self.version} answers {share:.0%} of the requests\n  next: darkroom canary {self.name}"
+                )
+            print(f"{self.name}: {state}")
+            return
+        from flows.operations.canary import compare, decide
+        from flows.printing.inventory import print_trial
+
+        print_trial(decide(self.name) if self.is_decided else compare(self.name), self.form, is_decided=self.is_decided)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from flows.operations.removal import explain_need, is_in_use, list_registered, measure
-from flows.printing.lines import format_accuracy
+from flows.printing.lines import format_accuracy, print_line
 from model_code.disk import format_size
 from model_code.errors import TrainingError
 from model_code.settings import Settings
@@ -18,6 +18,7 @@ from serving.listing import Column, Form, print_heading, print_listing
 from serving.printable import show
 
 if TYPE_CHECKING:
+    from flows.operations.canary import Trial
     from flows.operations.doctor import Finding
 
 # Versions of older homes have the whole verdict in a tag.
@@ -57,6 +58,44 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
         print("nothing is registered; release a run: darkroom release RECIPE --as NAME")
         return
     print_listing(columns, records, form)
+
+
+def print_trial(trial: "Trial", form: Form = "table", *, is_decided: bool = False) -> None:
+    """Print what champion and canary answered, and what follows from it."""
+    columns = (
+        Column("version", "version"),
+        Column("is", "is", colours={"champion": "green", "canary": "yellow"}),
+        Column("images", "images"),
+        Column("labelled", "labelled"),
+        Column("corrected", "wrong"),
+        Column("fraction", "fraction", format_accuracy),
+        Column("95 % interval", "interval", lambda ends: " to ".join(map(format_accuracy, ends))),
+    )
+    records = []
+    for role, one in (("champion", trial.champion), ("canary", trial.canary)):
+        measured = {"fraction": one.fraction, "interval": one.interval}
+        records.append({"name": trial.name, "is": role, **asdict(one), **measured})
+    if form != "table":
+        whole = {"share": trial.share, "p_value": trial.p_value, "outcome": trial.outcome}
+        print_listing((), [{**record, **whole} for record in records], form)
+        return
+    print_heading(f"{trial.name}: version {trial.canary.version} is drawn for {trial.share:.0%} of the requests")
+    print_listing(columns, records)
+    if not trial.champion.images + trial.canary.images:
+        print_line("nothing is logged since then; the service needs --log-requests 1 --feedback")
+        return
+    said = {
+        "promoted": "is corrected less often",
+        "withdrawn": "is corrected more often",
+        "undecided": "shows no difference yet",
+    }
+    line = f"what the canary answers {said[trial.outcome]} (Fisher's exact test, p = {trial.p_value:.3g})"
+    if is_decided:
+        done = {"promoted": "it is champion now", "withdrawn": "it is withdrawn", "undecided": "it answers on"}
+        line += f": {done[trial.outcome]}"
+    elif trial.outcome != "undecided":
+        line += f"; next: darkroom canary {trial.name} --decide"
+    print_line(line)
 
 
 def print_history(name: str, changes: Sequence[Change], form: Form = "table") -> None:

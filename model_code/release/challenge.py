@@ -1,4 +1,4 @@
-"""Letting a registered version look at the images that the champion answers, unseen by who asked."""
+"""Letting a registered version look at the images that the champion answers, or answer some of them itself."""
 
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError
@@ -7,18 +7,27 @@ from model_code.release.names import check_release_name
 from model_code.release.versions import fetch_bundle, get_version, set_challenger
 from model_code.settings import load_settings
 from model_code.tracking.store import open_store
-from serving.bundle.store import MANIFEST_TAG, BundleReference, read_pointer, write_challenger
+from serving.bundle.store import (
+    MANIFEST_TAG,
+    SHARE_TAG,
+    ChallengerReference,
+    read_bundle,
+    read_pointer,
+    write_challenger,
+)
 
 
-def challenge(name: str, version: str | None) -> None:
+def challenge(name: str, version: str | None, share: float = 0.0) -> None:
     """Make a version the challenger of `name`, or end what there is; running services follow within seconds.
 
     Args:
         name: Registered name, which has a champion.
         version: In the registry; None for no challenger.
+        share: Share of the requests that it answers in the champion's place, in [0, 1]; 0 to look only.
 
     Raises:
-        ReleaseError: There is no such version, it is the champion, or its bundle does not verify.
+        ReleaseError: There is no such version, it is the champion, its bundle does not verify, or it is to answer and
+            has other classes than the champion.
         BundleError: Nothing is released under that name.
     """
     check_release_name(name)
@@ -33,6 +42,15 @@ def challenge(name: str, version: str | None) -> None:
             raise ReleaseError(f"version {version} is the champion of {name}; a challenger is another version")
         registered = get_version(client, name, version)
         folder = fetch_bundle(client, settings.bundles_dir, registered)
-        reference = BundleReference(version=version, bundle=folder.name, manifest_sha256=registered.tags[MANIFEST_TAG])
+        if share and read_bundle(folder).classes != read_bundle(settings.bundles_dir / name / champion.bundle).classes:
+            raise ReleaseError(
+                f"version {version} of {name} has other classes than the champion, version {champion.version}: it can "
+                f"only look: darkroom challenge {name} {version}"
+            )
+        reference = ChallengerReference(
+            version=version, bundle=folder.name, manifest_sha256=registered.tags[MANIFEST_TAG], share=share
+        )
         write_challenger(settings.bundles_dir, name, reference)
+        # Before the alias: who follows it reads the share then.
+        client.set_model_version_tag(name, version, SHARE_TAG, f"{share:g}")
         set_challenger(client, name, version)

@@ -38,6 +38,8 @@ POINTER_FILE = "champion.json"
 CHALLENGER_FILE = "challenger.json"
 # Aliases and tags of a registered version.
 CHAMPION, CHALLENGER = "champion", "challenger"
+# Of a challenger: the share of the requests that it answers.
+SHARE_TAG = "canary_share"
 BUNDLE_TAG, MANIFEST_TAG = "bundle", "manifest_sha256"
 
 
@@ -81,6 +83,16 @@ class BundleReference(BaseModel):
     version: str
     bundle: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     manifest_sha256: str
+
+
+class ChallengerReference(BundleReference):
+    """Which bundle of a name looks at the champion's images unseen.
+
+    Attributes:
+        share: Share of the requests that it answers instead of the champion, in [0, 1]: a canary's.
+    """
+
+    share: float = Field(0.0, ge=0, le=1)
 
 
 class Pointer(BundleReference):
@@ -280,8 +292,8 @@ def read_pointer(bundles_dir: Path, name: str) -> Pointer:
         raise BundleError(f"{file} is damaged; `darkroom history {name}` writes it anew") from error
 
 
-def read_challenger(bundles_dir: Path, name: str) -> BundleReference:
-    """Read which bundle of `name` looks at the same images unseen.
+def read_challenger(bundles_dir: Path, name: str) -> ChallengerReference:
+    """Read which bundle of `name` looks at the same images unseen, and the share of the requests that it answers.
 
     Raises:
         BundleError: There is none, or its pointer is damaged.
@@ -289,7 +301,7 @@ def read_challenger(bundles_dir: Path, name: str) -> BundleReference:
     file, again = bundles_dir / name / CHALLENGER_FILE, f"`darkroom challenge {name} VERSION`"
     text = _read_reference(file, f"{name} has no challenger; {again} sets one")
     try:
-        return BundleReference.model_validate_json(text)
+        return ChallengerReference.model_validate_json(text)
     except ValidationError as error:
         raise BundleError(f"{file} is damaged; {again} writes it anew") from error
 
@@ -317,7 +329,7 @@ def write_pointer(bundles_dir: Path, name: str, pointer: Pointer) -> None:
     _write_json(bundles_dir / name / POINTER_FILE, pointer)
 
 
-def write_challenger(bundles_dir: Path, name: str, challenger: BundleReference | None) -> None:
+def write_challenger(bundles_dir: Path, name: str, challenger: ChallengerReference | None) -> None:
     """Set which bundle looks at the same images unseen, in one atomic step; None for no one."""
     file = bundles_dir / name / CHALLENGER_FILE
     if challenger is None:

@@ -315,6 +315,8 @@ async def infer(request: Request) -> InferenceAnswer:
     try:
         with api.admission.hold() as holding:
             classifier = _select(request)
+            if "version" not in request.path_params:
+                classifier = api.models.draw(classifier)
             if body.media_type not in ("application/json", ""):
                 raise WrongTypeError(f"content type {body.media_type!r}; send application/json, without binary tensors")
             content = await body.read_text(holding, MAX_JSON_BYTES)

@@ -128,7 +128,7 @@ class PredictionApi:
         try:
             with self.admission.hold() as holding:
                 check_parameters(request, "model", "top_k")
-                classifier = self.models.select(request.query_params.get("model"))
+                classifier = self.models.draw(self.models.select(request.query_params.get("model")))
                 top_k = _read_top_k(request, len(classifier.manifest.classes))
                 images = await body.read_images(holding)
                 _, answer = await self.answer(classifier, images, top_k)

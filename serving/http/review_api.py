@@ -139,7 +139,7 @@ class ReviewApi:
 
     def _read(self, manifest: Manifest, after: ReviewPosition | None) -> tuple[list[tuple[LoggedAnswer, bytes]], int]:
         """Return the next answers with their images, and how many behind them are still kept."""
-        labelled = self._feedback.store.list_labelled(manifest.name)
+        labelled = self._feedback.store.list_labels(manifest.name)
         waiting = [
             one
             for one in self._queue.list_unsure(manifest.name)

@@ -7,6 +7,7 @@ time. A challenger, which looks at the same images unseen, is loaded in the same
 
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,13 +19,14 @@ from serving.bundle.store import (
     CHALLENGER_FILE,
     POINTER_FILE,
     BundleReference,
+    ChallengerReference,
     list_released,
     read_challenger,
     read_pointer,
 )
 from serving.errors import BadParameterError, BundleError, NoModelError, NoSuchModelError
 from serving.models.classifier import Classifier
-from serving.models.predictions import ModelProblem, ModelsAnswer
+from serving.models.predictions import ChallengerState, ModelProblem, ModelsAnswer, ServedModel
 from serving.models.registry import RegistryFollower
 
 DEFAULT_NAME = "cifar10"
@@ -96,6 +98,7 @@ class ModelSet:
         # Replaced as a whole, never changed: readers need no lock.
         self._loaded: MappingProxyType[str, Classifier] = MappingProxyType({})
         self._challengers: MappingProxyType[str, Classifier] = MappingProxyType({})
+        self._shares: MappingProxyType[str, float] = MappingProxyType({})
         self._failures: MappingProxyType[_Slot, _Failure] = MappingProxyType({})
         self._before: dict[str, Classifier] = {}
         self._signatures: dict[_Slot, _Signature] = {}
@@ -122,7 +125,7 @@ class ModelSet:
     def describe(self) -> ModelsAnswer:
         """Return what `GET /v1/models` answers."""
         return ModelsAnswer(
-            models=tuple(classifier.describe() for _, classifier in sorted(self._loaded.items())),
+            models=tuple(self._describe(name, champion) for name, champion in sorted(self._loaded.items())),
             problems=tuple(
                 ModelProblem(name=name, message=message) for name, message in sorted(self._list_problems().items())
             ),
@@ -136,6 +139,18 @@ class ModelSet:
     def get_challenger(self, name: str) -> Classifier | None:
         """Return the loaded challenger of a name, or None."""
         return self._challengers.get(name)
+
+    def draw(self, champion: Classifier) -> Classifier:
+        """Return the model that answers a request to a champion: its canary in its share of the cases."""
+        share = self._shares.get(champion.manifest.name, 0.0)
+        # Drawn anew for each request: so the versions are compared on images that nothing else tells apart.
+        is_canary = share > 0 and random.random() < share  # noqa: S311
+        return self._challengers.get(champion.manifest.name, champion) if is_canary else champion
+
+    def describe_challenger(self, challenger: Classifier) -> ChallengerState:
+        """Return what `GET /v1/models` says about a loaded challenger, before anything is compared."""
+        share = self._shares.get(challenger.manifest.name, 0.0)
+        return ChallengerState(**challenger.identity.model_dump(), provider=challenger.provider, share=share)
 
     def select(self, name: str | None) -> Classifier:
         """Return the model of that name; without a name, the only one, or `cifar10` among several.
@@ -226,6 +241,11 @@ class ModelSet:
             problems[REGISTRY_PROBLEM] = f"the registry {self._registry.address} has not answered yet"
         return problems
 
+    def _describe(self, name: str, champion: Classifier) -> ServedModel:
+        challenger = self._challengers.get(name)
+        state = None if challenger is None else self.describe_challenger(challenger)
+        return champion.describe().model_copy(update={"challenger": state})
+
     def _list_problems(self) -> dict[str, str]:
         problems = {
             name if file == POINTER_FILE else f"{name} (challenger)": failure.message
@@ -236,13 +256,13 @@ class ModelSet:
     def _refresh(self) -> None:
         released = list_released(self.bundles_dir)
         champions, challengers, failures = dict(self._loaded), dict(self._challengers), dict(self._failures)
+        shares = dict(self._shares)
         challenging = [name for name in released if (self.bundles_dir / name / CHALLENGER_FILE).exists()]
         slots = [(name, POINTER_FILE) for name in released] + [(name, CHALLENGER_FILE) for name in challenging]
         for name, file in set(self._signatures).union(failures).difference(slots):
             logger.info("%s is withdrawn", name if file == POINTER_FILE else f"the challenger of {name}")
             (champions if file == POINTER_FILE else challengers).pop(name, None)
-            if file == POINTER_FILE:
-                self._before.pop(name, None)
+            (self._before if file == POINTER_FILE else shares).pop(name, None)
             failures.pop((name, file), None)
             self._signatures.pop((name, file), None)
         for slot in slots:
@@ -255,7 +275,9 @@ class ModelSet:
                 continue
             loaded = champions if file == POINTER_FILE else challengers
             try:
-                classifier = self._load(slot)
+                reference = self._read(slot)
+                classifier = self._load(name, reference)
+                share = _read_share(reference, classifier, champions.get(name))
             except (BundleError, OSError) as error:
                 if not failure or failure.message != str(error):
                     logger.warning("%s: not loaded: %s", name, error)
@@ -264,6 +286,8 @@ class ModelSet:
             if file == POINTER_FILE and champions.get(name) not in (None, classifier):
                 self._before[name] = champions[name]
             loaded[name] = classifier
+            if file == CHALLENGER_FILE:
+                shares[name] = share
             failures.pop(slot, None)
             self._signatures[slot] = signature
             what = "version" if file == POINTER_FILE else "challenger version"
@@ -271,12 +295,15 @@ class ModelSet:
             # At once: other models may take long to load.
             self._loaded = MappingProxyType(dict(champions))
         self._loaded, self._challengers = MappingProxyType(champions), MappingProxyType(challengers)
+        self._shares = MappingProxyType(shares)
         self._failures = MappingProxyType(failures)
 
-    def _load(self, slot: _Slot) -> Classifier:
+    def _read(self, slot: _Slot) -> BundleReference:
         name, file = slot
         read = read_pointer if file == POINTER_FILE else read_challenger
-        pointer: BundleReference = read(self.bundles_dir, name)
+        return read(self.bundles_dir, name)
+
+    def _load(self, name: str, pointer: BundleReference) -> Classifier:
         folder = self.bundles_dir / name / pointer.bundle
         for known in (self._before.get(name), self._challengers.get(name), self._loaded.get(name)):
             # It was verified when it was loaded, and does not change in memory.
@@ -304,3 +331,18 @@ class ModelSet:
         except OSError:
             return (0, 0, 0)
         return (status.st_mtime_ns, status.st_ino, status.st_size)
+
+
+def _read_share(reference: BundleReference, challenger: Classifier, champion: Classifier | None) -> float:
+    """Return the share of the requests that a challenger answers; 0 for a champion.
+
+    Raises:
+        BundleError: Its classes are not the champion's.
+    """
+    share = reference.share if isinstance(reference, ChallengerReference) else 0.0
+    if share and champion is not None and challenger.manifest.classes != champion.manifest.classes:
+        raise BundleError(
+            f"version {challenger.version} has other classes than the champion and cannot answer for it; "
+            f"`darkroom canary {challenger.manifest.name} --none` ends that"
+        )
+    return share

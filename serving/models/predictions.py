@@ -80,24 +80,20 @@ class PredictAnswer(BaseModel):
     predictions: tuple[Prediction, ...]
 
 
-class ChallengerState(BaseModel):
-    """A model that looks at some of the images unseen.
+class ChallengerState(ModelIdentity):
+    """A model that looks at some of the champion's images unseen, and answers some requests in its place.
 
     Attributes:
-        version: Version in the registry.
-        sha256: SHA-256 of the file of the variant that looks, lower-case hexadecimal.
-        precision: Precision of the variant that answers: `fp32`, `int8`.
-        count: Images that both have labelled since both are loaded.
+        provider: onnxruntime's execution provider that is really active.
+        share: Share of the requests that it answers, in [0, 1].
+        count: Images of the champion's answers that both have labelled since both are loaded.
         agreement_fraction: Share of them with the same label, in [0, 1]; None without images.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    version: str
-    sha256: str
-    precision: str
-    count: int
-    agreement_fraction: float | None
+    provider: str
+    share: float
+    count: int = 0
+    agreement_fraction: float | None = None
 
 
 class AccuracyEstimate(BaseModel):
@@ -171,6 +167,12 @@ class ModelsAnswer(BaseModel):
 
     models: tuple[ServedModel, ...]
     problems: tuple[ModelProblem, ...]
+
+    @property
+    def answering(self) -> tuple[ServedModel | ChallengerState, ...]:
+        """All that answer requests: champions and canaries."""
+        canaries = (one.challenger for one in self.models if one.challenger is not None and one.challenger.share)
+        return (*self.models, *canaries)
 
 
 class FeedbackAnswer(BaseModel):

@@ -9,7 +9,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,9 @@ from serving.bundle.store import (
     CHALLENGER,
     CHAMPION,
     MANIFEST_TAG,
+    SHARE_TAG,
     BundleReference,
+    ChallengerReference,
     Change,
     Pointer,
     list_released,
@@ -146,13 +149,16 @@ class RegistryFollower:
         bundle, manifest_sha256 = tags.get(BUNDLE_TAG, ""), tags.get(MANIFEST_TAG, "")
         if not (re.fullmatch(FILE_NAME, bundle) and manifest_sha256):
             raise RegistryError(f"version {version} of {name} was not registered by Darkroom; release its run again")
-        wanted = BundleReference(version=version, bundle=bundle, manifest_sha256=manifest_sha256)
+        fields = {"version": version, "bundle": bundle, "manifest_sha256": manifest_sha256}
+        wanted = BundleReference(**fields)
+        if alias == CHALLENGER:
+            wanted = ChallengerReference(**fields, share=_read_share(name, version, tags))
         if known == wanted and not is_damaged:
             return
         self._fetch(client, name, wanted)
         if known == wanted:
             return
-        if alias == CHALLENGER:
+        if isinstance(wanted, ChallengerReference):
             write_challenger(self._bundles_dir, name, wanted)
             return
         change = Change(
@@ -170,8 +176,9 @@ class RegistryFollower:
     def _read_known(self, name: str, alias: str) -> BundleReference | None:
         """Return what this alias means here; None if that is nothing."""
         try:
-            read = read_pointer if alias == CHAMPION else read_challenger
-            pointer = read(self._bundles_dir, name)
+            if alias == CHALLENGER:
+                return read_challenger(self._bundles_dir, name)
+            pointer = read_pointer(self._bundles_dir, name)
             return BundleReference(**pointer.model_dump(include=set(BundleReference.model_fields)))
         except BundleError:
             return None
@@ -204,3 +211,12 @@ class RegistryFollower:
         """Remove what a fetch left behind that was killed."""
         for stale in self._bundles_dir.parent.glob(f"{_SCRATCH_PREFIX}*"):
             shutil.rmtree(stale, ignore_errors=True)
+
+
+def _read_share(name: str, version: str, tags: Mapping[str, str]) -> float:
+    """Return the share of the requests that a challenger answers."""
+    text = tags.get(SHARE_TAG, "0")
+    with suppress(ValueError):
+        if 0 <= (share := float(text)) <= 1:
+            return share
+    raise RegistryError(f"version {version} of {name} has the tag {SHARE_TAG}={text[:40]!r}; a share is from 0 to 1")

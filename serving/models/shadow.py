@@ -52,10 +52,10 @@ class Shadow:
     def offer(
         self, champion: Classifier, images: list[EncodedImage], probabilities_NK: npt.NDArray[np.float32]
     ) -> None:
-        """Let the champion's challenger, if there is one, look at images that were answered; returns at once."""
+        """Let the champion's challenger, if there is one, look at images that it answered; returns at once."""
         challenger = self._models.get_challenger(champion.manifest.name)
         is_busy = self._running is not None and not self._running.done()
-        if challenger is None or is_busy or random.random() >= self._share:  # noqa: S311
+        if challenger in (None, champion) or is_busy or random.random() >= self._share:  # noqa: S311
             return
         self._running = asyncio.create_task(self._compare(champion, challenger, images, probabilities_NK))
 
@@ -66,13 +66,9 @@ class Shadow:
 
     def _describe(self, champion: Classifier, challenger: Classifier) -> ChallengerState:
         count, agreeing = self._counts.get(_name_pair(champion, challenger), (0, 0))
-        return ChallengerState(
-            version=challenger.version,
-            sha256=challenger.variant.sha256,
-            precision=challenger.variant.precision,
-            count=count,
-            agreement_fraction=agreeing / count if count else None,
-        )
+        agreement = agreeing / count if count else None
+        state = self._models.describe_challenger(challenger)
+        return state.model_copy(update={"count": count, "agreement_fraction": agreement})
 
     async def _compare(
         self,

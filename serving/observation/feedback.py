@@ -91,14 +91,15 @@ class FeedbackStore:
                 "who runs the service must free some space or make the folder writable"
             ) from error
 
-    def list_labelled(self, name: str) -> set[str]:
-        """Return the hashes of a model's images that have a label.
+    def list_labels(self, name: str) -> dict[str, str]:
+        """Return the label of each image of a model that has one, by the image's hash.
 
         Args:
             name: Registered name of the model.
         """
         root = self.folder / name
-        return {file.name.partition(".")[0] for file in _scan(root)} if root.is_dir() else set()
+        files = map(Path, _scan(root)) if root.is_dir() else ()
+        return {file.name.partition(".")[0]: file.parent.name for file in files}
 
     def _place(self, name: str, target: Path, data: bytes, lock_file: int) -> int:
         """Leave one copy of an image, at `target`; returns the model's number of images. The caller holds the lock."""

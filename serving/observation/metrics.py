@@ -103,7 +103,7 @@ def publish_models(answer: ModelsAnswer) -> None:
     Of the versions that are gone the last `MAX_GONE_VERSIONS` are kept: `/metrics` does not grow with releases.
     """
     _has_gpu.set(NVIDIA_DEVICE.exists())
-    current = {(model.name, model.version, model.sha256, model.precision, model.provider) for model in answer.models}
+    current = {(one.name, one.version, one.sha256, one.precision, one.provider) for one in answer.answering}
     for labels in _published - current:
         _model_info.labels(*labels).set(0)
     for labels in current:

@@ -47,6 +47,14 @@ class LoggedAnswer(BaseModel):
         return self.probability, self.picture_sha256
 
 
+def read_answers(file: Path) -> Iterator[LoggedAnswer]:
+    """Yield the answers that a day's file of the request log has, the oldest first; damaged lines are passed over."""
+    with suppress(FileNotFoundError), open_regular(file) as lines:  # removed meanwhile as the oldest
+        for line in lines:
+            with suppress(ValidationError):
+                yield LoggedAnswer.model_validate_json(line)
+
+
 class ReviewQueue:
     """The end of the request log by ascending probability; used from one thread."""
 

@@ -114,7 +114,16 @@ COMPLETED = {
         "recipes new mine --data",
     ),
     "fastnet_food10": ("recipes", "recipes new mine --from", "train-all --only"),
-    "food": ("release run --as", "models", "rollback", "retire", "predict cat.png --model", "challenge", "history"),
+    "food": (
+        "release run --as",
+        "models",
+        "rollback",
+        "retire",
+        "predict cat.png --model",
+        "challenge",
+        "canary",
+        "history",
+    ),
 }
 
 
@@ -230,6 +239,7 @@ REFUSED = [
     ["rollback", "shapes"],
     ["rollback", "shapes", "--to", "7"],
     ["challenge", "shapes", "7"],
+    ["canary", "shapes", "7"],
     ["retire", "shapes", "7"],
     ["runs", "remove", "12345678"],
     ["prune", "--keep", "some"],

@@ -1,3 +1,4 @@
+import random
 import shutil
 import time
 
@@ -5,7 +6,7 @@ import pytest
 
 from serving.bundle.store import (
     MODEL_FILE,
-    BundleReference,
+    ChallengerReference,
     hash_file,
     read_challenger,
     read_pointer,
@@ -183,11 +184,10 @@ def test_going_back_takes_the_model_that_is_still_loaded(models):
     assert models.select(None) is first
 
 
-def challenge(models, version="2", **options):
+def challenge(models, version="2", share=0.0, **options):
     folder = make_bundle(models.bundles_dir, **{"softness": 9000.0, **options})
-    reference = BundleReference(
-        version=version, bundle=folder.name, manifest_sha256=hash_file(folder / "manifest.json")
-    )
+    sha256 = hash_file(folder / "manifest.json")
+    reference = ChallengerReference(version=version, bundle=folder.name, manifest_sha256=sha256, share=share)
     write_challenger(models.bundles_dir, "cifar10", reference)
     return folder
 
@@ -213,6 +213,43 @@ def test_a_challenger_is_loaded_beside_the_champion_and_dropped(models):
     point_back(models.bundles_dir, champion)
     models.refresh()
     assert models.select(None) is champion, "the one before is still loaded"
+
+
+def test_a_canary_answers_its_share_of_the_requests(models):
+    load(models, "cifar10")
+    champion = models.select(None)
+    assert models.draw(champion) is champion
+    challenge(models)
+    models.refresh()
+    assert {models.draw(champion) for _ in range(100)} == {champion}, "it looks only"
+    challenge(models, share=0.1)
+    models.refresh()
+    canary = models.get_challenger("cifar10")
+    random.seed(0)
+    drawn = [models.draw(champion) for _ in range(20_000)]
+    assert set(drawn) == {champion, canary}
+    assert drawn.count(canary) / len(drawn) == pytest.approx(0.1, abs=0.01)
+    answer = models.describe()
+    assert [one.version for one in answer.answering] == ["1", "2"]
+    assert answer.models[0].challenger.share == 0.1
+    challenge(models, share=1.0)
+    models.refresh()
+    assert models.draw(champion) is models.get_challenger("cifar10")
+    write_challenger(models.bundles_dir, "cifar10", None)
+    models.refresh()
+    assert models.draw(champion) is champion
+    assert [one.version for one in models.describe().answering] == ["1"]
+
+
+def test_a_canary_of_other_classes_is_refused(models):
+    load(models, "cifar10")
+    champion = models.select(None)
+    challenge(models, share=0.5, manifest={"classes": tuple(reversed(champion.manifest.classes))})
+    models.refresh()
+    assert models.draw(champion) is champion
+    (problem,) = models.describe().problems
+    assert problem.name == "cifar10 (challenger)"
+    assert problem.message.startswith("version 2 has other classes than the champion")
 
 
 def point_back(bundles_dir, classifier):

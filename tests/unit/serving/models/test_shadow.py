@@ -56,6 +56,18 @@ def test_one_comparison_at_a_time(models):
     assert asyncio.run(offer(shadow, models, times=5)).count == 4
 
 
+def test_what_a_canary_answers_is_not_compared_with_itself(models):
+    shadow, champion = Shadow(models, 1.0, classify), models.select(None)
+    canary = models.get_challenger("cifar10")
+
+    async def run():
+        shadow.offer(canary, IMAGES, await classify(canary, IMAGES))
+
+    asyncio.run(run())
+    assert shadow._running is None
+    assert shadow.describe(champion).count == 0
+
+
 def test_a_share_of_nothing_compares_nothing(models):
     state = asyncio.run(offer(Shadow(models, 0.0, classify), models, times=50))
     assert (state.count, state.agreement_fraction) == (0, None)
