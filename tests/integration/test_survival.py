@@ -7,12 +7,14 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -110,6 +112,46 @@ def test_torchrun_trains_in_two_processes_that_a_signal_stops_together(prefect_s
     assert not state.exists()
     result = read_results(own_home)[-1]
     assert (result.recipe, result.epochs) == ("simsiam_cifar10", 3)
+
+
+def test_two_nodes_of_two_processes_go_on_after_one_process_was_killed(prefect_server, own_home, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    nodes = ["--nnodes", "2", "--nproc-per-node", "2", "--max-restarts", "3", "--rdzv-backend", "c10d"]
+    meeting = ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), *nodes, *meeting]
+    train = ("train", "simsiam_cifar10", "--profile", "smoke", "--set", "dataset=shapes", "--epochs", "4")
+    environment = make_environment(DARKROOM_HOME=str(own_home), **prefect_server)
+    outputs = [tmp_path / "first", tmp_path / "second"]
+    running = []
+    for number, output in enumerate(outputs):
+        place = ["--rdzv-conf", f"is_host={1 - number}", "--no-python", COMMAND, *train, "--limit-train", "320"]
+        with output.open("w") as file:
+            running.append(subprocess.Popen([*torchrun, *place], env=environment, stdout=file, stderr=file))
+
+    def read():
+        return "".join(output.read_text() for output in outputs)
+
+    try:
+        deadline_s = time.monotonic() + 180
+        while not re.search(r"epoch 1/4 .*kNN", read()):
+            assert time.monotonic() < deadline_s, read()
+            time.sleep(0.05)
+        psutil.Process(running[1].pid).children()[0].kill()
+        assert [one.wait(180) for one in running] == [0, 0], read()
+    finally:
+        for one in running:
+            if one.poll() is None:
+                one.kill()
+    printed = read()
+    assert "4 processes" in printed
+    assert re.search(r"goes on after epoch [1-3] of 4", printed), printed
+    result = read_results(own_home)[-1]
+    assert (result.recipe, result.epochs) == ("simsiam_cifar10", 4)
+    client = MlflowClient(f"sqlite:///{own_home / 'mlflow.db'}")
+    assert client.get_run(result.run_id).info.status == "FINISHED"
+    steps = Counter(metric.step for metric in client.get_metric_history(result.run_id, "train/loss"))
+    assert steps == dict.fromkeys(range(1, 5), 1)
 
 
 def test_torchrun_is_for_training_only(own_home):

@@ -253,6 +253,31 @@ def test_the_service_writes_the_inbox_only():
     assert modes == {"home": True, "inbox": False, "tmp": False}
 
 
+def test_a_training_on_several_nodes_is_a_valid_hardened_job_whose_pods_reach_each_other():
+    manifests = list(yaml.safe_load_all((K8S / "several-nodes.yaml").read_text()))
+    for manifest in manifests:
+        validate(manifest)
+    job, service, policy = manifests
+    pod = job["spec"]["template"]
+    check_hardened(pod)
+    spec, name = pod["spec"], job["metadata"]["name"]
+    assert (job["spec"]["completionMode"], spec["subdomain"]) == ("Indexed", service["metadata"]["name"])
+    (container,) = spec["containers"]
+    assert f"--rdzv-endpoint={name}-0.{service['metadata']['name']}:29500" in container["command"]
+    nodes = next(word for word in container["command"] if word.startswith("--nnodes="))
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(nodes.removeprefix("--nnodes="))
+    labels = pod["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    rules = [policy["spec"]["ingress"][0]["from"], policy["spec"]["egress"][0]["to"]]
+    assert rules == [[{"podSelector": policy["spec"]["podSelector"]}]] * 2
+    training = get(read_base(), "NetworkPolicy", "training")["spec"]["podSelector"]["matchLabels"]
+    assert training.items() <= labels.items(), "MLflow is reached as from other trainings"
+    claims = {one["metadata"]["name"] for one in read_base() if one["kind"] == "PersistentVolumeClaim"}
+    used = {one["persistentVolumeClaim"]["claimName"] for one in spec["volumes"] if "persistentVolumeClaim" in one}
+    assert used <= claims
+
+
 def test_no_secret_has_a_value_here():
     manifests = [*read_base(), make_job(read_template())]
     assert "Secret" not in {manifest["kind"] for manifest in manifests}
