@@ -17,22 +17,23 @@ _RULES = {
     **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "must be a whole number"),
     **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
-    "string_type": "must be a text",
+    "string_type": "must be text",
 }
 
 
-def suggest(name: str, known: Iterable[str], *, count: int = 1, least_ratio: float = 0.6) -> str:
-    """Return `did you mean NAME? `, with up to `count` known names that are alike, or nothing.
+def suggest(*names: str, known: Iterable[str], count: int = 1, least_ratio: float = 0.6) -> str:
+    """Return `did you mean NAME? `, with up to `count` similar known names for each that was given, or nothing.
 
     Args:
-        name: What was given.
+        names: Names that were given.
         known: Names that are allowed.
-        count: Most names.
+        count: Most suggestions for a name.
         least_ratio: Least share of equal characters, as `difflib.SequenceMatcher.ratio` counts them.
     """
     from difflib import get_close_matches
 
-    near = get_close_matches(name, list(known), n=count, cutoff=least_ratio)
+    allowed = list(known)
+    near = [match for name in names for match in get_close_matches(name, allowed, n=count, cutoff=least_ratio)]
     return f"did you mean {', '.join(near)}? " if near else ""
 
 

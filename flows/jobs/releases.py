@@ -216,8 +216,8 @@ class Challenge(Job):
 class Canary(Job):
     """Let a registered version answer a share of NAME's requests, and compare what people correct.
 
-    Without VERSION: what champion and canary have answered since then, and how much of it got another label. It needs a
-    service with --log-requests and --feedback.
+    Without VERSION: how many answers of champion and canary got another label since the canary began. The service
+    has to run with --log-requests and --feedback.
     """
 
     command = "canary"
@@ -227,40 +227,42 @@ class Canary(Job):
     share: Annotated[float, Field(gt=0, le=1)] | None = option(
         None, "Share of the requests that VERSION answers; 0.1 if not given."
     )
-    is_decided: bool = option(
-        False, "Promote it where people correct it significantly less often, withdraw it where more.", name="--decide"
+    decides: bool = option(
+        False, "Promote it if people correct it significantly less often, withdraw it if more often.", name="--decide"
     )
-    is_ended: bool = option(False, "No canary any more.", name="--none")
+    ends: bool = option(False, "No canary any more.", name="--none")
     form: Form = option("table", FORM, name="--format")
 
     @property
     def loading(self) -> tuple[str, ...]:
-        return ("SciPy", "MLflow") if self.is_decided else ("MLflow",) if self.is_ended or self.version else ("SciPy",)
+        return ("MLflow", "ONNX Runtime") if self.decides else ("MLflow",)
 
     def check(self) -> None:
-        if (self.version is not None) + self.is_decided + self.is_ended > 1:
+        if (self.version is not None) + self.decides + self.ends > 1:
             raise UsageError("give one of VERSION, --decide and --none")
         if self.share is not None and self.version is None:
             raise UsageError(f"--share goes with a version of {self.name}, see `darkroom models {self.name}`")
+        if self.form != "table" and (self.version is not None or self.ends):
+            raise UsageError(f"--format {self.form} goes with a comparison: darkroom canary {self.name}")
         if self.version is not None:
             from flows.operations.history import check_version
 
             check_version(self.name, self.version)
 
     def run(self) -> None:
-        if self.is_ended or self.version is not None:
+        if self.version is not None or self.ends:
             from model_code.release.challenge import challenge
 
             share = self.share or 0.1
             challenge(self.name, self.version, share)
             state = "no canary"
             if self.version is not None:
-                state = (
-                    f"version {self.version} answers {share:.0%} of the requests\n  next: darkroom canary {self.name}"
-                )
+                state = f"version {self.version} answers {100 * share:g} % of the requests"
+                state += f"\n  next: darkroom canary {self.name}"
             print(f"{self.name}: {state}")
             return
-        from flows.operations.canary import compare, decide
-        from flows.printing.inventory import print_trial
+        from flows.operations.canary import compare_canary, decide_canary
+        from flows.printing.inventory import print_canary
 
-        print_trial(decide(self.name) if self.is_decided else compare(self.name), self.form, is_decided=self.is_decided)
+        comparison = decide_canary(self.name) if self.decides else compare_canary(self.name)
+        print_canary(comparison, self.form, is_decided=self.decides)

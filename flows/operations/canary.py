@@ -1,180 +1,239 @@
-"""A canary's trial: how often people corrected what it answered, beside what the champion answered meanwhile.
+"""A canary beside the champion: how many of its answers people corrected, and what follows from that.
 
-Who answers is drawn for each request, so nothing but the version tells the images of the two apart. The share of them
-that people gave another label is then comparable, also where only mistakes are labelled.
+Who answers is drawn for each request, so a request is what the test draws anew. An image counts with the first answer
+that it got: sent again, it may be answered by the other version too.
 """
 
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from mlflow import MlflowClient
 
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError
-from model_code.release.challenge import challenge
-from model_code.release.ledger import complete, move_champion
+from model_code.release.ledger import complete, end_challenge, find_champion, move_champion
 from model_code.release.names import check_release_name
-from model_code.release.versions import get_version
+from model_code.release.versions import fetch_bundle, get_version
 from model_code.settings import Settings, load_settings
 from model_code.tracking.store import open_store
-from serving.bundle.store import CHALLENGER_FILE, read_challenger, read_pointer
+from serving.bundle.store import MANIFEST_TAG, ChallengerReference, read_challenger, read_pointer
+from serving.models.classifier import Classifier
 from serving.observation.feedback import FeedbackStore
 from serving.observation.request_log import REQUESTS_FOLDER
 from serving.observation.review import LoggedAnswer, read_answers
 
-CONFIDENCE = 0.95
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-Outcome = Literal["promoted", "withdrawn", "undecided"]
+CONFIDENCE = 0.95
+DRAWS = 20_000
+_SEED = 20_260_101
+
+Decision = Literal["promote", "withdraw", "wait"]
+# How many requests have so many images, and so many corrected ones.
+Requests = Counter[tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What a version answered during the trial, as far as the request log has it.
+class Answers:
+    """Logged answers of a version since the canary began.
 
     Attributes:
-        version: In the registry.
-        images: Different images.
-        labelled: Those with a true label.
-        wrong: Those whose label is another one than the answer.
+        version: Version in the registry.
+        requests: Requests with an image that was answered for the first time.
+        images: Images that were answered for the first time.
+        labelled: Images with a true label.
+        corrected: Images whose true label differs from the answer.
     """
 
     version: str
+    requests: int
     images: int
     labelled: int
-    wrong: int
+    corrected: int
 
     @property
-    def fraction(self) -> float | None:
-        """Share of the images that was corrected; None without any."""
-        return self.wrong / self.images if self.images else None
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Clopper-Pearson interval of that share; all of [0, 1] without images."""
-        from scipy.stats import binomtest
-
-        if not self.images:
-            return 0.0, 1.0
-        ends = binomtest(self.wrong, self.images).proportion_ci(CONFIDENCE)
-        return float(ends.low), float(ends.high)
+    def corrected_fraction(self) -> float | None:
+        """Share of the images that was corrected; None without images."""
+        return self.corrected / self.images if self.images else None
 
     def __str__(self) -> str:
-        return f"version {self.version}: {self.wrong:,} of {self.images:,} images corrected"
+        return f"version {self.version}: {self.corrected:,} of {self.images:,} images corrected"
 
 
 @dataclass(frozen=True)
-class Trial:
+class CanaryComparison:
     """A canary beside the champion.
 
     Attributes:
         name: Registered name.
         share: Share of the requests that the canary answers.
+        since: Begin of the comparison, ISO 8601 time in UTC.
         champion: Answers of the champion.
         canary: Answers of the canary.
-        p_value: Two-sided, of Fisher's exact test on corrected and other images.
+        p_value: Two-sided p-value of the difference between the corrected fractions.
     """
 
     name: str
     share: float
-    champion: Answered
-    canary: Answered
+    since: str
+    champion: Answers
+    canary: Answers
     p_value: float
 
     @property
-    def outcome(self) -> Outcome:
-        """`promoted` or `withdrawn` where the difference is significant, else `undecided`."""
+    def decision(self) -> Decision:
+        """`promote` or `withdraw` where the difference is significant, else `wait`."""
         if self.p_value >= 1 - CONFIDENCE:
-            return "undecided"
-        is_better = self.canary.wrong * self.champion.images < self.champion.wrong * self.canary.images
-        return "promoted" if is_better else "withdrawn"
+            return "wait"
+        is_better = self.canary.corrected * self.champion.images < self.champion.corrected * self.canary.images
+        return "promote" if is_better else "withdraw"
 
     def __str__(self) -> str:
         return f"canary {self.canary}; champion {self.champion}; p = {self.p_value:.3g}"
 
 
-def compare(name: str) -> Trial:
-    """Return how a name's canary does.
+def compare_canary(name: str) -> CanaryComparison:
+    """Compare a name's canary with the champion.
 
     Raises:
         BundleError: Nothing is released under that name, or it has no challenger.
-        ReleaseError: Its challenger only looks.
+        ReleaseError: Its challenger gets shadow traffic only, or is the champion.
     """
-    from scipy.stats import fisher_exact
+    check_release_name(name)
+    return _compare(load_settings(), name, _read_canary(load_settings(), name))
 
+
+def decide_canary(name: str) -> CanaryComparison:
+    """Promote or withdraw a name's canary, or let it wait.
+
+    Raises:
+        BundleError: As `compare_canary`.
+        ReleaseError: As `compare_canary`; or the champion was moved by other means, or the canary's bundle does not
+            verify; nothing changes.
+    """
     check_release_name(name)
     settings = load_settings()
-    champion, canary = read_pointer(settings.bundles_dir, name), read_challenger(settings.bundles_dir, name)
-    if not canary.share:
-        raise ReleaseError(
-            f"version {canary.version}, the challenger of {name}, answers no requests; to let it: "
-            f"darkroom canary {name} {canary.version} --share 0.1"
-        )
-    begun_s = (settings.bundles_dir / name / CHALLENGER_FILE).stat().st_mtime
-    answered = _count(settings, name, (champion.version, canary.version), begun_s)
-    table = [[one.wrong, one.images - one.wrong] for one in answered.values()]
-    return Trial(
+    _read_canary(settings, name)  # refused before MLflow is asked
+    client = open_store(settings)
+    with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"deciding on the canary of {name}"):
+        changes = complete(client, settings.bundles_dir, name)
+        find_champion(client, name, changes)
+        comparison = _compare(settings, name, _read_canary(settings, name))
+        if comparison.decision == "promote":
+            _promote(client, settings.bundles_dir, comparison)
+        elif comparison.decision == "withdraw":
+            end_challenge(client, settings.bundles_dir, name)
+    return comparison
+
+
+def _promote(client: MlflowClient, bundles_dir: Path, comparison: CanaryComparison) -> None:
+    name, version = comparison.name, get_version(client, comparison.name, comparison.canary.version)
+    folder = fetch_bundle(client, bundles_dir, version)
+    Classifier(folder, comparison.canary.version, manifest_sha256=version.tags[MANIFEST_TAG])
+    move_champion(
+        client,
+        bundles_dir,
         name,
-        canary.share,
-        answered[champion.version],
-        answered[canary.version],
-        float(fisher_exact(table).pvalue),
+        action="promote",
+        before=comparison.champion.version,
+        version=version,
+        why=f"darkroom canary {name} --decide",
+        verdict=f"{comparison}: promoted",
     )
 
 
-def _count(settings: Settings, name: str, versions: Collection[str], begun_s: float) -> dict[str, Answered]:
-    """Return what each version answered since a time, seconds since 1970."""
-    begun = datetime.fromtimestamp(begun_s, UTC).isoformat(timespec="milliseconds")
-    inbox = settings.feedback_dir.parent
-    labels = FeedbackStore(settings.feedback_dir).list_labels(name)
-    said: dict[str, dict[str, str]] = {version: {} for version in versions}
-    for answer in _read_since(inbox / REQUESTS_FOLDER, begun):
-        if answer.model == name and answer.version in said:
-            said[answer.version][answer.picture_sha256] = answer.label
-    return {
-        version: Answered(
-            version,
-            images=len(answers),
-            labelled=sum(sha256 in labels for sha256 in answers),
-            wrong=sum(labels.get(sha256, label) != label for sha256, label in answers.items()),
+def _read_canary(settings: Settings, name: str) -> ChallengerReference:
+    champion, canary = read_pointer(settings.bundles_dir, name), read_challenger(settings.bundles_dir, name)
+    if canary.version == champion.version:
+        raise ReleaseError(
+            f"version {canary.version} of {name} is champion already; end the canary: darkroom canary {name} --none"
         )
-        for version, answers in said.items()
-    }
+    if not canary.share:
+        raise ReleaseError(
+            f"version {canary.version}, the challenger of {name}, gets shadow traffic only; to let it answer requests: "
+            f"darkroom canary {name} {canary.version} --share 0.1"
+        )
+    return canary
 
 
-def _read_since(folder: Path, begun: str) -> list[LoggedAnswer]:
-    files = (file for file in sorted(folder.glob("*.jsonl")) if file.stem >= begun[:10])
-    return [answer for file in files for answer in read_answers(file) if answer.time >= begun]
+def _compare(settings: Settings, name: str, canary: ChallengerReference) -> CanaryComparison:
+    pointer = read_pointer(settings.bundles_dir, name)
+    folder = settings.feedback_dir.parent / REQUESTS_FOLDER
+    found = _read_first_answers(folder, name, (pointer.version, canary.version), canary.since)
+    labels = FeedbackStore(settings.feedback_dir).list_labels(name)
+    champion, champion_requests = _summarise(pointer.version, found, labels)
+    other, canary_requests = _summarise(canary.version, found, labels)
+    p_value = measure_chance(champion_requests, canary_requests)
+    return CanaryComparison(name, canary.share, canary.since, champion, other, p_value)
 
 
-def decide(name: str) -> Trial:
-    """Promote or withdraw a canary where what people corrected tells; leave it where it does not.
+def _read_first_answers(
+    folder: Path, name: str, versions: Collection[str], since: str
+) -> dict[str, tuple[str, str, str]]:
+    """Return (version, request, label) of the first answer that each image got since a time, by the image's hash."""
+    first: dict[str, tuple[str, str, str]] = {}
+    for answer in _read_since(folder, since):
+        if answer.model == name and answer.version in versions:
+            # Logs of earlier versions do not tell requests apart.
+            request = answer.request or answer.picture_sha256
+            first.setdefault(answer.picture_sha256, (answer.version, request, answer.label))
+    return first
 
-    Raises:
-        BundleError: As `compare`.
-        ReleaseError: As `compare`, or the champion was moved meanwhile; nothing changes.
+
+def _read_since(folder: Path, since: str) -> Iterator[LoggedAnswer]:
+    """Yield the logged answers since a time, the oldest first."""
+    for file in sorted(folder.glob("*.jsonl")):
+        if file.stem >= since[:10]:
+            yield from (answer for answer in read_answers(file) if answer.time >= since)
+
+
+def _summarise(
+    version: str, found: dict[str, tuple[str, str, str]], labels: dict[str, str]
+) -> tuple[Answers, Requests]:
+    images: dict[str, int] = defaultdict(int)
+    corrected: dict[str, int] = defaultdict(int)
+    labelled = 0
+    for sha256, (by, request, label) in found.items():
+        if by == version:
+            images[request] += 1
+            labelled += sha256 in labels
+            corrected[request] += labels.get(sha256, label) != label
+    requests = Requests((count, corrected[request]) for request, count in images.items())
+    answers = Answers(version, len(images), sum(images.values()), labelled, sum(corrected.values()))
+    return answers, requests
+
+
+def measure_chance(champion: Requests, canary: Requests) -> float:
+    """Return the two-sided p-value of the difference between two corrected fractions; 1 where one has no images.
+
+    A permutation test over requests, whose images need not be independent: which version answers is drawn anew, as
+    often as the canary answered. With one image in each request it is close to Fisher's exact test.
+
+    Args:
+        champion: Requests that the champion answered.
+        canary: Requests that the canary answered.
     """
-    trial = compare(name)
-    if trial.outcome == "withdrawn":
-        challenge(name, None)
-    elif trial.outcome == "promoted":
-        settings = load_settings()
-        client = open_store(settings)
-        with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"promoting the canary of {name}"):
-            changes = complete(client, settings.bundles_dir, name)
-            if changes[-1].to_version != trial.champion.version:
-                raise ReleaseError(
-                    f"version {changes[-1].to_version} became champion of {name} while its canary was compared with "
-                    f"version {trial.champion.version}; nothing was promoted"
-                )
-            move_champion(
-                client,
-                settings.bundles_dir,
-                name,
-                action="promote",
-                before=trial.champion.version,
-                version=get_version(client, name, trial.canary.version),
-                why=f"darkroom canary {name} --decide",
-                verdict=f"{trial}: promoted",
-            )
-    return trial
+    import numpy as np
+
+    if not (champion and canary):
+        return 1.0
+    kinds = sorted(champion.keys() | canary.keys())
+    counts_K = np.array([champion[kind] + canary[kind] for kind in kinds])
+    images_K, corrected_K = np.array(kinds).T
+    draws_DK = np.random.default_rng(_SEED).multivariate_hypergeometric(counts_K, canary.total(), DRAWS)
+
+    def measure(drawn: "npt.NDArray[np.int64]") -> "npt.NDArray[np.float64]":
+        rest = counts_K - drawn
+        by_canary, by_champion = drawn @ corrected_K / (drawn @ images_K), rest @ corrected_K / (rest @ images_K)
+        difference: npt.NDArray[np.float64] = np.abs(by_canary - by_champion)
+        return difference
+
+    observed = measure(np.array([canary[kind] for kind in kinds]))
+    # Sums in another order must not make an equal difference a smaller one. The observed draw counts as one of them.
+    extreme = int((measure(draws_DK) >= observed - 1e-12).sum())
+    return (extreme + 1) / (DRAWS + 1)

@@ -30,8 +30,11 @@ def read_changes(name: str) -> tuple[Change, ...]:
 
 
 def nothing_registered(settings: Settings, name: str) -> ReleaseError:
-    """Return the error of a name that has no version."""
-    hint = suggest(name, {one.name for one in read_registered(settings) or ()})
+    """Return the error of a name that has no version, or none that was ever champion."""
+    known = {one.name for one in read_registered(settings) or ()}
+    if name in known:
+        return ReleaseError(f"{name} has no champion yet; release a run: darkroom release RECIPE --as {name}")
+    hint = suggest(name, known=known)
     return ReleaseError(
         f"nothing is registered as {name}; {hint or f'release a run: darkroom release RECIPE --as {name}'}".rstrip()
     )

@@ -18,7 +18,7 @@ from serving.listing import Column, Form, print_heading, print_listing
 from serving.printable import show
 
 if TYPE_CHECKING:
-    from flows.operations.canary import Trial
+    from flows.operations.canary import CanaryComparison
     from flows.operations.doctor import Finding
 
 # Versions of older homes have the whole verdict in a tag.
@@ -60,41 +60,48 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
     print_listing(columns, records, form)
 
 
-def print_trial(trial: "Trial", form: Form = "table", *, is_decided: bool = False) -> None:
-    """Print what champion and canary answered, and what follows from it."""
+def print_canary(comparison: "CanaryComparison", form: Form = "table", *, is_decided: bool = False) -> None:
+    """Print how many answers of champion and canary were corrected, and what follows from it."""
     columns = (
         Column("version", "version"),
-        Column("is", "is", colours={"champion": "green", "canary": "yellow"}),
+        Column("role", "role", colours={"champion": "green", "canary": "yellow"}),
+        Column("requests", "requests"),
         Column("images", "images"),
         Column("labelled", "labelled"),
-        Column("corrected", "wrong"),
-        Column("fraction", "fraction", format_accuracy),
-        Column("95 % interval", "interval", lambda ends: " to ".join(map(format_accuracy, ends))),
+        Column("corrected", "corrected"),
+        Column("fraction", "corrected_fraction", format_accuracy),
     )
-    records = []
-    for role, one in (("champion", trial.champion), ("canary", trial.canary)):
-        measured = {"fraction": one.fraction, "interval": one.interval}
-        records.append({"name": trial.name, "is": role, **asdict(one), **measured})
+    sides = (("champion", comparison.champion), ("canary", comparison.canary))
+    records = [
+        {"name": comparison.name, "role": role, **asdict(one), "corrected_fraction": one.corrected_fraction}
+        for role, one in sides
+    ]
     if form != "table":
-        whole = {"share": trial.share, "p_value": trial.p_value, "outcome": trial.outcome}
-        print_listing((), [{**record, **whole} for record in records], form)
+        shared = {key: getattr(comparison, key) for key in ("share", "since", "p_value", "decision")}
+        print_listing((), [{**record, **shared} for record in records], form)
         return
-    print_heading(f"{trial.name}: version {trial.canary.version} is drawn for {trial.share:.0%} of the requests")
+    canary, share = comparison.canary, f"{100 * comparison.share:g} % of the requests"
+    print_heading(
+        f"{comparison.name}: version {canary.version} answers {share} since {_minutes(comparison.since)} (UTC)"
+    )
     print_listing(columns, records)
-    if not trial.champion.images + trial.canary.images:
-        print_line("nothing is logged since then; the service needs --log-requests 1 --feedback")
+    if not canary.images:
+        print_line(
+            "no answer of the canary is logged: does the service run with --log-requests 1 --feedback, and does "
+            "/v1/models show the canary?"
+        )
         return
     said = {
-        "promoted": "is corrected less often",
-        "withdrawn": "is corrected more often",
-        "undecided": "shows no difference yet",
+        "promote": "is corrected significantly less often",
+        "withdraw": "is corrected significantly more often",
+        "wait": "shows no significant difference",
     }
-    line = f"what the canary answers {said[trial.outcome]} (Fisher's exact test, p = {trial.p_value:.3g})"
+    line = f"the canary {said[comparison.decision]} (permutation test over requests, p = {comparison.p_value:.3g})"
     if is_decided:
-        done = {"promoted": "it is champion now", "withdrawn": "it is withdrawn", "undecided": "it answers on"}
-        line += f": {done[trial.outcome]}"
-    elif trial.outcome != "undecided":
-        line += f"; next: darkroom canary {trial.name} --decide"
+        done = {"promote": "it is champion now", "withdraw": "it is withdrawn", "wait": "it goes on"}
+        line += f": {done[comparison.decision]}"
+    elif comparison.decision != "wait":
+        line += f"; next: darkroom canary {comparison.name} --decide"
     print_line(line)
 
 

@@ -172,7 +172,7 @@ def check_arguments(
     if download and sources:
         raise UsageError("--from and --download were both given; give one of them")
     if not is_drawn and not sources and not download:
-        hint = "" if name in DATASETS else suggest(name, DATASETS, least_ratio=0.8)
+        hint = "" if name in DATASETS else suggest(name, known=DATASETS, least_ratio=0.8)
         raise UsageError(f"no source for {name}; {hint}use {format_remedy(name)}")
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise UsageError(f"image size {image_size} is not allowed; 1 to {MAX_IMAGE_SIZE} pixels are")

@@ -213,7 +213,7 @@ def read_manifest(name: str, cache_dir: Path) -> CacheManifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         from model_code.data.sources.detect import is_known  # only now: what it imports imports this file
 
-        hint = "" if is_known(name) else suggest(name, list_names(cache_dir), least_ratio=0.8)
+        hint = "" if is_known(name) else suggest(name, known=list_names(cache_dir), least_ratio=0.8)
         raise DataError(f"data set {name!r} is not in {cache_dir}; {hint}add it with {format_remedy(name)}") from error
     except (OSError, ValidationError) as error:
         raise _damaged(name, f"{path} cannot be read") from error

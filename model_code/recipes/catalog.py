@@ -194,7 +194,7 @@ def _get_recipe(name: str, above: tuple[str, ...]) -> Recipe:
 
 def _refuse(name: str) -> NoReturn:
     names = [*RECIPES, *(file.stem for file in find_recipe_files(load_settings().recipes_dir))]
-    hint = suggest(name, names, count=3, least_ratio=0.5)
+    hint = suggest(name, known=names, count=3, least_ratio=0.5)
     raise UsageError(f"no recipe {name!r}; {hint}`darkroom recipes` lists them all")
 
 

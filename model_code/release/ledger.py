@@ -30,6 +30,7 @@ from serving.bundle.store import (
     CHAMPION,
     MANIFEST_TAG,
     POINTER_FILE,
+    ChallengerReference,
     Change,
     Pointer,
     read_challenger,
@@ -102,12 +103,15 @@ def move_champion(
 
 
 def end_challenge(client: MlflowClient, bundles_dir: Path, name: str, version: str | None = None) -> None:
-    """Let a name have no challenger; where a version is given, only if that is the challenger."""
+    """Let a name have no challenger; where a new champion is given, only if it was the challenger, or that a canary.
+
+    A canary is compared with the champion that it began beside.
+    """
     try:
-        challenger: str | None = read_challenger(bundles_dir, name).version
+        challenger: ChallengerReference | None = read_challenger(bundles_dir, name)
     except BundleError:
         challenger = None
-    if version is None or version == challenger:
+    if version is None or (challenger is not None and (challenger.share or challenger.version == version)):
         write_challenger(bundles_dir, name, None)
         set_challenger(client, name, None)
 

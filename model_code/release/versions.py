@@ -30,6 +30,7 @@ from serving.bundle.store import (
     MANIFEST_FILE,
     MANIFEST_TAG,
     MODEL_FILE,
+    SHARE_TAG,
     hash_file,
     read_bundle,
     write_bundle,
@@ -191,12 +192,18 @@ def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
         return None
 
 
-def set_challenger(client: MlflowClient, name: str, version: str | None) -> None:
-    """Give a version the alias `challenger`; None takes it away."""
+def set_challenger(client: MlflowClient, name: str, version: str | None, share: float = 0.0) -> None:
+    """Give a version the alias `challenger`, and the tag with its share of the requests; None takes both away."""
+    for before in list_versions(client, name):
+        if SHARE_TAG in before.tags and not (share and str(before.version) == version):
+            client.delete_model_version_tag(name, str(before.version), SHARE_TAG)
     if version is None:
         client.delete_registered_model_alias(name, CHALLENGER)
-    else:
-        client.set_registered_model_alias(name, CHALLENGER, version)
+        return
+    if share:
+        # Before the alias: who follows it reads the share then.
+        client.set_model_version_tag(name, version, SHARE_TAG, f"{share:g}")
+    client.set_registered_model_alias(name, CHALLENGER, version)
 
 
 def find_bundle_version(client: MlflowClient, name: str, bundle: str) -> ModelVersion | None:

@@ -1,6 +1,5 @@
 """Accuracy class by class, and which classes are taken for which."""
 
-import re
 from collections.abc import Sequence
 
 from model_code.evaluation.figures import draw_confusion, name_classes
@@ -68,10 +67,9 @@ def _draw(group: Group, run: Run, report: ClassReport) -> ImageGroup:
     alt = f"Confusion matrix of {group.name}, {report.split}: {right}; {_name_worst(report)}"
     image = render(f"{group.name.replace(' ', '-')}-confusion", figure, alt, CONFUSION_DPI)
     caption = f"{report.split} images, seed {run.seed}: {_name_worst(report)}."
+    shown = name_classes(classes)[0]
     numbered = [
-        f"{shown} is {name}"
-        for name, shown in zip(classes, name_classes(classes)[0], strict=True)
-        if shown != name and re.fullmatch(r"class \d+", shown)
+        f"{shown[label]} is {name}" for label, name in enumerate(classes) if shown[label] == f"class {label}" != name
     ]
     if numbered:
         caption += f" No font here has the characters of some names: {', '.join(numbered)}."

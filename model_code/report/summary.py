@@ -113,7 +113,7 @@ def _build_chart(collection: Collection) -> list[Block]:
         "run. Grey dots: custom and smoke runs, which compare with nothing. Empty rings: not run."
     )
     chart = ImageGroup("Published accuracy and ours", images, caption, ())
-    return [chart] if run else [Folded(f"None of the {len(rows)} published accuracies was repeated yet", chart)]
+    return [chart] if run else [Folded(f"No run yet of the {len(rows)} recipes with a published accuracy", chart)]
 
 
 def _say(row: Comparison) -> str:

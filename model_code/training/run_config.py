@@ -23,7 +23,7 @@ Width = Annotated[int, Field(ge=1, le=2**16)]
 
 def _check_network(network: str) -> str:
     if network not in NETWORKS:
-        hint = suggest(network, NETWORKS) or f"{', '.join(NETWORKS)} are there"
+        hint = suggest(network, known=NETWORKS) or f"the networks are {', '.join(NETWORKS)}"
         raise ValueError(f"no such network; {hint.rstrip()}")
     return network
 
@@ -126,8 +126,9 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     allowed = sorted(set(config.flatten()) - FIXED_SETTINGS)
     unknown = sorted(set(changes) - set(allowed))
     if unknown:
+        hint = suggest(*unknown, known=allowed, count=2)
         raise UsageError(
-            f"{config.recipe} has no setting {', '.join(map(repr, unknown))}; {suggest(unknown[0], allowed, count=2)}"
+            f"{config.recipe} has no setting {', '.join(map(repr, unknown))}; {hint}"
             f"`darkroom recipes {config.recipe}` lists them all"
         )
     settings = config.model_dump()

@@ -86,13 +86,15 @@ class BundleReference(BaseModel):
 
 
 class ChallengerReference(BundleReference):
-    """Which bundle of a name looks at the champion's images unseen.
+    """Which bundle of a name gets shadow traffic and, as a canary, answers some requests.
 
     Attributes:
-        share: Share of the requests that it answers instead of the champion, in [0, 1]: a canary's.
+        share: Share of the requests that it answers in the champion's place, in [0, 1]; 0 for shadow traffic only.
+        since: Begin with this share, ISO 8601 time in UTC; empty for shadow traffic only.
     """
 
     share: float = Field(0.0, ge=0, le=1)
+    since: str = ""
 
 
 class Pointer(BundleReference):
@@ -293,7 +295,7 @@ def read_pointer(bundles_dir: Path, name: str) -> Pointer:
 
 
 def read_challenger(bundles_dir: Path, name: str) -> ChallengerReference:
-    """Read which bundle of `name` looks at the same images unseen, and the share of the requests that it answers.
+    """Read which bundle of `name` gets shadow traffic, and the share of the requests that it answers.
 
     Raises:
         BundleError: There is none, or its pointer is damaged.
@@ -330,7 +332,7 @@ def write_pointer(bundles_dir: Path, name: str, pointer: Pointer) -> None:
 
 
 def write_challenger(bundles_dir: Path, name: str, challenger: ChallengerReference | None) -> None:
-    """Set which bundle looks at the same images unseen, in one atomic step; None for no one."""
+    """Set which bundle gets shadow traffic, in one atomic step; None for no one."""
     file = bundles_dir / name / CHALLENGER_FILE
     if challenger is None:
         file.unlink(missing_ok=True)
@@ -342,7 +344,8 @@ def _write_json(file: Path, content: BaseModel) -> None:
     descriptor, scratch = tempfile.mkstemp(prefix=".pointer-", dir=file.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(content.model_dump(), stream)
+            # Services of earlier versions refuse fields that they do not know.
+            json.dump(content.model_dump(exclude_defaults=True), stream)
         Path(scratch).chmod(0o644)
         flush(Path(scratch))
         Path(scratch).replace(file)

@@ -1,7 +1,7 @@
 """Review over HTTP: the kept images of which a model was least sure, to be given their true labels."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,7 +76,7 @@ class ReviewAnswer(BaseModel):
 
     Attributes:
         model: Registered name.
-        entries: Images by ascending probability; at most 8, with 10 MB of files.
+        entries: Images by ascending probability, by their hash while a canary answers; at most 8, with 10 MB of files.
         left: Number of images behind them that are still kept.
         next: Place to go on from; None where nothing is left.
     """
@@ -140,12 +140,18 @@ class ReviewApi:
     def _read(self, manifest: Manifest, after: ReviewPosition | None) -> tuple[list[tuple[LoggedAnswer, bytes]], int]:
         """Return the next answers with their images, and how many behind them are still kept."""
         labelled = self._feedback.store.list_labels(manifest.name)
+        queue = self._queue.list_unsure(manifest.name)
+        place: Callable[[LoggedAnswer | ReviewPosition], tuple[float, str]] = _get_position
+        if self._predictions.models.get_canary(manifest.name) is not None:
+            # By probability the version that is less sure of itself would be corrected more often.
+            place = _get_hash
+            queue = sorted(queue, key=place)
         waiting = [
             one
-            for one in self._queue.list_unsure(manifest.name)
+            for one in queue
             if one.label in manifest.classes
             and one.picture_sha256 not in labelled
-            and (after is None or one.position > (after.probability, after.picture_sha256))
+            and (after is None or place(one) > place(after))
         ]
         found: list[tuple[LoggedAnswer, bytes]] = []
         size_bytes = 0
@@ -164,6 +170,14 @@ class ReviewApi:
 
     def _count_kept(self, waiting: Sequence[LoggedAnswer]) -> int:
         return sum(self._feedback.is_kept(one.picture_sha256) for one in waiting)
+
+
+def _get_position(one: LoggedAnswer | ReviewPosition) -> tuple[float, str]:
+    return one.probability, one.picture_sha256
+
+
+def _get_hash(one: LoggedAnswer | ReviewPosition) -> tuple[float, str]:
+    return 0.0, one.picture_sha256
 
 
 @endpoint(

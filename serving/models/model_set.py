@@ -26,7 +26,7 @@ from serving.bundle.store import (
 )
 from serving.errors import BadParameterError, BundleError, NoModelError, NoSuchModelError
 from serving.models.classifier import Classifier
-from serving.models.predictions import ChallengerState, ModelProblem, ModelsAnswer, ServedModel
+from serving.models.predictions import ChallengerState, ModelProblem, ModelsAnswer
 from serving.models.registry import RegistryFollower
 
 DEFAULT_NAME = "cifar10"
@@ -53,6 +53,12 @@ def find_inbox_dir(home: Path) -> Path:
 _Signature = tuple[int, int, int]
 # A name, and the file that points to one of its bundles.
 _Slot = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class _Challenger:
+    classifier: Classifier
+    share: float
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,7 @@ class ModelSet:
         self._told: ModelsAnswer | None = None
         # Replaced as a whole, never changed: readers need no lock.
         self._loaded: MappingProxyType[str, Classifier] = MappingProxyType({})
-        self._challengers: MappingProxyType[str, Classifier] = MappingProxyType({})
-        self._shares: MappingProxyType[str, float] = MappingProxyType({})
+        self._challengers: MappingProxyType[str, _Challenger] = MappingProxyType({})
         self._failures: MappingProxyType[_Slot, _Failure] = MappingProxyType({})
         self._before: dict[str, Classifier] = {}
         self._signatures: dict[_Slot, _Signature] = {}
@@ -125,7 +130,10 @@ class ModelSet:
     def describe(self) -> ModelsAnswer:
         """Return what `GET /v1/models` answers."""
         return ModelsAnswer(
-            models=tuple(self._describe(name, champion) for name, champion in sorted(self._loaded.items())),
+            models=tuple(
+                champion.describe().model_copy(update={"challenger": self.describe_challenger(champion)})
+                for _, champion in sorted(self._loaded.items())
+            ),
             problems=tuple(
                 ModelProblem(name=name, message=message) for name, message in sorted(self._list_problems().items())
             ),
@@ -138,19 +146,30 @@ class ModelSet:
 
     def get_challenger(self, name: str) -> Classifier | None:
         """Return the loaded challenger of a name, or None."""
-        return self._challengers.get(name)
+        challenger = self._challengers.get(name)
+        return None if challenger is None else challenger.classifier
+
+    def get_canary(self, name: str) -> Classifier | None:
+        """Return the challenger of a name that answers a share of the requests, or None."""
+        challenger = self._challengers.get(name)
+        return challenger.classifier if challenger is not None and challenger.share else None
 
     def draw(self, champion: Classifier) -> Classifier:
         """Return the model that answers a request to a champion: its canary in its share of the cases."""
-        share = self._shares.get(champion.manifest.name, 0.0)
-        # Drawn anew for each request: so the versions are compared on images that nothing else tells apart.
-        is_canary = share > 0 and random.random() < share  # noqa: S311
-        return self._challengers.get(champion.manifest.name, champion) if is_canary else champion
+        challenger = self._challengers.get(champion.manifest.name)
+        # Drawn anew for each request: so nothing but the version tells the requests of the two apart.
+        if challenger is None or random.random() >= challenger.share:  # noqa: S311
+            return champion
+        is_alike = challenger.classifier.manifest.classes == champion.manifest.classes
+        return challenger.classifier if is_alike else champion
 
-    def describe_challenger(self, challenger: Classifier) -> ChallengerState:
-        """Return what `GET /v1/models` says about a loaded challenger, before anything is compared."""
-        share = self._shares.get(challenger.manifest.name, 0.0)
-        return ChallengerState(**challenger.identity.model_dump(), provider=challenger.provider, share=share)
+    def describe_challenger(self, champion: Classifier) -> ChallengerState | None:
+        """Return what `GET /v1/models` says about a champion's challenger, before anything is compared."""
+        challenger = self._challengers.get(champion.manifest.name)
+        if challenger is None:
+            return None
+        loaded = challenger.classifier
+        return ChallengerState(**loaded.identity.model_dump(), provider=loaded.provider, share=challenger.share)
 
     def select(self, name: str | None) -> Classifier:
         """Return the model of that name; without a name, the only one, or `cifar10` among several.
@@ -241,11 +260,6 @@ class ModelSet:
             problems[REGISTRY_PROBLEM] = f"the registry {self._registry.address} has not answered yet"
         return problems
 
-    def _describe(self, name: str, champion: Classifier) -> ServedModel:
-        challenger = self._challengers.get(name)
-        state = None if challenger is None else self.describe_challenger(challenger)
-        return champion.describe().model_copy(update={"challenger": state})
-
     def _list_problems(self) -> dict[str, str]:
         problems = {
             name if file == POINTER_FILE else f"{name} (challenger)": failure.message
@@ -256,15 +270,17 @@ class ModelSet:
     def _refresh(self) -> None:
         released = list_released(self.bundles_dir)
         champions, challengers, failures = dict(self._loaded), dict(self._challengers), dict(self._failures)
-        shares = dict(self._shares)
         challenging = [name for name in released if (self.bundles_dir / name / CHALLENGER_FILE).exists()]
         slots = [(name, POINTER_FILE) for name in released] + [(name, CHALLENGER_FILE) for name in challenging]
-        for name, file in set(self._signatures).union(failures).difference(slots):
+        for slot in set(self._signatures).union(failures).difference(slots):
+            name, file = slot
             logger.info("%s is withdrawn", name if file == POINTER_FILE else f"the challenger of {name}")
-            (champions if file == POINTER_FILE else challengers).pop(name, None)
-            (self._before if file == POINTER_FILE else shares).pop(name, None)
-            failures.pop((name, file), None)
-            self._signatures.pop((name, file), None)
+            for known in (champions, self._before) if file == POINTER_FILE else (challengers,):
+                known.pop(name, None)
+            failures.pop(slot, None)
+            self._signatures.pop(slot, None)
+        # At once, here and below: other models may take long to load.
+        self._loaded, self._challengers = MappingProxyType(dict(champions)), MappingProxyType(dict(challengers))
         for slot in slots:
             name, file = slot
             signature = self._read_signature(slot)
@@ -273,39 +289,43 @@ class ModelSet:
             failure = failures.get(slot)
             if failure and failure.signature == signature and time.monotonic() < failure.retry_at_s:
                 continue
-            loaded = champions if file == POINTER_FILE else challengers
             try:
-                reference = self._read(slot)
-                classifier = self._load(name, reference)
-                share = _read_share(reference, classifier, champions.get(name))
+                reference, classifier = self._load(slot, champions.get(name))
             except (BundleError, OSError) as error:
                 if not failure or failure.message != str(error):
                     logger.warning("%s: not loaded: %s", name, error)
                 failures[slot] = _Failure(signature, str(error), time.monotonic() + RETRY_INTERVAL_S)
+                if file == CHALLENGER_FILE:
+                    # The champion answers as before; a canary that is not wanted any more does not.
+                    challengers.pop(name, None)
+                    self._challengers = MappingProxyType(dict(challengers))
                 continue
-            if file == POINTER_FILE and champions.get(name) not in (None, classifier):
-                self._before[name] = champions[name]
-            loaded[name] = classifier
-            if file == CHALLENGER_FILE:
-                shares[name] = share
+            if isinstance(reference, ChallengerReference):
+                challengers[name] = _Challenger(classifier, reference.share)
+            else:
+                if champions.get(name) not in (None, classifier):
+                    self._before[name] = champions[name]
+                champions[name] = classifier
             failures.pop(slot, None)
             self._signatures[slot] = signature
             what = "version" if file == POINTER_FILE else "challenger version"
             logger.info("%s: %s %s is loaded, %s", name, what, classifier.version, classifier.choice)
-            # At once: other models may take long to load.
-            self._loaded = MappingProxyType(dict(champions))
-        self._loaded, self._challengers = MappingProxyType(champions), MappingProxyType(challengers)
-        self._shares = MappingProxyType(shares)
+            self._loaded, self._challengers = MappingProxyType(dict(champions)), MappingProxyType(dict(challengers))
         self._failures = MappingProxyType(failures)
 
-    def _read(self, slot: _Slot) -> BundleReference:
+    def _load(self, slot: _Slot, champion: Classifier | None) -> tuple[BundleReference, Classifier]:
         name, file = slot
-        read = read_pointer if file == POINTER_FILE else read_challenger
-        return read(self.bundles_dir, name)
+        if file == POINTER_FILE:
+            pointer = read_pointer(self.bundles_dir, name)
+            return pointer, self._open(name, pointer)
+        reference = read_challenger(self.bundles_dir, name)
+        challenger = self._open(name, reference)
+        _check_canary(reference, challenger, champion)
+        return reference, challenger
 
-    def _load(self, name: str, pointer: BundleReference) -> Classifier:
+    def _open(self, name: str, pointer: BundleReference) -> Classifier:
         folder = self.bundles_dir / name / pointer.bundle
-        for known in (self._before.get(name), self._challengers.get(name), self._loaded.get(name)):
+        for known in (self._before.get(name), self.get_challenger(name), self._loaded.get(name)):
             # It was verified when it was loaded, and does not change in memory.
             if known is not None and known.is_from(folder, pointer.version, pointer.manifest_sha256):
                 return known
@@ -333,16 +353,15 @@ class ModelSet:
         return (status.st_mtime_ns, status.st_ino, status.st_size)
 
 
-def _read_share(reference: BundleReference, challenger: Classifier, champion: Classifier | None) -> float:
-    """Return the share of the requests that a challenger answers; 0 for a champion.
+def _check_canary(reference: ChallengerReference, challenger: Classifier, champion: Classifier | None) -> None:
+    """Refuse a canary that cannot answer in the champion's place.
 
     Raises:
         BundleError: Its classes are not the champion's.
     """
-    share = reference.share if isinstance(reference, ChallengerReference) else 0.0
-    if share and champion is not None and challenger.manifest.classes != champion.manifest.classes:
+    is_alike = champion is None or challenger.manifest.classes == champion.manifest.classes
+    if reference.share and not is_alike:
         raise BundleError(
-            f"version {challenger.version} has other classes than the champion and cannot answer for it; "
+            f"version {challenger.version} has other classes than the champion and cannot answer in its place; "
             f"`darkroom canary {challenger.manifest.name} --none` ends that"
         )
-    return share

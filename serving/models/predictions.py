@@ -81,7 +81,7 @@ class PredictAnswer(BaseModel):
 
 
 class ChallengerState(ModelIdentity):
-    """A model that looks at some of the champion's images unseen, and answers some requests in its place.
+    """A model that gets shadow traffic and, as a canary, answers some requests in the champion's place.
 
     Attributes:
         provider: onnxruntime's execution provider that is really active.
@@ -90,8 +90,10 @@ class ChallengerState(ModelIdentity):
         agreement_fraction: Share of them with the same label, in [0, 1]; None without images.
     """
 
-    provider: str
-    share: float
+    # Services of earlier versions say neither.
+    name: str = ""
+    provider: str = ""
+    share: float = 0.0
     count: int = 0
     agreement_fraction: float | None = None
 

@@ -153,10 +153,13 @@ class RegistryFollower:
         wanted = BundleReference(**fields)
         if alias == CHALLENGER:
             wanted = ChallengerReference(**fields, share=_read_share(name, version, tags))
-        if known == wanted and not is_damaged:
+        if isinstance(known, ChallengerReference):
+            known = known.model_copy(update={"since": ""})  # the registry does not tell it
+        is_known = known == wanted
+        if is_known and not is_damaged:
             return
         self._fetch(client, name, wanted)
-        if known == wanted:
+        if is_known:
             return
         if isinstance(wanted, ChallengerReference):
             write_challenger(self._bundles_dir, name, wanted)

@@ -19,7 +19,7 @@ from serving.models.predictions import ChallengerState
 
 logger = logging.getLogger(__name__)
 
-OnComparison = Callable[[str, ChallengerState, str, int, int], None]
+OnComparison = Callable[[str, str, str, int, int], None]
 _Classify = Callable[[Classifier, list[EncodedImage]], Awaitable[npt.NDArray[np.float32]]]
 
 
@@ -39,7 +39,7 @@ class Shadow:
             models: Set that holds the challengers.
             share: Of the requests that are compared, in [0, 1], while no other comparison is going on.
             classify: Returns float32 [N, K] of a model and N encoded images.
-            on_comparison: Told the name, the challenger, the champion's version, and how many images were labelled
+            on_comparison: Told the name, the versions of champion and challenger, and how many images were labelled
                 alike and differently.
         """
         self._models = models
@@ -61,14 +61,11 @@ class Shadow:
 
     def describe(self, champion: Classifier) -> ChallengerState | None:
         """Return the challenger of a champion and how often they agreed; None without one."""
-        challenger = self._models.get_challenger(champion.manifest.name)
-        return None if challenger is None else self._describe(champion, challenger)
-
-    def _describe(self, champion: Classifier, challenger: Classifier) -> ChallengerState:
-        count, agreeing = self._counts.get(_name_pair(champion, challenger), (0, 0))
-        agreement = agreeing / count if count else None
-        state = self._models.describe_challenger(challenger)
-        return state.model_copy(update={"count": count, "agreement_fraction": agreement})
+        state = self._models.describe_challenger(champion)
+        if state is None:
+            return None
+        count, agreeing = self._counts.get((champion.manifest.name, champion.version, state.version), (0, 0))
+        return state.model_copy(update={"count": count, "agreement_fraction": agreeing / count if count else None})
 
     async def _compare(
         self,
@@ -93,8 +90,7 @@ class Shadow:
         self._counts = {known: counts for known, counts in self._counts.items() if known[0] != pair[0]}
         self._counts[pair] = (count + len(images), agreeing + alike)
         if self._on_comparison is not None:
-            state = self._describe(champion, challenger)
-            self._on_comparison(pair[0], state, champion.version, alike, len(images) - alike)
+            self._on_comparison(*pair, alike, len(images) - alike)
 
 
 def _name_pair(champion: Classifier, challenger: Classifier) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ import bentoml
 
 from serving.limits import MAX_GONE_VERSIONS, MAX_IMAGES
 from serving.models.model_set import REGISTRY_PROBLEM
-from serving.models.predictions import ChallengerState, ModelsAnswer, PredictAnswer
+from serving.models.predictions import ModelsAnswer, PredictAnswer
 from serving.observation.drift import DriftWindow
 from serving.request_record import AnsweredRequest
 
@@ -147,10 +147,10 @@ def count_batch(images: int) -> None:
     _batch_images.observe(images)
 
 
-def count_comparison(name: str, state: ChallengerState, champion: str, alike: int, different: int) -> None:
-    """Count what a challenger thought of some images."""
-    _comparisons.labels(name, champion, state.version, "true").inc(alike)
-    _comparisons.labels(name, champion, state.version, "false").inc(different)
+def count_comparison(name: str, champion: str, challenger: str, alike: int, different: int) -> None:
+    """Count how a challenger labelled some images."""
+    _comparisons.labels(name, champion, challenger, "true").inc(alike)
+    _comparisons.labels(name, champion, challenger, "false").inc(different)
 
 
 def count_answer(answer: PredictAnswer) -> None:

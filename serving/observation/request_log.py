@@ -11,6 +11,7 @@ so that only itself is lost.
 import json
 import logging
 import os
+import secrets
 import stat
 import threading
 from collections import deque
@@ -99,12 +100,13 @@ class RequestLog:
     def add(self, answer: PredictAnswer, images: Sequence[EncodedImage]) -> None:
         """Queue those of an answer's images that are in the sample; never waits."""
         now = datetime.now(UTC)
-        model = answer.model
+        model, request = answer.model, secrets.token_hex(8)
         entries = [
             _Entry(
                 day=now.date().isoformat(),
                 record={
                     "time": now.isoformat(timespec="milliseconds"),
+                    "request": request,
                     "picture_sha256": image.sha256,
                     "model": model.name,
                     "version": model.version,

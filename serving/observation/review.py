@@ -28,6 +28,7 @@ class LoggedAnswer(BaseModel):
         probability: Probability of `label`, in [0, 1].
         is_confident: True if the prediction was accepted.
         is_kept: True if the image was kept too.
+        request: Tells the requests apart; empty in the logs of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,6 +41,7 @@ class LoggedAnswer(BaseModel):
     probability: float = Field(ge=0, le=1)
     is_confident: bool
     is_kept: bool
+    request: str = ""
 
     @property
     def position(self) -> tuple[float, str]:
@@ -49,7 +51,7 @@ class LoggedAnswer(BaseModel):
 
 def read_answers(file: Path) -> Iterator[LoggedAnswer]:
     """Yield the answers that a day's file of the request log has, the oldest first; damaged lines are passed over."""
-    with suppress(FileNotFoundError), open_regular(file) as lines:  # removed meanwhile as the oldest
+    with suppress(OSError), open_regular(file) as lines:  # removed meanwhile as the oldest
         for line in lines:
             with suppress(ValidationError):
                 yield LoggedAnswer.model_validate_json(line)

@@ -88,7 +88,11 @@ def test_a_rolling_restart_fails_no_request_and_the_canary_answers_its_share(rep
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             while not (is_done.is_set() and len(answers) >= REQUESTS):
                 image = images[len(answers) % len(images)]
-                response = client.post("/v1/predict", content=image, headers={"Content-Type": "image/png"})
+                try:
+                    response = client.post("/v1/predict", content=image, headers={"Content-Type": "image/png"})
+                except httpx.HTTPError as error:
+                    answers.append(repr(error))
+                    continue
                 answers.append(response.json()["model"]["version"] if response.status_code == 200 else response.text)
 
     wait_for(lambda: is_open(port))

@@ -32,7 +32,7 @@ class Settings(BaseModel):
         ("rate", float("nan"), "must be finite"),
         ("has_flip", "perhaps", "must be true or false"),
         ("mode", "sometimes", "must be 'fast' or 'slow'"),
-        ("network", 18, "must be a text"),
+        ("network", 18, "must be text"),
         ("sizes", 3, "Input should be a valid tuple"),
     ],
 )
@@ -44,7 +44,8 @@ def test_a_value_that_breaks_a_rule_is_told_the_rule(name, value, rule):
 
 def test_names_that_are_near_are_suggested():
     known = {"cifar10", "cifar100", "food"}
-    assert suggest("cifar1", known) == "did you mean cifar10? "
-    assert suggest("cifar1", sorted(known), count=2) == "did you mean cifar10, cifar100? "
-    assert suggest("cifar1", known, least_ratio=0.99) == ""
-    assert suggest("shapes", known) == ""
+    assert suggest("cifar1", known=known) == "did you mean cifar10? "
+    assert suggest("cifar1", known=sorted(known), count=2) == "did you mean cifar10, cifar100? "
+    assert suggest("nothing", "fod", known=known) == "did you mean food? "
+    assert suggest("cifar1", known=known, least_ratio=0.99) == ""
+    assert suggest("shapes", known=known) == ""

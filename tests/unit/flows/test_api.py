@@ -19,7 +19,7 @@ def _home(tmp_path, monkeypatch):
         ({"mode": "sometimes"}, r"^--mode=sometimes: must be 'enabled', 'dry_run' or 'forced'$"),
         ({"mode": "forced"}, r"^a forced release needs a reason for the ledger: --why "),
         ({"mode": "forced", "why": ""}, r"^a forced release needs a reason for the ledger: --why "),
-        ({"why": 3}, r"^--why=3: must be a text$"),
+        ({"why": 3}, r"^--why=3: must be text$"),
         ({"name": "../x"}, r"'../x'"),
     ],
 )

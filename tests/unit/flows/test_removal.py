@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from flows.jobs.data import RemoveData
-from flows.jobs.releases import Challenge, ListModels, Retire, RollBack
+from flows.jobs.releases import Challenge, History, ListModels, Retire, RollBack
 from flows.jobs.runs import Prune, RemoveRuns
 from flows.operations import release, removal
 from flows.printing import inventory
@@ -322,6 +322,9 @@ def test_versions_of_a_name_that_never_had_a_champion_are_listed(settings, monke
     listed.check()
     listed.run()
     assert json.loads(capsys.readouterr().out)["version"] == "1"
+    for never_champion in (RollBack.make(name="pets").check, History.make(name="pets").run):
+        with pytest.raises(ReleaseError, match=r"^pets has no champion yet; release a run: .* --as pets$"):
+            never_champion()
     with pytest.raises(ReleaseError, match=r"^nothing is registered as cats; release a run: .* --as cats$"):
         ListModels.make(name="cats").check()
     for near in (

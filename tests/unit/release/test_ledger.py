@@ -21,7 +21,9 @@ from serving.bundle.store import (
     CHAMPION,
     MANIFEST_TAG,
     POINTER_FILE,
+    SHARE_TAG,
     BundleReference,
+    ChallengerReference,
     Change,
     read_challenger,
     read_champion,
@@ -300,6 +302,41 @@ def test_a_challenger_that_wins_is_none_any_more(client, bundles_dir, name, regi
     end_challenge(client, bundles_dir, name)  # nothing to end
 
 
+@pytest.mark.parametrize("action", ["promote", "rollback"])
+def test_another_champion_ends_a_canary(client, bundles_dir, name, register, move, action):
+    first, second, third = register(), register(), register()
+    move(third)
+    move(first)
+    fields = {"version": "2", "bundle": second.tags[BUNDLE_TAG], "manifest_sha256": second.tags[MANIFEST_TAG]}
+    write_challenger(bundles_dir, name, ChallengerReference(**fields, share=0.5, since="2026"))
+    set_challenger(client, name, "2", 0.5)
+    assert get_version(client, name, "2").tags[SHARE_TAG] == "0.5"
+    move(third, action)
+    with pytest.raises(BundleError, match="has no challenger"):
+        read_challenger(bundles_dir, name)
+    assert SHARE_TAG not in get_version(client, name, "2").tags
+    assert set(client.get_registered_model(name).aliases) == {CHAMPION}
+
+
+def test_the_share_of_a_canary_goes_with_its_alias(client, name, register):
+    register()
+    register()
+
+    def read():
+        found = {number: get_version(client, name, number) for number in ("1", "2")}
+        return {number: one.tags.get(SHARE_TAG) for number, one in found.items()}
+
+    set_challenger(client, name, "1", 0.25)
+    assert read() == {"1": "0.25", "2": None}
+    set_challenger(client, name, "2", 0.5)
+    assert read() == {"1": None, "2": "0.5"}
+    set_challenger(client, name, "2")
+    assert read() == {"1": None, "2": None}
+    set_challenger(client, name, "1", 1)
+    set_challenger(client, name, None)
+    assert read() == {"1": None, "2": None}
+
+
 def test_a_served_version_that_was_deleted_in_the_registry_is_named(
     client, bundles_dir, name, register, move, monkeypatch
 ):
@@ -417,7 +454,10 @@ def test_what_a_rollback_goes_back_to_is_not_retired_after_another_was(
     changes = tuple(move(version) for version in versions)
     places = (settings.artifacts_dir, bundles_dir)
     before = [sorted(place.rglob("*")) for place in places]
+    client.delete_registered_model_alias(name, CHAMPION)  # as a move that was interrupted leaves it
     would_be_free = retire(settings, name, "1", is_dry_run=True)
+    assert get_champion(client, name) is None
+    client.set_registered_model_alias(name, CHAMPION, "4")
     assert [sorted(place.rglob("*")) for place in places] == before
     assert would_be_free == retire(settings, name, "1") > 0
     with pytest.raises(ReleaseError, match=f"{name} has no version 1; registered: 2, 3, 4"):

@@ -1,4 +1,5 @@
 import pytest
+from matplotlib.font_manager import fontManager
 
 from model_code.report import collection as collection_module
 from model_code.report.classes import build_classes
@@ -259,3 +260,14 @@ def test_the_best_budget_of_a_recipe_on_each_data_set_is_shown_whole(opened, sto
     }
     names = [image.name for block in section.blocks if isinstance(block, ImageGroup) for image in block.images]
     assert len(set(names)) == len(names)
+
+
+def test_a_confusion_matrix_whose_names_no_font_has_says_which_number_is_which(opened, store, monkeypatch):
+    own = [font for font in fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(fontManager, "ttflist", own)
+    store.enter_supervised("foreign", 0.5, 0, classes=("チーズ", "class 7", "bread"), images=300, epochs=2)
+    section = build_classes(collect_runs(opened[1]))
+    captions = {block.title: block.caption for block in section.blocks if isinstance(block, ImageGroup)}
+    (foreign,) = [caption for title, caption in captions.items() if title.startswith("foreign ")]
+    assert foreign.endswith(" No font here has the characters of some names: class 0 is チーズ.")
+    assert not any("No font" in caption for title, caption in captions.items() if not title.startswith("foreign "))

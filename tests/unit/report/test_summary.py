@@ -97,7 +97,7 @@ def test_questions_without_runs_are_folded(opened):
     blocks = build_summary(make_collection(), opened[1]).blocks
     titles = [block.title for block in blocks if isinstance(block, Folded)]
     assert titles == [
-        "None of the 12 published accuracies was repeated yet",
+        "No run yet of the 12 recipes with a published accuracy",
         "14 of 14 questions have no pair of runs yet",
     ]
     assert not [block for block in blocks if isinstance(block, Table) and block.caption == "Verdicts"]

@@ -6,6 +6,7 @@ import pytest
 
 from serving.bundle.store import (
     MODEL_FILE,
+    BundleReference,
     ChallengerReference,
     hash_file,
     read_challenger,
@@ -241,15 +242,51 @@ def test_a_canary_answers_its_share_of_the_requests(models):
     assert [one.version for one in models.describe().answering] == ["1"]
 
 
-def test_a_canary_of_other_classes_is_refused(models):
+def test_a_canary_of_other_classes_answers_nothing(models):
     load(models, "cifar10")
     champion = models.select(None)
-    challenge(models, share=0.5, manifest={"classes": tuple(reversed(champion.manifest.classes))})
+    reordered = {"classes": tuple(reversed(champion.manifest.classes))}
+    challenge(models, share=1.0, manifest=reordered)
     models.refresh()
     assert models.draw(champion) is champion
     (problem,) = models.describe().problems
     assert problem.name == "cifar10 (challenger)"
     assert problem.message.startswith("version 2 has other classes than the champion")
+    challenge(models, share=0.0, manifest=reordered)
+    models.refresh()
+    assert models.get_challenger("cifar10").version == "2", "shadow traffic it may get"
+    challenge(models, share=1.0, manifest=reordered)
+    models.refresh()
+    assert models.get_canary("cifar10") is None, "although its bundle was loaded before"
+
+
+def test_a_canary_answers_no_champion_of_other_classes(models):
+    load(models, "cifar10")
+    classes = models.select(None).manifest.classes
+    challenge(models, share=1.0)
+    models.refresh()
+    assert models.draw(models.select(None)).version == "2"
+    folder = make_bundle(models.bundles_dir, softness=6000.0, manifest={"classes": tuple(reversed(classes))})
+    point_at(models.bundles_dir, "cifar10", "3", folder)
+    models.refresh()
+    assert models.draw(models.select(None)).version == "3"
+
+
+def test_a_canary_that_is_replaced_by_a_damaged_one_answers_no_more(models):
+    load(models, "cifar10")
+    challenge(models, share=1.0)
+    models.refresh()
+    assert models.draw(models.select(None)).version == "2"
+    (challenge(models, "4", softness=7000.0) / MODEL_FILE).write_bytes(b"damaged")
+    models.refresh()
+    assert models.draw(models.select(None)).version == "1"
+    assert models.get_challenger("cifar10") is None
+
+
+def test_a_challenger_with_shadow_traffic_only_is_read_by_earlier_versions(models):
+    load(models, "cifar10")
+    challenge(models)
+    BundleReference.model_validate_json((models.bundles_dir / "cifar10" / "challenger.json").read_bytes())
 
 
 def point_back(bundles_dir, classifier):
