@@ -24,6 +24,7 @@ from model_code.errors import DarkroomError, PeerEndedError, UsageError
 from model_code.settings import load_settings, read_rank
 from model_code.tracking.revision import check_revision
 from serving.errors import ServingError
+from serving.listing import find_width, fold_line
 from serving.printable import show
 
 MEMORY_REMEDY = "give --set engine.pictures=streamed, --set engine.parts=N or a smaller --set batch_size"
@@ -59,7 +60,8 @@ def main() -> None:
         # Print from ranks 0 and 1 only: at least one is not the dead peer.
         if not (isinstance(error, PeerEndedError) and rank > 1):
             who = f"process {rank + 1} of {count}: " if count > 1 else ""
-            click.echo(show(f"darkroom: {who}{error}"), err=True)
+            width = find_width() if sys.stderr is not None and sys.stderr.isatty() else None
+            click.echo(fold_line(show(f"darkroom: {who}{error}"), width), err=True)
         sys.exit(getattr(error, "exit_status", 1))
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_ERRORS:
@@ -135,6 +137,11 @@ class WorkflowGroup(SentenceGroup):
 
     headings = WORKFLOW
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Say how a shell learns to complete."""
+        with formatter.section("Completion in bash"):
+            formatter.write_text('eval "$(_DARKROOM_COMPLETE=bash_source darkroom)"')
+
 
 @click.group(cls=WorkflowGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="darkroom")
@@ -158,12 +165,26 @@ GROUPS = {
 }
 
 
+class OwnCommand(click.Command):
+    """A command that a group of its own name calls; usage lines name it once."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401 - as click.Command
+    ) -> click.Context:
+        """Return a context beside that of the group."""
+        return super().make_context(info_name, args, parent and parent.parent, **extra)
+
+
 class CommandWithWords(SentenceGroup):
     """A command that also has commands of its own: `recipes [NAME]` and `recipes new`."""
 
     def __init__(self, own: click.Command) -> None:
         super().__init__(own.name, help=own.help, subcommand_metavar="[NAME] | COMMAND [ARGS]...")
-        self.own = own
+        self.own = OwnCommand(own.name, params=own.params, callback=own.callback, help=own.help)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Give the line to the command itself, unless it begins with the word of another."""

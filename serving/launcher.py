@@ -66,7 +66,7 @@ def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
 @click.option("--host", default=DEFAULT_HOST, show_default=True)
 @click.option("--home", type=click.Path(path_type=Path), help="DARKROOM_HOME; ./.darkroom if not given.")
 @click.option("--wait", "is_patient", is_flag=True, help="Start without a model and wait for the first release.")
-@click.option("--precision", help="Variant of each model; the fastest here if not given.")
+@click.option("--precision", help="fp32, fp16 or int8; the fastest of each model here if not given.")
 @click.option("--require-cuda", is_flag=True, help="Refuse to answer on the CPU.")
 @click.option(
     "--registry", metavar="URL", callback=_check_address, help="MLflow server whose champions are fetched and followed."
@@ -76,7 +76,7 @@ def _check_root_path(_: click.Context, __: click.Parameter, path: str) -> str:
     type=click.FloatRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Share of the requests that a challenger looks at too.",
+    help="Share of the requests that a challenger gets as shadow traffic.",
 )
 @click.option(
     "--api-keys",

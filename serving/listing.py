@@ -215,4 +215,4 @@ def _print_csv(records: Sequence[Mapping[str, Any]]) -> None:
 def _show_csv(value: Any) -> str:  # noqa: ANN401 - a value of any record
     if isinstance(value, str):
         return show_cell(value)
-    return "" if value is None else json.dumps(value)
+    return "" if value is None else json.dumps(value, ensure_ascii=False)

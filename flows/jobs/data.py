@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.jobs.job import OFFLINE, QUIET, AnyDatasetName, DatasetName, Job, argument, option
+from flows.jobs.job import QUIET, AnyDatasetName, DatasetName, Job, argument, option
 from flows.printing.narration import narrating
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.errors import FaultyFilesError, UsageError
@@ -40,7 +40,7 @@ class AddData(Job):
     max_bad: float = option(
         MAX_BAD_FRACTION, "Largest share of a split's images that may not decode; they are left out.", ge=0, lt=1
     )
-    offline: bool = option(False, OFFLINE)
+    offline: bool = option(False, "Without Prefect and a network.")
 
     exclude: tuple[Path, ...] = option(
         (),
@@ -170,7 +170,8 @@ class RemoveData(Job):
 
         if self.is_dry:
             plan = plan_dataset_removal(load_settings(), self.name)
-            print(f"data set {self.name}: {plan}", *(f"needed by {user}" for user in plan.users), sep="\n  ")
+            would = "would not be removed without --force" if plan.users else "would be removed"
+            print(f"data set {self.name} {would}: {plan}", *(f"needed by {user}" for user in plan.users), sep="\n  ")
             return
         print(
             f"data set {self.name} is removed: {remove_dataset(load_settings(), self.name, is_forced=self.is_forced)}"

@@ -9,19 +9,21 @@ from serving.listing import FORM, Form
 
 
 class ListRecipes(Job):
-    """List every recipe with its published figure, or show one recipe's evidence."""
+    """List every recipe with its published figure, those that match a pattern, or show one recipe's evidence."""
 
     command = "recipes"
 
-    name: Annotated[str | None, RECIPES] = argument("NAME", default=None)
+    name: Annotated[str | None, RECIPES] = argument("NAME", "Name, or a pattern such as 'fastnet*'.", default=None)
     form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
         from flows.printing.recipes import print_recipe, print_recipes
-        from model_code.recipes.catalog import get_recipe, list_recipes
+        from model_code.recipes.catalog import get_recipe, list_recipes, match_recipes
 
         if self.name is None:
             print_recipes(list_recipes(), self.form)
+        elif set(self.name) & set("*?["):
+            print_recipes(match_recipes(self.name), self.form)
         else:
             print_recipe(get_recipe(self.name), self.form)
 
@@ -49,7 +51,9 @@ class NewRecipe(Job):
     def check(self) -> None:
         from model_code.data.cache import read_manifest
         from model_code.recipes.catalog import get_recipe
+        from model_code.recipes.own import check_new_file
 
+        check_new_file(self.name, load_settings().recipes_dir)
         get_recipe(self.base)
         if self.dataset is not None:
             read_manifest(self.dataset, load_settings().cache_dir)

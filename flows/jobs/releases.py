@@ -201,9 +201,9 @@ class Challenge(Job):
         if (self.version is None) != self.is_ended:
             raise UsageError(f"give either a version of {self.name}, see `darkroom models {self.name}`, or --none")
         if self.version is not None:
-            from flows.operations.history import check_version
+            from flows.operations.history import check_challenger
 
-            check_version(self.name, self.version)
+            check_challenger(self.name, self.version)
 
     def run(self) -> None:
         from model_code.release.challenge import challenge
@@ -220,7 +220,7 @@ class Canary(Job):
     has to run with --log-requests and --feedback.
     """
 
-    command = "canary"
+    command, loads = "canary", ("MLflow", "ONNX Runtime")
 
     name: ReleasedName = argument("NAME")
     version: Annotated[str | None, VERSIONS] = argument("VERSION", default=None)
@@ -235,7 +235,7 @@ class Canary(Job):
 
     @property
     def loading(self) -> tuple[str, ...]:
-        return ("MLflow", "ONNX Runtime") if self.decides else ("MLflow",)
+        return self.loads if self.decides else ("MLflow",)
 
     def check(self) -> None:
         if (self.version is not None) + self.decides + self.ends > 1:
@@ -245,9 +245,9 @@ class Canary(Job):
         if self.form != "table" and (self.version is not None or self.ends):
             raise UsageError(f"--format {self.form} goes with a comparison: darkroom canary {self.name}")
         if self.version is not None:
-            from flows.operations.history import check_version
+            from flows.operations.history import check_challenger
 
-            check_version(self.name, self.version)
+            check_challenger(self.name, self.version)
 
     def run(self) -> None:
         if self.version is not None or self.ends:

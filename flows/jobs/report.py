@@ -43,7 +43,7 @@ class Report(Job):
             written = self.write()
         from flows.printing.runs import print_report
 
-        print_report(*written, self.form)
+        print_report(*written, self.form, is_quiet=self.is_quiet)
 
     def write(self) -> "tuple[ReportFiles, int, str]":
         """Write the report; return its files, the number of finished runs, and the MLflow run that keeps a copy."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError, UsageError
 from model_code.hints import suggest
-from model_code.release.changes import find_previous, read_settled
+from model_code.release.changes import find_previous, read_settled, refuse_champion
 from model_code.release.registered import RegisteredVersion, read_registered
 from model_code.settings import Settings, load_settings
 from serving.bundle.store import Change
@@ -71,6 +71,18 @@ def check_version(name: str, version: str) -> None:
     settings = load_settings()
     if (versions := read_registered(settings, name)) is not None:
         find_version(settings, name, version, versions)
+
+
+def check_challenger(name: str, version: str) -> None:
+    """Refuse a challenger that is not registered, or is the champion, where the home proves it.
+
+    Raises:
+        ReleaseError: There is no such version, or it is the champion.
+    """
+    check_version(name, version)
+    changes = read_settled(load_settings(), name)
+    if changes and changes[-1].to_version == version:
+        raise refuse_champion(name, version)
 
 
 def check_rollback(name: str, to: str | None, why: str) -> None:

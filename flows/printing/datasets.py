@@ -14,11 +14,14 @@ from serving.listing import Column, Form, print_listing
 # These import torch, for which a list of data sets need not wait.
 if TYPE_CHECKING:
     from model_code.data.add import AddedDataset
-    from model_code.data.cache import DatasetSummary
+    from model_code.data.cache import DatasetSummary, PackedDataset
     from model_code.data.revisions import Difference, Revision
+    from model_code.training.config import TrainingConfig
 
 # FastNet's work grows with the area: above, a ResNet that halves the image five times is cheaper.
 _SMALL_IMAGE = 96
+# Thresholds that keep a target error need some tens of validation images.
+_FEW_VALIDATION, _LARGE_FRACTION = 100, 0.2
 
 
 def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path, form: Form = "table") -> None:
@@ -125,10 +128,6 @@ def print_added(
         print_line("  --report FILE lists all that is left out")
     for note in [*(f"{one.name}: {one.reason}" for one in added.skipped if one.is_note), *notes]:
         print_line(f"  {note}")
-    if "train" in dataset.splits and not is_quiet:
-        recipe = _choose_recipe(dataset.name, dataset.image_size)
-        way = " --offline" if is_offline else ""
-        print_line(f"  next: darkroom train {recipe} --data {dataset.name}{way}; others: darkroom recipes")
     test = dataset.splits.get("test")
     if "train" not in dataset.splits:
         print_line("  no training images: this set is for evaluation only")
@@ -136,12 +135,32 @@ def print_added(
         print_line("  no test images: runs will report validation only; add them with one more --from")
     elif not test.has_labels:
         print_line("  the test images have no labels: runs will report validation only")
+    if "train" in dataset.splits and not is_quiet:
+        recipe = _choose_recipe(dataset.name, dataset.image_size)
+        way = "" if recipe.dataset == dataset.name else f" --data {dataset.name}"
+        way += _hold_out_more(dataset, recipe) + (" --offline" if is_offline else "")
+        print_line(f"  next: darkroom train {recipe.recipe}{way}; others: darkroom recipes")
 
 
-def _choose_recipe(dataset: str, image_size: int) -> str:
+def _choose_recipe(dataset: str, image_size: int) -> "TrainingConfig":
     """Return the recipe to begin with: FastNet's for the data set, on other small images one that a CPU trains too."""
-    from model_code.recipes.catalog import RECIPES
+    from model_code.recipes.catalog import RECIPES, build_config
+    from model_code.training.config import TrainingConfig
 
-    if (own := RECIPES.get(f"fastnet_{dataset}")) is not None and own.build().dataset == dataset:
-        return own.name
-    return "fastnet_cifar10" if image_size <= _SMALL_IMAGE else "resnet18_food11"
+    own = RECIPES.get(f"fastnet_{dataset}")
+    is_own = own is not None and own.build().dataset == dataset
+    small = f"fastnet_{dataset}" if is_own else "fastnet_cifar10"
+    config = build_config(small if is_own or image_size <= _SMALL_IMAGE else "resnet18_food11")
+    assert isinstance(config, TrainingConfig), "all three are"
+    return config
+
+
+def _hold_out_more(dataset: "PackedDataset", config: "TrainingConfig") -> str:
+    """Return the setting that holds out more of a small data set, where the recipe's validation images would be few."""
+    count = len(dataset.splits["train"].labels_N) - dataset.count_feedback()
+    is_enough = "validation" in dataset.splits or config.validation_fraction * count >= _FEW_VALIDATION
+    return (
+        ""
+        if is_enough or config.validation_fraction >= _LARGE_FRACTION
+        else (f" --set validation_fraction={_LARGE_FRACTION:g}")
+    )

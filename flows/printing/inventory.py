@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from flows.operations.removal import explain_need, is_in_use, list_registered, measure
 from flows.printing.lines import format_accuracy, print_line
 from model_code.disk import format_size
-from model_code.errors import TrainingError
+from model_code.errors import TrainingError, UsageError
+from model_code.recipes.catalog import describe_budget
 from model_code.settings import Settings
+from model_code.training.run_config import RunConfig
 from model_code.training.run_folder import RunFolder, list_damaged, list_finished, list_interrupted
 from serving.bundle.store import BUNDLE_TAG, Change
 from serving.listing import Column, Form, print_heading, print_listing
@@ -142,6 +144,7 @@ def print_runs(settings: Settings, form: Form) -> None:
         Column("test", "test_accuracy", format_accuracy, is_first=True),
         Column("on disk", "size_bytes", format_size),
         Column("begun", "at", _minutes),
+        Column("settings", "changes", is_prose=True),
         Column("needed by", "needed_by", is_prose=True),
     )
     records = [_describe_run(settings, folder, needed) for folder in folders]
@@ -194,8 +197,17 @@ def _describe_run(settings: Settings, folder: RunFolder, needed: dict[str, str])
         "test_accuracy": metrics.get("test/accuracy"),
         "size_bytes": measure(folder.path) + measure(settings.artifacts_dir / run_id),
         "at": datetime.fromtimestamp(folder.begun_s, UTC).isoformat(timespec="seconds"),
+        "changes": _describe_changes(config),
         "needed_by": needed.get(run_id),
     }
+
+
+def _describe_changes(config: RunConfig) -> str:
+    """Return the settings in which a custom run differs from its recipe; empty where the recipe is gone."""
+    try:
+        return describe_budget(config).removeprefix("custom: ") if config.profile == "custom" else ""
+    except UsageError:
+        return ""
 
 
 def _read_accuracy(tags: Mapping[str, str]) -> float | None:

@@ -161,12 +161,16 @@ def count_runs(count: int) -> str:
     return f"{count} finished run{'' if count == 1 else 's'}"
 
 
-def print_report(files: "ReportFiles", run_count: int, run_id: str, form: Form = "table") -> None:
-    """Print where a report is, on how many runs, and the MLflow run that keeps a copy."""
+def print_report(
+    files: "ReportFiles", run_count: int, run_id: str, form: Form = "table", *, is_quiet: bool = False
+) -> None:
+    """Print where a report is, on how many runs, its MLflow run and, unless quiet, what to do next."""
     if form != "table":
         print_listing((), [describe_report(files, run_count, run_id)], form)
         return
     print(
         f"report on {count_runs(run_count)}\n  {files.page}\n  {files.markdown}\n"
-        f"  MLflow run {run_id} in darkroom-reports\n  next: darkroom ui compares the runs in MLflow"
+        f"  MLflow run {run_id} in darkroom-reports"
     )
+    if not is_quiet:
+        print("  next: darkroom ui compares the runs in MLflow")

@@ -107,8 +107,7 @@ def write_recipe_file(file: Path, base: str, title: str, config: RunConfig, chan
     Raises:
         UsageError: The file is there.
     """
-    if file.exists():
-        raise UsageError(f"{file} is there already; choose another name, edit the file or remove it")
+    check_new_file(file.stem, file.parent)
     lines = {key: f"{key} = {_format(value)}" for key, value in config.flatten().items() if key not in FIXED_SETTINGS}
     written = [line for key, line in lines.items() if key in changed]
     commented = [f"# {line}" for key, line in lines.items() if key not in changed]
@@ -119,6 +118,17 @@ def write_recipe_file(file: Path, base: str, title: str, config: RunConfig, chan
     ]
     body = ["", "[settings]", *written, "", f"# Settings of {base}:", *commented, ""]
     write_atomically(file, "\n".join([*head, *body]).encode())
+
+
+def check_new_file(name: str, recipes_dir: Path) -> None:
+    """Refuse a name that cannot be a recipe's, or whose file is there.
+
+    Raises:
+        UsageError: The name is not allowed, or the file is there.
+    """
+    check_recipe_name(name)
+    if (file := recipes_dir / f"{name}{SUFFIX}").exists():
+        raise UsageError(f"{file} is there already; choose another name, edit the file or remove it")
 
 
 def name_function(name: str, title: str, build: Callable[[], Any]) -> Callable[[], Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError
+from model_code.release.changes import refuse_champion
 from model_code.release.ledger import end_challenge
 from model_code.release.names import check_release_name
 from model_code.release.versions import fetch_bundle, get_version, set_challenger
@@ -43,7 +44,7 @@ def challenge(name: str, version: str | None, share: float = 0.0) -> None:
             end_challenge(client, settings.bundles_dir, name)
             return
         if version == champion.version:
-            raise ReleaseError(f"version {version} is the champion of {name}; a challenger is another version")
+            raise refuse_champion(name, version)
         registered = get_version(client, name, version)
         folder = fetch_bundle(client, settings.bundles_dir, registered)
         if share and read_bundle(folder).classes != read_bundle(settings.bundles_dir / name / champion.bundle).classes:

@@ -88,3 +88,8 @@ def find_rollback_of(changes: tuple[Change, ...], versions: Collection[str]) -> 
         if change.from_version in versions:
             return change if change.action == "rollback" else None
     return None
+
+
+def refuse_champion(name: str, version: str) -> ReleaseError:
+    """Return the error of a champion that is to be its own challenger."""
+    return ReleaseError(f"version {version} is the champion of {name}; a challenger is another version")

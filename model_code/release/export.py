@@ -261,6 +261,7 @@ def _certify(
         for certificate in certificates:
             check_certificate(certificate)
     is_offered = any(certificate.refusal is None for certificate in certificates)
+    print(f"{dataset.name}: timing {precision}", flush=True)
     return Variant(
         precision=precision,
         file=file.name if is_offered else None,

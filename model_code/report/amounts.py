@@ -55,7 +55,7 @@ def format_points(fractions: tuple[float, ...], has_sign: bool = False) -> list[
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Return `42.1 s`, `3 min 20 s` or `2 h 5 min`; `-` for None."""
+    """Return `42.1 s`, `3 min 20 s`, `2 h 5 min` or, from two days on, `3 days 4 h`; `-` for None."""
     if seconds is None:
         return "-"
     if seconds < 60:
@@ -63,4 +63,6 @@ def format_seconds(seconds: float | None) -> str:
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole < 2 * 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400:,} days {whole % 86400 // 3600} h"

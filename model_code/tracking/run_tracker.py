@@ -164,15 +164,16 @@ class RunTracker(Callback):
         # JSON has no NaN: a class without images has no accuracy.
         accuracies = [None if math.isnan(accuracy) else accuracy for accuracy in report.per_class_accuracy]
         per_class = dict(zip(classes, accuracies, strict=True))
-        self.log_metrics(
-            {
-                f"{split}/loss": report.loss,
-                f"{split}/accuracy": report.accuracy_fraction,
-                f"{split}/top5_accuracy": report.top5_accuracy,
-                f"{split}/macro_f1": report.macro_f1,
-                f"{split}/pictures": report.count,
-            }
-        )
+        metrics = {
+            "loss": report.loss,
+            "accuracy": report.accuracy_fraction,
+            "top5_accuracy": report.top5_accuracy,
+            "macro_f1": report.macro_f1,
+            "pictures": report.count,
+        }
+        # What each epoch has recorded on validation is a curve, to which this is no point.
+        measured = {"loss", "accuracy", "macro_f1"} if split == "validation" and self._log.epochs else set[str]()
+        self.log_metrics({f"{split}/{name}": value for name, value in metrics.items() if name not in measured})
         table = {
             "pictures": report.count,
             "accuracy": report.accuracy_fraction,

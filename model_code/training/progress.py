@@ -26,7 +26,8 @@ class ProgressPrinter(Callback):
 
     def on_resume(self, history: tuple[FinishedEpoch, ...]) -> None:
         """Say where the run goes on."""
-        tqdm.write(f"  goes on after epoch {len(history)} of {self._epochs}")
+        if history:
+            tqdm.write(f"  goes on after epoch {len(history)} of {self._epochs}")
 
     def on_resume_epoch(self, epoch: int, step: int, steps: int) -> None:
         """Say where in the epoch."""

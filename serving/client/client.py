@@ -170,11 +170,11 @@ def list_records(result: PredictResult) -> list[dict[str, Any]]:
 
 
 def flatten_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return records for CSV: `top` becomes `label_2`, `probability_2` and so on; the first one is `label`."""
+    """Return records for CSV: `top` becomes `label_2`, `probability_2` and so on; all have `error`."""
     flat = []
     for record in records:
         others = [*record.get("top", {}).items()][1:]
-        one = {key: value for key, value in record.items() if key != "top"}
+        one = {key: value for key, value in record.items() if key != "top"} | {"error": record.get("error")}
         for number, (label, probability) in enumerate(others, start=2):
             one |= {f"label_{number}": label, f"probability_{number}": probability}
         flat.append(one)

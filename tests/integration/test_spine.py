@@ -257,4 +257,7 @@ def test_no_test_images_means_validation_only(darkroom, home, tmp_path):
     assert "no test images" in done.out
     run = get_client().get_run(RUN_LINE.search(done.out).group(1))
     assert "test/accuracy" not in run.data.metrics
-    assert "validation/macro_f1" in run.data.metrics
+    assert run.data.metrics["validation/pictures"] > 0
+    for name in ("loss", "accuracy", "macro_f1"):
+        history = get_client().get_metric_history(run.info.run_id, f"validation/{name}")
+        assert [metric.step for metric in history] == [1], "the final measurement is no point of the curve"

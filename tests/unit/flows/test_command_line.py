@@ -101,6 +101,17 @@ def test_a_shell_completes_the_names_of_recipes():
     assert [line.removeprefix("plain,") for line in shown.split()] == ["fastnet_cifar10", "fastnet_cifar10_long"]
 
 
+def test_recipes_are_found_by_a_pattern():
+    shown = CliRunner().invoke(darkroom, ["recipes", "fastnet_*", "--format", "json"], prog_name="darkroom").output
+    names = [json.loads(line)["recipe"] for line in shown.splitlines()]
+    assert names == ["fastnet_cifar10", "fastnet_cifar10_long", "fastnet_food10"]
+
+
+def test_a_usage_line_names_a_command_with_words_once():
+    shown = CliRunner().invoke(darkroom, ["recipes", "--format", "yaml"], prog_name="darkroom").output
+    assert shown.startswith("Usage: darkroom recipes [OPTIONS] [NAME]\nTry 'darkroom recipes --help' for help.\n")
+
+
 COMPLETED = {
     "pets": (
         "train fastnet_cifar10 --data",

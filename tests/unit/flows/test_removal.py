@@ -17,6 +17,7 @@ from flows.printing.inventory import print_runs
 from model_code.data.add import add_dataset
 from model_code.data.cache import list_datasets
 from model_code.errors import BusyError, DataError, DivergedError, ReleaseError, TrainingError, UsageError
+from model_code.recipes.catalog import build_config
 from model_code.release.registered import read_registered
 from model_code.training.run_folder import (
     JOURNAL_FILE,
@@ -181,6 +182,13 @@ def test_runs_are_listed_with_what_needs_them(settings, capsys, monkeypatch):
     assert [by_run[digit * 8]["recorded"] for digit in "35"] == ["", "offline"]
 
 
+def test_a_custom_run_is_listed_with_what_differs():
+    assert inventory._describe_changes(build_config("fastnet_cifar10", changes={"epochs": 3, "seed": 1})) == "epochs=3"
+    assert inventory._describe_changes(build_config("fastnet_cifar10")) == ""
+    gone = build_config("fastnet_cifar10", changes={"epochs": 3}).model_copy(update={"recipe": "gone"})
+    assert inventory._describe_changes(gone) == ""
+
+
 def test_a_run_whose_weights_were_pruned_is_listed_without_them(settings, capsys):
     for digit, accuracy in (("3", 0.7), ("4", 0.8)):
         enter_run(settings, digit, accuracy)
@@ -322,7 +330,7 @@ def test_versions_of_a_name_that_never_had_a_champion_are_listed(settings, monke
     listed.check()
     listed.run()
     assert json.loads(capsys.readouterr().out)["version"] == "1"
-    for never_champion in (RollBack.make(name="pets").check, History.make(name="pets").run):
+    for never_champion in (RollBack.make(name="pets").run, History.make(name="pets").run):
         with pytest.raises(ReleaseError, match=r"^pets has no champion yet; release a run: .* --as pets$"):
             never_champion()
     with pytest.raises(ReleaseError, match=r"^nothing is registered as cats; release a run: .* --as cats$"):

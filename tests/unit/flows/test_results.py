@@ -203,4 +203,4 @@ def test_adding_images_prints_its_result_alone(tmp_path, options):
     ],
 )
 def test_the_recipe_to_begin_with(dataset, image_size, recipe):
-    assert datasets._choose_recipe(dataset, image_size) == recipe
+    assert datasets._choose_recipe(dataset, image_size).recipe == recipe

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import fisher_exact
 
-from flows.jobs.releases import Canary
+from flows.jobs.releases import Canary, Challenge
 from flows.operations.canary import Answers, compare_canary, decide_canary, measure_chance
 from model_code.errors import ReleaseError, UsageError
 from model_code.release.challenge import challenge
@@ -149,6 +149,12 @@ def test_a_canary_begins_anew_with_another_share_only(bundles_dir, name, version
     assert compare_canary(name).since == "2026-01-01T00:00:00.000+00:00"
     challenge(name, "2", 0.3)
     assert compare_canary(name).since >= begun.since
+
+
+@pytest.mark.parametrize("kind", [Canary, Challenge])
+def test_a_champion_is_no_challenger_of_its_own(name, versions, kind):
+    with pytest.raises(ReleaseError, match=f"^version 1 is the champion of {name}; a challenger is another version$"):
+        kind.make(name=name, version="1").check()
 
 
 def test_a_challenger_with_shadow_traffic_only_is_no_canary(name, versions):

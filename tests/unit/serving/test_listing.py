@@ -130,6 +130,12 @@ def test_programs_get_every_value(capsys):
     assert (second["path"], second["published"], second["is_kept"]) == ("'=1+1", "", "")
 
 
+def test_names_in_lists_keep_their_characters_in_csv(capsys):
+    print_listing((), [{"classes": ["方块", "é"]}], "csv")
+    (_, row) = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert row == ['["方块", "é"]']
+
+
 def test_no_records_are_an_empty_file(capsys):
     for form in ("json", "csv"):
         print_listing(COLUMNS, [], form)
