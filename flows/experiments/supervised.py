@@ -12,7 +12,7 @@ from model_code.evaluation.figures import GRID_SIDE, draw_prediction_grid
 from model_code.evaluation.metrics import measure, predict_logits
 from model_code.models.networks import count_parameters
 from model_code.tracking.run_tracker import RunTracker
-from model_code.training.config import TrainingConfig
+from model_code.training.config import TrainingConfig, suggest_more_validation
 from model_code.training.images import load_images, load_unlabelled
 from model_code.training.processes import Processes
 from model_code.training.pseudo_labels import PseudoLabels, add_pseudo_labels, choose_pseudo_labels, load_pseudo_labels
@@ -42,9 +42,10 @@ class SupervisedExperiment(EpochExperiment):
         images = self._images
         tests = 0 if images.test is None else len(images.test)
         unlabelled = "" if self._unlabelled_NHWC is None else f"{len(self._unlabelled_NHWC)} unlabelled, "
+        more = suggest_more_validation(self._config, len(images.validation))
         return (
             f"{len(images.train)} training, {unlabelled}{len(images.validation)} validation, {tests} test images, "
-            f"{len(images.classes)} classes"
+            f"{len(images.classes)} classes" + (f"; few validation images: {more} holds out more" if more else "")
         )
 
     def run(self, folder: RunFolder, tracker: RunTracker) -> ExperimentResult:

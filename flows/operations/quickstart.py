@@ -71,7 +71,7 @@ def run_quickstart(port: int) -> None:
     print(
         f"\nThe images are in {next(iter(images)).parent}. To go on:\n"
         "  make serve   http://127.0.0.1:3000, a page to drop them on\n"
-        "  make ui      http://127.0.0.1:5000, MLflow with these runs and the model\n"
+        "  make ui      MLflow with these runs and the model; it prints the address of the comparison\n"
         "  make data    CIFAR-10, the real thing; then make train-all",
         flush=True,
     )

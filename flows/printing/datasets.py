@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 # FastNet's work grows with the area: above, a ResNet that halves the image five times is cheaper.
 _SMALL_IMAGE = 96
-# Thresholds that keep a target error need some tens of validation images.
-_FEW_VALIDATION, _LARGE_FRACTION = 100, 0.2
 
 
 def print_datasets(datasets: "Sequence[DatasetSummary]", cache_dir: Path, form: Form = "table") -> None:
@@ -136,9 +134,14 @@ def print_added(
     elif not test.has_labels:
         print_line("  the test images have no labels: runs will report validation only")
     if "train" in dataset.splits and not is_quiet:
+        from model_code.training.config import suggest_more_validation
+
         recipe = _choose_recipe(dataset.name, dataset.image_size)
         way = "" if recipe.dataset == dataset.name else f" --data {dataset.name}"
-        way += _hold_out_more(dataset, recipe) + (" --offline" if is_offline else "")
+        more = (
+            "" if "validation" in dataset.splits else suggest_more_validation(recipe, _count_held_out(dataset, recipe))
+        )
+        way += (f" {more}" if more else "") + (" --offline" if is_offline else "")
         print_line(f"  next: darkroom train {recipe.recipe}{way}; others: darkroom recipes")
 
 
@@ -155,12 +158,5 @@ def _choose_recipe(dataset: str, image_size: int) -> "TrainingConfig":
     return config
 
 
-def _hold_out_more(dataset: "PackedDataset", config: "TrainingConfig") -> str:
-    """Return the setting that holds out more of a small data set, where the recipe's validation images would be few."""
-    count = len(dataset.splits["train"].labels_N) - dataset.count_feedback()
-    is_enough = "validation" in dataset.splits or config.validation_fraction * count >= _FEW_VALIDATION
-    return (
-        ""
-        if is_enough or config.validation_fraction >= _LARGE_FRACTION
-        else (f" --set validation_fraction={_LARGE_FRACTION:g}")
-    )
+def _count_held_out(dataset: "PackedDataset", config: "TrainingConfig") -> int:
+    return round(config.validation_fraction * (len(dataset.splits["train"].labels_N) - dataset.count_feedback()))

@@ -15,6 +15,10 @@ RECIPE_PREFIX = "recipe:"
 TORCHVISION = "torchvision"
 
 
+# Thresholds that keep a target error need some tens of validation images.
+FEW_VALIDATION, LARGE_FRACTION = 100, 0.2
+
+
 class TrainingConfig(EpochConfig):
     """Every setting of one supervised training run, beside those of `EpochConfig`.
 
@@ -163,3 +167,9 @@ class TrainingConfig(EpochConfig):
                 "has_frozen_norm_scale ask for; leave them out"
             )
         return self
+
+
+def suggest_more_validation(config: TrainingConfig, validation_count: int) -> str:
+    """Return the setting that holds out more images, where too few would choose the epoch and calibrate, or nothing."""
+    is_enough = validation_count >= FEW_VALIDATION or config.validation_fraction >= LARGE_FRACTION
+    return "" if is_enough or config.profile == "smoke" else f"--set validation_fraction={LARGE_FRACTION:g}"
