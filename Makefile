@@ -22,7 +22,7 @@ export DARKROOM_TAG ?= latest
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup data train-all report quickstart release serve ui predict images sbom up down watch logs backup restore \
-	test test-all docs check format bench bench-train bench-serve bench-variants gpu-proof doctor lock lock-uv clean
+	test test-all docs check format bench bench-train bench-serve bench-scale bench-variants gpu-proof doctor lock lock-uv clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -131,6 +131,9 @@ bench-serve: $(BENCH_VENV)/.installed ## Measure the service beside FastAPI, Lit
 
 gpu-proof: setup ## Prove and measure the GPU path, stage by stage (ARGS="--dry-run", ARGS="study --page")
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+bench-scale: setup ## Measure how costs grow with images, recipes, runs, trials and requests
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-variants: setup ## Measure int8 beside fp32 on this machine's CPU
 	$(BIN)/python -m benchmarks.variants $(ARGS)
