@@ -120,6 +120,10 @@ class SentenceGroup(click.Group):
 
     headings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the work, not of the alphabet."""
+        return list(self.commands)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one list of commands for each heading."""
         known = {name for names in self.headings.values() for name in names}

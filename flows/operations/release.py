@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from flows.operations.release_source import check_source
 from flows.operations.step import step
+from flows.printing.lines import print_line
 from flows.printing.summaries import ReleaseSummary
 from model_code.data.cache import open_dataset
 from model_code.data.progress import show_progress
@@ -223,7 +224,7 @@ def choose_task(source: str, name: str) -> FinishedRun:
     client = open_store(settings)
     if is_run_id(source):
         run = get_finished_run(client, folders[0].record.run_id)
-        print(_describe_choice([run], run.run_id), flush=True)
+        _print_choice([run], run.run_id)
         return run
     found = find_finished_runs(client, source, "*")
     runs = [run for run in found if run.run_id in known and _is_usable(settings, run)]
@@ -235,8 +236,13 @@ def choose_task(source: str, name: str) -> FinishedRun:
             f"{name_revision(record.config.dataset, record.data_checksum)} (`darkroom data list "
             f"{record.config.dataset}` shows what is packed), or train it again: darkroom train {source}"
         )
-    print(_describe_choice(runs, folders[0].record.run_id), flush=True)
+    _print_choice(runs, folders[0].record.run_id)
     return runs[0]
+
+
+def _print_choice(runs: Sequence[FinishedRun], newest_id: str) -> None:
+    for line in _describe_choice(runs, newest_id).splitlines():
+        print_line(line)
 
 
 def _describe_choice(runs: Sequence[FinishedRun], newest_id: str) -> str:
