@@ -1,12 +1,14 @@
 """How costs grow with what a home holds: `python -m benchmarks.scale [--only NAME] [--json FILE]`.
 
-Each quantity is measured at three sizes in a home of its own, and a power law, cost = a n^b, is fitted: b near 0 is a
-constant, near 1 a cost for each. The last column is what the law says about the size that is asked about. It is an
-extrapolation, and says nothing about limits that three sizes do not reach.
+Each quantity is measured at three sizes, in a home of its own, after a run at the smallest size that is not counted.
+The exponent is the slope between the two largest sizes on logarithmic axes: near 0 for a constant, near 1 for a cost
+for each. The last column goes on in a straight line through these two. It is an extrapolation, and says nothing about
+limits that three sizes do not reach.
 """
 
 import argparse
 import json
+import math
 import os
 import tempfile
 import time
@@ -29,7 +31,7 @@ from model_code.sweeps.space import Range
 from model_code.sweeps.trials import Sweep
 from model_code.tracking.finished_runs import find_finished_runs
 from model_code.tracking.store import EXPERIMENT, open_store
-from serving.bundle.store import BundleReference, ChallengerReference, Change, Pointer, write_challenger, write_pointer
+from serving.bundle.store import ChallengerReference, Change, Pointer, write_challenger, write_pointer
 from serving.listing import Column, print_listing
 from serving.observation.review import ReviewQueue
 
@@ -130,7 +132,7 @@ def measure_requests(home: Path, count: int) -> Costs:
     (bundles_dir / "mine").mkdir(parents=True)
     bundle = {"bundle": "b", "manifest_sha256": "0" * 64}
     change = Change(number=1, action="promote", from_version=None, to_version="1", at="", by="", why="", verdict="")
-    write_pointer(bundles_dir, "mine", Pointer(**BundleReference(version="1", **bundle).model_dump(), change=change))
+    write_pointer(bundles_dir, "mine", Pointer(version="1", **bundle, change=change))
     write_challenger(bundles_dir, "mine", ChallengerReference(version="2", **bundle, share=0.5))
     log = home / "requests"
     log.mkdir()
@@ -139,7 +141,11 @@ def measure_requests(home: Path, count: int) -> Costs:
     record |= {"model_sha256": "0" * 64, "precision": "fp32", "is_confident": True, "is_kept": True}
     with (log / f"{now.date().isoformat()}.jsonl").open("w") as file:
         for number in range(count):
-            line = record | {"picture_sha256": f"{number:064x}", "version": str(1 + number % 2)}
+            line = record | {
+                "request": f"{number:016x}",
+                "picture_sha256": f"{number:064x}",
+                "version": str(1 + number % 2),
+            }
             file.write(json.dumps(line) + "\n")
     costs["log, bytes"] = measure_bytes(log)
     with _timing(costs, "review queue, s"):
@@ -153,17 +159,18 @@ def measure_requests(home: Path, count: int) -> Costs:
 # Name -> (function, three sizes, size that is asked about).
 QUANTITIES: dict[str, tuple[Callable[[Path, int], Costs], tuple[int, int, int], int]] = {
     "images": (measure_images, (1_000, 4_000, 16_000), 100_000_000),
-    "recipes": (measure_recipes, (10, 100, 1_000), 1_000),
+    "recipes": (measure_recipes, (10, 50, 250), 1_000),
     "runs": (measure_runs, (10, 100, 1_000), 100_000),
     "trials": (measure_trials, (10, 100, 400), 10_000),
-    "requests": (measure_requests, (1_000, 10_000, 100_000), 100_000_000),
+    "requests": (measure_requests, (1_000, 10_000, 100_000), 2_000_000),
 }
 
 
-def fit(sizes: tuple[int, ...], costs: list[float]) -> tuple[float, float]:
-    """Return (a, b) of cost = a size^b, by least squares of the logarithms."""
-    exponent, logarithm = np.polyfit(np.log(sizes), np.log(costs), 1)
-    return float(np.exp(logarithm)), float(exponent)
+def extrapolate(sizes: tuple[int, ...], costs: list[float], asked: int) -> tuple[float, float]:
+    """Return the exponent between the two largest sizes, and the cost at a size on the straight line through them."""
+    (small, large), (little, much) = sizes[-2:], costs[-2:]
+    exponent = math.log(much / little) / math.log(large / small)
+    return exponent, much + (asked - large) * (much - little) / (large - small)
 
 
 def main() -> None:
@@ -172,20 +179,22 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=QUANTITIES, help="repeatable")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
+    for variable in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DARKROOM_INBOX"):
+        os.environ.pop(variable, None)
     records = []
     for name in options.only or QUANTITIES:
         measure, sizes, asked = QUANTITIES[name]
         found: list[Costs] = []
-        for size in sizes:
+        for size in (sizes[0], *sizes):
             with tempfile.TemporaryDirectory() as home:
                 os.environ["DARKROOM_HOME"] = home
                 found.append(measure(Path(home), size))
             print(f"{name}: {size:,} are measured", flush=True)
         for cost in found[0]:
-            measured = [one[cost] for one in found]
-            factor, exponent = fit(sizes, measured)
+            measured = [one[cost] for one in found[1:]]
+            exponent, expected = extrapolate(sizes, measured, asked)
             record = {"what": name, "cost": cost, "sizes": sizes, "measured": measured, "exponent": exponent}
-            records.append(record | {"asked": asked, "expected": factor * asked**exponent})
+            records.append(record | {"asked": asked, "expected": expected})
     columns = (
         Column("what", "what"),
         Column("cost", "cost"),

@@ -34,7 +34,7 @@ def suggest(*names: str, known: Iterable[str], count: int = 1, least_ratio: floa
 
     allowed = list(known)
     near = [match for name in names for match in get_close_matches(name, allowed, n=count, cutoff=least_ratio)]
-    return f"did you mean {', '.join(near)}? " if near else ""
+    return f"did you mean {', '.join(dict.fromkeys(near))}? " if near else ""
 
 
 def explain_rule(error: "ErrorDetails") -> str:

@@ -93,7 +93,12 @@ def find_terminal_width() -> int | None:
 
 def fold_line(line: str, width: int | None) -> str:
     """Return a line broken at its words where a terminal of some columns ends; None leaves it as it is."""
-    return line if width is None else textwrap.fill(line, max(20, width - 3), subsequent_indent="    ")
+    if width is None:
+        return line
+    # Paths and commands stay whole: people paste them.
+    return textwrap.fill(
+        line, max(20, width - 3), subsequent_indent="    ", break_on_hyphens=False, break_long_words=False
+    )
 
 
 def lay_out(columns: Sequence[Column], records: Sequence[Mapping[str, Any]], width: int) -> list[str]:

@@ -105,11 +105,13 @@ class Darkroom:
         publish_models(answer)
         self._drift.keep(answer.answering)
 
-    def _observe(self, manifest: Manifest, answer: PredictAnswer, images: Sequence[EncodedImage]) -> None:
+    def _observe(
+        self, manifest: Manifest, answer: PredictAnswer, images: Sequence[EncodedImage], is_drawn: bool
+    ) -> None:
         count_answer(answer)
         self._drift.add(manifest, answer)
         if self._log is not None:
-            self._log.add(answer, images)
+            self._log.add(answer, images, is_drawn=is_drawn)
 
     # On the event loop: on a thread they would wait for one, and an event loop that hangs answers neither.
     async def __is_ready__(self) -> bool:

@@ -29,6 +29,7 @@ class SupervisedExperiment(EpochExperiment):
     ) -> None:
         self._config, self._pretrained = config, pretrained
         self._images = load_images(dataset, config, processes.device)
+        self._has_own_validation = "validation" in dataset.splits
         check_images(config, self._images)
         self._unlabelled_NHWC: Tensor | None = None
         if config.pseudo_label_confidence is not None:
@@ -42,7 +43,7 @@ class SupervisedExperiment(EpochExperiment):
         images = self._images
         tests = 0 if images.test is None else len(images.test)
         unlabelled = "" if self._unlabelled_NHWC is None else f"{len(self._unlabelled_NHWC)} unlabelled, "
-        more = suggest_more_validation(self._config, len(images.validation))
+        more = suggest_more_validation(self._config, len(images.validation), is_own=self._has_own_validation)
         return (
             f"{len(images.train)} training, {unlabelled}{len(images.validation)} validation, {tests} test images, "
             f"{len(images.classes)} classes" + (f"; few validation images: {more} holds out more" if more else "")

@@ -235,7 +235,8 @@ class Canary(Job):
 
     @property
     def loading(self) -> tuple[str, ...]:
-        return self.loads if self.decides else ("MLflow",)
+        is_shown = not (self.decides or self.ends or self.version is not None)
+        return () if is_shown else self.loads if self.decides else ("MLflow",)
 
     def check(self) -> None:
         if (self.version is not None) + self.decides + self.ends > 1:

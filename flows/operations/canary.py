@@ -1,26 +1,20 @@
 """A canary beside the champion: how many of its answers people corrected, and what follows from that.
 
-Who answers is drawn for each request, so a request is what the test draws anew. An image counts with the first answer
-that it got: sent again, it may be answered by the other version too.
+Who answers is drawn for each request, so a request is what the test draws anew. An image counts with the first logged
+answer: sent again, it may be answered by the other version too.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mlflow import MlflowClient
-
 from model_code.disk import hold_lock
 from model_code.errors import ReleaseError
-from model_code.release.ledger import complete, end_challenge, find_champion, move_champion
 from model_code.release.names import check_release_name
-from model_code.release.versions import fetch_bundle, get_version
 from model_code.settings import Settings, load_settings
-from model_code.tracking.store import open_store
 from serving.bundle.store import MANIFEST_TAG, ChallengerReference, read_challenger, read_pointer
-from serving.models.classifier import Classifier
 from serving.observation.feedback import FeedbackStore
 from serving.observation.request_log import REQUESTS_FOLDER
 from serving.observation.review import LoggedAnswer, read_answers
@@ -28,14 +22,15 @@ from serving.observation.review import LoggedAnswer, read_answers
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from mlflow import MlflowClient
 
-CONFIDENCE = 0.95
-DRAWS = 20_000
+SIGNIFICANCE = 0.05
+DRAWS, DRAWS_AT_ONCE = 20_000, 1_000
 _SEED = 20_260_101
 
 Decision = Literal["promote", "withdraw", "wait"]
-# How many requests have so many images, and so many corrected ones.
-Requests = Counter[tuple[int, int]]
+# (images, corrected images) of a request -> number of such requests.
+RequestKinds = Counter[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ class CanaryComparison:
     @property
     def decision(self) -> Decision:
         """`promote` or `withdraw` where the difference is significant, else `wait`."""
-        if self.p_value >= 1 - CONFIDENCE:
+        if self.p_value >= SIGNIFICANCE:
             return "wait"
         is_better = self.canary.corrected * self.champion.images < self.champion.corrected * self.canary.images
         return "promote" if is_better else "withdraw"
@@ -113,25 +108,36 @@ def decide_canary(name: str) -> CanaryComparison:
 
     Raises:
         BundleError: As `compare_canary`.
-        ReleaseError: As `compare_canary`; or the champion was moved by other means, or the canary's bundle does not
-            verify; nothing changes.
+        ReleaseError: As `compare_canary`; or champion or canary were moved meanwhile or by other means, or the canary's
+            bundle does not verify; nothing changes.
     """
+    from model_code.release.ledger import complete, end_challenge, find_champion
+    from model_code.tracking.store import open_store
+
     check_release_name(name)
     settings = load_settings()
-    _read_canary(settings, name)  # refused before MLflow is asked
+    canary = _read_canary(settings, name)
+    comparison = _compare(settings, name, canary)
+    if comparison.decision == "wait":
+        return comparison
     client = open_store(settings)
     with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"deciding on the canary of {name}"):
         changes = complete(client, settings.bundles_dir, name)
         find_champion(client, name, changes)
-        comparison = _compare(settings, name, _read_canary(settings, name))
+        if changes[-1].to_version != comparison.champion.version or _read_canary(settings, name) != canary:
+            raise ReleaseError(f"champion or canary of {name} were moved while they were compared; repeat the command")
         if comparison.decision == "promote":
             _promote(client, settings.bundles_dir, comparison)
-        elif comparison.decision == "withdraw":
+        else:
             end_challenge(client, settings.bundles_dir, name)
     return comparison
 
 
-def _promote(client: MlflowClient, bundles_dir: Path, comparison: CanaryComparison) -> None:
+def _promote(client: "MlflowClient", bundles_dir: Path, comparison: CanaryComparison) -> None:
+    from model_code.release.ledger import move_champion
+    from model_code.release.versions import fetch_bundle, get_version
+    from serving.models.classifier import Classifier
+
     name, version = comparison.name, get_version(client, comparison.name, comparison.canary.version)
     folder = fetch_bundle(client, bundles_dir, version)
     Classifier(folder, comparison.canary.version, manifest_sha256=version.tags[MANIFEST_TAG])
@@ -164,51 +170,55 @@ def _read_canary(settings: Settings, name: str) -> ChallengerReference:
 def _compare(settings: Settings, name: str, canary: ChallengerReference) -> CanaryComparison:
     pointer = read_pointer(settings.bundles_dir, name)
     folder = settings.feedback_dir.parent / REQUESTS_FOLDER
-    found = _read_first_answers(folder, name, (pointer.version, canary.version), canary.since)
+    versions = (pointer.version, canary.version)
+    # The canary may have been loaded later than it was set: before, all requests were the champion's.
+    since = max(canary.since, pointer.change.at)
+    by_canary = (one.time for one in _read_since(folder, name, since) if one.version == canary.version)
+    since = next(by_canary, since)
+    found: dict[str, LoggedAnswer] = {}
+    for answer in _read_since(folder, name, since):
+        if answer.version in versions:
+            found.setdefault(answer.picture_sha256, answer)
     labels = FeedbackStore(settings.feedback_dir).list_labels(name)
-    champion, champion_requests = _summarise(pointer.version, found, labels)
-    other, canary_requests = _summarise(canary.version, found, labels)
-    p_value = measure_chance(champion_requests, canary_requests)
-    return CanaryComparison(name, canary.share, canary.since, champion, other, p_value)
+    (champion, champion_kinds), (other, canary_kinds) = (
+        _summarise(version, found.values(), labels) for version in versions
+    )
+    return CanaryComparison(name, canary.share, since, champion, other, compute_p_value(champion_kinds, canary_kinds))
 
 
-def _read_first_answers(
-    folder: Path, name: str, versions: Collection[str], since: str
-) -> dict[str, tuple[str, str, str]]:
-    """Return (version, request, label) of the first answer that each image got since a time, by the image's hash."""
-    first: dict[str, tuple[str, str, str]] = {}
-    for answer in _read_since(folder, since):
-        if answer.model == name and answer.version in versions:
-            # Logs of earlier versions do not tell requests apart.
-            request = answer.request or answer.picture_sha256
-            first.setdefault(answer.picture_sha256, (answer.version, request, answer.label))
-    return first
+def _read_since(folder: Path, name: str, since: str) -> Iterator[LoggedAnswer]:
+    """Yield a name's logged answers since a time to requests that any version might have answered.
 
-
-def _read_since(folder: Path, since: str) -> Iterator[LoggedAnswer]:
-    """Yield the logged answers since a time, the oldest first."""
+    Raises:
+        ReleaseError: A file cannot be read.
+    """
     for file in sorted(folder.glob("*.jsonl")):
-        if file.stem >= since[:10]:
-            yield from (answer for answer in read_answers(file) if answer.time >= since)
+        if file.stem < since[:10]:
+            continue
+        try:
+            yield from (one for one in read_answers(file) if one.model == name and one.is_drawn and one.time >= since)
+        except OSError as error:
+            raise ReleaseError(
+                f"{file} cannot be read ({error.strerror}); without it the comparison would be another one"
+            ) from error
 
 
-def _summarise(
-    version: str, found: dict[str, tuple[str, str, str]], labels: dict[str, str]
-) -> tuple[Answers, Requests]:
+def _summarise(version: str, found: Iterable[LoggedAnswer], labels: dict[str, str]) -> tuple[Answers, RequestKinds]:
     images: dict[str, int] = defaultdict(int)
     corrected: dict[str, int] = defaultdict(int)
     labelled = 0
-    for sha256, (by, request, label) in found.items():
-        if by == version:
+    for answer in found:
+        if answer.version == version:
+            # Logs of earlier versions do not tell requests apart.
+            request = answer.request or answer.picture_sha256
             images[request] += 1
-            labelled += sha256 in labels
-            corrected[request] += labels.get(sha256, label) != label
-    requests = Requests((count, corrected[request]) for request, count in images.items())
-    answers = Answers(version, len(images), sum(images.values()), labelled, sum(corrected.values()))
-    return answers, requests
+            labelled += answer.picture_sha256 in labels
+            corrected[request] += labels.get(answer.picture_sha256, answer.label) != answer.label
+    kinds = RequestKinds((count, corrected[request]) for request, count in images.items())
+    return Answers(version, len(images), sum(images.values()), labelled, sum(corrected.values())), kinds
 
 
-def measure_chance(champion: Requests, canary: Requests) -> float:
+def compute_p_value(champion: RequestKinds, canary: RequestKinds) -> float:
     """Return the two-sided p-value of the difference between two corrected fractions; 1 where one has no images.
 
     A permutation test over requests, whose images need not be independent: which version answers is drawn anew, as
@@ -225,7 +235,7 @@ def measure_chance(champion: Requests, canary: Requests) -> float:
     kinds = sorted(champion.keys() | canary.keys())
     counts_K = np.array([champion[kind] + canary[kind] for kind in kinds])
     images_K, corrected_K = np.array(kinds).T
-    draws_DK = np.random.default_rng(_SEED).multivariate_hypergeometric(counts_K, canary.total(), DRAWS)
+    generator = np.random.default_rng(_SEED)
 
     def measure(drawn: "npt.NDArray[np.int64]") -> "npt.NDArray[np.float64]":
         rest = counts_K - drawn
@@ -235,5 +245,8 @@ def measure_chance(champion: Requests, canary: Requests) -> float:
 
     observed = measure(np.array([canary[kind] for kind in kinds]))
     # Sums in another order must not make an equal difference a smaller one. The observed draw counts as one of them.
-    extreme = int((measure(draws_DK) >= observed - 1e-12).sum())
-    return (extreme + 1) / (DRAWS + 1)
+    extreme = 1
+    for _ in range(DRAWS // DRAWS_AT_ONCE):
+        draws_DK = generator.multivariate_hypergeometric(counts_K, canary.total(), DRAWS_AT_ONCE)
+        extreme += int((measure(draws_DK) >= observed - 1e-12).sum())
+    return extreme / (DRAWS + 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from flows.operations.history import find_version
 from model_code.disk import format_size, hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
-from model_code.release.changes import find_previous, read_ledger, read_settled
+from model_code.release.changes import find_previous, read_settled
 from model_code.release.registered import RegisteredVersion, read_registered
 from model_code.settings import Settings
 from model_code.training.run_folder import (
@@ -91,10 +91,7 @@ def retire(settings: Settings, name: str, number: str, *, is_dry_run: bool = Fal
 
     client = open_store(settings)
     with hold_lock(settings.locks_dir / f"champion-{name}.lock", f"retiring version {number} of {name}"):
-        if is_dry_run:
-            changes = read_ledger(settings.bundles_dir, name)
-        else:
-            changes = complete(client, settings.bundles_dir, name)  # first: it may move the alias
+        changes = complete(client, settings.bundles_dir, name)  # first: it may move the alias
         versions = list_registered(settings, name)
         version = _get_retirable(settings, name, number, versions, changes)
         bundle = version.tags.get(BUNDLE_TAG, "")

@@ -138,9 +138,8 @@ def print_added(
 
         recipe = _choose_recipe(dataset.name, dataset.image_size)
         way = "" if recipe.dataset == dataset.name else f" --data {dataset.name}"
-        more = (
-            "" if "validation" in dataset.splits else suggest_more_validation(recipe, _count_held_out(dataset, recipe))
-        )
+        is_own = "validation" in dataset.splits
+        more = suggest_more_validation(recipe, _count_held_out(dataset, recipe), is_own=is_own)
         way += (f" {more}" if more else "") + (" --offline" if is_offline else "")
         print_line(f"  next: darkroom train {recipe.recipe}{way}; others: darkroom recipes")
 

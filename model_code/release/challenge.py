@@ -67,6 +67,6 @@ def _find_begin(bundles_dir: Path, name: str, canary: ChallengerReference) -> st
         known = read_challenger(bundles_dir, name)
     except BundleError:
         known = None
-    if known is not None and known.model_copy(update={"since": ""}) == canary:
+    if known is not None and known.since and known.model_copy(update={"since": ""}) == canary:
         return known.since
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -24,13 +24,20 @@ from mlflow.exceptions import MlflowException
 from model_code.disk import flush_folder, writing_to
 from model_code.errors import ReleaseError, UsageError
 from model_code.release.changes import LEDGER_FILE, TAG_PREFIX, read_ledger
-from model_code.release.versions import fetch_bundle, get_champion, get_version, list_versions, set_challenger
+from model_code.release.versions import (
+    fetch_bundle,
+    get_challenger,
+    get_champion,
+    get_version,
+    list_versions,
+    set_challenger,
+)
 from serving.bundle.store import (
     BUNDLE_TAG,
     CHAMPION,
     MANIFEST_TAG,
     POINTER_FILE,
-    ChallengerReference,
+    SHARE_TAG,
     Change,
     Pointer,
     read_challenger,
@@ -98,22 +105,36 @@ def move_champion(
             f"version {last.to_version} became champion of {name} ({last.action} by {last.by} at {last.at}) at the "
             f"same moment as version {change.to_version}, which did not; repeat the command"
         )
-    end_challenge(client, bundles_dir, name, change.to_version)
     return change
 
 
 def end_challenge(client: MlflowClient, bundles_dir: Path, name: str, version: str | None = None) -> None:
-    """Let a name have no challenger; where a new champion is given, only if it was the challenger, or that a canary.
+    """Let a name have no challenger, here and in the registry.
 
-    A canary is compared with the champion that it began beside.
+    Args:
+        client: Client of the registry.
+        bundles_dir: Folder of bundles and pointers.
+        name: Registered name.
+        version: A new champion: only that version's challenge ends, and any canary, which was compared with the
+            champion before. None ends every challenge.
     """
-    try:
-        challenger: ChallengerReference | None = read_challenger(bundles_dir, name)
-    except BundleError:
-        challenger = None
-    if version is None or (challenger is not None and (challenger.share or challenger.version == version)):
+    if version is None:
         write_challenger(bundles_dir, name, None)
         set_challenger(client, name, None)
+        return
+    _end_local_challenge(bundles_dir, name, version)
+    registered = get_challenger(client, name)
+    if registered is not None and (SHARE_TAG in registered.tags or str(registered.version) == version):
+        set_challenger(client, name, None)
+
+
+def _end_local_challenge(bundles_dir: Path, name: str, version: str) -> None:
+    try:
+        challenger = read_challenger(bundles_dir, name)
+    except BundleError:
+        return
+    if challenger.share or challenger.version == version:
+        write_challenger(bundles_dir, name, None)
 
 
 def check_reason(why: str) -> None:
@@ -142,6 +163,7 @@ def complete(client: MlflowClient, bundles_dir: Path, name: str) -> tuple[Change
                 f"it was deleted there; remove {bundles_dir / name / POINTER_FILE} to go on with the ledger's champion"
             )
         client.set_registered_model_alias(name, CHAMPION, pointer.version)
+        end_challenge(client, bundles_dir, name, pointer.version)
         tag = f"{TAG_PREFIX}{pointer.change.number}"
         client.set_model_version_tag(name, pointer.version, tag, pointer.change.model_dump_json())
         registered = (*registered, pointer.change)
@@ -220,6 +242,8 @@ def _point(bundles_dir: Path, version: ModelVersion, change: Change) -> None:
     )
     with writing_to(bundles_dir, 0, f"pointing at version {version.version} of {version.name}"):
         write_pointer(bundles_dir, version.name, pointer)
+        # At once: the registry may be away.
+        _end_local_challenge(bundles_dir, version.name, pointer.version)
 
 
 def _append(file: Path, changes: Sequence[Change]) -> None:

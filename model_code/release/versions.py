@@ -184,8 +184,17 @@ def get_version(client: MlflowClient, name: str, number: str) -> ModelVersion:
 
 def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """Return the version that has the alias `champion`, or None."""
+    return _get_by_alias(client, name, CHAMPION)
+
+
+def get_challenger(client: MlflowClient, name: str) -> ModelVersion | None:
+    """Return the version that has the alias `challenger`, or None."""
+    return _get_by_alias(client, name, CHALLENGER)
+
+
+def _get_by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     try:
-        return client.get_model_version_by_alias(name, CHAMPION)
+        return client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if error.error_code not in _MISSING:
             raise

@@ -69,7 +69,9 @@ def _draw(group: Group, run: Run, report: ClassReport) -> ImageGroup:
     caption = f"{report.split} images, seed {run.seed}: {_name_worst(report)}."
     shown = name_classes(classes)[0]
     numbered = [
-        f"{shown[label]} is {name}" for label, name in enumerate(classes) if shown[label] == f"class {label}" != name
+        f"{number} is {name}"
+        for label, name in enumerate(classes)
+        if (number := f"class {label}") == shown[label] and number != name
     ]
     if numbered:
         caption += f" No font here has the characters of some names: {', '.join(numbered)}."

@@ -171,9 +171,9 @@ class RunTracker(Callback):
             "macro_f1": report.macro_f1,
             "pictures": report.count,
         }
-        # What each epoch has recorded on validation is a curve, to which this is no point.
-        measured = {"loss", "accuracy", "macro_f1"} if split == "validation" and self._log.epochs else set[str]()
-        self.log_metrics({f"{split}/{name}": value for name, value in metrics.items() if name not in measured})
+        # Each epoch has recorded these on validation; another value would be one more point of their curves.
+        per_epoch = {"loss", "accuracy", "macro_f1"} if split == "validation" and self._log.epochs else set[str]()
+        self.log_metrics({f"{split}/{name}": value for name, value in metrics.items() if name not in per_epoch})
         table = {
             "pictures": report.count,
             "accuracy": report.accuracy_fraction,

@@ -169,7 +169,17 @@ class TrainingConfig(EpochConfig):
         return self
 
 
-def suggest_more_validation(config: TrainingConfig, validation_count: int) -> str:
-    """Return the setting that holds out more images, where too few would choose the epoch and calibrate, or nothing."""
+def suggest_more_validation(config: TrainingConfig, validation_count: int, *, is_own: bool) -> str:
+    """Return the setting that holds out more images, if too few would choose the epoch and calibrate.
+
+    Args:
+        config: Settings of a run.
+        validation_count: Number of its validation images.
+        is_own: True if the data set brings them along, so that none are held out.
+
+    Returns:
+        An option with its value, or an empty text.
+    """
     is_enough = validation_count >= FEW_VALIDATION or config.validation_fraction >= LARGE_FRACTION
-    return "" if is_enough or config.profile == "smoke" else f"--set validation_fraction={LARGE_FRACTION:g}"
+    is_left = is_own or is_enough or config.profile == "smoke"
+    return "" if is_left else f"--set validation_fraction={LARGE_FRACTION:g}"

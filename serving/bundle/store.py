@@ -5,7 +5,7 @@
         model.onnx          fp32; model.fp16.onnx and model.int8.onnx where they are offered
         golden.npz          images_NHWC uint8, and the answers of each variant at its release: float32 [N, classes]
     bundles/<name>/champion.json        which bundle is served, its manifest's sha256, and the change that made it so
-    bundles/<name>/challenger.json      which bundle looks at the same images unseen, if one does
+    bundles/<name>/challenger.json      which bundle gets shadow traffic, if one does
 
 The export side writes bundles, the service reads them; both use this file only. Every write is atomic: a
 folder is renamed into place when complete, and the pointer is replaced in one step.

@@ -315,13 +315,14 @@ async def infer(request: Request) -> InferenceAnswer:
     try:
         with api.admission.hold() as holding:
             classifier = _select(request)
-            if "version" not in request.path_params:
+            is_drawn = "version" not in request.path_params
+            if is_drawn:
                 classifier = api.models.draw(classifier)
             if body.media_type not in ("application/json", ""):
                 raise WrongTypeError(f"content type {body.media_type!r}; send application/json, without binary tensors")
             content = await body.read_text(holding, MAX_JSON_BYTES)
             asked, images = await asyncio.to_thread(read_inputs, content)
-            probabilities_NK, answer = await api.answer(classifier, images, 1)
+            probabilities_NK, answer = await api.answer(classifier, images, 1, is_drawn=is_drawn)
     except ServingError:
         request.state.is_body_read = await body.discard()
         raise

@@ -58,7 +58,7 @@ class PredictionApi:
         admission: Admission | None = None,
         max_images: int = MAX_WAITING_IMAGES,
         on_batch: Callable[[int], None] | None = None,
-        on_answer: Callable[[Manifest, PredictAnswer, Sequence[EncodedImage]], None] | None = None,
+        on_answer: Callable[[Manifest, PredictAnswer, Sequence[EncodedImage], bool], None] | None = None,
         shadow_share: float = 0.0,
         on_comparison: OnComparison | None = None,
         allows_uncommon: bool = False,
@@ -70,7 +70,8 @@ class PredictionApi:
             admission: Limit of the bytes that are held at once; the usual one when None.
             max_images: Most images of one kind that wait at once.
             on_batch: Told how many images each batch has.
-            on_answer: Told whose answer each is, the answer and its images, before it is sent; it must not wait.
+            on_answer: Told whose answer each is, the answer, its images, and whether any version might have answered,
+                before it is sent; it must not wait.
             shadow_share: Share of the requests that challengers look at too.
             on_comparison: Told what `serving.models.shadow.Shadow` compared.
             allows_uncommon: True to decode images of uncommon formats.
@@ -139,9 +140,15 @@ class PredictionApi:
         return answer
 
     async def answer(
-        self, classifier: Classifier, images: list[EncodedImage], top_k: int
+        self, classifier: Classifier, images: list[EncodedImage], top_k: int, *, is_drawn: bool = True
     ) -> tuple[npt.NDArray[np.float32], PredictAnswer]:
         """Classify the images of a request, show them to a challenger, and tell the answer.
+
+        Args:
+            classifier: Answers.
+            images: The images.
+            top_k: Classes to list.
+            is_drawn: False if the request asks for this version.
 
         Returns:
             Class probabilities, float32 [N, K], and the answer that they make.
@@ -160,7 +167,7 @@ class PredictionApi:
             ),
         )
         if self._on_answer is not None:
-            self._on_answer(classifier.manifest, answer, images)
+            self._on_answer(classifier.manifest, answer, images, is_drawn)
         return probabilities_NK, answer
 
     async def classify(

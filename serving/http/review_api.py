@@ -1,7 +1,7 @@
-"""Review over HTTP: the kept images of which a model was least sure, to be given their true labels."""
+"""Review over HTTP: kept images, to be given their true labels: those first of which a model was least sure."""
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,12 +25,19 @@ _TOP_K = 10
 
 
 class ReviewPosition(BaseModel):
-    """A place in the queue."""
+    """A place in the queue.
+
+    Attributes:
+        probability: Probability of the answer there.
+        picture_sha256: Image there.
+        is_by_hash: True if the queue is in the order of the images' hashes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     probability: float = Field(ge=0, le=1)
     picture_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    is_by_hash: bool = False
 
 
 class ReviewRequest(BaseModel):
@@ -117,7 +124,9 @@ class ReviewApi:
                 asked = await body.read_json(ReviewRequest, holding)
                 classifier = self._predictions.models.select(asked.model)
                 manifest = classifier.manifest
-                found, left = await self._feedback.on_disk(self._read, manifest, asked.after)
+                # By probability the version that is less sure of itself would be corrected more often.
+                is_by_hash = self._predictions.models.get_canary(manifest.name) is not None
+                found, left = await self._feedback.on_disk(self._read, manifest, asked.after, is_by_hash)
                 # The files, their text, and the answer made of it.
                 holding.take(4 * sum(len(data) for _, data in found))
                 entries = []
@@ -134,24 +143,27 @@ class ReviewApi:
             request.state.is_body_read = await body.discard()
             raise
         last = found[-1][0] if found and left else None
-        position = last and ReviewPosition(probability=last.probability, picture_sha256=last.picture_sha256)
+        position = last and ReviewPosition(
+            probability=last.probability, picture_sha256=last.picture_sha256, is_by_hash=is_by_hash
+        )
         return ReviewAnswer(model=manifest.name, entries=tuple(entries), left=left, next=position)
 
-    def _read(self, manifest: Manifest, after: ReviewPosition | None) -> tuple[list[tuple[LoggedAnswer, bytes]], int]:
+    def _read(
+        self, manifest: Manifest, after: ReviewPosition | None, is_by_hash: bool
+    ) -> tuple[list[tuple[LoggedAnswer, bytes]], int]:
         """Return the next answers with their images, and how many behind them are still kept."""
         labelled = self._feedback.store.list_labels(manifest.name)
         queue = self._queue.list_unsure(manifest.name)
-        place: Callable[[LoggedAnswer | ReviewPosition], tuple[float, str]] = _get_position
-        if self._predictions.models.get_canary(manifest.name) is not None:
-            # By probability the version that is less sure of itself would be corrected more often.
-            place = _get_hash
-            queue = sorted(queue, key=place)
+        if is_by_hash:
+            queue = sorted(queue, key=lambda one: one.picture_sha256)
+        if after is not None and after.is_by_hash != is_by_hash:
+            after = None  # the order has changed: from the beginning
         waiting = [
             one
             for one in queue
             if one.label in manifest.classes
             and one.picture_sha256 not in labelled
-            and (after is None or place(one) > place(after))
+            and (after is None or _is_behind(one, after))
         ]
         found: list[tuple[LoggedAnswer, bytes]] = []
         size_bytes = 0
@@ -172,12 +184,10 @@ class ReviewApi:
         return sum(self._feedback.is_kept(one.picture_sha256) for one in waiting)
 
 
-def _get_position(one: LoggedAnswer | ReviewPosition) -> tuple[float, str]:
-    return one.probability, one.picture_sha256
-
-
-def _get_hash(one: LoggedAnswer | ReviewPosition) -> tuple[float, str]:
-    return 0.0, one.picture_sha256
+def _is_behind(one: LoggedAnswer, after: ReviewPosition) -> bool:
+    if after.is_by_hash:
+        return one.picture_sha256 > after.picture_sha256
+    return one.position > (after.probability, after.picture_sha256)
 
 
 @endpoint(

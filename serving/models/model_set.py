@@ -2,7 +2,7 @@
 
 A new release is loaded and checked beside the one that serves, and takes over only when it works. Requests
 that have started keep the classifier that they started with. The one before stays loaded: going back to it takes no
-time. A challenger, which looks at the same images unseen, is loaded in the same way.
+time. A challenger, which gets shadow traffic, is loaded in the same way.
 """
 
 import logging

@@ -90,7 +90,7 @@ class ChallengerState(ModelIdentity):
         agreement_fraction: Share of them with the same label, in [0, 1]; None without images.
     """
 
-    # Services of earlier versions say neither.
+    # Services of earlier versions name none of the three.
     name: str = ""
     provider: str = ""
     share: float = 0.0
@@ -131,7 +131,7 @@ class ServedModel(ModelIdentity):
         recipe: Recipe that trained it.
         run_id: MLflow run that trained it.
         created: ISO 8601 time in UTC.
-        challenger: Model that looks at its images unseen; None for none.
+        challenger: Model that gets shadow traffic; None for none.
         drift_score: Distance of the last predictions from the images that the model was measured on: the population
             stability index of `serving/observation/drift.py`, 0.1 small, 0.25 large; None without enough of them.
         estimated_accuracy: Accuracy on these predictions, estimated without labels; None without enough of them, or

@@ -162,7 +162,8 @@ class RegistryFollower:
         if is_known:
             return
         if isinstance(wanted, ChallengerReference):
-            write_challenger(self._bundles_dir, name, wanted)
+            since = datetime.now(UTC).isoformat(timespec="milliseconds") if wanted.share else ""
+            write_challenger(self._bundles_dir, name, wanted.model_copy(update={"since": since}))
             return
         change = Change(
             number=1,

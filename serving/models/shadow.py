@@ -1,4 +1,4 @@
-"""Challengers look at some of the images that champions answer, unseen; where they agree is counted.
+"""Shadow traffic: challengers label some of the images that champions answer; where they agree is counted.
 
 Shape suffixes: N = images in the request, K = classes.
 """

@@ -97,8 +97,14 @@ class RequestLog:
         self._thread = threading.Thread(target=self._write_all, name="request log", daemon=True)
         self._thread.start()
 
-    def add(self, answer: PredictAnswer, images: Sequence[EncodedImage]) -> None:
-        """Queue those of an answer's images that are in the sample; never waits."""
+    def add(self, answer: PredictAnswer, images: Sequence[EncodedImage], *, is_drawn: bool = True) -> None:
+        """Queue those of an answer's images that are in the sample; never waits.
+
+        Args:
+            answer: The answer.
+            images: Its images.
+            is_drawn: False if the request asked for the version that answered.
+        """
         now = datetime.now(UTC)
         model, request = answer.model, secrets.token_hex(8)
         entries = [
@@ -107,6 +113,7 @@ class RequestLog:
                 record={
                     "time": now.isoformat(timespec="milliseconds"),
                     "request": request,
+                    "is_drawn": is_drawn,
                     "picture_sha256": image.sha256,
                     "model": model.name,
                     "version": model.version,

@@ -28,7 +28,8 @@ class LoggedAnswer(BaseModel):
         probability: Probability of `label`, in [0, 1].
         is_confident: True if the prediction was accepted.
         is_kept: True if the image was kept too.
-        request: Tells the requests apart; empty in the logs of earlier versions.
+        request: Identifier of the request; empty in the logs of earlier versions.
+        is_drawn: False if the request asked for this version.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +43,7 @@ class LoggedAnswer(BaseModel):
     is_confident: bool
     is_kept: bool
     request: str = ""
+    is_drawn: bool = True
 
     @property
     def position(self) -> tuple[float, str]:
@@ -50,8 +52,12 @@ class LoggedAnswer(BaseModel):
 
 
 def read_answers(file: Path) -> Iterator[LoggedAnswer]:
-    """Yield the answers that a day's file of the request log has, the oldest first; damaged lines are passed over."""
-    with suppress(OSError), open_regular(file) as lines:  # removed meanwhile as the oldest
+    """Yield the answers that a day's file of the request log has, in its order; damaged lines are passed over.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with suppress(FileNotFoundError), open_regular(file) as lines:  # removed meanwhile as the oldest
         for line in lines:
             with suppress(ValidationError):
                 yield LoggedAnswer.model_validate_json(line)

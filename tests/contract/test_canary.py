@@ -57,6 +57,7 @@ def test_a_canary_answers_where_no_version_is_asked_for(tmp_path, start_service,
         wait_for(lambda: len(read_log()) == len(images) + 2)
         assert [one["version"] for one in read_log()] == ["2"] * (len(images) + 1) + ["1"]
         assert len({one["request"] for one in read_log()}) == len(images) + 2
+        assert [one["is_drawn"] for one in read_log()] == [True] * (len(images) + 1) + [False]
 
         found, after = [], None
         while after is not None or not found:
@@ -65,8 +66,10 @@ def test_a_canary_answers_where_no_version_is_asked_for(tmp_path, start_service,
             after = answer["next"]
         assert found == sorted(map(hash_of, images)), "by hash, whoever was how sure"
 
+        in_the_middle = review(client)["next"]
         begin(0.0)
         wait_for(lambda: ask(images[0]) == "1")
         first = review(client)["entries"]
+        assert review(client, in_the_middle)["entries"] == first, "the order has changed: from the beginning"
         assert [one["probability"] for one in first] == sorted(one["probability"] for one in first)
         assert [one["picture_sha256"] for one in first] != sorted(one["picture_sha256"] for one in first)

@@ -9,7 +9,15 @@ import pytest
 from model_code.release.versions import register_version, set_challenger
 from model_code.tracking.provenance import read_versions
 from model_code.tracking.store import EXPERIMENT, open_store
-from serving.bundle.store import BUNDLE_TAG, CHAMPION, MODEL_FILE, SHARE_TAG, list_released, read_bundle
+from serving.bundle.store import (
+    BUNDLE_TAG,
+    CHAMPION,
+    MODEL_FILE,
+    SHARE_TAG,
+    list_released,
+    read_bundle,
+    read_challenger,
+)
 from serving.models.registry import RegistryFollower
 from tests.contract.conftest import start_service  # noqa: F401
 from tests.contract.test_launcher import launch
@@ -74,6 +82,7 @@ def test_champions_are_fetched_verified_and_kept_without_the_registry(
     wait_for(lambda: (read_models()["models"][0]["challenger"] or {}).get("version") == first)
     client.set_model_version_tag("cifar10", first, SHARE_TAG, "1")
     wait_for(lambda: ask()["model"]["version"] == first)
+    assert read_challenger(home / "bundles", "cifar10").since
     client.set_model_version_tag("cifar10", first, SHARE_TAG, "1.5")
     wait_for(lambda: "a share is from 0 to 1" in str(read_models()["problems"]))
     set_challenger(client, "cifar10", None)

@@ -137,12 +137,14 @@ def test_two_nodes_of_two_processes_go_on_after_one_process_was_killed(prefect_s
         while not re.search(r"epoch 1/4 .*kNN", read()):
             assert time.monotonic() < deadline_s, read()
             time.sleep(0.05)
-        psutil.Process(running[1].pid).children()[0].kill()
+        (worker, _) = psutil.Process(running[1].pid).children()
+        worker.kill()
         assert [one.wait(180) for one in running] == [0, 0], read()
     finally:
         for one in running:
-            if one.poll() is None:
-                one.kill()
+            one.terminate()  # torchrun ends its processes
+        for one in running:
+            one.wait(60)
     printed = read()
     assert "4 processes" in printed
     assert re.search(r"goes on after epoch [1-3] of 4", printed), printed

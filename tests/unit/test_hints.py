@@ -46,6 +46,6 @@ def test_names_that_are_near_are_suggested():
     known = {"cifar10", "cifar100", "food"}
     assert suggest("cifar1", known=known) == "did you mean cifar10? "
     assert suggest("cifar1", known=sorted(known), count=2) == "did you mean cifar10, cifar100? "
-    assert suggest("nothing", "fod", known=known) == "did you mean food? "
+    assert suggest("nothing", "fod", "foood", known=known) == "did you mean food? "
     assert suggest("cifar1", known=known, least_ratio=0.99) == ""
     assert suggest("shapes", known=known) == ""

@@ -130,6 +130,14 @@ def test_programs_get_every_value(capsys):
     assert (second["path"], second["published"], second["is_kept"]) == ("'=1+1", "", "")
 
 
+def test_a_line_that_is_folded_keeps_paths_and_commands_whole():
+    path = f"/home/anna/{'image-classifiers-' * 4}cache"
+    folded = listing.fold_line(f"data set 'my-pets' is not in {path}; add it with --data my-pets", 40)
+    assert f"{path};" in folded.split()
+    assert "my-pets" in folded.split()
+    assert listing.fold_line("a b", None) == "a b"
+
+
 def test_names_in_lists_keep_their_characters_in_csv(capsys):
     print_listing((), [{"classes": ["方块", "é"]}], "csv")
     (_, row) = csv.reader(io.StringIO(capsys.readouterr().out))

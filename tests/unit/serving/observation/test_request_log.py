@@ -44,7 +44,9 @@ def test_a_line_says_what_was_answered(tmp_path):
     (line,) = read_lines(tmp_path / "requests")
     assert (tmp_path / "requests").stat().st_mode & 0o777 == 0o700, "images of other people"
     assert abs((datetime.now(UTC) - datetime.fromisoformat(line.pop("time"))).total_seconds()) < 30
+    assert len(line.pop("request")) == 16
     assert line == {
+        "is_drawn": True,
         "picture_sha256": hashlib.sha256(image.data).hexdigest(),
         "model": "cifar10",
         "version": "3",
