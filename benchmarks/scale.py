@@ -179,14 +179,15 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=QUANTITIES, help="repeatable")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    for variable in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "DARKROOM_INBOX"):
-        os.environ.pop(variable, None)
     records = []
     for name in options.only or QUANTITIES:
         measure, sizes, asked = QUANTITIES[name]
         found: list[Costs] = []
         for size in (sizes[0], *sizes):
             with tempfile.TemporaryDirectory() as home:
+                # The place of every measurement, also where the one before has set an address.
+                for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "DARKROOM_INBOX"):
+                    os.environ.pop(variable, None)
                 os.environ["DARKROOM_HOME"] = home
                 found.append(measure(Path(home), size))
             print(f"{name}: {size:,} are measured", flush=True)

@@ -132,7 +132,8 @@ def test_where_memory_is_short_the_slow_sender_is_given_up_for_a_fast_one(kind):
 def test_what_is_discarded_after_a_refusal_is_not_held(kind):
     admission, held = Admission(), []
     classifier = SimpleNamespace(manifest=SimpleNamespace(classes=("red", "green")))
-    api = PredictionApi(SimpleNamespace(select=lambda _: classifier, stop=lambda: None), admission)
+    models = SimpleNamespace(select=lambda _: classifier, draw=lambda champion: champion, stop=lambda: None)
+    api = PredictionApi(models, admission)
     feedback = FeedbackApi(api, None, None)
     other = b"\r\n" + HEAD.replace(b"image", b"other")
     left = [HEAD + b"a" * 1000, other, b"rest", b"end"]
