@@ -1,4 +1,4 @@
-"""How costs grow with what a home holds: `python -m benchmarks.scale [--only NAME] [--json FILE]`.
+"""Growth of costs with what a home holds: `python -m benchmarks.scale [--only NAME] [--json FILE]`.
 
 Each quantity is measured at three sizes, in a home of its own, after a run at the smallest size that is not counted.
 The exponent is the slope between the two largest sizes on logarithmic axes: near 0 for a constant, near 1 for a cost

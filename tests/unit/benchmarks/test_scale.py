@@ -1,4 +1,4 @@
-"""How costs grow: the extrapolation, and each measurement at a small size."""
+"""Growth of costs: the extrapolation, and each measurement at a small size."""
 
 import pytest
 

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from model_code.errors import UsageError
-from model_code.training.config import TrainingConfig
+from model_code.recipes.catalog import build_config
+from model_code.training.config import TrainingConfig, suggest_more_validation
 from model_code.training.epoch_config import EngineSettings
 from model_code.training.run_config import override, parse_assignment
 
@@ -220,3 +221,19 @@ def test_the_hash_is_the_same_in_every_process():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
     )
     assert done.stdout.split() == [CONFIG.sha256(), "False"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "count", "is_own", "suggested"),
+    [
+        ("full", 99, False, "--set validation_fraction=0.2"),
+        ("full", 100, False, ""),
+        ("full", 14, True, ""),
+        ("smoke", 14, False, ""),
+    ],
+)
+def test_more_validation_images_are_suggested_where_a_setting_can_hold_them_out(profile, count, is_own, suggested):
+    config = build_config("fastnet_cifar10", profile)
+    assert suggest_more_validation(config, count, is_own=is_own) == suggested
+    enough = build_config("fastnet_cifar10", profile, {"validation_fraction": 0.2})
+    assert suggest_more_validation(enough, count, is_own=is_own) == ""
