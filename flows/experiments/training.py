@@ -13,7 +13,7 @@ from flows.experiments.followers import Assignment
 from flows.experiments.inputs import RunInputs, find_kept, open_inputs
 from flows.experiments.pretrained import Pretrained
 from flows.printing.lines import print_line
-from flows.printing.runs import print_result
+from flows.printing.runs import describe_figures, print_result
 from flows.printing.summaries import Outcome
 from model_code.data.cache import is_added, open_dataset
 from model_code.data.revisions import SHORT_CHECKSUM, find_divided_copies, find_leakage
@@ -42,6 +42,8 @@ from model_code.training.run_folder import (
 from serving.bundle.store import hash_file
 
 Trainer = Callable[[RunInputs], RunResult]
+# MLflow shows it at the top of a run's page.
+_DESCRIPTION = "mlflow.note.content"
 
 
 def train_offline(inputs: RunInputs, resume_run_id: str | None = None) -> RunResult:
@@ -126,7 +128,7 @@ def train_one(config: AnyConfig, trainer: Trainer, *, is_offline: bool) -> Outco
         result = trainer(inputs)
     except Exception as error:  # noqa: BLE001 - one that fails does not stop the others
         return fail(config, error)
-    print_result(result)
+    print_result(result, is_quiet=True)
     return Outcome(recipe=config.recipe, seed=config.seed, result=result)
 
 
@@ -177,8 +179,9 @@ def _run(
     config = folder.record.config
     recipe = get_recipe(config.recipe)
     published = recipe.published_accuracy
+    description = f"{recipe.title} Budget: {describe_budget(config)}."
     tags = {
-        "mlflow.note.content": f"{recipe.title} Budget: {describe_budget(config)}.",
+        _DESCRIPTION: description,
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": f"darkroom train {recipe.name}",
         "device": device,
@@ -224,7 +227,10 @@ def _run(
                 "weights_sha256": weights_sha256,
             }
         tracker.log_metrics({"seconds": seconds})
-    return RunResult.model_validate(summary)
+        result = RunResult.model_validate(summary)
+        figures = describe_figures(result)
+        tracker.set_tags({_DESCRIPTION: f"{figures[0].upper()}{figures[1:]}. {description}"})
+    return result
 
 
 def _open_folder(record: RunRecord, settings: Settings, tracking: Tracking, resume_run_id: str | None) -> RunFolder:

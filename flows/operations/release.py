@@ -85,8 +85,9 @@ def release(
 ) -> ReleaseSummary:
     """Release a recipe's best run, or one run, under a name, if it is better than the champion.
 
-    Each step can be repeated: a release that was interrupted is completed by the same command. Of two at once the
-    second waits, and is then compared with what the first made champion.
+    Each step can be repeated: a release that was interrupted is completed by the same command. A run whose model is
+    champion is exported and measured again only by `forced`. Of two at once the second waits, and is then compared with
+    what the first made champion.
 
     Args:
         source: Recipe or run id.
@@ -120,16 +121,18 @@ def release(
         before = None if champion is None else champion.version
         if champion is not None and not _has_same_classes(champion, folder.record.config.dataset, has_new_classes):
             champion = None
+        if champion is not None and _is_made_from(champion, run, head) and mode != "forced":
+            return _describe_kept(champion, run, mode)
         with writing_to(Path(scratch), 0, f"exporting run {run.run_id}"):
             exported = export_task(run, name, folder, Path(scratch), head)
+        if champion is not None and champion.folder.name == name_bundle(exported.manifest):
+            return _describe_kept(champion, run, mode)
         summary = ReleaseSummary(
             mode=mode,
             profile=run.profile,
             manifest=exported.manifest,
             champion_before=before,
         )
-        if champion is not None and champion.folder.name == name_bundle(exported.manifest):
-            return summary.model_copy(update={"version": champion.version, "is_champion": True})
         verdict = compare_task(exported, Path(scratch), champion, rules or GateRules(), mode)
         versions = list_versions(client, name)
         undone = find_rollback_of(changes, [str(one.version) for one in versions if one.run_id == run.run_id])
@@ -160,6 +163,22 @@ def _making_scratch(settings: Settings, name: str) -> Iterator[str]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_made_from(champion: Champion, run: FinishedRun, head: Head | None) -> bool:
+    """Whether the champion is this run's model; behind a backbone the head that is better is found by measuring."""
+    return champion.manifest.run_id == run.run_id and head is None and run.kind != "simsiam"
+
+
+def _describe_kept(champion: Champion, run: FinishedRun, mode: Mode) -> ReleaseSummary:
+    return ReleaseSummary(
+        mode=mode,
+        profile=run.profile,
+        manifest=champion.manifest,
+        version=champion.version,
+        champion_before=champion.version,
+        is_champion=True,
+    )
 
 
 def _keep_bundle(client: MlflowClient, settings: Settings, name: str, manifest: Manifest, scratch: Path) -> Path:

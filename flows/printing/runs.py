@@ -52,7 +52,7 @@ def print_result(
     macro_f1 = f", macro-F1 {result.metrics['test/macro_f1']:.4f}" if "test/macro_f1" in result.metrics else ""
     lines = [
         f"{result.recipe}  done in {result.seconds:.0f} s{best}",
-        f"{_describe_figures(result)}{macro_f1}",
+        f"{describe_figures(result)}{macro_f1}",
         f"run {result.run_id}",
     ]
     if result.weights_sha256:
@@ -99,7 +99,7 @@ def print_outcomes(
                 "state": "kept" if outcome.was_cached else "done",
                 "budget": f"{result.profile} on {result.dataset}",
                 "published": None if published is None else format_accuracy(published),
-                "ours": _describe_figures(result),
+                "ours": describe_figures(result),
                 "best_epoch": None if result.epochs is None else f"{result.best_epoch}/{result.epochs}",
                 "seconds": round(result.seconds),
                 "run": result.run_id[:8],
@@ -142,7 +142,8 @@ def _print_choices(choices: "Sequence[Choice]") -> None:
     print_listing(columns, records)
 
 
-def _describe_figures(result: "RunResult") -> str:
+def describe_figures(result: "RunResult") -> str:
+    """Return the accuracies of a run in a line, the most important one first."""
     metrics = result.metrics
     if result.kind == "untrained":
         share = format_accuracy(metrics["validation/top_class_share"])

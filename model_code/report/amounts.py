@@ -55,7 +55,7 @@ def format_points(fractions: tuple[float, ...], has_sign: bool = False) -> list[
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Return `42.1 s`, `3 min 20 s`, `2 h 5 min` or, from two days on, `3 days 4 h`; `-` for None."""
+    """Return `42.1 s`, `3 min 20 s`, `2 h 5 min` `3 days 4 h` from two days on, or `40 days`; `-` for None."""
     if seconds is None:
         return "-"
     if seconds < 60:
@@ -65,4 +65,6 @@ def format_seconds(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60} s"
     if whole < 2 * 86400:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400:,} days {whole % 86400 // 3600} h"
+    if whole < 10 * 86400:
+        return f"{whole // 86400} days {whole % 86400 // 3600} h"
+    return f"{whole / 86400:,.0f} days"

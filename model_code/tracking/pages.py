@@ -4,10 +4,10 @@ import os
 import signal
 import socket
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import uvicorn  # before mlflow.server, which checks hosts and origins only within a server
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_code.errors import TrackingError
 from model_code.settings import Settings
@@ -15,6 +15,14 @@ from model_code.tracking.store import as_uri, open_store, share_view
 
 # Requests that are being answered do not keep the process.
 _STOP_TIMEOUT_S = 1
+# The fragment, which chooses one of MLflow's pages, never reaches a server. What a person chose before stays.
+_LEAD = """<!doctype html>
+<script>
+  location.replace("/?page" + (location.hash || "#/VIEW"));
+  localStorage["mlflow.workflowType_v1"] ??= '"machine_learning"';
+  localStorage["mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"] ??= "true";
+</script>
+"""
 
 
 class Pages:
@@ -33,7 +41,7 @@ class Pages:
 
     def __init__(self, settings: Settings, port: int) -> None:
         view = share_view(open_store(settings))
-        app = _load_app(settings)
+        app = _begin_at(view, _load_app(settings))
         try:
             self._listener = socket.create_server(("127.0.0.1", port))
         except OSError as error:
@@ -61,7 +69,18 @@ class Pages:
             raise TrackingError("MLflow's pages did not start; the lines above say why")
 
 
-def _load_app(settings: Settings) -> Callable[..., Any]:
+def _begin_at(view: str, app: ASGIApp) -> ASGIApp:
+    """Lead a browser that comes here first to a view, with MLflow's pages for training instead of language models."""
+    lead = HTMLResponse(_LEAD.replace("VIEW", view))
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        is_bare = scope["type"] == "http" and scope["path"] == "/" and not scope["query_string"]
+        await (lead if is_bare else app)(scope, receive, send)
+
+    return answer
+
+
+def _load_app(settings: Settings) -> ASGIApp:
     """Return MLflow's server as `mlflow server` starts it, with its settings from the environment."""
     # Its background jobs are for evaluating language models.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
@@ -75,5 +94,5 @@ def _load_app(settings: Settings) -> Callable[..., Any]:
     }
     from mlflow.server import fastapi_app
 
-    app: Callable[..., Any] = fastapi_app.app
+    app: ASGIApp = fastapi_app.app
     return app

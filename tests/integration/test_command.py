@@ -1,6 +1,7 @@
 """What the command says to bad input, and how fast it answers."""
 
 import io
+import re
 import signal
 import socket
 import subprocess
@@ -290,10 +291,12 @@ def test_ui_prints_the_address_alone_and_ctrl_c_ends_it(start_darkroom, tmp_path
     announced = next(line for line in process.stdout if "s so far" not in line)
     assert announced.startswith(f"MLflow on {tmp_path} at http://127.0.0.1:{port}/#/experiments/"), announced
     address = f"http://127.0.0.1:{port}"
-    assert httpx.get(address).status_code == 200
+    view = re.search(r"#\S+", announced).group()
+    assert f'location.hash || "{view}"' in httpx.get(address).text
+    assert "<title>MLflow</title>" in httpx.get(f"{address}/?page").text
     found = httpx.post(f"{address}/api/2.0/mlflow/experiments/search", json={"max_results": 9}).json()
     assert "darkroom" in [one["name"] for one in found["experiments"]]
-    assert httpx.get(address, headers={"Host": "elsewhere.example"}).status_code == 403
+    assert httpx.get(f"{address}/?page", headers={"Host": "elsewhere.example"}).status_code == 403
     process.send_signal(signal.SIGINT)
     assert process.wait(5) == 130
     assert process.stdout.read().strip() == "darkroom: interrupted"

@@ -53,7 +53,9 @@ def test_train_release_serve_predict(darkroom, home, shapes, monkeypatch):
     assert run.data.params["learning_rate"] == "0.01"
     assert run.data.tags["data_checksum"] == shapes.checksum
     assert run.data.tags["published_accuracy"] == "0.827"
-    assert run.data.tags["mlflow.note.content"].startswith("Torchvision's ResNet-18")
+    accuracy = f"{result['metrics']['test/accuracy']:.4f}"
+    assert run.data.tags["mlflow.note.content"].startswith(f"Test accuracy {accuracy}, ")
+    assert "Torchvision's ResNet-18" in run.data.tags["mlflow.note.content"]
     assert run.data.tags["mlflow.source.name"] == "darkroom train resnet18_cifar10_exp"
     assert run.data.tags["profile"] == "custom"
     assert [metric.step for metric in client.get_metric_history(run_id, "validation/accuracy")] == [1, 2]
