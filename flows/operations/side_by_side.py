@@ -13,7 +13,7 @@ from threading import Thread
 from flows.experiments.pretrained import name_start
 from flows.experiments.training import fail, find_outcome, print_interrupted
 from flows.operations.runner import Runner, RunRequest
-from flows.printing.lines import print_line
+from flows.printing.live import LiveRuns, showing_runs
 from flows.printing.summaries import Outcome
 from model_code.errors import LostRunError
 from model_code.recipes.catalog import get_recipe
@@ -51,7 +51,7 @@ def train_side_by_side(
 
 
 class SideBySide(ABC):
-    """Runs in training by their numbers; a subclass chooses which is next, and takes lines and ends.
+    """Runs in training by their numbers; a subclass chooses which is next, names them and takes their ends.
 
     Args:
         runner: Trains them; closed at the end.
@@ -73,8 +73,8 @@ class SideBySide(ABC):
         """Return what the runner is asked for; called once the devices are held."""
 
     @abstractmethod
-    def _take_line(self, number: int, line: str) -> None:
-        """Print a line of a run."""
+    def _name(self, number: int) -> tuple[str, AnyConfig]:
+        """Return a run's name, which its lines begin with, and its settings."""
 
     @abstractmethod
     def _take_end(self, number: int, end: Outcome | Exception | None) -> None:
@@ -88,20 +88,24 @@ class SideBySide(ABC):
             with (
                 _hold_devices(configs if needs_device else (), hold_device),
                 InterruptionWatcher(is_quiet=True) as watcher,
+                showing_runs() as live,
             ):
                 if first is not None:
                     self._begin(first)
-                self._follow(watcher)
+                self._follow(watcher, live)
 
-    def _follow(self, watcher: InterruptionWatcher) -> None:
+    def _follow(self, watcher: InterruptionWatcher, live: LiveRuns) -> None:
         """Print and begin until no run trains and none is left, or none trains after a stop."""
         while self._training:
             with suppress(Empty):
                 number, told = self._told.get(timeout=SECONDS_BETWEEN_LOOKS)
                 if isinstance(told, str):
-                    self._take_line(number, told)
+                    name, config = self._name(number)
+                    if line := told.removeprefix(f"{config.recipe}  ").removeprefix(f"{name} ").strip():
+                        live.say(number, name, line)
                 else:
                     self._training.remove(number)
+                    live.end(number)
                     self._take_end(number, told)
             if watcher.wants_stop and not self._is_stopping:
                 print("stopping each training after its step", flush=True)
@@ -184,21 +188,15 @@ class _Study(SideBySide):
         parent = None if self._open_parent is None else self._open_parent(config)
         return RunRequest(config=config, is_offline=self._open_parent is None, parent_run_id=parent)
 
-    def _take_line(self, number: int, line: str) -> None:
+    def _name(self, number: int) -> tuple[str, AnyConfig]:
         config = self._configs[number]
-        print_named(f"{config.recipe} seed {config.seed}", config, line)
+        return f"{config.recipe} seed {config.seed}", config
 
     def _take_end(self, number: int, end: Outcome | Exception | None) -> None:
         if isinstance(end, LostRunError):
             end = LostRunError(f"{end}; the same command resumes it")
         if end is not None:
             self._outcomes[number] = fail(self._configs[number], end) if isinstance(end, Exception) else end
-
-
-def print_named(name: str, config: AnyConfig, line: str) -> None:
-    """Print a line of a run with the run's name before it, unless it is empty."""
-    if line := line.removeprefix(f"{config.recipe}  ").strip():
-        print_line(f"{name} | {line}")
 
 
 @contextmanager

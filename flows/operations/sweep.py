@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from flows.experiments.device_lock import lock_device
 from flows.experiments.training import name_reason
 from flows.operations.runner import Runner, RunRequest, TrialRequest
-from flows.operations.side_by_side import SideBySide, print_named
+from flows.operations.side_by_side import SideBySide
 from flows.operations.trial import describe_begin, describe_end, train_trial
 from flows.printing.summaries import Outcome
 from model_code.disk import hold_lock
@@ -150,8 +150,8 @@ class _Trials(SideBySide):
         trial = TrialRequest(folder=self._sweep.folder, number=number, prune_after=self._sweep.prune_after)
         return RunRequest(config=self._configs[number], parent_run_id=self._parent, trial=trial)
 
-    def _take_line(self, number: int, line: str) -> None:
-        print_named(f"trial {number}", self._configs[number], line.removeprefix(f"trial {number} "))
+    def _name(self, number: int) -> tuple[str, AnyConfig]:
+        return f"trial {number}", self._configs[number]
 
     def _take_end(self, number: int, end: Outcome | Exception | None) -> None:
         try:
