@@ -140,12 +140,13 @@ class RayRuns:
         except self._ray.exceptions.RayTaskError as error:
             if self._is_ending:
                 return None
-            kind = NodeError if isinstance(error.cause, NodeError) else TrainingError
-            raise kind(str(error.cause)) from error
+            raise (NodeError if isinstance(error.cause, NodeError) else TrainingError)(str(error.cause)) from error
         except self._ray.exceptions.RayActorError as error:
             if self._is_ending:
                 return None
-            raise LostRunError(f"Ray has given up seed {request.config.seed}: {name_death(error)}") from error
+            # What keeps one actor from beginning, such as a package that a node lacks, keeps every one.
+            kind = NodeError if error.actor_init_failed else LostRunError
+            raise kind(f"Ray has given up seed {request.config.seed}: {name_death(error)}") from error
         finally:
             with self._lock:
                 self._runs.remove(run)

@@ -1,4 +1,4 @@
-"""Options, shares, addresses and errors of `--runner ray`; none of it needs Ray."""
+"""Options, shares, addresses and errors of `--runner ray`."""
 
 import importlib.util
 import json
@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -147,6 +148,22 @@ def test_a_node_hands_on_lines_then_the_outcome(tmp_path, monkeypatch):
         told += lines
     assert any("skipped: " in line for line in told), "there are no images"
     assert json.loads(outcome)["is_skipped"]
+
+
+class UnableToBegin(RayRun):
+    def __init__(self, *_):
+        raise ModuleNotFoundError("No module named 'flows'")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray, the extra [ray], is not installed")
+def test_what_keeps_a_run_from_beginning_is_said_of_the_node(tmp_path, monkeypatch):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    monkeypatch.setattr(ray_runs, "RayRun", UnableToBegin)
+    monkeypatch.setattr(ray_runs, "RESTARTS", 0)
+    request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
+    with closing(ray_runs.RayRuns(1)) as runs, pytest.raises(NodeError, match=r"^Ray has given up seed 0: Mod[^\n]*$"):
+        runs.train(request, print)
 
 
 @pytest.mark.parametrize("end", ["interrupted", "finished", "removed"])
