@@ -136,6 +136,10 @@ class TrainAll(Job):
                 from flows.operations.study import fetch_missing
 
                 unfetched = fetch_missing(self.configs)
+            from flows.operations.study_plan import find_blocked
+            from flows.printing.plans import print_blocked
+
+            print_blocked(find_blocked(self.configs, is_offline=self.offline))
             outcomes = self._train()
             if self.release:
                 from flows.operations.study import release_best

@@ -34,6 +34,29 @@ def plan_study(configs: Sequence[AnyConfig], *, is_fetched: bool, is_offline: bo
         yield Plan(recipe=config.recipe, seed=config.seed, dataset=config.dataset, state=state, seconds=seconds)
 
 
+def find_blocked(configs: Sequence[AnyConfig], *, is_offline: bool = False) -> list[Plan]:
+    """Return the runs that lack their images, or weights to start from that no run before them will have made.
+
+    Args:
+        configs: Settings of every run.
+        is_offline: True if the runs are offline.
+    """
+    trained: set[str] = set()
+    blocked = []
+    for config in configs:
+        try:
+            if name_start(config) in trained:
+                open_dataset(config.dataset, load_settings().cache_dir)
+            else:
+                open_inputs(config, is_offline=is_offline)
+        except DarkroomError as error:
+            state = _describe_obstacle(config, error)
+            blocked.append(Plan(recipe=config.recipe, seed=config.seed, dataset=config.dataset, state=state))
+        else:
+            trained.add(config.recipe)
+    return blocked
+
+
 def find_busy_device() -> str | None:
     """Return the device that estimates are measured on, `cpu` or `cuda`, if a training of this home uses it now."""
     device = choose_device("auto").type
@@ -58,7 +81,12 @@ def _plan(config: AnyConfig, trained: Collection[str], is_fetched: bool, is_offl
         state = "train" if finished is None else "resume"
         return state, estimate_seconds(config, counts, dataset.image_size, finished or 0)
     except DarkroomError as error:
-        return f"{'skip' if is_missing else 'fail'}: {error}", None
+        return _describe_obstacle(config, error), None
+
+
+def _describe_obstacle(config: AnyConfig, error: DarkroomError) -> str:
+    is_missing = not is_added(config.dataset, load_settings().cache_dir)
+    return f"{'skip' if is_missing else 'fail'}: {error}"
 
 
 def _count_finished_epochs(inputs: RunInputs) -> int | None:

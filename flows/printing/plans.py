@@ -20,6 +20,28 @@ def print_plans(plans: "Sequence[Plan]", form: Form = "table", *, is_released: b
         return
     from model_code.report.amounts import format_seconds
 
+    _print_groups(plans)
+    total_s = sum(plan.seconds or 0 for plan in plans)
+    if total_s:
+        print_line(f"together about {format_seconds(total_s)} on this machine")
+    elif any(plan.state.startswith("skip") for plan in plans):
+        print_line("nothing can be trained before what is missing is here")
+    else:
+        print_line("nothing is left to train")
+    if is_released:
+        print_line("then the best run of each data set would be released, and the report written")
+
+
+def print_blocked(plans: "Sequence[Plan]") -> None:
+    """Print which runs of a study that begins lack something, as `print_plans` does."""
+    if plans:
+        print_line("cannot be trained, unless what they lack is here at their turn:")
+        _print_groups(plans)
+
+
+def _print_groups(plans: "Sequence[Plan]") -> None:
+    from model_code.report.amounts import format_seconds
+
     groups: dict[tuple[str, str], list[Plan]] = {}
     for plan in plans:
         groups.setdefault((plan.dataset, plan.state), []).append(plan)
@@ -30,15 +52,6 @@ def print_plans(plans: "Sequence[Plan]", form: Form = "table", *, is_released: b
         print_line(f"{dataset}  {word}  {len(group)} {'run' if len(group) == 1 else 'runs'}{time}")
         # A data set that is not here stops all of its recipes alike.
         _print_wrapped(reason if word == "skip" else f"{_list_recipes(group)}{': ' if reason else ''}{reason}")
-    total_s = sum(plan.seconds or 0 for group in groups.values() for plan in group)
-    if total_s:
-        print_line(f"together about {format_seconds(total_s)} on this machine")
-    elif any(plan.state.startswith("skip") for plan in plans):
-        print_line("nothing can be trained before what is missing is here")
-    else:
-        print_line("nothing is left to train")
-    if is_released:
-        print_line("then the best run of each data set would be released, and the report written")
 
 
 def _list_recipes(plans: "Sequence[Plan]") -> str:

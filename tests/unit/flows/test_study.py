@@ -10,8 +10,8 @@ from flows.experiments.inputs import open_inputs
 from flows.jobs.study import TrainAll
 from flows.operations import study, study_plan
 from flows.operations.study import fetch_missing, rank_recipes, release_best
-from flows.operations.study_plan import plan_study
-from flows.printing.plans import print_plans
+from flows.operations.study_plan import find_blocked, plan_study
+from flows.printing.plans import print_blocked, print_plans
 from flows.printing.runs import print_outcomes
 from flows.printing.summaries import Outcome, Plan
 from model_code.data.add import add_dataset
@@ -241,6 +241,19 @@ def test_a_plan_knows_what_will_have_been_trained_by_then():
     before, after = plan_study([source, tuned], is_fetched=True)
     assert (before.state, after.state) == ("train", "train")
     assert min(before.seconds, after.seconds) > 1
+    [blocked] = find_blocked([tuned, source])
+    assert (blocked.recipe, blocked.state) == (tuned.recipe, alone.state)
+    assert find_blocked([source, tuned]) == []
+
+
+def test_what_a_study_lacks_is_said_before_it_begins(capsys):
+    print_blocked(find_blocked([build_config("resnet18_food11", changes={"seed": seed}) for seed in (0, 1)]))
+    first, second, *remedy = capsys.readouterr().out.splitlines()
+    assert first == "cannot be trained, unless what they lack is here at their turn:"
+    assert second == "food11  skip  2 runs"
+    assert "darkroom data add food11" in " ".join(line.strip() for line in remedy)
+    print_blocked([])
+    assert capsys.readouterr().out == ""
 
 
 def test_a_plan_of_fine_tuned_recipes_leaves_no_database(home):
