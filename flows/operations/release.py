@@ -45,6 +45,9 @@ from model_code.release.versions import (
 from model_code.settings import Settings, load_settings
 from model_code.tracking.finished_runs import FinishedRun, find_finished_runs, get_finished_run
 from model_code.tracking.store import open_store
+from model_code.training.config import TrainingConfig
+from model_code.training.images import count_learned
+from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.run_folder import is_run_id, open_run_folder
 from serving.bundle.manifest import Manifest
 from serving.bundle.store import BUNDLE_TAG, Change, name_bundle, read_bundle, write_bundle
@@ -327,7 +330,23 @@ def compare(exported: Exported, folder: Path, champion: Champion | None, rules: 
         size_bytes=challenger.variant.size_bytes,
         precision=challenger.variant.precision,
         champion_precision=champion_precision,
+        learned_by_champion=0 if champion is None else _count_learned(exported, champion),
     )
+
+
+def _count_learned(exported: Exported, champion: Champion) -> int:
+    """Return how many of the images that a challenger held out its champion has learned from, as far as is known."""
+    ours, theirs = exported.manifest, champion.manifest
+    if exported.split != "validation" or ours.data_checksum != theirs.data_checksum:
+        return 0
+    settings = load_settings()
+    try:
+        config, other = (open_run_folder(settings.checkpoints_dir, one.run_id).record.config for one in (ours, theirs))
+    except TrainingError:  # the run of the champion is not here any more
+        return 0
+    assert isinstance(config, TrainingConfig | SimSiamConfig), "others are not released"
+    assert isinstance(other, TrainingConfig | SimSiamConfig), "others are not released"
+    return count_learned(open_dataset(ours.dataset, settings.cache_dir), config, other)
 
 
 compare_task = step("compare with the champion")(compare)

@@ -86,7 +86,7 @@ def _describe_calibration(calibration: Calibration) -> list[str]:
     trial, selection = calibration.trial, thresholds.selections[-1]
     error = f"calibration error (ECE) on {known.split} {known.ece_before:.4f}"
     if trial is not None and trial.refusal is not None:
-        fitted = "" if trial.fitted == 1 else f"{trial.fitted:.3f} is not used, because "
+        fitted = "" if trial.fitted == 1 else f"the fitted one, {trial.fitted:.3f}, is not used, because "
         lines = [f"no temperature: {fitted}{trial.refusal}; {error}"]
     else:
         lines = [f"temperature {calibration.temperature:.3f}: {error} -> {known.ece_after:.4f}"]

@@ -97,7 +97,15 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
             _, tested = load_images(dataset, config, torch.device("cpu")).final
             logits_NK = predict_logits(plain, tested.images_NHWC, f"{split} images, as training measured them")
         metric = "accuracy" if split == "test" else "best_accuracy"
-        _check_accuracy(folder, split, metric, _measure_accuracy(logits_NK, tested.labels_N), len(tested))
+        accuracy = _measure_accuracy(logits_NK, tested.labels_N)
+        _check_accuracy(folder, split, metric, accuracy, len(tested))
+        if plain is not model:
+            released = _measure_accuracy(final_logits_NK, final.labels_N)
+            print(
+                f"{name}: {split} accuracy {released:.4f} as it is released, averaged over mirrored and shifted views; "
+                f"{accuracy:.4f} without, as training measured it",
+                flush=True,
+            )
     expected_NK = torch.softmax(final_logits_NK / calibration.temperature, dim=1).numpy()
 
     export_onnx(model, dataset.image_size, scratch / name_file("fp32"), calibration.temperature)

@@ -55,6 +55,7 @@ def judge(
     size_bytes: int | None = None,
     precision: Precision | None = None,
     champion_precision: Precision | None = None,
+    learned_by_champion: int = 0,
 ) -> Verdict:
     """Decide whether a challenger becomes champion, by what both label the same images.
 
@@ -90,6 +91,7 @@ def judge(
         size_bytes: Size of the challenger's variant.
         precision: Precision of the challenger's variant.
         champion_precision: Precision of the champion's variant.
+        learned_by_champion: How many of the images the champion was trained on.
 
     Raises:
         ValueError: There are no images, the lengths differ, a label has no class, or a champion lacks its version
@@ -136,6 +138,7 @@ def judge(
         size_bytes=size_bytes,
         precision=precision,
         champion_precision=champion_precision,
+        learned_by_champion=learned_by_champion,
         challenger_macro_f1=macro_f1,
         champion_macro_f1=champion_macro_f1,
         rules=rules,

@@ -65,6 +65,7 @@ class Verdict(_Frozen):
         size_bytes: Size of that variant's file; None if not given.
         precision: Precision of that variant, whose labels were judged; None if not given.
         champion_precision: Precision of the champion's variant that it was compared with; None if not given.
+        learned_by_champion: How many of the images the champion was trained on, which favours it.
         challenger_macro_f1: Mean F1 of the classes that have images, in [0, 1]; None in verdicts of earlier versions.
         champion_macro_f1: Macro-F1 of the champion; None without one.
         rules: Rules that it was judged by.
@@ -89,6 +90,7 @@ class Verdict(_Frozen):
     size_bytes: int | None
     precision: Precision | None = None
     champion_precision: Precision | None = None
+    learned_by_champion: int = 0
     challenger_macro_f1: float | None = None
     champion_macro_f1: float | None = None
     rules: GateRules
@@ -110,6 +112,8 @@ class Verdict(_Frozen):
             more = f"; {ours} against {theirs}"
             ours, theirs = f"macro-F1 {self.challenger_macro_f1:.4f}", f"{self.champion_macro_f1:.4f}"
         ends = [format_points(end, self.count) for end in self.difference_interval]
+        if self.learned_by_champion:
+            images += f" (version {self.champion_version} was trained on {self.learned_by_champion} of them)"
         return (
             f"{ours}{own} against {theirs} of version {self.champion_version}{other} {images}: "
             f"{format_points(self.difference, self.count, '+')} points "

@@ -140,6 +140,15 @@ def load_pretraining_images(dataset: PackedDataset, config: SimSiamConfig, devic
     )
 
 
+def count_learned(
+    dataset: PackedDataset, config: TrainingConfig | SimSiamConfig, other: TrainingConfig | SimSiamConfig
+) -> int:
+    """Return how many of the images that one run on a data set held out for validation another one has learned from."""
+    train = get_labelled(dataset, "train")
+    (_, held_out), (learned, _) = _divide(dataset, train, config), _divide(dataset, train, other)
+    return int(np.isin(held_out, learned).sum())
+
+
 def load_unlabelled(dataset: PackedDataset, config: TrainingConfig, device: torch.device) -> Tensor:
     """Return the images that pseudo-labels are given to, uint8 [N, H, W, C], where the other ones are kept.
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,12 @@ from model_code.errors import ReleaseError
 from model_code.release.export import Exported
 from model_code.release.gate_rules import GateRules
 from model_code.settings import load_settings
+from model_code.training.images import load_images
 from serving.bundle.store import read_bundle
 from serving.models.classifier import Classifier
 from tests.unit.serving.tiny_bundle import COLOURS, IMAGE_SIZE, make_two_variants
+from tests.unit.training.small_runs import CPU, make_config
+from tests.unit.training.test_training_images import list_numbers, make_dataset
 
 
 def paint_all(count=4):
@@ -56,6 +60,28 @@ def test_a_verdict_names_the_variants_whose_labels_it_judged(exported, tmp_path,
         "accuracy 1.0000 as int8 against 1.0000 of version 7 as fp32 on 24 test images: "
     )
     assert judge(exported, None).measured.startswith("accuracy 1.0000 as int8 (95 % interval ")
+
+
+def test_a_verdict_says_how_many_of_its_images_the_champion_has_learned(exported, tmp_path, monkeypatch):
+    """The challenger held out a part of 60 training images, the champion another part of all 100."""
+    champion = make_champion(tmp_path, run_id="d" * 32)
+    configs = {"c" * 32: make_config(network="resnet18", limit_train=60), "d" * 32: make_config(network="resnet18")}
+    dataset = make_dataset(tmp_path, has_test=False)
+    held_out = set(list_numbers(load_images(dataset, configs["c" * 32], CPU).validation))
+    learned = held_out & set(list_numbers(load_images(dataset, configs["d" * 32], CPU).train))
+    assert 0 < len(learned) < len(held_out)
+    monkeypatch.setattr(release, "open_dataset", lambda *_: dataset)
+    monkeypatch.setattr(
+        release,
+        "open_run_folder",
+        lambda _, run_id: SimpleNamespace(record=SimpleNamespace(config=configs[run_id])),
+    )
+    judged, folder = exported
+    verdict = judge((replace(judged, split="validation"), folder), champion)
+    assert verdict.learned_by_champion == len(learned)
+    assert f"validation images (version 7 was trained on {len(learned)} of them): " in verdict.measured
+    assert judge(exported, champion).learned_by_champion == 0, "test images are learned by none"
+    assert "was trained on" not in judge(exported, champion).measured
 
 
 @pytest.mark.parametrize(

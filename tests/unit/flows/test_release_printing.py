@@ -23,7 +23,10 @@ NOTHING = Selection(split="test", count=600, answered=0, wrong=0, error_interval
         ),
         (
             make_calibration(trial=make_trial(refusal="of chance")),
-            ("no temperature: 1.432 is not used, because of chance; calibration error (ECE) on test 0.0432",),
+            (
+                "no temperature: the fitted one, 1.432, is not used, because of chance; calibration error (ECE) on "
+                "test 0.0432",
+            ),
         ),
         (make_calibration(per_class=(None,) * 3, selections=(NOTHING,)), ("no threshold is supported",)),
         (make_calibration(selections=(NOTHING,)), ("0.0% of test predictions accepted\n",)),
