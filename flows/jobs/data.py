@@ -167,15 +167,16 @@ class RemoveData(Job):
 
     def run(self) -> None:
         from flows.operations.removal import plan_dataset_removal, remove_dataset
+        from flows.printing.lines import print_line
 
         if self.is_dry:
             plan = plan_dataset_removal(load_settings(), self.name)
             would = "would not be removed without --force" if plan.users else "would be removed"
-            print(f"data set {self.name} {would}: {plan}", *(f"needed by {user}" for user in plan.users), sep="\n  ")
+            for line in (f"data set {self.name} {would}: {plan}", *(f"  needed by {user}" for user in plan.users)):
+                print_line(line)
             return
-        print(
-            f"data set {self.name} is removed: {remove_dataset(load_settings(), self.name, is_forced=self.is_forced)}"
-        )
+        removed = remove_dataset(load_settings(), self.name, is_forced=self.is_forced)
+        print_line(f"data set {self.name} is removed: {removed}")
 
 
 class ListData(Job):

@@ -178,10 +178,12 @@ class RollBack(Job):
 
     def run(self) -> None:
         from flows.operations.rollback import roll_back
+        from flows.printing.lines import print_line
 
         change = roll_back(self.name, self.to, self.why)
         print(f"{self.name}: version {change.to_version} is champion (version {change.from_version} before)")
-        print(f"  {change.verdict}\n  next: darkroom history {self.name}")
+        print_line(f"  {change.verdict}")
+        print(f"  next: darkroom history {self.name}")
 
 
 class Challenge(Job):

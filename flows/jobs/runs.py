@@ -61,7 +61,7 @@ class Prune(Job):
 
     keep: str = option(
         "best:3",
-        "Runs that keep their weights: the best N by validation of each recipe, data set and budget.",
+        "Runs that keep their weights: the best N by validation of those with the same recipe, images and settings.",
         metavar="best:N",
     )
     dry_run: bool = option(False, DRY_RUN)

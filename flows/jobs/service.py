@@ -8,7 +8,7 @@ import click
 
 from flows.jobs.job import RELEASED, Job, argument, option
 from model_code.data.progress import FIRST_LINE_S, SECONDS_BETWEEN_LINES
-from serving.listing import FORM, find_width, print_heading, print_listing
+from serving.listing import FORM, find_width, fold_line, print_heading, print_listing
 from serving.printable import show
 
 ADDRESS, SERVER = "http://127.0.0.1:3000", "Address of the service."
@@ -70,8 +70,9 @@ class Predict(Job):
             shown = records if find_width() is None else records[: len(result.predictions)]
             if shown:
                 print_listing(PREDICTION_COLUMNS, name_answers(shown))
+        width = find_width() if sys.stderr.isatty() else None
         for problem in result.problems:
-            print(show(f"darkroom: {problem.source}: {problem.message}"), file=sys.stderr)
+            print(fold_line(show(f"darkroom: {problem.source}: {problem.message}"), width), file=sys.stderr)
         if self.form == "submission":
             write_submission(result, sys.stdout)
         if result.problems:

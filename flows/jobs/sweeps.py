@@ -39,7 +39,7 @@ class RunSweep(Job):
     space_file: Path = option(
         ..., "TOML file of the settings to search and their ranges or choices.", name="--space", metavar="FILE"
     )
-    trials: int | None = option(None, "Trials of the whole sweep.", ge=1)
+    trials: int | None = option(None, "Trials of the whole sweep; this, --hours or both are needed.", ge=1)
     hours: float | None = option(None, "Time after which this command begins no further trial.", gt=0)
     prune_after: int = option(
         5,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flows.experiments.inputs import find_kept, open_inputs
 from flows.operations.release import Mode, release
 from flows.operations.training import train_task
+from flows.printing.lines import print_line
 from flows.printing.releases import print_release
 from flows.printing.runs import print_result
 from model_code.data.add import add_dataset
@@ -55,14 +56,14 @@ def retrain(name: str, mode: Mode, why: str) -> None:
     config = open_run_folder(settings.checkpoints_dir, champion.run_id).record.config
     dataset, feedback = add_feedback_once(settings, name, config.dataset, read_flow_run_id())
     reason = join_reasons(why, feedback)
-    print(f"{name} is trained again: {reason}")
+    print_line(f"{name} is trained again: {reason}")
     inputs = open_inputs(change_dataset(config, dataset))
     result = find_kept(inputs) or train_task(inputs)
     print_result(result)
     if result.run_id == champion.run_id:
-        print(f"nothing was trained: settings, images and code are those of the champion, run {champion.run_id}")
+        print_line(f"nothing was trained: settings, images and code are those of the champion, run {champion.run_id}")
     elif not note_reason(open_store(settings), result.run_id, reason, read_start_ms()):
-        print(f"nothing was trained: run {result.run_id} has the same settings, images and code")
+        print_line(f"nothing was trained: run {result.run_id} has the same settings, images and code")
     print_release(release(result.run_id, name, mode, reason, head=champion.settings.get("head")))
 
 

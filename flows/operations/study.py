@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from flows.operations.release import release
 from flows.printing.datasets import print_added
+from flows.printing.lines import print_line
 from flows.printing.releases import print_release
 from flows.printing.summaries import Choice, Outcome
 from model_code.data.add import add_dataset
@@ -34,14 +35,14 @@ def fetch_missing(configs: Sequence[AnyConfig]) -> list[str]:
             continue
         known = get_known(name)
         if not known.is_fetchable:
-            print(f"{name} is not here and cannot be downloaded: {format_remedy(name)}", flush=True)
+            print_line(f"{name} is not here and cannot be downloaded: {format_remedy(name)}")
             continue
         try:
             has_archive = known.fetch is not None
             added = add_dataset(name, cache_dir=settings.cache_dir, data_dir=settings.data_dir, download=has_archive)
         except DarkroomError as error:
             failures.append(f"{name} was not added: {error}")
-            print(failures[-1], flush=True)
+            print_line(failures[-1])
         else:
             print_added(added)
     return failures
@@ -93,7 +94,7 @@ def release_best(outcomes: Sequence[Outcome]) -> list[Choice]:
         dataset = _choose_dataset(name, list(ranked))
         for other in ranked:
             if other != dataset:
-                print(f"{name}  no run on {other} is released: the models of {name} are those of {dataset}", flush=True)
+                print_line(f"{name}  no run on {other} is released: the models of {name} are those of {dataset}")
         if dataset in ranked:
             released.append(_release_first(ranked[dataset]))
         else:
@@ -117,11 +118,11 @@ def _release_first(choices: Sequence[Choice]) -> Choice:
     """
     errors = []
     for choice in choices:
-        print(f"{choice.name}  {choice.run.recipe}, best of {len(choices)} recipes by validation", flush=True)
+        print_line(f"{choice.name}  {choice.run.recipe}, best of {len(choices)} recipes by validation")
         try:
             summary = release(choice.run.run_id, choice.name, why="darkroom train-all --release")
         except (DarkroomError, ServingError) as error:
-            print(f"{choice.name}  {choice.run.recipe} is not released: {error}", flush=True)
+            print_line(f"{choice.name}  {choice.run.recipe} is not released: {error}")
             reason = str(error).splitlines()[0]
             if not isinstance(error, (ExportError, TrainingError)):
                 return choice.model_copy(update={"error": reason})

@@ -13,6 +13,7 @@ from flows.experiments.training import name_reason
 from flows.operations.runner import Runner, RunRequest, TrialRequest
 from flows.operations.side_by_side import SideBySide
 from flows.operations.trial import describe_begin, describe_end, train_trial
+from flows.printing.lines import print_line
 from flows.printing.summaries import Outcome
 from model_code.disk import hold_lock
 from model_code.errors import NodeError, TrainingError
@@ -45,10 +46,9 @@ def run_sweep(
     settings, end_s = load_settings(), time.monotonic() + 3600 * (float("inf") if hours is None else hours)
     record, name = sweep.record, sweep.folder.name
     done = sum(trial.state.is_finished() for trial in sweep.trials)
-    print(
+    print_line(
         f"sweep {name} of {record.config.recipe} over {', '.join(record.space)}: {done} trials done"
-        + ("" if limit is None else f" of {limit}"),
-        flush=True,
+        + ("" if limit is None else f" of {limit}")
     )
     key = hashlib.sha256(name.encode() + (sweep.folder / SWEEP_FILE).read_bytes()).hexdigest()
 
@@ -74,9 +74,9 @@ def _train_in_turn(sweep: Sweep, claim: Claim, make_config: MakeConfig, parent: 
             if trial is None:
                 return
             config = make_config(trial.params)
-            print(describe_begin(trial), flush=True)
+            print_line(describe_begin(trial))
             train_trial(sweep, trial.number, config, parent, lock_device)
-        print(describe_end(sweep, trial.number, config), flush=True)
+        print_line(describe_end(sweep, trial.number, config))
         failures = _count_failures(sweep, trial.number, failures)
 
 
@@ -124,7 +124,7 @@ class _Trials(SideBySide):
             KeyboardInterrupt: A signal came; every trial was stopped after its step.
         """
         count = self._runner.at_once
-        print(f"up to {count} trial{'' if count == 1 else 's'} at once, {self._runner.describe()}", flush=True)
+        print_line(f"up to {count} trial{'' if count == 1 else 's'} at once, {self._runner.describe()}")
         try:
             self._train_all((self._sweep.record.config,), lock_device)
         finally:
@@ -142,7 +142,7 @@ class _Trials(SideBySide):
                 self._may_claim = False  # until one ends
                 return None
             self._configs[trial.number] = self._make_config(trial.params)
-            print(describe_begin(trial), flush=True)
+            print_line(describe_begin(trial))
             self._held[trial.number] = held.pop_all()
         return trial.number
 
@@ -172,8 +172,8 @@ class _Trials(SideBySide):
                 raise end
             if number not in self._lost:
                 self._lost.add(number)
-                print(f"trial {number} ended without a result: {name_reason(end)}", flush=True)
+                print_line(f"trial {number} ended without a result: {name_reason(end)}")
                 return
             self._sweep.fail(number, name_reason(end))
-        print(describe_end(self._sweep, number, self._configs[number]), flush=True)
+        print_line(describe_end(self._sweep, number, self._configs[number]))
         self._failures = _count_failures(self._sweep, number, self._failures)

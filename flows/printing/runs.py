@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from flows.printing.lines import format_accuracy, print_line
 from flows.printing.records import describe_outcomes, describe_report, describe_result
 from model_code.release.names import RELEASE_NAMES
-from serving.listing import Column, Form, print_listing
+from serving.listing import Column, Form, find_terminal_width, fold_line, print_listing
 from serving.printable import show
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def print_result(
             lines.append(f"next: darkroom release {result.run_id[:8]} --as {names[0] if names else own}")
     if is_offline and not is_quiet:
         lines.append(f"next: darkroom runs pack {result.run_id[:8]} --out DIR")
-    print("\n  ".join(map(show, lines)), flush=True)
+    width = find_terminal_width()
+    print("\n  ".join(fold_line(show(line), width) for line in lines), flush=True)
 
 
 def print_outcomes(

@@ -2,7 +2,7 @@
 
 from optuna.trial import FrozenTrial, TrialState
 
-from flows.printing.lines import format_accuracy
+from flows.printing.lines import format_accuracy, print_line
 from model_code.sweeps.trials import Sweep, get_accuracy
 from serving.listing import Column, Form, print_listing
 
@@ -36,7 +36,7 @@ def print_sweep(sweep: Sweep, form: Form, next_command: str) -> None:
         return
     print(f"best: trial {best.number}, validation accuracy {best.value:.4f}")
     if shares := sweep.measure_importance():
-        print("importance: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+        print_line("importance: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     if next_command:
         print(f"next: {next_command}")
 

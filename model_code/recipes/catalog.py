@@ -258,14 +258,15 @@ def describe_budget(config: RunConfig) -> str:
     """Return what a run's figures may be compared with.
 
     `full`; `smoke`, or `smoke on NAME` with images other than the recipe's; or `custom: ` and the settings that
-    differ from the full run's.
+    differ from the full run's, without the mean and deviation of other images.
     """
     documented = get_recipe(config.recipe).build()
     if config.profile == "smoke" and config.dataset != documented.dataset:
         return f"smoke on {config.dataset}"
     if config.profile != "custom":
         return config.profile
-    changed = [f"{key}={value}" for key, value in list_changes(config).items() if key not in _NO_BUDGET]
+    left_out = _NO_BUDGET if config.dataset == documented.dataset else _NO_BUDGET | {"mean", "std"}
+    changed = [f"{key}={value}" for key, value in list_changes(config).items() if key not in left_out]
     return f"custom: {', '.join(changed)}"
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from model_code.data.cache import PackedDataset, open_dataset
+from model_code.data.progress import show_progress
 from model_code.data.revisions import name_revision
 from model_code.errors import ExportError
 from model_code.evaluation.calibration import measure_reliability, try_temperature
@@ -269,14 +270,18 @@ def _certify(
         for certificate in certificates:
             check_certificate(certificate)
     is_offered = any(certificate.refusal is None for certificate in certificates)
-    print(f"{dataset.name}: timing {precision}", flush=True)
+    timings = []
+    with show_progress(f"{dataset.name}: timing {precision}", len(providers), "devices") as advance:
+        for provider in providers:
+            timings.append(time_variant(file, provider, dataset.image_size))
+            advance(1)
     return Variant(
         precision=precision,
         file=file.name if is_offered else None,
         sha256=hash_file(file),
         size_bytes=file.stat().st_size,
         certificates=certificates,
-        timings=tuple(time_variant(file, provider, dataset.image_size) for provider in providers),
+        timings=tuple(timings),
         golden_tolerance=PRECISIONS[precision].golden_tolerance,
     )
 

@@ -87,7 +87,9 @@ def read_space(file: Path, config: RunConfig) -> Space:
     """
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise UsageError(f"--space {file}: {error.strerror}; give a TOML file with the settings to search") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file}: {error}") from error
     if not table:
         raise UsageError(f"{file}: it names no setting; write for example learning_rate = {{low = 0.01, high = 1.0}}")

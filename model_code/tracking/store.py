@@ -25,17 +25,10 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 MOST_COMPARED = 4
 # A view that `darkroom ui` opens, in the form of those that MLflow's pages share.
 VIEW = "darkroom"
+ORDER = ("metrics.`test/accuracy`", "metrics.`validation/best_accuracy`")
 VIEW_STATE = {
-    "orderByKey": "metrics.`test/accuracy`",
     "orderByAsc": False,
-    "selectedColumns": [
-        "tags.`recipe`",
-        "tags.`dataset`",
-        "tags.`budget`",
-        "tags.`precision`",
-        "metrics.`test/accuracy`",
-        "metrics.`validation/best_accuracy`",
-    ],
+    "selectedColumns": ["tags.`recipe`", "tags.`dataset`", "tags.`budget`", "tags.`precision`", *ORDER],
 }
 DESCRIPTION_TAG = "mlflow.note.content"
 COMPARISON, CHARTS = "The newest runs side by side", "All runs as charts"
@@ -100,6 +93,8 @@ def _create_database(file: Path) -> None:
 def share_view(client: MlflowClient) -> str:
     """Keep a view of the runs as one that was shared: what tells runs apart in columns, the best test accuracy first.
 
+    Where no run has test images, it is the best validation accuracy.
+
     The experiment's description gets links to the comparison of the newest runs and to charts; what a person wrote
     there stays.
 
@@ -109,7 +104,8 @@ def share_view(client: MlflowClient) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None, "open_store makes it"
     experiment_id, tags = str(experiment.experiment_id), {**EXPERIMENT_TAGS}
-    tags[f"mlflow.sharedViewState.{VIEW}"] = json.dumps(VIEW_STATE)
+    tested = client.search_runs([experiment_id], f"{ORDER[0]} >= 0", max_results=1)
+    tags[f"mlflow.sharedViewState.{VIEW}"] = json.dumps(VIEW_STATE | {"orderByKey": ORDER[0 if tested else 1]})
     view = f"experiments/{experiment_id}/runs?viewStateShareKey={VIEW}"
     if comparison := find_comparison(client, experiment_id):
         lines = experiment.tags.get(DESCRIPTION_TAG, "").splitlines()

@@ -49,7 +49,7 @@ class ProgressPrinter(Callback):
             self._bar.close()
             self._bar = None
         # A run that goes on after an epoch's last step has none to measure.
-        rate = f"  {metrics.pictures_per_s:.0f} images/s" if metrics.pictures_per_s else ""
+        rate = f"  {metrics.pictures_per_s:.0f} img/s" if metrics.pictures_per_s else ""
         self._print(f"epoch {metrics.epoch}/{self._epochs}  {metrics.describe()}{rate}  {metrics.seconds:.0f} s")
 
     def _print(self, line: str) -> None:

@@ -159,6 +159,10 @@ def test_budgets_of_custom_runs_name_what_differs_from_the_documented_run():
     assert describe_budget(inner) == "custom: views.hue=0.2, linear.epochs=20"
     from_smoke = build_config("resnet18_cifar10_exp", "smoke", {"epochs": 1})
     assert describe_budget(from_smoke) == "custom: limit_train=640, limit_test=200, epochs=1"
+    own = {"dataset": "pets", "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1), "epochs": 5}
+    assert describe_budget(build_config("resnet18_cifar10_exp", "full", own)) == "custom: dataset=pets, epochs=5"
+    normalised = {"mean": (0.1, 0.2, 0.3)}
+    assert "mean=" in describe_budget(build_config("resnet18_cifar10_exp", "full", normalised))
 
 
 @pytest.mark.parametrize(

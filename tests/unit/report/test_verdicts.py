@@ -121,6 +121,13 @@ def test_smoke_runs_decide_nothing(smoke):
     assert verdict.words == "smoke: not a result (+22.0 points, 3 seeds)"
 
 
+def test_runs_on_a_data_set_of_ones_own_answer_no_question_of_the_articles():
+    budget = "custom: dataset=pets, epochs=5"
+    collection = make_collection(make_runs("new", [0.9] * 3, budget), make_runs("old", [0.8] * 3, budget))
+    assert decide(collection, CONTRAST) == decide(make_collection(), CONTRAST)
+    assert collection.get_best("new") is None
+
+
 def test_different_images_are_not_paired():
     collection = make_collection(
         make_runs("new", [0.9] * 3, data_checksum="a"), make_runs("old", [0.8] * 3, data_checksum="b")

@@ -143,8 +143,12 @@ def test_pages_open_on_the_runs_with_what_tells_them_apart_the_best_first(store)
         "tags.`precision`",
         "metrics.`test/accuracy`",
     } <= set(state["selectedColumns"])
-    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`test/accuracy`", False)
     assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`validation/best_accuracy`", False), "no test yet"
+    client.log_metric(client.create_run(experiment_id).info.run_id, "test/accuracy", 0.0)
+    share_view(client)
+    tags = client.get_experiment(experiment_id).tags
+    assert json.loads(tags["mlflow.sharedViewState.darkroom"])["orderByKey"] == "metrics.`test/accuracy`"
 
 
 def test_the_newest_finished_trainings_are_compared(tmp_path):

@@ -17,7 +17,7 @@ for epoch in (1, 2):
         printer.on_step(epoch, step, 5, 0.5)
     printer.on_epoch_end(make_metrics(epoch))
 """
-FIRST_LINE = "  epoch 1/2  loss 1.500 accuracy 0.250  validation 1.250 0.500  1234 images/s  12 s"
+FIRST_LINE = "  epoch 1/2  loss 1.500 accuracy 0.250  validation 1.250 0.500  1234 img/s  12 s"
 
 
 def make_metrics(epoch):
