@@ -179,24 +179,25 @@ def test_images_that_do_not_decode_leave_no_gaps(add, small_shards, write_tree, 
     sharded.dataset.verify()
 
 
-def kill_while_packing(source, root, finished):
-    """Pack in another process and kill it once so many shards are finished; return the journal."""
+def kill_while_packing(source, root, finished, how=signal.SIGKILL):
+    """Pack in another process and end it once so many shards are finished; return the journal."""
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(source), str(root)])
     journal = []
     while len(journal) < finished:
         assert process.poll() is None
         time.sleep(0.01)
         journal = [line for file in (root / "cache").glob("pets/scratch-*/journal.jsonl") for line in file.open()]
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(how)
     process.wait()
     return journal
 
 
-def test_kill_9_while_packing_is_resumed(add, tmp_path, small_shards, monkeypatch, write_tree, class_files):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_packing_that_was_ended_is_resumed(add, tmp_path, small_shards, monkeypatch, write_tree, class_files, how):
     files = class_files(per_class=10)
     bad = sorted(files)[23]
     source = write_tree({name: b"no image" if name == bad else content for name, content in files.items()})
-    journal = kill_while_packing(source, tmp_path, 5)
+    journal = kill_while_packing(source, tmp_path, 5, how)
     [scratch] = (tmp_path / "cache" / "pets").iterdir()
     (scratch / "journal.jsonl").open("a").write('["torn')
     (scratch / "train-images-00003.npy").write_bytes(b"unfinished")

@@ -16,7 +16,7 @@ from model_code.data.sources.images import ImageSource, PixelSplit
 from model_code.errors import DataError, UsageError
 from model_code.evaluation.metrics import predict_logits
 from model_code.training.images import load_images, load_pretraining_images
-from model_code.training.pretraining import pretrain
+from model_code.training.pretraining import evaluate_backbone, pretrain
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback
@@ -154,19 +154,23 @@ def test_every_setting_that_looks_at_images_works_from_disk(dataset, tmp_path):
 
 
 def test_pretraining_from_disk(dataset, tmp_path):
-    weights = []
-    for readers in (1, 3):
-        engine = {"pictures": "disk", "readers": readers}
+    weights, reports = [], []
+    for name, engine in {
+        "one": {"engine.pictures": "disk"},
+        "three": {"engine.pictures": "disk", "engine.readers": 3},
+    }.items():
         config = SimSiamConfig(recipe="t", dataset="pets", network="resnet18", epochs=1, batch_size=16, device="cpu")
-        config = override(
-            config, {"views.image_size": 8, "knn_neighbours": 4, "engine.readers": readers, "limit_train": 40}
-        )
-        config = override(config, {f"engine.{name}": value for name, value in engine.items()})
+        small = {"views.image_size": 8, "knn_neighbours": 4, "linear.epochs": 1, "linear.warmup_epochs": 0}
+        config = override(config, {"limit_train": 40, "linear_crop_area": (0.5, 1), **small, **engine})
         images = load_pretraining_images(dataset, config, CPU)
         assert isinstance(images.images_NHWC, DiskImages)
-        pretrain(config, images, tmp_path / str(readers), ALONE)
-        weights.append(list_weights(tmp_path / str(readers)))
+        result = pretrain(config, images, tmp_path / name, ALONE)
+        weights.append(list_weights(tmp_path / name))
+        reports.append(evaluate_backbone(config, result.best_weights, images, CPU).list_metrics())
     assert weights[0] == weights[1]
+    resident = load_pretraining_images(dataset, override(config, {"engine.pictures": "resident"}), CPU)
+    reports.append(evaluate_backbone(config, result.best_weights, resident, CPU).list_metrics())
+    assert reports[0] == reports[1] == reports[2]
 
 
 def test_a_flipped_byte_ends_the_training_and_is_named(dataset, tmp_path):
