@@ -106,7 +106,7 @@ def measure_data(scratch: Path) -> list[dict[str, object]]:
         subprocess.run([sys.executable, "-c", PACK, *arguments], check=True)
         return ZIP_IMAGES / (time.perf_counter() - start)
 
-    images_NHWC = torch.from_numpy(open_dataset("shapes", scratch / "cache").splits["train"].images_NHWC.copy())
+    images_NHWC = torch.from_numpy(open_dataset("shapes", scratch / "cache").splits["train"].images_NHWC[:].copy())
     generator = torch.Generator().manual_seed(0)
 
     def augment() -> float:

@@ -50,7 +50,7 @@ def recompress(images: Images, quality: int | None) -> Images:
     if quality is None:
         return images
     images_NHWC: Tensor = torch.from_numpy(
-        np.stack([encode_again(image_HWC, quality) for image_HWC in images.images_NHWC.numpy()])
+        np.stack([encode_again(image_HWC, quality) for image_HWC in images.read().numpy()])
     )
     return Images(images_NHWC, images.labels_N)
 

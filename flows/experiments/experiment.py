@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from model_code.data.disk_images import DiskImages
 from model_code.disk import format_size
 from model_code.tracking.run_tracker import Events, RunTracker
 from model_code.training.batches import is_streamed
@@ -64,10 +65,15 @@ class EpochExperiment(Experiment):
         UsageError: The hardware lacks what the config wants, or the batch cannot be divided.
     """
 
-    def __init__(self, config: EpochConfig, processes: Processes, images_NHWC: Tensor) -> None:
+    def __init__(self, config: EpochConfig, processes: Processes, images_NHWC: Tensor | DiskImages) -> None:
         self._processes = processes
-        has_stream = is_streamed(images_NHWC, config.engine.pictures, processes.device)
-        place = "streamed from the host" if has_stream else "resident"
+        place = (
+            "streamed from the host"
+            if is_streamed(images_NHWC, config.engine.pictures, processes.device)
+            else "resident"
+        )
+        if isinstance(images_NHWC, DiskImages):
+            place = "read from disk, shuffled in windows"
         shared = f", {processes.count} processes" if processes.count > 1 else ""
         self._engine = choose_engine(config, processes)
         self._engine_line = f"{self._engine.describe()}, {format_size(images_NHWC.nbytes)} of images {place}{shared}"

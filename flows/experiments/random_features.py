@@ -15,7 +15,7 @@ from model_code.models.networks import build_backbone, check_image_size, count_p
 from model_code.tracking.run_tracker import RunTracker
 from model_code.training.batches import fits_device
 from model_code.training.device import seed_everything
-from model_code.training.images import get_labelled, take, to_device
+from model_code.training.images import Place, get_labelled, take, to_device
 from model_code.training.random_features import measure_random_features
 from model_code.training.random_features_config import RandomFeaturesConfig
 from model_code.training.run_folder import RunFolder
@@ -38,9 +38,9 @@ class RandomFeaturesExperiment(Experiment):
             parts = [(split, np.arange(len(split.labels_N))) for split in splits]
         # Raw pixels are features where the images are.
         size_bytes = sum(split.images_NHWC.nbytes for split in dataset.splits.values())
-        is_resident = config.network is None or fits_device(size_bytes, device)
+        place: Place = "resident" if config.network is None or fits_device(size_bytes, device) else "streamed"
         self._train, self._test = (
-            to_device(split, indices[take(split.labels_N[indices], limit, config.split_seed)], device, is_resident)
+            to_device(split, indices[take(split.labels_N[indices], limit, config.split_seed)], device, place)
             for (split, indices), limit in zip(parts, (config.limit_train, config.limit_test), strict=True)
         )
 

@@ -105,7 +105,7 @@ class SupervisedExperiment(EpochExperiment):
         report = measure(logits_NK, chosen.labels_N)
         shown = torch.linspace(0, len(chosen) - 1, min(GRID_SIDE**2, len(chosen))).long()
         grid = draw_prediction_grid(
-            chosen.images_NHWC.cpu()[shown].numpy(),
+            chosen.images_NHWC[shown.to(chosen.images_NHWC.device)].to("cpu").numpy(),
             chosen.labels_N.cpu()[shown].numpy(),
             logits_NK.argmax(1)[shown].numpy(),
             classes,

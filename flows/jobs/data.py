@@ -105,8 +105,8 @@ class AddData(Job):
 class CheckData(Job):
     """Look for label issues, near-duplicates within and across splits, and blank, dark, bright or blurred images.
 
-    A page with thumbnails and a table of the packed revision are written; `darkroom data add --exclude` takes the
-    table. A table that was edited is never overwritten.
+    The packed images are compared with their checksums first. A page with thumbnails and a table of the packed revision
+    are written; `darkroom data add --exclude` takes the table. A table that was edited is never overwritten.
     """
 
     command, loads = "data check", ("PyTorch",)

@@ -58,10 +58,11 @@ def check_data(name: str, folder: Path | None = None) -> Checked:
         folder: Where they are written; DARKROOM_HOME/checks/NAME if None.
 
     Raises:
-        DataError: The data set is not there, or has no revision, which `data add` writes.
+        DataError: The data set is not there, is damaged, or has no revision, which `data add` writes.
     """
     settings = load_settings()
     dataset = open_dataset(name, settings.cache_dir)
+    dataset.verify()
     revision = read_revision(f"{name}@{dataset.checksum}", settings.cache_dir)
     folder = folder or settings.home / "checks" / name
     finder = _Finder(dataset, revision)

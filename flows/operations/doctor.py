@@ -14,6 +14,7 @@ from model_code.disk import format_size
 from model_code.errors import TrackingError, UsageError
 from model_code.settings import load_settings, read_image_sha
 from model_code.tracking.revision import check_revision
+from serving.bundle.processors import count_memory_bytes
 
 if TYPE_CHECKING:
     from model_code.training.run_folder import RunFolder
@@ -41,9 +42,7 @@ def examine_machine() -> list[Finding]:
     """Look at Python, libraries, devices, disk, data sets and released models; nothing is changed."""
     findings = [
         Finding("ok", "Python", f"{platform.python_version()} on {sys.platform} {platform.machine()}"),
-        Finding(
-            "ok", "processor", f"{len(os.sched_getaffinity(0))} cores, {format_size(_count_memory_bytes())} memory"
-        ),
+        Finding("ok", "processor", f"{len(os.sched_getaffinity(0))} cores, {format_size(count_memory_bytes())} memory"),
     ]
     libraries = [_examine_library(name) for name in LIBRARIES]
     findings += libraries
@@ -52,10 +51,6 @@ def examine_machine() -> list[Finding]:
     place = _examine_disk()
     state = [place, *_examine_state()]
     return [*findings, *state] if place.level == "missing" else [*findings, *state, _suggest_next()]
-
-
-def _count_memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _examine_library(name: str) -> Finding:

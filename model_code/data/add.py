@@ -64,7 +64,7 @@ def add_dataset(
     max_bad_fraction: float = MAX_BAD_FRACTION,
     exclude: Sequence[Path] = (),
 ) -> AddedDataset:
-    """Pack a data set, or reuse what is packed when its source did not change.
+    """Pack a data set, or reuse what is packed when its source did not change and its images have their checksums.
 
     Two processes that add the same name wait for each other; a process killed at any moment leaves the old
     version or the new one.
@@ -186,6 +186,8 @@ def _find_reusable(name: str, cache_dir: Path, fingerprint: str) -> PackedDatase
         manifest = read_manifest(name, cache_dir)
         if manifest.source_fingerprint != fingerprint or not has_revision(name, manifest.checksum, cache_dir):
             return None
-        return open_dataset(name, cache_dir)
+        dataset = open_dataset(name, cache_dir)
+        dataset.verify()
     except DataError:
         return None
+    return dataset

@@ -1,8 +1,9 @@
 """The packed cache: every data set as memory-mapped arrays, ready to train on.
 
     <cache>/<name>/manifest.json            what is there and which folder holds it
-    <cache>/<name>/<version>/<split>-images.npy, <split>-labels.npy
+    <cache>/<name>/<version>/<split>-images-00000.npy, …, <split>-labels.npy
 
+Images are in shards of about 64 MB (`shards.py`); earlier versions wrote one <split>-images.npy, which is still read.
 Replacing manifest.json by a rename is the moment at which a new version counts: before it the old one is
 read, after it the new one, and a process killed at any time leaves one of the two. `packing.py` writes it.
 
@@ -15,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,8 +29,11 @@ if TYPE_CHECKING:  # `darkroom recipes` does not wait for numpy
     import numpy as np
     import numpy.typing as npt
 
+    from model_code.data.shards import ShardedImages
+
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 1
+# 1: one file of images for each split; 2: shards.
+FORMAT_VERSION = 2
 # NAME-with-feedback is NAME with more training images (`sources/feedback.py`).
 FEEDBACK_SUFFIX = "-with-feedback"
 _NAME_PATTERN = r"[a-z0-9][a-z0-9_-]*"
@@ -53,13 +58,27 @@ class SkippedImage(_FrozenModel):
     is_note: bool = False
 
 
+class ShardManifest(_FrozenModel):
+    """A file of consecutive images of a split; `crc32` has 8 hexadecimal digits for each block."""
+
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*\.npy$")]
+    count: Annotated[int, Field(ge=1)]
+    size_bytes: int
+    crc32: Annotated[str, Field(pattern=r"^[0-9a-f]*$")]
+
+
 class SplitManifest(_FrozenModel):
-    """One split on disk; `count_per_class` leaves out images without a label."""
+    """One split on disk; `count_per_class` leaves out images without a label.
+
+    `shards` are in order, `block_rows` the images of a block; both are missing in the manifests of earlier versions.
+    """
 
     count: Annotated[int, Field(ge=1)]
     count_per_class: Mapping[str, int]
     images_bytes: int
     labels_bytes: int
+    shards: tuple[ShardManifest, ...] = ()
+    block_rows: Annotated[int, Field(ge=1)] | None = None
 
 
 class BaseDataset(_FrozenModel):
@@ -76,7 +95,7 @@ class CacheManifest(_FrozenModel):
     `base` is there where feedback was added.
     """
 
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
     name: str
     classes: tuple[str, ...]
     image_size: Annotated[int, Field(ge=1)]
@@ -95,12 +114,14 @@ class PackedSplit:
     """One split, in the order in which it was packed.
 
     Attributes:
-        images_NHWC: uint8 [N, H, W, 3], memory-mapped and read-only.
+        images_NHWC: uint8 [N, H, W, 3]; memory-mapped and read-only where they are one file, else its `shards`.
         labels_N: Class indices; -1 = unlabelled.
+        shards: The same images, read from disk whenever they are asked for; None for images that are not in the cache.
     """
 
-    images_NHWC: "npt.NDArray[np.uint8]"
+    images_NHWC: "npt.NDArray[np.uint8] | ShardedImages"
     labels_N: "npt.NDArray[np.int64]"
+    shards: "ShardedImages | None" = None
 
     @property
     def has_labels(self) -> bool:
@@ -136,6 +157,16 @@ class PackedDataset:
     def count_feedback(self) -> int:
         """Return how many training images, the last, are feedback."""
         return 0 if self.base is None else len(self.splits["train"].labels_N) - self.base.train_count
+
+    def verify(self) -> None:
+        """Compare all images with their checksums; those that an earlier version packed have none.
+
+        Raises:
+            DataError: A file has other bytes than were packed; the message names it.
+        """
+        for split in self.splits.values():
+            if split.shards is not None:
+                split.shards.verify()
 
 
 @dataclass(frozen=True)
@@ -303,17 +334,24 @@ def _map_dataset(manifest: CacheManifest, cache_dir: Path) -> PackedDataset:
 def _map_split(manifest: CacheManifest, split: str, path: Path) -> PackedSplit:
     import numpy as np
 
-    expected = manifest.splits[split]
-    images_NHWC: npt.NDArray[np.uint8] = _map_array(manifest.name, path / f"{split}-images.npy", expected.images_bytes)
+    from model_code.data.shards import ShardedImages, ShardFile, count_block_rows
+
+    expected, size = manifest.splits[split], manifest.image_size
+    files = [ShardFile(path / one.file, one.count, one.size_bytes, one.crc32) for one in expected.shards]
+    files = files or [ShardFile(path / f"{split}-images.npy", expected.count, expected.images_bytes, "")]
+    block_rows = expected.block_rows or count_block_rows(size)
+    shards = ShardedImages(files, size, block_rows, partial(_damaged, manifest.name))
+    images_NHWC: npt.NDArray[np.uint8] | ShardedImages = shards
+    if len(files) == 1:
+        images_NHWC = _map_array(manifest.name, files[0].path, expected.images_bytes)
     labels_N: npt.NDArray[np.int64] = _map_array(manifest.name, path / f"{split}-labels.npy", expected.labels_bytes)
-    size = manifest.image_size
     if images_NHWC.shape != (expected.count, size, size, 3) or images_NHWC.dtype != np.uint8:
         raise _damaged(manifest.name, f"{split} images are {images_NHWC.dtype} {images_NHWC.shape}")
     if labels_N.shape != (expected.count,) or labels_N.dtype != np.int64:
         raise _damaged(manifest.name, f"{split} labels are {labels_N.dtype} {labels_N.shape}")
     if labels_N.min() < -1 or labels_N.max() >= len(manifest.classes):
         raise _damaged(manifest.name, f"{split} labels run from {labels_N.min()} to {labels_N.max()}")
-    return PackedSplit(images_NHWC, labels_N)
+    return PackedSplit(images_NHWC, labels_N, shards)
 
 
 def _map_array(name: str, path: Path, expected_bytes: int) -> "npt.NDArray[Any]":

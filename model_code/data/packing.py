@@ -1,18 +1,21 @@
 """A source -> a new version of a data set in the cache, whole or not at all.
 
 Everything is written into a scratch folder beside the old version, made durable, and then made to count by
-one rename (see `cache.py`). What a killed process left behind is removed by the next one.
+one rename (see `cache.py`). A killed process leaves its finished shards, which a journal names: the next one that packs
+the same images keeps them, any other removes them.
 
 Shape suffixes: N = images in the split, H = height, W = width, C = the three colour channels, red first.
 """
 
 import hashlib
-import io
+import json
 import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,6 +28,7 @@ from model_code.data.cache import (
     MANIFEST_FILE,
     CacheManifest,
     PackedDataset,
+    ShardManifest,
     SkippedImage,
     SplitManifest,
     compute_checksum,
@@ -36,6 +40,7 @@ from model_code.data.exclusion import list_files
 from model_code.data.limits import MAX_BAD_FRACTION
 from model_code.data.progress import show_progress
 from model_code.data.revisions import ImageEntry, write_revision
+from model_code.data.shards import count_block_rows, count_shard_rows, make_header
 from model_code.data.sources.images import (
     EncodedSplit,
     ImageSource,
@@ -44,9 +49,10 @@ from model_code.data.sources.images import (
     name_image,
     name_some,
 )
-from model_code.disk import check_free_space, flush_folder, writing_to
+from model_code.disk import check_free_space, cut_torn_line, flush_folder, writing_to
 from model_code.errors import DataError, FaultyFilesError
 
+_JOURNAL_FILE = "journal.jsonl"
 # Manifest, headers and what the file system adds.
 _OVERHEAD_BYTES = 64 * 1024
 # Of an image's hash: two of 10^9 images share them with a probability of 3 %.
@@ -101,11 +107,12 @@ def pack_dataset(
     purpose = f"packing {name}"
     with writing_to(cache_dir, needed_bytes, purpose):
         cache_dir.mkdir(parents=True, exist_ok=True)
+        scratch = folder / f"scratch-{_identify(source, image_size, source_fingerprint)}"
         try:
-            _remove_leftovers(name, cache_dir)
-            check_free_space(cache_dir, needed_bytes, purpose)
-            scratch = folder / f"scratch-{secrets.token_hex(4)}"
-            scratch.mkdir(parents=True)
+            _remove_leftovers(name, cache_dir, scratch.name)
+            scratch.mkdir(parents=True, exist_ok=True)
+            journal = _Journal(scratch)
+            check_free_space(cache_dir, needed_bytes - journal.size_bytes, purpose)
             written: dict[str, _WrittenSplit] = {}
             faulty: list[FaultyFilesError] = []
             with show_progress(purpose, image_count, "images", is_progress_shown) as advance:
@@ -113,6 +120,7 @@ def pack_dataset(
                     try:
                         written[split] = _write_split(
                             scratch,
+                            journal,
                             split,
                             content,
                             classes=source.classes,
@@ -128,11 +136,14 @@ def pack_dataset(
                     left_out = [(one.name, one.reason) for one in source.left_out]
                     raise FaultyFilesError("; ".join(map(str, faulty)), faults + left_out)
             check_source()
+            journal.remove()
             manifest = _describe(name, source, image_size, source_fingerprint, source_paths, written)
             entries = (image for one in written.values() for image in one.images)
             _commit(folder, scratch, manifest, write_revision(scratch, manifest.checksum, image_size, entries))
-        finally:
+        except Exception:
             _remove_leftovers(name, cache_dir)
+            raise
+        _remove_leftovers(name, cache_dir)
     return open_dataset(name, cache_dir)
 
 
@@ -183,8 +194,8 @@ def _commit(folder: Path, scratch: Path, manifest: CacheManifest, revision: Path
     flush_folder(folder.parent)
 
 
-def _remove_leftovers(name: str, cache_dir: Path) -> None:
-    """Remove every version but the one that counts, and the folder when there is none."""
+def _remove_leftovers(name: str, cache_dir: Path, scratch: str | None = None) -> None:
+    """Remove every version but the one that counts and the one that is resumed, and the folder when there is none."""
     folder = cache_dir / name
     if not folder.is_dir():
         return
@@ -193,14 +204,58 @@ def _remove_leftovers(name: str, cache_dir: Path) -> None:
     except DataError:
         current = None
     for entry in folder.iterdir():
-        if entry.is_dir() and entry.name != current:
+        if entry.is_dir() and entry.name not in (current, scratch):
             shutil.rmtree(entry)
     if not any(folder.iterdir()):
         folder.rmdir()
 
 
+def _identify(source: ImageSource, image_size: int, source_fingerprint: str) -> str:
+    """Return a name for all that decides which bytes are packed, hexadecimal."""
+    layout = (source_fingerprint, image_size, count_block_rows(image_size), count_shard_rows(image_size))
+    digest = hashlib.sha256(repr(layout).encode())
+    for split, content in sorted(source.splits.items()):
+        digest.update("\n".join(list_files(split, content)).encode())
+        digest.update(_list_labels(content).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class _Journal:
+    """The finished shards of a scratch folder, a line for each with the images that were skipped in it.
+
+    What an interrupted process has not finished is removed.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._file = scratch / _JOURNAL_FILE
+        self._file.touch()
+        cut_torn_line(self._file)
+        self.skipped: dict[str, dict[int, str]] = {}
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            shard, skipped = json.loads(line)
+            self.skipped[shard] = {int(position): reason for position, reason in skipped.items()}
+        self.size_bytes = 0
+        for file in scratch.iterdir():
+            if file.name in self.skipped:
+                self.size_bytes += file.stat().st_size
+            elif file != self._file:
+                file.unlink()
+
+    def add(self, shard: str, skipped: dict[int, str]) -> None:
+        """Note a shard that is on disk."""
+        self.skipped[shard] = skipped
+        with self._file.open("ab") as file:
+            file.write(json.dumps([shard, skipped]).encode() + b"\n")
+            _flush_file(file)
+
+    def remove(self) -> None:
+        """Remove the file: all shards are written."""
+        self._file.unlink()
+
+
 def _write_split(
     scratch: Path,
+    journal: _Journal,
     split: str,
     content: EncodedSplit | PixelSplit,
     *,
@@ -210,34 +265,10 @@ def _write_split(
     max_bad_fraction: float,
     main_split: str,
 ) -> _WrittenSplit:
-    images_path, labels_path = scratch / f"{split}-images.npy", scratch / f"{split}-labels.npy"
-    skipped: list[SkippedImage] = []
-    with images_path.open("wb+") as file:
-        if isinstance(content, PixelSplit):
-            labels_N, kept = content.labels_N, list(range(len(content)))
-            _write_header(file, len(content), image_size)
-            for start in range(0, len(labels_N), 1024):
-                images_NHWC = content.images_NHWC[start : start + 1024]
-                file.write(np.ascontiguousarray(images_NHWC).data)
-                advance(len(images_NHWC))
-            if content.more is not None:
-                # Whoever gave them cannot be asked to repair them: any number is skipped.
-                more_N, kept_more, skipped = _write_decoded(
-                    file, split, content.more, image_size, advance, len(labels_N), 1.0
-                )
-                if not len(more_N):
-                    raise DataError(
-                        f"{len(skipped)} images were to be added and none can be: {skipped[0].name}: "
-                        f"{skipped[0].reason}"
-                    )
-                kept = [*range(len(labels_N)), *(len(labels_N) + position for position in kept_more)]
-                labels_N = np.concatenate([labels_N, more_N])
-        else:
-            labels_N, kept, skipped = _write_decoded(
-                file, split, content, image_size, advance, max_bad_fraction=max_bad_fraction
-            )
-        _flush_file(file)
-        pixels_sha256, hashes = _hash_pixels(file, image_size)
+    reasons = _write_images(scratch, journal, split, content, image_size, advance)
+    skipped = _judge_skipped(split, content, reasons, max_bad_fraction)
+    kept = [position for position in range(len(content)) if position not in reasons]
+    labels_N = _list_labels(content)[kept]
     count_per_class = {name: int((labels_N == label).sum()) for label, name in enumerate(classes)}
     emptied = [name for name, count in count_per_class.items() if count == 0]
     if emptied and split == main_split and labels_N.max() >= 0:
@@ -245,14 +276,18 @@ def _write_split(
             f"{split}: no images of {name_some(emptied)} can be used; every class needs some",
             [(one.name, one.reason) for one in skipped],
         )
+    labels_path = scratch / f"{split}-labels.npy"
     with labels_path.open("wb") as file:
         np.save(file, labels_N, allow_pickle=False)
         _flush_file(file)
+    shards, pixels_sha256, hashes = _hash_shards(scratch, split, image_size)
     manifest = SplitManifest(
         count=len(labels_N),
         count_per_class=count_per_class,
-        images_bytes=images_path.stat().st_size,
+        images_bytes=sum(shard.size_bytes for shard in shards),
         labels_bytes=labels_path.stat().st_size,
+        shards=tuple(shards),
+        block_rows=count_block_rows(image_size),
     )
     files = list_files(split, content)
     names = [classes[label] if label >= 0 else "" for label in labels_N]
@@ -260,39 +295,134 @@ def _write_split(
     return _WrittenSplit(manifest, labels_N, pixels_sha256, skipped, entries)
 
 
-def _write_decoded(
-    file: IO[bytes],
+def _list_labels(content: EncodedSplit | PixelSplit) -> npt.NDArray[np.int64]:
+    if isinstance(content, EncodedSplit):
+        return np.array([image.label for image in content.images], dtype=np.int64)
+    return content.labels_N if content.more is None else np.concatenate([content.labels_N, _list_labels(content.more)])
+
+
+def _write_images(
+    scratch: Path,
+    journal: _Journal,
     split: str,
-    content: EncodedSplit,
+    content: EncodedSplit | PixelSplit,
     image_size: int,
     advance: Callable[[int], None],
-    first_row: int = 0,
-    max_bad_fraction: float = MAX_BAD_FRACTION,
-) -> tuple[npt.NDArray[np.int64], list[int], list[SkippedImage]]:
-    """Write pixels at the place of their image, in any order; then close the gaps of skipped ones.
+) -> dict[int, str]:
+    """Write the shards of a split that are not finished yet; return the skipped positions of all, and why.
 
-    Returns labels and positions of what was kept, and what was skipped.
-
-    The first image goes to `first_row` of the split. Plain writes, not a writable memory map: on a full disk a map
-    kills the process instead of raising.
+    A shard takes as many positions in turn as it has room for, whatever is skipped of them, and its images come in any
+    order. Plain writes, not a writable memory map: on a full disk a map kills the process instead of raising.
     """
-    images = content.images
-    row_bytes = 3 * image_size * image_size
-    start_bytes = _write_header(file, first_row + len(images), image_size) + first_row * row_bytes
+    shard_rows = count_shard_rows(image_size)
+    names = [f"{split}-images-{number:05}.npy" for number in range(-(-len(content) // shard_rows))]
+    ranges = [range(start, min(start + shard_rows, len(content))) for start in range(0, len(content), shard_rows)]
+    missing = Counter({name: len(one) for name, one in zip(names, ranges, strict=True) if name not in journal.skipped})
+    advance(len(content) - missing.total())
     reasons: dict[int, str] = {}
-    for chunk in decode_images(images, image_size, count_workers(len(images))):
-        _write_chunk(file, chunk, start_bytes, row_bytes)
-        if content.left_out:
-            for position, image_HWC in zip(chunk.positions, chunk.images_KHWC, strict=True):
-                if hashlib.sha256(image_HWC).digest() in content.left_out:
-                    reasons[position] = "is one of the data set's own images"
-        reasons.update({chunk.positions[index]: reason for index, reason in chunk.failures})
+    for name in names:
+        reasons |= journal.skipped.get(name, {})
+    todo = [position for name, one in zip(names, ranges, strict=True) if name in missing for position in one]
+    for chunk in _iterate_chunks(content, todo, image_size):
+        reasons |= {chunk.positions[index]: reason for index, reason in chunk.failures}
+        for first, last in _find_runs(chunk.positions, shard_rows):
+            position = chunk.positions[first]
+            name, row = names[position // shard_rows], position % shard_rows
+            _write_rows(scratch / name, row, chunk.images_KHWC[first:last])
+            missing[name] -= last - first
+            if not missing[name]:
+                positions = ranges[position // shard_rows]
+                skipped = {one: reasons[one] for one in positions if one in reasons}
+                _finish_shard(scratch / name, [one not in skipped for one in positions], image_size)
+                journal.add(name, skipped)
         advance(len(chunk.positions))
+    return reasons
+
+
+def _iterate_chunks(content: EncodedSplit | PixelSplit, todo: Sequence[int], image_size: int) -> Iterator[DecodedChunk]:
+    """Yield the images at some positions of a split, in any order."""
+    if isinstance(content, PixelSplit):
+        own = len(content.labels_N)
+        pixels, todo = [one for one in todo if one < own], [one for one in todo if one >= own]
+        for start in range(0, len(pixels), 1024):
+            positions = pixels[start : start + 1024]
+            # A slice where it can be: of images that are mapped or drawn only when they are read.
+            is_run = positions[-1] - positions[0] == len(positions) - 1
+            chosen = slice(positions[0], positions[-1] + 1) if is_run else positions
+            yield DecodedChunk(positions, np.ascontiguousarray(content.images_NHWC[chosen]), [])
+        if content.more is None:
+            return
+        content, first = content.more, own
+    else:
+        first = 0
+    images = [content.images[position - first] for position in todo]
+    for chunk in decode_images(images, image_size, count_workers(len(images))):
+        left_out = [
+            (index, "is one of the data set's own images")
+            for index, image_HWC in enumerate(chunk.images_KHWC if content.left_out else ())
+            if hashlib.sha256(image_HWC).digest() in content.left_out
+        ]
+        yield DecodedChunk([todo[one] for one in chunk.positions], chunk.images_KHWC, left_out + chunk.failures)
+
+
+def _find_runs(positions: Sequence[int], shard_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, last + 1) of consecutive positions in one shard."""
+    first = 0
+    for last in range(1, len(positions) + 1):
+        is_end = last == len(positions) or positions[last] != positions[last - 1] + 1
+        if is_end or positions[last] % shard_rows == 0:
+            yield first, last
+            first = last
+
+
+def _write_rows(path: Path, row: int, images_KHWC: npt.NDArray[np.uint8]) -> None:
+    header_bytes = len(make_header(1, images_KHWC.shape[1]))
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        file.seek(header_bytes + row * images_KHWC[0].nbytes)
+        file.write(images_KHWC.data)
+
+
+def _finish_shard(path: Path, is_kept: Sequence[bool], image_size: int) -> None:
+    """Close the gaps of skipped images, write the header and make the shard durable; remove one without images."""
+    header = make_header(sum(is_kept), image_size)
+    with path.open("r+b") as file:
+        if not all(is_kept):
+            file.seek(len(header))
+            images_NHWC = np.frombuffer(file.read(), dtype=np.uint8).reshape(len(is_kept), -1)[np.array(is_kept)]
+            file.seek(len(header))
+            file.write(images_NHWC.data)
+            file.truncate()
+        file.seek(0)
+        file.write(header)
+        _flush_file(file)
+    if not any(is_kept):
+        path.unlink()
+
+
+def _judge_skipped(
+    split: str, content: EncodedSplit | PixelSplit, reasons: dict[int, str], max_bad_fraction: float
+) -> list[SkippedImage]:
+    """Return the images that are skipped.
+
+    Raises:
+        DataError: Images were to be added to others, and none can be.
+        FaultyFilesError: They are too many.
+    """
+    if isinstance(content, EncodedSplit):
+        images, own = content.images, 0
+    else:
+        images, own = content.more.images if content.more else (), len(content.labels_N)
     skipped = [
-        SkippedImage(name=escape_bytes(name_image(images[position])), reason=reason)
+        SkippedImage(name=escape_bytes(name_image(images[position - own])), reason=reason)
         for position, reason in sorted(reasons.items())
     ]
-    if len(skipped) > 0 and len(skipped) / len(images) > max_bad_fraction:
+    if isinstance(content, PixelSplit):
+        # Whoever gave them cannot be asked to repair them: any number is skipped.
+        if images and len(skipped) == len(images):
+            raise DataError(
+                f"{len(skipped)} images were to be added and none can be: {skipped[0].name}: {skipped[0].reason}"
+            )
+    elif skipped and len(skipped) / len(images) > max_bad_fraction:
         share = math.ceil(100 * len(skipped) / len(images))
         way = "" if share == 100 else f", or leave them out with --max-bad {share / 100:g}"
         raise FaultyFilesError(
@@ -301,49 +431,29 @@ def _write_decoded(
             f"repair or remove them{way}",
             [(one.name, one.reason) for one in skipped],
         )
-    kept = [position for position in range(len(images)) if position not in reasons]
-    if skipped:
-        _close_gaps(file, kept, start_bytes, row_bytes)
-        _write_header(file, first_row + len(kept), image_size)
-    return np.array([images[position].label for position in kept], dtype=np.int64), kept, skipped
+    return skipped
 
 
-def _write_chunk(file: IO[bytes], chunk: DecodedChunk, start_bytes: int, row_bytes: int) -> None:
-    start = 0
-    for end in range(1, len(chunk.positions) + 1):
-        if end == len(chunk.positions) or chunk.positions[end] != chunk.positions[end - 1] + 1:
-            file.seek(start_bytes + chunk.positions[start] * row_bytes)
-            file.write(chunk.images_KHWC[start:end].data)
-            start = end
-
-
-def _close_gaps(file: IO[bytes], kept: Sequence[int], start_bytes: int, row_bytes: int) -> None:
-    for target, position in enumerate(kept):
-        if target != position:
-            file.seek(start_bytes + position * row_bytes)
-            row = file.read(row_bytes)
-            file.seek(start_bytes + target * row_bytes)
-            file.write(row)
-    file.truncate(start_bytes + len(kept) * row_bytes)
-
-
-def _write_header(file: IO[bytes], count: int, image_size: int) -> int:
-    """Write the header of a .npy file of images and return its length, which does not depend on `count`."""
-    header = io.BytesIO()
-    shape = (count, image_size, image_size, 3)
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    file.seek(0)
-    return file.write(header.getvalue())
-
-
-def _hash_pixels(file: IO[bytes], image_size: int) -> tuple[str, list[str]]:
-    """Return the SHA-256 of all pixels, and the first digits of that of each image."""
-    file.seek(_write_header(io.BytesIO(), 1, image_size))
-    digest, hashes = hashlib.sha256(), []
-    while image := file.read(3 * image_size * image_size):
-        digest.update(image)
-        hashes.append(hashlib.sha256(image).hexdigest()[:_IMAGE_DIGITS])
-    return digest.hexdigest(), hashes
+def _hash_shards(scratch: Path, split: str, image_size: int) -> tuple[list[ShardManifest], str, list[str]]:
+    """Return the shards of a split, the SHA-256 of all pixels, and the first digits of that of each image."""
+    header_bytes, row_bytes = len(make_header(1, image_size)), 3 * image_size**2
+    digest, hashes, shards = hashlib.sha256(), list[str](), []
+    for path in sorted(scratch.glob(f"{split}-images-*.npy")):
+        first, checksums = len(hashes), []
+        with path.open("rb") as file:
+            header = file.read(header_bytes)
+            while block := file.read(count_block_rows(image_size) * row_bytes):
+                checksums.append(f"{zlib.crc32(block, zlib.crc32(header)):08x}")
+                header = b""
+                digest.update(block)
+                images = (block[start : start + row_bytes] for start in range(0, len(block), row_bytes))
+                hashes += [hashlib.sha256(image).hexdigest()[:_IMAGE_DIGITS] for image in images]
+        shards.append(
+            ShardManifest(
+                file=path.name, count=len(hashes) - first, size_bytes=path.stat().st_size, crc32="".join(checksums)
+            )
+        )
+    return shards, digest.hexdigest(), hashes
 
 
 def _flush_file(file: IO[bytes]) -> None:

@@ -9,12 +9,17 @@ import csv
 import gzip
 import io
 import json
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from model_code.data.cache import PackedDataset, check_dataset_name, read_manifest
 from model_code.disk import write_atomically
@@ -22,7 +27,7 @@ from model_code.errors import DataError, UsageError
 
 SHORT_CHECKSUM = 12
 _PREFIX, _SUFFIX, _LEAKAGE_PREFIX = "revision-", ".csv.gz", "check-"
-LEARNED = ("train", "unlabelled")
+LEARNED = frozenset({"train", "unlabelled"})
 
 
 class ImageEntry(NamedTuple):
@@ -146,9 +151,9 @@ def find_leakage(dataset: PackedDataset, cache_dir: Path) -> str:
         text = (folder / f"{_LEAKAGE_PREFIX}{dataset.checksum[:SHORT_CHECKSUM]}.json").read_bytes()
         count, kind = int(json.loads(text)["copies"]), "near-duplicates"
     except FileNotFoundError:
-        images = _read_images(dataset, cache_dir)
-        held_out = {one.pixels for one in images if one.split not in LEARNED}
-        count, kind = sum(one.split in LEARNED and one.pixels in held_out for one in images), "copies"
+        pixels = _read_pixels(dataset, cache_dir)
+        held_out = {one for split in pixels.keys() - LEARNED for one in pixels[split]}
+        count, kind = sum(one in held_out for split in pixels.keys() & LEARNED for one in pixels[split]), "copies"
     if not count:
         return ""
     return (
@@ -159,8 +164,8 @@ def find_leakage(dataset: PackedDataset, cache_dir: Path) -> str:
 
 def find_divided_copies(dataset: PackedDataset, cache_dir: Path) -> str:
     """Return how many training images are copies of others, for a run that holds a share of them out; empty if none."""
-    pixels = [one.pixels for one in _read_images(dataset, cache_dir) if one.split == "train"]
-    count = len(pixels) - len(set(pixels))
+    pixels = np.array(_read_pixels(dataset, cache_dir)["train"])
+    count = len(pixels) - len(np.unique(pixels))
     if not count:
         return ""
     copied = "1 training image is a copy of another" if count == 1 else f"{count} training images are copies of others"
@@ -215,12 +220,19 @@ def has_revision(name: str, checksum: str, cache_dir: Path) -> bool:
     return checksum[:SHORT_CHECKSUM] in find_revisions(name, cache_dir)
 
 
-def _read_images(dataset: PackedDataset, cache_dir: Path) -> tuple[ImageEntry, ...]:
-    """Return the images of what is packed; none where an earlier version has packed it."""
-    try:
-        return read_revision(f"{dataset.name}@{dataset.checksum}", cache_dir).images
-    except DataError:
-        return ()
+def _read_pixels(dataset: PackedDataset, cache_dir: Path) -> defaultdict[str, "array[int]"]:
+    """Return a number for the pixels of each image, by split; none where an earlier version has packed the images.
+
+    Line by line: a training with its images on disk has no room for the names of all.
+    """
+    numbers: defaultdict[str, array[int]] = defaultdict(partial(array, "Q"))
+    file = find_revisions(dataset.name, cache_dir).get(dataset.checksum[:SHORT_CHECKSUM])
+    if file is not None:
+        with suppress(OSError, EOFError, ValueError), gzip.open(file, "rt", encoding="utf-8", newline="") as text:
+            text.readline()
+            for split, _, _, pixels in csv.reader(text):
+                numbers[split].append(int(pixels[:16], 16))
+    return numbers
 
 
 def _group(images: Sequence[ImageEntry]) -> defaultdict[str, list[ImageEntry]]:

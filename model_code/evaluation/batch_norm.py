@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from model_code.data.disk_images import DiskImages
 from model_code.errors import UsageError
 from model_code.evaluation.metrics import LARGEST_BATCH, find_device
 
@@ -17,7 +18,7 @@ _ORDER_SEED = 0
 @torch.no_grad()
 def calibrate_batch_norm(
     model: nn.Module,
-    images_NHWC: Tensor,
+    images_NHWC: Tensor | DiskImages,
     prepare: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = LARGEST_BATCH,
 ) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model_code.data.disk_images import DiskImages
 from model_code.evaluation.metrics import LARGEST_BATCH, compute_in_batches, find_device
 
 
@@ -38,7 +39,7 @@ class LabelledFeatures:
 @torch.no_grad()
 def compute_features(
     model: nn.Module,
-    images_NHWC: Tensor,
+    images_NHWC: Tensor | DiskImages,
     prepare: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = LARGEST_BATCH,
 ) -> Tensor:

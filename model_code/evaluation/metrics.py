@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from model_code.data.disk_images import DiskImages
 from model_code.data.progress import show_progress
 
 TOP_K = 5
@@ -46,13 +47,15 @@ def choose_batch(image_size: int) -> int:
     return max(1, min(LARGEST_BATCH, _BATCH_PIXELS // image_size**2))
 
 
-def find_device(model: nn.Module, images_NHWC: Tensor) -> torch.device:
+def find_device(model: nn.Module, images_NHWC: Tensor | DiskImages) -> torch.device:
     """Return where a model computes: its weights' device, or that of the images if it has none."""
     weights = next(model.parameters(), None)
     return images_NHWC.device if weights is None else weights.device
 
 
-def compute_in_batches(compute: Callable[[Tensor], Tensor], images_NHWC: Tensor, batch_size: int) -> Tensor:
+def compute_in_batches(
+    compute: Callable[[Tensor], Tensor], images_NHWC: Tensor | DiskImages, batch_size: int
+) -> Tensor:
     """Return the rows that a function computes of all images, float32 [N, ...], on its device.
 
     Where the device's memory does not hold a batch, smaller ones are computed from then on, which a line says.
@@ -69,7 +72,8 @@ def compute_in_batches(compute: Callable[[Tensor], Tensor], images_NHWC: Tensor,
     first = 0
     while first < len(images_NHWC) or not rows:  # a process may have a share of none
         try:
-            rows.append(compute(images_NHWC[first : first + batch_size]).float())
+            batch_NHWC = images_NHWC[first : first + batch_size].to(images_NHWC.device)  # read, where it is on disk
+            rows.append(compute(batch_NHWC).float())
             first += batch_size
         except torch.OutOfMemoryError:
             if batch_size == 1:
@@ -82,7 +86,7 @@ def compute_in_batches(compute: Callable[[Tensor], Tensor], images_NHWC: Tensor,
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, images_NHWC: Tensor, title: str | None = None) -> Tensor:
+def predict_logits(model: nn.Module, images_NHWC: Tensor | DiskImages, title: str | None = None) -> Tensor:
     """Return logits float32 [N, K] on the CPU; the model is left in evaluation mode.
 
     Args:

@@ -8,10 +8,11 @@ E = pixels of a patch, K = centroids, D = features.
 """
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from model_code.data.shards import ImageArray
 
 SIDE = 32
 _PATCH, _SAMPLED_PATCHES, _ROUNDS, _BATCH = 6, 40_000, 10, 64
@@ -19,9 +20,9 @@ _PATCH, _SAMPLED_PATCHES, _ROUNDS, _BATCH = 6, 40_000, 10, 64
 _CONTRAST_FLOOR, _WHITENING_FLOOR = 10.0, 0.1
 
 
-def shrink(images_NHWC: npt.NDArray[np.uint8], side: int = SIDE) -> Tensor:
+def shrink(images_NHWC: ImageArray, side: int = SIDE) -> Tensor:
     """Return images as float32 [N, C, side, side] in [0, 255], each pixel the mean of those that it covers."""
-    parts = np.array_split(images_NHWC, -(-len(images_NHWC) // 1024))
+    parts = (images_NHWC[start : start + 1024] for start in range(0, len(images_NHWC), 1024))
     batches = (torch.from_numpy(np.array(part)).permute(0, 3, 1, 2).float() for part in parts)
     return torch.cat([F.interpolate(batch, (side, side), mode="area") for batch in batches])
 

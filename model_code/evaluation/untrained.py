@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from model_code.data.shards import ImageArray
+
 
 @dataclass(frozen=True)
 class UntrainedReport:
@@ -46,7 +48,7 @@ class UntrainedReport:
 @torch.inference_mode()
 def evaluate_untrained(
     model: nn.Module,
-    images: npt.NDArray[np.uint8],
+    images: ImageArray,
     labels_N: npt.NDArray[np.int64],
     view: Callable[[Tensor], Tensor],
     batch_size: int,

@@ -56,7 +56,7 @@ SMOKE = {
 }
 DEFAULT_SEEDS = (0,)
 # Where and how fast the same figures are computed. In several parts of a batch BatchNorm sees others.
-NEUTRAL_ENGINE = {"precision", "memory_format", "compile", "kernels", "pictures"}
+NEUTRAL_ENGINE = {"precision", "memory_format", "compile", "kernels", "pictures", "readers"}
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
     else:
         model = load_model(config, len(dataset.classes), dataset.image_size, weights)
     split, final = images.final
+    final = Images(final.read(), final.labels_N)
     final_logits_NK = predict_logits(model, final.images_NHWC, f"{split} images in PyTorch")
     calibration = _calibrate(model, images, split, final_logits_NK)
     if not isinstance(config, SimSiamConfig):
@@ -118,7 +119,7 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
         if limits.make is not None and providers:
             make = partial(limits.make, scratch / name_file("fp32"), scratch / name_file(precision), calibration_NHWC)
             variants.append(_try_variant(precision, make, partial(certify_variant, precision, providers)))
-    _save_golden(scratch, variants, final.images_NHWC)
+    _save_golden(scratch, variants, final.read())
     settings = config.model_dump(mode="json", exclude={"recipe", "kind", "dataset"})
     if head is not None:
         settings["head"] = head
@@ -143,7 +144,7 @@ def export(run: FinishedRun, name: str, folder: RunFolder, scratch: Path, head: 
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     write_manifest(scratch, manifest)
-    return Exported(manifest, split, final.images_NHWC.numpy(), final.labels_N.numpy())
+    return Exported(manifest, split, final.read().numpy(), final.labels_N.numpy())
 
 
 def _find_weights(folder: RunFolder, dataset: PackedDataset) -> Path:
@@ -257,7 +258,7 @@ def _certify(
             precision,
             file,
             expected_NK,
-            final.images_NHWC.numpy(),
+            final.read().numpy(),
             final.labels_N.numpy(),
             split,
             provider,
@@ -303,5 +304,5 @@ def _save_golden(scratch: Path, variants: list[Variant], images_NHWC: Tensor) ->
 def _draw(train: Images) -> npt.NDArray[np.uint8]:
     """Return the training images that variants are calibrated on, the same for the same images."""
     chosen = np.random.default_rng(0).permutation(len(train))[:CALIBRATION_COUNT]
-    images_NHWC: npt.NDArray[np.uint8] = train.images_NHWC[torch.from_numpy(np.sort(chosen))].numpy()
+    images_NHWC: npt.NDArray[np.uint8] = train.images_NHWC[torch.from_numpy(np.sort(chosen))].to("cpu").numpy()
     return images_NHWC

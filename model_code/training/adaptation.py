@@ -7,9 +7,9 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from model_code.data.cache import PackedDataset
+from model_code.data.shards import ImageArray
 from model_code.data.sources.detect import get_known
 from model_code.errors import SizeError, UsageError
 from model_code.models.networks import fit_image_size
@@ -65,11 +65,11 @@ def measure_channels(dataset: PackedDataset) -> tuple[Channels, Channels]:
     return _measured[key]
 
 
-def _measure(images_NHWC: npt.NDArray[np.uint8]) -> tuple[Channels, Channels]:
+def _measure(images_NHWC: ImageArray) -> tuple[Channels, Channels]:
     step = -(-len(images_NHWC) // _MEASURED_IMAGES)
     sums_C, squares_C, count = np.zeros(3), np.zeros(3), 0
-    for image_HWC in images_NHWC[::step]:
-        pixels_PC = image_HWC.reshape(-1, 3) / 255
+    for row in range(0, len(images_NHWC), step):
+        pixels_PC = images_NHWC[row].reshape(-1, 3) / 255
         sums_C, squares_C = sums_C + pixels_PC.sum(0), squares_C + (pixels_PC**2).sum(0)
         count += len(pixels_PC)
     mean_C = sums_C / count

@@ -146,6 +146,11 @@ class TrainingConfig(EpochConfig):
         has_network = (self.pretrained_weights or "").startswith(RECIPE_PREFIX)
         if self.pseudo_label_confidence is not None and not has_network:
             raise ValueError("pseudo_label_confidence needs a network that labels; give pretrained_weights=recipe:NAME")
+        if self.pseudo_label_confidence is not None and self.engine.pictures == "disk":
+            raise ValueError(
+                "engine.pictures=disk goes without pseudo-labels, which need all images in memory; give "
+                "engine.pictures=streamed"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,9 @@ from model_code.training.run_config import PositiveFloat, RunConfig
 
 
 class EngineSettings(BaseModel):
-    """How a step is computed. But for `parts`, results differ by rounding, and a run stays what its recipe documents.
+    """How a step is computed. But for `parts` and `pictures=disk`, results differ by rounding.
+
+    Whatever is set, but for `parts`, a run stays what its recipe documents.
 
     Attributes:
         precision: Of the forward pass; `bfloat16` keeps weights, BatchNorm, loss and optimiser in float32. `auto` is
@@ -25,8 +27,14 @@ class EngineSettings(BaseModel):
         kernels: Of CUDA: `deterministic`, or the `fastest` that cuDNN finds by measuring, whose sums differ from run to
             run.
         pictures: `resident` keeps the images on the device; `streamed` keeps them in the host's memory and copies
-            each batch, pinned, while the one before is computed. `auto` streams where the data set, for SimSiam two
-            copies of it, would take more than half of a CUDA device's free memory.
+            each batch, pinned, while the one before is computed. `disk` leaves them on disk and reads a window of 64 MB
+            ahead: two windows are in memory, and about 100 bytes for each image. The order is another one: images are
+            shuffled within a window, whose blocks of 256 kB come from all over the files. SimSiam keeps the features of
+            the labelled images too; pseudo-labels need the images in memory. `auto` streams where the images of the
+            run, for SimSiam two copies of them, would take more than half of a CUDA device's free memory, and leaves
+            them on disk where they would take more than half of the memory of the machine or its container: of all of
+            it, used or not, so that a repeated run has the same order.
+        readers: Threads that read images from disk; the order does not depend on them.
         parts: Into how many parts, one after the other, a batch is divided to save memory; the gradients are those of
             the whole batch, but BatchNorm sees a part at a time. A run of one process that meets the end of a CUDA
             device's memory doubles it by itself and says so.
@@ -38,7 +46,8 @@ class EngineSettings(BaseModel):
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     compile: Literal["off", "on", "cuda_graphs", "step"] = "off"
     kernels: Literal["deterministic", "fastest"] = "deterministic"
-    pictures: Literal["auto", "resident", "streamed"] = "auto"
+    pictures: Literal["auto", "resident", "streamed", "disk"] = "auto"
+    readers: int = Field(default=1, ge=1, le=64)
     parts: int = Field(default=1, ge=1)
 
 

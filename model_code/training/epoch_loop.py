@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from model_code.data.disk_images import DiskImages
 from model_code.errors import DivergedError, TrainingError
 from model_code.training import checkpoints
 from model_code.training.batches import is_streamed, iterate_batches
@@ -64,7 +65,7 @@ class EpochLoop(ABC, Generic[Epoch]):
     Args:
         config: All settings.
         epochs: Number of epochs.
-        images_NHWC: uint8 images to learn from, on the device or streamed to it.
+        images_NHWC: uint8 images to learn from, on the device or streamed to it from the host or from disk.
         run_dir: Folder of checkpoints; created when missing.
         callbacks: Told about each step and epoch, in order.
         processes: Processes that train together, and the device of this one.
@@ -86,7 +87,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         self,
         config: EpochConfig,
         epochs: int,
-        images_NHWC: Tensor,
+        images_NHWC: Tensor | DiskImages,
         run_dir: Path,
         callbacks: Sequence[Callback],
         processes: Processes,
@@ -95,7 +96,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         self.epochs, self.run_dir, self.callbacks, self.processes = epochs, run_dir, callbacks, processes
         self.device = processes.device
         self.engine = engine or choose_engine(config, processes)
-        self._images_NHWC, self._batch_size = images_NHWC, config.batch_size
+        self._images_NHWC, self._batch_size, self._readers = images_NHWC, config.batch_size, config.engine.readers
         self.steps = len(images_NHWC) // config.batch_size
         self._is_streamed = is_streamed(images_NHWC, config.engine.pictures, self.device)
         if self._is_streamed and self.engine.compile == "step" and processes.is_first:
@@ -245,6 +246,7 @@ class EpochLoop(ABC, Generic[Epoch]):
             self.device,
             first=progress.step,
             is_ahead=self._is_streamed,
+            readers=self._readers,
         ):
             loss, share = self.compute_step(images_BHWC, chosen_B, progress.step == self.steps - 1)
             progress.losses_S[progress.step] = loss
@@ -253,7 +255,7 @@ class EpochLoop(ABC, Generic[Epoch]):
 
     def _has_whole_step(self) -> bool:
         """Whether a step is computed as a whole, gathering included."""
-        if self.engine.compile != "step" or self._is_streamed:
+        if self.engine.compile != "step" or self._is_streamed or isinstance(self._images_NHWC, DiskImages):
             return False
         if self._whole_step is None:
             self._whole_step = WholeStep(
@@ -297,8 +299,11 @@ class EpochLoop(ABC, Generic[Epoch]):
         )
 
     def _begin_epoch(self) -> Progress:
+        order_N = self.draw_order()
+        if isinstance(self._images_NHWC, DiskImages):
+            order_N = self._images_NHWC.shuffle_in_windows(order_N, self._batch_size, self.generator)
         return Progress(
-            order_N=self.draw_order(),
+            order_N=order_N,
             losses_S=torch.zeros(self.steps, device=self.device),
             total=torch.zeros((), device=self.device),
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),

@@ -4,6 +4,7 @@ Shape suffixes: N = images, H = height, W = width, C = the three colour channels
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +12,20 @@ import torch
 from torch import Tensor
 
 from model_code.data.cache import PackedDataset, PackedSplit
+from model_code.data.disk_images import DiskImages
 from model_code.data.splits import split_stratified, take_stratified
 from model_code.errors import DataError, UsageError
 from model_code.training.batches import fits_device
 from model_code.training.config import TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.run_config import RunConfig
+from serving.bundle.processors import count_memory_bytes
 
 Indices = npt.NDArray[np.int64]
+Place = Literal["resident", "streamed", "disk"]
+
+# More than this share of a machine's memory is left to everything but images.
+MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,11 @@ class Images:
     """Some labelled images.
 
     Attributes:
-        images_NHWC: uint8; on the device, or on the host where they are streamed.
+        images_NHWC: uint8; on the device, or on the host or on disk where they are streamed.
         labels_N: int64, in [0, classes); on the device.
     """
 
-    images_NHWC: Tensor
+    images_NHWC: Tensor | DiskImages
     labels_N: Tensor
 
     def __len__(self) -> int:
@@ -39,6 +46,10 @@ class Images:
     def take(self, part: slice) -> "Images":
         """Return some of them."""
         return Images(self.images_NHWC[part], self.labels_N[part])
+
+    def read(self) -> Tensor:
+        """Return the images in the host's memory."""
+        return self.images_NHWC.to("cpu")
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class PretrainingImages:
         classes: Names in label order.
     """
 
-    images_NHWC: Tensor
+    images_NHWC: Tensor | DiskImages
     memory: Images
     validation: Images
     labelled: Images
@@ -93,7 +104,7 @@ class PretrainingImages:
 
 
 def load_images(dataset: PackedDataset, config: TrainingConfig | SimSiamConfig, device: torch.device) -> TrainingImages:
-    """Split a packed data set as the config says and move it to the device.
+    """Split a packed data set as the config says and move it to the device, or leave it where the config says.
 
     A data set that brings its own validation images keeps them for validation and is not split.
 
@@ -103,11 +114,11 @@ def load_images(dataset: PackedDataset, config: TrainingConfig | SimSiamConfig, 
     """
     train = get_labelled(dataset, "train")
     learn, held_out = _divide(dataset, train, config)
-    is_resident = is_kept_on_device(dataset, config, device)
+    place = choose_place(dataset, config, device)
     return TrainingImages(
-        train=to_device(train, learn, device, is_resident),
-        validation=_load_validation(dataset, config, train, held_out, device, is_resident),
-        test=load_test(dataset, config, device, is_resident),
+        train=to_device(train, learn, device, place),
+        validation=_load_validation(dataset, config, train, held_out, device, place),
+        test=load_test(dataset, config, device, place),
         classes=dataset.classes,
         checksum=dataset.checksum,
     )
@@ -124,18 +135,18 @@ def load_pretraining_images(dataset: PackedDataset, config: SimSiamConfig, devic
     """
     train = get_labelled(dataset, "train")
     remembered, held_out = _divide(dataset, train, config)
-    is_resident = is_kept_on_device(dataset, config, device)
-    labelled = to_device(train, np.union1d(remembered, held_out), device, is_resident)
+    place = choose_place(dataset, config, device)
+    labelled = to_device(train, np.union1d(remembered, held_out), device, place)
     unlabelled = dataset.splits.get("unlabelled")
     images_NHWC = labelled.images_NHWC
     if unlabelled is not None:
-        images_NHWC = to_device(unlabelled, _take_any(unlabelled, config), device, is_resident).images_NHWC
+        images_NHWC = to_device(unlabelled, _take_any(unlabelled, config), device, place).images_NHWC
     return PretrainingImages(
         images_NHWC=images_NHWC,
-        memory=to_device(train, remembered, device, is_resident) if len(held_out) else labelled,
-        validation=_load_validation(dataset, config, train, held_out, device, is_resident),
+        memory=to_device(train, remembered, device, place) if len(held_out) else labelled,
+        validation=_load_validation(dataset, config, train, held_out, device, place),
         labelled=labelled,
-        test=load_test(dataset, config, device, is_resident),
+        test=load_test(dataset, config, device, place),
         classes=dataset.classes,
     )
 
@@ -170,7 +181,9 @@ def load_unlabelled(dataset: PackedDataset, config: TrainingConfig, device: torc
             f"{config.recipe} gives pseudo-labels to images without labels, and {dataset.name} has none; give "
             "--limit-train N: the other training images are then taken as such"
         )
-    return to_device(split, chosen, device, is_kept_on_device(dataset, config, device)).images_NHWC
+    images_NHWC = to_device(split, chosen, device, choose_place(dataset, config, device)).images_NHWC
+    assert isinstance(images_NHWC, Tensor), "the config refuses pseudo-labels for images on disk"
+    return images_NHWC
 
 
 def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:
@@ -193,23 +206,36 @@ def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:
     return split
 
 
-def is_kept_on_device(dataset: PackedDataset, config: TrainingConfig | SimSiamConfig, device: torch.device) -> bool:
-    """Whether a run keeps its images on the device, or streams them to it from the host's memory."""
+def choose_place(dataset: PackedDataset, config: TrainingConfig | SimSiamConfig, device: torch.device) -> Place:
+    """Return where a run keeps its images: on the device, or in the host's memory or on disk to stream them."""
     if config.engine.pictures != "auto":
-        return config.engine.pictures == "resident"
+        return config.engine.pictures
     # SimSiam holds its labelled images twice: all of them, and divided into memory and validation.
-    copies = 2 if isinstance(config, SimSiamConfig) else 1
-    return fits_device(copies * sum(split.images_NHWC.nbytes for split in dataset.splits.values()), device)
+    size_bytes = (2 if isinstance(config, SimSiamConfig) else 1) * _count_bytes(dataset, config)
+    has_pseudo_labels = isinstance(config, TrainingConfig) and config.pseudo_label_confidence is not None
+    if size_bytes > MEMORY_SHARE * count_memory_bytes() and not has_pseudo_labels:
+        return "disk"
+    return "resident" if fits_device(size_bytes, device) else "streamed"
+
+
+def _count_bytes(dataset: PackedDataset, config: RunConfig) -> int:
+    """Return the size of the images that a run uses."""
+    limits = {"train": config.limit_train, "unlabelled": config.limit_train}
+    counts = [
+        min(len(split.labels_N), limits.get(name, config.limit_test) or len(split.labels_N))
+        for name, split in dataset.splits.items()
+    ]
+    return 3 * dataset.image_size**2 * sum(counts)
 
 
 def load_test(
-    dataset: PackedDataset, config: RunConfig, device: torch.device, is_resident: bool = True
+    dataset: PackedDataset, config: RunConfig, device: torch.device, place: Place = "resident"
 ) -> Images | None:
     """Return the test images, `limit_test` of them; None if there are none with labels."""
     test = dataset.splits.get("test")
     if test is None or test.labels_N.min() < 0:
         return None
-    return to_device(test, take(test.labels_N, config.limit_test, config.split_seed), device, is_resident)
+    return to_device(test, take(test.labels_N, config.limit_test, config.split_seed), device, place)
 
 
 def take(labels_N: Indices, limit: int | None, seed: int) -> Indices:
@@ -219,11 +245,14 @@ def take(labels_N: Indices, limit: int | None, seed: int) -> Indices:
     return take_stratified(labels_N, limit, seed)
 
 
-def to_device(split: PackedSplit, indices: Indices, device: torch.device, is_resident: bool = True) -> Images:
-    """Return some images of a split as tensors; those that are not resident stay on the host."""
-    images_NHWC = torch.from_numpy(np.ascontiguousarray(split.images_NHWC[indices]))
+def to_device(split: PackedSplit, indices: Indices, device: torch.device, place: Place = "resident") -> Images:
+    """Return some images of a split as tensors; those that are streamed stay on the host or, unread, on disk."""
     labels_N = torch.from_numpy(split.labels_N[indices]).to(device)
-    return Images(images_NHWC.to(device) if is_resident else images_NHWC, labels_N)
+    if place == "disk":
+        assert split.shards is not None, "only sets of the cache are trained on"
+        return Images(DiskImages(split.shards, indices), labels_N)
+    images_NHWC = torch.from_numpy(np.ascontiguousarray(split.images_NHWC[indices]))
+    return Images(images_NHWC.to(device) if place == "resident" else images_NHWC, labels_N)
 
 
 def _divide(
@@ -253,12 +282,12 @@ def _load_validation(
     train: PackedSplit,
     held_out: Indices,
     device: torch.device,
-    is_resident: bool = True,
+    place: Place = "resident",
 ) -> Images:
     if "validation" not in dataset.splits:
-        return to_device(train, held_out, device, is_resident)
+        return to_device(train, held_out, device, place)
     own = get_labelled(dataset, "validation")
-    return to_device(own, take(own.labels_N, config.limit_test, config.split_seed), device, is_resident)
+    return to_device(own, take(own.labels_N, config.limit_test, config.split_seed), device, place)
 
 
 def _take_any(split: PackedSplit, config: RunConfig) -> Indices:

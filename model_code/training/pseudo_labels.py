@@ -94,9 +94,11 @@ def add_pseudo_labels(images: TrainingImages, unlabelled_NHWC: Tensor, labels: P
         unlabelled_NHWC: uint8, images without labels; where those of `images` are.
         labels: Which of them are added, and as what.
     """
+    learned_NHWC = images.train.images_NHWC
+    assert isinstance(learned_NHWC, Tensor), "the config refuses pseudo-labels for images on disk"
     added_NHWC = unlabelled_NHWC[labels.chosen_N.to(unlabelled_NHWC.device)]
     train = Images(
-        torch.cat([images.train.images_NHWC, added_NHWC]),
+        torch.cat([learned_NHWC, added_NHWC]),
         torch.cat([images.train.labels_N, labels.labels_N.to(images.train.labels_N.device)]),
     )
     return replace(images, train=train)

@@ -45,6 +45,7 @@ FIXED_SETTINGS = {"kind", "recipe", "profile"}
 # Settings younger than hashes on record: with these values they are what was computed before.
 _LATER_SETTINGS = {
     "engine.kernels": "deterministic",
+    "engine.readers": 1,
     "precision": "float32",
     "backbone_rate_factor": 1,
     "frozen_epochs": 0,

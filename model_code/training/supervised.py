@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model_code.data.augmentation import crop_and_flip, resized_crop
+from model_code.data.disk_images import DiskImages
 from model_code.data.mixing import cut_out, erase_rectangles, mix_images
 from model_code.errors import UsageError
 from model_code.evaluation.metrics import Report, measure, predict_logits
@@ -311,7 +312,7 @@ def balance_classes(labels_N: Tensor, classes: int) -> Tensor:
     return torch.where(counts_K > 0, len(labels_N) / (present * counts_K.clamp(min=1)), 0.0).float()
 
 
-def _prepare_start(config: TrainingConfig, model: nn.Sequential, images_NHWC: Tensor) -> None:
+def _prepare_start(config: TrainingConfig, model: nn.Sequential, images_NHWC: Tensor | DiskImages) -> None:
     """Give the network the start that the config asks for, and freeze what it freezes."""
     image_input, network = model
     if config.has_partial_identity:
@@ -319,7 +320,7 @@ def _prepare_start(config: TrainingConfig, model: nn.Sequential, images_NHWC: Te
     if config.whitening_images:
         generator = torch.Generator().manual_seed(config.seed)
         chosen = torch.randperm(len(images_NHWC), generator=generator)[: config.whitening_images]
-        whiten_first_convolution(network, image_input(images_NHWC[chosen.to(images_NHWC.device)].cpu()))
+        whiten_first_convolution(network, image_input(images_NHWC[chosen.to(images_NHWC.device)].to("cpu")))
     if config.has_frozen_norm_scale:
         freeze_norm_scales(network)
 

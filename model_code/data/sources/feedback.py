@@ -79,7 +79,7 @@ def add_feedback_to(base: PackedDataset, folder: Path) -> ImageSource:
         raise DataError(f"{folder}: no images found; give a folder with a folder for each class")
     kept = {name: PixelSplit(split.images_NHWC, split.labels_N) for name, split in base.splits.items()}
     own = frozenset(
-        hashlib.sha256(image_HWC).digest()
+        hashlib.sha256(image_HWC.data).digest()
         for name, split in kept.items()
         if name != "unlabelled"
         for image_HWC in split.images_NHWC

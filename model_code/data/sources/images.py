@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_code.data.cache import BaseDataset, SkippedImage
+from model_code.data.shards import ImageArray
 from model_code.data.sources.archives import Archive, Problem
 from model_code.data.tables import NO_LABELS
 from model_code.errors import DataError, FaultyFilesError
@@ -79,7 +80,7 @@ class PixelSplit:
         more: Further items, to be read after them.
     """
 
-    images_NHWC: npt.NDArray[np.uint8]
+    images_NHWC: ImageArray
     labels_N: npt.NDArray[np.int64]
     more: EncodedSplit | None = None
 

@@ -50,8 +50,8 @@ def test_checksum_tells_classes_labels_and_pixels_apart(packed):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("train-images.npy", lambda content: content[:-1], r"has 4735 bytes, 4736 were written"),
-        ("train-images.npy", lambda content: b"x" * len(content), "train-images.npy"),
+        ("train-images-00000.npy", lambda content: content[:-1], r"has 4735 bytes, 4736 were written"),
+        ("train-images-00000.npy", lambda content: b"x" * len(content), "train-images-00000.npy"),
         ("test-labels.npy", lambda content: content[:-8] + b"\7" + bytes(7), "test labels run from 0 to 7"),
         ("test-labels.npy", lambda content: None, "No such file"),
         ("../manifest.json", lambda content: b"{", r"manifest\.json cannot be read"),

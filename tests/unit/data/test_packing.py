@@ -56,7 +56,7 @@ def list_folder(folder):
 def test_killed_while_reading_images(add, tmp_path, write_tree, class_files):
     source = write_tree(class_files(per_class=900))
     process = start(source, tmp_path)
-    while not list((tmp_path / "cache").glob("x/scratch-*/*-images.npy")):
+    while not list((tmp_path / "cache").glob("x/scratch-*/*-images-*.npy")):
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -69,7 +69,7 @@ def test_killed_while_reading_images(add, tmp_path, write_tree, class_files):
     assert list_folder(tmp_path / "cache" / "x") == {"manifest.json", added.dataset.path.name}
 
 
-@pytest.mark.parametrize("die_at", range(1, 13))
+@pytest.mark.parametrize("die_at", range(1, 15))
 def test_killed_at_every_step_leaves_the_old_or_the_new(add, tmp_path, write_tree, class_files, encode, die_at):
     source = write_tree(class_files())
     old = add("x", source, image_size=16).dataset

@@ -266,7 +266,7 @@ def test_listing_recipes_does_not_import_torch():
 
 
 def test_the_engine_leaves_a_run_what_it_documents_but_for_its_parts():
-    same = {"precision": "bfloat16", "memory_format": "contiguous", "compile": "on", "pictures": "streamed"}
+    same = {"precision": "bfloat16", "memory_format": "contiguous", "compile": "on", "pictures": "disk", "readers": 3}
     for key, value in same.items():
         assert build_config("resnet18_cifar10_exp6", changes={f"engine.{key}": value}).profile == "full"
     config = build_config("resnet18_cifar10_exp6", changes={"engine.parts": 2, "engine.compile": "on"})

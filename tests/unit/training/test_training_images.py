@@ -6,7 +6,7 @@ import torch
 
 from model_code.data.cache import BaseDataset, PackedDataset, PackedSplit
 from model_code.errors import DataError, UsageError
-from model_code.training.images import is_kept_on_device, load_images, load_pretraining_images
+from model_code.training.images import choose_place, load_images, load_pretraining_images
 from model_code.training.pretraining_config import SimSiamConfig
 from tests.unit.training.small_runs import CPU, make_config
 
@@ -179,19 +179,35 @@ def test_simsiam_needs_room_for_its_images_twice(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path)
     size = sum(split.images_NHWC.nbytes for split in dataset.splits.values())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 * size, 3 * size))
-    kept = [
-        is_kept_on_device(dataset, config, torch.device("cuda")) for config in (make_config(), make_simsiam_config())
-    ]
-    assert kept == [True, False]
+    kept = [choose_place(dataset, config, torch.device("cuda")) for config in (make_config(), make_simsiam_config())]
+    assert kept == ["resident", "streamed"]
 
 
-@pytest.mark.parametrize(("free_bytes", "is_resident"), [(10**9, True), (1000, False)])
-def test_images_that_leave_too_little_memory_are_streamed(tmp_path, monkeypatch, free_bytes, is_resident):
+@pytest.mark.parametrize(("free_bytes", "place"), [(10**9, "resident"), (1000, "streamed")])
+def test_images_that_leave_too_little_memory_are_streamed(tmp_path, monkeypatch, free_bytes, place):
     # No CUDA device is needed to ask the rule; the figure of its free memory is all that it reads.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_bytes, free_bytes))
     dataset, cuda = make_dataset(tmp_path), torch.device("cuda")
-    assert is_kept_on_device(dataset, make_config(), cuda) is is_resident
-    assert is_kept_on_device(dataset, make_config(), CPU)
-    assert is_kept_on_device(dataset, make_simsiam_config(), cuda) is is_resident
-    assert not is_kept_on_device(dataset, make_config(engine={"pictures": "streamed"}), CPU)
-    assert is_kept_on_device(dataset, make_config(engine={"pictures": "resident"}), cuda)
+    assert choose_place(dataset, make_config(), cuda) == place
+    assert choose_place(dataset, make_config(), CPU) == "resident"
+    assert choose_place(dataset, make_simsiam_config(), cuda) == place
+    for wanted in ("resident", "streamed", "disk"):
+        assert choose_place(dataset, make_config(engine={"pictures": wanted}), cuda) == wanted
+
+
+def test_images_that_leave_too_little_of_the_machine_stay_on_disk(tmp_path, monkeypatch):
+    dataset = make_dataset(tmp_path)
+    size = 48 * (100 + 10)
+    pseudo = {"pseudo_label_confidence": 0.9, "pretrained_weights": "recipe:tiny"}
+    for memory_bytes, config, place in [
+        (2 * size, make_config(), "resident"),
+        (2 * size - 1, make_config(), "disk"),
+        (2 * size - 1, make_config(**pseudo), "resident"),
+        (2 * size - 1, make_config(limit_train=99), "resident"),
+        (2 * size - 1, make_config(limit_test=9), "resident"),
+        (4 * size - 1, make_simsiam_config(), "disk"),
+    ]:
+        monkeypatch.setattr(
+            "model_code.training.images.count_memory_bytes", lambda memory_bytes=memory_bytes: memory_bytes
+        )
+        assert choose_place(dataset, config, CPU) == place
