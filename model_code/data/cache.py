@@ -1,4 +1,4 @@
-"""The packed cache: every data set as memory-mapped arrays, ready to train on.
+"""The packed cache: every data set as arrays on disk, ready to train on.
 
     <cache>/<name>/manifest.json            what is there and which folder holds it
     <cache>/<name>/<version>/<split>-images-00000.npy, …, <split>-labels.npy

@@ -1,7 +1,8 @@
 """Images that stay on disk, in place of a tensor, and the order in which an epoch reads them.
 
 Images of a class usually lie side by side. An epoch therefore takes blocks of about 256 kB from all over the files, in
-random order, and shuffles the images of about 64 MB of them at a time: a window.
+random order, and shuffles the images of about 64 MB of them at a time: a window. With 500,000 images of ten classes a
+batch of 256 then has all ten; windows of four whole shards, four times as large, gave it five.
 
 Shape suffixes: N = images, B = images of a batch, H = height, W = width, C = the three colour channels.
 """

@@ -82,6 +82,8 @@ def pack_dataset(
 ) -> PackedDataset:
     """Write a new version of a data set; the caller holds the lock of its name.
 
+    Shards that a killed or interrupted call finished are kept, if it packed the same images.
+
     Args:
         name: Name of the data set.
         source: Classes and images.
@@ -244,6 +246,7 @@ class _Journal:
     def add(self, shard: str, skipped: dict[int, str]) -> None:
         """Note a shard that is on disk."""
         self.skipped[shard] = skipped
+        flush_folder(self._file.parent)
         with self._file.open("ab") as file:
             file.write(json.dumps([shard, skipped]).encode() + b"\n")
             _flush_file(file)

@@ -69,7 +69,7 @@ def test_killed_while_reading_images(add, tmp_path, write_tree, class_files):
     assert list_folder(tmp_path / "cache" / "x") == {"manifest.json", added.dataset.path.name}
 
 
-@pytest.mark.parametrize("die_at", range(1, 15))
+@pytest.mark.parametrize("die_at", range(1, 17))
 def test_killed_at_every_step_leaves_the_old_or_the_new(add, tmp_path, write_tree, class_files, encode, die_at):
     source = write_tree(class_files())
     old = add("x", source, image_size=16).dataset
