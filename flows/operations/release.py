@@ -89,8 +89,8 @@ def release(
     """Release a recipe's best run, or one run, under a name, if it is better than the champion.
 
     Each step can be repeated: a release that was interrupted is completed by the same command. A run whose model is
-    champion is exported and measured again only by `forced`. Of two at once the second waits, and is then compared with
-    what the first made champion.
+    champion is exported and measured again only by `dry_run` and `forced`. Of two at once the second waits, and is then
+    compared with what the first made champion.
 
     Args:
         source: Recipe or run id.
@@ -124,7 +124,7 @@ def release(
         before = None if champion is None else champion.version
         if champion is not None and not _has_same_classes(champion, folder.record.config.dataset, has_new_classes):
             champion = None
-        if champion is not None and _is_made_from(champion, run, head) and mode != "forced":
+        if champion is not None and _is_made_from(champion, run, head) and mode == "enabled":
             return _describe_kept(champion, run, mode)
         with writing_to(Path(scratch), 0, f"exporting run {run.run_id}"):
             exported = export_task(run, name, folder, Path(scratch), head)

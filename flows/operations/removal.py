@@ -240,7 +240,7 @@ def plan_dataset_removal(settings: Settings, name: str) -> DatasetRemoval:
     from model_code.data.revisions import SHORT_CHECKSUM, find_revisions
 
     check_dataset_name(name)
-    if not is_added(name, settings.cache_dir):
+    if not (settings.cache_dir / name).is_dir():  # what an interrupted packing left has no manifest
         raise DataError(f"data set {name!r} is not in {settings.cache_dir}; `darkroom data list` shows those that are")
     revisions = find_revisions(name, settings.cache_dir)
     left = [one for one in list_interrupted(settings.checkpoints_dir) if one.record.config.dataset == name]

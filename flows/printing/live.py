@@ -12,7 +12,7 @@ from serving.printable import show
 
 
 class LiveRuns:
-    """What each run said last, of those in training; elsewhere than on a terminal every line is printed.
+    """Last line of each run in training; elsewhere than on a terminal every line is printed.
 
     Attributes:
         is_live: True on a terminal.

@@ -35,7 +35,7 @@ def print_plans(plans: "Sequence[Plan]", form: Form = "table", *, is_released: b
 def print_blocked(plans: "Sequence[Plan]") -> None:
     """Print which runs of a study that begins lack something, as `print_plans` does."""
     if plans:
-        print_line("cannot be trained, unless what they lack is here at their turn:")
+        print_line("without images or weights to start from; unless these are here at their turn, left out:")
         _print_groups(plans)
 
 

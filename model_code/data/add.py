@@ -18,7 +18,7 @@ from model_code.data.cache import (
 from model_code.data.exclusion import EXCLUDED_BY, leave_out, read_exclusions
 from model_code.data.fingerprint import fingerprint_paths
 from model_code.data.limits import MAX_BAD_FRACTION
-from model_code.data.packing import pack_dataset
+from model_code.data.packing import pack_dataset, remove_leftovers
 from model_code.data.revisions import has_revision
 from model_code.data.sources.detect import get_known, open_source
 from model_code.data.sources.feedback import add_feedback_to
@@ -190,4 +190,5 @@ def _find_reusable(name: str, cache_dir: Path, fingerprint: str) -> PackedDatase
         dataset.verify()
     except DataError:
         return None
+    remove_leftovers(name, cache_dir)
     return dataset

@@ -16,6 +16,8 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -93,11 +95,10 @@ def pack_dataset(
         source_paths: Recorded, to pack the same again.
         is_progress_shown: True to show progress.
         check_source: Called before the new version counts; what it raises keeps the old one.
-
         max_bad_fraction: Largest share of a split's images that is left out because they do not decode.
 
     Returns:
-        The new version, mapped.
+        The new version.
 
     Raises:
         DataError: Too many images do not decode, a class has none left, or the source is damaged.
@@ -111,7 +112,7 @@ def pack_dataset(
         cache_dir.mkdir(parents=True, exist_ok=True)
         scratch = folder / f"scratch-{_identify(source, image_size, source_fingerprint)}"
         try:
-            _remove_leftovers(name, cache_dir, scratch.name)
+            remove_leftovers(name, cache_dir, scratch.name)
             scratch.mkdir(parents=True, exist_ok=True)
             journal = _Journal(scratch)
             check_free_space(cache_dir, needed_bytes - journal.size_bytes, purpose)
@@ -138,14 +139,14 @@ def pack_dataset(
                     left_out = [(one.name, one.reason) for one in source.left_out]
                     raise FaultyFilesError("; ".join(map(str, faulty)), faults + left_out)
             check_source()
-            journal.remove()
             manifest = _describe(name, source, image_size, source_fingerprint, source_paths, written)
             entries = (image for one in written.values() for image in one.images)
             _commit(folder, scratch, manifest, write_revision(scratch, manifest.checksum, image_size, entries))
-        except Exception:
-            _remove_leftovers(name, cache_dir)
+        except Exception as error:
+            if not isinstance(error.__cause__, BrokenProcessPool):  # memory was full: the next call goes on from there
+                remove_leftovers(name, cache_dir)
             raise
-        _remove_leftovers(name, cache_dir)
+        remove_leftovers(name, cache_dir)
     return open_dataset(name, cache_dir)
 
 
@@ -185,6 +186,7 @@ def _commit(folder: Path, scratch: Path, manifest: CacheManifest, revision: Path
     with (scratch / MANIFEST_FILE).open("wb") as file:
         file.write(manifest.model_dump_json(indent=1).encode())
         _flush_file(file)
+    (scratch / _JOURNAL_FILE).unlink()
     flush_folder(scratch)
     version = folder / manifest.folder
     scratch.rename(version)
@@ -196,7 +198,7 @@ def _commit(folder: Path, scratch: Path, manifest: CacheManifest, revision: Path
     flush_folder(folder.parent)
 
 
-def _remove_leftovers(name: str, cache_dir: Path, scratch: str | None = None) -> None:
+def remove_leftovers(name: str, cache_dir: Path, scratch: str | None = None) -> None:
     """Remove every version but the one that counts and the one that is resumed, and the folder when there is none."""
     folder = cache_dir / name
     if not folder.is_dir():
@@ -233,9 +235,11 @@ class _Journal:
         self._file.touch()
         cut_torn_line(self._file)
         self.skipped: dict[str, dict[int, str]] = {}
-        for line in self._file.read_text(encoding="utf-8").splitlines():
-            shard, skipped = json.loads(line)
-            self.skipped[shard] = {int(position): reason for position, reason in skipped.items()}
+        for line in self._file.read_bytes().splitlines():
+            with suppress(ValueError):  # damaged: its shard is written again
+                shard, skipped, crc32 = json.loads(line)
+                if crc32 == _checksum(scratch / shard):
+                    self.skipped[shard] = {int(position): reason for position, reason in skipped.items()}
         self.size_bytes = 0
         for file in scratch.iterdir():
             if file.name in self.skipped:
@@ -248,12 +252,13 @@ class _Journal:
         self.skipped[shard] = skipped
         flush_folder(self._file.parent)
         with self._file.open("ab") as file:
-            file.write(json.dumps([shard, skipped]).encode() + b"\n")
+            file.write(json.dumps([shard, skipped, _checksum(self._file.parent / shard)]).encode() + b"\n")
             _flush_file(file)
 
-    def remove(self) -> None:
-        """Remove the file: all shards are written."""
-        self._file.unlink()
+
+def _checksum(shard: Path) -> int | None:
+    """Return the CRC-32 of a shard; None where all of its images were skipped, and there is no file."""
+    return zlib.crc32(shard.read_bytes()) if shard.exists() else None
 
 
 def _write_split(

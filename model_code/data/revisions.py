@@ -9,10 +9,10 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -227,11 +227,15 @@ def _read_pixels(dataset: PackedDataset, cache_dir: Path) -> defaultdict[str, "a
     """
     numbers: defaultdict[str, array[int]] = defaultdict(partial(array, "Q"))
     file = find_revisions(dataset.name, cache_dir).get(dataset.checksum[:SHORT_CHECKSUM])
-    if file is not None:
-        with suppress(OSError, EOFError, ValueError), gzip.open(file, "rt", encoding="utf-8", newline="") as text:
+    if file is None:
+        return numbers
+    try:
+        with gzip.open(file, "rt", encoding="utf-8", newline="") as text:
             text.readline()
             for split, _, _, pixels in csv.reader(text):
                 numbers[split].append(int(pixels[:16], 16))
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error):  # damaged: nothing is known
+        numbers.clear()
     return numbers
 
 

@@ -6,6 +6,7 @@ CRC-32 is kept; that of a file's first block covers the header too.
 Shape suffixes: N = images, K = images of one block, H = height, W = width, C = the three colour channels, S = shards.
 """
 
+import errno
 import io
 import os
 import resource
@@ -19,11 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model_code.errors import DataError
+from model_code.errors import DataError, UsageError
 
 SHARD_BYTES = 64 * 2**20
 BLOCK_BYTES = 256 * 2**10
-# Of the images of a block: where fewer are asked for, each is read by itself.
+# Least share of a block's images for which the whole block is read, once it is checked.
 _DENSE_SHARE = 1 / 8
 
 
@@ -66,8 +67,8 @@ def make_header(count: int, image_size: int) -> bytes:
 class ShardedImages:
     """The images of one split, uint8 [N, H, W, C], read from its files whenever they are asked for.
 
-    Indexing takes an integer, a slice or integers, and returns a new array. A block that is read whole is compared with
-    its CRC-32 the first time. The files stay open, so that a set that is replaced can still be read.
+    Indexing takes an integer, a slice or integers, and returns a new array. Each block is compared with its CRC-32 the
+    first time that an image of it is read. The files stay open, so that a set that is replaced can still be read.
 
     Args:
         files: Shards in order.
@@ -77,6 +78,7 @@ class ShardedImages:
 
     Raises:
         DataError: A file is missing or has another size.
+        UsageError: More files are open than the system allows.
     """
 
     dtype = np.dtype(np.uint8)
@@ -95,7 +97,7 @@ class ShardedImages:
         self._is_checked = np.zeros(self.block_count, dtype=bool)
         self._descriptors: list[int] = []
         weakref.finalize(self, _close_all, self._descriptors)
-        _allow_open_files(len(files))
+        _allow_open_files()
         for file, blocks in zip(files, blocks_S, strict=True):
             self._open(file, int(blocks))
 
@@ -113,6 +115,8 @@ class ShardedImages:
 
     def __getitem__(self, index: Any) -> npt.NDArray[np.uint8]:  # noqa: ANN401 - what indexes a NumPy array
         rows_N = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.atleast_1d(index)
+        if isinstance(index, tuple) or not np.issubdtype(rows_N.dtype, np.integer):
+            raise TypeError(f"images are indexed by an integer, a slice or integers, not by {index!r}")
         rows_N = np.where(rows_N < 0, rows_N + len(self), rows_N)
         if len(rows_N) and not 0 <= rows_N.min() <= rows_N.max() < len(self):
             raise IndexError(f"{len(self)} images have no image {index}")
@@ -139,7 +143,7 @@ class ShardedImages:
             block = int(blocks_N[chosen[0]])
             shard, first, last = self._locate(block)
             local_N = rows_N[chosen] - self._first_rows_S[shard]
-            if len(chosen) >= _DENSE_SHARE * (last - first):
+            if not self._is_checked[block] or len(chosen) >= _DENSE_SHARE * (last - first):
                 out_NHWC[places_N[chosen]] = self._read_block(block)[local_N - first]
                 continue
             for place, row in zip(places_N[chosen], local_N, strict=True):
@@ -161,13 +165,16 @@ class ShardedImages:
         """
         self._is_checked[:] = False
         for block in range(self.block_count):
-            self._read_block(block)
+            if self._files[self._locate(block)[0]].crc32:
+                self._read_block(block)
 
     def _open(self, file: ShardFile, blocks: int) -> None:
         try:
             self._descriptors.append(os.open(file.path, os.O_RDONLY))
             found_bytes = os.fstat(self._descriptors[-1]).st_size
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise UsageError(f"{file.path}: {error.strerror}; raise the limit: ulimit -n") from error
             raise self._damaged(f"{file.path}: {error.strerror}") from error
         if found_bytes != file.size_bytes:
             raise self._damaged(f"{file.path} has {found_bytes} bytes, {file.size_bytes} were written")
@@ -197,27 +204,30 @@ class ShardedImages:
             number = first // self._block_rows
             if f"{zlib.crc32(content.data):08x}" != file.crc32[8 * number : 8 * number + 8]:
                 raise self._damaged(f"{file.path}: images {first} to {last - 1} have other bytes than were packed")
-            self._is_checked[block] = True
+        self._is_checked[block] = True
         images_KHWC = content[len(content) - (last - first) * self._row_bytes :]
         return images_KHWC.reshape(last - first, *self.shape[1:])
 
     def _read(self, shard: int, start: int, out: npt.NDArray[np.uint8]) -> None:
         path = self._files[shard].path
-        try:
-            count = os.preadv(self._descriptors[shard], [out.data], start)
-        except OSError as error:
-            raise self._damaged(f"{path}: {error.strerror}") from error
-        if count != out.nbytes:
-            raise self._damaged(f"{path} ends early")
+        content = out.data.cast("B")
+        while content:
+            try:
+                count = os.preadv(self._descriptors[shard], [content], start)
+            except OSError as error:
+                raise self._damaged(f"{path}: {error.strerror}") from error
+            if not count:
+                raise self._damaged(f"{path} ends early")
+            content, start = content[count:], start + count
 
 
 ImageArray = npt.NDArray[np.uint8] | ShardedImages
 
 
-def _allow_open_files(count: int) -> None:
-    """Raise the limit of open files, usually 1024, to what the system allows, where so many would take much of it."""
+def _allow_open_files() -> None:
+    """Raise the limit of open files, usually 1024, to what the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if count > soft // 4:
+    if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

@@ -236,7 +236,7 @@ def _find_profile(config: AnyConfig, profile: str) -> str:
     """Return `profile` where a config is what its recipe documents under it, else `custom`."""
     documented = _build_documented(get_recipe(config.recipe), profile)
     neutral: dict[str, Any] = dict.fromkeys(("profile", "seed", "device", "precision"), True)
-    neutral["engine"] = NEUTRAL_ENGINE
+    neutral["engine"] = _list_neutral_engine(config)
     before, after = (getattr(one, "pretrained_weights", None) for one in (documented, config))
     if before == TORCHVISION and after is not None and not after.startswith(RECIPE_PREFIX):
         neutral["pretrained_weights"] = True
@@ -245,6 +245,12 @@ def _find_profile(config: AnyConfig, profile: str) -> str:
             ("dataset",) if config.dataset == documented.dataset else ("dataset", "mean", "std"), True
         )
     return profile if config.model_dump(exclude=neutral) == documented.model_dump(exclude=neutral) else "custom"
+
+
+def _list_neutral_engine(config: RunConfig) -> set[str]:
+    """Return the settings of the engine that leave a run what its recipe documents: from disk the order is another."""
+    engine = getattr(config, "engine", None)
+    return NEUTRAL_ENGINE - {"pictures"} if engine is not None and engine.pictures == "disk" else NEUTRAL_ENGINE
 
 
 def change_dataset(config: AnyConfig, dataset: str) -> AnyConfig:
@@ -265,7 +271,9 @@ def describe_budget(config: RunConfig) -> str:
         return f"smoke on {config.dataset}"
     if config.profile != "custom":
         return config.profile
-    left_out = _NO_BUDGET if config.dataset == documented.dataset else _NO_BUDGET | {"mean", "std"}
+    left_out = _NO_BUDGET | {f"engine.{name}" for name in _list_neutral_engine(config)}
+    if config.dataset != documented.dataset:
+        left_out |= {"mean", "std"}
     changed = [f"{key}={value}" for key, value in list_changes(config).items() if key not in left_out]
     return f"custom: {', '.join(changed)}"
 
@@ -282,7 +290,7 @@ def has_setting(name: str, setting: str) -> bool:
     return setting in get_recipe(name).build().flatten()
 
 
-_NO_BUDGET = {"profile", "seed", "device", "precision", *(f"engine.{name}" for name in NEUTRAL_ENGINE)}
+_NO_BUDGET = {"profile", "seed", "device", "precision"}
 
 
 def _build_documented(entry: Recipe, profile: str) -> AnyConfig:

@@ -55,7 +55,7 @@ def format_points(fractions: tuple[float, ...], has_sign: bool = False) -> list[
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Return `42.1 s`, `3 min 20 s`, `2 h 5 min` `3 days 4 h` from two days on, or `40 days`; `-` for None."""
+    """Return `42.1 s`, `3 min 20 s`, `2 h 5 min` from two days on `3 days 4 h`, from ten on `40 days`; `-` for None."""
     if seconds is None:
         return "-"
     if seconds < 60:

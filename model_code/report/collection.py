@@ -128,11 +128,6 @@ class Group:
         return f"{self.recipe} on {self.latest.dataset}" if self.is_elsewhere else self.recipe
 
     @property
-    def is_asked(self) -> bool:
-        """Whether the runs answer what the articles leave open: those on a data set of one's own do not."""
-        return "dataset" not in self._changed
-
-    @property
     def is_full_elsewhere(self) -> bool:
         """Whether the runs are the documented ones but on images other than the recipe's."""
         return "dataset" in self._changed <= ADAPTED
@@ -179,13 +174,13 @@ class Collection:
         """Number of finished runs in MLflow."""
         return len(self.runs)
 
-    def list_asked(self, recipe: str) -> list[Group]:
-        """Return a recipe's groups that answer what the articles leave open, the best budget first."""
-        return [group for group in self.groups.get(recipe, ()) if group.is_asked]
+    def list_documented(self, recipe: str) -> list[Group]:
+        """Return a recipe's groups on its own images, which the articles ask about, the best budget first."""
+        return [group for group in self.groups.get(recipe, ()) if not group.is_elsewhere]
 
     def get_best(self, recipe: str) -> Group | None:
-        """Return the first of `list_asked`: full, else the custom one with most seeds, else smoke."""
-        return next(iter(self.list_asked(recipe)), None)
+        """Return the first of `list_documented`: full, else the custom one with most seeds, else smoke."""
+        return next(iter(self.list_documented(recipe)), None)
 
     def get_group(self, recipe: str, budget: str) -> Group | None:
         """Return the runs of a recipe at one budget, or None."""

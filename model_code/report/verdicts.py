@@ -158,9 +158,9 @@ def decide(collection: Collection, contrast: Contrast, is_descriptive: bool = Fa
     Full runs decide where there are any; else the custom budget with the most pairs; smoke runs are the last resort.
     """
     recipes = dict.fromkeys((contrast.treatment, contrast.control))
-    missing = tuple(recipe for recipe in recipes if not collection.list_asked(recipe))
+    missing = tuple(recipe for recipe in recipes if not collection.list_documented(recipe))
     found: list[Verdict] = []
-    for group in collection.list_asked(contrast.treatment):
+    for group in collection.list_documented(contrast.treatment):
         pairs, other_images = _pair(collection, contrast, group.budget)
         if pairs or other_images:
             found.append(Verdict(contrast, group.budget, pairs, other_images, is_descriptive=is_descriptive))

@@ -70,7 +70,7 @@ class Pages:
 
 
 def _begin_at(view: str, app: ASGIApp) -> ASGIApp:
-    """Lead a browser that comes here first to a view, with MLflow's pages for training instead of language models."""
+    """Redirect the bare address to a view, with MLflow's pages for training instead of those for language models."""
     lead = HTMLResponse(_LEAD.replace("VIEW", view))
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -9,9 +9,10 @@ from model_code.training.run_config import PositiveFloat, RunConfig
 
 
 class EngineSettings(BaseModel):
-    """How a step is computed. But for `parts` and `pictures=disk`, results differ by rounding.
+    """How a step is computed.
 
-    Whatever is set, but for `parts`, a run stays what its recipe documents.
+    `parts` and `pictures=disk` change what is computed, and make a run `custom`; with all others results differ by
+    rounding only, and a run stays what its recipe documents.
 
     Attributes:
         precision: Of the forward pass; `bfloat16` keeps weights, BatchNorm, loss and optimiser in float32. `auto` is
@@ -31,9 +32,7 @@ class EngineSettings(BaseModel):
             ahead: two windows are in memory, and about 100 bytes for each image. The order is another one: images are
             shuffled within a window, whose blocks of 256 kB come from all over the files. SimSiam keeps the features of
             the labelled images too; pseudo-labels need the images in memory. `auto` streams where the images of the
-            run, for SimSiam two copies of them, would take more than half of a CUDA device's free memory, and leaves
-            them on disk where they would take more than half of the memory of the machine or its container: of all of
-            it, used or not, so that a repeated run has the same order.
+            run, for SimSiam two copies of them, would take more than half of a CUDA device's free memory.
         readers: Threads that read images from disk; the order does not depend on them.
         parts: Into how many parts, one after the other, a batch is divided to save memory; the gradients are those of
             the whole batch, but BatchNorm sees a part at a time. A run of one process that meets the end of a CUDA

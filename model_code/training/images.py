@@ -14,6 +14,7 @@ from torch import Tensor
 from model_code.data.cache import PackedDataset, PackedSplit
 from model_code.data.disk_images import DiskImages
 from model_code.data.splits import split_stratified, take_stratified
+from model_code.disk import format_size
 from model_code.errors import DataError, UsageError
 from model_code.training.batches import fits_device
 from model_code.training.config import TrainingConfig
@@ -24,8 +25,8 @@ from serving.bundle.processors import count_memory_bytes
 Indices = npt.NDArray[np.int64]
 Place = Literal["resident", "streamed", "disk"]
 
-# More than this share of a machine's memory is left to everything but images.
-MEMORY_SHARE = 0.5
+# The rest of a machine's memory is left to everything but images.
+MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -207,23 +208,33 @@ def get_labelled(dataset: PackedDataset, name: str) -> PackedSplit:
 
 
 def choose_place(dataset: PackedDataset, config: TrainingConfig | SimSiamConfig, device: torch.device) -> Place:
-    """Return where a run keeps its images: on the device, or in the host's memory or on disk to stream them."""
+    """Return where a run keeps its images: on the device, or in the host's memory or on disk to stream them.
+
+    Raises:
+        UsageError: The machine's memory cannot hold them. They are left on disk only where that is asked for: their
+            order is another one there, and must not depend on the machine.
+    """
     if config.engine.pictures != "auto":
         return config.engine.pictures
     # SimSiam holds its labelled images twice: all of them, and divided into memory and validation.
     size_bytes = (2 if isinstance(config, SimSiamConfig) else 1) * _count_bytes(dataset, config)
-    has_pseudo_labels = isinstance(config, TrainingConfig) and config.pseudo_label_confidence is not None
-    if size_bytes > MEMORY_SHARE * count_memory_bytes() and not has_pseudo_labels:
-        return "disk"
+    memory_bytes = count_memory_bytes()
+    if size_bytes > MEMORY_SHARE * memory_bytes:
+        raise UsageError(
+            f"the images of {dataset.name} take {format_size(size_bytes)} of the {format_size(memory_bytes)} of memory "
+            "here; train from disk with --set engine.pictures=disk, or on fewer with --limit-train N"
+        )
     return "resident" if fits_device(size_bytes, device) else "streamed"
 
 
-def _count_bytes(dataset: PackedDataset, config: RunConfig) -> int:
+def _count_bytes(dataset: PackedDataset, config: TrainingConfig | SimSiamConfig) -> int:
     """Return the size of the images that a run uses."""
     limits = {"train": config.limit_train, "unlabelled": config.limit_train}
+    uses_unlabelled = isinstance(config, SimSiamConfig) or config.pseudo_label_confidence is not None
     counts = [
         min(len(split.labels_N), limits.get(name, config.limit_test) or len(split.labels_N))
         for name, split in dataset.splits.items()
+        if name != "unlabelled" or uses_unlabelled
     ]
     return 3 * dataset.image_size**2 * sum(counts)
 

@@ -30,7 +30,8 @@ def test_training_from_disk_resumes_after_kill_9_and_names_a_damaged_file(darkro
     assert any("epoch 1/3" in line for line in process.stdout)
     process.kill()
     process.communicate()
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    resumed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert "goes on " in resumed.stdout
     files = sorted(own_home.glob(f"checkpoints/*/{RESULT_FILE}"))
     results = [RunResult.model_validate_json(file.read_bytes()) for file in files]
     assert len(results) == 2

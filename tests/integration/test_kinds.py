@@ -180,7 +180,7 @@ def test_recipes_whose_images_are_not_here_are_skipped(darkroom, home):
     done = darkroom("train-all", "--profile", "smoke", "--only", "*food11*", "--only", "drawn")
     assert done.status == 0, done.err
     before, _, after = done.out.partition("[1/")
-    assert "cannot be trained, unless what they lack is here at their turn:\nfood11  skip  " in before
+    assert "unless these are here at their turn, left out:\nfood11  skip  " in before
     assert after.count("skipped: data set 'food11' is not in") >= 3
     assert "darkroom data add food11 --from PATH" in done.out
     assert done.out.splitlines()[-1] == "next: darkroom report, darkroom ui"

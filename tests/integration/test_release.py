@@ -115,6 +115,8 @@ def test_the_gate_the_ledger_and_the_way_back(darkroom, runs, bundles_dir):
     assert "no champion to compare with" in first.out
     again = darkroom("release", weak, "--as", NAME)
     assert (again.status, "version 1 is champion already" in again.out) == (0, True)
+    assert "certifying" not in again.out, "nothing is measured again"
+    assert "certifying" in darkroom("release", weak, "--as", NAME, "--mode", "dry_run").out
 
     better = darkroom("release", strong, "--as", NAME, "--why", "it learned more")
     assert better.status == 0, better.err

@@ -1,5 +1,6 @@
 """Packed images in several files: what is read, what damage is seen, and what a killed packing leaves to the next."""
 
+import errno
 import hashlib
 import json
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from model_code.data import packing, shards
 from model_code.data.cache import open_dataset
-from model_code.errors import DataError
+from model_code.errors import DataError, UsageError
 
 SIDE = 8
 ROW_BYTES = 3 * SIDE**2
@@ -157,6 +158,21 @@ def test_more_shards_than_a_process_may_have_open(packed, tmp_path):
     subprocess.run([sys.executable, "-c", script, tmp_path / "cache"], check=True)
 
 
+def test_too_many_open_files_are_no_damage(packed, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(shards.os, "open", refuse)
+    with pytest.raises(UsageError, match=r"^.*\.npy: Too many open files; raise the limit: ulimit -n$"):
+        open_dataset("pets", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("index", [(3, 0), np.ones(20, dtype=bool), 1.5])
+def test_an_index_that_is_no_row_is_refused(packed, index):
+    with pytest.raises(TypeError, match=r"^images are indexed by an integer, a slice or integers, not by "):
+        packed.splits["train"].images_NHWC[index]
+
+
 def test_images_that_do_not_decode_leave_no_gaps(add, small_shards, write_tree, class_files, monkeypatch):
     files = class_files(per_class=10, splits=("train",))
     bad = {1, 6, 7, 8, 9, 10, 11, 19}  # one of the first shard, all of the second, the last image
@@ -219,6 +235,32 @@ def test_a_packing_that_was_ended_is_resumed(add, tmp_path, small_shards, monkey
     assert resumed.dataset.checksum == again.dataset.checksum
     assert resumed.skipped == again.skipped
     assert [path.name for path in resumed.dataset.path.glob("journal*")] == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "missing", "journal"])
+def test_a_finished_shard_that_was_damaged_is_written_again(add, tmp_path, small_shards, source, damage):
+    kill_while_packing(source, tmp_path, 6)
+    [scratch] = (tmp_path / "cache" / "pets").iterdir()
+    shard = scratch / "test-images-00001.npy"
+    if damage == "flipped":
+        flip(shard, 200)
+    elif damage == "short":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        journal = scratch / "journal.jsonl"
+        journal.write_bytes(b"\0" * 40 + b"\n" + journal.read_bytes())
+    added, whole = (add(name, source, image_size=SIDE).dataset for name in ("pets", "again"))
+    assert added.checksum == whole.checksum
+    assert read_files(added.path) == read_files(whole.path)
+
+
+def test_what_an_interrupted_packing_of_other_images_left_is_removed_by_a_repeated_one(add, tmp_path, source, packed):
+    scratch = packed.path.parent / "scratch-0"
+    scratch.mkdir()
+    assert add("pets", source, image_size=SIDE).reused
+    assert not scratch.exists()
 
 
 @pytest.mark.parametrize("change", ["image", "size"])

@@ -249,7 +249,7 @@ def test_a_plan_knows_what_will_have_been_trained_by_then():
 def test_what_a_study_lacks_is_said_before_it_begins(capsys):
     print_blocked(find_blocked([build_config("resnet18_food11", changes={"seed": seed}) for seed in (0, 1)]))
     first, second, *remedy = capsys.readouterr().out.splitlines()
-    assert first == "cannot be trained, unless what they lack is here at their turn:"
+    assert first == "without images or weights to start from; unless these are here at their turn, left out:"
     assert second == "food11  skip  2 runs"
     assert "darkroom data add food11" in " ".join(line.strip() for line in remedy)
     print_blocked([])

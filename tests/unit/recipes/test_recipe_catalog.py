@@ -159,6 +159,9 @@ def test_budgets_of_custom_runs_name_what_differs_from_the_documented_run():
     assert describe_budget(inner) == "custom: views.hue=0.2, linear.epochs=20"
     from_smoke = build_config("resnet18_cifar10_exp", "smoke", {"epochs": 1})
     assert describe_budget(from_smoke) == "custom: limit_train=640, limit_test=200, epochs=1"
+    from_disk = build_config("resnet18_cifar10_exp", "full", {"engine.pictures": "disk"})
+    assert (from_disk.profile, describe_budget(from_disk)) == ("custom", "custom: engine.pictures=disk")
+    assert build_config("resnet18_cifar10_exp", "full", {"engine.pictures": "streamed"}).profile == "full"
     own = {"dataset": "pets", "mean": (0.1, 0.2, 0.3), "std": (0.3, 0.2, 0.1), "epochs": 5}
     assert describe_budget(build_config("resnet18_cifar10_exp", "full", own)) == "custom: dataset=pets, epochs=5"
     normalised = {"mean": (0.1, 0.2, 0.3)}
@@ -266,7 +269,13 @@ def test_listing_recipes_does_not_import_torch():
 
 
 def test_the_engine_leaves_a_run_what_it_documents_but_for_its_parts():
-    same = {"precision": "bfloat16", "memory_format": "contiguous", "compile": "on", "pictures": "disk", "readers": 3}
+    same = {
+        "precision": "bfloat16",
+        "memory_format": "contiguous",
+        "compile": "on",
+        "pictures": "streamed",
+        "readers": 3,
+    }
     for key, value in same.items():
         assert build_config("resnet18_cifar10_exp6", changes={f"engine.{key}": value}).profile == "full"
     config = build_config("resnet18_cifar10_exp6", changes={"engine.parts": 2, "engine.compile": "on"})

@@ -63,7 +63,7 @@ def test_what_was_not_run_is_folded():
     assert contrasts.rows[0][1].text == "not run: no run of resnet18_cifar10_exp2_fan_out"
 
 
-@pytest.mark.parametrize("budget", ["smoke", "smoke on shapes", "custom: epochs=5"])
+@pytest.mark.parametrize("budget", ["smoke", "custom: epochs=5"])
 def test_arms_and_verdicts_of_other_budgets_are_marked(budget):
     groups = [
         [make_run(recipe, seed, budget, metrics={"test/accuracy": 0.5 + seed / 100}) for seed in range(3)]

@@ -39,7 +39,7 @@ def test_each_comparison_has_a_row_with_its_verdict(opened):
     [
         ("full", (0.9, 0.9), "undecided: fewer than 3 seeds", "", "+10.0"),
         ("custom: epochs=5", (0.9, 0.9, 0.9), "higher", "custom: epochs=5", "+10.0 [10.0, 10.0]"),
-        ("smoke on shapes", (0.9, 0.9, 0.9), "smoke: not a result", "", "+10.0"),
+        ("smoke", (0.9, 0.9, 0.9), "smoke: not a result", "", "+10.0"),
     ],
 )
 def test_a_verdict_says_what_it_does_not_rest_on(opened, budget, accuracies, verdict, detail, points):

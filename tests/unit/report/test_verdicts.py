@@ -113,16 +113,17 @@ def test_the_custom_budget_with_the_most_pairs_is_taken():
     assert (verdict.budget, verdict.is_full, len(verdict.pairs)) == ("custom: epochs=9", False, 3)
 
 
-@pytest.mark.parametrize("smoke", ["smoke", "smoke on shapes"])
-def test_smoke_runs_decide_nothing(smoke):
-    collection = make_collection(make_runs("new", [0.31, 0.32, 0.33], smoke), make_runs("old", [0.1, 0.1, 0.1], smoke))
+def test_smoke_runs_decide_nothing():
+    collection = make_collection(
+        make_runs("new", [0.31, 0.32, 0.33], "smoke"), make_runs("old", [0.1, 0.1, 0.1], "smoke")
+    )
     verdict = decide(collection, CONTRAST)
     assert verdict.is_smoke
     assert verdict.words == "smoke: not a result (+22.0 points, 3 seeds)"
 
 
-def test_runs_on_a_data_set_of_ones_own_answer_no_question_of_the_articles():
-    budget = "custom: dataset=pets, epochs=5"
+@pytest.mark.parametrize("budget", ["custom: dataset=pets, epochs=5", "smoke on shapes"])
+def test_runs_on_other_images_answer_no_question_of_the_articles(budget):
     collection = make_collection(make_runs("new", [0.9] * 3, budget), make_runs("old", [0.8] * 3, budget))
     assert decide(collection, CONTRAST) == decide(make_collection(), CONTRAST)
     assert collection.get_best("new") is None

@@ -173,7 +173,7 @@ def test_pretraining_from_disk(dataset, tmp_path):
     assert reports[0] == reports[1] == reports[2]
 
 
-def test_a_flipped_byte_ends_the_training_and_is_named(dataset, tmp_path):
+def test_a_flipped_byte_ends_the_training_and_is_named(dataset, tmp_path, monkeypatch):
     file = dataset.path / "train-images-00003.npy"
     content = bytearray(file.read_bytes())
     content[200] ^= 4
@@ -183,6 +183,9 @@ def test_a_flipped_byte_ends_the_training_and_is_named(dataset, tmp_path):
         DataError, match=r"'pets' is damaged \(.*train-images-00003\.npy: images 0 to 2 .*data add pets"
     ):
         fit(from_disk(), images, tmp_path / "run", ALONE)
+    monkeypatch.setattr(shards, "_DENSE_SHARE", 0.5)  # one image of three is read by itself
+    with pytest.raises(DataError, match=r"train-images-00003\.npy: images 0 to 2 "):
+        open_dataset("pets", tmp_path / "cache").splits["train"].shards[[37]]
 
 
 def test_pseudo_labels_from_disk_are_refused():

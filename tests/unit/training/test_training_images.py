@@ -195,19 +195,24 @@ def test_images_that_leave_too_little_memory_are_streamed(tmp_path, monkeypatch,
         assert choose_place(dataset, make_config(engine={"pictures": wanted}), cuda) == wanted
 
 
-def test_images_that_leave_too_little_of_the_machine_stay_on_disk(tmp_path, monkeypatch):
-    dataset = make_dataset(tmp_path)
+def test_images_that_take_too_much_of_the_machine_are_refused_and_left_on_disk_on_request(tmp_path, monkeypatch):
+    """On disk they have another order, which must not depend on the machine: a resumed run would go on with it."""
+    dataset = with_split(make_dataset(tmp_path), "unlabelled", list(range(50)), is_labelled=False)
     size = 48 * (100 + 10)
     pseudo = {"pseudo_label_confidence": 0.9, "pretrained_weights": "recipe:tiny"}
-    for memory_bytes, config, place in [
-        (2 * size, make_config(), "resident"),
-        (2 * size - 1, make_config(), "disk"),
-        (2 * size - 1, make_config(**pseudo), "resident"),
-        (2 * size - 1, make_config(limit_train=99), "resident"),
-        (2 * size - 1, make_config(limit_test=9), "resident"),
-        (4 * size - 1, make_simsiam_config(), "disk"),
+    for memory_bytes, config, is_refused in [
+        (size / 0.8 + 1, make_config(), False),
+        (size / 0.8 - 1, make_config(), True),
+        (size / 0.8 - 1, make_config(limit_train=99), False),
+        (size / 0.8 - 1, make_config(limit_test=9), False),
+        (size / 0.8 + 1, make_config(**pseudo), True),
+        (2 * size / 0.8 + 1, make_simsiam_config(), True),
     ]:
-        monkeypatch.setattr(
-            "model_code.training.images.count_memory_bytes", lambda memory_bytes=memory_bytes: memory_bytes
-        )
-        assert choose_place(dataset, config, CPU) == place
+        monkeypatch.setattr("model_code.training.images.count_memory_bytes", lambda found=memory_bytes: int(found))
+        if is_refused:
+            with pytest.raises(UsageError, match=r"^the images of pets take .*--set engine.pictures=disk, or [^\n]*$"):
+                choose_place(dataset, config, CPU)
+        else:
+            assert choose_place(dataset, config, CPU) == "resident"
+        on_disk = config.model_copy(update={"engine": config.engine.model_copy(update={"pictures": "disk"})})
+        assert choose_place(dataset, on_disk, CPU) == "disk"
