@@ -1,6 +1,6 @@
 """Changes of a champion as the ledger's file holds them, and as an SQLite home proves them: read without MLflow."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from model_code.errors import ReleaseError
@@ -10,7 +10,8 @@ from serving.bundle.store import CHAMPION, Change, read_pointer
 from serving.errors import BundleError
 
 LEDGER_FILE = "ledger.jsonl"
-TAG_PREFIX = "change."
+# MLflow's pages leave out tags that begin with `mlflow.`; earlier versions wrote the second one.
+TAG_PREFIX, _EARLIER_TAG_PREFIX = "mlflow.darkroom.change.", "change."
 
 
 def read_ledger(bundles_dir: Path, name: str) -> tuple[Change, ...]:
@@ -55,15 +56,19 @@ def read_settled(settings: Settings, name: str) -> tuple[Change, ...] | None:
         pointer = read_pointer(settings.bundles_dir, name)
     except BundleError:
         return None
-    tags = {key: value for one in registered for key, value in one.tags.items() if key.startswith(TAG_PREFIX)}
+    tags = {number: text for one in registered for number, text in list_change_tags(one.tags).items()}
     # A retired version has taken its tags along.
     there = {one.version for one in registered}
-    lines = {
-        f"{TAG_PREFIX}{change.number}": change.model_dump_json() for change in changes if change.to_version in there
-    }
+    lines = {change.number: change.model_dump_json() for change in changes if change.to_version in there}
     champions = [one.version for one in registered if CHAMPION in one.aliases]
     is_settled = tags == lines and champions == [changes[-1].to_version] and pointer.change == changes[-1]
     return changes if is_settled else None
+
+
+def list_change_tags(tags: Mapping[str, str]) -> dict[int, str]:
+    """Return the changes among a version's tags, as JSON, by number."""
+    prefixes = (TAG_PREFIX, _EARLIER_TAG_PREFIX)
+    return {int(key.rpartition(".")[2]): text for key, text in tags.items() if key.startswith(prefixes)}
 
 
 def find_previous(changes: tuple[Change, ...]) -> str | None:

@@ -1,7 +1,8 @@
 """The ledger: every move of the alias `champion`, appended to a file beside the bundles and written on the versions.
 
     bundles/<name>/ledger.jsonl         one `Change` per line, in order; lines are only ever added
-    version tag change.<number>         the same on the version that became champion, to make the file anew from
+    version tag mlflow.darkroom.change.<number>, which MLflow's pages do not show: the same on the version that became
+                                        champion, to make the file anew from
 
 How a move survives a kill between any two steps: the pointer carries its change and is replaced in one step, which is
 the move. Alias, tag and line follow, the line last; `complete` does what is missing, and each later command begins
@@ -23,7 +24,7 @@ from mlflow.exceptions import MlflowException
 
 from model_code.disk import flush_folder, writing_to
 from model_code.errors import ReleaseError, UsageError
-from model_code.release.changes import LEDGER_FILE, TAG_PREFIX, read_ledger
+from model_code.release.changes import LEDGER_FILE, TAG_PREFIX, list_change_tags, read_ledger
 from model_code.release.versions import (
     fetch_bundle,
     get_challenger,
@@ -205,10 +206,9 @@ def find_champion(client: MlflowClient, name: str, changes: tuple[Change, ...]) 
 def _read_tags(client: MlflowClient, name: str) -> tuple[Change, ...]:
     """Return what the versions say, in order; of two homes' changes with one number the later one, in every home."""
     changes = [
-        Change.model_validate_json(value)
+        Change.model_validate_json(text)
         for version in list_versions(client, name)
-        for key, value in version.tags.items()
-        if key.startswith(TAG_PREFIX)
+        for text in list_change_tags(version.tags).values()
     ]
     by_number = {change.number: change for change in sorted(changes, key=lambda one: (one.at, one.to_version))}
     return tuple(change for _, change in sorted(by_number.items()))
