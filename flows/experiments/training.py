@@ -179,13 +179,13 @@ def _run(
     config = folder.record.config
     recipe = get_recipe(config.recipe)
     published = recipe.published_accuracy
-    description = f"{recipe.title} Budget: {describe_budget(config)}."
+    budget = describe_budget(config)
     tags = {
-        _DESCRIPTION: description,
+        _DESCRIPTION: f"{recipe.title} Budget: {budget}.",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.name": f"darkroom train {recipe.name}",
         "device": device,
-        "budget": describe_budget(config),
+        "budget": budget,
         "published_accuracy": "not published" if published is None else f"{published:.3f}",
     }
     if experiment.engine_line is not None:
@@ -218,7 +218,8 @@ def _run(
                 # BatchNorm has seen other batches than the recipe documents.
                 summary["profile"] = "custom"
                 divided = override(config, {"engine.parts": training.parts}).model_copy(update={"profile": "custom"})
-                tracker.set_tags({"profile": "custom", "budget": describe_budget(divided)})
+                budget = describe_budget(divided)
+                tracker.set_tags({"profile": "custom", "budget": budget})
             summary |= {
                 "metrics": {**done.metrics, "validation/best_accuracy": training.best.score},
                 "epochs": len(training.history),
@@ -229,7 +230,7 @@ def _run(
         tracker.log_metrics({"seconds": seconds})
         result = RunResult.model_validate(summary)
         figures = describe_figures(result)
-        tracker.set_tags({_DESCRIPTION: f"{figures[0].upper()}{figures[1:]}. {description}"})
+        tracker.set_tags({_DESCRIPTION: f"{figures[0].upper()}{figures[1:]}. {recipe.title} Budget: {budget}."})
     return result
 
 

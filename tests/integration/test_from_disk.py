@@ -1,10 +1,11 @@
 """Images that stay on disk while a network is trained: killed and resumed, and with a damaged file."""
 
 import subprocess
+import time
 
 import pytest
 
-from model_code.training.run_folder import RESULT_FILE, RunResult
+from model_code.training.run_folder import RESULT_FILE, STATE_FILE, RunResult
 from tests.integration.conftest import COMMAND, home_entered, make_environment
 
 TRAIN = ("train", "fastnet_cifar10", "--profile", "smoke", "--set", "dataset=shapes", "--epochs", "3", "--offline")
@@ -28,6 +29,9 @@ def test_training_from_disk_resumes_after_kill_9_and_names_a_damaged_file(darkro
     assert "of images read from disk, shuffled in windows" in whole.stdout
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert any("epoch 1/3" in line for line in process.stdout)
+    while not list(own_home.glob(f"checkpoints/*/{STATE_FILE}")):
+        assert process.poll() is None
+        time.sleep(0.01)
     process.kill()
     process.communicate()
     resumed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)

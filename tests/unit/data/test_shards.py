@@ -20,11 +20,12 @@ ROW_BYTES = 3 * SIDE**2
 # Three images in a block, two blocks in a shard.
 BLOCK_BYTES, SHARD_BYTES = 3 * ROW_BYTES + 10, 6 * ROW_BYTES + 100
 SCRIPT = f"""
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from model_code.data import decoding, packing, shards
 from model_code.data.add import add_dataset
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the background of a shell ignores it
 shards.BLOCK_BYTES, shards.SHARD_BYTES = {BLOCK_BYTES}, {SHARD_BYTES}
 decoding._CHUNK_IMAGES = 4
 real = decoding.decode_chunk

@@ -48,5 +48,6 @@ def test_a_run_that_memory_divided_is_custom(parts, changes, profile, budget, tm
     tracking = SimpleNamespace(track=track)
     result = training._run(RunFolder(tmp_path, record, 0.0), experiment, tracking, "cpu", None, 0.0)
     assert result.profile == profile
-    told = [call.args[0] for call in tracker.set_tags.call_args_list]
+    *told, description = [call.args[0] for call in tracker.set_tags.call_args_list]
     assert told == [{"profile": "custom", "budget": budget}] * (parts > 1)
+    assert description["mlflow.note.content"].endswith(f" Budget: {budget or 'full'}.")

@@ -130,8 +130,12 @@ def test_pages_on_a_port_that_is_taken():
             OpenPages(port=port).check()
 
 
-def test_pages_open_on_the_runs_with_what_tells_them_apart_the_best_first(store):
-    _, client = store
+def test_pages_open_on_the_runs_with_what_tells_them_apart_the_best_first(tmp_path):
+    with open_small_store(tmp_path) as (_, client):
+        check_view(client)
+
+
+def check_view(client):
     experiment_id = client.get_experiment_by_name(EXPERIMENT).experiment_id
     assert share_view(client) == f"experiments/{experiment_id}/runs?viewStateShareKey=darkroom"
     tags = client.get_experiment(experiment_id).tags
