@@ -415,6 +415,12 @@ def test_a_data_set_that_an_incomplete_run_needs_stays(settings, state):
         removal.remove_dataset(settings, "shapes")
 
 
+def test_what_an_interrupted_packing_left_is_removed_by_its_name(settings):
+    (settings.cache_dir / "pets" / "scratch-0").mkdir(parents=True)
+    assert removal.remove_dataset(settings, "pets").size_bytes == 0
+    assert not (settings.cache_dir / "pets").exists()
+
+
 def test_a_data_set_with_revisions_of_runs_and_versions_stays(settings, monkeypatch, capsys):
     monkeypatch.setenv("DARKROOM_HOME", str(settings.home))
     folders = {"cache_dir": settings.cache_dir, "data_dir": settings.data_dir, "progress": False}
