@@ -67,13 +67,11 @@ class EpochExperiment(Experiment):
 
     def __init__(self, config: EpochConfig, processes: Processes, images_NHWC: Tensor | DiskImages) -> None:
         self._processes = processes
-        place = (
-            "streamed from the host"
-            if is_streamed(images_NHWC, config.engine.pictures, processes.device)
-            else "resident"
-        )
+        place = "resident"
         if isinstance(images_NHWC, DiskImages):
             place = "read from disk, shuffled in windows"
+        elif is_streamed(images_NHWC, config.engine.pictures, processes.device):
+            place = "streamed from the host"
         shared = f", {processes.count} processes" if processes.count > 1 else ""
         self._engine = choose_engine(config, processes)
         self._engine_line = f"{self._engine.describe()}, {format_size(images_NHWC.nbytes)} of images {place}{shared}"

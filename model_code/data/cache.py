@@ -116,7 +116,7 @@ class PackedSplit:
     Attributes:
         images_NHWC: uint8 [N, H, W, 3]; memory-mapped and read-only where they are one file, else its `shards`.
         labels_N: Class indices; -1 = unlabelled.
-        shards: The same images, read from disk whenever they are asked for; None for images that are not in the cache.
+        shards: Files of the same images; None for images that are not in the cache.
     """
 
     images_NHWC: "npt.NDArray[np.uint8] | ShardedImages"

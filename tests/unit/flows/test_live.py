@@ -1,9 +1,9 @@
 """Lines of runs side by side, on a terminal and in a pipe."""
 
-import os
 import subprocess
 import sys
-import termios
+
+from tests.terminal import show_on_terminal
 
 SHOW_TWO_RUNS = """
 from flows.printing.live import showing_runs
@@ -18,24 +18,8 @@ print("all done")
 """
 
 
-def show_on_terminal(columns):
-    ours, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (24, columns))
-    process = subprocess.Popen([sys.executable, "-c", SHOW_TWO_RUNS], stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    try:
-        while part := os.read(ours, 4096):
-            shown += part
-    except OSError:
-        pass
-    os.close(ours)
-    assert process.wait() == 0, shown
-    return shown.decode()
-
-
 def test_on_a_terminal_epochs_change_in_place_and_all_else_stays_above():
-    shown = show_on_terminal(60)
+    shown = show_on_terminal(SHOW_TWO_RUNS, 60)
     kept = [line.rpartition("\r")[2].rpartition("\x1b[A")[2] for line in shown.split("\r\n")]
     printed = [line for line in kept if line.strip() and "epoch" not in line]
     assert printed == ["first seed 0 | cpu (x86_64, 1 thread)", "[3/3] third", "all done"]

@@ -1,11 +1,10 @@
-import os
 import subprocess
 import sys
-import termios
 
 from model_code.training import progress
 from model_code.training.progress import ProgressPrinter
 from model_code.training.results import EpochMetrics
+from tests.terminal import show_on_terminal
 
 FOLLOW_TWO_EPOCHS = """
 from tests.unit.training.test_training_progress import make_metrics
@@ -89,19 +88,7 @@ def test_nothing_is_hidden_in_a_pipe():
 
 
 def test_a_terminal_gets_a_bar_and_keeps_the_epoch_lines():
-    ours, theirs = os.openpty()
-    termios.tcsetwinsize(theirs, (24, 200))
-    process = subprocess.Popen([sys.executable, "-c", FOLLOW_TWO_EPOCHS], stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    try:
-        while part := os.read(ours, 4096):
-            shown += part
-    except OSError:
-        pass
-    os.close(ours)
-    assert process.wait() == 0
-    text = shown.decode()
+    text = show_on_terminal(FOLLOW_TWO_EPOCHS, 200)
     assert "\repoch 1/2:" in text
     assert FIRST_LINE in text
     assert text.count("validation 1.250") == 2
