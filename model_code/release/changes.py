@@ -67,8 +67,8 @@ def read_settled(settings: Settings, name: str) -> tuple[Change, ...] | None:
 
 def list_change_tags(tags: Mapping[str, str]) -> dict[int, str]:
     """Return the changes among a version's tags, as JSON, by number."""
-    prefixes = (TAG_PREFIX, _EARLIER_TAG_PREFIX)
-    return {int(key.rpartition(".")[2]): text for key, text in tags.items() if key.startswith(prefixes)}
+    numbered = ((key.removeprefix(TAG_PREFIX).removeprefix(_EARLIER_TAG_PREFIX), key) for key in tags)
+    return {int(number): tags[key] for number, key in numbered if number != key and number.isdecimal()}
 
 
 def find_previous(changes: tuple[Change, ...]) -> str | None:

@@ -98,6 +98,7 @@ def test_tags_of_an_earlier_version_count(store, client, bundles_dir, name, regi
     changes = (move(register()), move(register()))
     client.delete_model_version_tag(name, "1", "mlflow.darkroom.change.1")
     client.set_model_version_tag(name, "1", "change.1", changes[0].model_dump_json())
+    client.set_model_version_tag(name, "1", "change.reason", "a person's own tag")
     assert read_settled(store[0], name) == changes
     (bundles_dir / name / LEDGER_FILE).unlink()
     assert complete(client, bundles_dir, name) == changes
