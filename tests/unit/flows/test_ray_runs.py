@@ -2,10 +2,14 @@
 
 import importlib.util
 import json
+import multiprocessing
+import os
+import re
 import shutil
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -155,15 +159,22 @@ class UnableToBegin(RayRun):
         raise ModuleNotFoundError("No module named 'flows'")
 
 
+def _train_on_a_node_that_cannot_begin(home):
+    os.environ["DARKROOM_HOME"] = str(home)
+    ray_runs.RayRun, ray_runs.RESTARTS = UnableToBegin, 0
+    request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
+    with closing(ray_runs.RayRuns(1)) as runs, pytest.raises(NodeError) as refused:
+        runs.train(request, print)
+    return str(refused.value)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray, the extra [ray], is not installed")
-def test_what_keeps_a_run_from_beginning_is_said_of_the_node(tmp_path, monkeypatch):
-    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
-    monkeypatch.setattr(ray_runs, "RayRun", UnableToBegin)
-    monkeypatch.setattr(ray_runs, "RESTARTS", 0)
-    request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
-    with closing(ray_runs.RayRuns(1)) as runs, pytest.raises(NodeError, match=r"^Ray has given up seed 0: Mod[^\n]*$"):
-        runs.train(request, print)
+def test_what_keeps_a_run_from_beginning_is_said_of_the_node(tmp_path):
+    # Ray reads its environment when it is imported, which another test of this process may have done.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        reason = process.submit(_train_on_a_node_that_cannot_begin, tmp_path).result(timeout=300)
+    assert re.fullmatch(r"Ray has given up seed 0: Mod[^\n]*", reason)
 
 
 @pytest.mark.parametrize("end", ["interrupted", "finished", "removed"])

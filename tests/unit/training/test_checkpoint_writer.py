@@ -1,5 +1,4 @@
-import contextlib
-import os
+import multiprocessing
 import random
 import shutil
 import signal
@@ -15,7 +14,7 @@ from model_code.training.checkpoint_writer import CheckpointWriter, Snapshot, co
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.supervised import fit
-from tests.unit.training.small_runs import CPU, TinyNetwork, make_config, make_images
+from tests.unit.training.small_runs import CPU, TinyNetwork, make_config, make_images, tiny_network_entered
 
 SHA256 = "a" * 64
 
@@ -164,10 +163,22 @@ def test_without_memory_for_copies_the_same_files_are_written(tmp_path, monkeypa
 
 
 class Slow(Callback):
-    """Gives the thread time to write."""
+    """Tells of the first step and gives the thread time to write."""
+
+    def __init__(self, begun):
+        self.begun = begun
+
+    def on_step(self, epoch, step, steps, loss):
+        self.begun.set()
 
     def on_epoch_end(self, metrics):
         time.sleep(0.02)
+
+
+def _train_slowly(config, images, folder, begun):
+    checkpoint_writer.SECONDS_BETWEEN_CHECKPOINTS = 0.05
+    with tiny_network_entered():
+        fit(config, images, folder, ALONE, [Slow(begun)])
 
 
 @pytest.mark.slow
@@ -175,16 +186,20 @@ def test_a_run_killed_twenty_times_ends_like_one_that_was_not(tmp_path, monkeypa
     monkeypatch.setattr(checkpoint_writer, "SECONDS_BETWEEN_CHECKPOINTS", 0.05)
     config, images = make_config(epochs=60, ema_decay=0.9, schedule="cosine"), make_images()
     whole = fit(config, images, tmp_path / "whole", ALONE)
-    draw, kills, resumed = random.Random(0), 0, set()
-    while kills < 20:
-        child = os.fork()
-        if not child:
-            with contextlib.suppress(BaseException):
-                fit(config, images, tmp_path / "killed", ALONE, [Slow()])
-            os._exit(0)
+    # A copy of this process might lack threads that PyTorch believes it has.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    draw, exits, resumed = random.Random(0), [], set()
+    while exits.count(-signal.SIGKILL) < 20:
+        begun = processes.Event()
+        child = processes.Process(target=_train_slowly, args=(config, images, tmp_path / "killed", begun))
+        child.start()
+        assert begun.wait(60)
         time.sleep(draw.uniform(0.05, 0.5))
-        os.kill(child, signal.SIGKILL)
-        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        child.kill()
+        child.join()
+        exits.append(child.exitcode)
+        assert exits[-1] in (0, -signal.SIGKILL)
         state = checkpoints.load_state(tmp_path / "killed", config.sha256())
         if state is not None:
             resumed.add(state.epoch)
