@@ -27,7 +27,9 @@ def resnet18_cifar10_exp() -> TrainingConfig:
     """Torchvision's ResNet-18, learning rate 0.01, no decay.
 
     Published: validation accuracy after 100 epochs.
-    Ours: not yet measured.
+    Ours: 0.8097 on validation (1 seed, 10,000 images, epoch 69) and 0.8006 on test (5,000 images), trained and tested
+        on JPEG copies of CIFAR-10 (quality 75), float32 on two cores of an AMD EPYC: 63 seconds an epoch on idle
+        cores, 3 hours beside other work.
     """
     return TrainingConfig(network="resnet18_torchvision", learning_rate=0.01)
 
