@@ -198,7 +198,8 @@ def _run(
     with tracking.track(folder, tags) as tracker:
         tracker.log_config(folder)
         done = experiment.run(folder, tracker)
-        seconds = time.perf_counter() - start_s
+        training = done.training
+        seconds = time.perf_counter() - start_s + (training.seconds_before if training else 0)
         summary = {
             "run_id": folder.record.run_id,
             "kind": config.kind,
@@ -209,7 +210,6 @@ def _run(
             "seconds": seconds,
             "code_sha256": hash_code(),
         }
-        training = done.training
         if training is not None:
             weights_sha256 = hash_file(training.best_weights)
             tracker.log_training(training, weights_sha256)

@@ -47,11 +47,12 @@ def print_result(
         print_listing((), [describe_result(result, seed)], form)
         return
     from model_code.data.cache import FEEDBACK_SUFFIX, is_dataset_taken
+    from model_code.report.amounts import format_seconds
 
     best = "" if result.epochs is None else f", best epoch {result.best_epoch} of {result.epochs}"
     macro_f1 = f", macro-F1 {result.metrics['test/macro_f1']:.4f}" if "test/macro_f1" in result.metrics else ""
     lines = [
-        f"{result.recipe}  done in {result.seconds:.0f} s{best}",
+        f"{result.recipe}  done in {format_seconds(result.seconds)}{best}",
         f"{describe_figures(result)}{macro_f1}",
         f"run {result.run_id}",
     ]

@@ -108,6 +108,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         )
         self.state = checkpoints.load_state(run_dir, self._config_sha256)
         self.history: list[Epoch] = []
+        self._seconds_before = 0.0
         self.best_epoch = 0
         self._progress: Progress | None = None
         self._best: Mapping[str, Tensor] | None = None
@@ -175,6 +176,7 @@ class EpochLoop(ABC, Generic[Epoch]):
             last_weights=self.run_dir / checkpoints.LAST_FILE,
             parts=self.gradient_step.parts,
             engine=self._describe_engine(),
+            seconds_before=self._seconds_before,
         )
 
     def _describe_engine(self) -> str:
@@ -395,6 +397,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         self.gradient_step.parts = max(self.gradient_step.parts, state.parts)
         change = restore_randomness(state, self.generator, self._seed)
         self.history = [self.epoch_type(**epoch) for epoch in state.history]
+        self._seconds_before = sum(epoch.seconds for epoch in self.history)
         self.best_epoch = state.best_epoch
         if state.progress is not None:
             progress = Progress(**state.progress)

@@ -1,7 +1,7 @@
 """Results of epoch-based trainings: events during the run, and the final result."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -130,6 +130,7 @@ class TrainingResult(Generic[Epoch]):
         last_weights: Weights of the last epoch, safetensors.
         parts: Micro-batches of a batch at the end, more than was asked for where the device's memory was full.
         engine: How the steps of this process were really computed, for people.
+        seconds_before: Time of the epochs that were finished before this process resumed the run.
     """
 
     history: tuple[Epoch, ...]
@@ -138,6 +139,7 @@ class TrainingResult(Generic[Epoch]):
     last_weights: Path
     parts: int
     engine: str
+    seconds_before: float = field(default=0, kw_only=True)
 
     @property
     def best(self) -> Epoch:

@@ -36,7 +36,7 @@ EPOCH = EpochMetrics(
 def test_a_run_that_memory_divided_is_custom(parts, changes, profile, budget, tmp_path):
     weights = tmp_path / "best.safetensors"
     weights.write_bytes(b"weights")
-    done = ExperimentResult({}, TrainingResult((EPOCH,), 1, weights, weights, parts, "eager"))
+    done = ExperimentResult({}, TrainingResult((EPOCH,), 1, weights, weights, parts, "eager", seconds_before=1e9))
     experiment = SimpleNamespace(engine_line=None, run=lambda *_: done)
     record = RunRecord(run_id="r", data_checksum="c", config=build_config("resnet18_cifar10_exp", changes=changes))
     tracker = MagicMock()
@@ -48,6 +48,7 @@ def test_a_run_that_memory_divided_is_custom(parts, changes, profile, budget, tm
     tracking = SimpleNamespace(track=track)
     result = training._run(RunFolder(tmp_path, record, 0.0), experiment, tracking, "cpu", None, 0.0)
     assert result.profile == profile
+    assert result.seconds > 1e9, "the epochs before an interruption count"
     *told, description = [call.args[0] for call in tracker.set_tags.call_args_list]
     assert told == [{"profile": "custom", "budget": budget}] * (parts > 1)
     assert description["mlflow.note.content"].endswith(f" Budget: {budget or 'full'}.")
