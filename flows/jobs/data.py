@@ -144,13 +144,15 @@ class CompareData(Job):
 
     before: DatasetName = argument("BEFORE")
     after: DatasetName = argument("AFTER")
+    form: Form = option("table", FORM, name="--format")
 
     def run(self) -> None:
         from flows.printing.datasets import print_difference
         from model_code.data.revisions import compare_revisions, read_revision
 
         cache_dir = load_settings().cache_dir
-        print_difference(compare_revisions(*(read_revision(one, cache_dir) for one in (self.before, self.after))))
+        before, after = (read_revision(one, cache_dir) for one in (self.before, self.after))
+        print_difference(compare_revisions(before, after), self.form)
 
 
 class RemoveData(Job):

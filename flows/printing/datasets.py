@@ -9,13 +9,13 @@ from flows.printing.lines import print_line
 from flows.printing.records import describe_added
 from model_code.data.sources.images import SOME, name_some
 from model_code.disk import format_size
-from serving.listing import Column, Form, print_listing
+from serving.listing import Column, Form, print_heading, print_listing
 
 # These import torch, for which a list of data sets need not wait.
 if TYPE_CHECKING:
     from model_code.data.add import AddedDataset
     from model_code.data.cache import DatasetSummary, PackedDataset
-    from model_code.data.revisions import Difference, Revision
+    from model_code.data.revisions import Difference, ImageEntry, Revision
     from model_code.training.config import TrainingConfig
 
 # FastNet's work grows with the area: above, a ResNet that halves the image five times is cheaper.
@@ -81,14 +81,37 @@ def print_revisions(revisions: "Sequence[Revision]", form: Form = "table") -> No
     print_listing(columns, records, form)
 
 
-def print_difference(difference: "Difference") -> None:
-    """Print every image that differs between two revisions, and how many there are."""
-    lines = [f"removed     {one.split} {one.label} {one.file}" for one in difference.removed]
-    lines += [f"added       {one.split} {one.label} {one.file}" for one in difference.added]
-    lines += [f"relabelled  {old.label} -> {new.label} {new.file}" for old, new in difference.relabelled]
-    lines += [f"moved       {old.split} -> {new.split} {new.label} {new.file}" for old, new in difference.moved]
-    for line in [*lines, _count_changes(difference)]:
-        print_line(line)
+def print_difference(difference: "Difference", form: Form = "table") -> None:
+    """Print every image that differs between two revisions; in a table after how many there are."""
+    if form == "table":
+        print_heading(_count_changes(difference))
+    changed: list[tuple[str, str, ImageEntry | None, ImageEntry | None]] = [
+        *(("removed", one.file, one, None) for one in difference.removed),
+        *(("added", one.file, None, one) for one in difference.added),
+        *(("relabelled", new.file, old, new) for old, new in difference.relabelled),
+        *(("moved", new.file, old, new) for old, new in difference.moved),
+    ]
+    records = [
+        {
+            "change": change,
+            "file": file,
+            "split_before": old and old.split,
+            "label_before": old and old.label,
+            "split_after": new and new.split,
+            "label_after": new and new.label,
+        }
+        for change, file, old, new in changed
+    ]
+    columns = (
+        Column("change", "change"),
+        Column("file", "file", is_first=True),
+        Column("split before", "split_before"),
+        Column("label before", "label_before"),
+        Column("split after", "split_after"),
+        Column("label after", "label_after"),
+    )
+    if records or form != "table":
+        print_listing(columns, records, form)
 
 
 def _count_changes(difference: "Difference") -> str:

@@ -1,6 +1,7 @@
 """Revisions of a data set, what is left out by name, and tables of what was."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -76,9 +77,24 @@ def test_what_changed_between_revisions(photos, cache, capsys):
     assert list_revisions("trees", cache)[0].checksum == first
     CompareData(before=f"trees@{first}", after="trees").run()
     ListData(name="trees").run()
-    printed = capsys.readouterr().out
-    assert "relabelled  ash -> oak photos/train/oak/7.png" in printed
-    assert printed.count("2 added, 1 removed, 1 relabelled, 1 moved") == 2
+    printed = capsys.readouterr()
+    assert "relabelled\tphotos/train/oak/7.png\ttrain\tash\ttrain\toak\n" in printed.out
+    assert "removed\tphotos/train/oak/2.png\ttrain\toak\t\t\n" in printed.out
+    assert all(stream.count("2 added, 1 removed, 1 relabelled, 1 moved") == 1 for stream in printed)
+    CompareData(before=f"trees@{first}", after="trees", form="json").run()
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["change"] for one in records] == ["removed", "added", "added", "relabelled", "moved"]
+    assert records[-1] == {
+        "change": "moved",
+        "file": "photos/train/oak/3.png",
+        "split_before": "test",
+        "label_before": "oak",
+        "split_after": "train",
+        "label_after": "oak",
+    }
+    CompareData(before="trees", after="trees").run()
+    same = capsys.readouterr()
+    assert (same.out, same.err) == ("", "the same images and labels\n")
 
 
 def test_an_equal_data_set_of_another_name_is_told(photos, capsys):
