@@ -24,6 +24,8 @@ class Settings(BaseModel):
         webhook_url: DARKROOM_WEBHOOK_URL, which is told of scheduled runs that fail; None without one.
         service_url: DARKROOM_SERVICE_URL, the prediction service that the scheduled checks ask; None without one.
         service_key: DARKROOM_API_KEY, for a service that wants a key; None without one.
+        local_cache_dir: DARKROOM_LOCAL_CACHE, where trainings copy the packed images of a shared disk; None to read
+            them where they are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +38,7 @@ class Settings(BaseModel):
     service_url: str | None = None
     inbox: Path | None = None
     service_key: str | None = Field(default=None, repr=False)
+    local_cache_dir: Path | None = None
 
     @property
     def database(self) -> Path | None:
@@ -109,13 +112,15 @@ def load_settings() -> Settings:
         raise UsageError(f"DARKROOM_HOME={home}: {error.strerror}; set DARKROOM_HOME to another folder") from error
     if not existing.is_dir():
         raise UsageError(f"DARKROOM_HOME={home}: {existing} is a file; set DARKROOM_HOME to a folder")
+    inbox, local_cache = os.environ.get("DARKROOM_INBOX"), os.environ.get("DARKROOM_LOCAL_CACHE")
     tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     return Settings(
         home=home,
         tracking_uri=tracking_uri,
         has_mlflow_server=tracking_uri.startswith(("http://", "https://")),
         has_prefect_server=bool(os.environ.get("PREFECT_API_URL")),
-        inbox=Path(inbox).expanduser().resolve() if (inbox := os.environ.get("DARKROOM_INBOX")) else None,
+        inbox=Path(inbox).expanduser().resolve() if inbox else None,
+        local_cache_dir=Path(local_cache).expanduser().resolve() if local_cache else None,
         webhook_url=os.environ.get("DARKROOM_WEBHOOK_URL") or None,
         service_url=os.environ.get("DARKROOM_SERVICE_URL") or None,
         service_key=os.environ.get("DARKROOM_API_KEY") or None,

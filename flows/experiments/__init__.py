@@ -6,7 +6,9 @@ from flows.experiments.simsiam import SimSiamExperiment
 from flows.experiments.supervised import SupervisedExperiment
 from flows.experiments.untrained import UntrainedExperiment
 from model_code.data.cache import PackedDataset
+from model_code.data.local_copy import copy_locally
 from model_code.errors import UsageError
+from model_code.settings import load_settings
 from model_code.training.config import TrainingConfig
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.processes import Processes
@@ -29,6 +31,9 @@ def open_experiment(
         UsageError: Images, settings and hardware do not go together.
         DataError: Images or labels that are needed are missing.
     """
+    local_cache_dir = load_settings().local_cache_dir
+    if local_cache_dir is not None:
+        dataset = copy_locally(dataset, local_cache_dir)
     if isinstance(config, TrainingConfig):
         return SupervisedExperiment(config, dataset, processes, pretrained)
     if isinstance(config, SimSiamConfig):
