@@ -63,7 +63,7 @@ predict: setup ## Ask the running service (ARGS="image.jpg")
 	@test -n "$(ARGS)" || { echo 'give images: make predict ARGS="cat.jpg"' >&2; exit 2; }
 	$(DARKROOM) predict $(ARGS)
 
-ui: setup ## Start MLflow's pages and print the address of the comparison of all runs
+ui: setup ## Start MLflow's pages and print the address of all runs, to compare them
 	$(DARKROOM) ui $(ARGS)
 
 images: sbom ## Build the containers' images: train, serve, serve-cpu

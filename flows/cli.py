@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, get_args, get_or
 import click
 from pydantic.fields import FieldInfo
 
-from flows.entry import INTERRUPTED
+from flows.entry import INTERRUPTED, begin_work, check_interrupted
 from flows.jobs import JOBS
 from flows.jobs.job import Choices, Job, name_option
 from flows.printing.narration import narrating, showing_silence
@@ -221,6 +221,7 @@ class ServiceCommand(click.Command):
         """Return the context of the service's command."""
         from serving.launcher import serve
 
+        begin_work()
         return serve.make_context(info_name, args, parent, **extra)
 
 
@@ -257,7 +258,7 @@ def start(job: Job) -> None:
             _run(job)
         job.serve()
     except KeyboardInterrupt:
-        _end_interrupted(KEPT if job.is_resumable else "")
+        _end_interrupted(KEPT if job.is_resumable and not getattr(job, "dry_run", False) else "")
     except ModuleNotFoundError as error:
         if getattr(job, "offline", None) is False and (error.name or "").startswith(("mlflow", "prefect")):
             error.add_note("; --offline does without MLflow and Prefect")
@@ -290,11 +291,17 @@ def _run(job: Job) -> None:
 
             configure(load_settings())  # before anything imports prefect
     if not is_flow:
+        begin_work()
         job.run()
         return
     from flows.operations.flow import build_flow
 
-    build_flow(type(job), lambda **_: job.run())(**job.model_dump())
+    def work(**_: object) -> None:
+        check_interrupted()
+        job.run()
+
+    begin_work()
+    build_flow(type(job), work)(**job.model_dump())
 
 
 def _build_parameter(name: str, field: FieldInfo) -> click.Parameter:

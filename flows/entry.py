@@ -1,23 +1,34 @@
-"""Entry point of the `darkroom` command: Ctrl-C ends it in one line from here on, also while modules are imported."""
+"""Entry point of the `darkroom` command, and what Ctrl-C does: one line, whatever is imported at that moment."""
 
 import os
 import signal
+from threading import Event
 from types import FrameType
 
 INTERRUPTED = 130
+_interrupted = Event()
 
 
 def main() -> None:
     """Run the command."""
     # A command in the background of a shell ignores Ctrl-C, which is for the one in the foreground.
-    has_ctrl_c = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if has_ctrl_c:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     from flows.cli import main as run
 
-    if has_ctrl_c:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
+
+
+def begin_work() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt from here on; until then it ends the process at once."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def check_interrupted() -> None:
+    """Raise KeyboardInterrupt again, if a library swallowed it in one of its callbacks or while it was imported."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 def _end(_signum: int, _frame: FrameType | None) -> None:
@@ -25,5 +36,6 @@ def _end(_signum: int, _frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
-if __name__ == "__main__":
-    main()
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt

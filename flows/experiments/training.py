@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from flows.entry import check_interrupted
 from flows.experiments import open_experiment
 from flows.experiments.device_lock import lock_device, waiting_for
 from flows.experiments.experiment import Experiment
@@ -18,7 +19,7 @@ from flows.printing.summaries import Outcome
 from model_code.data.cache import is_added, open_dataset
 from model_code.data.revisions import SHORT_CHECKSUM, find_divided_copies, find_leakage
 from model_code.errors import BusyError, DarkroomError, DownloadError, TrackingError, UsageError
-from model_code.recipes.catalog import describe_budget, get_recipe
+from model_code.recipes.catalog import Recipe, describe_budget, format_command, get_recipe
 from model_code.settings import Settings, load_settings
 from model_code.tracking.journal import JournalTracking
 from model_code.tracking.provenance import hash_code
@@ -65,6 +66,7 @@ def train(
         hold_device: Holds a device for this process alone; takes the folder of locks and the kind of device.
         resume_run_id: Run to go on with; None chooses.
     """
+    check_interrupted()
     start_s = time.perf_counter()
     settings, config, pretrained = load_settings(), inputs.config, inputs.pretrained
     device = choose_device(config.device)
@@ -181,9 +183,9 @@ def _run(
     published = recipe.published_accuracy
     budget = describe_budget(config)
     tags = {
-        _DESCRIPTION: f"{recipe.title} Budget: {budget}.",
+        _DESCRIPTION: _describe(recipe, budget),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": f"darkroom train {recipe.name}",
+        "mlflow.source.name": format_command(config),
         "device": device,
         "budget": budget,
         "published_accuracy": "not published" if published is None else f"{published:.3f}",
@@ -230,8 +232,12 @@ def _run(
         tracker.log_metrics({"seconds": seconds})
         result = RunResult.model_validate(summary)
         figures = describe_figures(result)
-        tracker.set_tags({_DESCRIPTION: f"{figures[0].upper()}{figures[1:]}. {recipe.title} Budget: {budget}."})
+        tracker.set_tags({_DESCRIPTION: f"{figures[0].upper()}{figures[1:]}. {_describe(recipe, budget)}"})
     return result
+
+
+def _describe(recipe: Recipe, budget: str) -> str:
+    return f"Recipe {recipe.name}: {recipe.title} Budget of this run: {budget}."
 
 
 def _open_folder(record: RunRecord, settings: Settings, tracking: Tracking, resume_run_id: str | None) -> RunFolder:

@@ -71,7 +71,10 @@ class OpenPages(Job):
         print(f"MLflow on {load_settings().home} at {self.pages.address} (Ctrl-C stops it)", flush=True)
 
     def serve(self) -> None:
-        self.pages.serve()
+        try:
+            self.pages.serve()
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
 
 
 class Deploy(Job):

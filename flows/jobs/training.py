@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flows.experiments.inputs import RunInputs
+    from model_code.data.cache import CacheManifest
     from model_code.training.run_folder import AnyConfig, RunResult
 
 Profile = Literal["full", "smoke"]
@@ -106,6 +107,7 @@ class Train(Job):
         # For other images a full run's batch may become smaller.
         if dataset == own_dataset and "train" in manifest.splits:
             _check_batch(self.own_config, manifest.splits["train"].count)
+        _check_validation(self.own_config, manifest)
         if self.resume is not None:
             run_id = resolve_run_id(settings.checkpoints_dir, self.resume)
             if open_run_folder(settings.checkpoints_dir, run_id).result is not None:
@@ -153,6 +155,16 @@ def _check_batch(config: "AnyConfig", count: int) -> None:
 
     if isinstance(config, TrainingConfig) and config.pseudo_label_confidence is None:
         check_batch(min(count, config.limit_train or count), config.batch_size)
+
+
+def _check_validation(config: "AnyConfig", manifest: "CacheManifest") -> None:
+    """Refuse training images of which none could be held out, before any framework is imported."""
+    from model_code.data.splits import count_validation
+    from model_code.training.epoch_config import EpochConfig
+
+    if isinstance(config, EpochConfig) and "train" in manifest.splits and "validation" not in manifest.splits:
+        count = manifest.base.train_count if manifest.base else manifest.splits["train"].count
+        count_validation(min(count, config.limit_train or count), config.validation_fraction)
 
 
 def load_trainer(is_offline: bool) -> "Callable[..., RunResult]":

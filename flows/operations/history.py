@@ -124,7 +124,7 @@ def no_previous(name: str, changes: tuple[Change, ...]) -> ReleaseError:
         return nothing_registered(load_settings(), name)
     current = changes[-1].to_version
     return ReleaseError(
-        f"{name} cannot go back: before version {current} there is no champion that was not rolled back; "
+        f"{name} cannot go back: every champion before version {current} was rolled back, or there was none; "
         f"`darkroom history {name}` shows all, --to VERSION takes any"
     )
 

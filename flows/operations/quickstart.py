@@ -64,6 +64,7 @@ def run_quickstart(port: int) -> None:
     [chosen] = _train([best.recipe], EPOCHS)
     released = release(chosen.run_id, DATASET)
     images = _save_images(added.dataset, settings.home / "quickstart")
+    print("starting the service", flush=True)
     answer = _ask_service(list(images), port)
     _print_runs([*compared, chosen])
     _print_release(released)
@@ -71,8 +72,8 @@ def run_quickstart(port: int) -> None:
     print(
         f"\nThe images are in {next(iter(images)).parent}. To go on:\n"
         "  make serve   http://127.0.0.1:3000, a page to drop them on\n"
-        "  make ui      MLflow with these runs and the model; it prints the address of the comparison\n"
-        "  make data    CIFAR-10, the real thing; then make train-all",
+        "  make ui      MLflow with these runs and the model, at the address that it prints\n"
+        "  make data    CIFAR-10, the real thing; then darkroom train fastnet_cifar10",
         flush=True,
     )
     accuracy = chosen.metrics["test/accuracy"]
@@ -152,7 +153,7 @@ def _print_answers(answer: PredictResult, labels: Sequence[str]) -> None:
         Column("true label", "truth"),
         Column("answer", "answer"),
         Column("probability", "probability"),
-        Column("", "is_right", colours={"right": "green", "wrong": "red"}),
+        Column("verdict", "is_right", colours={"right": "green", "wrong": "red"}),
         Column("", "doubt"),
     )
     records = [

@@ -233,7 +233,7 @@ def _promote(
         before=None if champion is None else str(champion.version),
         version=get_version(client, name, version),
         why=why,
-        verdict=f"forced; {verdict.summary}" if mode == "forced" else verdict.summary,
+        verdict=f"forced; the gate: {verdict.summary}" if mode == "forced" else verdict.summary,
     )
 
 

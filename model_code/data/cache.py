@@ -243,9 +243,14 @@ def read_manifest(name: str, cache_dir: Path) -> CacheManifest:
         manifest = CacheManifest.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         from model_code.data.sources.detect import is_known  # only now: what it imports imports this file
+        from model_code.data.sources.images import name_some
 
-        hint = "" if is_known(name) else suggest(name, known=list_names(cache_dir), least_ratio=0.8)
-        raise DataError(f"data set {name!r} is not in {cache_dir}; {hint}add it with {format_remedy(name)}") from error
+        packed = [] if is_known(name) else list_names(cache_dir)
+        hint = suggest(name, known=packed, least_ratio=0.8)
+        there = f", where {name_some(packed)} {'is' if len(packed) == 1 else 'are'} packed" if packed else ""
+        raise DataError(
+            f"data set {name!r} is not in {cache_dir}{there}; {hint}add it with {format_remedy(name)}"
+        ) from error
     except (OSError, ValidationError) as error:
         raise _damaged(name, f"{path} cannot be read") from error
     if manifest.name != name:

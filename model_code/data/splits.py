@@ -11,6 +11,23 @@ from model_code.errors import UsageError
 Indices = npt.NDArray[np.int64]
 
 
+def count_validation(count: int, validation_fraction: float) -> int:
+    """Return how many of some images a fraction holds out for validation.
+
+    Raises:
+        UsageError: The fraction is out of range, or one side would be empty.
+    """
+    if not 0 < validation_fraction < 1:
+        raise UsageError(f"validation fraction {validation_fraction} is not allowed; give one between 0 and 1")
+    validation_count = round(count * validation_fraction)
+    if not 0 < validation_count < count:
+        raise UsageError(
+            f"validation fraction {validation_fraction} of {count} images leaves {validation_count} for validation; "
+            "both sides need at least 1: take more images, or change --set validation_fraction"
+        )
+    return validation_count
+
+
 def split_stratified(labels_N: npt.NDArray[np.int64], validation_fraction: float, seed: int) -> tuple[Indices, Indices]:
     """Divide images into training and validation with the same class proportions.
 
@@ -27,14 +44,7 @@ def split_stratified(labels_N: npt.NDArray[np.int64], validation_fraction: float
     Raises:
         UsageError: The fraction or seed is out of range, one side would be empty, or images have no label.
     """
-    if not 0 < validation_fraction < 1:
-        raise UsageError(f"validation fraction {validation_fraction} is not allowed; give one between 0 and 1")
-    validation_count = round(len(labels_N) * validation_fraction)
-    if not 0 < validation_count < len(labels_N):
-        raise UsageError(
-            f"validation fraction {validation_fraction} of {len(labels_N)} images leaves "
-            f"{validation_count} for validation; both sides need at least 1"
-        )
+    validation_count = count_validation(len(labels_N), validation_fraction)
     validation = take_stratified(labels_N, validation_count, seed, leaves_one=True)
     is_train_N = np.ones(len(labels_N), dtype=bool)
     is_train_N[validation] = False

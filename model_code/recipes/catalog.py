@@ -4,6 +4,8 @@ Recipes of one's own are files under DARKROOM_HOME (`own.py`).
 """
 
 import inspect
+import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -283,6 +285,18 @@ def list_changes(config: RunConfig) -> dict[str, Any]:
     documented = _build_documented(get_recipe(config.recipe), "smoke" if config.profile == "smoke" else "full")
     before, fixed = documented.flatten(), FIXED_SETTINGS | {"seed"}
     return {key: value for key, value in config.flatten().items() if key not in fixed and value != before.get(key, ...)}
+
+
+def format_command(config: RunConfig) -> str:
+    """Return the command that repeats a run."""
+    words = ["darkroom", "train", config.recipe]
+    if config.profile == "smoke":
+        words += ["--profile", "smoke"]
+    if config.seed != get_recipe(config.recipe).build().seed:
+        words += ["--seed", str(config.seed)]
+    for key, value in list_changes(config).items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"]
+    return shlex.join(words)
 
 
 def has_setting(name: str, setting: str) -> bool:

@@ -20,8 +20,8 @@ def swin_cifar10_published() -> TrainingConfig:
     Published: on the test images after epoch 20, whose network is the one that is tested.
     Ours: not yet measured.
     Departures: validation_fraction 0.2: 20 % of the training images are not learned from and followed after each
-        epoch, where the article follows the test images; all 10,000 test images are labelled, where the article's log
-        shows 156 batches of 64, 9,984 images; in the last stage, where one window covers the map, windows are not
+        epoch, where the article follows the test images; all test images are labelled, where the article's log shows
+        156 batches of 64, 9,984 images; in the last stage, where one window covers the map, windows are not
         shifted (as in the paper's code).
     """
     return TrainingConfig(

@@ -272,7 +272,7 @@ def _certify(
             check_certificate(certificate)
     is_offered = any(certificate.refusal is None for certificate in certificates)
     timings = []
-    with show_progress(f"{dataset.name}: timing {precision}", len(providers), "devices") as advance:
+    with show_progress(f"{dataset.name}: timing {precision}", len(providers), "providers") as advance:
         for provider in providers:
             timings.append(time_variant(file, provider, dataset.image_size))
             advance(1)

@@ -157,7 +157,7 @@ ARTICLES = (
         "A small Swin Transformer on CIFAR-10, Adam, 20 epochs, no augmentation stated. The article follows the test "
         "images and measures the network of epoch 20; so does ours, but it follows 20 % of the training images, which "
         "are not learned from. The article says 10,000 test images; its log shows 156 batches of 64, which are 9,984. "
-        "Ours are all 10,000.",
+        "Ours are all that the data set has.",
         (
             _swin("epoch 1, training images", "train/accuracy", 0.4309, 1),
             _swin("epoch 1, held-out images", "validation/accuracy", 0.5330, 1, _ON_VALIDATION, SWIN_TEST_IMAGES),

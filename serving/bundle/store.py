@@ -301,7 +301,8 @@ def read_challenger(bundles_dir: Path, name: str) -> ChallengerReference:
         BundleError: There is none, or its pointer is damaged.
     """
     file, again = bundles_dir / name / CHALLENGER_FILE, f"`darkroom challenge {name} VERSION`"
-    text = _read_reference(file, f"{name} has no challenger; {again} sets one")
+    canary = f"`darkroom canary {name} VERSION --share 0.1` one that answers requests"
+    text = _read_reference(file, f"{name} has no challenger; {again} sets one, {canary}")
     try:
         return ChallengerReference.model_validate_json(text)
     except ValidationError as error:

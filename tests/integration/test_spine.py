@@ -56,7 +56,7 @@ def test_train_release_serve_predict(darkroom, home, shapes, monkeypatch):
     accuracy = f"{result['metrics']['test/accuracy']:.4f}"
     assert run.data.tags["mlflow.note.content"].startswith(f"Test accuracy {accuracy}, ")
     assert "Torchvision's ResNet-18" in run.data.tags["mlflow.note.content"]
-    assert run.data.tags["mlflow.source.name"] == "darkroom train resnet18_cifar10_exp"
+    assert run.data.tags["mlflow.source.name"].startswith("darkroom train resnet18_cifar10_exp --set dataset=shapes ")
     assert run.data.tags["profile"] == "custom"
     assert [metric.step for metric in client.get_metric_history(run_id, "validation/accuracy")] == [1, 2]
     assert "system/cpu_utilization_percentage" in run.data.metrics

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import shlex
 import sqlite3
 import struct
 import subprocess
@@ -24,9 +25,10 @@ from flows.cli import darkroom
 from flows.jobs.data import CheckData
 from flows.jobs.machine import Doctor
 from flows.jobs.study import TrainAll
+from flows.jobs.training import Train
 from model_code.data.add import add_dataset
 from model_code.errors import DataError
-from model_code.recipes.catalog import RECIPES, build_config
+from model_code.recipes.catalog import RECIPES, build_config, format_command
 from model_code.training.run_folder import RunRecord, create_run_folder
 from tests.unit.tracking.small_store import open_small_store
 
@@ -322,6 +324,33 @@ def test_images_that_fill_no_batch_are_refused_before_a_framework_is_loaded(tmp_
     assert done.stderr.startswith("darkroom: 63 training images are fewer than one batch of 64; raise --limit-train")
 
 
+@pytest.mark.parametrize(
+    ("profile", "changes"),
+    [
+        ("full", {}),
+        ("smoke", {"seed": 3}),
+        ("smoke", {"dataset": "shapes", "mean": (0.5, 0.25, 0.125)}),
+        ("full", {"epochs": 8, "decay_points": (0.3, 0.6), "limit_train": 900, "engine.precision": "float32"}),
+        ("full", {"pretrained_weights": "a file.pth", "has_flip": False, "dataset": "shapes", "std": (1, 1, 0.5)}),
+    ],
+)
+def test_the_command_of_a_run_makes_its_settings(tmp_path, monkeypatch, profile, changes):
+    monkeypatch.setenv("DARKROOM_HOME", str(tmp_path))
+    config = build_config("resnet18_cifar10_exp", profile, changes)
+    words = shlex.split(format_command(config))
+    assert words[:3] == ["darkroom", "train", "resnet18_cifar10_exp"]
+    context = darkroom.commands["train"].make_context("train", words[2:])
+    assert Train.make(**context.params).config == config
+
+
+def test_images_of_which_none_could_be_held_out_are_refused_before_a_framework_is_loaded(tmp_path):
+    add_dataset("shapes", cache_dir=tmp_path / "cache", data_dir=tmp_path / "data", image_size=16, progress=False)
+    words = ("train", "fastnet_cifar10", "--data", "shapes", "--limit-train", "3")
+    done = run_code(REFUSAL, tmp_path, *words, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert done.stderr.startswith("darkroom: validation fraction 0.04 of 3 images leaves 0 for validation; both sides ")
+
+
 def run_in_terminal(words, home, columns=80):
     """Run the command in a pseudo-terminal; its lines and its status come back."""
     controller, terminal = pty.openpty()
@@ -396,6 +425,41 @@ def test_only_what_a_repeated_command_goes_on_from_is_promised_at_ctrl_c(tmp_pat
     assert done.stderr.strip() == "darkroom: interrupted" + (
         "" if words == RUNS_LIST else "; what was finished is kept, the same command goes on from there"
     )
+
+
+SWALLOWING = """
+from contextlib import suppress
+from flows.entry import check_interrupted
+from flows.jobs.data import AddData
+
+def run(self):
+    with suppress(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    check_interrupted()
+
+AddData.run = run
+"""
+WHILE_PREPARING = """
+from contextlib import suppress
+from flows.jobs.data import AddData
+
+def prepare(self):
+    with suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGINT)
+
+AddData.prepare = prepare
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "ending"),
+    [(SWALLOWING, "; what was finished is kept, the same command goes on from there"), (WHILE_PREPARING, "")],
+)
+def test_ctrl_c_ends_the_command_though_a_library_swallows_it(tmp_path, code, ending):
+    code = f"{INTERRUPT}{code}from flows.entry import main; main()"
+    done = run_code(code, tmp_path, "data", "add", "shapes", stdout=subprocess.PIPE)
+    assert done.returncode == 130, done.stdout
+    assert done.stderr.strip() == f"darkroom: interrupted{ending}"
 
 
 def run_code(code, home, *words, **options):

@@ -51,4 +51,4 @@ def test_a_run_that_memory_divided_is_custom(parts, changes, profile, budget, tm
     assert result.seconds > 1e9, "the epochs before an interruption count"
     *told, description = [call.args[0] for call in tracker.set_tags.call_args_list]
     assert told == [{"profile": "custom", "budget": budget}] * (parts > 1)
-    assert description["mlflow.note.content"].endswith(f" Budget: {budget or 'full'}.")
+    assert description["mlflow.note.content"].endswith(f" Budget of this run: {budget or 'full'}.")
