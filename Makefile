@@ -32,8 +32,9 @@ setup: $(VENV)/.installed ## Install everything into .venv, from the hash-locked
 $(VENV)/.installed: requirements/dev.txt pyproject.toml | $(UV)
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
 	@echo "installing the locked requirements into $(VENV) and compiling them (about 7 GB on disk)"
-	@$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python requirements/dev.txt
-	@$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
+	@while sleep 3; do printf .; done & trap "kill $$!; echo" EXIT; \
+		$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python requirements/dev.txt && \
+		$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@touch $@
 
 # Without this version of uv on the machine, pip brings it into a folder of its own, checked by its hash.

@@ -22,7 +22,7 @@ from model_code.settings import load_settings
 from model_code.tracking.mlflow_log import MlflowTracking
 from model_code.training.run_folder import RunResult
 from serving.bundle.store import read_champion
-from serving.errors import NotAnImageError
+from serving.errors import NotAnImageError, ServingError
 from serving.models.classifier import Classifier
 from serving.models.predictions import Prediction, rank_classes
 
@@ -123,6 +123,11 @@ class Champion:
             data = image if isinstance(image, bytes) else Path(image).read_bytes()
         except OSError as error:
             raise NotAnImageError(f"{error.filename}: {error.strerror}") from error
-        pixels_HWC = self._classifier.decode(data)
+        try:
+            pixels_HWC = self._classifier.decode(data)
+        except ServingError as error:
+            if not isinstance(image, bytes):
+                error.args = (f"{image}: {error}",)
+            raise
         [probabilities_K] = self._classifier.classify(pixels_HWC[None])
         return rank_classes(probabilities_K, self._classifier.manifest, top_k, filename)

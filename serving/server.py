@@ -23,6 +23,7 @@ from serving import service
 from serving.errors import StartError
 from serving.http.api import BENTOML_PATHS
 from serving.http.protocol import BoundedHttp
+from serving.listing import find_terminal_width, fold_line
 from serving.models.predictions import ModelsAnswer
 from serving.printable import PrintableFormatter, show
 from serving.supervisor import start_heartbeat
@@ -119,8 +120,12 @@ class _AnnouncingServer(uvicorn.Server):
         # What stays as long as the process is not looked through again while requests wait.
         gc.collect()
         gc.freeze()
-        print(describe_service(format_address(sockets[0]), answer), flush=True)
-        print(f"  {self._app.state.api.describe_threads()}", flush=True)
+        lines = [
+            *describe_service(format_address(sockets[0]), answer).split("\n"),
+            f"  {self._app.state.api.describe_threads()}",
+        ]
+        width = find_terminal_width()
+        print("\n".join(fold_line(line, width) for line in lines), flush=True)
 
 
 def describe_service(address: str, answer: ModelsAnswer) -> str:

@@ -65,8 +65,15 @@ def check_data(name: str, folder: Path | None = None) -> Checked:
     dataset.verify()
     revision = read_revision(f"{name}@{dataset.checksum}", settings.cache_dir)
     folder = folder or settings.home / "checks" / name
-    finder = _Finder(dataset, revision)
-    issues = [*finder.find_copies(), *finder.find_wrong_labels(), *finder.find_flawed()]
+    print(f"reading {len(revision.images)} images", flush=True)
+    finder, issues = _Finder(dataset, revision), list[Issue]()
+    for title, find in (
+        ("copies", finder.find_copies),
+        ("likely wrong labels", finder.find_wrong_labels),
+        ("dark, bright, blank and blurred images", finder.find_flawed),
+    ):
+        print(f"looking for {title}", flush=True)
+        issues += find()
     write_leakage(dataset, settings.cache_dir, finder.leaked)
     title = f"{revision}: {len(revision.images)} images, {len(issues)} issues"
     page, table = (folder / f"issues-{dataset.checksum[:SHORT_CHECKSUM]}.{ending}" for ending in ("html", "csv"))

@@ -45,7 +45,7 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
         {
             "name": one.name,
             "version": one.version,
-            "is": " ".join(one.aliases),
+            "is": " ".join(one.aliases) or "registered",
             "accuracy": _read_accuracy(one.tags),
             "at": one.at,
             "run_id": one.run_id,

@@ -6,6 +6,8 @@ from serving.bundle.store import Change
 from serving.listing import Form, find_terminal_width, fold_line, print_listing
 from serving.printable import show
 
+_FLAT_TEMPERATURE = 5
+
 
 def print_release(release: ReleaseSummary, form: Form = "table", *, is_quiet: bool = False) -> None:
     """Print what was decided and why, the proof of each variant and, unless quiet, what to do next."""
@@ -90,11 +92,19 @@ def _describe_calibration(calibration: Calibration) -> list[str]:
         lines = [f"no temperature: {fitted}{trial.refusal}; {error}"]
     else:
         lines = [f"temperature {calibration.temperature:.3f}: {error} -> {known.ece_after:.4f}"]
+        if calibration.temperature >= _FLAT_TEMPERATURE:
+            lines[0] += "; with so high a temperature all classes get nearly the same probability"
     target = f"target error {thresholds.target_error:.0%} among accepted predictions"
-    if all(threshold is None for threshold in thresholds.per_class):
+    limits = [threshold for threshold in thresholds.per_class if threshold is not None]
+    if not limits:
         return [*lines, f"{target}: no threshold is supported, every prediction is marked as uncertain"]
     accepted = f"{target}: {selection.answered / selection.count:.1%} of {selection.split} predictions accepted"
     if selection.answered:
         low, high = selection.error_interval
         accepted += f", {selection.wrong / selection.answered:.2%} of them wrong (95 % CI {low:.2%} to {high:.2%})"
-    return [*lines, accepted]
+    lines.append(accepted)
+    if selection.answered == selection.count:
+        lines.append(
+            f"note: all are accepted, the least probable at {min(limits):.1%}: so may be images of other kinds"
+        )
+    return lines

@@ -42,6 +42,7 @@ def export_dataset(dataset: PackedDataset, out: Path, is_parquet: bool = False) 
     scratch = out.with_name(f".{out.name}.part")
     try:
         with writing_to(out.parent, size_bytes, f"writing {out.name}"):
+            out.parent.mkdir(parents=True, exist_ok=True)
             (_write_parquet if is_parquet else _write_zip)(dataset, scratch)
             scratch.replace(out)
     finally:

@@ -1,5 +1,6 @@
 """Progress that people see on a terminal and that a log file is not filled with."""
 
+import shutil
 import sys
 import threading
 import time
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from model_code.disk import format_size
 
 FIRST_LINE_S, SECONDS_BETWEEN_LINES = 2.0, 10.0
+# Without a rate, which tqdm writes as `3.02s/ runs`.
+_COUNTING = "{l_bar}{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}]"
 
 
 @contextmanager
@@ -50,6 +53,8 @@ def show_progress(
         unit=unit if unit == "B" else f" {unit}",
         unit_scale=unit == "B",
         disable=None if is_shown else True,
+        ncols=count_bar_columns(),
+        bar_format=None if unit == "B" or not total else _COUNTING,
     ) as bar:
 
         def advance(units: int) -> None:
@@ -68,6 +73,11 @@ def show_progress(
             stopped.set()
             reporter.join()
     write(_format(count, unit))
+
+
+def count_bar_columns() -> int:
+    """Return the width of a progress bar, which leaves room for the ^C that a terminal echoes."""
+    return max(20, shutil.get_terminal_size().columns - 3)
 
 
 def _format(count: int, unit: str, total: int = 0) -> str:

@@ -127,7 +127,7 @@ def _build_appendix(collection: Collection, client: MlflowClient, settings: Sett
     # A champion's run, or one that another started from, may have been replaced by a later one of the same seed.
     rows += [_describe_other(client, run_id) for run_id in used if run_id not in known]
     rows.sort(key=lambda row: (row[1].text, row[3].text, row[3].detail, row[2].text, row[0].anchor))
-    columns = ("run", "recipe", "seed", "budget", "accuracy", "images", "code", "wall time", "started from")
+    columns = ("run", "recipe", "seed", "budget", "accuracy", "images", "code", "time", "started from")
     blocks: list[Block] = [compact(Table("Every run that this report shows", columns, tuple(rows)))]
     if others:
         title = f"{len(others)} more finished {'run' if len(others) == 1 else 'runs'} that no table above shows"

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from mlflow import MlflowClient
 from scipy import stats
 
-from model_code.release.names import RELEASE_NAMES
 from model_code.release.versions import get_champion, read_verdict
 from model_code.report.amounts import format_mean, format_points, format_published, format_share
-from model_code.report.collection import Collection, average
+from model_code.report.collection import FULL, Collection, average
 from model_code.report.comparison import NOT_RUN, Comparison, compare, mark_budget
 from model_code.report.document import Block, Cell, Folded, ImageGroup, Paragraph, Section, Table
 from model_code.report.figures import Dot, draw_published, render
@@ -24,23 +23,33 @@ MOST_LISTED = 6
 def build_summary(collection: Collection, client: MlflowClient) -> Section:
     """Return the section that answers first: the rest of the report is its evidence."""
     return Section(
-        "At a glance", "summary", (_build_champions(client), *_build_chart(collection), *_build_verdicts(collection))
+        "At a glance",
+        "summary",
+        (_build_champions(collection, client), *_build_chart(collection), *_build_verdicts(collection)),
     )
 
 
-def _build_champions(client: MlflowClient) -> Block:
-    rows, without = [], []
-    for name in sorted({*RELEASE_NAMES, *(model.name for model in client.search_registered_models())}):
+def _build_champions(collection: Collection, client: MlflowClient) -> Block:
+    rows = []
+    budgets = {run.run_id: run.budget for run in collection.runs}
+    for name in sorted(model.name for model in client.search_registered_models()):
         version = get_champion(client, name)
         if version is None:
-            without.append(name)
             continue
+        budget = budgets.get(str(version.run_id), FULL).partition(":")[0]
         verdict = read_verdict(version)
         low, high = (0.0, 0.0) if verdict is None else verdict.challenger_interval
         macro_f1 = None if verdict is None else verdict.challenger_macro_f1
         rows.append(
             (
-                Cell(name, is_code=True, detail=version.tags.get("recipe", "")),
+                Cell(
+                    name,
+                    is_code=True,
+                    detail=", ".join(
+                        filter(None, (version.tags.get("recipe"), "" if budget == FULL else f"{budget} run"))
+                    ),
+                    is_caution=budget != FULL,
+                ),
                 Cell("not recorded")
                 if verdict is None
                 else Cell(
@@ -55,8 +64,7 @@ def _build_champions(client: MlflowClient) -> Block:
         )
     if not rows:
         return Paragraph("Champions: nothing is released yet.")
-    caption = "Champions" + (f"; nothing is released as {' or '.join(without)}" if without else "")
-    return Table(caption, ("name", "accuracy", "champion", "run"), tuple(rows))
+    return Table("Champions", ("name", "accuracy", "champion", "run"), tuple(rows))
 
 
 def list_main(collection: Collection) -> list[Comparison]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from model_code.data.progress import count_bar_columns
 from model_code.training.results import Callback, FinishedEpoch
 
 SECONDS_BETWEEN_LOG_LINES = 20.0
@@ -37,7 +38,8 @@ class ProgressPrinter(Callback):
         """Move the bar, or print a line if the last one is old."""
         if self._is_terminal:
             if self._bar is None:
-                self._bar = tqdm(total=steps, desc=f"epoch {epoch}/{self._epochs}", leave=False, unit="step")
+                title = f"epoch {epoch}/{self._epochs}"
+                self._bar = tqdm(total=steps, desc=title, leave=False, unit="step", ncols=count_bar_columns())
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         elif time.monotonic() - self._last_line_s >= SECONDS_BETWEEN_LOG_LINES:

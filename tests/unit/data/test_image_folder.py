@@ -126,7 +126,7 @@ def test_another_table_leaves_class_folders_what_they_are(write, pack):
 def test_an_export_is_read_as_the_same_images(write, pack, tmp_path):
     source = write(("train/a b/1.png", "train/ü/2.png", "val/ü/3.png", "test/a b/4.png"), {})
     packed = pack(source)
-    file = tmp_path / "out.zip"
+    file = tmp_path / "new" / "folder" / "out.zip"
     assert export_dataset(packed, file) == 4
     assert pack(file, "again").checksum == packed.checksum
     assert "val/ü/000000.png" in zipfile.ZipFile(file).namelist()

@@ -41,3 +41,9 @@ def test_a_champion_names_as_many_classes_as_it_has(tmp_path):
     missing = tmp_path / "missing.png"
     with pytest.raises(NotAnImageError, match=rf"^{missing}: No such file or directory$"):
         champion.predict(missing)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    with pytest.raises(NotAnImageError, match=rf"^{broken}: 8 bytes that are no image"):
+        champion.predict(broken)
+    with pytest.raises(NotAnImageError, match=r"^8 bytes that are no image"):
+        champion.predict(b"no image")

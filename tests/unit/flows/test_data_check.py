@@ -143,6 +143,9 @@ def test_a_check_writes_a_page_and_a_table_that_data_add_takes(photos, capsys):
     checked.check()
     checked.run()
     printed = capsys.readouterr().out
+    assert printed.startswith(
+        "reading 82 images\nlooking for copies\nlooking for likely wrong labels\nlooking for dark"
+    )
     assert "near-duplicate across splits: 1\n" in printed
     assert "82 images, " in printed
     folder = settings.home / "checks" / "mine"

@@ -7,6 +7,7 @@ from serving.listing import fold_line
 from tests.unit.release.conftest import make_verdict
 from tests.unit.release.test_card import age, make_calibration, make_manifest, make_trial
 
+ALL = Selection(split="test", count=600, answered=600, wrong=0, error_interval=(0, 0.006))
 NOTHING = Selection(split="test", count=600, answered=0, wrong=0, error_interval=(0, 1))
 
 
@@ -27,6 +28,14 @@ NOTHING = Selection(split="test", count=600, answered=0, wrong=0, error_interval
                 "no temperature: the fitted one, 1.432, is not used, because of chance; calibration error (ECE) on "
                 "test 0.0432",
             ),
+        ),
+        (
+            make_calibration(trial=make_trial(fitted=23.0)),
+            ("temperature 23.000: ", "; with so high a temperature all classes get nearly the same probability"),
+        ),
+        (
+            make_calibration(per_class=(0.5, 0.25, 0.75), selections=(ALL,)),
+            ("note: all are accepted, the least probable at 25.0%: so may be images of other kinds",),
         ),
         (make_calibration(per_class=(None,) * 3, selections=(NOTHING,)), ("no threshold is supported",)),
         (make_calibration(selections=(NOTHING,)), ("0.0% of test predictions accepted\n",)),

@@ -51,6 +51,12 @@ def test_what_a_run_says(opened, store):
     assert run.report.confusion_KK.diagonal().sum() / 10_000 == pytest.approx(run.report.accuracy)
 
 
+def test_the_time_of_a_run_is_what_it_says_without_interruptions(opened, store):
+    store.enter("resumed", metrics={"seconds": 12.5})
+    [run] = collect_runs(opened[1]).get_best("resumed").runs
+    assert run.seconds == 12.5
+
+
 def test_a_device_stands_with_the_precision_of_its_computation(opened, store):
     store.enter("half", tags={"engine": "bfloat16, channels last, eager, 147.5 MB of images resident"})
     [run] = collect_runs(opened[1]).get_best("half").runs

@@ -171,6 +171,7 @@ def test_the_first_screen_has_champions_a_chart_and_answers(filled):
     first = filled[2].sections[0]
     champions, chart, answers, *_ = first.blocks
     assert [cell.text for cell in champions.rows[0][:3]] == ["cifar10", "66.67 %", "version 1"]
+    assert champions.rows[0][0].detail == "custom run"
     assert champions.rows[0][1].detail == "95 % interval 9.43 % to 99.16 %, 3 test images; macro-F1 55.56 %"
     assert [image.name for image in chart.images] == ["published-1", "published-2"]
     assert answers.columns == ("question", "comparison", "verdict", "points [95 % interval]", "seeds")
