@@ -81,8 +81,8 @@ def find_pretrained(
             if result.profile == profile and file.is_file() and hash_file(file) == result.weights_sha256:
                 return Pretrained(str(file), result.weights_sha256, result.run_id)
     raise TrainingError(
-        f"{config.recipe} starts from {name}, which has no finished {' or '.join(allowed)} run of {config.network} on "
-        f"these {config.dataset} images with its weights here; train it first: darkroom train {name}"
+        f"{config.recipe} starts from {name}, which has no finished run ({' or '.join(allowed)}) of {config.network} "
+        f"on these {config.dataset} images with its weights here; train it first: darkroom train {name}"
         + (" --profile smoke" if config.profile == "smoke" else "")
         + (f" --data {config.dataset}" if config.dataset != get_recipe(name).build().dataset else "")
     )

@@ -171,7 +171,7 @@ def check_format(data: bytes, structure: Structure) -> None:
         NotAnImageError: The format is not accepted.
     """
     if structure.format is None:
-        raise NotAnImageError(f"{describe_unread(data)}; send one of {', '.join(COMMON_FORMATS)}")
+        raise NotAnImageError(f"{describe_unread(data)}; use one of {', '.join(COMMON_FORMATS)}")
     if structure.format in ("BMP", "TIFF") and not structure.is_simple:
         raise NotAnImageError(
             f"a {structure.format} with an uncommon compression, which is not accepted; save it uncompressed, or as PNG"

@@ -147,7 +147,7 @@ def _naming_errors(data: bytes, max_pixels: int, formats: Sequence[str]) -> Iter
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeError(f"the image has more than {max_pixels:,} pixels; no more are decoded") from error
     except UnidentifiedImageError as error:
-        raise NotAnImageError(f"{describe_unread(data)}; send one of {', '.join(formats)}") from error
+        raise NotAnImageError(f"{describe_unread(data)}; use one of {', '.join(formats)}") from error
     except _UNDECODABLE as error:
         if _NO_MEMORY in str(error):
             raise OverloadedError(_SHORTAGE, _RETRY_AFTER_S) from error
