@@ -298,5 +298,5 @@ def test_ui_prints_the_address_alone_and_ctrl_c_ends_it(start_darkroom, tmp_path
     assert "darkroom" in [one["name"] for one in found["experiments"]]
     assert httpx.get(f"{address}/?page", headers={"Host": "elsewhere.example"}).status_code == 403
     process.send_signal(signal.SIGINT)
-    assert process.wait(5) == 130
-    assert process.stdout.read().strip() == "darkroom: interrupted"
+    assert process.wait(5) == 0
+    assert process.stdout.read().strip() == "stopped"
