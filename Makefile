@@ -32,7 +32,7 @@ setup: $(VENV)/.installed ## Install everything into .venv, from the hash-locked
 $(VENV)/.installed: requirements/dev.txt pyproject.toml | $(UV)
 	@test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
 	@echo "installing the locked requirements into $(VENV) and compiling them (about 7 GB on disk)"
-	@while sleep 3; do printf .; done & trap "kill $$!; echo" EXIT; \
+	@while sleep 3 > /dev/null 2>&1; do printf .; done & trap "kill $$! 2> /dev/null || :; echo" EXIT; \
 		$(UV) pip sync --quiet --require-hashes --compile-bytecode --python $(BIN)/python requirements/dev.txt && \
 		$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@touch $@

@@ -1,4 +1,4 @@
-"""Entry point of the `darkroom` command, and what Ctrl-C does: one line, whatever is imported at that moment."""
+"""Entry point of the `darkroom` command and its SIGINT handlers."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def begin_work() -> None:
 
 
 def check_interrupted() -> None:
-    """Raise KeyboardInterrupt again, if a library swallowed it in one of its callbacks or while it was imported."""
+    """Raise KeyboardInterrupt again, if a library swallowed it in a callback or while it was imported."""
     if _interrupted.is_set():
         raise KeyboardInterrupt
 

@@ -229,7 +229,7 @@ def _run(
                 "best_weights": training.best_weights.name,
                 "weights_sha256": weights_sha256,
             }
-        tracker.log_metrics({"seconds": seconds})
+        tracker.log_metrics({"total_seconds": seconds})
         result = RunResult.model_validate(summary)
         figures = describe_figures(result)
         tracker.set_tags({_DESCRIPTION: f"{figures[0].upper()}{figures[1:]}. {_describe(recipe, budget)}"})

@@ -12,7 +12,7 @@ from serving.listing import FORM, find_width, fold_line, print_heading, print_li
 from serving.printable import show
 
 ADDRESS, SERVER = "http://127.0.0.1:3000", "Address of the service."
-MODEL = "Registered name; if not given the only one that is served, or cifar10 among several."
+MODEL = "Registered name; if not given the only model that is served, else cifar10."
 
 
 class Predict(Job):

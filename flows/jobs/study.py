@@ -199,7 +199,7 @@ class TrainAll(Job):
         plans = []
         with narrating(self.form, is_quiet=self.is_quiet):
             if device := find_busy_device():
-                print(f"another training uses {device}: beside it all takes longer, perhaps many times", flush=True)
+                print(f"another training uses {device}: runs beside it take longer, perhaps many times", flush=True)
             if self._processes > 1:
                 print(
                     f"the times below are of one run after another: {self._processes} at once share the device",

@@ -95,6 +95,7 @@ def print_difference(difference: "Difference", form: Form = "table") -> None:
         {
             "change": change,
             "file": file,
+            "file_before": old and old.file,
             "split_before": old and old.split,
             "label_before": old and old.label,
             "split_after": new and new.split,

@@ -32,7 +32,9 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
     columns = (
         Column("model", "name"),
         Column("version", "version"),
-        Column("is", "is", colours={"champion": "green", "challenger": "yellow"}),
+        Column(
+            "is", "is", lambda aliases: aliases or "registered", colours={"champion": "green", "challenger": "yellow"}
+        ),
         Column("accuracy", "accuracy", format_accuracy),
         Column("released", "at", _minutes),
         Column("run", "run_id", lambda run_id: run_id[:8]),
@@ -45,7 +47,7 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
         {
             "name": one.name,
             "version": one.version,
-            "is": " ".join(one.aliases) or "registered",
+            "is": " ".join(one.aliases),
             "accuracy": _read_accuracy(one.tags),
             "at": one.at,
             "run_id": one.run_id,

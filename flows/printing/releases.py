@@ -6,8 +6,6 @@ from serving.bundle.store import Change
 from serving.listing import Form, find_terminal_width, fold_line, print_listing
 from serving.printable import show
 
-_FLAT_TEMPERATURE = 5
-
 
 def print_release(release: ReleaseSummary, form: Form = "table", *, is_quiet: bool = False) -> None:
     """Print what was decided and why, the proof of each variant and, unless quiet, what to do next."""
@@ -92,8 +90,6 @@ def _describe_calibration(calibration: Calibration) -> list[str]:
         lines = [f"no temperature: {fitted}{trial.refusal}; {error}"]
     else:
         lines = [f"temperature {calibration.temperature:.3f}: {error} -> {known.ece_after:.4f}"]
-        if calibration.temperature >= _FLAT_TEMPERATURE:
-            lines[0] += "; with so high a temperature all classes get nearly the same probability"
     target = f"target error {thresholds.target_error:.0%} among accepted predictions"
     limits = [threshold for threshold in thresholds.per_class if threshold is not None]
     if not limits:
@@ -104,7 +100,6 @@ def _describe_calibration(calibration: Calibration) -> list[str]:
         accepted += f", {selection.wrong / selection.answered:.2%} of them wrong (95 % CI {low:.2%} to {high:.2%})"
     lines.append(accepted)
     if selection.answered == selection.count:
-        lines.append(
-            f"note: all are accepted, the least probable at {min(limits):.1%}: so may be images of other kinds"
-        )
+        lowest = f"lowest threshold {min(limits):.1%}"
+        lines.append(f"note: every prediction is accepted ({lowest}); images of other kinds may be accepted too")
     return lines

@@ -13,7 +13,7 @@ Shape suffixes: N = images in the split, H = height, W = width, C = the three co
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -206,12 +206,13 @@ def check_dataset_name(name: str) -> None:
         )
 
 
-def open_dataset(name: str, cache_dir: Path) -> PackedDataset:
+def open_dataset(name: str, cache_dir: Path, remedy: str | None = None) -> PackedDataset:
     """Map a packed data set into memory; sizes and headers are checked, pixels are not read.
 
     Args:
         name: Name of the data set: `cifar10`.
         cache_dir: The folder of all packed data sets.
+        remedy: What to do about files that are damaged; None to add the data set again.
 
     Raises:
         DataError: It was never added, or is damaged; the message gives the command that adds it.
@@ -221,7 +222,7 @@ def open_dataset(name: str, cache_dir: Path) -> PackedDataset:
     manifest = read_manifest(name, cache_dir)
     while True:
         try:
-            return _map_dataset(manifest, cache_dir)
+            return _map_dataset(manifest, cache_dir, remedy)
         except DataError:
             # Another process may have replaced the version between the manifest and its arrays.
             newer = read_manifest(name, cache_dir)
@@ -321,9 +322,10 @@ def compute_checksum(
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _map_dataset(manifest: CacheManifest, cache_dir: Path) -> PackedDataset:
+def _map_dataset(manifest: CacheManifest, cache_dir: Path, remedy: str | None) -> PackedDataset:
     path = cache_dir / manifest.name / manifest.folder
-    splits = {split: _map_split(manifest, split, path) for split in manifest.splits}
+    damaged = partial(_damaged, manifest.name, remedy=remedy)
+    splits = {split: _map_split(manifest, split, path, damaged) for split in manifest.splits}
     return PackedDataset(
         name=manifest.name,
         classes=manifest.classes,
@@ -336,7 +338,7 @@ def _map_dataset(manifest: CacheManifest, cache_dir: Path) -> PackedDataset:
     )
 
 
-def _map_split(manifest: CacheManifest, split: str, path: Path) -> PackedSplit:
+def _map_split(manifest: CacheManifest, split: str, path: Path, damaged: Callable[[str], DataError]) -> PackedSplit:
     import numpy as np
 
     from model_code.data.shards import ShardedImages, ShardFile, count_block_rows
@@ -345,34 +347,34 @@ def _map_split(manifest: CacheManifest, split: str, path: Path) -> PackedSplit:
     files = [ShardFile(path / one.file, one.count, one.size_bytes, one.crc32) for one in expected.shards]
     files = files or [ShardFile(path / f"{split}-images.npy", expected.count, expected.images_bytes, "")]
     block_rows = expected.block_rows or count_block_rows(size)
-    shards = ShardedImages(files, size, block_rows, partial(_damaged, manifest.name))
+    shards = ShardedImages(files, size, block_rows, damaged)
     images_NHWC: npt.NDArray[np.uint8] | ShardedImages = shards
     if len(files) == 1:
-        images_NHWC = _map_array(manifest.name, files[0].path, expected.images_bytes)
-    labels_N: npt.NDArray[np.int64] = _map_array(manifest.name, path / f"{split}-labels.npy", expected.labels_bytes)
+        images_NHWC = _map_array(damaged, files[0].path, expected.images_bytes)
+    labels_N: npt.NDArray[np.int64] = _map_array(damaged, path / f"{split}-labels.npy", expected.labels_bytes)
     if images_NHWC.shape != (expected.count, size, size, 3) or images_NHWC.dtype != np.uint8:
-        raise _damaged(manifest.name, f"{split} images are {images_NHWC.dtype} {images_NHWC.shape}")
+        raise damaged(f"{split} images are {images_NHWC.dtype} {images_NHWC.shape}")
     if labels_N.shape != (expected.count,) or labels_N.dtype != np.int64:
-        raise _damaged(manifest.name, f"{split} labels are {labels_N.dtype} {labels_N.shape}")
+        raise damaged(f"{split} labels are {labels_N.dtype} {labels_N.shape}")
     if labels_N.min() < -1 or labels_N.max() >= len(manifest.classes):
-        raise _damaged(manifest.name, f"{split} labels run from {labels_N.min()} to {labels_N.max()}")
+        raise damaged(f"{split} labels run from {labels_N.min()} to {labels_N.max()}")
     return PackedSplit(images_NHWC, labels_N, shards)
 
 
-def _map_array(name: str, path: Path, expected_bytes: int) -> "npt.NDArray[Any]":
+def _map_array(damaged: Callable[[str], DataError], path: Path, expected_bytes: int) -> "npt.NDArray[Any]":
     import numpy as np
 
     try:
         found_bytes = path.stat().st_size
         if found_bytes != expected_bytes:
-            raise _damaged(name, f"{path} has {found_bytes} bytes, {expected_bytes} were written")
+            raise damaged(f"{path} has {found_bytes} bytes, {expected_bytes} were written")
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except (OSError, ValueError, EOFError) as error:
-        raise _damaged(name, f"{path}: {error}") from error
+        raise damaged(f"{path}: {error}") from error
 
 
-def _damaged(name: str, why: str) -> DataError:
-    return DataError(f"data set {name!r} is damaged ({why}); add it again with {format_remedy(name)}")
+def _damaged(name: str, why: str, remedy: str | None = None) -> DataError:
+    return DataError(f"data set {name!r} is damaged ({why}); {remedy or f'add it again with {format_remedy(name)}'}")
 
 
 def _summarise(name: str, cache_dir: Path) -> DatasetSummary:

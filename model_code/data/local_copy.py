@@ -2,70 +2,74 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
-from tempfile import mkdtemp
 
 from model_code.data.cache import MANIFEST_FILE, PackedDataset, open_dataset, read_manifest
-from model_code.data.packing import remove_leftovers
 from model_code.data.progress import show_progress
-from model_code.disk import check_free_space, flush_folder, hold_lock, write_atomically, writing_to
+from model_code.disk import check_free_space, count_free_bytes, flush_folder, hold_lock, write_atomically
 from model_code.errors import DarkroomError, DataError
+
+# All that is removed to make room lies below it.
+_FOLDER = "darkroom-images"
 
 
 def copy_locally(dataset: PackedDataset, local_cache_dir: Path) -> PackedDataset:
-    """Return a data set as it is on a disk of this machine, where it replaces what was copied there before.
+    """Return a data set as it is on a disk of this machine; what was not used for longest makes room for a new copy.
 
-    Trainings that read the earlier copy go on: they hold its files open. Without room, or where nothing can be written,
-    a line says so and the data set is returned as it is.
+    Trainings that read a removed copy continue: they hold its files open. Where no copy can be made, a line on standard
+    error says why, and the data set is returned as it is.
 
     Args:
         dataset: The data set.
-        local_cache_dir: The folder of all copies; made when missing.
+        local_cache_dir: A folder on this machine's disk; made when missing.
     """
-    name, shared_dir = dataset.name, dataset.path.parent.parent
+    copies, name = local_cache_dir / _FOLDER, dataset.name
     try:
-        with hold_lock(local_cache_dir / f"{name}.lock", f"copying {name}"):
-            if not _is_copied(dataset, local_cache_dir):
-                _copy(dataset, local_cache_dir)
-            return open_dataset(name, local_cache_dir)
-    except DarkroomError as error:
-        print(f"{name} is read from {shared_dir}: {error}", flush=True)
+        with hold_lock(copies / "copying.lock", f"copying {name}"):
+            return _take(dataset, copies / f"{name}-{dataset.checksum[:16]}")
+    except (DarkroomError, OSError) as error:
+        print(f"{name} is read from {dataset.path}, not copied: {error}", file=sys.stderr, flush=True)
         return dataset
 
 
-def _is_copied(dataset: PackedDataset, local_cache_dir: Path) -> bool:
+def _take(dataset: PackedDataset, copy: Path) -> PackedDataset:
+    """Return the copy; one that is missing or damaged is made anew."""
+    remedy = f"remove {copy}, it is copied again"
     try:
-        return read_manifest(dataset.name, local_cache_dir).folder == dataset.path.name
+        opened = open_dataset(dataset.name, copy, remedy)
     except DataError:
-        return False
-
-
-def _copy(dataset: PackedDataset, local_cache_dir: Path) -> None:
-    name, version = dataset.name, dataset.path
-    manifest = read_manifest(name, version.parent.parent)
-    if manifest.folder != version.name:
-        raise DataError(f"{name} is packed anew at this moment")
-    files = [file for file in version.iterdir() if file.is_file()]
-    size_bytes = sum(file.stat().st_size for file in files)
-    purpose = f"copying {name} to {local_cache_dir}"
-    folder = local_cache_dir / name
-    with writing_to(local_cache_dir, size_bytes, purpose):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(name, local_cache_dir)
-        folder.mkdir(exist_ok=True)
-        check_free_space(folder, size_bytes, purpose)
-        scratch = Path(mkdtemp(prefix="scratch-", dir=folder))
+        shutil.rmtree(copy, ignore_errors=True)
+        _copy(dataset, copy)
+        opened = open_dataset(dataset.name, copy, remedy)
         try:
-            with show_progress(purpose, size_bytes, "B") as advance:
-                for file in files:
-                    shutil.copyfile(file, scratch / file.name)
-                    with (scratch / file.name).open("rb") as copy:
-                        os.fsync(copy.fileno())
-                    advance(file.stat().st_size)
-            scratch.rename(folder / version.name)
-            flush_folder(folder)
-            write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
-            remove_leftovers(name, local_cache_dir)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            opened.verify()
+        except DataError:
+            shutil.rmtree(copy)
             raise
+    os.utime(copy)  # tells when it was used
+    return opened
+
+
+def _copy(dataset: PackedDataset, copy: Path) -> None:
+    manifest = read_manifest(dataset.name, dataset.path.parent.parent)
+    if manifest.folder != dataset.path.name:
+        raise DataError(f"{dataset.name} is packed anew at this moment")
+    files = [(file, file.stat().st_size) for file in dataset.path.iterdir()]
+    size_bytes = sum(size for _, size in files)
+    purpose = f"copying {dataset.name} to {copy.parent}"
+    for unused in sorted((one for one in copy.parent.iterdir() if one.is_dir()), key=lambda one: one.stat().st_mtime):
+        if count_free_bytes(copy.parent) < size_bytes:
+            shutil.rmtree(unused)
+    check_free_space(copy.parent, size_bytes, purpose)
+    folder = copy / dataset.name / manifest.folder
+    folder.mkdir(parents=True)
+    with show_progress(purpose, size_bytes, "B") as advance:
+        for file, size in files:
+            shutil.copyfile(file, folder / file.name)
+            with (folder / file.name).open("rb") as copied:
+                os.fsync(copied.fileno())
+            advance(size)
+    flush_folder(folder)
+    # From here on the copy counts.
+    write_atomically(folder.parent / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())

@@ -1,6 +1,6 @@
 """Progress that people see on a terminal and that a log file is not filled with."""
 
-import shutil
+import os
 import sys
 import threading
 import time
@@ -75,9 +75,12 @@ def show_progress(
     write(_format(count, unit))
 
 
-def count_bar_columns() -> int:
-    """Return the width of a progress bar, which leaves room for the ^C that a terminal echoes."""
-    return max(20, shutil.get_terminal_size().columns - 3)
+def count_bar_columns() -> int | None:
+    """Return the width of a bar on standard error, which leaves room for the terminal's ^C; None without a terminal."""
+    try:
+        return max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 3)
+    except (AttributeError, OSError, ValueError):  # closed, a pipe, or replaced
+        return None
 
 
 def _format(count: int, unit: str, total: int = 0) -> str:

@@ -69,8 +69,8 @@ class Run:
         device: Name of the device, with the precision of its computation where there is one, for people.
         data_checksum: Checksum of the packed images.
         git_sha: Commit of the code.
-        seconds: Time of the run without interruptions, as it says itself, else from start to end in MLflow; None if
-            neither is known.
+        seconds: Time of the run without interruptions; of runs of earlier versions from start to end in MLflow, None if
+            MLflow does not know.
         ended_ms: Since 1970.
         metrics: Last value of each finite metric.
         params: Settings, as text.
@@ -271,7 +271,7 @@ def _read(found: MlflowRun) -> Run | None:
         device=_describe_device(tags),
         data_checksum=tags.get("data_checksum", ""),
         git_sha=tags.get("git_sha", "unknown"),
-        seconds=found.data.metrics.get("seconds", wall_s),
+        seconds=found.data.metrics.get("total_seconds", wall_s),
         ended_ms=info.end_time or 0,
         metrics=MappingProxyType({key: value for key, value in found.data.metrics.items() if math.isfinite(value)}),
         params=MappingProxyType(dict(found.data.params)),

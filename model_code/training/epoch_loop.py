@@ -6,6 +6,7 @@ S = steps of an epoch.
 
 import copy
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +43,7 @@ class Progress:
         total: Sum over the steps of whatever else the loop adds up: this process's share of it.
         learning_rate: At the first step.
         step: Steps done.
+        seconds: Time of the steps before the last interruption.
     """
 
     order_N: Tensor
@@ -49,6 +51,7 @@ class Progress:
     total: Tensor
     learning_rate: float
     step: int = 0
+    seconds: float = 0
 
     @property
     def mean_loss(self) -> float:
@@ -225,6 +228,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         return progress, (progress.step - first) * self._batch_size
 
     def _take_steps(self, epoch: int, progress: Progress) -> None:
+        start_s = time.perf_counter()
         computing = self._compute_whole(progress) if self._has_whole_step() else self._compute_batches(progress)
         while progress.step < self.steps:
             self.begin_step(epoch, progress.step)
@@ -236,6 +240,7 @@ class EpochLoop(ABC, Generic[Epoch]):
                 if self._is_stop_wanted():
                     # The first process takes up the total of all.
                     progress.total = self.processes.add(progress.total)
+                    progress.seconds += time.perf_counter() - start_s
                     self._progress = progress
                     self._stop(is_saved=False)
 
@@ -407,7 +412,9 @@ class EpochLoop(ABC, Generic[Epoch]):
                 progress.total.to(self.device) * self.processes.is_first,
                 progress.learning_rate,
                 progress.step,
+                progress.seconds,
             )
+            self._seconds_before += progress.seconds
         if change is not None:
             self._tell_change(change, state)
         for callback in self.callbacks:

@@ -276,7 +276,7 @@ class _SimSiamLoop(EpochLoop[PretrainingEpoch]):
             feature_std=float(learned.total),
             knn_accuracy=accuracy,
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
-            seconds=time.perf_counter() - start,
+            seconds=learned.seconds + time.perf_counter() - start,
             pictures_per_s=visited / (trained - start),
         )
 

@@ -130,7 +130,7 @@ class TrainingResult(Generic[Epoch]):
         last_weights: Weights of the last epoch, safetensors.
         parts: Micro-batches of a batch at the end, more than was asked for where the device's memory was full.
         engine: How the steps of this process were really computed, for people.
-        seconds_before: Time of the epochs that were finished before this process resumed the run.
+        seconds_before: Time of the epochs and steps that were finished before this process resumed the run.
     """
 
     history: tuple[Epoch, ...]

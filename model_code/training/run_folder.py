@@ -66,8 +66,8 @@ class RunResult(BaseModel):
         best_epoch: Counted from 1; None the same.
         best_weights: File name in the run's folder; None the same.
         weights_sha256: SHA-256 of that file.
-        seconds: Training, validation and test of the process that finished the run, with the epochs finished before
-            it resumed the run.
+        seconds: Training, validation and test of the process that finished the run, with the epochs and steps finished
+            before it resumed the run.
         code_sha256: SHA-256 of the code and libraries that finished the run; None in results of earlier versions.
     """
 

@@ -227,7 +227,7 @@ class _SupervisedLoop(EpochLoop[EpochMetrics]):
             validation_accuracy=report.accuracy_fraction,
             validation_macro_f1=report.macro_f1,
             learning_rate=learned.learning_rate,
-            seconds=time.perf_counter() - start,
+            seconds=learned.seconds + time.perf_counter() - start,
             pictures_per_s=visited / (trained - start),
         )
 

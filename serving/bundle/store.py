@@ -301,7 +301,7 @@ def read_challenger(bundles_dir: Path, name: str) -> ChallengerReference:
         BundleError: There is none, or its pointer is damaged.
     """
     file, again = bundles_dir / name / CHALLENGER_FILE, f"`darkroom challenge {name} VERSION`"
-    canary = f"`darkroom canary {name} VERSION --share 0.1` one that answers requests"
+    canary = f"`darkroom canary {name} VERSION --share 0.1` sets one that answers requests"
     text = _read_reference(file, f"{name} has no challenger; {again} sets one, {canary}")
     try:
         return ChallengerReference.model_validate_json(text)

@@ -59,7 +59,8 @@ def test_images_that_do_not_decode_shift_no_name(photos, cache):
     assert len(packed.splits["train"].labels_N) == 3
 
 
-def test_what_changed_between_revisions(photos, cache, capsys):
+def test_what_changed_between_revisions(photos, cache, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     first = add(photos).dataset.checksum
     (photos / "train/ash/1.png").rename(photos / "train/oak/7.png")  # relabelled
     (photos / "train/oak/2.png").unlink()
@@ -87,6 +88,7 @@ def test_what_changed_between_revisions(photos, cache, capsys):
     assert records[-1] == {
         "change": "moved",
         "file": "photos/train/oak/3.png",
+        "file_before": "photos/test/oak/3.png",
         "split_before": "test",
         "label_before": "oak",
         "split_after": "train",

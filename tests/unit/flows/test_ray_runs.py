@@ -9,7 +9,6 @@ import shutil
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -159,22 +158,30 @@ class UnableToBegin(RayRun):
         raise ModuleNotFoundError("No module named 'flows'")
 
 
-def _train_on_a_node_that_cannot_begin(home):
+def _train_on_a_node_that_cannot_begin(home, told):
     os.environ["DARKROOM_HOME"] = str(home)
     ray_runs.RayRun, ray_runs.RESTARTS = UnableToBegin, 0
     request = RunRequest(config=build_config("resnet18_cifar10_exp"), is_offline=True)
     with closing(ray_runs.RayRuns(1)) as runs, pytest.raises(NodeError) as refused:
         runs.train(request, print)
-    return str(refused.value)
+    told.send(str(refused.value))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray, the extra [ray], is not installed")
 def test_what_keeps_a_run_from_beginning_is_said_of_the_node(tmp_path):
     # Ray reads its environment when it is imported, which another test of this process may have done.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        reason = process.submit(_train_on_a_node_that_cannot_begin, tmp_path).result(timeout=300)
-    assert re.fullmatch(r"Ray has given up seed 0: Mod[^\n]*", reason)
+    heard, told = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train_on_a_node_that_cannot_begin, args=(tmp_path, told)
+    )
+    process.start()
+    try:
+        assert heard.poll(300)
+        assert re.fullmatch(r"Ray has given up seed 0: Mod[^\n]*", heard.recv())
+    finally:
+        process.kill()
+        process.join()
 
 
 @pytest.mark.parametrize("end", ["interrupted", "finished", "removed"])

@@ -276,7 +276,7 @@ def test_a_plan_says_when_its_times_are_measured_beside_a_training(monkeypatch, 
     monkeypatch.setattr("flows.operations.study_plan.choose_device", lambda _: torch.device("cpu"))
     with take_lock(load_settings().locks_dir / "device-cpu.lock", "busy"):
         TrainAll(dry_run=True, only=(PLAIN,)).run()
-        assert capsys.readouterr().out.startswith("another training uses cpu: beside it all takes longer")
+        assert capsys.readouterr().out.startswith("another training uses cpu: runs beside it take longer")
     TrainAll(dry_run=True, only=(PLAIN,)).run()
     assert "another training" not in capsys.readouterr().out
 

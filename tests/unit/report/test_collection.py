@@ -52,7 +52,7 @@ def test_what_a_run_says(opened, store):
 
 
 def test_the_time_of_a_run_is_what_it_says_without_interruptions(opened, store):
-    store.enter("resumed", metrics={"seconds": 12.5})
+    store.enter("resumed", metrics={"total_seconds": 12.5})
     [run] = collect_runs(opened[1]).get_best("resumed").runs
     assert run.seconds == 12.5
 
