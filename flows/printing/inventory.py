@@ -40,7 +40,7 @@ def print_versions(settings: Settings, name: str | None, form: Form) -> None:
         Column("run", "run_id", lambda run_id: run_id[:8]),
         Column("recipe", "recipe", is_first=True),
         Column("precisions", "precisions", is_prose=True),
-        Column("verdict", "verdict", is_prose=True),
+        Column("verdict", "verdict", _show_first_reason, is_prose=True),
     )
     newest = list_registered(settings, name)[::-1]
     records = [
@@ -109,6 +109,14 @@ def print_canary(comparison: "CanaryComparison", form: Form = "table", *, is_dec
     print_line(line)
 
 
+def _show_first_reason(verdict: str | None) -> str:
+    """Return a verdict with the first reason of a refusal; JSON, CSV and the card have all."""
+    measured, refused, reasons = (verdict or "").partition("not promoted: ")
+    first, *others = reasons.split("; ")
+    more = f"; {len(others)} more reason{'s' * (len(others) > 1)}: --format json" if others else ""
+    return f"{measured}{refused}{first}{more}"
+
+
 def print_history(name: str, changes: Sequence[Change], form: Form = "table") -> None:
     """Print every move of the champion, the newest first."""
     columns = (
@@ -118,7 +126,7 @@ def print_history(name: str, changes: Sequence[Change], form: Form = "table") ->
         Column("to", "to_version"),
         Column("by", "by"),
         Column("why", "why", is_prose=True),
-        Column("verdict", "verdict", is_prose=True),
+        Column("verdict", "verdict", _show_first_reason, is_prose=True),
     )
     if form == "table":
         print_heading(f"{name}: version {changes[-1].to_version} is champion")
