@@ -20,7 +20,7 @@ from flows.jobs import JOBS
 from flows.jobs.job import Choices, Job, name_option
 from flows.printing.narration import narrating, showing_silence
 from model_code.disk import check_writable
-from model_code.errors import DarkroomError, PeerEndedError, UsageError
+from model_code.errors import DarkroomError, PeerEndedError, UsageError, first_line
 from model_code.settings import load_settings, read_rank
 from model_code.tracking.revision import check_revision
 from serving.errors import ServingError
@@ -73,7 +73,7 @@ def main() -> None:
             sys.exit(1)
         if not _is_of_a_server(error):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         click.echo(f"darkroom: MLflow or Prefect failed: {reason}; is its server running, the disk full?", err=True)
         sys.exit(1)
 

@@ -51,6 +51,10 @@ class DownloadError(DataError):
     """A download did not finish; what came so far is kept and the next try continues it."""
 
 
+class StorageError(DarkroomError):
+    """DARKROOM_STORAGE cannot be reached, or refuses what is asked."""
+
+
 class DiskFullError(DarkroomError):
     """The disk is full; nothing that was complete before is lost."""
 
@@ -101,3 +105,8 @@ class ServiceError(DarkroomError):
 
 class BusyError(DarkroomError):
     """Another Darkroom process holds what this one needs."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -26,6 +26,7 @@ class Settings(BaseModel):
         service_key: DARKROOM_API_KEY, for a service that wants a key; None without one.
         local_cache_dir: DARKROOM_LOCAL_CACHE, where trainings copy the packed images of a shared disk; None to read
             them where they are.
+        storage: DARKROOM_STORAGE, where trainings exchange images and runs with other machines; None without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +40,7 @@ class Settings(BaseModel):
     inbox: Path | None = None
     service_key: str | None = Field(default=None, repr=False)
     local_cache_dir: Path | None = None
+    storage: str | None = None
 
     @property
     def database(self) -> Path | None:
@@ -121,6 +123,7 @@ def load_settings() -> Settings:
         has_prefect_server=bool(os.environ.get("PREFECT_API_URL")),
         inbox=Path(inbox).expanduser().resolve() if inbox else None,
         local_cache_dir=Path(local_cache).expanduser().resolve() if local_cache else None,
+        storage=os.environ.get("DARKROOM_STORAGE") or None,
         webhook_url=os.environ.get("DARKROOM_WEBHOOK_URL") or None,
         service_url=os.environ.get("DARKROOM_SERVICE_URL") or None,
         service_key=os.environ.get("DARKROOM_API_KEY") or None,

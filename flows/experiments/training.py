@@ -9,6 +9,7 @@ from pathlib import Path
 from flows.entry import check_interrupted
 from flows.experiments import open_experiment
 from flows.experiments.device_lock import lock_device, waiting_for
+from flows.experiments.exchange import claim_attempt, exchange, fetch_images, fetch_start, storing
 from flows.experiments.experiment import Experiment
 from flows.experiments.followers import Assignment
 from flows.experiments.inputs import RunInputs, find_kept, open_inputs
@@ -18,7 +19,7 @@ from flows.printing.runs import describe_figures, print_result
 from flows.printing.summaries import Outcome
 from model_code.data.cache import is_added, open_dataset
 from model_code.data.revisions import SHORT_CHECKSUM, find_divided_copies, find_leakage
-from model_code.errors import BusyError, DarkroomError, DownloadError, TrackingError, UsageError
+from model_code.errors import BusyError, DarkroomError, DownloadError, TrackingError, UsageError, first_line
 from model_code.recipes.catalog import Recipe, describe_budget, format_command, get_recipe
 from model_code.settings import Settings, load_settings
 from model_code.tracking.journal import JournalTracking
@@ -76,9 +77,10 @@ def train(
         download_torchvision()  # before there is a run that could not begin without it
     with hold_device(settings.locks_dir, device.type), join_processes(device) as processes:
         experiment = open_experiment(config, inputs.dataset, processes, source)
+        exchange(inputs.record, inputs.dataset, has_complete=False)
         folder = _open_folder(inputs.record, settings, tracking, resume_run_id)
         _print_start(folder, experiment, describe_device(device))
-        with folder.lock(), folder.noting_divergence():
+        with folder.lock(), storing(folder), folder.noting_divergence():
             processes.tell(Assignment(folder.path, source))
             result = _run(folder, experiment, tracking, describe_device(device), pretrained, start_s)
             folder.complete(result)
@@ -121,9 +123,9 @@ def train_all(configs: Sequence[AnyConfig], trainer: Trainer, *, is_offline: boo
     return outcomes
 
 
-def train_one(config: AnyConfig, trainer: Trainer, *, is_offline: bool) -> Outcome:
-    """Return the outcome of one run: kept, trained, or why there is none."""
-    inputs = find_outcome(config, is_offline=is_offline)
+def train_one(config: AnyConfig, trainer: Trainer, *, is_offline: bool, data_checksum: str | None = None) -> Outcome:
+    """Return the outcome of one run: kept, trained, or why there is none; see `find_outcome`."""
+    inputs = find_outcome(config, is_offline=is_offline, data_checksum=data_checksum)
     if isinstance(inputs, Outcome):
         return inputs
     try:
@@ -134,10 +136,21 @@ def train_one(config: AnyConfig, trainer: Trainer, *, is_offline: bool) -> Outco
     return Outcome(recipe=config.recipe, seed=config.seed, result=result)
 
 
-def find_outcome(config: AnyConfig, *, is_offline: bool) -> Outcome | RunInputs:
-    """Return the outcome of a run that is not trained, kept or without what it needs; else what it is made from."""
+def find_outcome(config: AnyConfig, *, is_offline: bool, data_checksum: str | None = None) -> Outcome | RunInputs:
+    """Return the outcome of a run that is not trained, kept or without what it needs; else what it is made from.
+
+    What is not in the home comes from DARKROOM_STORAGE, where there is one.
+
+    Args:
+        config: All settings.
+        is_offline: True if the run is recorded in its folder, and not in MLflow.
+        data_checksum: Checksum of the images; None for those that the home has.
+    """
     try:
+        fetch_images(config.dataset, data_checksum)
+        fetch_start(config)
         inputs = open_inputs(config, is_offline=is_offline)
+        exchange(inputs.record, inputs.dataset)
         kept = find_kept(inputs)
     except DarkroomError as error:
         return fail(config, error)
@@ -157,7 +170,7 @@ def print_interrupted(place: str, outcomes: Iterable[Outcome]) -> None:
 
 def name_reason(error: BaseException) -> str:
     """Return why a run failed, in one line."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return reason if isinstance(error, DarkroomError) else f"{type(error).__name__}: {reason}"
 
 
@@ -274,7 +287,7 @@ def _open_folder(record: RunRecord, settings: Settings, tracking: Tracking, resu
             flush=True,
         )
     with making_run(settings.checkpoints_dir, record) as attempt:
-        run_id = tracking.create_run(record.config, attempt)
+        run_id = tracking.create_run(record.config, claim_attempt(record, attempt))
         return create_run_folder(settings.checkpoints_dir, record.model_copy(update={"run_id": run_id}))
 
 

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from model_code.errors import UsageError
+from model_code.settings import load_settings
 
 if TYPE_CHECKING:
     from flows.operations.runner import Runner
@@ -25,6 +26,16 @@ def check_runner(runner: RunnerName, address: str | None, *, is_used: bool = Tru
         raise UsageError(f"--address {address}: give HOST:PORT, as `ray start --head` prints it")
     if is_used and find_spec("ray") is None:
         raise UsageError('--runner ray needs Ray, which is not installed: pip install "darkroom[ray]"')
+
+
+def check_reachable(address: str | None) -> None:
+    """Refuse a cluster whose nodes have homes of their own and could not write to this machine's MLflow."""
+    settings = load_settings()
+    if address is not None and settings.storage is not None and not settings.has_mlflow_server:
+        raise UsageError(
+            f"with DARKROOM_STORAGE the nodes of {address} have homes of their own, and cannot write to "
+            f"{settings.tracking_uri}: set MLFLOW_TRACKING_URI to a server's address, or give --offline"
+        )
 
 
 def open_runner(runner: RunnerName, at_once: int | None, address: str | None) -> "Runner | None":

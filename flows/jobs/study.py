@@ -4,8 +4,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
 from flows.jobs.job import OFFLINE, QUIET, RECIPE_PATTERNS, AnyDatasetName, Job, option
-from flows.jobs.runners import ADDRESS, RUNNER, RunnerName, check_runner, open_runner
-from flows.jobs.training import DATASET, PROFILE, Profile, Train
+from flows.jobs.runners import ADDRESS, RUNNER, RunnerName, check_reachable, check_runner, open_runner
+from flows.jobs.training import DATASET, PROFILE, Profile, Train, fetch_missing_images
 from flows.printing.narration import narrating
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, SizeError, TrainingError, UsageError
 from model_code.settings import load_settings
@@ -103,15 +103,19 @@ class TrainAll(Job):
 
     def check(self) -> None:
         check_runner(self.runner, self.address, is_used=not self.dry_run)
+        if self.runner == "ray" and not self.offline:
+            check_reachable(self.address)
         if self.offline and self.release:
             raise UsageError("--offline and --release exclude each other: sync the runs, and release where MLflow is")
         from model_code.data.cache import format_remedy, is_added, read_manifest
         from model_code.data.sources.detect import is_known
 
         if self.dataset is not None:
+            fetch_missing_images(*(() if self.dry_run else (self.dataset,)))
             read_manifest(self.dataset, load_settings().cache_dir)
             return
         names = dict.fromkeys(config.dataset for config in self.configs)
+        fetch_missing_images(*(() if self.dry_run else names))
         if any(is_added(name, load_settings().cache_dir) for name in names):
             return
         remedy = format_remedy(next(iter(names)))

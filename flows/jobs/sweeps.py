@@ -90,6 +90,11 @@ class RunSweep(Job):
         if find_spec("optuna") is None:
             raise UsageError('sweep needs Optuna, which is not installed: pip install "darkroom[sweep]"')
         check_runner(self.runner, self.address)
+        if self.address is not None and load_settings().storage is not None:
+            raise UsageError(
+                "the trials of a sweep share its folder, so that all nodes need one DARKROOM_HOME; unset "
+                "DARKROOM_STORAGE"
+            )
         if self.trials is None and self.hours is None:
             raise UsageError("a sweep ends after --trials N, --hours H or whichever comes first; give one of them")
         from model_code.recipes.catalog import get_recipe

@@ -89,8 +89,10 @@ class Train(Job):
     @cached_property
     def inputs(self) -> "RunInputs":
         """What the run is made from, opened once."""
+        from flows.experiments.exchange import fetch_start
         from flows.experiments.inputs import open_inputs
 
+        fetch_start(self.config)
         return open_inputs(self.config, is_offline=self.offline)
 
     def check(self) -> None:
@@ -103,6 +105,7 @@ class Train(Job):
         from model_code.training.run_folder import open_run_folder, resolve_run_id
 
         settings = load_settings()
+        fetch_missing_images(dataset)
         manifest = read_manifest(dataset, settings.cache_dir)
         # For other images a full run's batch may become smaller.
         if dataset == own_dataset and "train" in manifest.splits:
@@ -141,6 +144,15 @@ def change_dataset(config: "AnyConfig", dataset: str | None, changes: dict[str, 
     from model_code.training.adaptation import adapt
 
     return adapt(config, open_dataset(dataset, load_settings().cache_dir), changes) | changes
+
+
+def fetch_missing_images(*names: str) -> None:
+    """Download the data sets that are not in the home, where DARKROOM_STORAGE has them."""
+    if load_settings().storage is not None:
+        from flows.experiments.exchange import fetch_images
+
+        for name in names:
+            fetch_images(name)
 
 
 def _check_dataset(dataset: str | None, changes: dict[str, Any]) -> None:

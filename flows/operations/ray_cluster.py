@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
-from model_code.errors import TrainingError
+from model_code.errors import TrainingError, first_line
 from serving.bundle.processors import count_cpus
 
 ANSWER_S = 60
@@ -64,7 +64,7 @@ def connect(address: str | None) -> Any:  # noqa: ANN401 - a module that is not 
         with _silent_stderr():
             ray.init(**options, log_to_driver=False, logging_level="critical")
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         remedy = "is this machine a node of it (`ray start`)?" if address else "`ray start --head` says more"
         raise TrainingError(f"Ray {f'at {address}' if address else 'did not start'}: {reason}; {remedy}") from error
     finally:

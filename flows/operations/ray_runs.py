@@ -12,6 +12,7 @@ from tempfile import NamedTemporaryFile
 from threading import Condition
 from typing import Any
 
+from flows.experiments.exchange import check_storage, fetch_run
 from flows.operations.ray_cluster import connect, count_places, name_death, share
 from flows.operations.run_processes import THREADS, RunProcesses
 from flows.operations.runner import RunRequest
@@ -25,6 +26,7 @@ SECONDS_BETWEEN_LOOKS = 0.2
 ANSWER_S = 10.0
 SECONDS_BETWEEN_LINES = 60.0
 PASSED, KEPT_HERE = ("DARKROOM_", "MLFLOW_", "PYTHONPATH"), "DARKROOM_API_KEY"
+HOME, STORAGE = "DARKROOM_HOME", "DARKROOM_STORAGE"
 
 
 class RayRun:
@@ -41,7 +43,9 @@ class RayRun:
     """
 
     def __init__(self, request: str, mark: str, environment: Mapping[str, str], code_sha256: str) -> None:
-        os.environ.update(environment)  # this process has no other run
+        # This process has no other run. Without a shared home a node has its own, perhaps at another place.
+        own_home = {HOME: os.environ[HOME]} if STORAGE in environment and HOME in os.environ else {}
+        os.environ.update({**environment, **own_home})
         self._code_sha256 = code_sha256
         self._processes, self._lines = RunProcesses(1), SimpleQueue[str]()
         # Its thread outlives the run's process.
@@ -64,10 +68,10 @@ class RayRun:
         self._processes.interrupt()
 
     def _train(self, request: str, mark: Path) -> str | None:
-        if not mark.exists():
+        if STORAGE not in os.environ and not mark.exists():
             raise NodeError(
                 f"node {socket.gethostname()} does not see DARKROOM_HOME={mark.parents[1]}; it must be on a disk that "
-                "every node mounts at the same path"
+                "every node mounts at the same path, or DARKROOM_STORAGE must be set"
             )
         if hash_code() != self._code_sha256:
             raise NodeError(f"node {socket.gethostname()} has another version of Darkroom's code; install the same")
@@ -95,12 +99,13 @@ class RayRuns:
         self.at_once = at_once or count_places(nodes)
         self._cpus, self._gpus = share(nodes, self.at_once)
         settings = load_settings()
+        check_storage(settings)
         settings.locks_dir.mkdir(parents=True, exist_ok=True)
         self._mark = NamedTemporaryFile(dir=settings.locks_dir, prefix="ray-")  # noqa: SIM115 - `close` closes it
         self._environment = {
             name: value for name, value in os.environ.items() if name.startswith(PASSED) and name != KEPT_HERE
         } | {
-            "DARKROOM_HOME": str(settings.home),
+            HOME: str(settings.home),
             "MLFLOW_TRACKING_URI": settings.tracking_uri,
             # Ray itself sets 1 for a part of a processor.
             THREADS: os.environ.get(THREADS) or str(self._cpus),
@@ -136,7 +141,7 @@ class RayRuns:
                 for line in lines:
                     say(line)
                 answer = None if is_done else run.read.remote()
-            return None if outcome is None else Outcome.model_validate_json(outcome)
+            return None if outcome is None else self._take(outcome)
         except self._ray.exceptions.RayTaskError as error:
             if self._is_ending:
                 return None
@@ -173,6 +178,12 @@ class RayRuns:
             self._lock.wait_for(lambda: not self._runs, timeout=ANSWER_S)
         self._ray.shutdown()
         self._mark.close()
+
+    def _take(self, text: str) -> Outcome:
+        outcome = Outcome.model_validate_json(text)
+        if outcome.result is not None:
+            fetch_run(outcome.recipe, outcome.result.run_id)
+        return outcome
 
     def _start(self, request: RunRequest) -> Any:  # noqa: ANN401 - a handle of Ray's
         has_gpu = request.config.device != "cpu"

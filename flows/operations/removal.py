@@ -21,6 +21,7 @@ from model_code.training.run_folder import (
     find_run_place,
     list_finished,
     list_interrupted,
+    open_run_folder,
     resolve_run_id,
 )
 from serving.bundle.manifest import FILE_NAME
@@ -170,6 +171,11 @@ def _remove_run(settings: Settings, run_id: str, leaving: Collection[str], *, is
             client = open_store(settings)
             if has_run(client, run_id):
                 client.delete_run(run_id)
+        if settings.storage is not None:
+            from flows.experiments.exchange import remove_run  # PyTorch takes seconds to import
+
+            with suppress(TrainingError):  # a record that cannot be read names no place there
+                remove_run(open_run_folder(settings.checkpoints_dir, run_id).record)
         return sum(map(_remove, places))
 
 

@@ -46,11 +46,13 @@ def _train(request: "RunRequest") -> "Outcome":
         return train_requested(request, _share_device)
     from flows.experiments.inputs import find_kept
     from flows.experiments.training import train, train_one, wait_for_run
+    from model_code.recipes.catalog import write_own_files
     from model_code.settings import load_settings
     from model_code.tracking.journal import JournalTracking
     from model_code.tracking.run_tracker import Tracking
 
     settings = load_settings()
+    write_own_files(request.own_recipes)
     tracking: Tracking
     if request.is_offline:
         tracking = JournalTracking(settings.checkpoints_dir)
@@ -63,7 +65,7 @@ def _train(request: "RunRequest") -> "Outcome":
         kept = find_kept(inputs) if wait_for_run(inputs) else None
         return kept or train(inputs, tracking, _share_device)
 
-    return train_one(request.config, train_here, is_offline=request.is_offline)
+    return train_one(request.config, train_here, is_offline=request.is_offline, data_checksum=request.data_checksum)
 
 
 def _share_device(_locks_dir: Path, _device: str) -> AbstractContextManager[None]:

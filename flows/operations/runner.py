@@ -1,6 +1,6 @@
 """A run as a request, and what trains it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,8 @@ class RunRequest(BaseModel):
         config: All settings.
         is_offline: True if the run is recorded in its folder, and not in MLflow.
         parent_run_id: MLflow run above it; None without one.
+        own_recipes: Texts of the files of recipes of one's own that the run needs, for a home that lacks them.
+        data_checksum: Checksum of the images; None for those that the home has.
         trial: The trial that the run is, whose end is then noted in its sweep; None for a run of a study.
     """
 
@@ -41,6 +43,8 @@ class RunRequest(BaseModel):
     config: AnyConfig
     is_offline: bool = False
     parent_run_id: str | None = None
+    own_recipes: Mapping[str, str] = {}
+    data_checksum: str | None = None
     trial: TrialRequest | None = None
 
 

@@ -16,7 +16,7 @@ from flows.operations.runner import Runner, RunRequest
 from flows.printing.live import LiveRuns, showing_runs
 from flows.printing.summaries import Outcome
 from model_code.errors import LostRunError
-from model_code.recipes.catalog import get_recipe
+from model_code.recipes.catalog import get_recipe, read_own_files
 from model_code.settings import load_settings
 from model_code.training.device import name_device
 from model_code.training.interruption import InterruptionWatcher
@@ -144,6 +144,7 @@ class _Study(SideBySide):
         self._configs, self._open_parent = configs, open_parent
         self._waiting = list(range(len(configs)))
         self._outcomes: dict[int, Outcome] = {}
+        self._checksums: dict[int, str] = {}
 
     def train(self, hold_device: HoldDevice) -> list[Outcome]:
         count = len(self._configs)
@@ -165,6 +166,7 @@ class _Study(SideBySide):
             print(f"[{number + 1}/{len(self._configs)}] {config.recipe}", flush=True)
             outcome = find_outcome(config, is_offline=self._open_parent is None)
             if not isinstance(outcome, Outcome):
+                self._checksums[number] = outcome.dataset.checksum
                 return number
             self._outcomes[number] = outcome
         return None
@@ -186,7 +188,13 @@ class _Study(SideBySide):
     def _make_request(self, number: int) -> RunRequest:
         config = self._configs[number]
         parent = None if self._open_parent is None else self._open_parent(config)
-        return RunRequest(config=config, is_offline=self._open_parent is None, parent_run_id=parent)
+        return RunRequest(
+            config=config,
+            is_offline=self._open_parent is None,
+            parent_run_id=parent,
+            own_recipes=read_own_files(*filter(None, (config.recipe, name_start(config)))),
+            data_checksum=self._checksums[number],
+        )
 
     def _name(self, number: int) -> tuple[str, AnyConfig]:
         config = self._configs[number]

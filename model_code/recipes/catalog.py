@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from model_code.disk import write_atomically
 from model_code.errors import UsageError
 from model_code.hints import suggest
 from model_code.recipes.own import (
@@ -164,6 +165,29 @@ def add_recipe(name: str, base: str, title: str, changes: Mapping[str, Any]) -> 
         file.unlink()
         raise
     return file
+
+
+def read_own_files(*names: str) -> dict[str, str]:
+    """Return the texts of the files of recipes of one's own, and of those that they are made from, by recipe."""
+    texts: dict[str, str] = {}
+    waiting = [name for name in names if name not in RECIPES]
+    while waiting:
+        name = waiting.pop()
+        file = load_settings().recipes_dir / f"{name}{SUFFIX}"
+        base = read_recipe_file(file).base
+        texts[name] = file.read_text(encoding="utf-8")
+        if base not in RECIPES and base not in texts:
+            waiting.append(base)
+    return texts
+
+
+def write_own_files(texts: Mapping[str, str]) -> None:
+    """Write the files that `read_own_files` read in another home, where this one does not have them."""
+    for name, text in texts.items():
+        check_recipe_name(name)
+        file = load_settings().recipes_dir / f"{name}{SUFFIX}"
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            write_atomically(file, text.encode())
 
 
 def _read_own(file: Path) -> Recipe:

@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from model_code.disk import write_atomically
-from model_code.errors import TrackingError
+from model_code.errors import TrackingError, first_line
 from model_code.report.document import Document
 from model_code.report.markdown import FIGURES_FOLDER, render_markdown
 from model_code.report.page import render_page
@@ -66,7 +66,7 @@ def log_report(client: MlflowClient, settings: Settings, files: ReportFiles) -> 
         finally:
             client.set_terminated(run_id, status)
     except (MlflowException, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise TrackingError(
             f"the report is in {files.folder}, but MLflow at {settings.tracking_uri} does not keep it ({reason}); "
             "mend the store and repeat the command"

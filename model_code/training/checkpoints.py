@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model_code.disk import write_atomically
-from model_code.errors import DownloadError, TrainingError
+from model_code.errors import DownloadError, TrainingError, first_line
 from model_code.models.networks import LAST_LAYERS
 from model_code.models.weight_names import translate
 from model_code.training.config import TORCHVISION
@@ -106,7 +106,7 @@ def load_weights(network: nn.Module, file: Path) -> None:
     try:
         network.load_state_dict(safetensors.torch.load_file(file))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise TrainingError(f"{file} does not hold the weights of this network: {_first_line(error)}") from error
+        raise TrainingError(f"{file} does not hold the weights of this network: {first_line(error)}") from error
 
 
 def load_pretrained(network: nn.Module, source: str) -> list[str]:
@@ -209,7 +209,7 @@ def _read_state(file: Path) -> TrainingState | None:
     try:
         return TrainingState(**torch.load(file, map_location="cpu", weights_only=True))
     except _UNREADABLE as error:
-        raise TrainingError(f"{file} is damaged ({_first_line(error)}); remove its folder to start anew") from error
+        raise TrainingError(f"{file} is damaged ({first_line(error)}); remove its folder to start anew") from error
 
 
 def _read_state_dict(file: Path) -> dict[str, Tensor]:
@@ -219,7 +219,7 @@ def _read_state_dict(file: Path) -> dict[str, Tensor]:
             return dict(safetensors.torch.load_file(file))
         weights = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        raise TrainingError(f"pretrained_weights={file} is not a weights file: {_first_line(error)}") from error
+        raise TrainingError(f"pretrained_weights={file} is not a weights file: {first_line(error)}") from error
     while isinstance(weights, dict) and (inner := [weights[key] for key in _WRAPPERS if _is_dict(weights, key)]):
         weights = inner[0]
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -259,10 +259,6 @@ def download_torchvision() -> dict[str, Tensor]:
         return dict(ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise DownloadError(
-            f"torchvision's ImageNet weights could not be downloaded ({_first_line(error)}); "
+            f"torchvision's ImageNet weights could not be downloaded ({first_line(error)}); "
             "give a file with --set pretrained_weights=PATH"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from model_code.errors import TrainingError, UsageError
+from model_code.errors import TrainingError, UsageError, first_line
 from model_code.models.image_input import ImageInput
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import Processes
@@ -191,7 +191,7 @@ class GradientStep:
             except torch.OutOfMemoryError as error:
                 if self._is_recording():
                     raise
-                reason = first_line(error)
+                reason = first_line(error)[:100]
             # Outside of the handler, which holds on to what the failed try has computed.
             self._divide(count, reason)
         # Not tried again: the optimiser may have begun to move the weights.
@@ -204,7 +204,7 @@ class GradientStep:
                 raise
             raise TrainingError(
                 "the device's memory does not hold what the optimiser keeps of each weight; take a smaller network, or "
-                f"give --set engine.pictures=streamed ({first_line(error)})"
+                f"give --set engine.pictures=streamed ({first_line(error)[:100]})"
             ) from error
         return loss, outputs
 
@@ -246,11 +246,6 @@ class GradientStep:
             "gradients are summed, BatchNorm sees a part at a time",
             flush=True,
         )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the beginning of an error's message, for the end of another one."""
-    return str(error).partition("\n")[0][:100]
 
 
 def _divide_evenly(count: int, parts: int) -> list[slice]:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from model_code.data.disk_images import DiskImages
-from model_code.errors import DivergedError, TrainingError
+from model_code.errors import DivergedError, TrainingError, first_line
 from model_code.training import checkpoints
 from model_code.training.batches import is_streamed, iterate_batches
 from model_code.training.checkpoint_writer import CheckpointWriter, Snapshot, copy_tensors
 from model_code.training.device import derive_seed, seed_everything
-from model_code.training.engine import Engine, GradientStep, choose_engine, first_line
+from model_code.training.engine import Engine, GradientStep, choose_engine
 from model_code.training.epoch_config import EpochConfig
 from model_code.training.processes import Processes
 from model_code.training.results import Callback, DeviceChange, Epoch, TrainingResult
@@ -222,7 +222,7 @@ class EpochLoop(ABC, Generic[Epoch]):
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"the device's memory does not hold the augmentation of {self._batch_size} images at once; lower --set "
-                f"batch_size, or give --set engine.pictures=streamed ({first_line(error)})"
+                f"batch_size, or give --set engine.pictures=streamed ({first_line(error)[:100]})"
             ) from error
         progress.total = self.processes.add(progress.total)
         return progress, (progress.step - first) * self._batch_size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from model_code.training.engine import first_line
+from model_code.errors import first_line
 
 # Real steps before a recording, on its stream: they make the optimiser's state and the libraries' workspaces.
 STEPS_BEFORE_RECORDING = 3
@@ -124,7 +124,7 @@ class WholeStep:
                 self._run(is_last=False)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             self._is_recordable = False
-            reason = first_line(error)
+            reason = first_line(error)[:100]
         else:
             self._graph = graph
             return

@@ -1,0 +1,342 @@
+"""Run folders in a storage: another machine gets one whole state, and one machine at a time trains a run."""
+
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from model_code.errors import LostRunError, StorageError
+from model_code.storage import Storage
+from model_code.training import stored_runs
+from model_code.training.run_folder import (
+    LOCK_FILE,
+    RESULT_FILE,
+    RUN_FILE,
+    STATE_FILE,
+    create_run_folder,
+    open_run_folder,
+)
+from model_code.training.stored_runs import OWNER_FILE, RunUploader, StoredRuns
+from tests.unit.training.test_run_folder import make_record, make_result
+
+RUN_ID = "1" * 32
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage((tmp_path / "storage").as_uri())
+
+
+@pytest.fixture
+def here(tmp_path):
+    return create_run_folder(tmp_path / "here", make_record(RUN_ID))
+
+
+@pytest.fixture
+def there(tmp_path):
+    """Where another machine has its runs."""
+    (tmp_path / "there").mkdir()
+    return tmp_path / "there"
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    """States are stored when a test says so, and at the end."""
+    monkeypatch.setattr(stored_runs, "SECONDS_BETWEEN_STATES", 3600.0)
+    monkeypatch.setattr(stored_runs, "SECONDS_BETWEEN_TRIES", 0.01)
+
+
+def replace(file, content):
+    scratch = file.with_name(f".{file.name}")
+    scratch.write_bytes(content)
+    scratch.replace(file)
+
+
+def write_state(folder, epoch):
+    """Write what a training leaves after an epoch, in its order; the first is the best of each two."""
+    best = epoch - (epoch + 1) % 2
+    if best == epoch:
+        replace(folder.path / f"best-{best:04d}.safetensors", b"best %d" % best * 1000)
+    replace(folder.path / "last.safetensors", b"last %d" % epoch * 1000)
+    replace(folder.path / STATE_FILE, b"%d %d" % (epoch, best))
+    for file in folder.path.glob("best-*"):
+        if file.name != f"best-{best:04d}.safetensors":
+            file.unlink()
+    with (folder.path / "journal.jsonl").open("ab") as journal:
+        journal.write(b"epoch %d\n" % epoch)
+
+
+def check_state(path, *epochs):
+    """A run's folder holds one whole state, of one of the epochs; return which."""
+    epoch, best = map(int, (path / STATE_FILE).read_bytes().split())
+    assert epoch in epochs
+    assert (path / f"best-{best:04d}.safetensors").read_bytes() == b"best %d" % best * 1000
+    assert (path / RUN_FILE).is_file()
+    return epoch
+
+
+def read_run(path):
+    return {
+        file.relative_to(path).as_posix(): file.read_bytes()
+        for file in path.rglob("*")
+        if file.is_file() and file.name not in (LOCK_FILE, OWNER_FILE)
+    }
+
+
+def train(storage, folder, *epochs, then=lambda: None):
+    """Train epochs whose states are stored at the end; `then` may interrupt or break something."""
+    with RunUploader(storage, folder):
+        for epoch in epochs:
+            write_state(folder, epoch)
+        then()
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def refuse(*_):
+    raise StorageError("away")
+
+
+def fetch(storage, checkpoints_dir):
+    StoredRuns(storage, checkpoints_dir).fetch_like(make_record(RUN_ID))
+
+
+@contextmanager
+def killed(storage, folder):
+    """Store while the block trains; at its end the process is gone as by kill -9, so that no last state is stored."""
+    uploader = RunUploader(storage, folder)
+    uploader.__enter__()
+    yield uploader
+    uploader._is_over.set()
+    uploader._thread.join()
+
+
+def test_another_machine_gets_the_folder_as_it_was_stored(storage, here, there):
+    with killed(storage, here) as uploader:
+        (here.path / "tensorboard").mkdir()
+        (here.path / "tensorboard" / "events.out.tfevents.1.host.2.0").write_bytes(b"curve")
+        write_state(here, 1)
+        uploader._store()
+        stored = read_run(here.path)
+        write_state(here, 2)
+    fetch(storage, there)
+    assert read_run(there / RUN_ID) == stored
+    assert open_run_folder(there, RUN_ID).record == here.record
+
+
+def test_a_state_takes_the_place_of_the_one_before(storage, here, there, tmp_path):
+    with killed(storage, here) as uploader:
+        for epoch in range(1, 8):
+            write_state(here, epoch)
+            uploader._remove_unused()
+            uploader._store()
+        uploader._remove_unused()
+    fetch(storage, there)
+    assert read_run(there / RUN_ID) == read_run(here.path)
+    stored = [file for file in (tmp_path / "storage").rglob("*") if file.is_file()]
+    assert len(stored) == len(read_run(here.path)) + 1  # and the manifest
+
+
+def test_what_has_not_changed_is_not_sent_again(storage, here, monkeypatch):
+    sent, store = [], storage.store
+    monkeypatch.setattr(storage, "store", lambda file, folder: sent.append(file.read_bytes()) or store(file, folder))
+    train(storage, here, 1)
+    assert sorted(sent) == sorted(read_run(here.path).values())
+
+
+class FailingStorage(Storage):
+    """Answers `left` requests."""
+
+    left = math.inf
+
+    def _naming(self, action):
+        self.left -= 1
+        if self.left < 0:
+            raise StorageError("away")
+        return super()._naming(action)
+
+
+def is_stored(uploader):
+    try:
+        uploader._remove_unused()
+        uploader._store()
+    except StorageError:
+        return False
+    return True
+
+
+def test_a_state_is_whole_whichever_request_is_the_last(tmp_path, here, there):
+    """The storage answers no request, then one, and so on, until a state is stored."""
+    storage = FailingStorage((tmp_path / "storage").as_uri())
+    with killed(storage, here) as uploader:
+        write_state(here, 1)
+        uploader._store()
+        epoch, answered, has_ended = 1, 0, False
+        while not has_ended:
+            epoch += 1
+            write_state(here, epoch)
+            storage.left = answered
+            has_ended = is_stored(uploader)
+            storage.left = math.inf
+            shutil.rmtree(there / RUN_ID, ignore_errors=True)
+            fetch(storage, there)
+            check_state(there / RUN_ID, epoch - 1, epoch)
+            assert is_stored(uploader)
+            answered += 1
+    assert answered > 5
+    fetch(storage, there)
+    assert check_state(there / RUN_ID, epoch)
+
+
+def test_a_state_is_whole_while_the_training_writes_the_next_ones(storage, here, there):
+    is_over, seen = threading.Event(), set()
+
+    def train():
+        epoch = 1
+        while not is_over.is_set():
+            epoch += 1
+            write_state(here, epoch)
+
+    write_state(here, 1)
+    with killed(storage, here) as uploader:
+        training = threading.Thread(target=train)
+        training.start()
+        try:
+            for _ in range(40):
+                uploader._store()
+                shutil.rmtree(there / RUN_ID, ignore_errors=True)
+                fetch(storage, there)
+                seen.add(check_state(there / RUN_ID, *range(1, 1_000_000)))
+        finally:
+            is_over.set()
+            training.join()
+    assert len(seen) > 5
+
+
+def test_a_machine_that_takes_a_run_over_ends_the_training_of_the_one_before(storage, here, there, monkeypatch):
+    signals = []
+    monkeypatch.setattr(os, "kill", lambda *given: signals.append(given))
+    monkeypatch.setattr(stored_runs, "SECONDS_BETWEEN_STATES", 0.01)
+    write_state(here, 1)
+
+    def lose():
+        fetch(storage, there)
+        train(storage, open_run_folder(there, RUN_ID), 2)
+        write_state(here, 3)
+        while not signals:
+            time.sleep(0.01)
+
+    with pytest.raises(LostRunError, match=f"run {RUN_ID} is trained by another machine now; this training of it ends"):
+        train(storage, here, 1, then=lose)
+    assert signals[0] == (os.getpid(), signal.SIGTERM)
+    fetch(storage, here.path.parent)
+    assert check_state(here.path, 2)
+
+
+def test_a_complete_run_comes_with_its_result_and_without_its_state(storage, here, there):
+    train(storage, here, 1, then=lambda: here.complete(make_result(here.record)))
+    StoredRuns(storage, there).fetch_like(here.record, has_complete=False)
+    assert list(there.glob("[!.]*/run.json")) == []
+    fetch(storage, there)
+    assert open_run_folder(there, RUN_ID).result == here.result
+    assert not (there / RUN_ID / STATE_FILE).exists()
+
+
+def test_what_this_machine_trained_last_or_to_its_end_stays(storage, here):
+    train(storage, here, 1)
+    write_state(here, 2)  # without a storage
+    before = read_run(here.path)
+    fetch(storage, here.path.parent)
+    assert read_run(here.path) == before
+    here.complete(make_result(here.record))
+    (here.path / OWNER_FILE).unlink()
+    fetch(storage, here.path.parent)
+    assert (here.path / RESULT_FILE).is_file()
+
+
+def test_runs_with_other_settings_or_images_do_not_come(storage, here, there):
+    train(storage, here, 1)
+    StoredRuns(storage, there).fetch_like(make_record("2" * 32, seed=5))
+    assert list(there.glob("[!.]*/run.json")) == []
+    StoredRuns(storage, there).fetch(here.record.config.recipe, "2" * 32)
+    assert list(there.glob("[!.]*/run.json")) == []
+    StoredRuns(storage, there).fetch(here.record.config.recipe, RUN_ID)
+    check_state(there / RUN_ID, 1)
+
+
+def test_a_storage_that_is_away_for_a_while_stops_nothing(storage, here, there, monkeypatch, capsys):
+    monkeypatch.setattr(stored_runs, "SECONDS_BETWEEN_STATES", 0.01)
+    with RunUploader(storage, here):
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "read", refuse)
+            write_state(here, 1)
+            while "the training goes on" not in (said := capsys.readouterr().out):
+                pass
+        write_state(here, 2)
+    assert said == "the training goes on without its storage: away\n"
+    fetch(storage, there)
+    assert check_state(there / RUN_ID, 2)
+
+
+def test_a_storage_that_stays_away_at_the_end_is_an_error_that_says_where_the_run_is(storage, here, monkeypatch):
+    monkeypatch.setattr(stored_runs, "PATIENCE_S", 0.05)
+    with pytest.raises(StorageError, match=f"the last state of run {RUN_ID} is in {here.path} only: away"):
+        train(storage, here, 1, then=lambda: monkeypatch.setattr(storage, "read", refuse))
+
+
+def test_an_interrupted_training_stores_its_last_state_and_a_failing_storage_hides_no_other_error(
+    storage, here, there, monkeypatch, capsys
+):
+    with pytest.raises(KeyboardInterrupt):
+        train(storage, here, 1, then=interrupt)
+    fetch(storage, there)
+    assert check_state(there / RUN_ID, 1)
+
+    def break_and_interrupt():
+        monkeypatch.setattr(storage, "read", refuse)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(storage, here, 2, then=break_and_interrupt)
+    assert f"the last state of run {RUN_ID} is in {here.path} only: away" in capsys.readouterr().out
+
+
+def test_the_name_for_a_new_run_is_kept_until_the_run_is_stored(storage, here, there):
+    runs, record = StoredRuns(storage, there), make_record("")
+    assert runs.claim_attempt(record, "first") == "first"
+    assert runs.claim_attempt(record, "second") == "first"
+    with RunUploader(storage, here):
+        assert runs.claim_attempt(record, "third") == "third"
+
+
+def test_a_removed_run_does_not_come_back(storage, here, there):
+    train(storage, here, 1)
+    StoredRuns(storage, there).remove(here.record)
+    fetch(storage, there)
+    assert list(there.glob("[!.]*/run.json")) == []
+
+
+@pytest.mark.parametrize("path", ["../../outside", "/etc/passwd", "a/../../b", ".hidden", "a//b", ""])
+def test_a_manifest_that_leads_out_of_the_folder_is_refused(storage, here, there, tmp_path, path):
+    train(storage, here, 1)
+    [manifest] = (tmp_path / "storage").rglob("manifest.json")
+    manifest.write_text(manifest.read_text().replace('"last.safetensors"', f'"{path}"'))
+    with pytest.raises(StorageError, match=r"manifest.json is damaged or of another version; remove runs/"):
+        fetch(storage, there)
+    assert list(there.rglob("*.safetensors")) == []
+
+
+def test_a_damaged_file_is_named_and_the_folder_here_stays(storage, here, there, tmp_path):
+    train(storage, here, 1)
+    [file] = [file for file in (tmp_path / "storage").rglob("*") if file.is_file() and b"last" in file.read_bytes()[:4]]
+    file.write_bytes(b"something else")
+    with pytest.raises(StorageError, match=rf"{file.name} \(last.safetensors\) is not what was stored"):
+        fetch(storage, there)
+    assert list(there.glob("[!.]*/run.json")) == []
