@@ -45,7 +45,8 @@ def main() -> None:
     if options.home is None:
         comparisons = [record for name in options.networks for record in compare_network(name, options.repeats)]
     elif names := list_released(options.home / "bundles"):
-        comparisons = [record for name in names for record in compare_champion(options.home, name, options.repeats)]
+        champions = [find_champion(options.home, name) for name in names]
+        comparisons = [record for one in champions for record in compare_files(*one, options.repeats)]
     else:
         parser.error(f"nothing is released in {options.home}")
     report: dict[str, Any] = {
@@ -61,33 +62,30 @@ def main() -> None:
 
 
 def compare_network(network: str, repeats: int) -> list[dict[str, Any]]:
-    """Return a record for each batch size; ours is int8."""
+    """Return what `compare_files` does of an untrained network."""
     images_NHWC = _draw_images(SIDE)
     with tempfile.TemporaryDirectory() as scratch:
         files = {"fp32": Path(scratch) / "model.onnx", "int8": Path(scratch) / "model.int8.onnx"}
         model = nn.Sequential(ImageInput((0.5,) * 3, (0.25,) * 3), build_network(network, CLASSES, SIDE))
         export_onnx(model.eval(), SIDE, files["fp32"])
         make_int8(files["fp32"], files["int8"], images_NHWC)
-        return _compare_files(network, files, images_NHWC, repeats)
+        return compare_files(network, files, images_NHWC, repeats)
 
 
-def compare_champion(home: Path, name: str, repeats: int) -> list[dict[str, Any]]:
-    """Return a record for each batch size; ours is int8, which the champion of `name` must have."""
+def find_champion(home: Path, name: str) -> tuple[str, dict[str, Path], npt.NDArray[np.uint8]]:
+    """Return title, files by precision and images for the champion of `name`, which must have fp32 and int8."""
     _, folder, manifest = read_champion(home / "bundles", name)
     files = {one.precision: folder / one.file for one in manifest.variants if one.file is not None}
     if not {"fp32", "int8"} <= set(files):
         raise SystemExit(f"the champion of {name} has {', '.join(files)}; fp32 and int8 are compared")
     both = {precision: files[precision] for precision in ("fp32", "int8")}
-    return _compare_files(f"{name}, {manifest.recipe}", both, _draw_images(manifest.image_size), repeats)
+    return f"{name}, {manifest.recipe}", both, _draw_images(manifest.image_size)
 
 
-def _draw_images(side: int) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (max(BATCHES), side, side, 3), dtype=np.uint8)
-
-
-def _compare_files(
+def compare_files(
     title: str, files: dict[str, Path], images_NHWC: npt.NDArray[np.uint8], repeats: int
 ) -> list[dict[str, Any]]:
+    """Return a record for each batch size; ours is int8."""
     sessions = {
         OURS if precision == "int8" else precision: open_session(file, CPU, count_cpus())
         for precision, file in files.items()
@@ -101,6 +99,10 @@ def _compare_files(
         side = images_NHWC.shape[1]
         records.append(alternate(f"{title}, {side} px, batch {batch}", comparison, repeats))
     return records
+
+
+def _draw_images(side: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (max(BATCHES), side, side, 3), dtype=np.uint8)
 
 
 def _measure(name: str, session: onnxruntime.InferenceSession, images_NHWC: npt.NDArray[np.uint8]) -> float:

@@ -1,10 +1,11 @@
 """Files that machines without a common disk exchange: in S3, another object store, or a folder, below one address."""
 
+import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_code.errors import StorageError, UsageError, first_line
 from serving.bundle.store import hash_file
 
+MANIFEST_FILE = "manifest.json"  # of what is stored in a folder; written last
 _CHUNK_BYTES = 8_000_000
 _UNFINISHED = ".unfinished-"
+_Model = TypeVar("_Model", bound=BaseModel)
 # Of a file in a folder: it leads nowhere else.
 PlainPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]*(\.[\w-]+)*(/[A-Za-z0-9][\w-]*(\.[\w-]+)*)*$")]
 
@@ -29,7 +32,7 @@ class StoredFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stored_as: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    stored_as: Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size_bytes: Annotated[int, Field(ge=0)]
 
@@ -50,18 +53,22 @@ class Storage:
     def __init__(self, address: str) -> None:
         from pyarrow import fs  # takes a while, and most homes have no storage
 
-        if urlsplit(address).username is not None:
-            raise UsageError("DARKROOM_STORAGE has credentials in its address; keep them in the environment")
+        self.address = address.rstrip("/")
         try:
+            if urlsplit(address).password is not None:
+                raise UsageError("DARKROOM_STORAGE has credentials in its address; keep them in the environment")
             self._files, self._root = fs.FileSystem.from_uri(address)
             if not self._root.strip("/"):
                 raise ValueError("no bucket and no folder")
-        except (OSError, ValueError) as error:
+        except UsageError:
+            raise
+        except ValueError as error:
             raise UsageError(
                 f"DARKROOM_STORAGE={address}: {first_line(error)}; give s3://BUCKET/FOLDER, or file:///FOLDER on a "
                 "disk that all machines mount"
             ) from error
-        self.address = address.rstrip("/")
+        except OSError as error:
+            raise StorageError(f"{address}: {first_line(error)}") from error
         self._is_folder = isinstance(self._files, fs.LocalFileSystem)
         self._selector, self._types = fs.FileSelector, fs.FileType
 
@@ -87,19 +94,38 @@ class Storage:
             with stream:
                 return bytes(stream.read())
 
+    def read_json(self, name: str, kind: type[_Model]) -> _Model | None:
+        """Return the content of a JSON file; None where it is not there.
+
+        Raises:
+            ValidationError: It has another content.
+        """
+        content = self.read(name)
+        return None if content is None else kind.model_validate_json(content)
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file, or replace it."""
         self._write(name, lambda write: write(content))
 
-    def store(self, file: Path, folder: str, advance: Callable[[int], None] = lambda _: None) -> StoredFile:
+    def store(
+        self,
+        file: Path,
+        folder: str,
+        advance: Callable[[int], None] = lambda _: None,
+        *,
+        is_named_by_content: bool = False,
+    ) -> StoredFile:
         """Copy a file of this machine into a folder of the storage, under a new name.
 
         Args:
             file: The file, which nobody writes to.
             folder: The folder.
-            advance: Is told how many bytes were sent since its last call.
+            advance: Called with the number of bytes sent since its last call.
+            is_named_by_content: True to name it by its content: equal files are stored once.
         """
-        stored = StoredFile(stored_as=uuid.uuid4().hex, sha256=hash_file(file), size_bytes=file.stat().st_size)
+        sha256 = hash_file(file)
+        name = sha256 if is_named_by_content else uuid.uuid4().hex
+        stored = StoredFile(stored_as=name, sha256=sha256, size_bytes=file.stat().st_size)
 
         def send(write: Callable[[bytes], object]) -> None:
             with file.open("rb") as stream:
@@ -117,7 +143,7 @@ class Storage:
             folder: Their folder in the storage.
             files: Those that are wanted, by their paths in `target`.
             target: A folder of this machine; made when missing.
-            advance: Is told how many bytes came since its last call.
+            advance: Called with the number of bytes received since its last call.
 
         Raises:
             StorageError: A file is not there, cannot be read or is not what was stored.
@@ -130,6 +156,8 @@ class Storage:
                 for chunk in self._read_chunks(place):
                     stream.write(chunk)
                     advance(len(chunk))
+                stream.flush()
+                os.fsync(stream.fileno())
             if hash_file(target / name) != stored.sha256:
                 raise StorageError(f"{self.address}/{place} ({name}) is not what was stored; remove {folder} there")
 

@@ -9,6 +9,7 @@ from model_code.recipes.catalog import get_recipe
 from model_code.settings import Settings
 from model_code.training.checkpoints import find_torchvision_download, hash_pretrained
 from model_code.training.config import RECIPE_PREFIX, TORCHVISION, TrainingConfig
+from model_code.training.exchange import fetch_complete
 from model_code.training.pretraining_config import SimSiamConfig
 from model_code.training.run_folder import AnyConfig, RunFolder, RunResult, list_finished
 from serving.bundle.store import hash_file
@@ -36,6 +37,12 @@ def name_start(config: AnyConfig) -> str | None:
     """Return the recipe whose weights a run starts from; None without one."""
     weights = _get_weights(config)
     return weights.removeprefix(RECIPE_PREFIX) if weights and weights.startswith(RECIPE_PREFIX) else None
+
+
+def fetch_start(config: AnyConfig) -> None:
+    """Copy the complete runs of the recipe whose weights a run starts from into the home, from DARKROOM_STORAGE."""
+    if (start := name_start(config)) is not None:
+        fetch_complete(get_recipe(start).name)
 
 
 def find_pretrained(

@@ -9,11 +9,10 @@ from pathlib import Path
 from flows.entry import check_interrupted
 from flows.experiments import open_experiment
 from flows.experiments.device_lock import lock_device, waiting_for
-from flows.experiments.exchange import claim_attempt, exchange, fetch_images, fetch_start, storing
 from flows.experiments.experiment import Experiment
 from flows.experiments.followers import Assignment
 from flows.experiments.inputs import RunInputs, find_kept, open_inputs
-from flows.experiments.pretrained import Pretrained
+from flows.experiments.pretrained import Pretrained, fetch_start
 from flows.printing.lines import print_line
 from flows.printing.runs import describe_figures, print_result
 from flows.printing.summaries import Outcome
@@ -29,6 +28,7 @@ from model_code.training.checkpoints import download_torchvision, is_of_another_
 from model_code.training.config import TORCHVISION
 from model_code.training.device import choose_device, describe_device, keep_freed_memory
 from model_code.training.epoch_config import EpochConfig
+from model_code.training.exchange import claim_attempt, fetch_images, fetch_like, share, storing, wait_for_like
 from model_code.training.processes import join_processes
 from model_code.training.run_config import override
 from model_code.training.run_folder import (
@@ -58,6 +58,8 @@ def train(
     tracking: Tracking,
     hold_device: Callable[[Path, str], AbstractContextManager[None]],
     resume_run_id: str | None = None,
+    *,
+    is_shared: bool = True,
 ) -> RunResult:
     """Run a recipe and record everything; an interrupted run of the same inputs is continued.
 
@@ -66,6 +68,7 @@ def train(
         tracking: Where it is recorded.
         hold_device: Holds a device for this process alone; takes the folder of locks and the kind of device.
         resume_run_id: Run to go on with; None chooses.
+        is_shared: False for a run that DARKROOM_STORAGE is not told of.
     """
     check_interrupted()
     start_s = time.perf_counter()
@@ -77,10 +80,12 @@ def train(
         download_torchvision()  # before there is a run that could not begin without it
     with hold_device(settings.locks_dir, device.type), join_processes(device) as processes:
         experiment = open_experiment(config, inputs.dataset, processes, source)
-        exchange(inputs.record, inputs.dataset, has_complete=False)
-        folder = _open_folder(inputs.record, settings, tracking, resume_run_id)
+        if is_shared:
+            share(inputs.record, inputs.dataset, pretrained.run_id if pretrained else None)
+            fetch_like(inputs.record, is_complete=False)
+        folder = _open_folder(inputs.record, settings, tracking, resume_run_id, is_shared=is_shared)
         _print_start(folder, experiment, describe_device(device))
-        with folder.lock(), storing(folder), folder.noting_divergence():
+        with folder.lock(), storing(folder) if is_shared else nullcontext(), folder.noting_divergence():
             processes.tell(Assignment(folder.path, source))
             result = _run(folder, experiment, tracking, describe_device(device), pretrained, start_s)
             folder.complete(result)
@@ -93,6 +98,9 @@ def wait_for_run(inputs: RunInputs) -> bool:
     Returns:
         True if there was one; it may be finished now.
     """
+    if wait_for_like(inputs.record):
+        fetch_like(inputs.record, is_complete=True)
+        return True
     busy = find_interrupted(load_settings().checkpoints_dir, inputs.record, is_offline=inputs.is_offline, is_busy=True)
     if busy is None:
         return False
@@ -150,7 +158,8 @@ def find_outcome(config: AnyConfig, *, is_offline: bool, data_checksum: str | No
         fetch_images(config.dataset, data_checksum)
         fetch_start(config)
         inputs = open_inputs(config, is_offline=is_offline)
-        exchange(inputs.record, inputs.dataset)
+        share(inputs.record, inputs.dataset, inputs.pretrained.run_id if inputs.pretrained else None)
+        fetch_like(inputs.record, is_complete=True)
         kept = find_kept(inputs)
     except DarkroomError as error:
         return fail(config, error)
@@ -253,7 +262,9 @@ def _describe(recipe: Recipe, budget: str) -> str:
     return f"Recipe {recipe.name}: {recipe.title} Budget of this run: {budget}."
 
 
-def _open_folder(record: RunRecord, settings: Settings, tracking: Tracking, resume_run_id: str | None) -> RunFolder:
+def _open_folder(
+    record: RunRecord, settings: Settings, tracking: Tracking, resume_run_id: str | None, *, is_shared: bool
+) -> RunFolder:
     """Return the folder of the run to resume, of an interrupted run of the same experiment, or of a new run."""
     if resume_run_id is not None:
         folder = open_run_folder(settings.checkpoints_dir, resume_run_id)
@@ -287,7 +298,7 @@ def _open_folder(record: RunRecord, settings: Settings, tracking: Tracking, resu
             flush=True,
         )
     with making_run(settings.checkpoints_dir, record) as attempt:
-        run_id = tracking.create_run(record.config, claim_attempt(record, attempt))
+        run_id = tracking.create_run(record.config, claim_attempt(record, attempt) if is_shared else attempt)
         return create_run_folder(settings.checkpoints_dir, record.model_copy(update={"run_id": run_id}))
 
 

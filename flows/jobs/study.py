@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from flows.jobs.job import OFFLINE, QUIET, RECIPE_PATTERNS, AnyDatasetName, Job, option
 from flows.jobs.runners import ADDRESS, RUNNER, RunnerName, check_reachable, check_runner, open_runner
-from flows.jobs.training import DATASET, PROFILE, Profile, Train, fetch_missing_images
+from flows.jobs.training import DATASET, PROFILE, Profile, Train
 from flows.printing.narration import narrating
 from model_code.errors import DownloadError, NothingDoneError, ReleaseError, SizeError, TrainingError, UsageError
 from model_code.settings import load_settings
+from model_code.training.exchange import fetch_images
 from serving.listing import FORM, Form
 
 if TYPE_CHECKING:
@@ -111,11 +112,13 @@ class TrainAll(Job):
         from model_code.data.sources.detect import is_known
 
         if self.dataset is not None:
-            fetch_missing_images(*(() if self.dry_run else (self.dataset,)))
+            if not self.dry_run:
+                fetch_images(self.dataset)
             read_manifest(self.dataset, load_settings().cache_dir)
             return
         names = dict.fromkeys(config.dataset for config in self.configs)
-        fetch_missing_images(*(() if self.dry_run else names))
+        for name in () if self.dry_run else names:
+            fetch_images(name)
         if any(is_added(name, load_settings().cache_dir) for name in names):
             return
         remedy = format_remedy(next(iter(names)))

@@ -16,6 +16,7 @@ from flows.jobs.job import (
 from flows.printing.narration import narrating
 from model_code.errors import UsageError
 from model_code.settings import load_settings, read_rank
+from model_code.training.exchange import fetch_images, fetch_run
 from serving.listing import FORM, Form
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ class Train(Job):
     @cached_property
     def inputs(self) -> "RunInputs":
         """What the run is made from, opened once."""
-        from flows.experiments.exchange import fetch_start
         from flows.experiments.inputs import open_inputs
+        from flows.experiments.pretrained import fetch_start
 
         fetch_start(self.config)
         return open_inputs(self.config, is_offline=self.offline)
@@ -99,19 +100,20 @@ class Train(Job):
         own_dataset = self.own_config.dataset  # refuses an unknown recipe or setting before a framework is loaded
         dataset = own_dataset if self.dataset is None else self.dataset
         _check_dataset(self.dataset, self.changes)
+        fetch_images(dataset)
         if read_rank()[0] > 0:
             return
         from model_code.data.cache import read_manifest
         from model_code.training.run_folder import open_run_folder, resolve_run_id
 
         settings = load_settings()
-        fetch_missing_images(dataset)
         manifest = read_manifest(dataset, settings.cache_dir)
         # For other images a full run's batch may become smaller.
         if dataset == own_dataset and "train" in manifest.splits:
             _check_batch(self.own_config, manifest.splits["train"].count)
         _check_validation(self.own_config, manifest)
         if self.resume is not None:
+            fetch_run(self.recipe, self.resume)
             run_id = resolve_run_id(settings.checkpoints_dir, self.resume)
             if open_run_folder(settings.checkpoints_dir, run_id).result is not None:
                 raise UsageError(f"run {run_id} is complete; there is nothing to resume")
@@ -144,15 +146,6 @@ def change_dataset(config: "AnyConfig", dataset: str | None, changes: dict[str, 
     from model_code.training.adaptation import adapt
 
     return adapt(config, open_dataset(dataset, load_settings().cache_dir), changes) | changes
-
-
-def fetch_missing_images(*names: str) -> None:
-    """Download the data sets that are not in the home, where DARKROOM_STORAGE has them."""
-    if load_settings().storage is not None:
-        from flows.experiments.exchange import fetch_images
-
-        for name in names:
-            fetch_images(name)
 
 
 def _check_dataset(dataset: str | None, changes: dict[str, Any]) -> None:

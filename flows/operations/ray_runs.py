@@ -12,7 +12,6 @@ from tempfile import NamedTemporaryFile
 from threading import Condition
 from typing import Any
 
-from flows.experiments.exchange import check_storage, fetch_run
 from flows.operations.ray_cluster import connect, count_places, name_death, share
 from flows.operations.run_processes import THREADS, RunProcesses
 from flows.operations.runner import RunRequest
@@ -20,6 +19,7 @@ from flows.printing.summaries import Outcome
 from model_code.errors import LostRunError, NodeError, TrainingError
 from model_code.settings import load_settings
 from model_code.tracking.provenance import hash_code
+from model_code.training.exchange import check_storage, fetch_run
 
 RESTARTS = 3
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -44,7 +44,8 @@ class RayRun:
 
     def __init__(self, request: str, mark: str, environment: Mapping[str, str], code_sha256: str) -> None:
         # This process has no other run. Without a shared home a node has its own, perhaps at another place.
-        own_home = {HOME: os.environ[HOME]} if STORAGE in environment and HOME in os.environ else {}
+        has_own = STORAGE in environment and HOME in os.environ
+        own_home = {HOME: str(Path(os.environ[HOME]).resolve())} if has_own else {}
         os.environ.update({**environment, **own_home})
         self._code_sha256 = code_sha256
         self._processes, self._lines = RunProcesses(1), SimpleQueue[str]()
@@ -94,12 +95,12 @@ class RayRuns:
     def __init__(self, at_once: int | None, address: str | None = None) -> None:
         self.is_local = address is None
         self._place = f"Ray at {address}" if address else "a Ray of this machine"
+        settings = load_settings()
+        check_storage(settings)
         self._ray: Any = connect(address)
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self.at_once = at_once or count_places(nodes)
         self._cpus, self._gpus = share(nodes, self.at_once)
-        settings = load_settings()
-        check_storage(settings)
         settings.locks_dir.mkdir(parents=True, exist_ok=True)
         self._mark = NamedTemporaryFile(dir=settings.locks_dir, prefix="ray-")  # noqa: SIM115 - `close` closes it
         self._environment = {

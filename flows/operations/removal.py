@@ -15,6 +15,7 @@ from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.release.changes import find_previous, read_settled
 from model_code.release.registered import RegisteredVersion, read_registered
 from model_code.settings import Settings
+from model_code.training.exchange import remove_run
 from model_code.training.run_folder import (
     RunFolder,
     RunResult,
@@ -171,11 +172,8 @@ def _remove_run(settings: Settings, run_id: str, leaving: Collection[str], *, is
             client = open_store(settings)
             if has_run(client, run_id):
                 client.delete_run(run_id)
-        if settings.storage is not None:
-            from flows.experiments.exchange import remove_run  # PyTorch takes seconds to import
-
-            with suppress(TrainingError):  # a record that cannot be read names no place there
-                remove_run(open_run_folder(settings.checkpoints_dir, run_id).record)
+        with suppress(TrainingError):  # a record that cannot be read names no place in the storage
+            remove_run(open_run_folder(settings.checkpoints_dir, run_id).record)
         return sum(map(_remove, places))
 
 

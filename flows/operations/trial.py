@@ -20,6 +20,7 @@ from model_code.errors import (
     DiskFullError,
     DownloadError,
     PrunedError,
+    StorageError,
     TrackingError,
 )
 from model_code.settings import load_settings
@@ -31,7 +32,7 @@ from model_code.training.results import Callback, FinishedEpoch
 from model_code.training.run_folder import AnyConfig, RunFolder, RunResult
 
 # What would meet every other trial as well.
-GENERAL_ERRORS = (BusyError, DataError, DiskFullError, DownloadError, TrackingError)
+GENERAL_ERRORS = (BusyError, DataError, DiskFullError, DownloadError, StorageError, TrackingError)
 ACCURACY = "validation/best_accuracy"
 
 
@@ -199,7 +200,7 @@ def _train(
 
     if kept is None:
         try:
-            return train(inputs, TrialTracking(sweep, number, parent), hold)
+            return train(inputs, TrialTracking(sweep, number, parent), hold, is_shared=False)
         except _FinishedMeanwhile as other:
             kept = other.result
     print(f"trial {number} keeps run {kept.run_id}: same settings, images and code", flush=True)

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model_code.data.cache import MANIFEST_FILE, PackedDataset, is_added, open_dataset, read_manifest
+from model_code.data.cache import PackedDataset, check_dataset_name, is_added, open_dataset, read_manifest
 from model_code.data.packing import remove_leftovers
 from model_code.data.progress import show_progress
 from model_code.data.revisions import SHORT_CHECKSUM, name_revision
 from model_code.disk import flush_folder, hold_lock, writing_to
 from model_code.errors import DataError, StorageError
-from model_code.storage import PlainPath, Storage, StoredFile
+from model_code.storage import MANIFEST_FILE, PlainPath, Storage, StoredFile
 
 _FOLDER = "images"
+_TRIES = 5
 
 
 class _Manifest(BaseModel):
@@ -33,24 +34,30 @@ def store_images(storage: Storage, dataset: PackedDataset, cache_dir: Path) -> N
 
     Raises:
         StorageError: The storage does not answer.
-        DataError: It is packed anew at this moment.
+        DataError: The data set was packed anew since it was opened, or is damaged.
     """
     place = f"{_FOLDER}/{dataset.name}"
-    before = _read_manifest(storage, place)
-    if before is not None and before.checksum == dataset.checksum:
+    if _has(_read_manifest(storage, place), dataset.checksum):
         return
     folder = cache_dir / dataset.name
-    if read_manifest(dataset.name, cache_dir).folder != dataset.path.name:
-        raise DataError(f"{dataset.name} is packed anew at this moment; repeat the command")
-    files = [*sorted(dataset.path.iterdir()), *sorted(folder.glob(f"*-{dataset.checksum[:SHORT_CHECKSUM]}.*"))]
-    files.append(folder / MANIFEST_FILE)
-    size_bytes = sum(file.stat().st_size for file in files)
-    with show_progress(f"storing {dataset.name} in {storage.address}", size_bytes, "B") as advance:
-        stored = {file.relative_to(folder).as_posix(): storage.store(file, place, advance) for file in files}
+    with hold_lock(_find_lock(dataset.name, cache_dir), f"storing {dataset.name}"):
+        if read_manifest(dataset.name, cache_dir).folder != dataset.path.name:
+            raise DataError(f"{dataset.name} was packed anew meanwhile; repeat the command")
+        before = _read_manifest(storage, place)
+        if _has(before, dataset.checksum):
+            return
+        files = [*sorted(dataset.path.iterdir()), *sorted(folder.glob(f"*-{dataset.checksum[:SHORT_CHECKSUM]}.*"))]
+        files.append(folder / MANIFEST_FILE)
+        size_bytes = sum(file.stat().st_size for file in files)
+        with show_progress(f"storing {dataset.name} in {storage.address}", size_bytes, "B") as advance:
+            stored = {
+                file.relative_to(folder).as_posix(): storage.store(file, place, advance, is_named_by_content=True)
+                for file in files
+            }
     manifest = _Manifest(checksum=dataset.checksum, files=stored)
     storage.write(f"{place}/{MANIFEST_FILE}", manifest.model_dump_json(indent=1).encode())
-    for unused in () if before is None else before.files.values():
-        storage.remove(f"{place}/{unused.stored_as}")
+    for unused in _list_names(before) - _list_names(manifest):
+        storage.remove(f"{place}/{unused}")
 
 
 def fetch_images(storage: Storage, name: str, cache_dir: Path, checksum: str | None = None) -> None:
@@ -65,30 +72,48 @@ def fetch_images(storage: Storage, name: str, cache_dir: Path, checksum: str | N
     Raises:
         StorageError: The storage does not answer, has no images with this checksum, or a file there is damaged.
         DiskFullError: This machine has no room for it.
+        UsageError: The name is not allowed.
     """
-    with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"fetching {name}"):
-        if is_added(name, cache_dir) and checksum in (None, read_manifest(name, cache_dir).checksum):
+    check_dataset_name(name)
+    if _is_here(name, cache_dir, checksum):
+        return
+    place, purpose = f"{_FOLDER}/{name}", f"fetching {name} from {storage.address}"
+    with hold_lock(_find_lock(name, cache_dir), purpose):
+        for _ in range(_TRIES):
+            if _is_here(name, cache_dir, checksum):
+                return
+            manifest = _read_manifest(storage, place)
+            if checksum is not None and not _has(manifest, checksum):
+                raise StorageError(f"{storage.address} lacks {name_revision(name, checksum)}; repeat the command")
+            if manifest is None:
+                return
+            try:
+                _fetch(storage, place, manifest, cache_dir, purpose)
+            except StorageError:
+                if _read_manifest(storage, place) == manifest:
+                    raise
+                continue  # other images took their place meanwhile
             return
-        place = f"{_FOLDER}/{name}"
-        manifest = _read_manifest(storage, place)
-        if checksum is not None and (manifest is None or manifest.checksum != checksum):
-            raise StorageError(f"{storage.address} does not have {name_revision(name, checksum)}; repeat the command")
-        if manifest is None:
-            return
-        scratch = cache_dir / f".fetching-{name}"
-        size_bytes = sum(file.size_bytes for file in manifest.files.values())
-        purpose = f"fetching {name} from {storage.address}"
-        with writing_to(cache_dir, size_bytes, purpose):
-            shutil.rmtree(scratch, ignore_errors=True)
-            with show_progress(purpose, size_bytes, "B") as advance:
-                storage.fetch(place, manifest.files, scratch / name, advance)
-            fetched = open_dataset(name, scratch, f"remove {place} in {storage.address}")
-            if fetched.checksum != manifest.checksum:
-                raise StorageError(f"{storage.address}/{place} has other images than it says; remove it there")
-            fetched.verify()
-            _publish(scratch / name, cache_dir / name, fetched.path.name)
-            shutil.rmtree(scratch)
-        remove_leftovers(name, cache_dir)
+        raise StorageError(f"{storage.address}: {name} changes while it is read; try again later")
+
+
+def _fetch(storage: Storage, place: str, manifest: _Manifest, cache_dir: Path, purpose: str) -> None:
+    name = place.rpartition("/")[2]
+    scratch = cache_dir / f".fetching-{name}"
+    size_bytes = sum(file.size_bytes for file in manifest.files.values())
+    with writing_to(cache_dir, size_bytes, purpose):
+        shutil.rmtree(scratch, ignore_errors=True)
+        with show_progress(purpose, size_bytes, "B") as advance:
+            storage.fetch(place, manifest.files, scratch / name, advance)
+        fetched = open_dataset(name, scratch, f"remove {place} in {storage.address}")
+        if fetched.checksum != manifest.checksum:
+            raise StorageError(f"{storage.address}/{place} has other images than it says; remove it there")
+        fetched.verify()
+        if is_added(name, cache_dir):
+            print(f"{name} takes the place of other images of that name in {cache_dir}", flush=True)
+        _publish(scratch / name, cache_dir / name, fetched.path.name)
+        shutil.rmtree(scratch)
+    remove_leftovers(name, cache_dir)
 
 
 def _publish(fetched: Path, folder: Path, version: str) -> None:
@@ -105,9 +130,25 @@ def _publish(fetched: Path, folder: Path, version: str) -> None:
     flush_folder(folder)
 
 
+def _find_lock(name: str, cache_dir: Path) -> Path:
+    """Return the lock with which `data add` packs a data set."""
+    return cache_dir / ".locks" / f"{name}.lock"
+
+
+def _is_here(name: str, cache_dir: Path, checksum: str | None) -> bool:
+    return is_added(name, cache_dir) and checksum in (None, read_manifest(name, cache_dir).checksum)
+
+
+def _has(manifest: _Manifest | None, checksum: str) -> bool:
+    return manifest is not None and manifest.checksum == checksum
+
+
+def _list_names(manifest: _Manifest | None) -> set[str]:
+    return set() if manifest is None else {file.stored_as for file in manifest.files.values()}
+
+
 def _read_manifest(storage: Storage, place: str) -> _Manifest | None:
-    content = storage.read(f"{place}/{MANIFEST_FILE}")
     try:
-        return None if content is None else _Manifest.model_validate_json(content)
+        return storage.read_json(f"{place}/{MANIFEST_FILE}", _Manifest)
     except ValidationError as error:
         raise StorageError(f"{storage.address}/{place}/{MANIFEST_FILE} is damaged; remove {place} there") from error

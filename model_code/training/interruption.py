@@ -9,6 +9,13 @@ from model_code.errors import PrunedError
 from model_code.training.results import Callback
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_entered: "set[InterruptionWatcher]" = set()
+
+
+def stop_after_step() -> None:
+    """End the trainings of this process after their step, as the first Ctrl-C does; any thread may call it."""
+    for watcher in tuple(_entered):
+        watcher.request()
 
 
 class InterruptionWatcher(Callback):
@@ -28,6 +35,7 @@ class InterruptionWatcher(Callback):
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "InterruptionWatcher":
+        _entered.add(self)
         if threading.current_thread() is threading.main_thread():
             self._before = {signum: signal.signal(signum, self._request) for signum in SIGNALS}
         return self
@@ -35,18 +43,23 @@ class InterruptionWatcher(Callback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _entered.discard(self)
         self._restore()
         if self.wants_stop and (error is None or isinstance(error, PrunedError)):
             raise KeyboardInterrupt
 
-    def _request(self, _signum: int, _frame: FrameType | None) -> None:
+    def request(self) -> bool:
+        """Let the run end after its step; return False if it was told so before."""
         if self.wants_stop:
-            return
+            return False
         self.wants_stop = True
-        if not self._is_patient:
-            self._restore()
         if not self._is_quiet:
             print("stopping after this step", flush=True)
+        return True
+
+    def _request(self, _signum: int, _frame: FrameType | None) -> None:
+        if self.request() and not self._is_patient:
+            self._restore()
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():

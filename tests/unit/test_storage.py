@@ -79,7 +79,9 @@ def test_a_folder_where_nothing_can_be_written_does_not_pass(tmp_path):
         Storage((tmp_path / "file").as_uri()).check()
 
 
-@pytest.mark.parametrize("address", ["nonsense", "ftp://host/folder", "s3://", "file:///", "bucket/folder"])
+@pytest.mark.parametrize(
+    "address", ["nonsense", "ftp://host/folder", "s3://", "file:///", "bucket/folder", "s3://[bad/x"]
+)
 def test_an_address_that_is_none_is_refused_with_those_that_are(address):
     with pytest.raises(UsageError, match=r"DARKROOM_STORAGE=.*; give s3://BUCKET/FOLDER, or file:///FOLDER"):
         Storage(address)

@@ -7,7 +7,8 @@ from model_code.data import stored_images
 from model_code.data.cache import list_names, open_dataset
 from model_code.data.revisions import find_revisions
 from model_code.data.stored_images import fetch_images, store_images
-from model_code.errors import DataError, StorageError
+from model_code.disk import hold_lock
+from model_code.errors import DataError, StorageError, UsageError
 from model_code.storage import Storage
 from tests.unit.data.test_local_copy import flip_last_byte, pack
 
@@ -58,18 +59,42 @@ def test_images_are_stored_once_and_others_of_the_name_take_their_place(storage,
     assert len([entry for entry in (there / "shapes").iterdir() if entry.is_dir()]) == 1
 
 
-def test_images_that_are_here_stay(storage, here, there):
+def test_images_that_are_here_stay_and_wait_for_no_data_add(storage, here, there):
     store_images(storage, pack(here), here)
     other = pack(there, size=17)
-    fetch_images(storage, "shapes", there)
+    with hold_lock(there / ".locks" / "shapes.lock", "data add"):
+        fetch_images(storage, "shapes", there)
     assert open_dataset("shapes", there).checksum == other.checksum
+
+
+def test_images_that_are_replaced_during_a_download_come_as_the_new_ones(storage, here, there, monkeypatch):
+    store_images(storage, pack(here), here)
+    fetched, newer = [], pack(here, size=17)
+
+    def fetch(*given):
+        if not fetched:
+            store_images(storage, newer, here)
+        fetched.append(1)
+        Storage.fetch(storage, *given)
+
+    monkeypatch.setattr(storage, "fetch", fetch)
+    fetch_images(storage, "shapes", there)
+    assert len(fetched) == 2
+    assert open_dataset("shapes", there).checksum == newer.checksum
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", ""])
+def test_a_name_that_is_none_makes_no_file(storage, there, name):
+    with pytest.raises(UsageError, match=r"is not allowed"):
+        fetch_images(storage, name, there)
+    assert not there.exists()
 
 
 def test_images_that_the_storage_lacks_are_named(storage, here, there):
     fetch_images(storage, "shapes", there)
     assert list_names(there) == []
     store_images(storage, pack(here), here)
-    with pytest.raises(StorageError, match=r"does not have shapes@000000000000; repeat the command"):
+    with pytest.raises(StorageError, match=r"lacks shapes@000000000000; repeat the command"):
         fetch_images(storage, "shapes", there, "0" * 64)
 
 
@@ -100,6 +125,6 @@ def test_a_download_that_was_killed_is_begun_anew(storage, here, there, monkeypa
 def test_images_that_are_packed_anew_meanwhile_are_not_stored(storage, here, tmp_path):
     packed = pack(here)
     pack(here, size=17)
-    with pytest.raises(DataError, match=r"shapes is packed anew at this moment"):
+    with pytest.raises(DataError, match=r"shapes was packed anew meanwhile; repeat the command"):
         store_images(storage, packed, here)
     assert list_stored(tmp_path) == set()

@@ -4,14 +4,12 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
-from flows.experiments.pretrained import name_start
-from model_code.recipes.catalog import get_recipe
 from model_code.settings import Settings, load_settings
 
 if TYPE_CHECKING:  # most homes have no storage
     from model_code.data.cache import PackedDataset
     from model_code.storage import Storage
-    from model_code.training.run_folder import AnyConfig, RunFolder, RunRecord
+    from model_code.training.run_folder import RunFolder, RunRecord
     from model_code.training.stored_runs import StoredRuns
 
 
@@ -28,27 +26,39 @@ def fetch_images(name: str, checksum: str | None = None) -> None:
         fetch(_open(settings.storage), name, settings.cache_dir, checksum)
 
 
-def fetch_start(config: "AnyConfig") -> None:
-    """Bring the runs of the recipe whose weights a run starts from into the home."""
-    start = name_start(config)
-    if start is not None and (runs := _open_runs()):
-        runs.fetch(get_recipe(start).name)
+def fetch_complete(recipe: str) -> None:
+    """Copy the complete runs of a recipe into the home."""
+    if runs := _open_runs():
+        runs.fetch_complete(recipe)
 
 
 def fetch_run(recipe: str, run_id: str) -> None:
-    """Bring a run into the home."""
+    """Copy a run into the home, complete or interrupted; the first digits of its id are enough."""
     if runs := _open_runs():
         runs.fetch(recipe, run_id)
 
 
-def exchange(record: "RunRecord", dataset: "PackedDataset", *, has_complete: bool = True) -> None:
-    """Store the images of a run for other machines, and bring runs like it into the home, complete ones on request."""
+def fetch_like(record: "RunRecord", *, is_complete: bool) -> None:
+    """Copy the runs that are like a record, complete or interrupted ones, into the home."""
+    if runs := _open_runs():
+        runs.fetch_like(record, is_complete=is_complete)
+
+
+def wait_for_like(record: "RunRecord") -> bool:
+    """Wait while another machine trains a run like a record; return whether one did."""
+    runs = _open_runs()
+    return runs is not None and runs.wait_for_like(record)
+
+
+def share(record: "RunRecord", dataset: "PackedDataset", start_run_id: str | None) -> None:
+    """Store what other machines may need and the storage lacks: images, the run to start from, complete runs alike."""
     settings = load_settings()
     if runs := _open_runs():
         from model_code.data.stored_images import store_images
+        from model_code.training.stored_runs import is_like
 
         store_images(_open(str(settings.storage)), dataset, settings.cache_dir)
-        runs.fetch_like(record, has_complete=has_complete)
+        runs.store_complete(lambda found: found.run_id == start_run_id or is_like(found, record))
 
 
 def claim_attempt(record: "RunRecord", own: str) -> str:
