@@ -24,7 +24,7 @@ from tests.unit.test_storage import (  # noqa: F401 - the same on S3
 pytestmark = pytest.mark.slow
 
 # Of `packed_tiny`: a training takes long enough for states to be stored.
-COUNT, EPOCHS = 3, 40 if "DARKROOM_RAY_RUNS" in os.environ else 16
+COUNT, EPOCHS = 3, 40 if "DARKROOM_RAY_RUNS" in os.environ else 12
 ADDRESS = f"s3://{BUCKET}/team/darkroom"
 
 

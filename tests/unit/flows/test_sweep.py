@@ -276,7 +276,7 @@ def test_who_waits_for_the_device_does_not_hold_the_settings(sweep, monkeypatch)
             pass  # would wait for ever
         yield
 
-    def train(_inputs, _tracking, hold):
+    def train(_inputs, _tracking, hold, **_):
         with hold(sweep.folder, "cpu"):
             assert is_locked(file)
         raise TrainingError("enough")
@@ -294,7 +294,7 @@ def test_of_equal_trials_at_the_same_moment_one_is_trained(sweep, monkeypatch):
     result, trained = SimpleNamespace(run_id="3" * 32, metrics={ACCURACY: 0.5}), []
     both_looked = Barrier(2)  # before either trains neither has found a finished run
 
-    def train(_inputs, _tracking, hold):
+    def train(_inputs, _tracking, hold, **_):
         both_looked.wait(LONGEST_S)
         with hold(sweep.folder, "cpu"):
             trained.append(result)
