@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from model_code.errors import StorageError, UsageError, first_line
 from serving.bundle.store import hash_file
 
-MANIFEST_FILE = "manifest.json"  # of what is stored in a folder; written last
+MANIFEST_FILE = "manifest.json"  # names the other files of a folder; written last
 _CHUNK_BYTES = 8_000_000
 _UNFINISHED = ".unfinished-"
 _Model = TypeVar("_Model", bound=BaseModel)
-# Of a file in a folder: it leads nowhere else.
+# Path of a file below a folder.
 PlainPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w-]*(\.[\w-]+)*(/[A-Za-z0-9][\w-]*(\.[\w-]+)*)*$")]
 
 
@@ -32,7 +32,7 @@ class StoredFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stored_as: Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
+    stored_as: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size_bytes: Annotated[int, Field(ge=0)]
 
@@ -107,25 +107,15 @@ class Storage:
         """Write a file, or replace it."""
         self._write(name, lambda write: write(content))
 
-    def store(
-        self,
-        file: Path,
-        folder: str,
-        advance: Callable[[int], None] = lambda _: None,
-        *,
-        is_named_by_content: bool = False,
-    ) -> StoredFile:
+    def store(self, file: Path, folder: str, advance: Callable[[int], None] = lambda _: None) -> StoredFile:
         """Copy a file of this machine into a folder of the storage, under a new name.
 
         Args:
             file: The file, which nobody writes to.
             folder: The folder.
             advance: Called with the number of bytes sent since its last call.
-            is_named_by_content: True to name it by its content: equal files are stored once.
         """
-        sha256 = hash_file(file)
-        name = sha256 if is_named_by_content else uuid.uuid4().hex
-        stored = StoredFile(stored_as=name, sha256=sha256, size_bytes=file.stat().st_size)
+        stored = StoredFile(stored_as=uuid.uuid4().hex, sha256=hash_file(file), size_bytes=file.stat().st_size)
 
         def send(write: Callable[[bytes], object]) -> None:
             with file.open("rb") as stream:

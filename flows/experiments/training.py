@@ -28,7 +28,7 @@ from model_code.training.checkpoints import download_torchvision, is_of_another_
 from model_code.training.config import TORCHVISION
 from model_code.training.device import choose_device, describe_device, keep_freed_memory
 from model_code.training.epoch_config import EpochConfig
-from model_code.training.exchange import claim_attempt, fetch_images, fetch_like, share, storing, wait_for_like
+from model_code.training.exchange import fetch_images, fetch_like, share, storing, wait_for_like
 from model_code.training.processes import join_processes
 from model_code.training.run_config import override
 from model_code.training.run_folder import (
@@ -82,10 +82,11 @@ def train(
         experiment = open_experiment(config, inputs.dataset, processes, source)
         if is_shared:
             share(inputs.record, inputs.dataset, pretrained.run_id if pretrained else None)
-            fetch_like(inputs.record, is_complete=False)
-        folder = _open_folder(inputs.record, settings, tracking, resume_run_id, is_shared=is_shared)
+            fetch_like(inputs.record, is_offline=inputs.is_offline, is_complete=False)
+        folder = _open_folder(inputs.record, settings, tracking, resume_run_id)
         _print_start(folder, experiment, describe_device(device))
-        with folder.lock(), storing(folder) if is_shared else nullcontext(), folder.noting_divergence():
+        stored = storing(folder, is_offline=tracking.is_offline) if is_shared else nullcontext()
+        with folder.lock(), stored, folder.noting_divergence():
             processes.tell(Assignment(folder.path, source))
             result = _run(folder, experiment, tracking, describe_device(device), pretrained, start_s)
             folder.complete(result)
@@ -98,9 +99,6 @@ def wait_for_run(inputs: RunInputs) -> bool:
     Returns:
         True if there was one; it may be finished now.
     """
-    if wait_for_like(inputs.record):
-        fetch_like(inputs.record, is_complete=True)
-        return True
     busy = find_interrupted(load_settings().checkpoints_dir, inputs.record, is_offline=inputs.is_offline, is_busy=True)
     if busy is None:
         return False
@@ -137,7 +135,11 @@ def train_one(config: AnyConfig, trainer: Trainer, *, is_offline: bool, data_che
     if isinstance(inputs, Outcome):
         return inputs
     try:
-        result = trainer(inputs)
+        if wait_for_like(inputs.record, is_offline=is_offline):
+            fetch_like(inputs.record, is_offline=is_offline, is_complete=True)
+            result = find_kept(inputs) or trainer(inputs)
+        else:
+            result = trainer(inputs)
     except Exception as error:  # noqa: BLE001 - one that fails does not stop the others
         return fail(config, error)
     print_result(result, is_quiet=True)
@@ -159,7 +161,7 @@ def find_outcome(config: AnyConfig, *, is_offline: bool, data_checksum: str | No
         fetch_start(config)
         inputs = open_inputs(config, is_offline=is_offline)
         share(inputs.record, inputs.dataset, inputs.pretrained.run_id if inputs.pretrained else None)
-        fetch_like(inputs.record, is_complete=True)
+        fetch_like(inputs.record, is_offline=is_offline, is_complete=True)
         kept = find_kept(inputs)
     except DarkroomError as error:
         return fail(config, error)
@@ -262,9 +264,7 @@ def _describe(recipe: Recipe, budget: str) -> str:
     return f"Recipe {recipe.name}: {recipe.title} Budget of this run: {budget}."
 
 
-def _open_folder(
-    record: RunRecord, settings: Settings, tracking: Tracking, resume_run_id: str | None, *, is_shared: bool
-) -> RunFolder:
+def _open_folder(record: RunRecord, settings: Settings, tracking: Tracking, resume_run_id: str | None) -> RunFolder:
     """Return the folder of the run to resume, of an interrupted run of the same experiment, or of a new run."""
     if resume_run_id is not None:
         folder = open_run_folder(settings.checkpoints_dir, resume_run_id)
@@ -298,7 +298,7 @@ def _open_folder(
             flush=True,
         )
     with making_run(settings.checkpoints_dir, record) as attempt:
-        run_id = tracking.create_run(record.config, claim_attempt(record, attempt) if is_shared else attempt)
+        run_id = tracking.create_run(record.config, attempt)
         return create_run_folder(settings.checkpoints_dir, record.model_copy(update={"run_id": run_id}))
 
 

@@ -16,7 +16,7 @@ from flows.operations.ray_cluster import connect, count_places, name_death, shar
 from flows.operations.run_processes import THREADS, RunProcesses
 from flows.operations.runner import RunRequest
 from flows.printing.summaries import Outcome
-from model_code.errors import LostRunError, NodeError, TrainingError
+from model_code.errors import LostRunError, NodeError, StorageError, TrainingError
 from model_code.settings import load_settings
 from model_code.tracking.provenance import hash_code
 from model_code.training.exchange import check_storage, fetch_run
@@ -45,8 +45,7 @@ class RayRun:
     def __init__(self, request: str, mark: str, environment: Mapping[str, str], code_sha256: str) -> None:
         # This process has no other run. Without a shared home a node has its own, perhaps at another place.
         has_own = STORAGE in environment and HOME in os.environ
-        own_home = {HOME: str(Path(os.environ[HOME]).resolve())} if has_own else {}
-        os.environ.update({**environment, **own_home})
+        os.environ.update({name: value for name, value in environment.items() if not (has_own and name == HOME)})
         self._code_sha256 = code_sha256
         self._processes, self._lines = RunProcesses(1), SimpleQueue[str]()
         # Its thread outlives the run's process.
@@ -183,7 +182,10 @@ class RayRuns:
     def _take(self, text: str) -> Outcome:
         outcome = Outcome.model_validate_json(text)
         if outcome.result is not None:
-            fetch_run(outcome.recipe, outcome.result.run_id)
+            try:
+                fetch_run(outcome.recipe, outcome.result.run_id)
+            except StorageError as error:
+                print(f"{outcome.recipe} is complete; the same command fetches it later: {error}", flush=True)
         return outcome
 
     def _start(self, request: RunRequest) -> Any:  # noqa: ANN401 - a handle of Ray's

@@ -173,7 +173,7 @@ def _remove_run(settings: Settings, run_id: str, leaving: Collection[str], *, is
             if has_run(client, run_id):
                 client.delete_run(run_id)
         with suppress(TrainingError):  # a record that cannot be read names no place in the storage
-            remove_run(open_run_folder(settings.checkpoints_dir, run_id).record)
+            remove_run(open_run_folder(settings.checkpoints_dir, run_id).record, is_offline=folder.is_offline)
         return sum(map(_remove, places))
 
 

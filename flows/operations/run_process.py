@@ -46,13 +46,13 @@ def _train(request: "RunRequest") -> "Outcome":
         return train_requested(request, _share_device)
     from flows.experiments.inputs import find_kept
     from flows.experiments.training import train, train_one, wait_for_run
-    from model_code.recipes.catalog import write_own_files
+    from model_code.recipes.catalog import take_own_files
     from model_code.settings import load_settings
     from model_code.tracking.journal import JournalTracking
     from model_code.tracking.run_tracker import Tracking
 
     settings = load_settings()
-    write_own_files(request.own_recipes)
+    take_own_files(request.own_recipes)
     tracking: Tracking
     if request.is_offline:
         tracking = JournalTracking(settings.checkpoints_dir)

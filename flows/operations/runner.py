@@ -33,7 +33,7 @@ class RunRequest(BaseModel):
         config: All settings.
         is_offline: True if the run is recorded in its folder, and not in MLflow.
         parent_run_id: MLflow run above it; None without one.
-        own_recipes: Texts of the files of recipes of one's own that the run needs, for a home that lacks them.
+        own_recipes: Texts of the recipes of one's own that the run needs, for a home that lacks their files.
         data_checksum: Checksum of the images; None for those that the home has.
         trial: The trial that the run is, whose end is then noted in its sweep; None for a run of a study.
     """

@@ -50,10 +50,7 @@ def store_images(storage: Storage, dataset: PackedDataset, cache_dir: Path) -> N
         files.append(folder / MANIFEST_FILE)
         size_bytes = sum(file.stat().st_size for file in files)
         with show_progress(f"storing {dataset.name} in {storage.address}", size_bytes, "B") as advance:
-            stored = {
-                file.relative_to(folder).as_posix(): storage.store(file, place, advance, is_named_by_content=True)
-                for file in files
-            }
+            stored = {file.relative_to(folder).as_posix(): storage.store(file, place, advance) for file in files}
     manifest = _Manifest(checksum=dataset.checksum, files=stored)
     storage.write(f"{place}/{MANIFEST_FILE}", manifest.model_dump_json(indent=1).encode())
     for unused in _list_names(before) - _list_names(manifest):

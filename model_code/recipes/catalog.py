@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from model_code.disk import write_atomically
 from model_code.errors import UsageError
 from model_code.hints import suggest
 from model_code.recipes.own import (
@@ -105,6 +104,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {}
+_given: dict[str, str] = {}  # texts of recipes of one's own
 Function = TypeVar("Function", bound=Callable[[], AnyConfig])
 
 
@@ -181,13 +181,9 @@ def read_own_files(*names: str) -> dict[str, str]:
     return texts
 
 
-def write_own_files(texts: Mapping[str, str]) -> None:
-    """Write the files that `read_own_files` read in another home, where this one does not have them."""
-    for name, text in texts.items():
-        check_recipe_name(name)
-        file = load_settings().recipes_dir / f"{name}{SUFFIX}"
-        if not file.is_file() or file.read_text(encoding="utf-8") != text:
-            write_atomically(file, text.encode())
+def take_own_files(texts: Mapping[str, str]) -> None:
+    """Let this process take these texts of recipes for their files, which its home may lack."""
+    _given.update(texts)
 
 
 def _read_own(file: Path) -> Recipe:
@@ -202,11 +198,11 @@ def _get_recipe(name: str, above: tuple[str, ...]) -> Recipe:
     if name in RECIPES:
         return RECIPES[name]
     file = load_settings().recipes_dir / f"{name}{SUFFIX}"
-    if not (is_recipe_name(name) and file.is_file()):
+    if not (is_recipe_name(name) and (name in _given or file.is_file())):
         _refuse(name)
     if name in above:
         raise UsageError(f"{file}: from: {' -> '.join([*above, name])} is a circle")
-    content = read_recipe_file(file)
+    content = read_recipe_file(file, _given.get(name))
     try:
         base = _get_recipe(content.base, (*above, name))
         smoke = {**base.smoke, **content.smoke}

@@ -56,15 +56,16 @@ def find_recipe_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}"))
 
 
-def read_recipe_file(file: Path) -> RecipeFile:
-    """Return what a recipe's file says; its settings are not checked yet.
+def read_recipe_file(file: Path, text: str | None = None) -> RecipeFile:
+    """Return what a recipe's file says, or a text in its place; its settings are not checked yet.
 
     Raises:
         UsageError: It is no TOML, its name is no recipe's, or a key is unknown, missing or of another type.
     """
     check_recipe_name(file.stem)
     try:
-        found = RecipeFile.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+        given = file.read_text(encoding="utf-8") if text is None else text
+        found = RecipeFile.model_validate(tomllib.loads(given))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{file}: {error}") from error
     except ValidationError as error:

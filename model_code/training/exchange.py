@@ -38,16 +38,16 @@ def fetch_run(recipe: str, run_id: str) -> None:
         runs.fetch(recipe, run_id)
 
 
-def fetch_like(record: "RunRecord", *, is_complete: bool) -> None:
+def fetch_like(record: "RunRecord", *, is_offline: bool, is_complete: bool) -> None:
     """Copy the runs that are like a record, complete or interrupted ones, into the home."""
     if runs := _open_runs():
-        runs.fetch_like(record, is_complete=is_complete)
+        runs.fetch_like(record, is_offline=is_offline, is_complete=is_complete)
 
 
-def wait_for_like(record: "RunRecord") -> bool:
+def wait_for_like(record: "RunRecord", *, is_offline: bool) -> bool:
     """Wait while another machine trains a run like a record; return whether one did."""
     runs = _open_runs()
-    return runs is not None and runs.wait_for_like(record)
+    return runs is not None and runs.wait_for_like(record, is_offline=is_offline)
 
 
 def share(record: "RunRecord", dataset: "PackedDataset", start_run_id: str | None) -> None:
@@ -55,32 +55,26 @@ def share(record: "RunRecord", dataset: "PackedDataset", start_run_id: str | Non
     settings = load_settings()
     if runs := _open_runs():
         from model_code.data.stored_images import store_images
-        from model_code.training.stored_runs import is_like
+        from model_code.training.run_folder import is_like
 
         store_images(_open(str(settings.storage)), dataset, settings.cache_dir)
         runs.store_complete(lambda found: found.run_id == start_run_id or is_like(found, record))
 
 
-def claim_attempt(record: "RunRecord", own: str) -> str:
-    """Return the name for the making of a new run: one that a process on another machine took and died, else `own`."""
-    runs = _open_runs()
-    return own if runs is None else runs.claim_attempt(record, own)
-
-
-def storing(folder: "RunFolder") -> AbstractContextManager[None]:
+def storing(folder: "RunFolder", *, is_offline: bool) -> AbstractContextManager[None]:
     """Store a run's folder while the block trains in it."""
     settings = load_settings()
     if settings.storage is None:
         return nullcontext()
     from model_code.training.stored_runs import RunUploader
 
-    return RunUploader(_open(settings.storage), folder)
+    return RunUploader(_open(settings.storage), folder, is_offline=is_offline)
 
 
-def remove_run(record: "RunRecord") -> None:
+def remove_run(record: "RunRecord", *, is_offline: bool) -> None:
     """Remove a run from the storage."""
     if runs := _open_runs():
-        runs.remove(record)
+        runs.remove(record, is_offline=is_offline)
 
 
 def check_storage(settings: Settings) -> None:

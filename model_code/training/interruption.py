@@ -48,17 +48,15 @@ class InterruptionWatcher(Callback):
         if self.wants_stop and (error is None or isinstance(error, PrunedError)):
             raise KeyboardInterrupt
 
-    def request(self) -> bool:
-        """Let the run end after its step; return False if it was told so before."""
-        if self.wants_stop:
-            return False
-        self.wants_stop = True
-        if not self._is_quiet:
+    def request(self) -> None:
+        """Let the run end after its step."""
+        if not (self.wants_stop or self._is_quiet):
             print("stopping after this step", flush=True)
-        return True
+        self.wants_stop = True
 
     def _request(self, _signum: int, _frame: FrameType | None) -> None:
-        if self.request() and not self._is_patient:
+        self.request()
+        if not self._is_patient:
             self._restore()
 
     def _restore(self) -> None:

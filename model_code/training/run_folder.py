@@ -244,7 +244,7 @@ def find_interrupted(
     An offline run is resumed offline, one in MLflow with MLflow.
     """
     for folder in list_interrupted(checkpoints_dir):
-        if _is_like(folder, wanted) and folder.is_offline == is_offline and folder.is_busy == is_busy:
+        if is_like(folder.record, wanted) and folder.is_offline == is_offline and folder.is_busy == is_busy:
             return folder
     return None
 
@@ -264,7 +264,7 @@ def find_finished(
     An offline run counts only offline: MLflow, and so report and release, do not know it before it is synced.
     """
     for folder in list_finished(checkpoints_dir):
-        if not _is_like(folder, wanted) or folder.is_offline > is_offline:
+        if not is_like(folder.record, wanted) or folder.is_offline > is_offline:
             continue
         try:
             result = folder.result
@@ -298,8 +298,9 @@ def list_damaged(checkpoints_dir: Path) -> list[str]:
     return damaged
 
 
-def _is_like(folder: RunFolder, wanted: RunRecord) -> bool:
-    return folder.record.model_copy(update={"run_id": wanted.run_id}) == wanted
+def is_like(record: RunRecord, wanted: RunRecord) -> bool:
+    """Whether two runs are the same, whatever their run ids."""
+    return record.model_copy(update={"run_id": wanted.run_id}) == wanted
 
 
 def _list_runs(checkpoints_dir: Path, is_complete: bool) -> Iterator[RunFolder]:

@@ -8,7 +8,15 @@ from flows.jobs.training import Train
 from model_code.data.add import add_dataset
 from model_code.errors import UsageError
 from model_code.recipes import catalog
-from model_code.recipes.catalog import RECIPES, describe_budget, get_recipe, list_recipes, match_recipes
+from model_code.recipes.catalog import (
+    RECIPES,
+    describe_budget,
+    get_recipe,
+    list_recipes,
+    match_recipes,
+    read_own_files,
+    take_own_files,
+)
 from model_code.settings import load_settings
 
 
@@ -153,3 +161,20 @@ def test_a_file_whose_name_cannot_be_a_recipe_is_named_and_stops_no_other_recipe
     with pytest.raises(UsageError, match=rf"{name}\.toml: {name} {message}; rename the file"):
         list_recipes()
     assert [one.name for one in match_recipes("swin_cifar10_*")] == ["swin_cifar10_published", "swin_cifar10_modern"]
+
+
+def test_recipes_of_another_home_are_known_to_a_process_and_change_no_file(home, tmp_path, monkeypatch):
+    write(home, "first", 'from = "fastnet_cifar10"\n[settings]\nepochs = 3\n')
+    write(home, "second", 'from = "first"\n[settings]\nlearning_rate = 0.5\n')
+    texts = read_own_files("second", "fastnet_cifar10")
+    node = tmp_path / "node"
+    node.mkdir()
+    file = write(node, "second", 'from = "fastnet_cifar10"\n[settings]\nepochs = 9\n')
+    monkeypatch.setenv("DARKROOM_HOME", str(node))
+    monkeypatch.setattr(catalog, "_given", {})
+    assert get_recipe("second").build().epochs == 9
+    take_own_files(texts)
+    config = get_recipe("second").build()
+    assert (config.epochs, config.learning_rate) == (3, 0.5)
+    assert list(file.parent.iterdir()) == [file]
+    assert "epochs = 9" in file.read_text()

@@ -1,12 +1,13 @@
 import contextlib
 import os
 import signal
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
-from model_code.training.interruption import InterruptionWatcher
+from model_code.training.interruption import InterruptionWatcher, stop_after_step
 from model_code.training.processes import ALONE
 from model_code.training.results import Callback
 from model_code.training.supervised import fit
@@ -36,6 +37,31 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path, signum, capsys):
     assert (tmp_path / "state.pt").exists()
     assert capsys.readouterr().out.count("stopping after this step\n") == 1
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_another_thread_ends_the_run_after_its_step_and_signals_still_end_it_at_once(capsys):
+    acted = []
+
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)  # the first one waits as well
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            acted.append(1)
+
+    def train():
+        with InterruptionWatcher() as watcher:
+            thread = threading.Thread(target=stop_after_step)
+            thread.start()
+            thread.join()
+            assert watcher.wants_stop
+            interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert acted == [1]
+    assert capsys.readouterr().out == "stopping after this step\n"
+    stop_after_step()  # no run is left
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_next_step(tmp_path):

@@ -1,10 +1,12 @@
 """Run folders in a storage: another machine gets one whole state, and one machine at a time trains a run."""
 
+import errno
 import math
 import shutil
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +22,7 @@ from model_code.training.run_folder import (
     create_run_folder,
     open_run_folder,
 )
-from model_code.training.stored_runs import FETCHED_FILE, OWNER_FILE, RunUploader, StoredRuns
+from model_code.training.stored_runs import FETCHED_FILE, OWNERS_FILE, RunUploader, StoredRuns
 from tests.unit.training.test_run_folder import make_record, make_result
 
 RUN_ID = "1" * 32
@@ -55,7 +57,7 @@ def _patience(monkeypatch):
 def lively(monkeypatch):
     """Beats and states follow each other quickly."""
     monkeypatch.setattr(stored_runs, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(stored_runs, "SECONDS_BETWEEN_BEATS", 0.01)
+    monkeypatch.setattr(stored_runs, "SECONDS_BETWEEN_HEARTBEATS", 0.01)
     monkeypatch.setattr(stored_runs, "DEAD_AFTER_S", 1.0)
 
 
@@ -78,12 +80,12 @@ def write_state(folder, epoch):
     if best == epoch:
         replace(folder.path / f"best-{best:04d}.safetensors", b"best %d" % best * 1000)
     replace(folder.path / "last.safetensors", b"last %d" % epoch * 1000)
+    with (folder.path / "journal.jsonl").open("ab") as journal:
+        journal.write(b"epoch %d\n" % epoch)
     replace(folder.path / STATE_FILE, b"%d %d" % (epoch, best))
     for file in folder.path.glob("best-*"):
         if file.name != f"best-{best:04d}.safetensors":
             file.unlink()
-    with (folder.path / "journal.jsonl").open("ab") as journal:
-        journal.write(b"epoch %d\n" % epoch)
 
 
 def check_state(path, *epochs):
@@ -91,6 +93,9 @@ def check_state(path, *epochs):
     epoch, best = map(int, (path / STATE_FILE).read_bytes().split())
     assert epoch in epochs
     assert (path / f"best-{best:04d}.safetensors").read_bytes() == b"best %d" % best * 1000
+    # Weights and journal are written before the state: the next ones may be there already.
+    assert (path / "last.safetensors").read_bytes() in [b"last %d" % one * 1000 for one in (epoch, epoch + 1)]
+    assert b"epoch %d\n" % epoch in (path / "journal.jsonl").read_bytes()
     assert (path / RUN_FILE).is_file()
     return epoch
 
@@ -99,13 +104,17 @@ def read_run(path):
     return {
         file.relative_to(path).as_posix(): file.read_bytes()
         for file in path.rglob("*")
-        if file.is_file() and file.name not in (LOCK_FILE, OWNER_FILE, FETCHED_FILE)
+        if file.is_file() and file.name not in (LOCK_FILE, OWNERS_FILE, FETCHED_FILE)
     }
+
+
+def upload(storage, folder):
+    return RunUploader(storage, folder, is_offline=True)
 
 
 def train(storage, folder, *epochs, then=lambda: None):
     """Train epochs whose states are stored at the end; `then` may interrupt or break something."""
-    with RunUploader(storage, folder):
+    with upload(storage, folder):
         for epoch in epochs:
             write_state(folder, epoch)
         then()
@@ -115,13 +124,26 @@ def interrupt():
     raise KeyboardInterrupt
 
 
+def find_stored(storage):
+    """Return the files of a storage in a folder."""
+    return [file for file in Path(storage.address.removeprefix("file://")).rglob("*") if file.is_file()]
+
+
 def refuse(*_):
     raise StorageError("away")
 
 
 def fetch(storage, checkpoints_dir):
     for is_complete in (True, False):
-        StoredRuns(storage, checkpoints_dir).fetch_like(make_record(RUN_ID), is_complete=is_complete)
+        fetch_like(storage, checkpoints_dir, is_complete=is_complete)
+
+
+def fetch_like(storage, checkpoints_dir, *, is_complete):
+    StoredRuns(storage, checkpoints_dir).fetch_like(make_record(), is_offline=True, is_complete=is_complete)
+
+
+def wait_for_like(storage, checkpoints_dir):
+    return StoredRuns(storage, checkpoints_dir).wait_for_like(make_record(), is_offline=True)
 
 
 def list_runs(checkpoints_dir):
@@ -131,11 +153,13 @@ def list_runs(checkpoints_dir):
 @contextmanager
 def killed(storage, folder):
     """Store while the block trains; at its end the process is gone as by kill -9, so that no last state is stored."""
-    uploader = RunUploader(storage, folder)
+    uploader = upload(storage, folder)
     uploader.__enter__()
     yield uploader
     uploader._is_over.set()
-    uploader._thread.join()
+    uploader._is_left.set()
+    for thread in uploader._threads:
+        thread.join()
 
 
 def test_another_machine_gets_the_folder_as_it_was_stored(storage, here, there):
@@ -161,7 +185,7 @@ def test_a_state_takes_the_place_of_the_one_before(storage, here, there, tmp_pat
     fetch(storage, there)
     assert read_run(there / RUN_ID) == read_run(here.path)
     stored = [file for file in (tmp_path / "storage").rglob("*") if file.is_file()]
-    assert len(stored) == len(read_run(here.path)) + 1  # and the manifest
+    assert len(stored) == len(read_run(here.path)) + 2  # and manifest and heartbeat
 
 
 def test_what_has_not_changed_is_not_sent_again(storage, here, monkeypatch):
@@ -245,7 +269,7 @@ def test_a_state_is_whole_while_the_training_writes_the_next_ones(storage, here,
 
 
 def test_a_run_that_another_machine_trains_is_left_to_it(storage, here, there, lively, capsys):
-    with RunUploader(storage, here):
+    with upload(storage, here):
         write_state(here, 1)
         fetch(storage, there)
         assert list_runs(there) == []
@@ -253,7 +277,7 @@ def test_a_run_that_another_machine_trains_is_left_to_it(storage, here, there, l
         with pytest.raises(BusyError, match=f"another machine trains run {RUN_ID}; repeat the command when it has"):
             train(storage, other, 2)
         shutil.rmtree(other.path)
-        waiting = threading.Thread(target=StoredRuns(storage, there).wait_for_like, args=(make_record(),))
+        waiting = threading.Thread(target=wait_for_like, args=(storage, there))
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive()
@@ -268,7 +292,7 @@ def test_a_run_whose_owner_is_dead_is_taken_over(storage, here, there):
     with killed(storage, here) as uploader:
         write_state(here, 1)
         uploader._store()
-    assert not StoredRuns(storage, there).wait_for_like(make_record())
+    assert not wait_for_like(storage, there)
     fetch(storage, there)
     train(storage, open_run_folder(there, RUN_ID), 2)
     fetch(storage, here.path.parent)
@@ -279,7 +303,7 @@ def test_an_owner_that_lives_after_all_ends_its_training_after_a_step(storage, h
     def lose():
         with InterruptionWatcher() as watcher:
             monkeypatch.setattr(stored_runs, "_is_trained", lambda *_: False)
-            StoredRuns(storage, there).fetch_like(here.record, is_complete=False)
+            fetch_like(storage, there, is_complete=False)
             train(storage, open_run_folder(there, RUN_ID), 2)
             write_state(here, 3)
             wait_until(lambda: watcher.wants_stop)
@@ -287,13 +311,112 @@ def test_an_owner_that_lives_after_all_ends_its_training_after_a_step(storage, h
     write_state(here, 1)
     lost = f"run {RUN_ID} is trained by another machine now; this training of it ends"
     with pytest.raises(LostRunError, match=lost) as ended:
-        train(storage, here, 1, then=lose)
+        train(storage, here, then=lose)
     assert isinstance(ended.value.__cause__, KeyboardInterrupt)
     fetch(storage, here.path.parent)
     assert check_state(here.path, 2)
+
     # Outside of the loop of epochs nothing is interrupted, and the end of the training says it.
+    def take_over():
+        fetch(storage, there)
+        train(storage, open_run_folder(there, RUN_ID), 4)
+
     with pytest.raises(LostRunError, match=lost):
-        train(storage, here, 3, then=lambda: train(storage, open_run_folder(there, RUN_ID), 4))
+        train(storage, here, 3, then=take_over)
+
+
+def test_a_state_that_comes_too_late_changes_nothing(storage, here, there, tmp_path):
+    """The storage takes the manifest of an owner so late that another one has trained the run meanwhile."""
+    delayed = Storage((tmp_path / "storage").as_uri())
+    with killed(delayed, here) as uploader:
+        write_state(here, 1)
+        uploader._store()
+        write, is_late = delayed.write, []
+
+        def write_late(name, content):
+            if name.endswith("manifest.json") and not is_late:
+                is_late.append(name)
+                fetch(storage, there)
+                train(storage, open_run_folder(there, RUN_ID), 2, 3)
+            write(name, content)
+
+        delayed.write = write_late
+        write_state(here, 5)
+        uploader._store()
+        assert is_late
+        with pytest.raises(LostRunError):
+            uploader._check_owner()
+    fetch(storage, tmp_path / "third")
+    assert check_state(tmp_path / "third" / RUN_ID, 3)
+    # The folder here is given up for the state of the last owner.
+    with pytest.raises(BusyError, match=f"another machine has trained run {RUN_ID} since; repeat the command"):
+        train(storage, here, 6)
+    fetch(storage, here.path.parent)
+    assert check_state(here.path, 3)
+
+
+def test_an_interrupted_run_that_another_machine_completed_comes_as_complete(storage, here, there):
+    train(storage, here, 1)
+    fetch(storage, there)
+    other = open_run_folder(there, RUN_ID)
+    train(storage, other, 2, then=lambda: other.complete(make_result(other.record)))
+    fetch_like(storage, here.path.parent, is_complete=False)
+    assert open_run_folder(here.path.parent, RUN_ID).result == other.result
+
+
+def test_a_run_that_was_completed_while_the_storage_was_away_is_stored_later(storage, here, there, monkeypatch):
+    monkeypatch.setattr(stored_runs, "PATIENCE_S", 0.05)
+
+    def complete_alone():
+        here.complete(make_result(here.record))
+        monkeypatch.setattr(storage, "write", refuse)
+
+    with pytest.raises(StorageError, match="the next run like it stores it"):
+        train(storage, here, 1, then=complete_alone)
+    monkeypatch.undo()
+    fetch(storage, there)
+    assert not (there / RUN_ID / RESULT_FILE).exists()
+    StoredRuns(storage, here.path.parent).store_complete(lambda _: True)
+    fetch(storage, there)
+    assert (there / RUN_ID / RESULT_FILE).is_file()
+
+
+@pytest.mark.parametrize("name", ["heartbeat", "manifest.json"])
+def test_a_machine_that_dies_as_it_becomes_owner_keeps_what_it_has(storage, here, monkeypatch, name):
+    train(storage, here, 1)
+    write_state(here, 9)  # without a storage
+    write = storage.write
+
+    def write_and_die(place, content):
+        write(place, content)
+        if place.endswith(name):
+            raise StorageError("the answer was lost")
+
+    monkeypatch.setattr(storage, "write", write_and_die)
+    with pytest.raises(StorageError, match="the answer was lost"):
+        train(storage, here)
+    monkeypatch.setattr(storage, "write", write)
+    fetch(storage, here.path.parent)
+    assert check_state(here.path, 9)
+
+
+def test_a_full_disk_ends_no_storing(storage, here, there, monkeypatch, capsys, lively):
+    said = []
+
+    def is_said():
+        said.append(capsys.readouterr().out)
+        return "its state is stored later" in "".join(said)
+
+    def fill(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with upload(storage, here):
+        with monkeypatch.context() as patch:
+            patch.setattr(stored_runs, "_copy", fill)
+            write_state(here, 1)
+            wait_until(is_said)
+        write_state(here, 2)
+        wait_until(lambda: any(file.read_bytes()[:3] == b"2 1" for file in find_stored(storage)))
 
 
 def test_two_owners_never_leave_a_state_that_is_not_whole(storage, here, there, tmp_path, monkeypatch, lively):
@@ -306,23 +429,23 @@ def test_two_owners_never_leave_a_state_that_is_not_whole(storage, here, there, 
     def fight(folder):
         while not is_over.is_set():
             try:
-                with RunUploader(storage, folder):
+                fetch(storage, folder.path.parent)
+                with upload(storage, folder):
                     for epoch in range(2, 30):
                         write_state(folder, epoch)
                         time.sleep(0.002)
-            except LostRunError:
-                ended.append(folder)
+            except (LostRunError, BusyError) as error:
+                ended.append(error)
 
     fighters = [threading.Thread(target=fight, args=(one,)) for one in (here, open_run_folder(there, RUN_ID))]
     for fighter in fighters:
         fighter.start()
-    time.sleep(5)
+    wait_until(lambda: len(ended) > 10)
     is_over.set()
     for fighter in fighters:
         fighter.join()
-    assert len(ended) > 5
     fetch(storage, tmp_path / "third")
-    check_state(tmp_path / "third" / RUN_ID, *range(1, 30))
+    assert check_state(tmp_path / "third" / RUN_ID, *range(1, 30))
 
 
 def test_what_was_fetched_is_fetched_again_once_there_is_a_newer_state_or_an_end(storage, here, there):
@@ -342,7 +465,7 @@ def test_what_was_fetched_is_fetched_again_once_there_is_a_newer_state_or_an_end
 
 def test_a_complete_run_comes_with_its_result_and_without_its_state(storage, here, there):
     train(storage, here, 1, then=lambda: here.complete(make_result(here.record)))
-    StoredRuns(storage, there).fetch_like(here.record, is_complete=False)
+    fetch_like(storage, there, is_complete=False)
     assert list_runs(there) == []
     fetch(storage, there)
     assert open_run_folder(there, RUN_ID).result == here.result
@@ -356,14 +479,16 @@ def test_what_this_machine_trained_last_or_to_its_end_stays(storage, here):
     fetch(storage, here.path.parent)
     assert read_run(here.path) == before
     here.complete(make_result(here.record))
-    (here.path / OWNER_FILE).unlink()
+    (here.path / OWNERS_FILE).unlink()
     fetch(storage, here.path.parent)
     assert (here.path / RESULT_FILE).is_file()
 
 
 def test_runs_with_other_settings_or_images_do_not_come(storage, here, there):
     train(storage, here, 1)
-    StoredRuns(storage, there).fetch_like(make_record("2" * 32, seed=5), is_complete=False)
+    other = make_record("2" * 32, seed=5)
+    StoredRuns(storage, there).fetch_like(other, is_offline=True, is_complete=False)
+    StoredRuns(storage, there).fetch_like(make_record(), is_offline=False, is_complete=False)
     assert list_runs(there) == []
     StoredRuns(storage, there).fetch(here.record.config.recipe, "2" * 32)
     assert list_runs(there) == []
@@ -376,15 +501,15 @@ def test_a_storage_that_is_away_for_a_while_stops_nothing(storage, here, there, 
 
     def is_said():
         said.append(capsys.readouterr().out)
-        return "the training goes on" in "".join(said)
+        return "the training continues" in "".join(said)
 
-    with RunUploader(storage, here):
+    with upload(storage, here):
         with monkeypatch.context() as patch:
-            patch.setattr(storage, "read", refuse)
+            patch.setattr(storage, "list_folders", refuse)
             write_state(here, 1)
             wait_until(is_said)
         write_state(here, 2)
-    assert "".join(said) == "the training goes on without its storage: away\n"
+    assert "".join(said) == "the training continues, its state is stored later: away\n"
     fetch(storage, there)
     assert check_state(there / RUN_ID, 2)
 
@@ -392,7 +517,7 @@ def test_a_storage_that_is_away_for_a_while_stops_nothing(storage, here, there, 
 def test_a_storage_that_stays_away_at_the_end_is_an_error_that_says_where_the_run_is(storage, here, monkeypatch):
     monkeypatch.setattr(stored_runs, "PATIENCE_S", 0.05)
     with pytest.raises(StorageError, match=f"the last state of run {RUN_ID} is in {here.path} only; .*: away"):
-        train(storage, here, 1, then=lambda: monkeypatch.setattr(storage, "read", refuse))
+        train(storage, here, 1, then=lambda: monkeypatch.setattr(storage, "write", refuse))
 
 
 def test_an_interrupted_training_stores_its_last_state_and_a_failing_storage_hides_no_other_error(
@@ -404,7 +529,7 @@ def test_an_interrupted_training_stores_its_last_state_and_a_failing_storage_hid
     assert check_state(there / RUN_ID, 1)
 
     def break_and_interrupt():
-        monkeypatch.setattr(storage, "read", refuse)
+        monkeypatch.setattr(storage, "write", refuse)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -412,15 +537,8 @@ def test_an_interrupted_training_stores_its_last_state_and_a_failing_storage_hid
     assert f"the last state of run {RUN_ID} is in {here.path} only: away" in capsys.readouterr().out
 
 
-def test_the_name_for_a_new_run_is_kept_until_the_run_is_stored(storage, here, there):
-    runs, record = StoredRuns(storage, there), make_record("")
-    assert runs.claim_attempt(record, "first") == "first"
-    assert runs.claim_attempt(record, "second") == "first"
-    with RunUploader(storage, here):
-        assert runs.claim_attempt(record, "third") == "third"
-
-
 def test_a_complete_run_that_was_not_stored_is_stored_later(storage, here, there):
+    (here.path / "journal.jsonl").touch()
     here.complete(make_result(here.record))
     runs = StoredRuns(storage, here.path.parent)
     for _ in range(2):
@@ -431,7 +549,7 @@ def test_a_complete_run_that_was_not_stored_is_stored_later(storage, here, there
 
 def test_a_storage_that_removes_nothing_keeps_a_run_all_the_same(storage, here, there, monkeypatch):
     train(storage, here, 1)
-    monkeypatch.setattr(storage, "remove", lambda name: None if name.endswith(".attempt") else refuse())
+    monkeypatch.setattr(storage, "remove", refuse)
     train(storage, here, 2, 3)
     fetch(storage, there)
     assert check_state(there / RUN_ID, 3)
@@ -460,7 +578,7 @@ def test_what_killed_processes_left_is_removed(storage, here, there):
 
 def test_a_removed_run_does_not_come_back(storage, here, there):
     train(storage, here, 1)
-    StoredRuns(storage, there).remove(here.record)
+    StoredRuns(storage, there).remove(here.record, is_offline=True)
     fetch(storage, there)
     assert list_runs(there) == []
 
