@@ -239,6 +239,7 @@ class RunUploader:
         self._owner = ""
         self._manifest = _Manifest(files={})
         self._sent: dict[str, tuple[_Version, StoredFile]] = {}
+        self._stored: list[_Version] = []  # progress when the state was taken
         self._known: set[str] = set()  # names of files in the owner's folder, needed or not
         self._earlier: list[str] = []  # owners before, whose folders are there
         self._scratch = folder.path.with_name(f"{_STORING}{folder.path.name}")
@@ -325,15 +326,15 @@ class RunUploader:
         self._storage.write(f"{self._place}/{self._owner}/{HEARTBEAT_FILE}", str(count).encode())
 
     def _store_states(self) -> None:
-        stored, next_s, wait_s, was_answered = None, 0.0, FIRST_WAIT_S, True
+        next_s, wait_s, was_answered = 0.0, FIRST_WAIT_S, True
         while not self._is_over.wait(wait_s):
             try:
                 self._check_owner()
-                start_s, progress = time.monotonic(), [_read_version(self._path / name) for name in _PROGRESS]
-                if progress != stored and start_s >= next_s:
+                start_s = time.monotonic()
+                if self._read_progress() != self._stored and start_s >= next_s:
                     self._remove_unused()
                     self._store()
-                    stored, next_s = progress, start_s + (time.monotonic() - start_s) / LONGEST_SHARE
+                    next_s = start_s + (time.monotonic() - start_s) / LONGEST_SHARE
                 was_answered = True
             except LostRunError as lost:
                 self._lost = lost
@@ -352,7 +353,7 @@ class RunUploader:
             LostRunError: Another process has become the owner.
             StorageError: The storage does not answer.
         """
-        place = f"{self._place}/{self._owner}"
+        place, progress = f"{self._place}/{self._owner}", self._read_progress()
         with writing_to(self._path, 0, f"storing run {self._path.name[:8]}"):
             try:
                 versions, copies = self._take_state()
@@ -370,6 +371,10 @@ class RunUploader:
             self._manifest = manifest
             if not before.files:
                 write_atomically(self._path / OWNERS_FILE, self._owner.encode())
+        self._stored = progress
+
+    def _read_progress(self) -> list[_Version]:
+        return [_read_version(self._path / name) for name in _PROGRESS]
 
     def _check_owner(self) -> None:
         owners = _list_owners(self._storage, self._place)

@@ -24,7 +24,7 @@ from tests.unit.test_storage import (  # noqa: F401 - the same on S3
 pytestmark = pytest.mark.slow
 
 # Of `packed_tiny`: a training takes long enough for states to be stored.
-COUNT, EPOCHS = 3, 40 if "DARKROOM_RAY_RUNS" in os.environ else 12
+COUNT, EPOCHS = 3, 40 if "DARKROOM_RAY_RUNS" in os.environ else 16
 ADDRESS = f"s3://{BUCKET}/team/darkroom"
 
 
@@ -53,8 +53,9 @@ def wait_for_state(storage, recipe):
     deadline_s = time.monotonic() + 120
     while time.monotonic() < deadline_s:
         for run in storage.list_folders(f"runs/{recipe}"):
-            if b'"state.pt"' in (storage.read(f"runs/{recipe}/{run}/manifest.json") or b""):
-                return
+            for owner in storage.list_folders(f"runs/{recipe}/{run}"):
+                if b'"state.pt"' in (storage.read(f"runs/{recipe}/{run}/{owner}/manifest.json") or b""):
+                    return
         time.sleep(0.05)
     raise AssertionError(f"no state of {recipe} was stored")
 
