@@ -289,6 +289,7 @@ class RunUploader:
         end_s, is_told = time.monotonic() + PATIENCE_S, False
         while self._lost is None:
             try:
+                self._check_owner()
                 self._store()
             except LostRunError as lost:
                 self._lost = lost

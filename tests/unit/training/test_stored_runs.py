@@ -321,8 +321,9 @@ def test_an_owner_that_lives_after_all_ends_its_training_after_a_step(storage, h
         fetch(storage, there)
         train(storage, open_run_folder(there, RUN_ID), 4)
 
+    write_state(here, 3)
     with pytest.raises(LostRunError, match=lost):
-        train(storage, here, 3, then=take_over)
+        train(storage, here, then=take_over)
 
 
 def test_a_state_that_comes_too_late_changes_nothing(storage, here, there, tmp_path):
