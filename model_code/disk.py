@@ -13,6 +13,7 @@ from pathlib import Path
 from model_code.errors import BusyError, DataError, DiskFullError
 from model_code.settings import load_settings
 
+REMOVED_PREFIX = ".removed-"  # hidden: no command takes such a folder for a run or a data set
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _log = logging.getLogger(__name__)
 

@@ -131,7 +131,7 @@ class Storage:
 
         Args:
             folder: Their folder in the storage.
-            files: Those that are wanted, by their paths in `target`.
+            files: Wanted files by their paths in `target`.
             target: A folder of this machine; made when missing.
             advance: Called with the number of bytes received since its last call.
 
@@ -153,11 +153,9 @@ class Storage:
 
     def list_folders(self, folder: str) -> list[str]:
         """Return the names of the folders in a folder, sorted; none where it is not there."""
-        return self._list(folder, self._types.Directory)
-
-    def list_files(self, folder: str) -> list[str]:
-        """Return the names of the files in a folder, sorted; none where it is not there."""
-        return self._list(folder, self._types.File)
+        with self._naming(f"listing {folder}"):
+            found = self._files.get_file_info(self._selector(self._place(folder), allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == self._types.Directory)
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all that is in it; nothing happens where there is none."""
@@ -168,11 +166,6 @@ class Storage:
                 self._files.delete_file(place)
             elif kind == self._types.Directory:
                 self._files.delete_dir(place)
-
-    def _list(self, folder: str, kind: object) -> list[str]:
-        with self._naming(f"listing {folder}"):
-            found = self._files.get_file_info(self._selector(self._place(folder), allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == kind)
 
     def _read_chunks(self, name: str) -> Iterator[bytes]:
         with self._naming(f"reading {name}"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.operations.history import find_version
-from model_code.disk import format_size, hold_lock, writing_to
+from model_code.disk import REMOVED_PREFIX, format_size, hold_lock, writing_to
 from model_code.errors import DataError, ReleaseError, TrainingError, UsageError
 from model_code.release.changes import find_previous, read_settled
 from model_code.release.registered import RegisteredVersion, read_registered
@@ -29,7 +29,6 @@ from serving.bundle.manifest import FILE_NAME
 from serving.bundle.store import BUNDLE_TAG, Change
 
 WEIGHTS = "*.safetensors"
-REMOVED_PREFIX = ".removed-"  # hidden: no command takes such a folder for a run or a data set
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,8 @@ class _Study(SideBySide):
         self._waiting = list(range(len(configs)))
         self._outcomes: dict[int, Outcome] = {}
         self._checksums: dict[int, str] = {}
+        names = {name for config in configs for name in (config.recipe, name_start(config)) if name}
+        self._own_recipes = read_own_files(*names) if load_settings().storage else {}
 
     def train(self, hold_device: HoldDevice) -> list[Outcome]:
         count = len(self._configs)
@@ -192,7 +194,7 @@ class _Study(SideBySide):
             config=config,
             is_offline=self._open_parent is None,
             parent_run_id=parent,
-            own_recipes=read_own_files(*filter(None, (config.recipe, name_start(config)))),
+            own_recipes=self._own_recipes,
             data_checksum=self._checksums[number],
         )
 

@@ -11,6 +11,7 @@ from model_code.data.cache import (
     PackedDataset,
     SkippedImage,
     check_dataset_name,
+    find_lock,
     format_remedy,
     open_dataset,
     read_manifest,
@@ -99,7 +100,7 @@ def add_dataset(
     excluded = {image: f"{EXCLUDED_BY}{file.name}" for file in reversed(exclude) for image in read_exclusions(file)}
     known = get_known(name)
     size = image_size or (base.image_size if base else known.image_size)
-    with hold_lock(cache_dir / ".locks" / f"{name}.lock", f"adding {name}"):
+    with hold_lock(find_lock(name, cache_dir), f"adding {name}"):
         paths = [known.fetch(data_dir, url, progress)] if download and known.fetch else list(sources)
         version = base.checksum if base else known.version
         settings = (name, size, _PACKING_VERSION, version, skip, str(max_bad_fraction), *sorted(excluded))

@@ -206,6 +206,11 @@ def check_dataset_name(name: str) -> None:
         )
 
 
+def find_lock(name: str, cache_dir: Path) -> Path:
+    """Return the lock that is held while the files of a data set are replaced."""
+    return cache_dir / ".locks" / f"{name}.lock"
+
+
 def open_dataset(name: str, cache_dir: Path, remedy: str | None = None) -> PackedDataset:
     """Map a packed data set into memory; sizes and headers are checked, pixels are not read.
 

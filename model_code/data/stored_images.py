@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model_code.data.cache import PackedDataset, check_dataset_name, is_added, open_dataset, read_manifest
+from model_code.data.cache import PackedDataset, check_dataset_name, find_lock, is_added, open_dataset, read_manifest
 from model_code.data.packing import remove_leftovers
 from model_code.data.progress import show_progress
 from model_code.data.revisions import SHORT_CHECKSUM, name_revision
@@ -40,7 +40,7 @@ def store_images(storage: Storage, dataset: PackedDataset, cache_dir: Path) -> N
     if _has(_read_manifest(storage, place), dataset.checksum):
         return
     folder = cache_dir / dataset.name
-    with hold_lock(_find_lock(dataset.name, cache_dir), f"storing {dataset.name}"):
+    with hold_lock(find_lock(dataset.name, cache_dir), f"storing {dataset.name}"):
         if read_manifest(dataset.name, cache_dir).folder != dataset.path.name:
             raise DataError(f"{dataset.name} was packed anew meanwhile; repeat the command")
         before = _read_manifest(storage, place)
@@ -64,7 +64,7 @@ def fetch_images(storage: Storage, name: str, cache_dir: Path, checksum: str | N
         storage: Where it is.
         name: Name of the data set.
         cache_dir: The folder of all packed data sets.
-        checksum: That of the images that are wanted, which take the place of others of that name; None for any.
+        checksum: Checksum of the wanted images, which take the place of others of that name; None for any.
 
     Raises:
         StorageError: The storage does not answer, has no images with this checksum, or a file there is damaged.
@@ -75,7 +75,7 @@ def fetch_images(storage: Storage, name: str, cache_dir: Path, checksum: str | N
     if _is_here(name, cache_dir, checksum):
         return
     place, purpose = f"{_FOLDER}/{name}", f"fetching {name} from {storage.address}"
-    with hold_lock(_find_lock(name, cache_dir), purpose):
+    with hold_lock(find_lock(name, cache_dir), purpose):
         for _ in range(_TRIES):
             if _is_here(name, cache_dir, checksum):
                 return
@@ -125,11 +125,6 @@ def _publish(fetched: Path, folder: Path, version: str) -> None:
     flush_folder(folder)
     (fetched / MANIFEST_FILE).replace(folder / MANIFEST_FILE)
     flush_folder(folder)
-
-
-def _find_lock(name: str, cache_dir: Path) -> Path:
-    """Return the lock with which `data add` packs a data set."""
-    return cache_dir / ".locks" / f"{name}.lock"
 
 
 def _is_here(name: str, cache_dir: Path, checksum: str | None) -> bool:

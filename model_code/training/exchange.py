@@ -1,4 +1,4 @@
-"""What a training exchanges with other machines where there is a DARKROOM_STORAGE: images, first weights, runs."""
+"""Exchange of images, first weights and runs with other machines, where there is a DARKROOM_STORAGE."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache

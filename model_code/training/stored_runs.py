@@ -25,7 +25,7 @@ from types import TracebackType
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from model_code.data.progress import show_progress
-from model_code.disk import hold_lock, write_atomically, writing_to
+from model_code.disk import REMOVED_PREFIX, hold_lock, write_atomically, writing_to
 from model_code.errors import BusyError, DarkroomError, LostRunError, StorageError
 from model_code.storage import MANIFEST_FILE, PlainPath, Storage, StoredFile
 from model_code.training.interruption import stop_after_step
@@ -47,7 +47,7 @@ SECONDS_BETWEEN_LINES = 60.0
 # In a run's folder: owners whose states it continues; the state that was fetched.
 OWNERS_FILE, FETCHED_FILE = ".owners", ".fetched"
 HEARTBEAT_FILE = "heartbeat"
-_FOLDER, _FETCHED, _STORING, _REMOVED = "runs", ".fetched-", ".storing-", ".removed-"
+_FOLDER, _FETCHED, _STORING = "runs", ".fetched-", ".storing-"
 _RUN_ID, _OWNER = r"[0-9a-f]{32}", r"[0-9]{6}-[0-9a-f]{32}"
 _TRIES = 5
 _PROGRESS = (STATE_FILE, RESULT_FILE)  # change with every state
@@ -471,10 +471,13 @@ def _put(scratch: Path, path: Path) -> None:
     if not path.exists():
         scratch.rename(path)
         return
-    older = path.with_name(f"{_REMOVED}{uuid.uuid4().hex}")
+    older = path.with_name(f"{REMOVED_PREFIX}{uuid.uuid4().hex}")
     with RunPlace(path).lock():
         if (path / OWNERS_FILE).exists():
-            print(f"run {path.name} was continued on another machine, whose state takes the place of this one's")
+            print(
+                f"run {path.name} was continued on another machine, whose state takes the place of this one's",
+                flush=True,
+            )
         path.rename(older)
         scratch.rename(path)
     shutil.rmtree(older)

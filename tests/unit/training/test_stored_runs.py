@@ -68,6 +68,12 @@ def wait_until(is_true):
         time.sleep(0.01)
 
 
+def is_said(capsys, said, words):
+    """Whether words were printed so far; `said` keeps what was."""
+    said.append(capsys.readouterr().out)
+    return words in "".join(said)
+
+
 def replace(file, content):
     scratch = file.with_name(f".{file.name}")
     scratch.write_bytes(content)
@@ -404,10 +410,6 @@ def test_a_machine_that_dies_as_it_becomes_owner_keeps_what_it_has(storage, here
 def test_a_full_disk_ends_no_storing(storage, here, there, monkeypatch, capsys, lively):
     said = []
 
-    def is_said():
-        said.append(capsys.readouterr().out)
-        return "its state is stored later" in "".join(said)
-
     def fill(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -415,7 +417,7 @@ def test_a_full_disk_ends_no_storing(storage, here, there, monkeypatch, capsys, 
         with monkeypatch.context() as patch:
             patch.setattr(stored_runs, "_copy", fill)
             write_state(here, 1)
-            wait_until(is_said)
+            wait_until(lambda: is_said(capsys, said, "the training continues, its state is stored later"))
         write_state(here, 2)
         wait_until(lambda: any(file.read_bytes()[:3] == b"2 1" for file in find_stored(storage)))
 
@@ -499,16 +501,11 @@ def test_runs_with_other_settings_or_images_do_not_come(storage, here, there):
 
 def test_a_storage_that_is_away_for_a_while_stops_nothing(storage, here, there, monkeypatch, capsys, lively):
     said = []
-
-    def is_said():
-        said.append(capsys.readouterr().out)
-        return "the training continues" in "".join(said)
-
     with upload(storage, here):
         with monkeypatch.context() as patch:
             patch.setattr(storage, "list_folders", refuse)
             write_state(here, 1)
-            wait_until(is_said)
+            wait_until(lambda: is_said(capsys, said, "the training continues, its state is stored later"))
         write_state(here, 2)
     assert "".join(said) == "the training continues, its state is stored later: away\n"
     fetch(storage, there)
