@@ -3,7 +3,7 @@
 import random
 import re
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # That of the request which the current task answers; empty elsewhere.
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
@@ -23,8 +23,7 @@ def read_traceparent(given: str | None) -> str | None:
     return given if given and _TRACEPARENT.fullmatch(given) else None
 
 
-@dataclass(frozen=True)
-class AnsweredRequest:
+class AnsweredRequest(NamedTuple):
     """Record of a request whose answer is sent.
 
     Attributes:

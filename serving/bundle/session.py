@@ -55,8 +55,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _LOG_ERRORS_ONLY
     options.intra_op_num_threads = threads
-    # Long enough to go from layer to layer without sleeping; longer would take the cores that decode the next images.
-    options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+    # Long enough to be awake for a client's next request; longer would take the cores that decode photographs.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "400")
     # Without TF32, whose rounding no comparison with the trained network has seen.
     of_cuda = {"use_tf32": "0", "enable_cuda_graph": str(int(has_graphs))}
     providers: list[Any] = [(CUDA, of_cuda), CPU] if provider == CUDA else [provider]

@@ -7,8 +7,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -124,8 +126,10 @@ class Batcher:
             image_s = self._image_s.get(jobs[0].model)
             expected_s = ANSWER_TIMEOUT_S if image_s is None else _SLOWER * image_s * _count_images(jobs)
             self._hung_s = min(ANSWER_TIMEOUT_S, max(_LEAST_HUNG_S, expected_s))
-            running = asyncio.get_running_loop().run_in_executor(self._device, _classify, jobs)
-            running.add_done_callback(lambda done: self._finish(jobs, done))
+            loop = asyncio.get_running_loop()
+            running = self._device.submit(_classify, jobs)
+            # One step back to the event loop, where its own `run_in_executor` takes two.
+            running.add_done_callback(lambda done: _call_soon(loop, partial(self._finish, jobs, done)))
 
     def _take(self) -> list[_Job]:
         """Take the request that waits longest and those of the same model that fit beside it, in order."""
@@ -141,7 +145,7 @@ class Batcher:
         self._waiting = left
         return taken
 
-    def _finish(self, jobs: list[_Job], done: "asyncio.Future[list[npt.NDArray[np.float32]]]") -> None:
+    def _finish(self, jobs: list[_Job], done: "Future[list[npt.NDArray[np.float32]]]") -> None:
         error = None if done.cancelled() else done.exception()
         if error is None and not done.cancelled():
             self._image_s[jobs[0].model] = (time.monotonic() - self._start_s) / _count_images(jobs)
@@ -158,6 +162,11 @@ class Batcher:
                 job.answer.set_result(done.result()[index])
         if self._on_batch is not None and error is None and not done.cancelled():
             self._on_batch(_count_images(jobs))
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(call)
 
 
 def _count_images(jobs: list[_Job]) -> int:

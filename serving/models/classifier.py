@@ -5,7 +5,7 @@ Shape suffixes: N = images in the batch, K = classes.
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,7 @@ class Classifier:
         self._answer = answerers[chosen]
         self.variant: Variant = self.manifest.get_variant(chosen)
 
-    @property
+    @cached_property
     def identity(self) -> ModelIdentity:
         """Which model this is, as every answer names it."""
         return ModelIdentity(

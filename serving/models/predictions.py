@@ -243,11 +243,12 @@ def rank_classes(
     picture_sha256: str | None = None,
 ) -> Prediction:
     """Return the `top_k` most probable classes of one image; equal ones stay in the order of the classes."""
-    order = np.argsort(-probabilities_K, kind="stable")[:top_k]
+    order = (-probabilities_K).argsort(kind="stable")[:top_k]
     # float32 softmax may exceed 1 by one rounding step.
+    probabilities = probabilities_K[order].clip(max=1.0).tolist()
     top = tuple(
-        LabelProbability(label=manifest.classes[index], probability=min(1.0, float(probabilities_K[index])))
-        for index in order
+        LabelProbability(label=manifest.classes[index], probability=probability)
+        for index, probability in zip(order.tolist(), probabilities, strict=True)
     )
     return Prediction(
         filename=filename,

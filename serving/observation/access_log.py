@@ -4,7 +4,6 @@ import json
 import queue
 import sys
 import threading
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -52,7 +51,7 @@ class AccessLog:
         told = 0
         while (entry := self._queue.get()) is not None:
             at, request = entry
-            line: dict[str, object] = {"time": at.isoformat(timespec="milliseconds"), **asdict(request)}
+            line: dict[str, object] = {"time": at.isoformat(timespec="milliseconds"), **request._asdict()}
             dropped = self._dropped
             if dropped > told:
                 line["dropped"] = dropped - told
