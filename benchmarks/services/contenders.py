@@ -118,7 +118,8 @@ def describe_contenders(
         if name in OURS:
             precision = name.removeprefix("ours-")
             launch = ("-m", "serving.launcher", "--home", str(home), "--port", "{port}", "--precision", precision)
-            contenders[name] = Contender(f"ours, {precision}", (python, *launch), "/v1/predict", "/readyz", raw)
+            path = f"/v1/predict?model={bundle.parent.name}"
+            contenders[name] = Contender(f"ours, {precision}", (python, *launch), path, "/readyz", raw)
         elif name == "fastapi":
             command = (sys.executable, "-m", "benchmarks.peers.fastapi_onnxruntime", str(model), "{port}")
             contenders[name] = Contender("FastAPI + onnxruntime, fp32", command, "/predict", "/openapi.json", raw)

@@ -104,7 +104,7 @@ def probe(service: Service, end_s: float) -> list[tuple[str, float]]:
     while True:
         start_s = time.perf_counter()
         try:
-            connection.request("POST", url.path, body.data, {"Content-Type": body.content_type})
+            connection.request("POST", f"{url.path}?{url.query}", body.data, {"Content-Type": body.content_type})
             answer = connection.getresponse()
             answer.read()
             status = str(answer.status)
