@@ -115,7 +115,10 @@ class Batcher:
         return await job.answer
 
     def close(self) -> None:
-        """End the thread; what waits is dropped."""
+        """End the thread; what waits is cancelled."""
+        for job in self._waiting:
+            job.answer.cancel()
+        self._waiting.clear()
         self._device.shutdown(wait=True, cancel_futures=True)
 
     def _start(self) -> None:

@@ -138,6 +138,20 @@ def test_an_error_reaches_its_batch_and_the_next_one_runs():
     asyncio.run(run())
 
 
+def test_at_the_end_what_runs_is_answered_and_what_waits_is_cancelled():
+    async def run():
+        model = Model()
+        batcher = Batcher()
+        tasks = await begin(batcher, model, (model, draw(1)))
+        threading.Timer(0.1, model.gate.set).start()
+        batcher.close()
+        answers = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+        assert answers[0].tolist() == [[0]]
+        assert isinstance(answers[1], asyncio.CancelledError)
+
+    asyncio.run(run())
+
+
 def test_many_at_once_are_all_answered():
     async def run():
         model, count = Model(), 200
