@@ -391,13 +391,13 @@ RUNS_LIST = ["runs", "list"]
 INTERRUPT = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
 WHILE_RUNNING = """
 from flows.jobs.data import ListData
-ListData.run = lambda self: os.kill(os.getpid(), signal.SIGINT)
+ListData.run = lambda self: signal.raise_signal(signal.SIGINT)
 """
 WHILE_IMPORTING = """
 class Finder:
     def find_spec(name, *_):
         if name == "{}":
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 sys.meta_path.insert(0, Finder)
 """
 
@@ -418,7 +418,7 @@ def test_only_what_a_repeated_command_goes_on_from_is_promised_at_ctrl_c(tmp_pat
     module, name = job.split(".")
     code = (
         f"{INTERRUPT}from flows.jobs.{module} import {name}; "
-        f"{name}.run = lambda self: os.kill(os.getpid(), signal.SIGINT); from flows.entry import main; main()"
+        f"{name}.run = lambda self: signal.raise_signal(signal.SIGINT); from flows.entry import main; main()"
     )
     done = run_code(code, tmp_path, *words, stdout=subprocess.PIPE)
     assert done.returncode == 130
@@ -434,7 +434,7 @@ from flows.jobs.data import AddData
 
 def run(self):
     with suppress(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     check_interrupted()
 
 AddData.run = run
@@ -445,7 +445,7 @@ from flows.jobs.data import AddData
 
 def prepare(self):
     with suppress(BaseException):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 AddData.prepare = prepare
 """

@@ -4,7 +4,6 @@ Usage: python -m tests.unit.training.shared_run FOLDER [supervised|simsiam|fast|
 """
 
 import json
-import os
 import signal
 import sys
 from dataclasses import asdict
@@ -49,7 +48,7 @@ class Killer(Callback):
 
     def on_step(self, epoch, step, steps, loss):
         if (self.rank, epoch, step) == (1, 2, 2):
-            os.kill(os.getpid(), self.signum)
+            signal.raise_signal(self.signum)
 
 
 def supervised(folder: Path, processes: Processes) -> dict[str, object]:
