@@ -18,7 +18,7 @@ from model_code.recipes.catalog import change_dataset, describe_budget
 from model_code.settings import Settings, load_settings
 from model_code.tracking.journal import ARTIFACTS_FOLDER, Entry, is_finished, read_journal
 from model_code.tracking.metric_queue import MetricQueue
-from model_code.tracking.mlflow_log import PATIENCE, MlflowLog, create_run, describe_images, find_attempts
+from model_code.tracking.mlflow_log import PATIENCE, MlflowLog, create_run, find_attempts, log_images
 from model_code.tracking.outage import naming_errors
 from model_code.tracking.pack import ANSWERS_FILE, Pack, find_packs, unpack
 from model_code.tracking.provenance import hash_code, hash_sources
@@ -171,9 +171,10 @@ def _send(client: MlflowClient, settings: Settings, pack: Pack, folder: RunFolde
     with naming_errors(pack.run_id):
         run_id = create_run(client, EXPERIMENT, record.config, pack.run_id, settings.checkpoints_dir, start_ms)
         client.log_batch(run_id, params=list(starmap(Param, params.items())), tags=list(starmap(RunTag, tags.items())))
-        client.log_inputs(run_id, [describe_images(record)])
+        record = record.model_copy(update={"run_id": run_id})
+        log_images(client, record)
     queue = MetricQueue(client, run_id, record.config.recipe, PATIENCE)
-    log = MlflowLog(record.model_copy(update={"run_id": run_id}), client, queue, set(), {}, PATIENCE)
+    log = MlflowLog(record, client, queue, set(), {}, PATIENCE)
     try:
         with log.open_events(folder.path) as events:
             for entry in entries:

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from model_code.errors import PrunedError
@@ -82,7 +83,7 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
     with naming_errors(run_id):
         params = [Param(key, value) for key, value in list_params(record).items()]
         client.log_batch(run_id, params=params, tags=[RunTag(*tag) for tag in list_tags(record, tags).items()])
-        client.log_inputs(run_id, [describe_images(record)])
+        log_images(client, record)
         client.update_run(run_id, status="RUNNING")
         run = client.get_run(run_id)
         epochs = {metric.step for metric in client.get_metric_history(run_id, EVERY_EPOCH)}
@@ -99,12 +100,15 @@ def track_run(record: RunRecord, tags: Mapping[str, str], patience: Patience = P
         raise
 
 
-def describe_images(record: RunRecord) -> DatasetInput:
-    """Return the packed images of a run, for MLflow's column of data sets."""
+def log_images(client: MlflowClient, record: RunRecord) -> None:
+    """Record the packed images of a run, for MLflow's column of data sets."""
     digest = record.data_checksum[:DIGEST_DIGITS]
-    return DatasetInput(
-        Dataset(record.config.dataset, digest, "darkroom", f"darkroom data add {record.config.dataset}")
-    )
+    images = Dataset(record.config.dataset, digest, "darkroom", f"darkroom data add {record.config.dataset}")
+    log = partial(client.log_inputs, record.run_id, [DatasetInput(images)])
+    try:
+        log()
+    except MlflowException:  # so MLflow answers where another run has recorded the same images at the same moment
+        log()
 
 
 def _read_figures(client: MlflowClient, run: Run) -> dict[str, float]:

@@ -28,7 +28,7 @@ def run(darkroom, tiny_home):
     def run(at_once, *options):
         with home_entered(tiny_home):
             done = darkroom(*STUDY, "--at-once", at_once, *options)
-        assert done.status == 0, done.err
+        assert done.status == 0, done.out + done.err
         return done
 
     return run

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.store.tracking.dbmodels.models import SqlDataset
 from PIL import Image
+from sqlalchemy import event
 
 from model_code.errors import TrackingError, TrainingError
 from model_code.evaluation.figures import draw_prediction_grid
 from model_code.evaluation.metrics import Report, measure, predict_logits
-from model_code.tracking.mlflow_log import create_run, track_run
+from model_code.tracking.mlflow_log import create_run, log_images, track_run
 from model_code.tracking.outage import Patience
 from model_code.tracking.store import EXPERIMENT
 from model_code.tracking.tensorboard import TensorBoardWriter
@@ -116,6 +118,18 @@ def test_the_run_is_finished_and_named(tracked):
     [images] = [one.dataset for one in tracked.run.inputs.dataset_inputs]
     assert (images.name, images.digest) == (tracked.folder.record.config.dataset, "c" * 36)
     assert tracked.run.info.end_time >= tracked.run.info.start_time
+
+
+def test_of_two_runs_that_begin_at_once_on_new_images_none_fails(store):
+    """MLflow looks whether it has the images, and then adds them: here the other run adds them in between."""
+    _, client = store
+    first, second = (start_folder(store, dataset="new").record for _ in range(2))
+    event.listen(SqlDataset, "before_insert", lambda *_: log_images(client, second), once=True)
+    with track_run(first, TAGS):
+        pass
+    for record in (first, second):
+        [images] = client.get_run(record.run_id).inputs.dataset_inputs
+        assert images.dataset.name == "new"
 
 
 def test_every_setting_is_a_parameter(tracked):
