@@ -19,11 +19,12 @@ SUFFIXES = frozenset(
 COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_SCANS = 64
 MAX_SEGMENTS = 2_000
+MAX_STRAY_BYTES = 65_536
 MAX_CHUNKS = 10_000
 MAX_COMPRESSED_CHUNKS = 64
 MAX_GIF_BLOCKS = 20_000
 MAX_TAGS = 500
-MAX_STRIPS = 65_536
+MAX_STRIPS = 32_768
 
 # An image within these bounds decodes within milliseconds, whatever its bytes are.
 CHEAP_BYTES = 65_536
@@ -206,10 +207,11 @@ def _refuse(what: str, limit: int) -> TooLargeError:
 def _read_jpeg(data: bytes, is_glance: bool) -> Structure:
     structure = Structure("JPEG", len(data))
     frames, position, is_broken, is_whole = [], 2, False, False
-    metadata_bytes, has_profile = 0, False
+    metadata_bytes, stray_bytes, has_profile = 0, 0, False
     # A glance is made on the event loop; an image whose size stands behind more fill bytes counts as large.
     most = _GLANCE_FILL_BYTES if is_glance and len(data) > CHEAP_BYTES else len(data)
     while match := _JPEG_MARKER.search(data, position, position + most):
+        stray_bytes += 0 if structure.scans else match.start() - position
         marker, position = data[match.start() + 1], match.end()
         if marker == _EOI:
             if not structure.scans:
@@ -239,6 +241,10 @@ def _read_jpeg(data: bytes, is_glance: bool) -> Structure:
         is_broken = is_broken or length < 2
         position += max(2, length)
         metadata_bytes += length if marker in (_APP1, _APP2) else 0
+    if not (is_glance or structure.scans):
+        stray_bytes += len(data) - position
+    if stray_bytes > MAX_STRAY_BYTES:  # Pillow reads them one by one
+        raise _refuse("bytes between JPEG segments", MAX_STRAY_BYTES)
     structure.has_metadata = metadata_bytes > 0
     # A colour profile is a program for another library.
     is_plain = is_whole and not has_profile and metadata_bytes <= CHEAP_METADATA_BYTES

@@ -121,6 +121,17 @@ def test_scans_are_counted(scans, is_refused):
         assert check_structure(data).scans == 64
 
 
+@pytest.mark.parametrize("stray", [b"\xff", b"\xff\0", b"\0"])
+def test_bytes_between_segments_are_counted_before_the_first_scan(stray):
+    jpeg = encode(NOISE, "JPEG")
+    start, rest, most = jpeg[:20], jpeg[20:], 65_536 // len(stray)
+    assert check_structure(start + stray * most + rest).scans == 1
+    for data in (start + stray * (most + 1) + rest, start + stray * (most + 1)):
+        with pytest.raises(TooLargeError, match="more than 65,536 bytes between JPEG segments"):
+            check_structure(data)
+    assert check_structure(jpeg[:-2] + stray * (most + 1) + jpeg[-2:]).scans == 1
+
+
 def test_honest_images_are_accepted():
     for name, data in honest_images():
         assert check_structure(data).format == name.partition(",")[0]
