@@ -15,7 +15,6 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_ENCODED_HEADERS = Headers(SECURITY_HEADERS).raw
 REQUEST_ID_HEADER = "X-Request-ID"
 _OTHER_PATHS = "other"
 _MAX_PATH = 200
@@ -35,9 +34,9 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = message.get("headers", ())
-                given = {name for name, _ in headers}
-                message["headers"] = [*headers, *(one for one in _ENCODED_HEADERS if one[0] not in given)]
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -86,8 +85,7 @@ class RequestObserver:
             on_request: Is told.
         """
         self._app = app
-        self._plain = frozenset(path for path in paths if "{" not in path)
-        self._patterns = {path: compile_path(path)[0] for path in paths if path not in self._plain}
+        self._patterns = {path: compile_path(path)[0] for path in paths}
         self._on_request = on_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -120,13 +118,10 @@ class RequestObserver:
                     client=client[0] if client else None,
                     method=scope["method"],
                     path=path[:_MAX_PATH],
-                    route=self._find_route(path),
+                    route=next(
+                        (route for route, pattern in self._patterns.items() if pattern.match(path)), _OTHER_PATHS
+                    ),
                     status=status,
                     seconds=round(time.perf_counter() - start_s, 6),
                 )
             )
-
-    def _find_route(self, path: str) -> str:
-        if path in self._plain:
-            return path
-        return next((route for route, pattern in self._patterns.items() if pattern.match(path)), _OTHER_PATHS)

@@ -388,7 +388,7 @@ def test_a_terminal_of_80_columns_is_enough(tmp_path, words):
 
 
 RUNS_LIST = ["runs", "list"]
-INTERRUPT = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+INTERRUPT = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
 WHILE_RUNNING = """
 from flows.jobs.data import ListData
 ListData.run = lambda self: signal.raise_signal(signal.SIGINT)

@@ -35,6 +35,7 @@ def start():
 
     yield begin
     for one in running:
+        one.send_signal(signal.SIGSTOP)  # it starts no other meanwhile
         for child in list_children(one.pid):
             os.kill(child, signal.SIGKILL)
         one.kill()
