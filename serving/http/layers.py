@@ -82,7 +82,7 @@ class RequestObserver:
             app: Application that answers.
             paths: Routes, told as they are written here; every other path is `other`, so that nobody can make up
                 labels.
-            on_request: Is told.
+            on_request: Told of each request once its answer is sent.
         """
         self._app = app
         self._patterns = {path: compile_path(path)[0] for path in paths}

@@ -32,7 +32,7 @@ class Model(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
     model: Model
     images: int
@@ -112,7 +112,12 @@ class Batcher:
         self._waiting.append(job)
         if not self._is_busy:
             self._start()
-        return await job.answer
+        try:
+            return await job.answer
+        except asyncio.CancelledError:
+            with suppress(ValueError):  # it is on the device
+                self._waiting.remove(job)  # and its images with it: the batch on the device may take long
+            raise
 
     def close(self) -> None:
         """End the thread; what waits is cancelled."""

@@ -1,8 +1,8 @@
 """The released models that are loaded now, kept in step with the pointers under DARKROOM_HOME/bundles.
 
 A new release is loaded and checked beside the one that serves, and takes over only when it works. Requests
-that have started keep the classifier that they started with. The one before stays loaded: going back to it takes no
-time. A challenger, which gets shadow traffic, is loaded in the same way.
+that have started keep the classifier that they started with. The one before stays loaded, so that a rollback loads
+nothing. A challenger, which gets shadow traffic, is loaded in the same way.
 """
 
 import logging
@@ -306,6 +306,7 @@ class ModelSet:
                 if champions.get(name) not in (None, classifier):
                     self._before[name] = champions[name]
                 champions[name] = classifier
+                self._signatures.pop((name, CHALLENGER_FILE), None)  # to be compared with this champion
             failures.pop(slot, None)
             self._signatures[slot] = signature
             what = "version" if file == POINTER_FILE else "challenger version"

@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -119,6 +121,25 @@ def test_a_cancelled_request_costs_nothing_and_spoils_nothing():
         assert isinstance(answers[2], asyncio.CancelledError)
         assert [answers[index][0, 0] for index in (0, 1, 3)] == [0, 1, 3]
         assert model.sizes == [1, 2]
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_request_gives_its_images_up_at_once():
+    async def run():
+        model, batcher = Model(), Batcher()
+        images = draw(1)
+        given_up = weakref.ref(images)
+        [first, cancelled] = await begin(batcher, model, (model, images))
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        del images, cancelled
+        gc.collect()
+        assert batcher.waiting == 0
+        assert given_up() is None
+        model.gate.set()
+        assert (await first).tolist() == [[0]]
         batcher.close()
 
     asyncio.run(run())

@@ -270,6 +270,9 @@ def test_a_canary_answers_no_champion_of_other_classes(models):
     point_at(models.bundles_dir, "cifar10", "3", folder)
     models.refresh()
     assert models.draw(models.select(None)).version == "3"
+    assert models.get_canary("cifar10") is None
+    [problem] = models.describe().problems
+    assert problem.message.startswith("version 2 has other classes than the champion")
 
 
 def test_a_canary_that_is_replaced_by_a_damaged_one_answers_no_more(models):
