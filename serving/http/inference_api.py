@@ -164,6 +164,8 @@ def read_inputs(body: bytes) -> tuple[InferenceRequest, list[EncodedImage]]:
     for output in asked.outputs:
         if output.name not in (_PROBABILITIES, _LABELS):
             raise BadParameterError(f"output {output.name[:40]!r}; ask for {_PROBABILITIES!r} or {_LABELS!r}")
+    if len(set(asked.outputs)) < len(asked.outputs):
+        raise BadParameterError(f"{len(asked.outputs)} outputs; ask for each once")
     (tensor,) = asked.inputs
     if tensor.shape and tensor.shape[0] > MAX_IMAGES:
         raise TooLargeError(f"{tensor.shape[0]} images; send at most {MAX_IMAGES} in one request")

@@ -1,5 +1,6 @@
 """The OpenAPI description of the service, built from its endpoints and the models that they answer with."""
 
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,6 +21,11 @@ def describe_api(root_path: str = "") -> dict[str, Any]:
     Args:
         root_path: Prefix under which clients reach the service behind a proxy that strips it, e.g. `/ml/darkroom`.
     """
+    return _describe_api() | ({"servers": [{"url": root_path}]} if root_path else {})
+
+
+@cache  # the schemas take a tenth of a second, and clients may send any prefix
+def _describe_api() -> dict[str, Any]:
     models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(one.answer, "serialization") for one in ENDPOINTS]
     models += [(one.reads, "validation") for one in ENDPOINTS if one.reads]
     models += [(ErrorAnswer, "serialization"), (InferenceError, "serialization")]
@@ -29,7 +35,6 @@ def describe_api(root_path: str = "") -> dict[str, Any]:
         paths.setdefault(one.path, {})[one.method.lower()] = one.operation
     return {
         "openapi": "3.1.0",
-        **({"servers": [{"url": root_path}]} if root_path else {}),
         "info": {
             "title": "Darkroom",
             "version": "1",

@@ -291,10 +291,12 @@ class ModelSet:
                 continue
             try:
                 reference, classifier = self._load(slot, champions.get(name))
-            except (BundleError, OSError) as error:
-                if not failure or failure.message != str(error):
-                    logger.warning("%s: not loaded: %s", name, error)
-                failures[slot] = _Failure(signature, str(error), time.monotonic() + RETRY_INTERVAL_S)
+            except Exception as error:  # also one that nobody foresaw: the other models are loaded
+                is_foreseen = isinstance(error, BundleError | OSError)
+                message = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
+                if not failure or failure.message != message:
+                    logger.warning("%s: not loaded: %s", name, message, exc_info=not is_foreseen)
+                failures[slot] = _Failure(signature, message, time.monotonic() + RETRY_INTERVAL_S)
                 if file == CHALLENGER_FILE:
                     # The champion answers as before; a canary that is not wanted any more does not.
                     challengers.pop(name, None)

@@ -1,6 +1,7 @@
 """The Open Inference Protocol (v2, REST), asked of the real service."""
 
 import base64
+import json
 
 import httpx
 import numpy as np
@@ -92,6 +93,9 @@ def test_bad_tensors_are_one_line(client, change, status, problem):
     assert problem in answer.json()["error"]
 
 
+ASKED_TWICE = {"inputs": [pixels("red")], "outputs": [{"name": "labels"}, {"name": "labels"}]}
+
+
 @pytest.mark.parametrize(
     ("path", "content", "kind", "status"),
     [
@@ -99,6 +103,7 @@ def test_bad_tensors_are_one_line(client, change, status, problem):
         (INFER, b"[" * 100_000, "application/json", 422),
         (INFER, b"{}", "application/json", 422),
         (INFER, b'{"inputs": [], "outputs": [{"name": "x"}]}', "application/json", 422),
+        (INFER, json.dumps(ASKED_TWICE).encode(), "application/json", 422),
         (INFER, b" " * 14_000_001, "application/json", 413),
         (INFER, b'{"inputs": [' + b"0," * 500_001 + b"0]}", "application/json", 413),
         (INFER, b'{"inputs": [' + b"[]," * 110_000 + b"0]}", "application/json", 413),

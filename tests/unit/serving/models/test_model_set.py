@@ -16,6 +16,7 @@ from serving.bundle.store import (
 )
 from serving.errors import BadParameterError, NoSuchModelError, OverloadedError
 from serving.models import model_set
+from serving.models.classifier import Classifier
 from serving.models.model_set import ModelSet, find_bundles_dir
 from tests.unit.serving.tiny_bundle import make_bundle, point_at, release
 
@@ -127,6 +128,20 @@ def test_one_bad_release_does_not_hide_the_others(models):
     load(models, "food")
     assert models.names == ["food"]
     assert [problem.name for problem in models.describe().problems] == ["birds"]
+
+
+def test_one_that_fails_as_nobody_foresaw_does_not_hide_the_others(models, monkeypatch, caplog):
+    def load_or_fail(folder, *rest, **options):
+        if folder.parent.name == "birds":
+            raise MemoryError("std::bad_alloc")
+        return Classifier(folder, *rest, **options)
+
+    monkeypatch.setattr(model_set, "Classifier", load_or_fail)
+    load(models, "birds", "food")
+    assert models.names == ["food"]
+    [problem] = models.describe().problems
+    assert (problem.name, problem.message) == ("birds", "MemoryError: std::bad_alloc")
+    assert "Traceback" in caplog.text
 
 
 def test_a_bundle_of_another_name_is_refused(models):
