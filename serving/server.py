@@ -116,7 +116,7 @@ class _AnnouncingServer(uvicorn.Server):
             self.problem = "; ".join(problem.message for problem in answer.problems) or "no model is released"
             self.should_exit = True
             return
-        self._heartbeat = start_heartbeat(self._app.state.is_alive)
+        self._heartbeat = start_heartbeat(lambda: not self._app.state.explain_dead())
         # What stays as long as the process is not looked through again while requests wait.
         gc.collect()
         gc.freeze()

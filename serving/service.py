@@ -91,7 +91,7 @@ class Darkroom:
             allows_uncommon=options.allows_uncommon_formats,
         )
         app.state.api = api
-        app.state.is_alive = lambda: not self._explain_dead()
+        app.state.explain_dead, app.state.explain_unready = self._explain_dead, self._explain_unready
         app.state.drift = self._drift
         app.state.log = self._log
         app.state.access_log = AccessLog() if options.logs_access else None

@@ -22,9 +22,9 @@ from starlette.requests import Request
 from serving.decoding.encoded import EncodedImage
 from serving.errors import (
     BadParameterError,
-    NoModelError,
     NoSuchModelError,
     NotAnImageError,
+    OverloadedError,
     ServingError,
     TooLargeError,
     WrongTypeError,
@@ -263,9 +263,13 @@ async def describe_server(_: Request) -> ServerMetadata:
     return ServerMetadata()
 
 
-@endpoint("GET", "/v2/health/live", answer=Live, success="The server answers")
-async def tell_live(_: Request) -> Live:
-    """Whether the server answers (Open Inference Protocol)."""
+@endpoint(
+    "GET", "/v2/health/live", answer=Live, success="The server answers", further=describe_overload("InferenceError")
+)
+async def tell_live(request: Request) -> Live:
+    """Whether the server answers and nothing in it hangs (Open Inference Protocol)."""
+    if problem := request.app.state.explain_dead():
+        raise OverloadedError(problem, retry_after_s=5)
     return Live()
 
 
@@ -273,10 +277,9 @@ async def tell_live(_: Request) -> Live:
     "GET", "/v2/health/ready", answer=Ready, success="A model is loaded", further=describe_overload("InferenceError")
 )
 async def tell_ready(request: Request) -> Ready:
-    """Whether a model is loaded (Open Inference Protocol)."""
-    api: PredictionApi = request.app.state.api
-    if not (api.models.names and api.is_decoding):
-        raise NoModelError("no model is loaded, or no image can be decoded; GET /readyz says why", retry_after_s=5)
+    """Whether predictions are answered (Open Inference Protocol)."""
+    if problem := request.app.state.explain_unready():
+        raise OverloadedError(problem, retry_after_s=5)
     return Ready()
 
 

@@ -87,6 +87,7 @@ _log_dropped = bentoml.metrics.Counter(
     "darkroom_request_log_dropped_total", "Images that the request log should have written and did not"
 )
 _published: set[tuple[str, ...]] = set()
+_counted: set[tuple[str, ...]] = set()  # versions that answered; one may answer after it was forgotten
 _gone: dict[tuple[str, ...], None] = {}  # the one that has been gone for longest first
 _seen: set[tuple[str, str, str]] = set()
 
@@ -112,9 +113,9 @@ def publish_models(answer: ModelsAnswer) -> None:
     served = {labels[:2] for labels in current}
     for version in served:
         _gone.pop(version, None)
-    for labels in _published:
-        if labels[:2] not in served:
-            _gone.setdefault(labels[:2])
+    for known in {labels[:2] for labels in _published} | _counted:
+        if known not in served:
+            _gone.setdefault(known)
     # Files of several processes cannot be shortened.
     while len(_gone) > MAX_GONE_VERSIONS and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         _forget(*next(iter(_gone)))
@@ -139,6 +140,7 @@ def _forget(name: str, version: str) -> None:
     for role in ("champion", "challenger"):
         _comparisons.remove_by_labels({"name": name, role: version})
     del _gone[name, version]
+    _counted.discard((name, version))
     _published.difference_update([labels for labels in _published if labels[:2] == (name, version)])
 
 
@@ -156,6 +158,7 @@ def count_comparison(name: str, champion: str, challenger: str, alike: int, diff
 def count_answer(answer: PredictAnswer) -> None:
     """Count the predictions of one answer."""
     name, version = answer.model.name, answer.model.version
+    _counted.add((name, version))
     for prediction in answer.predictions:
         _predictions.labels(name, version, prediction.label, str(prediction.is_confident).lower()).inc()
         _probability.labels(name, version).observe(prediction.probability)

@@ -145,6 +145,40 @@ def test_a_cancelled_request_gives_its_images_up_at_once():
     asyncio.run(run())
 
 
+def test_who_is_cancelled_on_the_device_keeps_nobody_from_an_answer():
+    async def run():
+        loop = asyncio.get_running_loop()
+
+        class Cancelling(Model):
+            def classify(self, images_NHWC):
+                if len(images_NHWC) > 1:
+                    loop.call_soon_threadsafe(tasks[1].cancel)
+                return super().classify(images_NHWC)
+
+        model, batcher = Cancelling(), Batcher()
+        tasks = await begin(batcher, model, *((model, draw(value)) for value in (1, 2, 3)))
+        model.gate.set()
+        assert [(await asyncio.wait_for(task, 10)).tolist() for task in tasks[2:]] == [[[2]], [[3]]]
+        assert tasks[1].cancelled()
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_a_model_that_was_replaced_is_not_kept():
+    async def run():
+        model, batcher = Model(), Batcher()
+        kept = weakref.ref(model)
+        await batcher.classify(model, draw(1))
+        del model
+        await batcher.classify(Model(), draw(1))
+        gc.collect()
+        assert kept() is None
+        batcher.close()
+
+    asyncio.run(run())
+
+
 def test_an_error_reaches_its_batch_and_the_next_one_runs():
     async def run():
         model = Model()
