@@ -24,7 +24,7 @@ def is_root_path(text: str) -> bool:
 
 
 class ServiceOptions(BaseModel):
-    """How the service is to behave; the defaults are those of one person at one machine.
+    """Options of the service; the defaults are those of one person at one machine.
 
     Attributes:
         precision: The variant that is to answer; the fastest of each model when None.
@@ -65,7 +65,7 @@ class ServiceOptions(BaseModel):
     allows_uncommon_formats: bool = False
 
     def publish(self) -> None:
-        """Put them where `read_options` finds them in this process and in those that it starts."""
+        """Publish them to `read_options` in this process and in those that it starts."""
         os.environ[OPTIONS_VARIABLE] = self.model_dump_json()
 
 

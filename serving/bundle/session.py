@@ -23,15 +23,8 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
 # onnxruntime has no common base for its exceptions.
-SESSION_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
+SESSION_ERRORS: tuple[type[Exception], ...] = tuple(
+    one for one in vars(ort_errors).values() if isinstance(one, type) and issubclass(one, Exception)
 )
 _LOG_ERRORS_ONLY = 3
 Answerer = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]

@@ -20,7 +20,6 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import (
-    ForeignPageError,
     NotReadableError,
     OverloadedError,
     ServingError,
@@ -130,6 +129,7 @@ def _guard(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         keys: ApiKeys | None = request.app.state.keys
         pages: PageCheck = request.app.state.pages
+        request.state.body = RequestBody(request)
         try:
             if SURPLUS in request.scope.get("state", ()):
                 raise OverloadedError(
@@ -139,13 +139,15 @@ def _guard(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
                 keys.check(request.headers)
             if request.method == "POST":
                 pages.check(request.headers)
-        except (OverloadedError, UnauthorizedError, ForeignPageError):
-            request.state.is_body_read = await RequestBody(request).discard()
+            answered = await endpoint.handle(request)
+        except ServingError:
+            # The endpoint has given back what it held: what is discarded takes no memory, but time.
+            request.state.is_body_read = await request.state.body.discard()
             raise
-        body = (await endpoint.handle(request)).model_dump_json().encode()
-        if len(body) > PIECE_BYTES:
-            return HeldResponse(body, request.app.state.api.admission)
-        return Response(body, media_type="application/json")
+        content = answered.model_dump_json().encode()
+        if len(content) > PIECE_BYTES:
+            return HeldResponse(content, request.app.state.api.admission)
+        return Response(content, media_type="application/json")
 
     return answer
 

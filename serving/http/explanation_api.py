@@ -3,7 +3,6 @@
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from serving.errors import ServingError
 from serving.http.endpoint import REFUSALS, describe_overload, describe_parameter, endpoint
 from serving.http.prediction_api import PredictionApi, check_parameters, describe_image_body
 from serving.http.request_body import RequestBody
@@ -48,16 +47,12 @@ class ExplanationAnswer(BaseModel):
 async def explain(request: Request) -> ExplanationAnswer:
     """Which parts of one image decided."""
     api: PredictionApi = request.app.state.api
-    body = RequestBody(request)
-    try:
-        with api.admission.hold() as holding:
-            check_parameters(request, "model")
-            classifier = api.models.select(request.query_params.get("model"))
-            images = await body.read_images(holding, max_images=1)
-            probabilities_NK = await api.classify(classifier, images, cover_cells)
-    except ServingError:
-        request.state.is_body_read = await body.discard()
-        raise
+    body: RequestBody = request.state.body
+    with api.admission.hold() as holding:
+        check_parameters(request, "model")
+        classifier = api.models.select(request.query_params.get("model"))
+        images = await body.read_images(holding, max_images=1)
+        probabilities_NK = await api.classify(classifier, images, cover_cells)
     manifest = classifier.manifest
     prediction = rank_classes(probabilities_NK[0], manifest, 1, None)
     return ExplanationAnswer(

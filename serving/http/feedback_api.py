@@ -16,7 +16,6 @@ from serving.errors import (
     FeedbackOffError,
     NoSuchImageError,
     NotStoredError,
-    ServingError,
     WrongFormError,
     WrongTypeError,
 )
@@ -92,21 +91,15 @@ class FeedbackApi:
             ServingError: It is refused, or cannot be stored.
             starlette.requests.ClientDisconnect: The client went away.
         """
-        body = RequestBody(request)
-        try:
-            with self._predictions.admission.hold() as holding:
-                image, label, model = await self._read(body, holding)
-                classifier = self._predictions.models.select(model)
-                name, classes = classifier.manifest.name, classifier.manifest.classes
-                if label not in classes:
-                    raise BadParameterError(f"label {label[:80]!r} is none of {name}'s classes: {name_some(classes)}")
-                find_label_folder(self.store.folder, label)
-                (probabilities_K,) = await self._predictions.classify(classifier, [image])
-                count = await self.on_disk(self.store.save, name, label, classes, image.sha256, image.data)
-        except ServingError:
-            # After the holding is given back: what is discarded takes no memory, but time.
-            request.state.is_body_read = await body.discard()
-            raise
+        with self._predictions.admission.hold() as holding:
+            image, label, model = await self._read(request.state.body, holding)
+            classifier = self._predictions.models.select(model)
+            name, classes = classifier.manifest.name, classifier.manifest.classes
+            if label not in classes:
+                raise BadParameterError(f"label {label[:80]!r} is none of {name}'s classes: {name_some(classes)}")
+            find_label_folder(self.store.folder, label)
+            (probabilities_K,) = await self._predictions.classify(classifier, [image])
+            count = await self.on_disk(self.store.save, name, label, classes, image.sha256, image.data)
         if self._on_feedback is not None:
             self._on_feedback(name, classes[int(probabilities_K.argmax())] == label)
         return FeedbackAnswer(picture_sha256=image.sha256, label=label, model=name, count=count)
@@ -199,6 +192,5 @@ async def give_feedback(request: Request) -> FeedbackAnswer:
     """Store the true label of an image, or of one that the request log keeps."""
     feedback: FeedbackApi | None = request.app.state.feedback
     if feedback is None:
-        request.state.is_body_read = await RequestBody(request).discard()
         raise FeedbackOffError("this service takes no feedback; start it with `darkroom serve --feedback`")
     return await feedback.take(request)

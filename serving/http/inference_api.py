@@ -25,7 +25,6 @@ from serving.errors import (
     NoSuchModelError,
     NotAnImageError,
     OverloadedError,
-    ServingError,
     TooLargeError,
     WrongTypeError,
 )
@@ -316,21 +315,17 @@ async def tell_model_ready(request: Request) -> ModelReady:
 async def infer(request: Request) -> InferenceAnswer:
     """Classify up to 64 images (Open Inference Protocol)."""
     api: PredictionApi = request.app.state.api
-    body = RequestBody(request)
-    try:
-        with api.admission.hold() as holding:
-            classifier = _select(request)
-            is_drawn = "version" not in request.path_params
-            if is_drawn:
-                classifier = api.models.draw(classifier)
-            if body.media_type not in ("application/json", ""):
-                raise WrongTypeError(f"content type {body.media_type!r}; send application/json, without binary tensors")
-            content = await body.read_text(holding, MAX_JSON_BYTES)
-            asked, images = await asyncio.to_thread(read_inputs, content)
-            probabilities_NK, answer = await api.answer(classifier, images, 1, is_drawn=is_drawn)
-    except ServingError:
-        request.state.is_body_read = await body.discard()
-        raise
+    body: RequestBody = request.state.body
+    with api.admission.hold() as holding:
+        classifier = _select(request)
+        is_drawn = "version" not in request.path_params
+        if is_drawn:
+            classifier = api.models.draw(classifier)
+        if body.media_type not in ("application/json", ""):
+            raise WrongTypeError(f"content type {body.media_type!r}; send application/json, without binary tensors")
+        content = await body.read_text(holding, MAX_JSON_BYTES)
+        asked, images = await asyncio.to_thread(read_inputs, content)
+        probabilities_NK, answer = await api.answer(classifier, images, 1, is_drawn=is_drawn)
     return _answer(asked, classifier, probabilities_NK, [one.label for one in answer.predictions])
 
 

@@ -1,4 +1,4 @@
-"""Layers around the routes: headers that every answer carries, and what is told of every request."""
+"""Layers around the routes: headers that every answer carries, and records of every request."""
 
 import asyncio
 import time

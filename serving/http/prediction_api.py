@@ -18,7 +18,7 @@ from serving.decoding.cost import IMAGE_S, Cost, estimate_cost, estimate_decode_
 from serving.decoding.decoder import Decoder
 from serving.decoding.encoded import EncodedImage
 from serving.decoding.work_queue import WorkQueue
-from serving.errors import BadParameterError, OverloadedError, ServingError
+from serving.errors import BadParameterError, OverloadedError
 from serving.http.admission import Admission
 from serving.http.endpoint import REFUSALS, describe_overload, describe_parameter, endpoint
 from serving.http.request_body import RequestBody
@@ -125,18 +125,13 @@ class PredictionApi:
             ServingError: The request is refused.
             starlette.requests.ClientDisconnect: The client went away.
         """
-        body = RequestBody(request)
-        try:
-            with self.admission.hold() as holding:
-                check_parameters(request, "model", "top_k")
-                classifier = self.models.draw(self.models.select(request.query_params.get("model")))
-                top_k = _read_top_k(request, len(classifier.manifest.classes))
-                images = await body.read_images(holding)
-                _, answer = await self.answer(classifier, images, top_k)
-        except ServingError:
-            # After the holding is given back: what is discarded takes no memory, but time.
-            request.state.is_body_read = await body.discard()
-            raise
+        body: RequestBody = request.state.body
+        with self.admission.hold() as holding:
+            check_parameters(request, "model", "top_k")
+            classifier = self.models.draw(self.models.select(request.query_params.get("model")))
+            top_k = _read_top_k(request, len(classifier.manifest.classes))
+            images = await body.read_images(holding)
+            _, answer = await self.answer(classifier, images, top_k)
         return answer
 
     async def answer(

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from serving.bundle.manifest import Manifest
 from serving.decoding.encoded import EncodedImage
-from serving.errors import NoSuchImageError, NotAnImageError, ReviewOffError, ServingError, TooLargeError
+from serving.errors import NoSuchImageError, NotAnImageError, ReviewOffError, TooLargeError
 from serving.http.endpoint import REFUSALS, describe_answer, describe_overload, endpoint
 from serving.http.feedback_api import FeedbackApi
 from serving.http.prediction_api import PredictionApi
@@ -118,30 +118,26 @@ class ReviewApi:
             ServingError: It is refused.
             starlette.requests.ClientDisconnect: The client went away.
         """
-        body = RequestBody(request)
-        try:
-            with self._predictions.admission.hold() as holding:
-                asked = await body.read_json(ReviewRequest, holding)
-                classifier = self._predictions.models.select(asked.model)
-                manifest = classifier.manifest
-                # By probability the version that is less sure of itself would be corrected more often.
-                is_by_hash = self._predictions.models.get_canary(manifest.name) is not None
-                found, left = await self._feedback.on_disk(self._read, manifest, asked.after, is_by_hash)
-                # The files, their text, and the answer made of it.
-                holding.take(4 * sum(len(data) for _, data in found))
-                entries = []
-                for logged, data in found:
-                    image = EncodedImage(data, None)
-                    try:
-                        (probabilities_K,) = await self._predictions.classify(classifier, [image])
-                    except (NotAnImageError, TooLargeError):
-                        continue  # of a format that is not decoded any more
-                    top = rank_classes(probabilities_K, manifest, min(_TOP_K, len(manifest.classes)), None).top
-                    known = logged.model_dump(include={"picture_sha256", "time", "version", "label", "probability"})
-                    entries.append(ReviewEntry(**known, top=top, image=base64.b64encode(data).decode()))
-        except ServingError:
-            request.state.is_body_read = await body.discard()
-            raise
+        body: RequestBody = request.state.body
+        with self._predictions.admission.hold() as holding:
+            asked = await body.read_json(ReviewRequest, holding)
+            classifier = self._predictions.models.select(asked.model)
+            manifest = classifier.manifest
+            # By probability the version that is less sure of itself would be corrected more often.
+            is_by_hash = self._predictions.models.get_canary(manifest.name) is not None
+            found, left = await self._feedback.on_disk(self._read, manifest, asked.after, is_by_hash)
+            # The files, their text, and the answer made of it.
+            holding.take(4 * sum(len(data) for _, data in found))
+            entries = []
+            for logged, data in found:
+                image = EncodedImage(data, None)
+                try:
+                    (probabilities_K,) = await self._predictions.classify(classifier, [image])
+                except (NotAnImageError, TooLargeError):
+                    continue  # of a format that is not decoded any more
+                top = rank_classes(probabilities_K, manifest, min(_TOP_K, len(manifest.classes)), None).top
+                known = logged.model_dump(include={"picture_sha256", "time", "version", "label", "probability"})
+                entries.append(ReviewEntry(**known, top=top, image=base64.b64encode(data).decode()))
         last = found[-1][0] if found and left else None
         position = last and ReviewPosition(
             probability=last.probability, picture_sha256=last.picture_sha256, is_by_hash=is_by_hash
@@ -208,7 +204,6 @@ async def list_unsure(request: Request) -> ReviewAnswer:
     """The logged images without a true label of which a model was least sure."""
     review: ReviewApi | None = request.app.state.review
     if review is None:
-        request.state.is_body_read = await RequestBody(request).discard()
         raise ReviewOffError(
             "this service shows no review, and keeps images only with --keep-pictures; start it with "
             "`darkroom serve --log-requests 1 --keep-pictures --feedback --review`"

@@ -145,7 +145,7 @@ class Batcher:
         left: deque[_Job] = deque()
         count = 0
         for job in self._waiting:
-            if job.answer.done():  # its client has gone
+            if job.answer.done():  # it has waited too long
                 continue
             fits = not taken or (job.model is taken[0].model and count + job.images <= self._max_images)
             (taken if fits else left).append(job)

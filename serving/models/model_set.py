@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from serving.bundle.manifest import Manifest
 from serving.bundle.store import (
     CHALLENGER_FILE,
     POINTER_FILE,
     BundleReference,
     ChallengerReference,
     list_released,
+    read_bundle,
     read_challenger,
     read_pointer,
 )
@@ -160,6 +162,7 @@ class ModelSet:
         # Drawn anew for each request: so nothing but the version tells the requests of the two apart.
         if challenger is None or random.random() >= challenger.share:  # noqa: S311
             return champion
+        # Between the release of a champion of other classes and the end of its canary.
         is_alike = challenger.classifier.manifest.classes == champion.manifest.classes
         return challenger.classifier if is_alike else champion
 
@@ -322,9 +325,11 @@ class ModelSet:
             pointer = read_pointer(self.bundles_dir, name)
             return pointer, self._open(name, pointer)
         reference = read_challenger(self.bundles_dir, name)
-        challenger = self._open(name, reference)
-        _check_canary(reference, challenger, champion)
-        return reference, challenger
+        if reference.share and champion is not None:
+            # Not opened first: that takes every processor for a moment, each time that a refused one is tried again.
+            manifest = read_bundle(self.bundles_dir / name / reference.bundle, reference.manifest_sha256)
+            _check_canary(reference.version, manifest, champion.manifest)
+        return reference, self._open(name, reference)
 
     def _open(self, name: str, pointer: BundleReference) -> Classifier:
         folder = self.bundles_dir / name / pointer.bundle
@@ -356,15 +361,14 @@ class ModelSet:
         return (status.st_mtime_ns, status.st_ino, status.st_size)
 
 
-def _check_canary(reference: ChallengerReference, challenger: Classifier, champion: Classifier | None) -> None:
+def _check_canary(version: str, canary: Manifest, champion: Manifest) -> None:
     """Refuse a canary that cannot answer in the champion's place.
 
     Raises:
         BundleError: Its classes are not the champion's.
     """
-    is_alike = champion is None or challenger.manifest.classes == champion.manifest.classes
-    if reference.share and not is_alike:
+    if canary.classes != champion.classes:
         raise BundleError(
-            f"version {challenger.version} has other classes than the champion and cannot answer in its place; "
-            f"`darkroom canary {challenger.manifest.name} --none` ends that"
+            f"version {version} has other classes than the champion and cannot answer in its place; "
+            f"`darkroom canary {champion.name} --none` ends that"
         )

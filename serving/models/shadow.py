@@ -52,7 +52,7 @@ class Shadow:
     def offer(
         self, champion: Classifier, images: list[EncodedImage], probabilities_NK: npt.NDArray[np.float32]
     ) -> None:
-        """Let the champion's challenger, if there is one, look at images that it answered; returns at once."""
+        """Send images that a champion answered to its challenger, if there is one; returns at once."""
         challenger = self._models.get_challenger(champion.manifest.name)
         is_busy = self._running is not None and not self._running.done()
         if challenger in (None, champion) or is_busy or random.random() >= self._share:  # noqa: S311
@@ -81,9 +81,12 @@ class Shadow:
         except ServingError as error:
             logger.warning("%s: challenger version %s: %s", champion.manifest.name, challenger.version, error)
             return
-        said = [champion.manifest.classes[index] for index in probabilities_NK.argmax(axis=1)]
-        thought = [challenger.manifest.classes[index] for index in others_NK.argmax(axis=1)]
-        alike = sum(one == other for one, other in zip(said, thought, strict=True))
+        except Exception:
+            logger.exception("%s: challenger version %s failed", champion.manifest.name, challenger.version)
+            return
+        champion_labels = [champion.manifest.classes[index] for index in probabilities_NK.argmax(axis=1)]
+        challenger_labels = [challenger.manifest.classes[index] for index in others_NK.argmax(axis=1)]
+        alike = sum(one == other for one, other in zip(champion_labels, challenger_labels, strict=True))
         pair = _name_pair(champion, challenger)
         count, agreeing = self._counts.get(pair, (0, 0))
         # Only what is compared now is kept.

@@ -57,7 +57,7 @@ _batch_images = bentoml.metrics.Histogram(
 )
 _predictions = bentoml.metrics.Counter(
     "darkroom_predictions_total",
-    "Images by their most probable class, and whether it is to be believed",
+    "Predictions by label, and whether they are accepted",
     labelnames=["name", "version", "label", "confident"],
 )
 _probability = bentoml.metrics.Histogram(

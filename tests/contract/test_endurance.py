@@ -61,7 +61,7 @@ def test_memory_and_metrics_are_bounded_and_no_request_fails(tmp_path, start_ser
     process = psutil.Process(service.process.pid)
     # Made before, so that a million of them cost the service's time and little of the client's.
     requests = [draw_request(number) for number in range(min(REQUESTS, 1000))]
-    numbers, failures, done = iter(range(REQUESTS)), [], [0]
+    numbers, failures, done, refused = iter(range(REQUESTS)), [], [0], [0]
     lock = threading.Lock()
 
     def ask():
@@ -74,6 +74,7 @@ def test_memory_and_metrics_are_bounded_and_no_request_fails(tmp_path, start_ser
                 request = requests[number % len(requests)]
                 response = post(client, *request)
                 while response.status_code == 503:  # told when to come back
+                    refused[0] += 1
                     time.sleep(int(response.headers["Retry-After"]))
                     response = post(client, *request)
                 with lock:
@@ -99,9 +100,11 @@ def test_memory_and_metrics_are_bounded_and_no_request_fails(tmp_path, start_ser
         sizes.append(measure_bytes(process))
         text = client.get("/metrics").text
     assert failures == []
+    assert refused[0] <= REQUESTS / 1000
     assert done[0] == REQUESTS
     assert max(sizes) - sizes[0] < MAX_GROWTH_BYTES, sizes
-    assert max(lines) == lines[0], lines
+    # Less than one version has: one that served for a moment only may not have given every label.
+    assert max(lines) - lines[0] < lines[0] / MAX_GONE_VERSIONS, lines
     versions = {line.split('version="')[1].split('"')[0] for line in text.splitlines() if 'version="' in line}
     assert len(versions - {""}) <= MAX_GONE_VERSIONS + 2, versions
     assert str(SWAPS + 1) in versions

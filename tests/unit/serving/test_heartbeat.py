@@ -1,8 +1,11 @@
+import asyncio
 import contextlib
+import os
 import threading
 
 import pytest
 
+from serving import supervisor
 from serving.heartbeat import Heartbeat
 from serving.models.model_set import ModelSet
 from serving.models.registry import RegistryFollower
@@ -56,3 +59,21 @@ def test_a_look_at_the_registry_that_makes_no_progress_hangs(tmp_path, monkeypat
     is_let.set()
     looking.join(60)
     assert not follower.is_hung
+
+
+def test_a_service_sends_its_supervisor_heartbeats_only_while_it_is_alive(monkeypatch):
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    monkeypatch.setenv(supervisor.HEARTBEAT_VARIABLE, str(writer))
+    monkeypatch.setattr(supervisor, "BEAT_INTERVAL_S", 0.01)
+    answers = iter([True, True])
+
+    async def run():
+        beating = supervisor.start_heartbeat(lambda: next(answers, False))
+        await asyncio.sleep(0.3)
+        beating.cancel()
+
+    with os.fdopen(reader, "rb", buffering=0) as beats:
+        asyncio.run(run())
+        assert beats.read(100) == b"..."  # of the start, and of two times that it was alive
+    os.close(writer)

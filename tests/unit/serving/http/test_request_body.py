@@ -10,6 +10,7 @@ from starlette.requests import Request
 from serving.errors import BadParameterError, NotReadableError, OverloadedError
 from serving.http import request_body
 from serving.http.admission import Admission, Holding
+from serving.http.api import _guard
 from serving.http.feedback_api import FeedbackApi
 from serving.http.prediction_api import PredictionApi
 from serving.http.request_body import RequestBody
@@ -142,9 +143,12 @@ def test_what_is_discarded_after_a_refusal_is_not_held(kind):
         held.append(admission.held_bytes)
         return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
 
+    request = make_request(receive)
+    request.app.state.pages = SimpleNamespace(check=lambda _: None)
+    answer = _guard(SimpleNamespace(handle=api.predict if kind == "predictions" else feedback.take))
     try:
         with pytest.raises(BadParameterError, match="other"):
-            asyncio.run((api.predict if kind == "predictions" else feedback.take)(make_request(receive)))
+            asyncio.run(answer(request))
     finally:
         feedback.close()
         api.close()
@@ -188,6 +192,7 @@ def test_thousands_of_query_parameters_are_refused_unread():
     selected = []
     api = PredictionApi(SimpleNamespace(select=selected.append, stop=lambda: None), Admission())
     request = make_request(receive_all(b""))
+    request.state.body = RequestBody(request)
     request.scope["query_string"] = b"model=cifar10&" + b"a&" * 20_000
     try:
         with pytest.raises(BadParameterError, match="20,002 query parameters; the only ones are model and top_k"):

@@ -27,9 +27,10 @@ folder = make_bundle(bundles_dir, manifest={"image_size": size, "resize_size": s
 classifier = Classifier(folder, "1", threads=1)
 images_NHWC = np.zeros((64, size, size, 3), dtype=np.uint8)
 for round in range(6):
-    for count in random.Random(round).sample(range(1, 65), 64):
+    for position, count in enumerate([64, *random.Random(round).sample(range(1, 65), 64)]):
         assert len(classifier.classify(images_NHWC[:count])) == count
-    seen.append(measure())
+        if position == 8 or (round and position == 64):
+            seen.append(measure())
 print(json.dumps(seen))
 """
 _SWAPS = """

@@ -275,6 +275,16 @@ def test_a_canary_of_other_classes_answers_nothing(models):
     assert models.get_canary("cifar10") is None, "although its bundle was loaded before"
 
 
+def test_a_refused_canary_is_not_opened_each_time_that_it_is_tried_again(models, monkeypatch):
+    monkeypatch.setattr(model_set, "RETRY_INTERVAL_S", 0.0)
+    load(models, "cifar10")
+    challenge(models, share=1.0, manifest={"classes": tuple(reversed(models.select(None).manifest.classes))})
+    monkeypatch.setattr(model_set, "Classifier", None)
+    for _ in range(3):
+        models.refresh()
+        assert models.describe().problems[0].message.startswith("version 2 has other classes")
+
+
 def test_a_canary_answers_no_champion_of_other_classes(models):
     load(models, "cifar10")
     classes = models.select(None).manifest.classes

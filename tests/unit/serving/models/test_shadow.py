@@ -5,10 +5,10 @@ import pytest
 
 from serving.bundle.store import BundleReference, hash_file, write_challenger
 from serving.decoding.encoded import EncodedImage
-from serving.errors import BundleError
+from serving.errors import BundleError, OverloadedError
 from serving.models.model_set import ModelSet
 from serving.models.shadow import Shadow
-from tests.unit.serving.tiny_bundle import COLOURS, make_bundle, paint, release
+from tests.unit.serving.tiny_bundle import COLOURS, make_bundle, paint, point_at, release
 
 TURNED = ("green", "red", *list(COLOURS)[2:])  # the challenger confuses the first two
 IMAGES = [EncodedImage(paint(colour), None) for colour in ("red", "blue", "blue", "white")]
@@ -49,6 +49,15 @@ def test_labels_that_differ_are_counted(models):
     assert told == [("cifar10", "1", "2", 3, 1)]
 
 
+def test_a_version_that_is_gone_leaves_no_count(models):
+    shadow = Shadow(models, 1.0, classify)
+    asyncio.run(offer(shadow, models))
+    point_at(models.bundles_dir, "cifar10", "3", make_bundle(models.bundles_dir, softness=6000.0))
+    models.refresh()
+    assert asyncio.run(offer(shadow, models)).count == 4
+    assert list(shadow._counts) == [("cifar10", "3", "2")]
+
+
 def test_one_comparison_at_a_time(models):
     shadow = Shadow(models, 1.0, classify)
     assert asyncio.run(offer(shadow, models, times=5)).count == 4
@@ -71,9 +80,17 @@ def test_a_share_of_nothing_compares_nothing(models):
     assert (state.count, state.agreement_fraction) == (0, None)
 
 
-def test_a_challenger_that_fails_is_logged_and_harms_nobody(models, caplog):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (BundleError("the device is gone"), "challenger version 2: the device is gone"),
+        (ValueError("of a library"), "challenger version 2 failed"),
+        (OverloadedError("full"), None),
+    ],
+)
+def test_a_challenger_that_fails_is_logged_and_harms_nobody(models, caplog, error, line):
     async def fail(_, __):
-        raise BundleError("the device is gone")
+        raise error
 
     shadow = Shadow(models, 1.0, fail)
     champion = models.select(None)
@@ -83,5 +100,5 @@ def test_a_challenger_that_fails_is_logged_and_harms_nobody(models, caplog):
         await shadow._running
 
     asyncio.run(run())
-    assert "challenger version 2: the device is gone" in caplog.text
+    assert (line in caplog.text) if line else not caplog.text
     assert shadow.describe(champion).count == 0
