@@ -1,6 +1,8 @@
+import gc
 import random
 import shutil
 import time
+import weakref
 
 import pytest
 
@@ -185,6 +187,18 @@ def test_the_home_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("DARKROOM_HOME")
     monkeypatch.chdir(tmp_path)
     assert find_bundles_dir() == tmp_path / ".darkroom" / "bundles"
+
+
+def test_nothing_of_a_withdrawn_model_is_kept(models):
+    load(models, "cifar10")
+    kept = [weakref.ref(models.select(None))]
+    release(models.bundles_dir, version="2", softness=9000.0)
+    models.refresh()
+    kept.append(weakref.ref(models.select(None)))
+    shutil.rmtree(models.bundles_dir / "cifar10")
+    models.refresh()
+    gc.collect()
+    assert [one() for one in kept] == [None, None]
 
 
 def test_going_back_takes_the_model_that_is_still_loaded(models):

@@ -150,6 +150,7 @@ def test_changes_are_told_once_in_a_while_and_after_the_last_prediction(manifest
         watch.keep([second])
         assert told[1:] == [("cifar10", "1", None)]
         watch.add(manifest, answer_of([0.2] * 400))  # a request that began before the swap
+        assert list(watch._windows) == [("cifar10", "2")], "or each version would leave one"
         await asyncio.sleep(0.3)
         assert len(told) == 2
 
