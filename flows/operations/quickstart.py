@@ -41,7 +41,7 @@ RECIPES: dict[str, dict[str, object]] = {
         "shift_averaging_pixels": 0,  # two views are enough here, and certified three times faster
     },
 }
-COMPARED_EPOCHS, EPOCHS = 1, 5
+COMPARED_EPOCHS, EPOCHS = 1, 6
 TARGET_ACCURACY = 0.95
 IMAGES_SHOWN = 5
 START_TIMEOUT_S = 60.0
