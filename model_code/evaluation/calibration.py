@@ -92,10 +92,10 @@ def try_temperature(logits_NK: Tensor, labels_N: Tensor) -> TemperatureTrial:
 
 
 def fit_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
-    """Return the T that minimises the mean cross-entropy of softmax(logits / T), in [0.05, 20].
+    """Return the T that minimises the mean cross-entropy of softmax(logits / T).
 
-    Where every label is right, 1: the cross-entropy would fall for ever as T falls, and no error says how far to
-    believe the answers. Whether it helps on other images is for `try_temperature` to say.
+    It lies in [`MIN_TEMPERATURE`, `MAX_TEMPERATURE`]. Where every label is right, 1: the cross-entropy would fall
+    for ever as T falls. Whether it helps on other images is for `try_temperature` to say.
 
     Source: Guo et al. 2017, arXiv:1706.04599, Sec. 4.2.
 

@@ -62,7 +62,7 @@ def judge(
     It is promoted where nothing refuses it; every refusal is listed:
 
     - The difference of accuracies, or of macro-F1 where the rules say so, is not above 0, or below the least gain.
-    - The difference can be chance: the two-sided exact McNemar test (McNemar 1947, Psychometrika 12) over the images
+    - It is not significant: the two-sided exact McNemar test (McNemar 1947, Psychometrika 12) over the images
       that only one of the two labels rightly has p >= 1 - confidence. The test decides and not the bootstrap's
       interval: it holds its level at any count, where the interval is too narrow for few such images (4 gained,
       0 lost: the interval excludes 0, p = 0.125). Asking for both would ask for nothing more: where p is below
@@ -239,7 +239,9 @@ def _judge_accuracy(gained: int, lost: int, count: int, rules: GateRules) -> _Ga
     points = f"{format_points(difference, count, '+')} points ({gained} images gained, {lost} lost)"
     refusals = _judge_difference(difference, points, count, rules)
     if difference > 0 and p_value >= rules.alpha:
-        refusals.append(f"the difference of {points} can be chance: p = {p_value:.2g}, wanted is below {rules.alpha:g}")
+        refusals.append(
+            f"the difference of {points} is not significant: p = {p_value:.2g}, wanted is below {rules.alpha:g}"
+        )
     return _Gain(difference, resample(gained, lost, count, rules.confidence), refusals)
 
 
@@ -251,7 +253,7 @@ def _judge_macro_f1(pair: _MacroF1, classes: int, rules: GateRules) -> _Gain:
     if difference > 0 and interval[0] <= 0:
         low, high = (format_points(end, count) for end in interval)
         level = f"{100 * rules.confidence:g} % interval {low} to {high}"
-        refusals.append(f"the difference of {points} can be chance: {level}, wanted is one above 0")
+        refusals.append(f"the difference of {points} is not significant: {level}, wanted is one above 0")
     return _Gain(difference, interval, refusals)
 
 

@@ -96,7 +96,8 @@ def _build_legend() -> Section:
         "are minutes long and never a result.",
         "Verdicts rest on pairs of runs of the same seed, budget and images: the mean difference and its 95 % "
         f"interval (Student's t). Fewer than {LEAST_SEEDS} seeds decide nothing, and an interval that holds 0 shows no "
-        "difference, which is no proof that there is none. The intervals are not corrected for how many there are.",
+        "difference, which is no proof that there is none. The intervals are not corrected for how many there are, and "
+        "are about these test images: that others might have been drawn is not in them.",
         "Accuracies are shares of images; points are hundredths of them. A run is shown by the first eight digits of "
         "its MLflow id; the appendix has the rest.",
     )

@@ -142,7 +142,8 @@ def _draw(
         return None
     ends = ", ".join(_format(history[-1][1], scale) for history in histories)
     beside = "".join(f"; line at {_format(value, scale)} ({label})" for value, label in lines or ())
-    alt = f"{group.name}: {title} over the epochs, {len(histories)} seeds, last values {ends}{beside}"
+    seeds = f"{len(histories)} seed{'s' * (len(histories) > 1)}"
+    alt = f"{group.name}: {title} over the epochs, {seeds}, last values {ends}{beside}"
     name = f"{group.name.replace(' ', '-')}-{metric.replace('/', '-')}"
     return render(name, draw_seeds(title, histories, scale, lines or ()), alt)
 

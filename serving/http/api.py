@@ -139,12 +139,12 @@ def _guard(endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
                 keys.check(request.headers)
             if request.method == "POST":
                 pages.check(request.headers)
-            answered = await endpoint.handle(request)
+            # Nothing else holds the answer, which is freed before its text is encoded.
+            content = (await endpoint.handle(request)).model_dump_json().encode()
         except ServingError:
             # The endpoint has given back what it held: what is discarded takes no memory, but time.
             request.state.is_body_read = await request.state.body.discard()
             raise
-        content = answered.model_dump_json().encode()
         if len(content) > PIECE_BYTES:
             return HeldResponse(content, request.app.state.api.admission)
         return Response(content, media_type="application/json")

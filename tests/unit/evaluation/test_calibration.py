@@ -126,6 +126,24 @@ def test_the_gain_is_that_of_images_that_did_not_fit_the_temperature():
     assert try_temperature(logits_NK, labels_N).nll_gain < in_sample
 
 
+def test_gain_and_interval_are_those_of_ten_temperatures_that_did_not_see_their_images():
+    logits_NK, labels_N = draw_calibrated(100)
+    fold_N = np.random.default_rng(0).permutation(100) % 10
+    gain_N = np.empty(100)
+    for fold in range(10):
+        is_held_N = torch.from_numpy(fold_N == fold)
+        temperature = fit_temperature(logits_NK[~is_held_N], labels_N[~is_held_N])
+        losses = [
+            torch.nn.functional.cross_entropy(logits_NK[is_held_N].double() / t, labels_N[is_held_N], reduction="none")
+            for t in (1, temperature)
+        ]
+        gain_N[fold_N == fold] = losses[0] - losses[1]
+    trial = try_temperature(logits_NK, labels_N)
+    assert trial.nll_gain == pytest.approx(gain_N.mean(), abs=1e-7)
+    half = 1.959964 * gain_N.std(ddof=1) / 10
+    assert trial.nll_gain_interval == pytest.approx((gain_N.mean() - half, gain_N.mean() + half), abs=1e-7)
+
+
 def test_a_temperature_fitted_to_chance_is_hardly_ever_used():
     """The fitted one lowers the loss of the images that it was fitted to in every draw."""
     trials = [try_temperature(*draw_calibrated(300, seed=seed)) for seed in range(40)]

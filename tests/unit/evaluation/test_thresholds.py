@@ -102,6 +102,20 @@ def test_classes_that_are_rarely_predicted_share_a_threshold():
     assert sum(one.answered for one in chosen.by_class) == chosen.selections[0].answered
 
 
+@pytest.mark.parametrize(
+    ("wrong", "count", "is_own", "is_accepted"), [(1, 150, True, True), (2, 150, False, True), (2, 140, False, False)]
+)
+def test_classes_divide_half_of_the_risk_and_the_pool_has_the_other(wrong, count, is_own, is_accepted):
+    """Two classes are tested at 1.25 % each; the one that fails is the pool, at 2.5 %."""
+    assert (bound(wrong, count, 0.0125) <= TARGET) is is_own
+    assert (bound(wrong, count, 0.025) <= TARGET) is is_accepted
+    assert bound(wrong, count) <= TARGET
+    is_right = [*[False] * wrong, *[True] * (count - wrong + 1000)]
+    chosen = choose_thresholds(answer([0.9] * (count + 1000), is_right, [0] * count + [1] * 1000), None, TARGET)
+    assert chosen.is_own == (is_own, True, False)
+    assert chosen.per_class[0] == (0.0 if is_accepted else None)
+
+
 def test_a_good_class_does_not_hide_a_bad_one():
     """2,000 right answers of class 0 beside 200 half wrong ones of class 1 at the same probability."""
     confidences = [0.9] * 2000 + [0.9] * 200

@@ -247,16 +247,17 @@ def test_fp16_may_change_one_label_in_a_thousand(judge):
 
 
 @pytest.mark.parametrize(
-    ("precision", "sure", "refusal"),
+    ("precision", "sure", "trained_sure", "refusal"),
     [
-        ("int8", 0.6, None),
-        ("int8", 0.9, "80 of its 1000 accepted predictions are wrong (allowed 5%)"),
-        ("fp16", 0.605, None),
-        ("fp32", 0.6, None),
+        ("int8", 0.6, 0.6, None),
+        ("int8", 0.9, 0.6, "80 of its 1000 accepted predictions are wrong (allowed 5%)"),
+        ("fp16", 0.605, 0.6, None),
+        ("fp32", 0.6, 0.6, None),
+        ("fp32", 0.9, 0.9, None),
     ],
 )
-def test_a_variant_that_breaks_the_promise_of_the_thresholds_is_refused(judge, precision, sure, refusal):
-    """Every label is that of the trained network; how sure the variant is of the wrong ones differs."""
+def test_a_variant_that_breaks_the_promise_of_the_thresholds_is_refused(judge, precision, sure, trained_sure, refusal):
+    """Every label is that of the trained network; how sure the variant is of the wrong ones may differ, but in fp32."""
     predicted_N, is_wrong_N = np.arange(1000) % 2, np.arange(1000) < 80
     labels_N = np.where(is_wrong_N, 1 - predicted_N, predicted_N)
 
@@ -265,7 +266,7 @@ def test_a_variant_that_breaks_the_promise_of_the_thresholds_is_refused(judge, p
         return np.where(np.arange(2) == predicted_N[:, None], sure_N[:, None], 1 - sure_N[:, None]).astype(np.float32)
 
     thresholds = Thresholds(target_error=0.05, overall=0.8, per_class=(0.8, 0.8), selections=())
-    certificate = judge(precision, answer(sure), answer(0.6), labels_N, thresholds)
+    certificate = judge(precision, answer(sure), answer(trained_sure), labels_N, thresholds)
     assert certificate.refusal == refusal
     accepted, wrong = (920, 0) if sure < 0.8 else (1000, 80)
     assert (certificate.selection.answered, certificate.selection.wrong) == (accepted, wrong)
